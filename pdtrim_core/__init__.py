@@ -1,0 +1,112 @@
+"""pdtrim-core prunes a language model twice, once for prefill and once for decode, with methods that anyone can plug in.
+
+These are the public names; a plugin needs no others. Those that import torch load it when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pdtrim_core.calibration import Item, Sample
+from pdtrim_core.components import (
+    Answer,
+    Ask,
+    AtLeast,
+    CalibrationSource,
+    Exporter,
+    LoadedModel,
+    ModelSource,
+    Note,
+    Objective,
+    Report,
+    Scorer,
+    Searcher,
+    SimilarityScorer,
+    Staged,
+    StageSplitter,
+)
+from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
+from pdtrim_core.files import write_whole
+from pdtrim_core.hookspecs import hookimpl
+from pdtrim_core.ladder import ladder
+from pdtrim_core.outcome import Outcome
+from pdtrim_core.plan import Drop, Element, KvOnly, Merge, Plan, Removal, SavedPlan, Shrink
+from pdtrim_core.plugins import PluginHost, load_plugins
+from pdtrim_core.recipe import Recipe
+from pdtrim_core.scores import Scores, pair_scores
+from pdtrim_core.search import Candidate, Points
+from pdtrim_core.space import SearchSpace
+
+if TYPE_CHECKING:
+    from pdtrim_core.context import HiddenStates, ScoreContext
+    from pdtrim_core.model import BlockModel, BlockPlace
+    from pdtrim_core.pipeline import run
+    from pdtrim_core.stages import StagedModel
+
+_LAZY = {
+    "BlockModel": "pdtrim_core.model",
+    "BlockPlace": "pdtrim_core.model",
+    "HiddenStates": "pdtrim_core.context",
+    "ScoreContext": "pdtrim_core.context",
+    "StagedModel": "pdtrim_core.stages",
+    "run": "pdtrim_core.pipeline",
+}
+
+__all__ = [
+    "Answer",
+    "Ask",
+    "AtLeast",
+    "BlockModel",
+    "BlockPlace",
+    "CalibrationSource",
+    "Candidate",
+    "Drop",
+    "Element",
+    "Exporter",
+    "HiddenStates",
+    "Item",
+    "KvOnly",
+    "LoadedModel",
+    "Merge",
+    "ModelSource",
+    "Note",
+    "Objective",
+    "Outcome",
+    "PdtrimError",
+    "Plan",
+    "PlanError",
+    "PluginError",
+    "PluginHost",
+    "Points",
+    "Recipe",
+    "RecipeError",
+    "Removal",
+    "Report",
+    "Sample",
+    "SavedPlan",
+    "ScoreContext",
+    "Scorer",
+    "Scores",
+    "SearchSpace",
+    "Searcher",
+    "Shrink",
+    "SimilarityScorer",
+    "StageSplitter",
+    "Staged",
+    "StagedModel",
+    "hookimpl",
+    "ladder",
+    "load_plugins",
+    "pair_scores",
+    "run",
+    "write_whole",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name that needs torch when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pdtrim_core' has no attribute '{name}'")
+    import importlib  # noqa: PLC0415 - only the lazy names need it
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

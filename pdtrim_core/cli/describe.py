@@ -1,0 +1,83 @@
+"""`pdtrim-core describe`: one component and its options."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Annotated, Any
+
+import typer
+
+from pdtrim_core.components import KINDS, options_of
+from pdtrim_core.errors import RecipeError, did_you_mean
+from pdtrim_core.plugins import PluginHost, Provided, load_plugins
+
+
+def describe(
+    words: Annotated[list[str], typer.Argument(metavar="[KIND] NAME", help="A component; its kind where two share a name.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a component does, where it comes from, and every option."""
+    provided = _find(words, load_plugins())
+    print(json.dumps(_data(provided), indent=1) if as_json else _text(provided))
+
+
+def _find(words: list[str], host: PluginHost) -> Provided:
+    if len(words) > 2:  # noqa: PLR2004 - a kind and a name
+        raise RecipeError("describe", [f"say NAME or KIND NAME, not {' '.join(words)}"])
+    if len(words) == 2:  # noqa: PLR2004 - a kind and a name
+        kind, name = words
+        if kind not in KINDS:
+            raise RecipeError("describe", [f"there is no kind '{kind}'{did_you_mean(kind, KINDS)}"])
+        return host.find(kind, name)
+    kinds = sorted({p.component.kind for p in host.provided if p.component.name == words[0].rpartition("/")[2]})
+    if len(kinds) > 1:
+        choices = " or ".join(f"'describe {kind} {words[0]}'" for kind in kinds)
+        raise RecipeError("describe", [f"'{words[0]}' is a name in {len(kinds)} kinds: say {choices}"])
+    if not kinds:
+        known = {p.component.name for p in host.provided}
+        raise RecipeError("describe", [f"there is no component '{words[0]}'{did_you_mean(words[0], known)}"])
+    return host.find(kinds[0], words[0])
+
+
+def _data(provided: Provided) -> dict[str, Any]:
+    component = provided.component
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "source": str(provided.origin),
+        "cites": component.cites,
+        "about": inspect.getdoc(component) or "",
+        "options": {
+            name: {
+                "description": field.description or "",
+                "type": _type(field.annotation),
+                "required": field.is_required(),
+                "default": None if field.is_required() else _plain(field.get_default(call_default_factory=True)),
+            }
+            for name, field in options_of(component)
+        },
+    }
+
+
+def _text(provided: Provided) -> str:
+    data = _data(provided)
+    lines = [f"{data['kind']} {data['name']}  [{data['source']}]", "", data["about"]]
+    if data["cites"]:
+        lines += ["", f"source: {data['cites']}"]
+    if data["options"]:
+        lines += ["", "options:"]
+    for name, option in data["options"].items():
+        default = "required" if option["required"] else json.dumps(option["default"])
+        lines.append(f"  {name} = {default}    {option['type']}")
+        lines.append(f"      {option['description']}")
+    return "\n".join(lines)
+
+
+def _type(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    return text.replace("typing.", "").replace("pathlib.", "")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,126 @@
+"""What a run shows while it works: a live display in a terminal, one line a step in a pipe. An event plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from pdtrim_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.progress import TaskID
+
+    from pdtrim_core.recipe import Recipe
+    from pdtrim_core.search import Candidate
+
+
+def progress_display(stream: TextIO) -> object:
+    """Return the listener that fits a stream."""
+    from rich.console import Console  # noqa: PLC0415 - not every command draws
+
+    console = Console(file=stream, highlight=False)
+    return LiveDisplay(console) if console.is_terminal else LineDisplay(stream)
+
+
+class LineDisplay:
+    """Writes one line a step, and one a note."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._best: float | None = None
+        self._count = 0
+
+    @hookimpl
+    def pdtrim_run_started(self, recipe: Recipe, out: Path) -> None:
+        """Say where the run goes."""
+        self._write(f"run {recipe.model.path} -> {out}")
+
+    @hookimpl
+    def pdtrim_step_started(self, step: str) -> None:
+        """Forget the last step's figures."""
+        del step
+        self._best, self._count = None, 0
+
+    @hookimpl
+    def pdtrim_note_made(self, note: str) -> None:
+        """Write a note."""
+        self._write(f"note: {note}")
+
+    @hookimpl
+    def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
+        """Count."""
+        self._count += 1
+        self._best = candidate.best
+
+    @hookimpl
+    def pdtrim_step_finished(self, step: str, seconds: float) -> None:
+        """Write the step's line."""
+        figures = f", {self._count} candidates, best {self._best:.2f}" if self._count and self._best is not None else ""
+        self._write(f"{step}: {seconds:.1f} s{figures}")
+
+    def _write(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class LiveDisplay:
+    """Draws a bar for the step that works: its count, the best value so far, the time left."""
+
+    def __init__(self, console: object) -> None:
+        from rich.console import Console  # noqa: PLC0415 - not every command draws
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
+        from rich.progress import TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
+
+        assert isinstance(console, Console)
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn("line"),
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("best {task.fields[best]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    @hookimpl
+    def pdtrim_run_started(self, recipe: Recipe, out: Path) -> None:
+        """Say where the run goes."""
+        self._console.print(f"run {recipe.model.path} -> {out}")
+        self._progress.start()
+
+    @hookimpl
+    def pdtrim_step_started(self, step: str, about: int | None) -> None:
+        """Begin a bar."""
+        self._progress.start()
+        self._task = self._progress.add_task(step, total=about, best="-")
+
+    @hookimpl
+    def pdtrim_note_made(self, note: str) -> None:
+        """Print a note above the bar."""
+        self._progress.console.print(f"note: {note}")
+
+    @hookimpl
+    def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            best = "-" if candidate.best is None else f"{candidate.best:.2f}"
+            self._progress.update(self._task, advance=1, best=best)
+
+    @hookimpl
+    def pdtrim_step_finished(self, step: str, seconds: float) -> None:
+        """Replace the bar by a line."""
+        if self._task is not None:
+            best = self._progress.tasks[-1].fields["best"]
+            self._progress.remove_task(self._task)
+            self._task = None
+            self._progress.console.print(f"{step}: {seconds:.1f} s" + (f", best {best}" if best != "-" else ""))
+
+    @hookimpl
+    def pdtrim_run_ended(self) -> None:
+        """Take the bar away, whether the run finished or not."""
+        self._progress.stop()

@@ -1,0 +1,44 @@
+"""`pdtrim-core run`: carry out a recipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pdtrim_core import recipe as recipes
+from pdtrim_core.cli import reporting
+from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.plugins import Origin, load_plugins
+
+
+def run(  # noqa: PLR0913 - each is an option of the command
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder, instead of the recipe's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what would run.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folder has.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Carry out a recipe; go on where an interrupted run of it stopped."""
+    del debug  # main() reads it
+    data = recipes.load(recipe)
+    host = load_plugins(recipes.plugin_files(data, recipe))
+    plan = recipes.read(recipe, host, settings=settings or (), out=out)
+    if dry_run:
+        print(reporting.as_toml(plan))
+        return
+    host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    from pdtrim_core.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
+
+    outcome = run_pipeline(plan, host, fresh=fresh)
+    if as_json:
+        print(outcome.to_json(), end="")
+        return
+    for text in reporting.reports(plan, host, outcome):
+        print(text)

@@ -1,0 +1,64 @@
+"""`pdtrim-core show`: a run again, or two plans side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pdtrim_core.cli import reporting
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.ladder import ladder
+from pdtrim_core.plugins import load_plugins
+from pdtrim_core.recipe import resolve
+from pdtrim_core.run_folder import load_outcome, load_plan
+
+
+def show(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a plan.json.", show_default=False)],
+    other: Annotated[Path | None, typer.Argument(help="A second one, to compare the ladders.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Show the ladder of blocks for both stages, with the results of the run."""
+    del debug  # main() reads it
+    if as_json:
+        paths = [run, other] if other else [run]
+        plans = [json.loads(load_plan(path).to_json()) for path in paths]
+        print(json.dumps(plans if other else plans[0], indent=1))
+    elif other is not None:
+        print(_side_by_side(run, other))
+    elif run.is_file():
+        saved = load_plan(run)
+        print(f"{saved.model}, first token by {saved.first_token}\n\n{ladder(saved.plan, saved.block_count)}")
+    else:
+        _whole_run(run)
+
+
+def _whole_run(path: Path) -> None:
+    outcome = load_outcome(path)
+    host = load_plugins()
+    recipe = resolve(outcome.recipe, host, where=str(path / "recipe.toml"), out=path)
+    for text in reporting.reports(recipe, host, outcome):
+        print(text)
+
+
+def _side_by_side(run: Path, other: Path) -> str:
+    first, second = load_plan(run), load_plan(other)
+    if first.block_count != second.block_count:
+        raise PdtrimError(
+            f"{run} is a plan for {first.block_count} blocks ({first.model}), {other} for {second.block_count} ({second.model})"
+        )
+    texts = [f"{path} ({saved.model})\n{ladder(saved.plan, saved.block_count)}" for path, saved in ((run, first), (other, second))]
+    lines = []
+    for stage in ("prefill", "decode"):
+        ours, theirs = (set(saved.plan.removal(stage)) for saved in (first, second))
+        only = [f"only {run}: {_names(ours - theirs)}", f"only {other}: {_names(theirs - ours)}", f"both: {_names(ours & theirs)}"]
+        lines.append(f"{stage}: " + "; ".join(only))
+    return "\n\n".join([*texts, "\n".join(lines)])
+
+
+def _names(elements: set[object]) -> str:
+    return ", ".join(sorted(str(element) for element in elements)) or "-"

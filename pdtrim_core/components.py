@@ -1,0 +1,251 @@
+"""The kinds of component, one abstract class each; a component's fields are its options.
+
+A component is a frozen pydantic class. Its fields declare, once, what a recipe may say, what `pdtrim-core describe` prints,
+what is checked and what is recorded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pdtrim_core.calibration import Item, Sample
+from pdtrim_core.plan import Plan
+from pdtrim_core.scores import Scores, pair_scores
+from pdtrim_core.space import SearchSpace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pdtrim_core.context import ScoreContext
+    from pdtrim_core.model import BlockModel
+    from pdtrim_core.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Ask for a plan's value only if it reaches a floor (points); measuring may stop as soon as it cannot."""
+
+    plan: Plan
+    floor: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that a searcher or splitter has to say to the user; nothing is sent back."""
+
+    text: str
+
+
+Ask = Plan | list[Plan] | AtLeast | Note
+"""What a searcher or splitter yields: a plan, plans that are independent of each other, a plan with a floor, or a note."""
+Answer = Any
+"""What it is sent back: `Points` (a float), a list of them, or `Points` or None where the floor was not reached."""
+
+
+class Component(BaseModel, ABC):
+    """A part that a recipe names. Subclass the abstract class of a kind, not this one.
+
+    `name` is what recipes say: lower-case words joined by hyphens. `cites` is the source of the method. The first line of
+    the docstring is what listings show.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    cites: ClassVar[str] = ""
+
+
+class Scorer(Component):
+    """Says how safe it is to remove each block and to merge each pair, before anything is measured."""
+
+    kind = "scorer"
+
+    @abstractmethod
+    def score(self, context: ScoreContext) -> Scores:
+        """Return one score a block and one a pair (or no pair scores); higher is safer to remove.
+
+        Called once a run, on the dense model. The model must be left as it is.
+        """
+
+
+class SimilarityScorer(Scorer):
+    """A scorer that compares hidden states before and after a block; the means and the pairs come with it.
+
+    Set `is_similarity` where the numbers are cosines, in [-1, 1]; others are used by rank.
+    """
+
+    is_similarity: ClassVar[bool] = False
+
+    @abstractmethod
+    def similarity(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return how alike two states are, `[batch, token]` from `[batch, token, hidden]` twice, in float32.
+
+        Higher is more alike, so safer to remove.
+        """
+
+    def score(self, context: ScoreContext) -> Scores:
+        """Return the mean similarity over all real tokens, and the pair scores of PDTrim, Eq. 3."""
+        one, two = context.mean_over_tokens(self.similarity)
+        return Scores(block=one, pair=pair_scores(one, two), similarity=self.is_similarity)
+
+
+class Searcher(Component):
+    """Finds what decode loses: yields plans and is sent their values in points (0 to 100, higher is better)."""
+
+    kind = "searcher"
+
+    @abstractmethod
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+        """Yield plans whose decode removes exactly `space.count` blocks; the best one measured is taken.
+
+        All randomness comes from `rng`. Measuring, remembering and the best so far are the core's work.
+        """
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return about how many measurements a search takes, for the preview; None where that is unknown."""
+        del space
+        return None
+
+
+class StageSplitter(Component):
+    """Decides what of a removal prefill can be spared: yields trial plans with the same decode."""
+
+    kind = "splitter"
+
+    @abstractmethod
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+        """Yield trial plans and return the final one. Its decode is that of `plan`."""
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return about how many measurements a split takes, for the preview; None where that is unknown."""
+        del space
+        return None
+
+
+class Staged(Protocol):
+    """What an objective may ask of the model under a plan; `stages.StagedModel` is one."""
+
+    def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
+        """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
+
+
+class Objective(Component):
+    """Values a plan, item by item, in a unit of its own; the core averages and turns the mean into points."""
+
+    kind = "objective"
+
+    unit: ClassVar[str] = ""
+    best_item: ClassVar[float | None] = None
+    """The best value that an item can have, so that the core may stop early; None where there is no bound."""
+
+    @abstractmethod
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        """Return one value an item, each the same whatever other items stand beside it."""
+
+    @abstractmethod
+    def points(self, mean: float) -> float:
+        """Return the points, 0 to 100 and higher is better, that a mean over items is worth."""
+
+    def weight(self, item: Item) -> float:
+        """Return the item's weight in the mean."""
+        del item
+        return 1.0
+
+    def problems(self, items: Sequence[Item]) -> list[str]:
+        """Return why these items cannot be measured by this objective."""
+        del items
+        return []
+
+
+class CalibrationSource(Component):
+    """Gives the samples that a run measures on, and those it keeps apart until the end."""
+
+    kind = "calibration"
+
+    samples: int = Field(256, gt=0, description="number of items to measure on (the paper: 256)")
+    held_out: int = Field(64, ge=0, description="number of items kept apart to evaluate on at the end")
+
+    @abstractmethod
+    def draw(self, count: int, rng: Random) -> Iterable[Sample]:
+        """Return so many samples drawn with `rng`; fewer where there are no more."""
+
+    def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample] | None:
+        """Return samples of another origin to keep apart; None to take them from a larger `draw`."""
+        del count, rng
+        return None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model of transformers with its tokenizer, and what is known of its origin."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    license: str = ""
+
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ModelSource(Component):
+    """Opens a model from one sort of place; the first source that accepts a path opens it."""
+
+    kind = "model"
+
+    path: str = Field(description="hub id, folder, GGUF file, or package:NAME")
+    dtype: DType = Field("auto", description="number format of the weights; auto is float32 on CPU, else the checkpoint's")
+    device: str = Field("auto", description="device of the weights as torch names it; auto takes an accelerator if there is one")
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, path: str) -> bool:
+        """Tell whether this source is meant by a path. Called without loading anything."""
+
+    @abstractmethod
+    def open(self) -> LoadedModel:
+        """Load weights and tokenizer. Raises `PdtrimError` that names the path and what is wrong with it."""
+
+    @abstractmethod
+    def open_config(self) -> Any:
+        """Return the model's transformers config, without weights."""
+
+
+class Exporter(Component):
+    """Writes something that another program uses: a plan file, checkpoints."""
+
+    kind = "exporter"
+
+    @abstractmethod
+    def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
+        """Write under `out` and return the paths written."""
+
+
+class Report(Component):
+    """Tells a person what a run did."""
+
+    kind = "report"
+
+    @abstractmethod
+    def report(self, outcome: Outcome, out: Path) -> str | Path:
+        """Return text to print, or the path of a file written under `out`."""
+
+
+KINDS: dict[str, type[Component]] = {
+    cls.kind: cls
+    for cls in (Scorer, Searcher, StageSplitter, Objective, CalibrationSource, ModelSource, Exporter, Report)
+}
+"""The kinds of component by the recipe key that names them."""
+
+
+def options_of(component: type[Component]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the pydantic field of each option of a component."""
+    yield from component.model_fields.items()

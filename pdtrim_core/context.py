@@ -1,0 +1,82 @@
+"""What a scorer may look at: the dense model's hidden states over the calibration tokens, streamed.
+
+Shape suffixes: L block outputs, B batch, T token, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdtrim_core.model import BlockModel
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """The stream of one batch: `hidden[i]` is the input of block i, `hidden[L]` the output of the last block.
+
+    All are taken at the blocks, before any final norm. `is_token_BT` is False on padding.
+    """
+
+    hidden: tuple[Tensor, ...]
+    is_token_BT: Tensor
+
+
+class ScoreContext:
+    """The dense model and the token sequences that block scores are taken over.
+
+    Only one batch of hidden states is in memory at a time.
+    """
+
+    def __init__(self, model: BlockModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int = 512) -> None:
+        self.model = model
+        self.block_count = model.block_count
+        self._sequences = [tuple(sequence) for sequence in sequences]
+        self._batch_tokens = batch_tokens
+
+    def batches(self) -> Iterator[HiddenStates]:
+        """Yield the hidden states of all sequences, batch by batch, sorted by length and padded on the right."""
+        for group in self._groups():
+            width = len(group[-1])
+            ids_BT = torch.tensor([[*s, *[0] * (width - len(s))] for s in group], device=self.model.device)
+            is_token_BT = torch.tensor([[t < len(s) for t in range(width)] for s in group], device=self.model.device)
+            with torch.inference_mode():
+                recording = self.model.record(ids_BT)
+                hidden = [recording.hidden_BTD]
+                for index in range(self.block_count):
+                    hidden.append(self.model.run(index, hidden[-1], recording.calls))
+                yield HiddenStates(tuple(hidden), is_token_BT)
+
+    def _groups(self) -> Iterator[list[tuple[int, ...]]]:
+        group: list[tuple[int, ...]] = []
+        for sequence in sorted(self._sequences, key=lambda s: (len(s), s)):
+            if group and (len(group) + 1) * len(sequence) > self._batch_tokens:
+                yield group
+                group = []
+            group.append(sequence)
+        if group:
+            yield group
+
+    def mean_over_tokens(
+        self, similarity: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the mean of a similarity across each block (L numbers) and across each two neighbours (L - 1).
+
+        Every real token counts the same, whatever its batch; padding does not count. `similarity` takes two
+        `[batch, token, hidden]` in float32 and returns `[batch, token]`; NaN or infinite where it is undefined raises
+        nothing here, the scores' own check names it.
+        """
+        one = torch.zeros(self.block_count, dtype=torch.float64)
+        two = torch.zeros(max(0, self.block_count - 1), dtype=torch.float64)
+        tokens = 0
+        for batch in self.batches():
+            states = [hidden.float() for hidden in batch.hidden]
+            tokens += int(batch.is_token_BT.sum())
+            for distance, sums in ((1, one), (2, two)):
+                for index in range(len(sums)):
+                    alike_BT = similarity(states[index], states[index + distance])
+                    sums[index] += alike_BT[batch.is_token_BT].double().sum().item()
+        return tuple((one / tokens).tolist()), tuple((two / tokens).tolist())

@@ -1,0 +1,36 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pdtrim_core.errors import PdtrimError
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file beside its name and move it into place. Raises `PdtrimError` naming the file and the reason."""
+    beside = path.with_name(f".{path.name}.part")
+    with writing(path):
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a `PdtrimError` that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise PdtrimError(
+            f"cannot write {path}: {error.strerror}; what was measured before is kept: mend this and run the same command again"
+        ) from error

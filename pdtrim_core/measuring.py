@@ -1,0 +1,95 @@
+"""Measuring a plan: the objective over items, group by group, stopping early once a floor is out of reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from pdtrim_core.calibration import Item
+from pdtrim_core.components import Objective
+from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.plan import Plan
+from pdtrim_core.search import DIGITS, Reading
+from pdtrim_core.stages import StagedModel
+from pdtrim_core.trunk import Trunk
+
+
+class Measurement:
+    """The value of a plan on one set of items; this is the `Measure` that a `Ledger` calls.
+
+    `label` names the objective in errors. When memory runs out on the device the batch is halved, `note` says so, and
+    measuring goes on.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        objective: Objective,
+        items: Sequence[Item],
+        *,
+        label: str,
+        early_stop: bool = True,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._trunk = trunk
+        self._objective = objective
+        self._items = tuple(items)
+        self._label = label
+        self._early_stop = early_stop
+        self._note = note
+        self._weights = [objective.weight(item) for item in items]
+
+    def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        """Return the plan's reading; go on from one that was cut short."""
+        while True:
+            try:
+                return self._measure(plan, floor if self._early_stop else None, started)
+            except torch.OutOfMemoryError:
+                if self._trunk.batch_tokens < 2:  # noqa: PLR2004 - a batch of one token cannot be halved
+                    raise PdtrimError("the device has no memory left, even for the smallest batch") from None
+                self._trunk.halve_batches()
+                self._note(f"out of memory on the device: going on with batches of {self._trunk.batch_tokens} tokens")
+
+    def _measure(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        staged = StagedModel(self._trunk, plan)
+        place = {item: number for number, item in enumerate(self._items)}
+        values: list[float | None] = list(started.items) if started and started.items else [None] * len(self._items)
+        for group in self._trunk.groups(self._items):
+            ceiling = self._ceiling(values)
+            if floor is not None and ceiling < floor:
+                return Reading(None, None, tuple(values), ceiling=ceiling)
+            if all(values[place[item]] is not None for item in group):
+                continue
+            for item, value in zip(group, self._values_of(staged, group), strict=True):
+                values[place[item]] = value
+        return self._whole([value for value in values if value is not None])
+
+    def _values_of(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
+        with blame(self._label):
+            values = [float(value) for value in self._objective.item_values(staged, group)]
+        if len(values) != len(group):
+            raise PluginError(f"{self._label} gave {len(values)} values for {len(group)} items")
+        if not all(math.isfinite(value) for value in values):
+            raise PluginError(f"{self._label} gave a value that is not finite on the plan {staged.plan}")
+        return values
+
+    def _ceiling(self, values: Sequence[float | None]) -> float:
+        """Return the most points that a plan can still reach if every open item is as good as an item can be."""
+        best = self._objective.best_item
+        if best is None:
+            return math.inf
+        return round(self._objective.points(self._mean([best if value is None else value for value in values])), DIGITS)
+
+    def _mean(self, values: Sequence[float]) -> float:
+        return math.fsum(w * v for w, v in zip(self._weights, values, strict=True)) / math.fsum(self._weights)
+
+    def _whole(self, values: Sequence[float]) -> Reading:
+        mean = self._mean(values)
+        step = 1e-4 * max(1.0, abs(mean))
+        slope = (self._objective.points(mean + step) - self._objective.points(mean - step)) / (2 * step)
+        points = self._objective.points(mean)
+        if not 0 <= points <= 100:  # noqa: PLR2004 - the scale of points
+            raise PluginError(f"{self._label} gave {points} points for a mean of {mean}: points go from 0 to 100")
+        return Reading(points, mean, tuple(values), slope=slope, ceiling=points)

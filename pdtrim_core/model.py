@@ -1,0 +1,283 @@
+"""A transformers model seen as blocks, without re-implementing any family's forward.
+
+The model's own forward makes masks, position embeddings and whatever else a block is given: it is run with patched blocks
+that record their arguments. The same way, with blocks that hand through a stream of ours, it gives the norm and the head.
+
+Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.sizes import BlockSizes, ModelSizes
+
+HEAD_NUMBERS = 2**25
+"""Logits held at once, in numbers: the head runs over this many divided by the vocabulary positions at a time."""
+
+
+@dataclass(frozen=True)
+class BlockPlace:
+    """Where a family keeps its list of blocks: the path of the module list, such as "model.layers"."""
+
+    blocks: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a block is given beside the hidden states, as the model's own forward gives it."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    by_keyword: bool
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The input of block 0 and each block's call, for one batch of tokens."""
+
+    hidden_BTD: Tensor
+    calls: tuple[Call, ...]
+
+
+class BlockModel:
+    """A causal language model as a list of blocks that can be run one by one.
+
+    Raises `PdtrimError` for models whose blocks do not form a plain chain, or whose rotary embedding depends on the
+    length of the batch.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, place: BlockPlace, *, name: str = "", license_id: str = "") -> None:
+        self.model = model.eval().requires_grad_(requires_grad=False)
+        self.tokenizer = tokenizer
+        self.place = place
+        self.name = name
+        self.license = license_id
+        self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(place.blocks))
+        self.config = model.config.get_text_config()
+        _refuse(model.config, self.config, name)
+        self._returns = self._probe()
+
+    @property
+    def block_count(self) -> int:
+        """The number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @cached_property
+    def sizes(self) -> ModelSizes:
+        """The sizes that costs are computed from."""
+        return sizes_of(self.model, self.place)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 of names, shapes and weights; the same whatever number format the weights are loaded in."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+            weights = parameter.detach().to(torch.bfloat16).contiguous().cpu().view(torch.uint8)
+            digest.update(memoryview(weights.flatten().numpy()))
+        return digest.hexdigest()
+
+    def check_finite(self) -> None:
+        """Raise `PdtrimError` naming the first weight that holds a NaN or an infinity."""
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter.detach().sum(dtype=torch.float64)):
+                raise PdtrimError(f"{self.name}: the weight {name} holds a NaN or an infinity; the checkpoint is damaged")
+
+    def record(self, ids_BT: Tensor, mask_BTT: Tensor | None = None, positions_BT: Tensor | None = None) -> Recording:
+        """Run what comes before block 0 and note what each block would be given. The blocks themselves do not run.
+
+        `mask_BTT` (`[B, 1, T, T]`, True where a token may look) and `positions_BT` replace the plain causal mask and the
+        running positions.
+        """
+        inputs: list[Tensor] = []
+        calls: list[Call] = []
+
+        def note(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden, call = _split(args, kwargs)
+                inputs.append(hidden)
+                calls.append(call)
+                return self._wrap(index, hidden)
+
+            return forward
+
+        with self.patched({index: note(index) for index in range(self.block_count)}):
+            self.model(input_ids=ids_BT, use_cache=False, **self._last_logit_only, **self._looks(mask_BTT, positions_BT))
+        return Recording(inputs[0], tuple(calls))
+
+    def run(self, index: int, hidden_BTD: Tensor, calls: Sequence[Call], module: nn.Module | None = None) -> Tensor:
+        """Run one block (or a module that stands in for it) as the model would, on hidden states of ours."""
+        block = self.blocks[index] if module is None else module
+        call = calls[index]
+        if call.by_keyword:
+            return _first(block(hidden_states=hidden_BTD, **call.kwargs))
+        return _first(block(hidden_BTD, *call.args, **call.kwargs))
+
+    def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
+        """Yield the logits `[N, V]` of streams behind the last block, in float32, some positions at a time."""
+        step = max(1, HEAD_NUMBERS // self.config.vocab_size)
+        for start in range(0, len(hidden_ND), step):
+            part = hidden_ND[start : start + step, None]
+
+            def hand_over(*args: Any, _part: Tensor = part, **kwargs: Any) -> Any:
+                return self._wrap(self.block_count - 1, _part)
+
+            def hand_through(*args: Any, **kwargs: Any) -> Any:
+                return self._wrap(0, _split(args, kwargs)[0])
+
+            patches = dict.fromkeys(range(self.block_count - 1), hand_through)
+            with self.patched({**patches, self.block_count - 1: hand_over}):
+                # One token a row, so that no mask and no position beyond the first is ever made.
+                ids = torch.zeros(part.shape[:2], dtype=torch.long, device=self.device)
+                yield self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
+
+    @contextmanager
+    def patched(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
+        """Replace the forward of some blocks inside the context; what was there comes back in any case."""
+        kept = {index: self.blocks[index].__dict__.get("forward") for index in forwards}
+        try:
+            for index, forward in forwards.items():
+                self.blocks[index].__dict__["forward"] = forward
+            yield
+        finally:
+            for index, before in kept.items():
+                if before is None:
+                    self.blocks[index].__dict__.pop("forward", None)
+                else:
+                    self.blocks[index].__dict__["forward"] = before
+
+    def passing_by(self, module: nn.Module) -> Callable[..., Any]:
+        """Return a forward that runs a block for its K/V and hands its input on in the form of its output."""
+        inner = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return forward
+
+    def _looks(self, mask_BTT: Tensor | None, positions_BT: Tensor | None) -> dict[str, Tensor]:
+        if mask_BTT is None or positions_BT is None:
+            return {}
+        if self.model.config._attn_implementation != "sdpa":  # noqa: SLF001 - transformers has no public name for it
+            weight = self.model.get_input_embeddings().weight
+            blocked = torch.zeros_like(mask_BTT, dtype=weight.dtype)
+            mask_BTT = blocked.masked_fill(~mask_BTT, torch.finfo(weight.dtype).min)
+        return {"attention_mask": mask_BTT, "position_ids": positions_BT}
+
+    @property
+    def _last_logit_only(self) -> dict[str, int]:
+        return {"logits_to_keep": 1} if "logits_to_keep" in self.model.forward.__code__.co_varnames else {}
+
+    def _wrap(self, index: int, hidden_BTD: Tensor) -> Any:
+        rest = self._returns[index]
+        return hidden_BTD if rest is None else (hidden_BTD, *rest)
+
+    def _probe(self) -> tuple[tuple[Any, ...] | None, ...]:
+        """Run one token through the model; learn whether blocks return tensors or tuples and that they form a chain."""
+        seen: list[tuple[Tensor, Any]] = []
+        hooks = [
+            block.register_forward_hook(
+                lambda module, args, kwargs, output: seen.append((_split(args, kwargs)[0], output)), with_kwargs=True
+            )
+            for block in self.blocks
+        ]
+        try:
+            with torch.inference_mode():
+                self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        chained = len(seen) == self.block_count and all(
+            _first(before).data_ptr() == after.data_ptr() or torch.equal(_first(before), after)
+            for (_, before), (after, _) in zip(seen[:-1], seen[1:], strict=True)
+        )
+        if not chained:
+            raise PdtrimError(
+                f"{self.name}: the blocks at {self.place.blocks} are not a plain chain in which each takes the output of "
+                "the one before; this architecture cannot be pruned by blocks"
+            )
+        return tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, output in seen)
+
+
+def _split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Call]:
+    """Return the hidden states of a block call and the rest of it. Refuses calls that carry a cache."""
+    rest = dict(kwargs)
+    by_keyword = not args
+    hidden = rest.pop("hidden_states") if by_keyword else args[0]
+    for value in (*args[1:], *rest.values()):
+        if isinstance(value, dict) or hasattr(value, "get_seq_length"):
+            raise PdtrimError("blocks of this model share a cache or a dictionary while they run, so they cannot run one by one")
+    return hidden, Call(args[1:], rest, by_keyword)
+
+
+def _first(output: Any) -> Tensor:
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def _refuse(config: Any, text_config: Any, name: str) -> None:
+    """Raise for models that cannot be run by stages, with the reason."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise PdtrimError(f"{name} is an encoder-decoder model; prefill and decode are stages of decoder-only models")
+    if getattr(config, "quantization_config", None) is not None:
+        raise PdtrimError(f"{name} has quantised weights; prune the full-precision checkpoint and quantise the result")
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        kind = parameters.get("rope_type", "default")
+        if kind in ("longrope", "dynamic"):
+            raise PdtrimError(
+                f"{name} uses {kind} rotary embeddings, which change with the length of the batch: measurements would "
+                "depend on what else is in the batch"
+            )
+    if getattr(text_config, "num_kv_shared_layers", 0):
+        raise PdtrimError(f"{name} shares K/V between blocks, so a block cannot go alone")
+
+
+def sizes_of(model: Any, place: BlockPlace) -> ModelSizes:
+    """Read the sizes off a model; on the meta device no weights are needed."""
+    config = model.config.get_text_config()
+    blocks = tuple(_block_sizes(block, config) for block in model.get_submodule(place.blocks))
+    unique = {id(parameter): parameter for parameter in model.parameters()}
+    head = model.get_output_embeddings()
+    return ModelSizes(
+        blocks=blocks,
+        parameters=sum(parameter.numel() for parameter in unique.values()),
+        head=sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0,
+        bytes_per_number=next(iter(unique.values())).element_size(),
+    )
+
+
+def _block_sizes(block: nn.Module, config: Any) -> BlockSizes:
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    total = sum(parameter.numel() for parameter in block.parameters())
+    experts = sum(p.numel() for name, p in block.named_parameters() if ".experts." in f".{name}.")
+    expert_count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    chosen = getattr(config, "num_experts_per_tok", None) or expert_count
+    return BlockSizes(
+        parameters=total,
+        active=total - experts + experts * chosen // expert_count,
+        kv_parameters=2 * kv_heads * head_dim * config.hidden_size,
+        kv_width=2 * kv_heads * head_dim,
+        attention_width=heads * head_dim,
+    )
+

@@ -1,0 +1,437 @@
+"""What each stage loses: elements, removals, and the plan with its law.
+
+A plan is a value: frozen, ordered, JSON in and out, and free of torch. Its law, "every block that decode runs finds
+its K/V in what prefill computed", is checked where the plan is made, so that no other code needs to check it.
+Blocks count from 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from pdtrim_core.errors import PlanError
+
+Part = Literal["attention", "mlp"]
+Stage = Literal["prefill", "decode"]
+FirstToken = Literal["decode", "prefill"]
+PARTS: tuple[Part, ...] = ("attention", "mlp")
+
+
+@dataclass(frozen=True, order=True)
+class Drop:
+    """A block that is not run: the stream passes it by."""
+
+    block: int
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that this element changes, in order."""
+        return (self.block,)
+
+    @property
+    def places(self) -> frozenset[tuple[int, Part]]:
+        """The (block, part) places that this element changes."""
+        return frozenset((self.block, part) for part in PARTS)
+
+    def __str__(self) -> str:
+        return str(self.block)
+
+
+@dataclass(frozen=True, order=True)
+class Merge:
+    """Two neighbouring blocks replaced by one trained block, which stands where the first of them stood.
+
+    `keep` gives the first weights. With `kv = "shadow"` a prefill that keeps the pair also computes the merged block's
+    K/V on the pair's input; with `kv = "frozen"` the merged block kept the K/V weights of the pair's first block, and
+    prefill's own cache of that block is what decode needs.
+    """
+
+    keep: int
+    drop: int
+    kv: Literal["shadow", "frozen"] = "shadow"
+
+    def __post_init__(self) -> None:
+        if abs(self.keep - self.drop) != 1:
+            raise PlanError(f"a merge takes two neighbouring blocks, got {self.keep} and {self.drop}")
+        if self.kv == "frozen" and self.keep > self.drop:
+            raise PlanError(
+                f"a merge of {self.drop} and {self.keep} with frozen K/V must start from block {self.drop}, the first "
+                "of the pair: prefill has no K/V of the second one on the pair's input"
+            )
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that this element changes, in order."""
+        return (min(self.keep, self.drop), max(self.keep, self.drop))
+
+    @property
+    def places(self) -> frozenset[tuple[int, Part]]:
+        """The (block, part) places that this element changes."""
+        return frozenset((block, part) for block in self.blocks for part in PARTS)
+
+    def __str__(self) -> str:
+        return "+".join(str(block) for block in self.blocks)
+
+
+@dataclass(frozen=True, order=True)
+class Shrink:
+    """A block whose attention or MLP part loses units: K/V heads with their query heads, or MLP channels."""
+
+    block: int
+    part: Part
+    units: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.units or tuple(sorted(set(self.units))) != self.units or self.units[0] < 0:
+            raise PlanError(f"the removed units of block {self.block} must be distinct, rising and not negative")
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that this element changes, in order."""
+        return (self.block,)
+
+    @property
+    def places(self) -> frozenset[tuple[int, Part]]:
+        """The (block, part) places that this element changes."""
+        return frozenset({(self.block, self.part)})
+
+    def __str__(self) -> str:
+        return f"{self.block}.{self.part}-{len(self.units)}"
+
+
+@dataclass(frozen=True, order=True)
+class KvOnly:
+    """Prefill only: the block is passed by, but the K/V that a decode slot needs are computed and shipped.
+
+    `slot` is the block that decode runs there, or the first block of the pair that decode merged.
+    """
+
+    slot: int
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that this element changes, in order (of a merged pair, the plan knows the second one)."""
+        return (self.slot,)
+
+    @property
+    def places(self) -> frozenset[tuple[int, Part]]:
+        """The (block, part) places that this element changes."""
+        return frozenset((self.slot, part) for part in PARTS)
+
+    def __str__(self) -> str:
+        return f"kv:{self.slot}"
+
+
+Element = Drop | Merge | Shrink | KvOnly
+_KINDS: dict[str, type[Element]] = {"drop": Drop, "merge": Merge, "shrink": Shrink, "kv-only": KvOnly}
+_KIND_OF: dict[type[Element], str] = {kind: name for name, kind in _KINDS.items()}
+
+
+def _order(element: Element) -> tuple[int, int, str]:
+    return (element.blocks[0], len(element.blocks), _KIND_OF[type(element)] + str(element))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A set of elements that touch disjoint places, kept in the order of their blocks."""
+
+    elements: tuple[Element, ...] = ()
+
+    def __init__(self, elements: Iterable[Element] = ()) -> None:
+        ordered = tuple(sorted(elements, key=_order))
+        owner: dict[tuple[int, Part], Element] = {}
+        for element in ordered:
+            if element.blocks[0] < 0:
+                raise PlanError(f"blocks count from 0, got {element.blocks[0]}")
+            for place in sorted(element.places):
+                if place in owner:
+                    raise PlanError(f"block {place[0]} is changed twice in one removal: {owner[place]} and {element}")
+                owner[place] = element
+        object.__setattr__(self, "elements", ordered)
+
+    def __iter__(self) -> Any:
+        return iter(self.elements)
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def __contains__(self, element: object) -> bool:
+        return element in self.elements
+
+    def __str__(self) -> str:
+        return "{" + ", ".join(str(element) for element in self.elements) + "}"
+
+    def at(self, block: int) -> tuple[Element, ...]:
+        """Return the elements that change this block."""
+        return tuple(element for element in self.elements if block in element.blocks)
+
+    def with_(self, *elements: Element) -> Removal:
+        """Return this removal with more elements."""
+        return Removal((*self.elements, *elements))
+
+    def without(self, *elements: Element) -> Removal:
+        """Return this removal less some of its elements."""
+        return Removal(element for element in self.elements if element not in elements)
+
+    @property
+    def blocks_removed(self) -> int:
+        """How many blocks fewer a stage runs (a shrunk block still runs)."""
+        return sum(1 for element in self.elements if not isinstance(element, Shrink))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One block of decode: a block of the model, shrunk or not, or the merged block of a pair."""
+
+    block: int
+    merge: Merge | None = None
+    shrinks: tuple[Shrink, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks of the dense model that this slot stands for."""
+        return self.merge.blocks if self.merge else (self.block,)
+
+    @property
+    def removed_kv_heads(self) -> tuple[int, ...]:
+        """The K/V heads of the dense block that this slot does not have."""
+        return next((shrink.units for shrink in self.shrinks if shrink.part == "attention"), ())
+
+
+KvFrom = Literal["run", "kv-only", "merged", "shadow"]
+
+
+@dataclass(frozen=True)
+class KvSource:
+    """Where the K/V of one decode slot come from in prefill.
+
+    `source` is "run" (prefill runs the block), "kv-only" (its K/V alone are computed), "merged" (prefill runs the same
+    merged block) or "shadow" (the merged block's K/V on the pair's input). `removed_heads` are the K/V heads that
+    prefill has and decode does not: decode takes a slice.
+    """
+
+    slot: int
+    block: int
+    source: KvFrom
+    removed_heads: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A removal for prefill and one for decode, under one law.
+
+    Every block that decode runs finds its K/V in what prefill computed. Raises `PlanError` where it does not:
+    transformers and the engines would not notice, and decode would attend to nothing but its own tokens.
+    """
+
+    prefill: Removal = field(default_factory=Removal)
+    decode: Removal = field(default_factory=Removal)
+
+    def __post_init__(self) -> None:
+        problems = _violations(self.prefill, self.decode)
+        if problems:
+            raise PlanError("this plan breaks the K/V law: " + "; ".join(problems))
+
+    @classmethod
+    def unified(cls, removal: Removal) -> Self:
+        """Return the plan in which both stages lose the same."""
+        return cls(prefill=removal, decode=removal)
+
+    def __str__(self) -> str:
+        return f"prefill {self.prefill}, decode {self.decode}"
+
+    def removal(self, stage: Stage) -> Removal:
+        """Return what one stage loses."""
+        return self.prefill if stage == "prefill" else self.decode
+
+    @property
+    def first_block(self) -> int | None:
+        """The first block that either stage changes; below it the dense model runs. None for the dense plan."""
+        return min((e.blocks[0] for e in (*self.prefill, *self.decode)), default=None)
+
+    def check_fits(self, block_count: int) -> None:
+        """Raise `PlanError` unless the plan fits a model of so many blocks and leaves decode at least one."""
+        last = max((e.blocks[-1] for e in (*self.prefill, *self.decode)), default=-1)
+        if last >= block_count:
+            raise PlanError(f"this plan changes block {last}, but the model has blocks 0 to {block_count - 1}")
+        if not self.slots(block_count):
+            raise PlanError(f"this plan leaves decode none of the {block_count} blocks")
+
+    def slots(self, block_count: int) -> tuple[Slot, ...]:
+        """Return the blocks that decode runs, in order; their position is the block index of a decode checkpoint."""
+        slots = []
+        for block in range(block_count):
+            elements = self.decode.at(block)
+            if not elements:
+                slots.append(Slot(block))
+            elif isinstance(elements[0], Merge):
+                if block == elements[0].blocks[0]:
+                    slots.append(Slot(block, merge=elements[0]))
+            elif isinstance(elements[0], Shrink):
+                slots.append(Slot(block, shrinks=tuple(e for e in elements if isinstance(e, Shrink))))
+        return tuple(slots)
+
+    def kv_map(self, block_count: int) -> tuple[KvSource, ...]:
+        """Return for each decode slot, in order, which of prefill's K/V feed it."""
+        return tuple(
+            KvSource(slot=number, block=slot.block, source=self._source(slot), removed_heads=self._sliced(slot))
+            for number, slot in enumerate(self.slots(block_count))
+        )
+
+    def _source(self, slot: Slot) -> KvFrom:
+        if KvOnly(slot.block) in self.prefill:
+            return "kv-only"
+        if slot.merge is None:
+            return "run"
+        if slot.merge in self.prefill:
+            return "merged"
+        return "run" if slot.merge.kv == "frozen" else "shadow"
+
+    def _sliced(self, slot: Slot) -> tuple[int, ...]:
+        if KvOnly(slot.block) in self.prefill:
+            return ()
+        in_prefill = {u for e in self.prefill.at(slot.block) if isinstance(e, Shrink) for u in e.units}
+        return tuple(unit for unit in slot.removed_kv_heads if unit not in in_prefill)
+
+    def free_tail(self, block_count: int) -> Plan:
+        """Return the plan whose prefill computes nothing that no one reads, when decode makes the first token.
+
+        Let j be the last block that decode runs. Prefill needs the input of j and the K/V of j, and nothing after that:
+        the rest of j, the blocks behind it, the final norm and the head change no logit. Applied twice it changes nothing.
+        """
+        slots = self.slots(block_count)
+        if not slots:
+            return self
+        last = slots[-1]
+        head = [element for element in self.prefill if element.blocks[0] < last.block]
+        tail = [Drop(block) for block in range(last.blocks[-1] + 1, block_count)]
+        return Plan(prefill=Removal([*head, KvOnly(last.block), *tail]), decode=self.decode)
+
+
+def _violations(prefill: Removal, decode: Removal) -> list[str]:
+    """Return what breaks the law, one clause each. A decode block that no element touches is run whole."""
+    problems = [f"decode has {e}, but K/V-only is a state of prefill" for e in decode if isinstance(e, KvOnly)]
+    merges = {block: e for e in decode if isinstance(e, Merge) for block in e.blocks}
+    for element in prefill:
+        for block in element.blocks:
+            merge = merges.get(block)
+            problem = _clash_with_merge(element, merge, prefill) if merge else _clash(element, block, decode)
+            if problem and problem not in problems:
+                problems.append(problem)
+    return problems
+
+
+def _clash_with_merge(element: Element, merge: Merge, prefill: Removal) -> str | None:
+    first, second = merge.blocks
+    if element == merge or (isinstance(element, Shrink) and element.part == "mlp"):
+        return None
+    if isinstance(element, KvOnly) and element.slot == first:
+        others = [str(e) for e in prefill.at(second)]
+        return f"prefill has kv:{first} for the merged pair {merge}, and also {others[0]} inside it" if others else None
+    return (
+        f"decode merges {first} and {second}, but prefill has {element}: it must run the pair, merge it the same way, "
+        f"or keep its K/V only (kv:{first})"
+    )
+
+
+def _clash(element: Element, block: int, decode: Removal) -> str | None:
+    there = decode.at(block)
+    gone = any(isinstance(e, Drop) for e in there)
+    if isinstance(element, KvOnly):
+        return f"prefill keeps the K/V of block {block}, but decode does not run it: use a drop" if gone else None
+    if gone:
+        return None
+    if isinstance(element, Shrink):
+        if element.part == "mlp":
+            return None
+        kept_by_prefill_too = {unit for e in there if isinstance(e, Shrink) and e.part == "attention" for unit in e.units}
+        lost = [unit for unit in element.units if unit not in kept_by_prefill_too]
+        return f"decode runs K/V heads {lost} of block {block}, but prefill has removed them" if lost else None
+    verb = "merges" if isinstance(element, Merge) else "removes"
+    return f"decode runs block {block}, but prefill {verb} it and computes no K/V for it"
+
+
+def element_to_json(element: Element) -> dict[str, Any]:
+    """Return an element as JSON data: its kind and its fields."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(element).items()}
+    return {"kind": _KIND_OF[type(element)], **values}
+
+
+def element_from_json(data: Mapping[str, Any]) -> Element:
+    """Return the element that `element_to_json` wrote; raises `PlanError` on anything else."""
+    try:
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
+        return _KINDS[data["kind"]](**fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PlanError(f"not an element of a plan: {data!r}") from error
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Return the two removals as JSON data."""
+    return {stage: [element_to_json(e) for e in plan.removal(stage)] for stage in ("prefill", "decode")}
+
+
+def plan_from_json(data: Mapping[str, Any]) -> Plan:
+    """Return the plan that `plan_to_json` wrote; raises `PlanError` on anything else, or if its law is broken."""
+    try:
+        prefill, decode = (Removal(element_from_json(e) for e in data[stage]) for stage in ("prefill", "decode"))
+    except (KeyError, TypeError) as error:
+        raise PlanError("not a plan: it needs lists called 'prefill' and 'decode'") from error
+    return Plan(prefill=prefill, decode=decode)
+
+
+PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SavedPlan:
+    """A plan together with the model it was made for and who makes the first token: what `plan.json` holds."""
+
+    plan: Plan
+    model: str
+    fingerprint: str
+    block_count: int
+    first_token: FirstToken = "decode"
+
+    def to_json(self) -> str:
+        """Return the text of `plan.json`; the same plan gives the same bytes."""
+        data = {
+            "format": PLAN_FORMAT,
+            "index_base": 0,
+            "model": {"name": self.model, "fingerprint": self.fingerprint, "blocks": self.block_count},
+            "first_token": self.first_token,
+            **plan_to_json(self.plan),
+            "kv_map": [
+                {"slot": s.slot, "block": s.block, "source": s.source, "removed_heads": list(s.removed_heads)}
+                for s in self.plan.kv_map(self.block_count)
+            ],
+        }
+        return json.dumps(data, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan.json") -> Self:
+        """Read what `to_json` wrote. Raises `PlanError` naming `where` when it is something else."""
+        try:
+            data = json.loads(text)
+            found = data["format"]
+            if found != PLAN_FORMAT:
+                raise PlanError(f"{where} has plan format {found}, this version reads {PLAN_FORMAT}: make the plan again")
+            model = data["model"]
+            saved = cls(plan_from_json(data), model["name"], model["fingerprint"], model["blocks"], data["first_token"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanError(f"{where} is not a plan: {error!r}") from error
+        except PlanError as error:
+            raise error if where in str(error) else PlanError(f"{where}: {error}") from None
+        saved.plan.check_fits(saved.block_count)
+        return saved
+
+    def check_meets(self, name: str, fingerprint: str) -> None:
+        """Raise `PlanError` unless the model with this fingerprint is the one the plan was made for."""
+        if fingerprint != self.fingerprint:
+            raise PlanError(
+                f"this plan was made for {self.model} ({self.fingerprint[:12]}), but {name} has other weights "
+                f"({fingerprint[:12]}): run the recipe again on this model"
+            )

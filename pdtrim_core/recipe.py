@@ -1,0 +1,315 @@
+"""Recipes: what a run should do, read from TOML and checked whole, with all problems reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import tomli
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pdtrim_core.components import (
+    KINDS,
+    CalibrationSource,
+    Component,
+    Exporter,
+    ModelSource,
+    Objective,
+    Report,
+    Scorer,
+    Searcher,
+    StageSplitter,
+)
+from pdtrim_core.errors import RecipeError, did_you_mean
+from pdtrim_core.plan import FirstToken
+from pdtrim_core.plugins import PluginHost
+
+M = TypeVar("M", bound=BaseModel)
+
+OWN_DISTRIBUTION = "pdtrim-core"
+
+
+class Quantile(BaseModel):
+    """A threshold given as the share of pair scores that lie below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quantile: float = Field(ge=0, le=1, description="share of the pairs that lie below the threshold")
+
+
+class Prune(BaseModel):
+    """How much decode loses, and when two blocks are merged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: int | None = Field(None, ge=0, description="number of blocks that decode loses")
+    fraction: float | None = Field(None, ge=0, lt=1, description="share of all parameters that decode loses, instead of blocks")
+    merge_above: float | Quantile | None = Field(
+        None,
+        description="threshold d_T on pair scores; 1.1 switches merging off (default: 0.95 for cosines, quantile 0.9 for others)",
+    )
+
+
+class Evaluation(BaseModel):
+    """How plans are measured; nothing here but `first_token` and `prefill_tail` changes what is measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first_token: FirstToken = Field("decode", description="stage that makes the first output token: decode as in vLLM, or prefill")
+    prefill_tail: Literal["free", "full"] = Field(
+        "free", description="free: where decode makes the first token, prefill computes nothing behind the last K/V that decode reads"
+    )
+    batch_tokens: int = Field(512, gt=0, description="padded tokens a batch")
+    cache_budget: int | None = Field(
+        None, ge=0, description="bytes for hidden states kept between measurements (default: a quarter of the free memory)"
+    )
+    threads: int | None = Field(None, gt=0, description="CPU threads of torch (default: torch's own)")
+    early_stop: bool = Field(True, description="stop measuring a candidate once it cannot be accepted any more")
+    pack_choices: bool = Field(True, description="run the choices of an item in one row, where the model gives the same numbers")
+
+
+class Settings(BaseModel):
+    """The keys of a recipe that are no components."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Literal[1] = Field(1, description="format of the recipe")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    out: str = Field("", description="folder of the run (default: runs/ and the recipe's name)")
+    plugins: tuple[str, ...] = Field((), description="plugins that are plain Python files, beside the recipe")
+    prune: Prune = Field(default_factory=Prune, description="how much goes")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="how plans are measured")
+
+
+DEFAULTS: dict[str, Any] = {
+    "scorer": "cosine",
+    "searcher": "annealing",
+    "splitter": "gain",
+    "objective": "accuracy",
+    "calibration": "mini",
+    "exporter": ["plan"],
+    "report": ["table"],
+}
+LISTS = ("exporter", "report")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe whose every part is checked and made."""
+
+    settings: Settings
+    out: Path
+    model: ModelSource
+    scorer: Scorer
+    searcher: Searcher
+    splitter: StageSplitter
+    objective: Objective
+    calibration: CalibrationSource
+    exporters: tuple[Exporter, ...]
+    reports: tuple[Report, ...]
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the resolved recipe, every option spelt out, as TOML data that reads back to the same recipe."""
+        data = _without_none(self.settings.model_dump(mode="json"))
+        data["out"] = str(self.out)
+        for kind in ("model", "scorer", "searcher", "splitter", "objective", "calibration"):
+            data[kind] = _component_data(getattr(self, kind))
+        data["exporter"] = [_component_data(exporter) for exporter in self.exporters]
+        data["report"] = [_component_data(report) for report in self.reports]
+        return data
+
+
+def _component_data(component: Component) -> dict[str, Any]:
+    return {"use": component.name, **_without_none(component.model_dump(mode="json"))}
+
+
+def _without_none(data: dict[str, Any]) -> dict[str, Any]:
+    """Return data without keys that hold None, which TOML cannot say; at every depth."""
+    return {key: _without_none(value) if isinstance(value, dict) else value for key, value in data.items() if value is not None}
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the data of a recipe file. Raises `RecipeError` naming the line for what is not TOML."""
+    try:
+        return tomli.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(str(path), ["no such file"]) from None
+    except IsADirectoryError:
+        raise RecipeError(str(path), ["this is a folder: name the recipe in it"]) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(str(path), [f"not text in UTF-8 (byte {error.start})"]) from None
+    except tomli.TOMLDecodeError as error:
+        raise RecipeError(str(path), [f"not valid TOML: {error}"]) from None
+
+
+def plugin_files(data: Mapping[str, Any], recipe: Path) -> list[Path]:
+    """Return the plugin files that a recipe names, relative to its own folder."""
+    names = data.get("plugins", [])
+    return [recipe.parent / name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def override(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return recipe data with settings of the form "key.subkey=value" put in; a value is TOML, or else a string."""
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not all(key.split(".")):
+            raise RecipeError("--set", [f"'{setting}': say KEY=VALUE, such as searcher.t0=5"])
+        data = _put(data, key.strip().split("."), _toml_value(value.strip()))
+    return data
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomli.loads(f"value = {text}")["value"]
+    except tomli.TOMLDecodeError:
+        return text
+
+
+def _put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    if len(keys) == 1:
+        return {**data, keys[0]: value}
+    inner = data.get(keys[0], DEFAULTS.get(keys[0], {}))
+    inner = {"use": inner} if isinstance(inner, str) else inner
+    return {**data, keys[0]: _put(inner if isinstance(inner, dict) else {}, keys[1:], value)}
+
+
+def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path | None = None) -> Recipe:
+    """Make every part that recipe data name. Raises `RecipeError` with all problems at once.
+
+    `where` names the recipe in messages, and its stem the run folder; `out` overrides that folder.
+    """
+    problems: list[str] = []
+    own = {key: value for key, value in data.items() if key not in KINDS}
+    settings = _check(Settings, own, "", problems, also=KINDS)
+    parts: dict[str, Any] = {}
+    for kind, given in {**DEFAULTS, **{key: data[key] for key in data if key in KINDS}}.items():
+        if kind != "model":
+            parts[kind] = _make_all(kind, given, host, problems)
+    parts["model"] = _make_model(data.get("model"), host, problems)
+    if settings is not None:
+        problems += _conflicts(settings.prune)
+    if problems or settings is None:
+        raise RecipeError(where, problems)
+    folder = out or Path(settings.out or f"runs/{Path(where).stem}")
+    return Recipe(
+        settings=settings,
+        out=folder,
+        exporters=tuple(parts.pop("exporter")),
+        reports=tuple(parts.pop("report")),
+        **parts,
+    )
+
+
+def read(path: Path, host: PluginHost, *, settings: Sequence[str] = (), out: Path | None = None) -> Recipe:
+    """Return the recipe in a file, with `--set` overrides put in. Raises `RecipeError` with all problems at once."""
+    return resolve(override(load(path), settings), host, where=str(path), out=out)
+
+
+def _conflicts(prune: Prune) -> list[str]:
+    if prune.blocks is not None and prune.fraction is not None:
+        return ["prune: say blocks or fraction, not both"]
+    if prune.blocks is None and prune.fraction is None:
+        return ["prune.blocks: required key is missing (or give prune.fraction)"]
+    return []
+
+
+def _make_all(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Any:
+    if kind not in LISTS:
+        return _make(kind, given, host, problems)
+    entries = given if isinstance(given, list) else [given]
+    return [_make(kind, entry, host, problems) for entry in entries]
+
+
+def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Component | None:
+    options = {"use": given} if isinstance(given, str) else given
+    if not isinstance(options, dict):
+        problems.append(f"{kind}: must be a name, or a table with the key 'use' (got {given!r})")
+        return None
+    name = options.get("use", DEFAULTS.get(kind))
+    if not isinstance(name, str):
+        problems.append(f"{kind}.use: must be the name of a {kind} (got {name!r})")
+        return None
+    try:
+        provided = host.find(kind, name)
+    except RecipeError as error:
+        problems += [f"{kind}: {problem}" for problem in error.problems]
+        return None
+    return _check(provided.component, {k: v for k, v in options.items() if k != "use"}, kind, problems)
+
+
+def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSource | None:
+    if given is None:
+        problems.append("model.path: required key is missing (a hub id, a folder, a .gguf file or package:NAME)")
+        return None
+    options = {"path": given} if isinstance(given, str) else given
+    if isinstance(options, dict) and "use" not in options and isinstance(options.get("path"), str):
+        source = _source_for(options["path"], host)
+        if source is None:
+            known = ", ".join(p.component.name for p in host.of_kind("model"))
+            problems.append(f"model.path: no model source takes '{options['path']}' (sources: {known})")
+            return None
+        options = {"use": source, **options}
+    elif isinstance(options, dict) and "path" not in options:
+        problems.append("model.path: required key is missing (a hub id, a folder, a .gguf file or package:NAME)")
+        return None
+    return cast("ModelSource | None", _make("model", options, host, problems))
+
+
+def _source_for(path: str, host: PluginHost) -> str | None:
+    """Return the first source that accepts a path; other people's come before ours, which take any name at the end."""
+    sources = sorted(host.of_kind("model"), key=lambda provided: provided.origin.source == OWN_DISTRIBUTION)
+    return next((p.component.name for p in sources if cast("type[ModelSource]", p.component).accepts(path)), None)
+
+
+def _check(
+    model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()
+) -> M | None:
+    """Return the model made from data, or None with what is wrong appended to `problems`."""
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        problems += [_sentence(model, detail, place, also) for detail in error.errors()]
+    return None
+
+
+def _sentence(model: type[BaseModel], detail: Mapping[str, Any], place: str, also: Iterable[str]) -> str:
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join([place, *location] if place else location)
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(location[-1], _keys_at(model, location[:-1], also))}"
+    if detail["type"] == "missing":
+        return f"{key}: required key is missing"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key}: {message} (got {detail['input']!r})"
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[str], also: Iterable[str]) -> list[str]:
+    fields = model.model_fields
+    for part in path:
+        inner = fields[part].annotation if part in fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        fields, also = inner.model_fields, ()
+    return [*fields, *also]
+
+
+def schema(host: PluginHost) -> dict[str, Any]:
+    """Return the JSON schema of recipes for the components that are loaded, for editors."""
+    result = Settings.model_json_schema()
+    definitions = result.setdefault("$defs", {})
+    for kind in KINDS:
+        names = [provided.component.name for provided in host.of_kind(kind)]
+        tables = []
+        for provided in host.of_kind(kind):
+            part = provided.component.model_json_schema()
+            definitions.update(part.pop("$defs", {}))
+            part["properties"] = {"use": {"const": provided.component.name}, **part.get("properties", {})}
+            if kind != "model":
+                part["required"] = ["use", *part.get("required", [])]
+            tables.append(part)
+        one = {"anyOf": [{"enum": names}, *tables]} if kind != "model" else {"anyOf": tables}
+        result["properties"][kind] = {"anyOf": [one, {"type": "array", "items": one}]} if kind in LISTS else one
+    result["required"] = ["model", "prune"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pdtrim-core recipe", **result}

@@ -1,0 +1,160 @@
+"""The folder of a run: files written beside their name and moved into place, and the journal of measurements."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import tomli
+import tomli_w
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files import write_whole, writing
+from pdtrim_core.outcome import Outcome
+from pdtrim_core.plan import Plan, SavedPlan, plan_from_json, plan_to_json
+from pdtrim_core.search import Reading
+
+UNCOMPARED = ("out", "exporter", "report")
+"""Recipe keys that may differ between a run and its continuation: they change no measurement."""
+OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json")
+
+
+class RunFolder:
+    """A run's files. Open one with `open_run_folder`, which holds it against a second run meanwhile."""
+
+    def __init__(self, path: Path, journal: IO[str], known: Mapping[str, Mapping[Plan, Reading]]) -> None:
+        self.path = path
+        self.known = known
+        self._journal = journal
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the run, whole or not at all."""
+        return write_whole(self.path / name, text)
+
+    def note(self, part: str, plan: Plan, reading: Reading) -> None:
+        """Append a measurement to the journal, at once on disk. `part` names the items it was made on."""
+        line = json.dumps({"part": part, "plan": plan_to_json(plan), **vars(reading)})
+        with writing(self.path / "journal.jsonl"):
+            self._journal.write(line + "\n")
+            self._journal.flush()
+
+    def check_same(self, key: Mapping[str, str]) -> None:
+        """Raise `PdtrimError` if the journal was made with other weights or data; note what this one is made with."""
+        path = self.path / "environment.json"
+        if any(self.known.values()) and path.is_file():
+            before = _json_or_empty(path)
+            changed = [name for name, value in key.items() if before.get(name) != value]
+            if changed:
+                raise PdtrimError(
+                    f"{self.path} holds measurements made with other {' and '.join(changed)}: start anew with --fresh, or "
+                    "choose another folder with --out"
+                )
+
+
+@contextmanager
+def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = False) -> Iterator[RunFolder]:
+    """Open the folder of a run, to begin it or to go on with it.
+
+    Raises `PdtrimError` when it holds a run of another recipe (unless `fresh`), or when a run is working in it now.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    journal_path = path / "journal.jsonl"
+    with writing(journal_path):
+        journal = journal_path.open("a", encoding="utf-8")
+    with journal:
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PdtrimError(f"another run is working in {path}: wait for it, or choose another folder with --out") from None
+        if fresh:
+            journal.truncate(0)
+            _clear(path)
+        else:
+            _refuse_other_recipe(path, recipe)
+        write_whole(path / "recipe.toml", tomli_w.dumps(dict(recipe)))
+        yield RunFolder(path, journal, _read_journal(journal_path))
+
+
+def _clear(path: Path) -> None:
+    for name in OWN_FILES:
+        if name != "journal.jsonl":
+            (path / name).unlink(missing_ok=True)
+
+
+def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
+    try:
+        before = tomli.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PdtrimError(f"{path / 'recipe.toml'} cannot be read ({error}): start anew with --fresh") from None
+    now = tomli.loads(tomli_w.dumps(dict(recipe)))
+    changed = sorted(_differences(before, now))
+    if changed:
+        raise PdtrimError(
+            f"{path} holds a run of another recipe, which differs in {', '.join(changed)}: start anew with --fresh, or "
+            "choose another folder with --out"
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    for key in {*before, *now} - (set(UNCOMPARED) if not place else set()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{place}{key}.")
+        elif old != new:
+            yield f"{place}{key}"
+
+
+def _read_journal(path: Path) -> dict[str, dict[Plan, Reading]]:
+    """Return the readings of a journal by part. A last line that was torn by a crash is dropped."""
+    known: dict[str, dict[Plan, Reading]] = {}
+    text = path.read_text(encoding="utf-8")
+    whole, _, torn = text.rpartition("\n")
+    if torn:
+        with path.open("r+", encoding="utf-8") as file:
+            file.truncate(len(whole.encode()) + (1 if whole else 0))
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            data = json.loads(line)
+            part, plan = data.pop("part"), plan_from_json(data.pop("plan"))
+            reading = Reading(**{**data, "items": tuple(data["items"])})
+        except (ValueError, KeyError, TypeError, PdtrimError) as error:
+            raise PdtrimError(f"{path}, line {number}, is no measurement ({error}): start anew with --fresh") from None
+        known.setdefault(part, {})[plan] = reading
+    return known
+
+
+def _json_or_empty(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def load_outcome(path: Path) -> Outcome:
+    """Return the outcome of a finished run. Raises `PdtrimError` for a folder that holds none."""
+    file = path / "outcome.json"
+    if not path.is_dir():
+        raise PdtrimError(f"{path} is not a folder: name the folder of a run")
+    if not file.is_file():
+        begun = (path / "journal.jsonl").is_file()
+        hint = "its run has not finished: run its recipe again to go on" if begun else "name the folder of a run"
+        raise PdtrimError(f"{path} has no outcome.json: {hint}")
+    return Outcome.from_json(file.read_text(encoding="utf-8"), str(file))
+
+
+def load_plan(path: Path) -> SavedPlan:
+    """Return the plan in a run folder or in a plan file."""
+    file = path / "plan.json" if path.is_dir() else path
+    try:
+        return SavedPlan.from_json(file.read_text(encoding="utf-8"), str(file))
+    except FileNotFoundError:
+        raise PdtrimError(f"{file} does not exist") from None
+

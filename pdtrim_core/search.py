@@ -1,0 +1,223 @@
+"""The ask-and-tell loop: searchers and splitters yield plans, the core measures, remembers and keeps the best.
+
+Measuring is somebody else's (`Measure`), so that everything here is torch-free and can be tested on a table of numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, TypeVar
+
+from pdtrim_core.components import Answer, Ask, AtLeast, Note
+from pdtrim_core.errors import PluginError, blame
+from pdtrim_core.plan import Plan
+
+T = TypeVar("T")
+
+DIGITS = 4
+"""Points are rounded to so many digits before they are compared: the last digits of float32 decide nothing."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one measurement gave.
+
+    `mean` is in the objective's own unit, `items` has one value an item in the order of the items (None where measuring
+    stopped before it), `slope` is how many points a unit of the mean is worth there. A reading that was cut short has
+    `points` None and `ceiling`, the most that it could have reached.
+    """
+
+    points: float | None
+    mean: float | None
+    items: tuple[float | None, ...] = ()
+    slope: float = 0.0
+    ceiling: float = 100.0
+
+
+class Points(float):
+    """The points of a plan: a number that knows the reading behind it, so that two can be compared item by item."""
+
+    reading: Reading
+
+    def __new__(cls, reading: Reading) -> Self:
+        """Make the number of a reading that was not cut short."""
+        assert reading.points is not None
+        points = super().__new__(cls, reading.points)
+        points.reading = reading
+        return points
+
+    def error_of_gain_over(self, other: Points) -> float:
+        """Return the standard error, in points, of this number less the other one, paired over items."""
+        pairs = zip(self.reading.items, other.reading.items, strict=True)
+        slope = (self.reading.slope + other.reading.slope) / 2
+        return abs(slope) * standard_error([new - old for new, old in pairs if new is not None and old is not None])
+
+    @property
+    def error(self) -> float:
+        """The standard error, in points, over items."""
+        return abs(self.reading.slope) * standard_error([value for value in self.reading.items if value is not None])
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of a mean; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+class Measure(Protocol):
+    """Measures a plan; may stop early once the plan cannot reach `floor` points."""
+
+    def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        """Return the reading; `started` is an earlier one of the same plan that was cut short, to go on from."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was asked for: its number, its reading, the best so far, and what it cost."""
+
+    number: int
+    plan: Plan
+    reading: Reading
+    best: float | None
+    remembered: bool
+    seconds: float
+
+
+@dataclass
+class Tally:
+    """How many candidates were measured whole, remembered, and cut short."""
+
+    measured: int = 0
+    remembered: int = 0
+    cut_short: int = 0
+
+
+class Ledger:
+    """Every measurement of a run, made once: remembered, recorded as it happens, and counted.
+
+    `known` are readings of an earlier, interrupted run. `record` is called with each new reading before it is used.
+    """
+
+    def __init__(
+        self,
+        measure: Measure,
+        *,
+        known: Mapping[Plan, Reading] | None = None,
+        record: Callable[[Plan, Reading], None] = lambda plan, reading: None,
+        notify: Callable[[Candidate], None] = lambda candidate: None,
+    ) -> None:
+        self._measure = measure
+        self._known = dict(known or {})
+        self._record = record
+        self._notify = notify
+        self.tally = Tally()
+        self._best: float | None = None
+        self._asked = 0
+
+    def restart_best(self) -> None:
+        """Forget the best so far, at the beginning of a search or a split."""
+        self._best = None
+
+    def reading(self, plan: Plan, floor: float | None = None) -> Reading:
+        """Return the reading of a plan, exact if it reaches the floor (or none is given)."""
+        started = time.perf_counter()
+        known = self._known.get(plan)
+        enough = known is not None and (known.points is not None or (floor is not None and known.ceiling < floor))
+        if known is not None and enough:
+            reading = known
+            self.tally.remembered += 1
+        else:
+            reading = _rounded(self._measure(plan, floor, known))
+            self._record(plan, reading)
+            self._known[plan] = reading
+            self.tally.measured += reading.points is not None
+            self.tally.cut_short += reading.points is None
+        self._tell(plan, reading, remembered=enough, seconds=time.perf_counter() - started)
+        return reading
+
+    def points(self, plan: Plan, floor: float | None = None) -> Points | None:
+        """Return the points of a plan; None where they do not reach the floor."""
+        reading = self.reading(plan, floor)
+        if reading.points is None or (floor is not None and reading.points < floor):
+            return None
+        return Points(reading)
+
+    def exact(self, plan: Plan) -> Points:
+        """Return the points of a plan, measured to the end."""
+        return Points(self.reading(plan))
+
+    def known(self, plan: Plan) -> Points | None:
+        """Return the points of a plan if they have been measured to the end already."""
+        reading = self._known.get(plan)
+        return None if reading is None or reading.points is None else Points(reading)
+
+    def _tell(self, plan: Plan, reading: Reading, *, remembered: bool, seconds: float) -> None:
+        self._asked += 1
+        if reading.points is not None and (self._best is None or reading.points > self._best):
+            self._best = reading.points
+        self._notify(Candidate(self._asked, plan, reading, self._best, remembered, seconds))
+
+
+def _rounded(reading: Reading) -> Reading:
+    if reading.points is None:
+        return reading
+    return replace(reading, points=round(reading.points, DIGITS))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best plan that was measured, first seen on ties, with its points."""
+
+    plan: Plan
+    points: Points
+
+
+def drive(
+    asks: Generator[Ask, Answer, T],
+    ledger: Ledger,
+    *,
+    label: str,
+    problems: Callable[[Plan], Iterable[str]] = lambda plan: (),
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Found | None, T]:
+    """Run a searcher or splitter to its end; return the best plan it asked for and what it returned.
+
+    `label` names the component in errors, `problems` says why a plan may not be asked for, `note` takes what it has to
+    say. Raises `PluginError` when
+    the component raises, or yields something that is no `Ask`.
+    """
+    best: Found | None = None
+    answer: Answer = None
+    ledger.restart_best()
+    while True:
+        try:
+            with blame(label):
+                ask = asks.send(answer)
+        except StopIteration as stop:
+            return best, stop.value
+        if isinstance(ask, Note):
+            note(ask.text)
+            answer = None
+            continue
+        wanted = _plans_of(ask, label)
+        for plan in wanted:
+            for problem in problems(plan):
+                raise PluginError(f"{label} asked for the plan {plan}: {problem}")
+        floor = ask.floor if isinstance(ask, AtLeast) else None
+        answers = [ledger.points(plan, floor) for plan in wanted]
+        for plan, points in zip(wanted, answers, strict=True):
+            if points is not None and (best is None or points > best.points):
+                best = Found(plan, points)
+        answer = answers if isinstance(ask, list) else answers[0]
+
+
+def _plans_of(ask: Any, label: str) -> list[Plan]:
+    plans = ask if isinstance(ask, list) else [ask.plan if isinstance(ask, AtLeast) else ask]
+    if not all(isinstance(plan, Plan) for plan in plans):
+        raise PluginError(f"{label} yielded {ask!r}: it may yield a Plan, a list of plans, AtLeast(plan, floor), or a Note")
+    return plans

@@ -1,0 +1,106 @@
+"""What a stage costs, from sizes alone: parameters, prefill FLOPs, decode weight traffic, K/V bytes.
+
+No weights and no torch are needed: `ModelSizes` is a value that `model.sizes_of` reads off a model, on the meta device if
+need be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.plan import Drop, KvOnly, Merge, Plan, Shrink, Stage
+
+PREFILL_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """One block: all its parameters, those a token reads (fewer in a mixture of experts), and its attention.
+
+    `kv_parameters` are the K and V projections' weights, `kv_width` the numbers of K and V a token, `attention_width`
+    the query heads times their size.
+    """
+
+    parameters: int
+    active: int
+    kv_parameters: int
+    kv_width: int
+    attention_width: int
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A model: its blocks, all parameters (tied weights once), the head's weights, and the bytes of one number."""
+
+    blocks: tuple[BlockSizes, ...]
+    parameters: int
+    head: int
+    bytes_per_number: int
+
+    def share_of_parameters(self, count: int) -> float:
+        """Return the share of all parameters that so many average blocks hold, as a fraction of 1."""
+        return count * sum(block.parameters for block in self.blocks) / len(self.blocks) / self.parameters
+
+    def blocks_for(self, fraction: float) -> int:
+        """Return the number of blocks whose share of the parameters is nearest to a fraction; ties take fewer."""
+        counts = range(len(self.blocks))
+        return min(counts, key=lambda count: (abs(self.share_of_parameters(count) - fraction), count))
+
+    def kept_parameters(self, plan: Plan, stage: Stage) -> int:
+        """Return the parameters that a stage keeps, tied weights once; K/V-only blocks keep their K/V projections."""
+        kept = self.parameters - sum(block.parameters for block in self.blocks)
+        return kept + sum(self._kept_of_block(plan, stage, block, "parameters", "kv_parameters") for block in self._all())
+
+    def prefill_flops(self, plan: Plan, tokens: int = PREFILL_TOKENS) -> int:
+        """Return the FLOPs of prefill over a prompt: matrix products, causal attention, and the head once."""
+        flops = 2 * self.head
+        for index in self._all():
+            flops += 2 * tokens * self._kept_of_block(plan, "prefill", index, "active", "kv_parameters")
+            if self._runs(plan, "prefill", index):
+                flops += 2 * tokens * (tokens + 1) * self.blocks[index].attention_width
+        shadows = [s for s in plan.kv_map(len(self.blocks)) if s.source == "shadow"]
+        return flops + sum(2 * tokens * self.blocks[s.block].kv_parameters for s in shadows)
+
+    def decode_bytes(self, plan: Plan) -> int:
+        """Return the bytes of weights that decode reads a token, the head included."""
+        numbers = self.head + sum(self._kept_of_block(plan, "decode", i, "active", "kv_parameters") for i in self._all())
+        return numbers * self.bytes_per_number
+
+    def kv_bytes(self, plan: Plan) -> int:
+        """Return the bytes of K/V that prefill ships to decode a prompt token."""
+        slots = plan.slots(len(self.blocks))
+        return sum(self.blocks[slot.block].kv_width for slot in slots) * self.bytes_per_number
+
+    def cost(self, plan: Plan, stage: Stage) -> float:
+        """Return a stage's cost as a share of the dense model's: FLOPs of prefill, bytes a token of decode."""
+        if stage == "prefill":
+            return self.prefill_flops(plan) / self.prefill_flops(Plan())
+        return self.decode_bytes(plan) / self.decode_bytes(Plan())
+
+    def _all(self) -> range:
+        return range(len(self.blocks))
+
+    def _runs(self, plan: Plan, stage: Stage, index: int) -> bool:
+        return self._kept_of_block(plan, stage, index, "parameters", "kv_parameters") == self.blocks[index].parameters
+
+    def _kept_of_block(self, plan: Plan, stage: Stage, index: int, whole: str, kv: str) -> int:
+        """Return what a stage keeps of one block: all of it, its K/V projections, or nothing."""
+        kept: int = getattr(self.blocks[index], whole)
+        for element in plan.removal(stage).at(index):
+            if isinstance(element, KvOnly):
+                kept = getattr(self.blocks[index], kv)
+            elif isinstance(element, Drop) or (isinstance(element, Merge) and index == element.blocks[1]):
+                kept = 0
+            elif isinstance(element, Shrink):
+                raise PdtrimError(f"the cost of a shrunk block (block {index}) cannot be told from block sizes alone")
+        if stage == "prefill" and _inside_kv_only_pair(plan, index):
+            kept = 0
+        return kept
+
+
+def _inside_kv_only_pair(plan: Plan, index: int) -> bool:
+    """Tell whether a block is the second of a pair that decode merged and of which prefill keeps the K/V only."""
+    pairs: Sequence[Merge] = [e for e in plan.decode.at(index) if isinstance(e, Merge)]
+    return any(index == pair.blocks[1] and KvOnly(pair.blocks[0]) in plan.prefill for pair in pairs)

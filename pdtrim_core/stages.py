@@ -1,0 +1,169 @@
+"""A model under a plan: scoring in one pass with two streams, and generating in two phases.
+
+Attention is causal, so a prompt never sees what follows it. Both stages share one pass over prompt and continuation: where
+they differ, the prompt's tokens take prefill's branch and the others take decode's. The K/V that continuation tokens
+attend to are then exactly those that prefill would have shipped.
+
+Shape suffixes: B batch, T token, P prompt columns, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core import two_phase
+from pdtrim_core.calibration import Item
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.plan import Drop, KvOnly, Merge, Plan, Shrink, Stage
+from pdtrim_core.trunk import PreparedBatch, Trunk
+
+Branch = tuple[tuple[int, nn.Module | None], ...]
+"""What one stage runs at a place: blocks by index, or modules that stand in with the arguments of that block."""
+StandIns = Mapping[Merge | Shrink, nn.Module]
+"""The modules that run for merges (the merged block) and shrinks (the narrowed block)."""
+
+
+class StagedModel:
+    """A model under a plan. Making one is cheap; the trunk holds what plans share.
+
+    `stand_ins` has a module for every merge and shrink of the plan. Raises `PlanError` for a plan that does not fit.
+    """
+
+    def __init__(self, trunk: Trunk, plan: Plan, stand_ins: StandIns | None = None) -> None:
+        plan.check_fits(trunk.model.block_count)
+        self.plan = plan
+        self._trunk = trunk
+        self._model = trunk.model
+        self._stand_ins = dict(stand_ins or {})
+        for element in (*plan.prefill, *plan.decode):
+            if isinstance(element, Merge | Shrink) and element not in self._stand_ins:
+                raise PdtrimError(f"the plan has {element}, but no trained or narrowed block was given for it")
+
+    def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
+        """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
+        sums: dict[Item, list[float]] = {}
+        for group, logits_by_choice in self._scored(items):
+            for item, choices in zip(group, logits_by_choice, strict=True):
+                sums[item] = choices
+        return [tuple(sums[item]) for item in items]
+
+    def _scored(self, items: Sequence[Item]) -> Iterator[tuple[tuple[Item, ...], list[list[float]]]]:
+        for group, prepared in self._trunk.batches(items):
+            with torch.inference_mode():
+                logprobs = self._target_logprobs(prepared)
+            sums = [[0.0] * len(item.choices) for item in group]
+            for (item, choice), logprob in zip(prepared.batch.owners, logprobs.tolist(), strict=True):
+                sums[item][choice] += logprob
+            yield group, sums
+
+    def _target_logprobs(self, prepared: PreparedBatch) -> Tensor:
+        """Return the log-probability of each target token of a batch, in float32."""
+        batch = prepared.batch
+        stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
+        found = torch.empty(len(batch.targets), dtype=torch.float32)
+        start = 0
+        for logits_NV in self._model.logits(stream_ND):
+            here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
+            at = batch.target_at[here] - start
+            targets = batch.targets[here].to(logits_NV.device)
+            at = at.to(logits_NV.device)
+            # log_softmax in float32 is off by about 1e-5 a token, always to the same side; logsumexp is not.
+            found[here.cpu()] = (logits_NV[at, targets] - torch.logsumexp(logits_NV, dim=-1)[at]).cpu()
+            start += len(logits_NV)
+        return found
+
+    def _stream(self, prepared: PreparedBatch) -> Tensor:
+        """Return the stream behind the last block that counts, `[B, T, D]`."""
+        first = self.plan.first_block
+        first = self._model.block_count if first is None else first
+        index, hidden = prepared.nearest(first)
+        while index < self._end:
+            width = self._width(index)
+            if index <= first:
+                prepared.keep(index, hidden)
+            hidden = self._step(prepared, index, width, hidden)
+            index += width
+        return hidden
+
+    @property
+    def _end(self) -> int:
+        """Where to stop: behind the last block, or behind decode's last one where decode makes every token."""
+        if self._trunk.first_token == "prefill":
+            return self._model.block_count
+        return self.plan.slots(self._model.block_count)[-1].blocks[-1] + 1
+
+    def _width(self, index: int) -> int:
+        """Return 2 where either stage merges the pair that begins here, else 1."""
+        elements = (*self.plan.prefill.at(index), *self.plan.decode.at(index))
+        return 2 if any(isinstance(e, Merge) and e.blocks[0] == index for e in elements) else 1
+
+    def _step(self, prepared: PreparedBatch, index: int, width: int, hidden_BTD: Tensor) -> Tensor:
+        """Run one place in both stages: each token takes the branch of its stage."""
+        prefill, decode = (self._branch(stage, range(index, index + width)) for stage in ("prefill", "decode"))
+        decoded_BTD = self._run(decode, hidden_BTD, prepared.recording.calls)
+        columns = prepared.batch.prompt_width
+        if prefill == decode or not columns:
+            return decoded_BTD
+        # The law leaves decode at most one block to run where the stages differ, so its K/V of the prompt are made from
+        # the stream in front of this place, as prefill makes them.
+        assert len(decode) <= 1
+        head_BPD = hidden_BTD[:, :columns]
+        if prefill:
+            head_BPD = self._run(prefill, head_BPD, prepared.prompt_recording.calls)
+        is_prefill_BP1 = prepared.batch.prefill_BT[:, :columns, None].to(head_BPD.device)
+        mixed_BPD = torch.where(is_prefill_BP1, head_BPD, decoded_BTD[:, :columns])
+        return torch.cat([mixed_BPD, decoded_BTD[:, columns:]], dim=1)
+
+    def _run(self, branch: Branch, hidden_BTD: Tensor, calls: Sequence[two_phase.Call]) -> Tensor:
+        for block, module in branch:
+            hidden_BTD = self._model.run(block, hidden_BTD, calls, module)
+        return hidden_BTD
+
+    def _branch(self, stage: Stage, blocks: range) -> Branch:
+        branch: list[tuple[int, nn.Module | None]] = []
+        for block in blocks:
+            elements = self.plan.removal(stage).at(block)
+            if not elements:
+                branch += [(block, None)] if not self._inside_kv_only_pair(stage, block) else []
+            elif isinstance(elements[0], Merge):
+                branch += [(elements[0].keep, self._stand_ins[elements[0]])] if block == elements[0].blocks[0] else []
+            elif isinstance(elements[0], Shrink):
+                branch.append((block, self._stand_ins[elements[0]]))
+            else:
+                assert isinstance(elements[0], Drop | KvOnly)
+        return tuple(branch)
+
+    def _inside_kv_only_pair(self, stage: Stage, block: int) -> bool:
+        """Tell whether a block is the second of a merged pair whose K/V alone prefill computes."""
+        pairs = [e for e in self.plan.decode.at(block) if isinstance(e, Merge) and block == e.blocks[1]]
+        return stage == "prefill" and any(KvOnly(pair.blocks[0]) in self.plan.prefill for pair in pairs)
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
+        """Return the greedy continuation of a prompt, in two phases with a real hand-over of K/V.
+
+        `recompute` is how many prompt tokens decode runs again: 1 where decode makes the first token (engines that hand
+        over whole cache blocks run more), 0 where prefill makes it.
+        """
+        return two_phase.generate(
+            self._model, self.plan, prompt, max_new_tokens, recompute=self._recomputed(recompute), stand_ins=self._stand_ins
+        )
+
+    def continuation_logits(self, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:
+        """Return the logits `[token, V]` behind the prompt and each token but the last of a continuation, in two phases.
+
+        This is the reference that scoring in one pass agrees with.
+        """
+        return two_phase.continuation_logits(
+            self._model, self.plan, prompt, continuation, recompute=self._recomputed(None), stand_ins=self._stand_ins
+        )
+
+    def _recomputed(self, recompute: int | None) -> int:
+        least = 1 if self._trunk.first_token == "decode" else 0
+        if recompute is None:
+            return least
+        if recompute < least or (least == 0 and recompute > 0):
+            raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self._trunk.first_token}'")
+        return recompute

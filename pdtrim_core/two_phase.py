@@ -1,0 +1,194 @@
+"""Prefill with a cache, hand the K/V over, decode token by token: what a serving engine does, in one process.
+
+This is slow and plain on purpose. It is the reference that scoring in one pass and real engines are tested against.
+Each phase runs the model's own forward over its own list of blocks, renumbered, because transformers takes the length of
+a cache from its entry 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.model import BlockModel, Call
+from pdtrim_core.plan import KvOnly, Merge, Plan, Shrink
+
+
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of a stage's list of blocks.
+
+    `like` is the block whose mask and layer type it takes; a step that is `passed_by` computes K/V and hands its input on;
+    `slot` is the decode slot that its K/V belong to, None where decode has no use for them.
+    """
+
+    module: nn.Module
+    like: int
+    passed_by: bool = False
+    slot: int | None = None
+
+
+def generate(
+    model: BlockModel,
+    plan: Plan,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    *,
+    recompute: int,
+    stand_ins: Mapping[Merge | Shrink, nn.Module],
+) -> list[int]:
+    """Return the greedy continuation of a prompt; ends early at the model's end-of-sequence token."""
+    stops = _stop_tokens(model)
+    made: list[int] = []
+    with torch.inference_mode():
+        cache, logits_V = _prefill(model, plan, prompt, recompute, stand_ins)
+        with _as_stage(model, _decode_steps(model, plan, stand_ins)):
+            if recompute:
+                logits_V = _forward(model, prompt[len(prompt) - recompute :], cache)
+            while len(made) < max_new_tokens:
+                made.append(int(logits_V.argmax()))
+                if made[-1] in stops or len(made) == max_new_tokens:
+                    break
+                logits_V = _forward(model, made[-1:], cache)
+    return made
+
+
+def continuation_logits(
+    model: BlockModel,
+    plan: Plan,
+    prompt: Sequence[int],
+    continuation: Sequence[int],
+    *,
+    recompute: int,
+    stand_ins: Mapping[Merge | Shrink, nn.Module],
+) -> Tensor:
+    """Return the logits `[token, V]` that each token of a continuation is scored by, one decode step a token."""
+    with torch.inference_mode():
+        cache, logits_V = _prefill(model, plan, prompt, recompute, stand_ins)
+        rows = []
+        with _as_stage(model, _decode_steps(model, plan, stand_ins)):
+            if recompute:
+                logits_V = _forward(model, prompt[len(prompt) - recompute :], cache)
+            rows.append(logits_V)
+            rows += [_forward(model, [token], cache) for token in continuation[:-1]]
+    return torch.stack(rows)
+
+
+def _prefill(
+    model: BlockModel, plan: Plan, prompt: Sequence[int], recompute: int, stand_ins: Mapping[Merge | Shrink, nn.Module]
+) -> tuple[Any, Tensor]:
+    """Run prefill; return the cache that decode starts from, and prefill's logits behind its last token."""
+    from transformers import DynamicCache  # noqa: PLC0415 - slow to import, and only generation wants it
+
+    handed_over = DynamicCache()
+    read = prompt[: len(prompt) - recompute]
+    if not read:
+        return handed_over, torch.empty(0)
+    # A cache that knows the config cuts sliding windows and then loses the length; a plain one keeps everything.
+    cache = DynamicCache()
+    steps = _prefill_steps(model, plan, stand_ins)
+    if not steps:
+        raise PdtrimError("this plan leaves prefill nothing to run and decode needs K/V")
+    with _as_stage(model, steps):
+        logits_V = _forward(model, read, cache)
+    entries = {step.slot: number for number, step in enumerate(steps) if step.slot is not None}
+    for source in plan.kv_map(model.block_count):
+        layer = cache.layers[entries[source.slot]]
+        kept = [head for head in range(layer.keys.shape[1]) if head not in source.removed_heads]
+        handed_over.update(layer.keys[:, kept].clone(), layer.values[:, kept].clone(), source.slot)
+    return handed_over, logits_V
+
+
+def _prefill_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
+    slots = {slot.block: (number, slot) for number, slot in enumerate(plan.slots(model.block_count))}
+    sources = {source.block: source.source for source in plan.kv_map(model.block_count)}
+    steps = []
+    passed_over: set[int] = set()
+    for block in range(model.block_count):
+        number, slot = slots.get(block, (None, None))
+        source = sources.get(block)
+        if slot is not None and slot.merge is not None and source in ("shadow", "kv-only"):
+            steps.append(Step(stand_ins[slot.merge], slot.merge.keep, passed_by=True, slot=number))
+            number = None
+        elements = plan.prefill.at(block)
+        if KvOnly(block) in plan.prefill:
+            assert slot is not None
+            passed_over |= set(slot.blocks)
+            if slot.merge is None:
+                module = stand_ins[slot.shrinks[0]] if slot.shrinks else model.blocks[block]
+                steps.append(Step(module, block, passed_by=True, slot=number))
+        elif not elements and block not in passed_over:
+            steps.append(Step(model.blocks[block], block, slot=number))
+        elif elements and isinstance(elements[0], Merge) and block == elements[0].blocks[0]:
+            steps.append(Step(stand_ins[elements[0]], elements[0].keep, slot=number))
+        elif elements and isinstance(elements[0], Shrink):
+            steps.append(Step(stand_ins[elements[0]], block, slot=number))
+    return steps
+
+
+def _decode_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
+    steps = []
+    for slot in plan.slots(model.block_count):
+        if slot.merge is not None:
+            steps.append(Step(stand_ins[slot.merge], slot.merge.keep))
+        else:
+            module = stand_ins[slot.shrinks[0]] if slot.shrinks else model.blocks[slot.block]
+            steps.append(Step(module, slot.block))
+    return steps
+
+
+def _forward(model: BlockModel, tokens: Sequence[int], cache: Any) -> Tensor:
+    """Run tokens on top of a cache; return the logits behind the last one, in float32."""
+    ids = torch.tensor([list(tokens)], device=model.device)
+    logits: Tensor = model.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+    return logits[0, -1].float().cpu()
+
+
+def _stop_tokens(model: BlockModel) -> set[int]:
+    config = getattr(model.model, "generation_config", None) or model.config
+    stop = getattr(config, "eos_token_id", None)
+    return set(stop) if isinstance(stop, list) else {stop}
+
+
+@contextmanager
+def _as_stage(model: BlockModel, steps: Sequence[Step]) -> Iterator[None]:
+    """Give the model another list of blocks, renumbered, with a config to match; put everything back in any case."""
+    parent_path, _, name = model.place.blocks.rpartition(".")
+    parent = model.model.get_submodule(parent_path)
+    blocks = getattr(parent, name)
+    kept_config = dict(vars(model.config))
+    kept_indices = [(m, m.layer_idx) for step in steps for m in step.module.modules() if hasattr(m, "layer_idx")]
+    kept_forwards = [(step.module, step.module.__dict__.get("forward")) for step in steps if step.passed_by]
+    try:
+        setattr(parent, name, nn.ModuleList([step.module for step in steps]))
+        for number, step in enumerate(steps):
+            for module in step.module.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = number
+        for step in steps:
+            if step.passed_by:
+                step.module.__dict__["forward"] = model.passing_by(step.module)
+        for key, value in kept_config.items():
+            if isinstance(value, list) and len(value) == model.block_count:
+                vars(model.config)[key] = [value[step.like] for step in steps]
+        vars(model.config)["num_hidden_layers"] = len(steps)
+        yield
+    finally:
+        setattr(parent, name, blocks)
+        vars(model.config).clear()
+        vars(model.config).update(kept_config)
+        for module, index in kept_indices:
+            module.layer_idx = index
+        for module, forward in kept_forwards:
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward

@@ -1,0 +1,191 @@
+"""Calibration sources: the items that ship with the package, JSONL files, plain text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pydantic import Field
+
+from pdtrim_core import CalibrationSource, PdtrimError, Sample, hookimpl
+
+
+class Mini(CalibrationSource):
+    """The items that ship with pdtrim-core: everyday physics and general knowledge, half each."""
+
+    name = "mini"
+
+    def draw(self, count: int, rng: Random) -> Iterable[Sample]:
+        """Return so many of the 256 items, as many of either half, drawn with `rng`."""
+        return _halves(_shipped("calibration"), count, rng)
+
+    def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample]:
+        """Return so many of the 64 items that are kept for evaluation only."""
+        return _halves(_shipped("evaluation"), count, rng)
+
+
+def _shipped(name: str) -> list[Sample]:
+    path = resources.files("pdtrim_plugins") / "data" / "mini" / f"{name}.jsonl"
+    return parse_items(path.read_text(encoding="utf-8"), f"mini/{name}.jsonl")
+
+
+def _halves(samples: Sequence[Sample], count: int, rng: Random) -> list[Sample]:
+    physics = [sample for sample in samples if sample.name.startswith("physics")]
+    knowledge = [sample for sample in samples if not sample.name.startswith("physics")]
+    if count > len(samples):
+        raise PdtrimError(f"calibration.samples: mini has {len(samples)} such items, {count} are asked")
+    drawn = rng.sample(physics, count // 2) + rng.sample(knowledge, count - count // 2)
+    rng.shuffle(drawn)
+    return drawn
+
+
+class Jsonl(CalibrationSource):
+    """Items from JSONL files: one item a line with query, choices and gold (or contexts, continuation and gold)."""
+
+    name = "jsonl"
+
+    files: tuple[Path, ...] = Field(min_length=1, description="files to draw from, the same number of items of each")
+    held_out_files: tuple[Path, ...] = Field((), description="files to keep apart (default: items of files not drawn)")
+
+    def draw(self, count: int, rng: Random) -> Iterable[Sample]:
+        """Return so many items, evenly over the files, drawn with `rng`."""
+        return _spread([read_items(path) for path in self.files], count, rng)
+
+    def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample] | None:
+        """Return items of the files kept apart; None where there are none."""
+        if not self.held_out_files:
+            return None
+        return _spread([read_items(path) for path in self.held_out_files], count, rng)
+
+
+def _spread(groups: Sequence[list[Sample]], count: int, rng: Random) -> list[Sample]:
+    for group in groups:
+        rng.shuffle(group)
+    # Turn by turn, so that any first part of the result is spread as evenly as the whole.
+    longest = max(len(group) for group in groups)
+    turns = [group[turn] for turn in range(longest) for group in groups if turn < len(group)]
+    return turns[:count]
+
+
+def read_items(path: Path) -> list[Sample]:
+    """Return the items of a JSONL file. Raises `PdtrimError` that names the file, the line, and what is wrong there."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PdtrimError(f"calibration file {path} does not exist") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise PdtrimError(f"calibration file {path} is not text in UTF-8: {error}") from None
+    items = parse_items(text, str(path))
+    if not items:
+        raise PdtrimError(f"calibration file {path} is empty: it needs one item a line")
+    return items
+
+
+def parse_items(text: str, where: str) -> list[Sample]:
+    """Return the items of JSONL text; `where` names it in errors."""
+    lines = text.split("\n")
+    return [_item(line, f"{where}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _item(line: str, where: str) -> Sample:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise PdtrimError(f"{where}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise PdtrimError(f"{where}: an item is an object with query, choices and gold")
+    name = str(data.get("id", ""))
+    if "contexts" in data:
+        prompts, continuation = _texts(data, "contexts", where), _text(data, "continuation", where)
+        gold = _gold(data, len(prompts), where)
+        return Sample("", (" " + continuation,) * len(prompts), gold, name, prompts)
+    query, choices = _text(data, "query", where), _texts(data, "choices", where)
+    return Sample(query, tuple(" " + choice for choice in choices), _gold(data, len(choices), where), name)
+
+
+def _text(data: dict[str, Any], key: str, where: str) -> str:
+    value = _field(data, key, where)
+    if not (isinstance(value, str) and value.strip()):
+        raise PdtrimError(f"{where}: {key} must be a text that is not empty")
+    return value
+
+
+def _texts(data: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = _field(data, key, where)
+    if not (isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value)):
+        raise PdtrimError(f"{where}: {key} must be a list of texts that are not empty")
+    return tuple(value)
+
+
+def _gold(data: dict[str, Any], count: int, where: str) -> int:
+    value = _field(data, "gold", where)
+    if type(value) is not int or not 0 <= value < count:
+        raise PdtrimError(f"{where}: gold must be the number of the right choice, 0 to {count - 1} (got {value!r})")
+    return value
+
+
+def _field(data: dict[str, Any], key: str, where: str) -> Any:
+    if key not in data:
+        raise PdtrimError(f"{where}: the key '{key}' is missing")
+    return data[key]
+
+
+class Text(CalibrationSource):
+    """Plain text cut into pieces: prefill reads the first half of each, the second half is scored."""
+
+    name = "text"
+
+    files: tuple[Path, ...] = Field((), description="text files (default: the prose of the Python reference that CPython ships)")
+    words: int = Field(64, ge=4, description="words a piece")
+
+    def draw(self, count: int, rng: Random) -> Iterable[Sample]:
+        """Return so many pieces, drawn with `rng`; no two overlap."""
+        pieces = [piece for path, text in self._texts() for piece in _pieces(text, self.words, path)]
+        if not pieces:
+            raise PdtrimError(f"calibration.files: no text of at least {self.words} words in {', '.join(map(str, self.files))}")
+        rng.shuffle(pieces)
+        return pieces[:count]
+
+    def _texts(self) -> Iterable[tuple[str, str]]:
+        if not self.files:
+            yield "python-reference", _python_reference()
+        for path in self.files:
+            try:
+                yield path.name, path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise PdtrimError(f"calibration file {path} cannot be read as text: {error}") from None
+
+
+def _python_reference() -> str:
+    from pydoc_data.topics import topics  # noqa: PLC0415 - 700 kB of text, wanted only here
+
+    prose = [line for _, text in sorted(topics.items()) for line in text.splitlines() if _is_prose(line)]
+    return "\n".join(prose)
+
+
+def _is_prose(line: str) -> bool:
+    """Tell prose from code, grammar and headings in the topics, which are set in reStructuredText's text form."""
+    return bool(re.match(r"[A-Z(a-z\"]", line)) and len(line.split()) > 5 and "::=" not in line  # noqa: PLR2004
+
+
+def _pieces(text: str, words: int, where: str) -> list[Sample]:
+    split = text.split()
+    return [
+        Sample(
+            " ".join(split[start : start + words // 2]),
+            (" " + " ".join(split[start + words // 2 : start + words]),),
+            name=f"{where}:{start}",
+        )
+        for start in range(0, len(split) - words + 1, words)
+    ]
+
+
+@hookimpl
+def pdtrim_calibrations() -> Iterable[type[CalibrationSource]]:
+    """Yield the calibration sources."""
+    yield from (Mini, Jsonl, Text)

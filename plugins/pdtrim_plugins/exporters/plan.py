@@ -1,0 +1,23 @@
+"""The plan as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pdtrim_core import Exporter, write_whole
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel, Outcome
+
+
+class PlanFile(Exporter):
+    """Writes plan.json: both removals, which of prefill's K/V feed which decode block, and the model they are for."""
+
+    name = "plan"
+
+    def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
+        """Write one file."""
+        del model
+        yield write_whole(out / "plan.json", outcome.plan.to_json())

@@ -1,0 +1,97 @@
+"""Objectives: accuracy, the margin of the right choice, perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from pdtrim_core import Item, Objective, Staged, hookimpl
+
+
+def _need_choices(items: Sequence[Item]) -> list[str]:
+    single = [item for item in items if len(item.choices) < 2]  # noqa: PLR2004 - a choice is between two at least
+    if not single:
+        return []
+    return [f"{len(single)} of {len(items)} items have one choice only, such as '{single[0].name}': use objective = \"perplexity\""]
+
+
+class Accuracy(Objective):
+    """Share of items whose right choice has the highest log-probability."""
+
+    name = "accuracy"
+    unit = "share of items"
+    best_item: ClassVar[float | None] = 1.0
+
+    per_byte: bool = Field(False, description="divide each choice's log-probability by its length in bytes (acc_norm)")
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        """Return 1 for a right answer, 0 for a wrong one; the first of equal choices counts as the model's answer."""
+        return [float(self._answer(item, sums) == item.answer) for item, sums in zip(items, staged.loglikelihoods(items), strict=True)]
+
+    def _answer(self, item: Item, sums: Sequence[float]) -> int:
+        scale = item.choice_bytes if self.per_byte else [1] * len(sums)
+        return max(range(len(sums)), key=lambda choice: (sums[choice] / scale[choice], -choice))
+
+    def points(self, mean: float) -> float:
+        """Return percent."""
+        return 100 * mean
+
+    def problems(self, items: Sequence[Item]) -> list[str]:
+        """Refuse items that have nothing to choose from."""
+        return _need_choices(items)
+
+
+class Margin(Objective):
+    """Log-probability of the right choice among the choices: smooth, far less noisy than accuracy on few items."""
+
+    name = "margin"
+    unit = "nats"
+    best_item: ClassVar[float | None] = 0.0
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        """Return the log-softmax over the choices' log-probabilities, at the right one; 0 at most."""
+        return [_log_softmax(sums)[item.answer] for item, sums in zip(items, staged.loglikelihoods(items), strict=True)]
+
+    def points(self, mean: float) -> float:
+        """Return the geometric mean probability of the right choice, in percent."""
+        return 100 * math.exp(min(0.0, mean))
+
+    def problems(self, items: Sequence[Item]) -> list[str]:
+        """Refuse items that have nothing to choose from."""
+        return _need_choices(items)
+
+
+class Perplexity(Objective):
+    """Negative log-likelihood of the right continuation, a token."""
+
+    name = "perplexity"
+    unit = "nats a token"
+    best_item: ClassVar[float | None] = 0.0
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        """Return the mean negative log-likelihood of the right continuation's tokens."""
+        sums = staged.loglikelihoods(items)
+        return [-of_choices[item.answer] / self.weight(item) for item, of_choices in zip(items, sums, strict=True)]
+
+    def weight(self, item: Item) -> float:
+        """Return the number of scored tokens, so that every token counts the same."""
+        return float(len(item.choices[item.answer]))
+
+    def points(self, mean: float) -> float:
+        """Return 100 divided by the perplexity."""
+        return 100 * math.exp(-max(0.0, mean))
+
+
+def _log_softmax(sums: Sequence[float]) -> list[float]:
+    top = max(sums)
+    total = top + math.log(math.fsum(math.exp(value - top) for value in sums))
+    return [value - total for value in sums]
+
+
+@hookimpl
+def pdtrim_objectives() -> Iterable[type[Objective]]:
+    """Yield the objectives."""
+    yield from (Accuracy, Margin, Perplexity)

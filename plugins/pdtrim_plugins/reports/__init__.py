@@ -1,0 +1,14 @@
+"""Reports: what a run did, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pdtrim_core import Report, hookimpl
+from pdtrim_plugins.reports.table import Table
+
+
+@hookimpl
+def pdtrim_reports() -> Iterable[type[Report]]:
+    """Yield the reports."""
+    yield Table

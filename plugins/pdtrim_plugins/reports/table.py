@@ -1,0 +1,99 @@
+"""The end of a run in the terminal: the ladder, the result table, what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pdtrim_core import Report, ladder
+
+if TYPE_CHECKING:
+    from pdtrim_core import Outcome
+
+
+class Table(Report):
+    """Prints the ladder of blocks for both stages, the results beside the dense model's, and what went away."""
+
+    name = "table"
+
+    def report(self, outcome: Outcome, out: Path) -> str:
+        """Return the text; nothing is written."""
+        parts = [
+            _headline(outcome),
+            ladder(outcome.plan.plan, outcome.block_count),
+            _results(outcome),
+            _gains(outcome),
+            _costs(outcome),
+            _notes(outcome),
+            _work(outcome),
+            _next(out),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+
+def _headline(outcome: Outcome) -> str:
+    plan = outcome.plan.plan
+    removed = plan.decode.blocks_removed
+    spared = sum(gain.spared for gain in outcome.gains)
+    text = f"{outcome.model}: decode loses {removed} of {outcome.block_count} blocks"
+    return f"{text}; prefill was given {spared} of them back" if spared else text
+
+
+def _results(outcome: Outcome) -> str:
+    measured = outcome.rows[0].calibration.items
+    apart = outcome.rows[0].held_out
+    header = [outcome.objective, f"{measured} items searched on", f"{apart.items} items kept apart" if apart else ""]
+    body = []
+    for row in outcome.rows:
+        values = [row.calibration, row.held_out]
+        body.append([row.name, *(f"{v.points:.1f} +- {v.error:.1f}" if v else "" for v in values)])
+    return columns([header, *body])
+
+
+def _gains(outcome: Outcome) -> str:
+    if not outcome.gains:
+        return ""
+    body = [
+        [gain.element, f"{gain.gain:+.1f} +- {gain.error:.1f}", "spared" if gain.spared else "lost too"] for gain in outcome.gains
+    ]
+    return columns([["block", "gain when given back to prefill", "prefill"], *body])
+
+
+def _costs(outcome: Outcome) -> str:
+    body = [[cost.name, _number(cost.dense), _number(cost.plan), f"{-100 * cost.saved:+.1f} %", cost.unit] for cost in outcome.costs]
+    return columns([["cost", "dense", "plan", "change", "unit"], *body])
+
+
+def _number(value: float) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.2f} {letter}"
+    return f"{value:g}"
+
+
+def _notes(outcome: Outcome) -> str:
+    return "\n".join(f"note: {note}" for note in outcome.notes)
+
+
+def _work(outcome: Outcome) -> str:
+    counts = outcome.candidates
+    return (
+        f"{counts['measured']} candidates measured, {counts['cut_short']} cut short, {counts['remembered']} remembered; "
+        f"{sum(outcome.seconds.values()):.0f} s, {outcome.peak_memory / 2**30:.1f} GiB at most"
+    )
+
+
+def _next(out: Path) -> str:
+    return f"files: {out}/plan.json, {out}/outcome.json\nnext:  pdtrim-core show {out}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text in columns; the first column is left-aligned, the others right-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells: Iterable[str] = (cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+    return "   ".join(cells).rstrip()

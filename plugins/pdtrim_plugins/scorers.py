@@ -1,0 +1,53 @@
+"""Scorers that compare a block's input with its output (PDTrim, Eq. 1 and 3; Table 14 for the other similarities)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from pdtrim_core import Scorer, SimilarityScorer, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Cosine(SimilarityScorer):
+    """Redundancy as the cosine between a block's input and output."""
+
+    name = "cosine"
+    cites = "PDTrim, Eq. 1 and 3 (arXiv:2509.04467); 1 minus it is ShortGPT's Block Influence (arXiv:2403.03853)"
+    is_similarity: ClassVar[bool] = True
+
+    def similarity(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return the cosine, in [-1, 1]."""
+        from torch.nn.functional import cosine_similarity  # noqa: PLC0415 - listings must not import torch
+
+        return cosine_similarity(before, after, dim=-1)
+
+
+class Dot(SimilarityScorer):
+    """Redundancy as the dot product of a block's input and output; grows with their norms."""
+
+    name = "dot"
+    cites = "PDTrim, Table 14 (arXiv:2509.04467)"
+
+    def similarity(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return the dot product."""
+        return (before * after).sum(dim=-1)
+
+
+class Euclidean(SimilarityScorer):
+    """Redundancy as minus the Euclidean distance between a block's input and output."""
+
+    name = "euclidean"
+    cites = "PDTrim, Table 14 (arXiv:2509.04467)"
+
+    def similarity(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return minus the distance, 0 at most."""
+        return -(before - after).norm(dim=-1)
+
+
+@hookimpl
+def pdtrim_scorers() -> Iterable[type[Scorer]]:
+    """Yield the scorers."""
+    yield from (Cosine, Dot, Euclidean)
