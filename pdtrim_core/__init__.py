@@ -25,12 +25,13 @@ from pdtrim_core.components import (
     Staged,
     StageSplitter,
 )
+from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
 from pdtrim_core.files import write_whole
 from pdtrim_core.hookspecs import hookimpl
-from pdtrim_core.ladder import ladder
+from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import Drop, Element, KvOnly, Merge, Plan, Removal, SavedPlan, Shrink
+from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.scores import Scores, pair_scores
@@ -94,8 +95,8 @@ __all__ = [
     "StageSplitter",
     "Staged",
     "StagedModel",
+    "draw_ladder",
     "hookimpl",
-    "ladder",
     "load_plugins",
     "pair_scores",
     "run",

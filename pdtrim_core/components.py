@@ -240,8 +240,7 @@ class Report(Component):
 
 
 KINDS: dict[str, type[Component]] = {
-    cls.kind: cls
-    for cls in (Scorer, Searcher, StageSplitter, Objective, CalibrationSource, ModelSource, Exporter, Report)
+    cls.kind: cls for cls in (Scorer, Searcher, StageSplitter, Objective, CalibrationSource, ModelSource, Exporter, Report)
 }
 """The kinds of component by the recipe key that names them."""
 

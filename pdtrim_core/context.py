@@ -60,9 +60,7 @@ class ScoreContext:
         if group:
             yield group
 
-    def mean_over_tokens(
-        self, similarity: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def mean_over_tokens(self, similarity: Callable[[Tensor, Tensor], Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean of a similarity across each block (L numbers) and across each two neighbours (L - 1).
 
         Every real token counts the same, whatever its batch; padding does not count. `similarity` takes two

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pdtrim_core.plan import Drop, KvOnly, Merge, Plan, Shrink, Stage
+from pdtrim_core.elements import Drop, KvOnly, Merge, Shrink, Stage
+from pdtrim_core.plan import Plan
 
 State = Literal["run", "gone", "kv-only", "merged", "into", "shrunk"]
 SIGNS: dict[State, str] = {"run": "#", "gone": ".", "kv-only": "k", "merged": "M", "into": "<", "shrunk": "s"}
@@ -42,7 +43,7 @@ def _state(plan: Plan, stage: Stage, block: int) -> State:
             return "merged" if block == merge.blocks[0] else "into"
 
 
-def ladder(plan: Plan, block_count: int) -> str:
+def draw_ladder(plan: Plan, block_count: int) -> str:
     """Return the ladder of a plan: a line a stage, a sign a block in groups of ten, and what the signs mean."""
     rows = {stage: states(plan, stage, block_count) for stage in ("prefill", "decode")}
     lines = []

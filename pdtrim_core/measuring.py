@@ -47,7 +47,7 @@ class Measurement:
             try:
                 return self._measure(plan, floor if self._early_stop else None, started)
             except torch.OutOfMemoryError:
-                if self._trunk.batch_tokens < 2:  # noqa: PLR2004 - a batch of one token cannot be halved
+                if self._trunk.batch_tokens < 2:
                     raise PdtrimError("the device has no memory left, even for the smallest batch") from None
                 self._trunk.halve_batches()
                 self._note(f"out of memory on the device: going on with batches of {self._trunk.batch_tokens} tokens")
@@ -90,6 +90,6 @@ class Measurement:
         step = 1e-4 * max(1.0, abs(mean))
         slope = (self._objective.points(mean + step) - self._objective.points(mean - step)) / (2 * step)
         points = self._objective.points(mean)
-        if not 0 <= points <= 100:  # noqa: PLR2004 - the scale of points
+        if not 0 <= points <= 100:
             raise PluginError(f"{self._label} gave {points} points for a mean of {mean}: points go from 0 to 100")
         return Reading(points, mean, tuple(values), slope=slope, ceiling=points)

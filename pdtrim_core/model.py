@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ class BlockModel:
         for start in range(0, len(hidden_ND), step):
             part = hidden_ND[start : start + step, None]
 
-            def hand_over(*args: Any, _part: Tensor = part, **kwargs: Any) -> Any:
+            def hand_over(*_args: Any, _part: Tensor = part, **_kwargs: Any) -> Any:
                 return self._wrap(self.block_count - 1, _part)
 
             def hand_through(*args: Any, **kwargs: Any) -> Any:
@@ -207,7 +208,7 @@ class BlockModel:
                 hook.remove()
         chained = len(seen) == self.block_count and all(
             _first(before).data_ptr() == after.data_ptr() or torch.equal(_first(before), after)
-            for (_, before), (after, _) in zip(seen[:-1], seen[1:], strict=True)
+            for (_, before), (after, _) in pairwise(seen)
         )
         if not chained:
             raise PdtrimError(
@@ -280,4 +281,3 @@ def _block_sizes(block: nn.Module, config: Any) -> BlockSizes:
         kv_width=2 * kv_heads * head_dim,
         attention_width=heads * head_dim,
     )
-

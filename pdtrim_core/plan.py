@@ -1,185 +1,30 @@
-"""What each stage loses: elements, removals, and the plan with its law.
+"""The plan: a removal for each stage, and the law that they obey together.
 
 A plan is a value: frozen, ordered, JSON in and out, and free of torch. Its law, "every block that decode runs finds
 its K/V in what prefill computed", is checked where the plan is made, so that no other code needs to check it.
-Blocks count from 0.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from pdtrim_core.elements import (
+    Drop,
+    Element,
+    KvOnly,
+    Merge,
+    Removal,
+    Shrink,
+    Stage,
+    element_from_json,
+    element_to_json,
+)
 from pdtrim_core.errors import PlanError
 
-Part = Literal["attention", "mlp"]
-Stage = Literal["prefill", "decode"]
 FirstToken = Literal["decode", "prefill"]
-PARTS: tuple[Part, ...] = ("attention", "mlp")
-
-
-@dataclass(frozen=True, order=True)
-class Drop:
-    """A block that is not run: the stream passes it by."""
-
-    block: int
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The blocks that this element changes, in order."""
-        return (self.block,)
-
-    @property
-    def places(self) -> frozenset[tuple[int, Part]]:
-        """The (block, part) places that this element changes."""
-        return frozenset((self.block, part) for part in PARTS)
-
-    def __str__(self) -> str:
-        return str(self.block)
-
-
-@dataclass(frozen=True, order=True)
-class Merge:
-    """Two neighbouring blocks replaced by one trained block, which stands where the first of them stood.
-
-    `keep` gives the first weights. With `kv = "shadow"` a prefill that keeps the pair also computes the merged block's
-    K/V on the pair's input; with `kv = "frozen"` the merged block kept the K/V weights of the pair's first block, and
-    prefill's own cache of that block is what decode needs.
-    """
-
-    keep: int
-    drop: int
-    kv: Literal["shadow", "frozen"] = "shadow"
-
-    def __post_init__(self) -> None:
-        if abs(self.keep - self.drop) != 1:
-            raise PlanError(f"a merge takes two neighbouring blocks, got {self.keep} and {self.drop}")
-        if self.kv == "frozen" and self.keep > self.drop:
-            raise PlanError(
-                f"a merge of {self.drop} and {self.keep} with frozen K/V must start from block {self.drop}, the first "
-                "of the pair: prefill has no K/V of the second one on the pair's input"
-            )
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The blocks that this element changes, in order."""
-        return (min(self.keep, self.drop), max(self.keep, self.drop))
-
-    @property
-    def places(self) -> frozenset[tuple[int, Part]]:
-        """The (block, part) places that this element changes."""
-        return frozenset((block, part) for block in self.blocks for part in PARTS)
-
-    def __str__(self) -> str:
-        return "+".join(str(block) for block in self.blocks)
-
-
-@dataclass(frozen=True, order=True)
-class Shrink:
-    """A block whose attention or MLP part loses units: K/V heads with their query heads, or MLP channels."""
-
-    block: int
-    part: Part
-    units: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.units or tuple(sorted(set(self.units))) != self.units or self.units[0] < 0:
-            raise PlanError(f"the removed units of block {self.block} must be distinct, rising and not negative")
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The blocks that this element changes, in order."""
-        return (self.block,)
-
-    @property
-    def places(self) -> frozenset[tuple[int, Part]]:
-        """The (block, part) places that this element changes."""
-        return frozenset({(self.block, self.part)})
-
-    def __str__(self) -> str:
-        return f"{self.block}.{self.part}-{len(self.units)}"
-
-
-@dataclass(frozen=True, order=True)
-class KvOnly:
-    """Prefill only: the block is passed by, but the K/V that a decode slot needs are computed and shipped.
-
-    `slot` is the block that decode runs there, or the first block of the pair that decode merged.
-    """
-
-    slot: int
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The blocks that this element changes, in order (of a merged pair, the plan knows the second one)."""
-        return (self.slot,)
-
-    @property
-    def places(self) -> frozenset[tuple[int, Part]]:
-        """The (block, part) places that this element changes."""
-        return frozenset((self.slot, part) for part in PARTS)
-
-    def __str__(self) -> str:
-        return f"kv:{self.slot}"
-
-
-Element = Drop | Merge | Shrink | KvOnly
-_KINDS: dict[str, type[Element]] = {"drop": Drop, "merge": Merge, "shrink": Shrink, "kv-only": KvOnly}
-_KIND_OF: dict[type[Element], str] = {kind: name for name, kind in _KINDS.items()}
-
-
-def _order(element: Element) -> tuple[int, int, str]:
-    return (element.blocks[0], len(element.blocks), _KIND_OF[type(element)] + str(element))
-
-
-@dataclass(frozen=True)
-class Removal:
-    """A set of elements that touch disjoint places, kept in the order of their blocks."""
-
-    elements: tuple[Element, ...] = ()
-
-    def __init__(self, elements: Iterable[Element] = ()) -> None:
-        ordered = tuple(sorted(elements, key=_order))
-        owner: dict[tuple[int, Part], Element] = {}
-        for element in ordered:
-            if element.blocks[0] < 0:
-                raise PlanError(f"blocks count from 0, got {element.blocks[0]}")
-            for place in sorted(element.places):
-                if place in owner:
-                    raise PlanError(f"block {place[0]} is changed twice in one removal: {owner[place]} and {element}")
-                owner[place] = element
-        object.__setattr__(self, "elements", ordered)
-
-    def __iter__(self) -> Any:
-        return iter(self.elements)
-
-    def __len__(self) -> int:
-        return len(self.elements)
-
-    def __contains__(self, element: object) -> bool:
-        return element in self.elements
-
-    def __str__(self) -> str:
-        return "{" + ", ".join(str(element) for element in self.elements) + "}"
-
-    def at(self, block: int) -> tuple[Element, ...]:
-        """Return the elements that change this block."""
-        return tuple(element for element in self.elements if block in element.blocks)
-
-    def with_(self, *elements: Element) -> Removal:
-        """Return this removal with more elements."""
-        return Removal((*self.elements, *elements))
-
-    def without(self, *elements: Element) -> Removal:
-        """Return this removal less some of its elements."""
-        return Removal(element for element in self.elements if element not in elements)
-
-    @property
-    def blocks_removed(self) -> int:
-        """How many blocks fewer a stage runs (a shrunk block still runs)."""
-        return sum(1 for element in self.elements if not isinstance(element, Shrink))
 
 
 @dataclass(frozen=True)
@@ -352,21 +197,6 @@ def _clash(element: Element, block: int, decode: Removal) -> str | None:
         return f"decode runs K/V heads {lost} of block {block}, but prefill has removed them" if lost else None
     verb = "merges" if isinstance(element, Merge) else "removes"
     return f"decode runs block {block}, but prefill {verb} it and computes no K/V for it"
-
-
-def element_to_json(element: Element) -> dict[str, Any]:
-    """Return an element as JSON data: its kind and its fields."""
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(element).items()}
-    return {"kind": _KIND_OF[type(element)], **values}
-
-
-def element_from_json(data: Mapping[str, Any]) -> Element:
-    """Return the element that `element_to_json` wrote; raises `PlanError` on anything else."""
-    try:
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
-        return _KINDS[data["kind"]](**fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise PlanError(f"not an element of a plan: {data!r}") from error
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

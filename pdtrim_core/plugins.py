@@ -222,4 +222,3 @@ def _load_file(host: PluginHost, path: Path) -> None:
     host.register(module, origin)
     if len(host.failures) > before:
         raise PluginError(f"plugin file {path}: {host.failures[-1].problem}")
-

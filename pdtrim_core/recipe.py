@@ -57,17 +57,22 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    first_token: FirstToken = Field("decode", description="stage that makes the first output token: decode as in vLLM, or prefill")
+    first_token: FirstToken = Field(
+        "decode", description="stage that makes the first output token: decode as in vLLM, or prefill"
+    )
     prefill_tail: Literal["free", "full"] = Field(
-        "free", description="free: where decode makes the first token, prefill computes nothing behind the last K/V that decode reads"
+        "free",
+        description="free: where decode makes the first token, prefill computes nothing behind the last K/V that decode reads",
     )
     batch_tokens: int = Field(512, gt=0, description="padded tokens a batch")
     cache_budget: int | None = Field(
         None, ge=0, description="bytes for hidden states kept between measurements (default: a quarter of the free memory)"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads of torch (default: torch's own)")
-    early_stop: bool = Field(True, description="stop measuring a candidate once it cannot be accepted any more")
-    pack_choices: bool = Field(True, description="run the choices of an item in one row, where the model gives the same numbers")
+    early_stop: bool = Field(default=True, description="stop measuring a candidate once it cannot be accepted any more")
+    pack_choices: bool = Field(
+        default=True, description="run the choices of an item in one row, where the model gives the same numbers"
+    )
 
 
 class Settings(BaseModel):
@@ -263,9 +268,7 @@ def _source_for(path: str, host: PluginHost) -> str | None:
     return next((p.component.name for p in sources if cast("type[ModelSource]", p.component).accepts(path)), None)
 
 
-def _check(
-    model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()
-) -> M | None:
+def _check(model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()) -> M | None:
     """Return the model made from data, or None with what is wrong appended to `problems`."""
     try:
         return model.model_validate(dict(data))

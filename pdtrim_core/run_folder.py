@@ -157,4 +157,3 @@ def load_plan(path: Path) -> SavedPlan:
         return SavedPlan.from_json(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         raise PdtrimError(f"{file} does not exist") from None
-

@@ -195,11 +195,11 @@ def drive(
     answer: Answer = None
     ledger.restart_best()
     while True:
-        try:
-            with blame(label):
+        with blame(label):
+            try:
                 ask = asks.send(answer)
-        except StopIteration as stop:
-            return best, stop.value
+            except StopIteration as stop:
+                return best, stop.value
         if isinstance(ask, Note):
             note(ask.text)
             answer = None

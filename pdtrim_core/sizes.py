@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pdtrim_core.elements import Drop, KvOnly, Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.plan import Drop, KvOnly, Merge, Plan, Shrink, Stage
+from pdtrim_core.plan import Plan
 
 PREFILL_TOKENS = 1024
 

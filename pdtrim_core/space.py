@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random
 
+from pdtrim_core.elements import Drop, Element, Merge, Removal, Stage
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.plan import Drop, Element, Merge, Plan, Removal, Stage
+from pdtrim_core.plan import Plan
 from pdtrim_core.scores import Scores
 from pdtrim_core.sizes import ModelSizes
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from pdtrim_core import two_phase
 from pdtrim_core.calibration import Item
+from pdtrim_core.elements import Drop, KvOnly, Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.plan import Drop, KvOnly, Merge, Plan, Shrink, Stage
+from pdtrim_core.model import Call
+from pdtrim_core.plan import Plan
 from pdtrim_core.trunk import PreparedBatch, Trunk
 
 Branch = tuple[tuple[int, nn.Module | None], ...]
@@ -45,9 +47,8 @@ class StagedModel:
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
         sums: dict[Item, list[float]] = {}
-        for group, logits_by_choice in self._scored(items):
-            for item, choices in zip(group, logits_by_choice, strict=True):
-                sums[item] = choices
+        for group, of_choices in self._scored(items):
+            sums.update(zip(group, of_choices, strict=True))
         return [tuple(sums[item]) for item in items]
 
     def _scored(self, items: Sequence[Item]) -> Iterator[tuple[tuple[Item, ...], list[list[float]]]]:
@@ -117,7 +118,7 @@ class StagedModel:
         mixed_BPD = torch.where(is_prefill_BP1, head_BPD, decoded_BTD[:, :columns])
         return torch.cat([mixed_BPD, decoded_BTD[:, columns:]], dim=1)
 
-    def _run(self, branch: Branch, hidden_BTD: Tensor, calls: Sequence[two_phase.Call]) -> Tensor:
+    def _run(self, branch: Branch, hidden_BTD: Tensor, calls: Sequence[Call]) -> Tensor:
         for block, module in branch:
             hidden_BTD = self._model.run(block, hidden_BTD, calls, module)
         return hidden_BTD

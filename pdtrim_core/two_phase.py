@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pdtrim_core.elements import KvOnly, Merge, Shrink
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.model import BlockModel, Call
-from pdtrim_core.plan import KvOnly, Merge, Plan, Shrink
-
-
+from pdtrim_core.model import BlockModel
+from pdtrim_core.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def _forward(model: BlockModel, tokens: Sequence[int], cache: Any) -> Tensor:
     return logits[0, -1].float().cpu()
 
 
-def _stop_tokens(model: BlockModel) -> set[int]:
+def _stop_tokens(model: BlockModel) -> set[int | None]:
     config = getattr(model.model, "generation_config", None) or model.config
     stop = getattr(config, "eos_token_id", None)
     return set(stop) if isinstance(stop, list) else {stop}
@@ -164,31 +163,32 @@ def _as_stage(model: BlockModel, steps: Sequence[Step]) -> Iterator[None]:
     parent_path, _, name = model.place.blocks.rpartition(".")
     parent = model.model.get_submodule(parent_path)
     blocks = getattr(parent, name)
-    kept_config = dict(vars(model.config))
-    kept_indices = [(m, m.layer_idx) for step in steps for m in step.module.modules() if hasattr(m, "layer_idx")]
-    kept_forwards = [(step.module, step.module.__dict__.get("forward")) for step in steps if step.passed_by]
+    # Attributes that change are kept as they lie in the objects' own dictionaries: a config of transformers would check
+    # each single change against the ones that have not come yet.
+    changed = [vars(model.config), *(vars(m) for step in steps for m in step.module.modules())]
+    kept = [(attributes, dict(attributes)) for attributes in changed]
     try:
         setattr(parent, name, nn.ModuleList([step.module for step in steps]))
-        for number, step in enumerate(steps):
-            for module in step.module.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = number
+        _renumber(model, steps)
         for step in steps:
             if step.passed_by:
-                step.module.__dict__["forward"] = model.passing_by(step.module)
-        for key, value in kept_config.items():
-            if isinstance(value, list) and len(value) == model.block_count:
-                vars(model.config)[key] = [value[step.like] for step in steps]
-        vars(model.config)["num_hidden_layers"] = len(steps)
+                vars(step.module)["forward"] = model.passing_by(step.module)
         yield
     finally:
         setattr(parent, name, blocks)
-        vars(model.config).clear()
-        vars(model.config).update(kept_config)
-        for module, index in kept_indices:
-            module.layer_idx = index
-        for module, forward in kept_forwards:
-            if forward is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = forward
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
+
+
+def _renumber(model: BlockModel, steps: Sequence[Step]) -> None:
+    """Give each step its own entry in the cache, and cut the config's lists of one entry a block to match."""
+    for number, step in enumerate(steps):
+        for module in step.module.modules():
+            if hasattr(module, "layer_idx"):
+                vars(module)["layer_idx"] = number
+    config = vars(model.config)
+    for key, value in list(config.items()):
+        if isinstance(value, list) and len(value) == model.block_count:
+            config[key] = [value[step.like] for step in steps]
+    config["num_hidden_layers"] = len(steps)

@@ -23,9 +23,9 @@ def describe(
 
 
 def _find(words: list[str], host: PluginHost) -> Provided:
-    if len(words) > 2:  # noqa: PLR2004 - a kind and a name
+    if len(words) > 2:
         raise RecipeError("describe", [f"say NAME or KIND NAME, not {' '.join(words)}"])
-    if len(words) == 2:  # noqa: PLR2004 - a kind and a name
+    if len(words) == 2:
         kind, name = words
         if kind not in KINDS:
             raise RecipeError("describe", [f"there is no kind '{kind}'{did_you_mean(kind, KINDS)}"])

@@ -68,8 +68,15 @@ class LiveDisplay:
 
     def __init__(self, console: object) -> None:
         from rich.console import Console  # noqa: PLC0415 - not every command draws
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
-        from rich.progress import TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
+        from rich.progress import (  # noqa: PLC0415  # noqa: PLC0415
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         assert isinstance(console, Console)
         self._console = console

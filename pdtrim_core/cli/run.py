@@ -14,7 +14,7 @@ from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.plugins import Origin, load_plugins
 
 
-def run(  # noqa: PLR0913 - each is an option of the command
+def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.", show_default=False)],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated.")

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli import reporting
+from pdtrim_core.elements import Element
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.ladder import ladder
+from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.plugins import load_plugins
 from pdtrim_core.recipe import resolve
 from pdtrim_core.run_folder import load_outcome, load_plan
@@ -32,7 +33,7 @@ def show(
         print(_side_by_side(run, other))
     elif run.is_file():
         saved = load_plan(run)
-        print(f"{saved.model}, first token by {saved.first_token}\n\n{ladder(saved.plan, saved.block_count)}")
+        print(f"{saved.model}, first token by {saved.first_token}\n\n{draw_ladder(saved.plan, saved.block_count)}")
     else:
         _whole_run(run)
 
@@ -51,14 +52,20 @@ def _side_by_side(run: Path, other: Path) -> str:
         raise PdtrimError(
             f"{run} is a plan for {first.block_count} blocks ({first.model}), {other} for {second.block_count} ({second.model})"
         )
-    texts = [f"{path} ({saved.model})\n{ladder(saved.plan, saved.block_count)}" for path, saved in ((run, first), (other, second))]
+    texts = [
+        f"{path} ({saved.model})\n{draw_ladder(saved.plan, saved.block_count)}" for path, saved in ((run, first), (other, second))
+    ]
     lines = []
     for stage in ("prefill", "decode"):
         ours, theirs = (set(saved.plan.removal(stage)) for saved in (first, second))
-        only = [f"only {run}: {_names(ours - theirs)}", f"only {other}: {_names(theirs - ours)}", f"both: {_names(ours & theirs)}"]
+        only = [
+            f"only {run}: {_names(ours - theirs)}",
+            f"only {other}: {_names(theirs - ours)}",
+            f"both: {_names(ours & theirs)}",
+        ]
         lines.append(f"{stage}: " + "; ".join(only))
     return "\n\n".join([*texts, "\n".join(lines)])
 
 
-def _names(elements: set[object]) -> str:
+def _names(elements: set[Element]) -> str:
     return ", ".join(sorted(str(element) for element in elements)) or "-"

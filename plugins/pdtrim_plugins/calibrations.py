@@ -170,7 +170,7 @@ def _python_reference() -> str:
 
 def _is_prose(line: str) -> bool:
     """Tell prose from code, grammar and headings in the topics, which are set in reStructuredText's text form."""
-    return bool(re.match(r"[A-Z(a-z\"]", line)) and len(line.split()) > 5 and "::=" not in line  # noqa: PLR2004
+    return bool(re.match(r"[A-Z(a-z\"]", line)) and len(line.split()) > 5 and "::=" not in line
 
 
 def _pieces(text: str, words: int, where: str) -> list[Sample]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def _opening(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep transformers' own bars and warnings off the screen while a checkpoint is read."""
+    """Keep other libraries' bars and warnings off the screen while a checkpoint is read."""
     from transformers.utils import logging  # noqa: PLC0415 - slow to import
 
     before = logging.get_verbosity()
@@ -235,7 +236,9 @@ def _quietly() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        # The GGUF reader draws a bar of its own that no setting switches off.
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(before)
         if shown:

@@ -12,10 +12,12 @@ from pdtrim_core import Item, Objective, Staged, hookimpl
 
 
 def _need_choices(items: Sequence[Item]) -> list[str]:
-    single = [item for item in items if len(item.choices) < 2]  # noqa: PLR2004 - a choice is between two at least
+    single = [item for item in items if len(item.choices) < 2]
     if not single:
         return []
-    return [f"{len(single)} of {len(items)} items have one choice only, such as '{single[0].name}': use objective = \"perplexity\""]
+    return [
+        f"{len(single)} of {len(items)} items have one choice only, such as '{single[0].name}': use objective = \"perplexity\""
+    ]
 
 
 class Accuracy(Objective):
@@ -25,11 +27,13 @@ class Accuracy(Objective):
     unit = "share of items"
     best_item: ClassVar[float | None] = 1.0
 
-    per_byte: bool = Field(False, description="divide each choice's log-probability by its length in bytes (acc_norm)")
+    per_byte: bool = Field(default=False, description="divide each choice's log-probability by its length in bytes (acc_norm)")
 
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
         """Return 1 for a right answer, 0 for a wrong one; the first of equal choices counts as the model's answer."""
-        return [float(self._answer(item, sums) == item.answer) for item, sums in zip(items, staged.loglikelihoods(items), strict=True)]
+        return [
+            float(self._answer(item, sums) == item.answer) for item, sums in zip(items, staged.loglikelihoods(items), strict=True)
+        ]
 
     def _answer(self, item: Item, sums: Sequence[float]) -> int:
         scale = item.choice_bytes if self.per_byte else [1] * len(sums)

@@ -44,7 +44,8 @@ class Euclidean(SimilarityScorer):
 
     def similarity(self, before: Tensor, after: Tensor) -> Tensor:
         """Return minus the distance, 0 at most."""
-        return -(before - after).norm(dim=-1)
+        distance: Tensor = (before - after).norm(dim=-1)
+        return -distance
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtrim_core import Report, ladder
+from pdtrim_core import Report, draw_ladder
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome
@@ -21,7 +21,7 @@ class Table(Report):
         """Return the text; nothing is written."""
         parts = [
             _headline(outcome),
-            ladder(outcome.plan.plan, outcome.block_count),
+            draw_ladder(outcome.plan.plan, outcome.block_count),
             _results(outcome),
             _gains(outcome),
             _costs(outcome),
@@ -61,7 +61,9 @@ def _gains(outcome: Outcome) -> str:
 
 
 def _costs(outcome: Outcome) -> str:
-    body = [[cost.name, _number(cost.dense), _number(cost.plan), f"{-100 * cost.saved:+.1f} %", cost.unit] for cost in outcome.costs]
+    body = [
+        [cost.name, _number(cost.dense), _number(cost.plan), f"{-100 * cost.saved:+.1f} %", cost.unit] for cost in outcome.costs
+    ]
     return columns([["cost", "dense", "plan", "change", "unit"], *body])
 
 
@@ -95,5 +97,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells: Iterable[str] = (cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+    cells: Iterable[str] = (
+        cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
     return "   ".join(cells).rstrip()

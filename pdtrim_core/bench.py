@@ -1,0 +1,173 @@
+"""The measurements of one run: the search, the split and the result table, on one trunk of kept streams."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from random import Random
+
+import torch
+
+from pdtrim_core.calibration import Calibration, Item
+from pdtrim_core.errors import PdtrimError, PluginError
+from pdtrim_core.measuring import Measurement
+from pdtrim_core.model import BlockModel
+from pdtrim_core.outcome import Gain, Row, Value
+from pdtrim_core.plan import Plan
+from pdtrim_core.plugins import PluginHost
+from pdtrim_core.recipe import Recipe
+from pdtrim_core.run_folder import RunFolder
+from pdtrim_core.run_log import RunLog
+from pdtrim_core.search import Ledger, Points, drive
+from pdtrim_core.space import SearchSpace
+from pdtrim_core.stages import StagedModel
+from pdtrim_core.trunk import PACKING_TOLERANCE, Trunk
+
+
+class Bench:
+    """The measurements of one run: two sets of items, one trunk of kept streams, one ledger each."""
+
+    def __init__(
+        self, recipe: Recipe, model: BlockModel, calibration: Calibration, *, host: PluginHost, folder: RunFolder, log: RunLog
+    ) -> None:
+        self._recipe = recipe
+        self._host = host
+        self._model = model
+        self._log = log
+        self._calibration = calibration
+        evaluation = recipe.settings.evaluation
+        self._trunk = Trunk(
+            model,
+            first_token=evaluation.first_token,
+            batch_tokens=evaluation.batch_tokens,
+            budget=evaluation.cache_budget,
+            packed=evaluation.pack_choices and packing_agrees(model, calibration.items, batch_tokens=evaluation.batch_tokens),
+        )
+        self.ledger = self._ledger("calibration", calibration.items, folder)
+        self._apart = self._ledger("held-out", calibration.held_out, folder) if calibration.held_out else None
+        self._seconds_each = 0.0
+
+    def _ledger(self, part: str, items: tuple[Item, ...], folder: RunFolder) -> Ledger:
+        objective = self._recipe.objective
+        problems = objective.problems(items)
+        if problems:
+            raise PdtrimError(f"objective '{objective.name}' cannot measure the {part} items: {problems[0]}")
+        measurement = Measurement(
+            self._trunk,
+            objective,
+            items,
+            label=self._host.label_of(objective),
+            early_stop=self._recipe.settings.evaluation.early_stop,
+            note=self._log.note,
+        )
+        return Ledger(
+            measurement,
+            known=folder.known.get(part),
+            record=lambda plan, reading: folder.note(part, plan, reading),
+            notify=lambda candidate: self._host.tell("pdtrim_candidate_measured", candidate=candidate),
+        )
+
+    def dense(self) -> Points:
+        """Measure the dense model, and with it how long a measurement takes."""
+        remembered = self.ledger.known(Plan()) is not None
+        started = time.perf_counter()
+        points = self.ledger.exact(Plan())
+        self._seconds_each = 0.0 if remembered else time.perf_counter() - started
+        return points
+
+    def search(self, space: SearchSpace) -> Plan:
+        """Let the searcher find what decode loses."""
+        self._preview("search", self._recipe.searcher.steps(space))
+        searcher = self._recipe.searcher
+        label = self._host.label_of(searcher)
+        asks = searcher.search(space, self._rng("search"))
+        best, _ = drive(asks, self.ledger, label=label, problems=space.problems, note=self._log.note)
+        if best is None:
+            raise PluginError(f"{label} asked for no plan at all")
+        return best.plan
+
+    def split(self, found: Plan, space: SearchSpace) -> Plan:
+        """Let the splitter decide what prefill can be spared; then cut prefill's free tail."""
+        splitter = self._recipe.splitter
+        label = self._host.label_of(splitter)
+        asks = splitter.split(found, space, self._rng("split"))
+
+        def problems(plan: Plan) -> Iterable[str]:
+            return [] if plan.decode == found.decode else ["a splitter may change prefill only"]
+
+        _, plan = drive(asks, self.ledger, label=label, problems=problems, note=self._log.note)
+        if not isinstance(plan, Plan) or plan.decode != found.decode:
+            raise PluginError(f"{label} returned {plan}: it must return a plan with the decode that it was given")
+        evaluation = self._recipe.settings.evaluation
+        tail = evaluation.first_token == "decode" and evaluation.prefill_tail == "free"
+        return plan.free_tail(self._model.block_count) if tail else plan
+
+    @property
+    def rows_to_measure(self) -> int:
+        """About how many measurements the result table takes."""
+        return 3 if self._apart is None else 6
+
+    def rows(self, found: Plan, plan: Plan) -> tuple[Row, ...]:
+        """Measure dense, unified and staged, on the items that measured and on those kept apart."""
+        plans = {"dense": Plan(), "unified": Plan.unified(found.decode), "staged": plan}
+        return tuple(
+            Row(
+                name,
+                _value(self.ledger.exact(row), len(self._calibration.items)),
+                None if self._apart is None else _value(self._apart.exact(row), len(self._calibration.held_out)),
+            )
+            for name, row in plans.items()
+        )
+
+    def gains(self, found: Plan, plan: Plan) -> tuple[Gain, ...]:
+        """Return what it brought to give back each element alone, where that was measured."""
+        start = Plan.unified(found.decode)
+        before = self.ledger.known(start)
+        gains = []
+        for element in found.decode:
+            after = self.ledger.known(Plan(prefill=start.prefill.without(element), decode=found.decode))
+            if before is not None and after is not None and len(found.decode):
+                error = after.error_of_gain_over(before)
+                gains.append(Gain(str(element), round(after - before, 4), error, spared=element not in plan.prefill))
+        return tuple(gains)
+
+    def _preview(self, what: str, steps: int | None) -> None:
+        if steps and self._seconds_each:
+            seconds = steps * self._seconds_each
+            self._log.preview(f"{what}: at most {steps} measurements x {self._seconds_each:.1f} s = about {_duration(seconds)}")
+
+    def _rng(self, step: str) -> Random:
+        return Random(f"{self._recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
+
+
+def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: int) -> bool:
+    """Tell whether all choices of an item may share one row: tried on the first group, since not every family can."""
+    forked = [item for item in items if item.one_prompt and len(item.choices) > 1 and not item.one_token]
+    if not forked:
+        return True
+    trunks = [Trunk(model, batch_tokens=batch_tokens, budget=0, packed=packed) for packed in (True, False)]
+    group = trunks[0].groups(forked)[0]
+    try:
+        shared, apart = (StagedModel(trunk, Plan()).loglikelihoods(group) for trunk in trunks)
+    except (RuntimeError, TypeError, ValueError, IndexError, PdtrimError):
+        # A family that cannot take a mask or positions of ours says so in its own way; its choices get rows of their own.
+        return False
+    gaps = [abs(a - b) for one, other in zip(shared, apart, strict=True) for a, b in zip(one, other, strict=True)]
+    return max(gaps) <= PACKING_TOLERANCE * _scale(model)
+
+
+def _scale(model: BlockModel) -> float:
+    """How much coarser than float32 the weights' number format is."""
+    dtype = next(model.model.parameters()).dtype
+    return torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+
+
+def _value(points: Points, items: int) -> Value:
+    mean = points.reading.mean
+    assert mean is not None
+    return Value(mean=mean, points=float(points), error=round(points.error, 4), items=items)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
