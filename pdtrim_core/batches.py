@@ -14,7 +14,6 @@ from torch import Tensor
 from pdtrim_core.calibration import Item
 from pdtrim_core.plan import FirstToken
 
-
 Packs = Callable[[Item], bool]
 """Says whether the choices of an item share one row."""
 

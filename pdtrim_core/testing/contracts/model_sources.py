@@ -1,0 +1,80 @@
+"""What every model source must hold to."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from pdtrim_core.components import LoadedModel, ModelSource
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.testing.contracts.shared import check_component, contract
+
+
+@contract
+class ModelSourceContract:
+    """What every model source must hold to.
+
+    `path` is one that can be opened and `missing` one of the same sort where nothing is. A source that reads files makes
+    one in `example`.
+    """
+
+    component: ClassVar[type[ModelSource]]
+    path: ClassVar[str] = ""
+    missing: ClassVar[str]
+    options: ClassVar[dict[str, Any]] = {}
+    departs: ClassVar[dict[str, str]] = {}
+
+    def example(self, folder: Path) -> str:
+        """Return a path that can be opened; `folder` is an empty one to write to."""
+        del folder
+        return self.path
+
+    def test_it_is_a_well_formed_component(self) -> None:
+        """See `check_component`."""
+        check_component(self.component, ModelSource, {"path": self.missing, **self.options})
+
+    def test_accepting_a_path_loads_nothing(self, tmp_path: Path) -> None:
+        """Every source is asked about every path, also by `check`: no file is read and no one is called."""
+        path = self.example(tmp_path)
+        with _no_reading():
+            assert self.component.accepts(path) is True
+            assert self.component.accepts(self.missing) is True
+            assert self.component.accepts("no-such-scheme://nowhere") is False
+
+    def test_it_opens_a_model_with_its_tokenizer_and_config(self, tmp_path: Path) -> None:
+        """In the number format that was asked for."""
+        made = self.component(**{"path": self.example(tmp_path), "device": "cpu", "dtype": "bfloat16", **self.options})
+        loaded = made.open()
+        assert isinstance(loaded, LoadedModel)
+        assert loaded.name
+        assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+        assert all(isinstance(token, int) for token in loaded.tokenizer("Some text")["input_ids"])
+        assert made.open_config().model_type == loaded.model.config.model_type
+
+    def test_a_path_with_nothing_there_is_named(self) -> None:
+        """As an error for the user, also when only the config is wanted."""
+        made = self.component(**{"path": self.missing, **self.options})
+        for opened in (made.open, made.open_config):
+            with pytest.raises(PdtrimError) as caught:
+                opened()
+            assert self.missing.rpartition(":")[2] in str(caught.value)
+
+
+@contextmanager
+def _no_reading() -> Iterator[None]:
+    def refuse(*args: Any, **_kwargs: Any) -> Any:
+        raise AssertionError(f"accepts() opened {args[0] if args else 'something'}: it must load nothing")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "open", refuse)
+        patch.setattr(io, "open", refuse)
+        patch.setattr(socket, "socket", refuse)
+        yield

@@ -1,0 +1,124 @@
+"""What every objective must hold to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import pytest
+
+from pdtrim_core.calibration import Item, Sample, encode
+from pdtrim_core.components import Objective
+from pdtrim_core.elements import Drop, Removal
+from pdtrim_core.plan import Plan
+from pdtrim_core.stages import StagedModel
+from pdtrim_core.testing.contracts.shared import (
+    TOLERANCE,
+    check_component,
+    contract,
+    left_as_it_was,
+    no_global_randomness,
+    rng_of,
+)
+from pdtrim_core.testing.models import ByteTokenizer, tiny_llama
+from pdtrim_core.trunk import Trunk
+
+
+@dataclass(frozen=True)
+class FixedStaged:
+    """A model under a plan whose log-probabilities are given: `sums` has those of each item's choices."""
+
+    sums: dict[Item, tuple[float, ...]]
+
+    def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
+        """Return what was given."""
+        return [self.sums[item] for item in items]
+
+
+@contract
+class ObjectiveContract:
+    """What every objective must hold to."""
+
+    component: ClassVar[type[Objective]]
+    options: ClassVar[dict[str, Any]] = {}
+    departs: ClassVar[dict[str, str]] = {}
+
+    def test_it_is_a_well_formed_component(self) -> None:
+        """See `check_component`."""
+        check_component(self.component, Objective, self.options)
+
+    def test_a_value_depends_on_its_item_alone(self) -> None:
+        """Early stopping and the journal of a run rely on it."""
+        made, staged = self.component(**self.options), self._staged()
+        items = tuple(staged.sums)
+        together = list(made.item_values(staged, items))
+        alone = [value for item in items for value in made.item_values(staged, [item])]
+        assert len(together) == len(items)
+        assert all(map(math.isfinite, together))
+        assert together == pytest.approx(alone, rel=1e-9)
+        assert list(made.item_values(staged, items[::-1])) == pytest.approx(together[::-1], rel=1e-9)
+
+    def test_points_go_from_0_to_100_and_rise_with_the_right_choice(self) -> None:
+        """The right choice gets likelier from hopeless to certain."""
+        made = self.component(**self.options)
+        points = []
+        for right in (-60.0, -20.0, -8.0, -4.0, -2.0, -1.0, -0.1):
+            staged = self._staged(right)
+            values = made.item_values(staged, tuple(staged.sums))
+            points.append(made.points(math.fsum(values) / len(values)))
+        assert all(0 <= value <= 100 for value in points)
+        assert all(before <= after for before, after in pairwise(points))
+        assert points[0] < points[-1]
+
+    def test_points_have_a_slope_everywhere(self) -> None:
+        """The core turns standard errors into points by the slope, so it asks a little to both sides of a mean."""
+        made, staged = self.component(**self.options), self._staged(-0.1)
+        for value in made.item_values(staged, tuple(staged.sums)):
+            assert all(math.isfinite(made.points(value + step)) for step in (-TOLERANCE, 0, TOLERANCE))
+
+    def test_no_item_is_better_than_the_best_item(self) -> None:
+        """`best_item` bounds what a candidate can still reach."""
+        made = self.component(**self.options)
+        for right in (-60.0, -4.0, -0.1, 0.0):
+            staged = self._staged(right)
+            for value in made.item_values(staged, tuple(staged.sums)):
+                assert made.best_item is None or made.points(value) <= made.points(made.best_item)
+
+    def test_every_weight_is_positive(self) -> None:
+        """A mean is divided by their sum."""
+        made = self.component(**self.options)
+        assert all(made.weight(item) > 0 and math.isfinite(made.weight(item)) for item in self._staged().sums)
+
+    def test_a_real_model_has_points_too(self) -> None:
+        """On a tiny model with prompts of unlike lengths."""
+        made = self.component(**self.options)
+        items = [encode(sample, ByteTokenizer()) for sample in _choices()]
+        assert made.problems(items) == []
+        model = tiny_llama()
+        with no_global_randomness(), left_as_it_was(model):
+            values = list(made.item_values(StagedModel(Trunk(model), Plan.unified(Removal([Drop(3)]))), items))
+        assert len(values) == len(items)
+        weights = [made.weight(item) for item in items]
+        assert 0 <= made.points(math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)) <= 100
+
+    def _staged(self, right: float | None = None) -> FixedStaged:
+        """Return random log-probabilities; `right` is that of every right choice."""
+        rng = rng_of(0)
+        sums: dict[Item, tuple[float, ...]] = {}
+        for sample in _choices():
+            item = encode(sample, ByteTokenizer())
+            drawn = [rng.uniform(-12, -2) for _ in item.choices]
+            drawn[item.answer] = drawn[item.answer] if right is None else right
+            sums[item] = tuple(drawn)
+        return FixedStaged(sums)
+
+
+def _choices() -> list[Sample]:
+    return [
+        Sample("Ice is", (" cold", " hot"), 0, "two"),
+        Sample("The opposite of up is", (" left", " down", " far away"), 1, "three"),
+        Sample("2 + 2 =", (" 3", " 5", " 22", " 4"), 3, "four"),
+    ]

@@ -1,0 +1,69 @@
+"""What every searcher must hold to."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pdtrim_core.components import Searcher
+from pdtrim_core.plan import Plan
+from pdtrim_core.search import DIGITS, Found
+from pdtrim_core.space import SearchSpace
+from pdtrim_core.testing.contracts.shared import check_component, contract
+from pdtrim_core.testing.contracts.tables import BLOCKS, Table, rugged, search_on_table, table_spaces
+
+
+@contract
+class SearcherContract:
+    """What every searcher must hold to."""
+
+    component: ClassVar[type[Searcher]]
+    options: ClassVar[dict[str, Any]] = {}
+    departs: ClassVar[dict[str, str]] = {}
+
+    def test_it_is_a_well_formed_component(self) -> None:
+        """See `check_component`."""
+        check_component(self.component, Searcher, self.options)
+
+    def test_every_plan_removes_the_blocks_asked_for(self) -> None:
+        """For none, one, some and all blocks but one, with and without merges."""
+        for space in table_spaces():
+            _, asked = self._search(space)
+            for plan in asked:
+                plan.check_fits(BLOCKS)
+                assert plan.decode.blocks_removed == space.count
+                assert space.problems(plan) == []
+
+    def test_the_best_plan_is_no_worse_than_the_first(self) -> None:
+        """It asks for one plan at least, and for the first one whatever that is worth."""
+        for space in table_spaces():
+            found, asked = self._search(space)
+            assert found is not None, "it asked for no plan at all, or for its first one with a floor"
+            assert found.points >= round(rugged(asked[0]), DIGITS)
+
+    def test_the_same_seed_gives_the_same_search(self) -> None:
+        """All randomness comes from `rng`."""
+        for space in table_spaces():
+            assert self._search(space) == self._search(space)
+
+    def test_it_copes_with_candidates_that_miss_their_floor(self) -> None:
+        """The first plan is worth all points and every other one nothing."""
+        for space in table_spaces():
+            _, (first, *_) = self._search(space)
+
+            def value(plan: Plan, best: Plan = first) -> float:
+                return 100.0 * (plan == best)
+
+            found, _ = search_on_table(self._made(), space, Table(value))
+            assert found is not None
+            assert found.plan == first
+
+    def test_early_stopping_changes_nothing(self) -> None:
+        """A candidate cut short and one measured in full that misses its floor are answered alike."""
+        for space in table_spaces():
+            assert self._search(space) == search_on_table(self._made(), space, Table(rugged, early_stop=False))
+
+    def _made(self) -> Searcher:
+        return self.component(**self.options)
+
+    def _search(self, space: SearchSpace) -> tuple[Found | None, list[Plan]]:
+        return search_on_table(self._made(), space, Table(rugged))

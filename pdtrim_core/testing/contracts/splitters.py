@@ -1,0 +1,54 @@
+"""What every splitter must hold to."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pdtrim_core.components import StageSplitter
+from pdtrim_core.elements import Drop, Removal
+from pdtrim_core.plan import Plan
+from pdtrim_core.testing.contracts.shared import SILENT, check_component, contract
+from pdtrim_core.testing.contracts.tables import Table, rugged, split_on_table, table_spaces
+
+
+@contract
+class SplitterContract:
+    """What every splitter must hold to."""
+
+    component: ClassVar[type[StageSplitter]]
+    options: ClassVar[dict[str, Any]] = {}
+    departs: ClassVar[dict[str, str]] = {}
+
+    def test_it_is_a_well_formed_component(self) -> None:
+        """See `check_component`."""
+        check_component(self.component, StageSplitter, self.options)
+
+    def test_decode_stays_as_it_is(self) -> None:
+        """In every plan it asks for and in the one that it returns."""
+        for space in table_spaces():
+            final, asked = self._split(space.first)
+            assert isinstance(final, Plan)
+            assert {plan.decode for plan in (final, *asked)} == {space.first}
+
+    def test_an_empty_removal_gives_the_dense_decode(self) -> None:
+        """With `blocks = 0` only prefill may lose anything."""
+        final, _ = self._split(Removal())
+        assert final.decode == Removal()
+
+    def test_the_same_seed_gives_the_same_split(self) -> None:
+        """All randomness comes from `rng`."""
+        for space in table_spaces():
+            assert self._split(space.first) == self._split(space.first)
+
+    def test_a_silent_block_stays_out_of_prefill(self) -> None:
+        """Giving it back brings nothing, and costs prefill a block."""
+        removal = Removal([Drop(1), Drop(SILENT), Drop(4)])
+
+        def value(plan: Plan) -> float:
+            return 100.0 - 10 * len(plan.prefill.without(Drop(SILENT))) - 5 * len(plan.decode.without(Drop(SILENT)))
+
+        final, _ = split_on_table(self.component(**self.options), removal, Table(value))
+        assert final.prefill.at(SILENT)
+
+    def _split(self, removal: Removal) -> tuple[Plan, list[Plan]]:
+        return split_on_table(self.component(**self.options), removal, Table(rugged))

@@ -1,0 +1,92 @@
+"""Searchers and splitters on a table of numbers: no model, no torch, the same values on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from pdtrim_core.components import Searcher, StageSplitter
+from pdtrim_core.elements import Removal
+from pdtrim_core.plan import Plan
+from pdtrim_core.scores import Scores
+from pdtrim_core.search import DIGITS, Candidate, Found, Ledger, Reading, drive
+from pdtrim_core.sizes import BlockSizes, ModelSizes
+from pdtrim_core.space import SearchSpace, search_space, two_sets, without_merges
+from pdtrim_core.testing.contracts.shared import no_global_randomness, rng_of
+
+BLOCKS = 6
+ENOUGH_ASKS = 20_000
+"""A search over six blocks that asks for more is taken for one that never ends."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A `Measure` without a model: `value` says what a plan is worth, in points.
+
+    All four items of a reading have the same value, so that no gain has a standard error.
+    """
+
+    value: Callable[[Plan], float]
+    early_stop: bool = True
+
+    def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        """Return the plan's reading, or one that was cut short where the floor is out of reach."""
+        del started
+        points = round(self.value(plan), DIGITS)
+        if self.early_stop and floor is not None and points < floor:
+            return Reading(None, None, ceiling=points)
+        return Reading(points, points / 100, (points / 100,) * 4, slope=100.0, ceiling=points)
+
+
+def rugged(plan: Plan) -> float:
+    """Return points without rhyme or reason, but always the same ones for a plan."""
+    return Random(str(plan)).uniform(0, 100)  # noqa: S311 - a table of numbers, nothing secret
+
+
+def table_space(count: int, *, merge_above: float | None = None) -> SearchSpace:
+    """Return a search space over six blocks of which `count` go; `merge_above` None leaves out the merges."""
+    block = (0.5, 0.8, 0.9, 0.95, 0.97, 0.7)
+    scores = Scores(block, tuple((a + b) / 2 for a, b in pairwise(block)), similarity=True)
+    sets = two_sets(scores, count, 1.1 if merge_above is None else merge_above)
+    sets = without_merges(sets, scores) if merge_above is None else sets
+    part = BlockSizes(parameters=100, active=100, kv_parameters=20, kv_width=8, attention_width=8)
+    sizes = ModelSizes(blocks=(part,) * BLOCKS, parameters=800, head=200, bytes_per_number=4)
+    return search_space(scores, count, sets, sizes)
+
+
+def table_spaces() -> Iterator[SearchSpace]:
+    """Yield spaces in which no block, one, some and all blocks but one go, the last one with merges."""
+    yield from (table_space(count) for count in (0, 1, 3, BLOCKS - 1))
+    yield table_space(3, merge_above=0.8)
+
+
+def search_on_table(searcher: Searcher, space: SearchSpace, measure: Table, *, seed: int = 0) -> tuple[Found | None, list[Plan]]:
+    """Run a searcher on a table; return the best that it found and all plans that it asked for, in order."""
+    asked: list[Plan] = []
+    ledger = Ledger(measure, notify=_note_in(asked))
+    with no_global_randomness():
+        found, _ = drive(searcher.search(space, rng_of(seed)), ledger, label=f"searcher '{searcher.name}'")
+    return found, asked
+
+
+def split_on_table(
+    splitter: StageSplitter, removal: Removal, measure: Table, *, seed: int = 0, note: Callable[[str], None] = lambda text: None
+) -> tuple[Plan, list[Plan]]:
+    """Run a splitter on a table; return the final plan and all plans that it asked for, in order."""
+    asked: list[Plan] = []
+    ledger = Ledger(measure, notify=_note_in(asked))
+    space = table_space(removal.blocks_removed)
+    with no_global_randomness():
+        asks = splitter.split(Plan.unified(removal), space, rng_of(seed))
+        _, plan = drive(asks, ledger, label=f"splitter '{splitter.name}'", note=note)
+    return plan, asked
+
+
+def _note_in(asked: list[Plan]) -> Callable[[Candidate], None]:
+    def notify(candidate: Candidate) -> None:
+        asked.append(candidate.plan)
+        assert len(asked) <= ENOUGH_ASKS, f"it asked for {ENOUGH_ASKS} plans and has not come to an end"
+
+    return notify

@@ -1,0 +1,250 @@
+"""Every built-in component holds to the contract of its kind."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+from pdtrim_plugins.calibrations import Jsonl, Mini, Text
+from pdtrim_plugins.exporters.plan import PlanFile
+from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
+from pdtrim_plugins.objectives import Accuracy, Margin, Perplexity
+from pdtrim_plugins.reports.table import Table
+from pdtrim_plugins.scorers import Cosine, Dot, Euclidean
+from pdtrim_plugins.searchers import Annealing, Greedy, RandomChoice
+from pdtrim_plugins.splitters import DensePrefill, Gain, Unified
+
+from pdtrim_core.testing import (
+    CalibrationContract,
+    ExporterContract,
+    ModelSourceContract,
+    ObjectiveContract,
+    ReportContract,
+    ScorerContract,
+    SearcherContract,
+    SplitterContract,
+    TinyModel,
+    tiny_transformers,
+)
+
+if TYPE_CHECKING:
+    from pdtrim_core import PluginHost
+
+MINI = str(resources.files("pdtrim_plugins") / "data" / "mini")
+COMMIT = "0" * 40
+PROSE = str(Path(__file__).resolve())
+
+
+class TestCosine(ScorerContract):
+    component = Cosine
+
+
+class TestDot(ScorerContract):
+    component = Dot
+    departs: ClassVar[dict[str, str]] = {
+        "test_a_silent_block_is_ranked_first": "a dot product grows with the norms of the states, which grow with depth",
+    }
+
+
+class TestEuclidean(ScorerContract):
+    component = Euclidean
+
+
+class TestAnnealing(SearcherContract):
+    component = Annealing
+
+
+class TestGreedy(SearcherContract):
+    component = Greedy
+
+
+class TestRandomChoice(SearcherContract):
+    component = RandomChoice
+
+
+class TestGain(SplitterContract):
+    component = Gain
+
+
+class TestGainInPercent(SplitterContract):
+    component = Gain
+    options: ClassVar[dict[str, Any]] = {"unit": "relative"}
+
+
+class TestUnified(SplitterContract):
+    component = Unified
+
+
+class TestDensePrefill(SplitterContract):
+    component = DensePrefill
+    departs: ClassVar[dict[str, str]] = {
+        "test_a_silent_block_stays_out_of_prefill": "its prefill runs every block, useful or not",
+    }
+
+
+class TestAccuracy(ObjectiveContract):
+    component = Accuracy
+
+
+class TestAccuracyPerByte(ObjectiveContract):
+    component = Accuracy
+    options: ClassVar[dict[str, Any]] = {"per_byte": True}
+
+
+class TestMargin(ObjectiveContract):
+    component = Margin
+
+
+class TestPerplexity(ObjectiveContract):
+    component = Perplexity
+
+
+class TestMini(CalibrationContract):
+    component = Mini
+
+
+class TestJsonl(CalibrationContract):
+    component = Jsonl
+    options: ClassVar[dict[str, Any]] = {"files": [f"{MINI}/calibration.jsonl"]}
+
+
+class TestJsonlWithFilesApart(CalibrationContract):
+    component = Jsonl
+    options: ClassVar[dict[str, Any]] = {
+        "files": [f"{MINI}/calibration.jsonl"],
+        "held_out_files": [f"{MINI}/evaluation.jsonl"],
+    }
+
+
+class TestText(CalibrationContract):
+    component = Text
+
+
+class TestTextOfFiles(CalibrationContract):
+    component = Text
+    options: ClassVar[dict[str, Any]] = {"files": [PROSE], "words": 4}
+
+
+class TestFolderModel(ModelSourceContract):
+    component = FolderModel
+    missing = "./no-such-folder"
+
+    def example(self, folder: Path) -> str:
+        return write_checkpoint(folder / "tiny")
+
+
+class TestGgufModel(ModelSourceContract):
+    component = GgufModel
+    missing = "no-such-file.gguf"
+
+    def example(self, folder: Path) -> str:
+        return write_gguf(folder / "tiny.gguf")
+
+
+class TestPackageModel(ModelSourceContract):
+    component = PackageModel
+    missing = "package:no_such_package"
+
+    @pytest.fixture(autouse=True)
+    def _paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.syspath_prepend(tmp_path)
+
+    def example(self, folder: Path) -> str:
+        (folder / "pdtrim_tiny_package").mkdir()
+        (folder / "pdtrim_tiny_package" / "__init__.py").write_text("raise RuntimeError('it is never imported')\n")
+        write_gguf(folder / "pdtrim_tiny_package" / "tiny.gguf")
+        return "package:pdtrim_tiny_package"
+
+
+class TestHubModel(ModelSourceContract):
+    component = HubModel
+    path = "tiny/llama"
+    missing = "tiny/no-such-model"
+
+    @pytest.fixture(autouse=True)
+    def _cached_copy_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Give the hub's client a cache with one model in it, and no network."""
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        cached = tmp_path / "models--tiny--llama"
+        write_checkpoint(cached / "snapshots" / COMMIT)
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text(COMMIT)
+
+
+class TestTinyModel(ModelSourceContract):
+    component = TinyModel
+    path = "tiny:llama"
+    missing = "tiny:lama"
+
+
+class TestPlanFile(ExporterContract):
+    component = PlanFile
+
+
+class TestTable(ReportContract):
+    component = Table
+
+
+def write_checkpoint(folder: Path) -> str:
+    """Write a tiny Llama with a tokenizer of bytes as a transformers checkpoint."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tiny_transformers("llama").save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(_signs_of_bytes())}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def write_gguf(file: Path) -> str:
+    """Write a tiny Llama with a tokenizer of bytes (and one merge: transformers reads no file without one) as GGUF."""
+    import gguf
+
+    model = tiny_transformers("llama")
+    config = model.config
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*_signs_of_bytes(), "ab", "<s>", "</s>", "<pad>"])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(257)
+    writer.add_eos_token_id(258)
+    writer.add_pad_token_id(259)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(file)
+
+
+def _signs_of_bytes() -> list[str]:
+    """Return the printable sign that byte-level tokenizers write for each of the 256 bytes."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def test_every_built_in_component_has_its_contract_test(host: PluginHost) -> None:
+    here = vars(sys.modules[__name__]).values()
+    tested = {getattr(test, "component", None) for test in here if isinstance(test, type)} - {None}
+    built_in = {p.component for p in host.provided if p.origin.source == "pdtrim-core"}
+    assert built_in <= tested

@@ -1,0 +1,418 @@
+"""The plan and its law: every block that decode runs finds its K/V in what prefill computed."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.errors import PlanError
+from pdtrim_core.plan import KvSource, Plan, SavedPlan, Slot, plan_from_json, plan_to_json
+
+LAW = "this plan breaks the K/V law: "
+BLOCKS = st.integers(min_value=2, max_value=9)
+
+
+def plan(prefill: list[Element], decode: list[Element]) -> Plan:
+    return Plan(Removal(prefill), Removal(decode))
+
+
+@st.composite
+def decodes(draw: st.DrawFn, block_count: int) -> list[Element]:
+    """Draw a decode that keeps at least one block: drops, merges and shrinks."""
+    elements: list[Element] = []
+    block = 0
+    while block < block_count:
+        state = draw(st.sampled_from(["run", "run", "drop", "shrink", "merge"]))
+        if state == "merge" and block + 1 < block_count:
+            kv, turned = draw(st.sampled_from([("shadow", False), ("shadow", True), ("frozen", False)]))
+            elements.append(Merge(block + turned, block + (not turned), "frozen" if kv == "frozen" else "shadow"))
+            block += 1
+        elif state == "drop":
+            elements.append(Drop(block))
+        elif state == "shrink":
+            part = draw(st.sampled_from(["attention", "mlp", "both"]))
+            elements += [Shrink(block, "attention", (0, 2))] if part != "mlp" else []
+            elements += [Shrink(block, "mlp", (1, 5))] if part != "attention" else []
+        block += 1
+    if not Plan(decode=Removal(elements)).slots(block_count):
+        elements.pop()
+    return elements
+
+
+@st.composite
+def lawful(draw: st.DrawFn) -> tuple[Plan, int]:
+    """Draw a plan in which each block of decode is, in prefill, as in decode, whole, K/V only, or (dropped) merged."""
+    block_count = draw(BLOCKS)
+    decode = Removal(draw(decodes(block_count)))
+    prefill: list[Element] = []
+    free: list[int] = []
+    for slot in Plan(decode=decode).slots(block_count):
+        state = draw(st.sampled_from(["run", "kv-only", "same", "mlp"]))
+        if state == "kv-only":
+            prefill.append(KvOnly(slot.block))
+        elif state == "same":
+            prefill += [slot.merge] if slot.merge else slot.shrinks
+        elif state == "mlp":
+            prefill.append(Shrink(slot.blocks[-1], "mlp", (3,)))
+    for block in sorted(e.block for e in decode if isinstance(e, Drop)):
+        state = draw(st.sampled_from(["run", "drop", "merge"]))
+        if state == "merge" and free[-1:] == [block - 1]:
+            free.pop()
+            prefill.append(Merge(block, block - 1))
+        elif state == "drop":
+            prefill.append(Drop(block))
+        else:
+            free.append(block)
+    return Plan(Removal(prefill), decode), block_count
+
+
+@st.composite
+def saved(draw: st.DrawFn) -> SavedPlan:
+    a_plan, block_count = draw(lawful())
+    text = st.text(max_size=8)
+    return SavedPlan(a_plan, draw(text), draw(text), block_count, draw(st.sampled_from(["decode", "prefill"])))
+
+
+# The law
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "problem"),
+    [
+        ([Drop(2)], [], "decode runs block 2, but prefill removes it and computes no K/V for it"),
+        ([Drop(2)], [Shrink(2, "mlp", (0,))], "decode runs block 2, but prefill removes it and computes no K/V for it"),
+        (
+            [Merge(2, 3)],
+            [],
+            "decode runs block 2, but prefill merges it and computes no K/V for it; "
+            "decode runs block 3, but prefill merges it and computes no K/V for it",
+        ),
+        ([Merge(2, 3)], [Drop(2)], "decode runs block 3, but prefill merges it and computes no K/V for it"),
+        ([], [KvOnly(4)], "decode has kv:4, but K/V-only is a state of prefill"),
+        ([KvOnly(4)], [Drop(4)], "prefill keeps the K/V of block 4, but decode does not run it: use a drop"),
+        ([KvOnly(4), Drop(5)], [Merge(4, 5)], "prefill has kv:4 for the merged pair 4+5, and also 5 inside it; {pair}5"),
+        ([KvOnly(4), KvOnly(5)], [Merge(4, 5)], "prefill has kv:4 for the merged pair 4+5, and also kv:5 inside it; {pair}kv:5"),
+        (
+            [KvOnly(4), Shrink(5, "mlp", (0,))],
+            [Merge(4, 5)],
+            "prefill has kv:4 for the merged pair 4+5, and also 5.mlp-1 inside it",
+        ),
+        ([KvOnly(5)], [Merge(4, 5)], "{pair}kv:5"),
+        ([Drop(4)], [Merge(4, 5)], "{pair}4"),
+        ([Drop(5)], [Merge(4, 5)], "{pair}5"),
+        ([Merge(5, 4)], [Merge(4, 5)], "{pair}4+5"),
+        ([Merge(4, 5, "frozen")], [Merge(4, 5)], "{pair}4+5"),
+        ([Shrink(4, "attention", (0,))], [Merge(4, 5)], "{pair}4.attention-1"),
+        ([Shrink(5, "attention", (0,))], [Merge(4, 5)], "{pair}5.attention-1"),
+        ([Merge(5, 6)], [Drop(6), Merge(4, 5)], "{pair}5+6"),
+        ([Shrink(1, "attention", (0, 2))], [], "decode runs K/V heads [0, 2] of block 1, but prefill has removed them"),
+        (
+            [Shrink(1, "attention", (0, 1, 2))],
+            [Shrink(1, "attention", (1,))],
+            "decode runs K/V heads [0, 2] of block 1, but prefill has removed them",
+        ),
+        (
+            [Shrink(1, "attention", (0,))],
+            [Shrink(1, "mlp", (0,))],
+            "decode runs K/V heads [0] of block 1, but prefill has removed them",
+        ),
+    ],
+    ids=str,
+)
+def test_prefill_may_not_remove_what_decode_reads(prefill: list[Element], decode: list[Element], problem: str) -> None:
+    pair = (
+        "decode merges 4 and 5, but prefill has {}: it must run the pair, merge it the same way, or keep its K/V only (kv:4)"
+    )
+    if "{pair}" in problem:
+        before, shown = problem.split("{pair}")
+        problem = before + pair.format(shown)
+    with pytest.raises(PlanError) as caught:
+        plan(prefill, decode)
+    assert str(caught.value) == LAW + problem
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode"),
+    [
+        ([], [Drop(2)]),
+        ([Drop(2)], [Drop(2)]),
+        ([KvOnly(2)], []),
+        ([KvOnly(2)], [Shrink(2, "attention", (0,))]),
+        ([Merge(2, 3)], [Drop(2), Drop(3)]),
+        ([Drop(2), Drop(3)], [Drop(2), Drop(3)]),
+        ([Merge(2, 3)], [Merge(2, 3)]),
+        ([KvOnly(2)], [Merge(3, 2)]),
+        ([], [Merge(3, 2)]),
+        ([Shrink(2, "mlp", (0,)), Shrink(3, "mlp", (1,))], [Merge(3, 2)]),
+        ([Shrink(2, "mlp", (0,))], []),
+        ([Shrink(2, "mlp", (0,))], [Shrink(2, "mlp", (5,))]),
+        ([Shrink(2, "attention", (1,))], [Shrink(2, "attention", (0, 1))]),
+        ([Shrink(2, "attention", (1,))], [Drop(2)]),
+    ],
+    ids=str,
+)
+def test_prefill_may_keep_more_than_decode_reads(prefill: list[Element], decode: list[Element]) -> None:
+    assert plan(prefill, decode).removal("prefill") == Removal(prefill)
+
+
+def test_all_breaches_are_told_at_once() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan([Drop(1), KvOnly(2)], [Drop(2), KvOnly(3)])
+    assert str(caught.value) == LAW + (
+        "decode has kv:3, but K/V-only is a state of prefill; "
+        "decode runs block 1, but prefill removes it and computes no K/V for it; "
+        "prefill keeps the K/V of block 2, but decode does not run it: use a drop"
+    )
+
+
+@given(data=st.data(), block_count=BLOCKS)
+def test_prefill_that_loses_a_subset_of_decode_is_always_lawful(data: st.DataObject, block_count: int) -> None:
+    decode = data.draw(decodes(block_count))
+    prefill = data.draw(st.lists(st.sampled_from(decode), unique=True)) if decode else []
+    plan(prefill, decode)
+
+
+@given(lawful())
+def test_every_slot_of_decode_has_exactly_one_source(drawn: tuple[Plan, int]) -> None:
+    a_plan, block_count = drawn
+    feeds = a_plan.kv_map(block_count)
+    assert [feed.slot for feed in feeds] == list(range(len(feeds)))
+    assert [feed.block for feed in feeds] == [slot.block for slot in a_plan.slots(block_count)]
+
+
+@given(lawful(), st.integers())
+def test_the_order_of_elements_changes_neither_equality_nor_hash(drawn: tuple[Plan, int], seed: int) -> None:
+    a_plan, _ = drawn
+    turned = []
+    for removal in (a_plan.prefill, a_plan.decode):
+        elements = list(removal)
+        Random(seed).shuffle(elements)
+        turned.append(Removal(elements))
+    assert Plan(*turned) == a_plan
+    assert hash(Plan(*turned)) == hash(a_plan)
+
+
+# Slots and sources
+
+
+def test_slots_are_what_decode_runs() -> None:
+    shrink = Shrink(4, "attention", (1,)), Shrink(4, "mlp", (0, 3))
+    merge = Merge(2, 1)
+    slots = plan([], [Drop(0), merge, *shrink]).slots(6)
+    assert slots == (Slot(1, merge=merge), Slot(3), Slot(4, shrinks=shrink), Slot(5))
+    assert [slot.blocks for slot in slots] == [(1, 2), (3,), (4,), (5,)]
+    assert [slot.removed_kv_heads for slot in slots] == [(), (), (1,), ()]
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "feed"),
+    [
+        ([], [], KvSource(0, 0, "run")),
+        ([KvOnly(0)], [], KvSource(0, 0, "kv-only")),
+        ([], [Merge(1, 0)], KvSource(0, 0, "shadow")),
+        ([Merge(1, 0)], [Merge(1, 0)], KvSource(0, 0, "merged")),
+        ([KvOnly(0)], [Merge(1, 0)], KvSource(0, 0, "kv-only")),
+        ([], [Merge(0, 1, "frozen")], KvSource(0, 0, "run")),
+        ([Merge(0, 1, "frozen")], [Merge(0, 1, "frozen")], KvSource(0, 0, "merged")),
+        ([KvOnly(0)], [Merge(0, 1, "frozen")], KvSource(0, 0, "kv-only")),
+        ([], [Shrink(0, "attention", (0, 2))], KvSource(0, 0, "run", (0, 2))),
+        ([Shrink(0, "attention", (2,))], [Shrink(0, "attention", (0, 2))], KvSource(0, 0, "run", (0,))),
+        ([Shrink(0, "attention", (0, 2))], [Shrink(0, "attention", (0, 2))], KvSource(0, 0, "run")),
+        ([KvOnly(0)], [Shrink(0, "attention", (0, 2))], KvSource(0, 0, "kv-only")),
+        ([Shrink(0, "mlp", (7,))], [Shrink(0, "mlp", (7,))], KvSource(0, 0, "run")),
+    ],
+    ids=str,
+)
+def test_each_slot_knows_where_its_kv_come_from(prefill: list[Element], decode: list[Element], feed: KvSource) -> None:
+    assert plan(prefill, decode).kv_map(3)[0] == feed
+
+
+def test_channels_that_prefill_loses_are_no_kv_heads() -> None:
+    # Prefill has all K/V heads here, so decode must take its slice, whatever became of prefill's MLP.
+    a_plan = plan([Shrink(0, "mlp", (0, 2))], [Shrink(0, "attention", (0, 2)), Shrink(0, "mlp", (0, 2))])
+    assert a_plan.kv_map(1) == (KvSource(0, 0, "run", (0, 2)),)
+
+
+def test_slots_are_numbered_without_gaps() -> None:
+    a_plan = plan([Drop(0), KvOnly(4)], [Drop(0), Merge(2, 1)])
+    assert a_plan.kv_map(6) == (
+        KvSource(0, 1, "shadow"),
+        KvSource(1, 3, "run"),
+        KvSource(2, 4, "kv-only"),
+        KvSource(3, 5, "run"),
+    )
+
+
+def test_the_first_changed_block_is_the_lower_of_both_stages() -> None:
+    assert Plan().first_block is None
+    assert plan([], [Merge(5, 4)]).first_block == 4
+    assert plan([KvOnly(2)], [Drop(5)]).first_block == 2
+
+
+# The free tail
+
+
+@given(lawful())
+def test_freeing_the_tail_twice_changes_nothing(drawn: tuple[Plan, int]) -> None:
+    once = drawn[0].free_tail(drawn[1])
+    assert once.free_tail(drawn[1]) == once
+
+
+@given(lawful())
+def test_freeing_the_tail_leaves_decode_and_all_before_the_last_slot(drawn: tuple[Plan, int]) -> None:
+    before, block_count = drawn
+    after = before.free_tail(block_count)
+    last = before.slots(block_count)[-1].block
+    assert after.decode == before.decode
+    assert [e for e in after.prefill if e.blocks[0] < last] == [e for e in before.prefill if e.blocks[0] < last]
+
+
+@given(lawful())
+def test_prefill_computes_nothing_behind_the_kv_of_the_last_slot(drawn: tuple[Plan, int]) -> None:
+    before, block_count = drawn
+    last = before.slots(block_count)[-1]
+    prefill = before.free_tail(block_count).prefill
+    assert prefill.at(last.block) == (KvOnly(last.block),)
+    assert all(prefill.at(block) == (Drop(block),) for block in range(last.blocks[-1] + 1, block_count))
+
+
+@given(lawful())
+def test_every_slot_still_finds_its_kv_when_the_tail_is_freed(drawn: tuple[Plan, int]) -> None:
+    before, block_count = drawn
+    feeds, freed = before.kv_map(block_count), before.free_tail(block_count).kv_map(block_count)
+    assert feeds[:-1] == freed[:-1]
+    assert (freed[-1].block, freed[-1].source) == (feeds[-1].block, "kv-only")
+
+
+def test_a_plan_without_slots_has_no_tail_to_free() -> None:
+    nothing = Plan.unified(Removal([Drop(0), Drop(1)]))
+    assert nothing.free_tail(2) is nothing
+
+
+# Fitting
+
+
+def test_a_plan_for_more_blocks_is_refused() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan([], [Merge(4, 3)]).check_fits(4)
+    assert str(caught.value) == "this plan changes block 4, but the model has blocks 0 to 3"
+
+
+def test_decode_keeps_at_least_one_block() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan([], [Drop(0), Drop(1)]).check_fits(2)
+    assert str(caught.value) == "this plan leaves decode none of the 2 blocks"
+
+
+@given(lawful())
+def test_a_plan_fits_the_model_it_was_drawn_for(drawn: tuple[Plan, int]) -> None:
+    drawn[0].check_fits(drawn[1])
+    drawn[0].free_tail(drawn[1]).check_fits(drawn[1])
+
+
+def test_a_plan_is_shown_by_stage() -> None:
+    assert str(plan([], [Drop(3), Merge(5, 6)])) == "prefill {}, decode {3, 5+6}"
+
+
+# JSON
+
+
+@given(lawful())
+def test_a_plan_survives_json(drawn: tuple[Plan, int]) -> None:
+    assert plan_from_json(json.loads(json.dumps(plan_to_json(drawn[0])))) == drawn[0]
+
+
+@given(saved())
+def test_a_saved_plan_survives_json_byte_for_byte(before: SavedPlan) -> None:
+    text = before.to_json()
+    after = SavedPlan.from_json(text)
+    assert after == before
+    assert after.to_json() == before.to_json() == text
+
+
+def test_plan_json_spells_everything_out() -> None:
+    text = SavedPlan(plan([KvOnly(2)], [Drop(0), Shrink(1, "attention", (1,))]), "tiny", "abc", 3).to_json()
+    assert json.loads(text) == {
+        "format": 1,
+        "index_base": 0,
+        "model": {"name": "tiny", "fingerprint": "abc", "blocks": 3},
+        "first_token": "decode",
+        "prefill": [{"kind": "kv-only", "slot": 2}],
+        "decode": [{"kind": "drop", "block": 0}, {"kind": "shrink", "block": 1, "part": "attention", "units": [1]}],
+        "kv_map": [
+            {"slot": 0, "block": 1, "source": "run", "removed_heads": [1]},
+            {"slot": 1, "block": 2, "source": "kv-only", "removed_heads": []},
+        ],
+    }
+    assert text.endswith("}\n")
+
+
+def changed(**keys: Any) -> str:
+    data = json.loads(SavedPlan(plan([], [Drop(1)]), "tiny", "abc", 3).to_json())
+    return json.dumps({**data, **keys})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (changed(format=2), "p.json has plan format 2, this version reads 1: make the plan again"),
+        ("{}", "p.json is not a plan: KeyError('format')"),
+        ("[]", "p.json is not a plan: TypeError('list indices must be integers or slices, not str')"),
+        ('{"format": 1}', "p.json is not a plan: KeyError('model')"),
+        ("plan", "p.json is not a plan: JSONDecodeError('Expecting value: line 1 column 1 (char 0)')"),
+        (changed(prefill=None), "p.json: not a plan: it needs lists called 'prefill' and 'decode'"),
+        (changed(decode=[{"kind": "melt"}]), "p.json: not an element of a plan: {'kind': 'melt'}"),
+        (
+            changed(prefill=[{"kind": "drop", "block": 0}]),
+            f"p.json: {LAW}decode runs block 0, but prefill removes it and computes no K/V for it",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_no_plan_is_refused(text: str, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        SavedPlan.from_json(text, "p.json")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("data", [{}, [], None, {"prefill": []}, {"prefill": 1, "decode": 2}], ids=str)
+def test_what_is_no_pair_of_removals_is_refused(data: Any) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan_from_json(data)
+    assert str(caught.value) == "not a plan: it needs lists called 'prefill' and 'decode'"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        changed(model={"name": "tiny", "fingerprint": "abc", "blocks": "3"}),
+        changed(model={"name": "tiny", "fingerprint": "abc", "blocks": None}),
+        changed(model={"name": "tiny", "fingerprint": 5, "blocks": 3}),
+        changed(first_token="later"),
+        changed(first_token=["decode"]),
+    ],
+)
+def test_fields_of_the_wrong_sort_are_refused(text: str) -> None:
+    with pytest.raises(PlanError, match=r"p\.json"):
+        SavedPlan.from_json(text, "p.json")
+
+
+def test_a_file_whose_plan_does_not_fit_its_own_model_is_named() -> None:
+    with pytest.raises(PlanError, match=r"p\.json"):
+        SavedPlan.from_json(changed(model={"name": "tiny", "fingerprint": "abc", "blocks": 1}), "p.json")
+
+
+def test_another_model_is_refused() -> None:
+    saved_plan = SavedPlan(Plan(), "tiny", "a" * 64, 3)
+    saved_plan.check_meets("elsewhere", "a" * 64)
+    with pytest.raises(PlanError) as caught:
+        saved_plan.check_meets("other", "b" * 64)
+    assert str(caught.value) == (
+        "this plan was made for tiny (aaaaaaaaaaaa), but other has other weights (bbbbbbbbbbbb): run the recipe again on this model"
+    )
