@@ -1,11 +1,12 @@
 # ruff: noqa: INP001, ISC004 - a script beside the pages; long sentences are written over several lines
-"""Write the generated pages of the reference from the package itself: `python docs/generate.py`, or `--check` to compare.
+"""Write the generated pages, and the table of README: `python docs/generate.py`, or `--check` to compare.
 
 Only what pdtrim-core itself provides gets into the pages, whatever other plugins are installed.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -20,12 +21,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import pdtrim_core
-from pdtrim_core import hookspecs, load_plugins
+from pdtrim_core import hookspecs, load_plugins, testing
 from pdtrim_core.components import KINDS, Component, options_of
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import DEFAULTS, LISTS, OWN_DISTRIBUTION, Evaluation, Prune, Quantile, Settings
 
 FOLDER = Path(__file__).parent / "reference"
+README = Path(__file__).parents[1] / "README.md"
 MARK = "<!-- Made by docs/generate.py from the package: do not edit. -->"
 WIDTH = "100"
 
@@ -55,6 +57,7 @@ def pages() -> dict[str, str]:
     found["recipe.md"] = recipe_page()
     found["command-line.md"] = command_line_page()
     found["python-api.md"] = python_page()
+    found["families.md"] = families_page()
     return {name: f"{MARK}\n\n{text.strip()}\n" for name, text in found.items()}
 
 
@@ -73,6 +76,35 @@ def kind_page(kind: str, host: PluginHost) -> str:
     parts.append(f"## Writing one\n\nSubclass `pdtrim_core.{base.__name__}`.{_shared_options(base)}")
     parts += [f"```text\n{base.__name__}.{name}{signature(member)}\n```\n\n{doc(member)}" for name, member in methods(base)]
     return "\n\n".join(parts)
+
+
+def families_page() -> str:
+    """Return the page of families whose blocks the built-in plugins find."""
+    from pdtrim_plugins.architectures import PLACES  # noqa: PLC0415 - one page is about this one plugin
+
+    rows = [[f"`{family}`", f"`{place}`"] for family, place in sorted(PLACES.items())]
+    return "\n\n".join(
+        [
+            "# Families of models",
+            "The built-in plugin `architectures` answers the hook `pdtrim_find_blocks` for these values of `model_type` in a "
+            "model's config. Another plugin can answer for more.",
+            table(["model_type", "where its blocks are"], rows),
+        ]
+    )
+
+
+def readme(text: str, host: PluginHost) -> str:
+    """Return the README with its table of components brought up to date."""
+    begin, end = "<!-- components: written by docs/generate.py -->\n", "<!-- end of components -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    assert after, "README.md has lost the comments around its table of components"
+    rows = []
+    for kind, base in KINDS.items():
+        names = [p.component.name for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
+        links = ", ".join(f"[{name}](docs/reference/{kind}.md#{name})" for name in names)
+        rows.append([f"`{kind}`", summary(base), links])
+    return f"{before}{begin}\n{table(['key', 'what it does', 'components'], rows)}\n\n{end}{after}"
 
 
 def component_section(component: type[Component], plugin: str) -> str:
@@ -274,7 +306,25 @@ def python_page() -> str:
         table(["name", "what it is"], rows),
     ]
     parts += [name_section(name) for name in sorted(pdtrim_core.__all__, key=str.lower)]
+    parts += [
+        "## pdtrim_core.testing",
+        doc(testing),
+        table(["name", "what it is"], [[f"`{name}`", about_testing(name)] for name in sorted(testing.__all__, key=str.lower)]),
+    ]
     return "\n\n".join(parts)
+
+
+def about_testing(name: str) -> str:
+    """Return the first line of a docstring of the testing kit, from its source: importing contracts would need pytest."""
+    for file in sorted(Path(testing.__file__).parent.rglob("*.py")):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        for node, behind in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+                return (ast.get_docstring(node) or "").split("\n", maxsplit=1)[0]
+            named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name
+            if named and isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant):
+                return str(behind.value.value).split("\n", maxsplit=1)[0]
+    return ""
 
 
 def about_name(name: str) -> str:
@@ -286,9 +336,11 @@ def name_section(name: str) -> str:
     """Return the section of one public name: its signature, docstring and public members."""
     value = getattr(pdtrim_core, name)
     parts = [f"## {name}"]
+    if name in ABOUT_NAMES:
+        return "\n\n".join([*parts, ABOUT_NAMES[name]])
     if inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, (Component, Exception))):
         parts.append(f"```text\n{name}{signature(value)}\n```")
-    parts.append(ABOUT_NAMES.get(name) or doc(value))
+    parts.append(doc(value))
     if inspect.isclass(value):
         rows = [[f"`{member}`", doc(thing).split("\n", maxsplit=1)[0]] for member, thing in members(value)]
         parts += [table(["member", "what it is"], rows)] if rows else []
@@ -365,14 +417,16 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python docs/generate.py [--check]", file=sys.stderr)  # noqa: T201 - a script talks to its user
         return 2
     os.environ.update(COLUMNS=WIDTH, TERMINAL_WIDTH=WIDTH, NO_COLOR="1")
-    made = pages()
+    made, front = pages(), README.read_text(encoding="utf-8")
+    new_front = readme(front, load_plugins())
     changed = differences(made)
-    for name in changed:
-        print(f"docs/reference/{name}")  # noqa: T201 - a script talks to its user
+    for path in [f"docs/reference/{name}" for name in changed] + ["README.md"] * (front != new_front):
+        print(path)  # noqa: T201 - a script talks to its user
     if arguments:
-        if changed:
+        if changed or front != new_front:
             print("out of date: run python docs/generate.py", file=sys.stderr)  # noqa: T201 - a script talks to its user
-        return 1 if changed else 0
+        return int(bool(changed) or front != new_front)
+    README.write_text(new_front, encoding="utf-8")
     FOLDER.mkdir(exist_ok=True)
     for name in changed:
         if name in made:

@@ -198,8 +198,10 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
     if problems or settings is None:
         raise RecipeError(where, problems)
     folder = out or Path(settings.out or f"runs/{Path(where).stem}")
+    # The resolved recipe is written to the run folder, from where a relative path would lead elsewhere.
+    files = tuple(str(path.resolve()) for path in plugin_files(data, Path(where)))
     return Recipe(
-        settings=settings,
+        settings=settings.model_copy(update={"plugins": files}),
         out=folder,
         exporters=tuple(parts.pop("exporter")),
         reports=tuple(parts.pop("report")),
@@ -210,6 +212,15 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
 def read(path: Path, host: PluginHost, *, settings: Sequence[str] = (), out: Path | None = None) -> Recipe:
     """Return the recipe in a file, with `--set` overrides put in. Raises `RecipeError` with all problems at once."""
     return resolve(override(load(path), settings), host, where=str(path), out=out)
+
+
+def resolve_reports(data: Mapping[str, Any], host: PluginHost, *, where: str) -> tuple[Report, ...]:
+    """Make the reports that resolved recipe data name, and nothing else: an old run needs none of its other parts."""
+    problems: list[str] = []
+    reports = _make_all("report", data.get("report", DEFAULTS["report"]), host, problems)
+    if problems:
+        raise RecipeError(where, problems)
+    return tuple(reports)
 
 
 def _conflicts(prune: Prune) -> list[str]:

@@ -6,8 +6,9 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import tomli
 import tomli_w
@@ -18,7 +19,7 @@ from pdtrim_core.outcome import Outcome
 from pdtrim_core.plan import Plan, SavedPlan, plan_from_json, plan_to_json
 from pdtrim_core.search import Reading
 
-UNCOMPARED = ("out", "exporter", "report")
+UNCOMPARED = ("out", "plugins", "exporter", "report")
 """Recipe keys that may differ between a run and its continuation: they change no measurement."""
 OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json")
 
@@ -26,7 +27,7 @@ OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", 
 class RunFolder:
     """A run's files. Open one with `open_run_folder`, which holds it against a second run meanwhile."""
 
-    def __init__(self, path: Path, journal: IO[str], known: Mapping[str, Mapping[Plan, Reading]]) -> None:
+    def __init__(self, path: Path, journal: FileIO, known: Mapping[str, Mapping[Plan, Reading]]) -> None:
         self.path = path
         self.known = known
         self._journal = journal
@@ -37,10 +38,11 @@ class RunFolder:
 
     def note(self, part: str, plan: Plan, reading: Reading) -> None:
         """Append a measurement to the journal, at once on disk. `part` names the items it was made on."""
-        line = json.dumps({"part": part, "plan": plan_to_json(plan), **vars(reading)})
+        line = json.dumps({"part": part, "plan": plan_to_json(plan), **vars(reading)}) + "\n"
+        left = memoryview(line.encode())
         with writing(self.path / "journal.jsonl"):
-            self._journal.write(line + "\n")
-            self._journal.flush()
+            while left:
+                left = left[self._journal.write(left) :]
 
     def check_same(self, key: Mapping[str, str]) -> None:
         """Raise `PdtrimError` if the journal was made with other weights or data; note what this one is made with."""
@@ -65,7 +67,8 @@ def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = Fals
         path.mkdir(parents=True, exist_ok=True)
     journal_path = path / "journal.jsonl"
     with writing(journal_path):
-        journal = journal_path.open("a", encoding="utf-8")
+        # Not buffered: what is written is on its way to the disk, and a disk that is full says so here and not at the end.
+        journal = journal_path.open("ab", buffering=0)
     with journal:
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # No test may depend on a network; without this the hub client waits for one.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
     # Tiny models gain nothing from more threads, and workers side by side lose by them.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import tomli_w
 
+from pdtrim_core.components import Report
 from pdtrim_core.errors import blame
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe
 
 
-def reports(recipe: Recipe, host: PluginHost, outcome: Outcome) -> Iterator[str]:
-    """Yield what the recipe's reports have to say: their text, or the file that they wrote."""
-    for report in recipe.reports:
+def reports(made_by: Iterable[Report], host: PluginHost, outcome: Outcome, out: Path) -> Iterator[str]:
+    """Yield what reports have to say about a run: their text, or the file that they wrote."""
+    for report in made_by:
         with blame(host.label_of(report)):
-            made = report.report(outcome, recipe.out)
+            made = report.report(outcome, out)
         yield made if isinstance(made, str) else f"report: {made}"
 
 

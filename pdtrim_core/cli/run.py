@@ -40,5 +40,5 @@ def run(
     if as_json:
         print(outcome.to_json(), end="")
         return
-    for text in reporting.reports(plan, host, outcome):
+    for text in reporting.reports(plan.reports, host, outcome, plan.out):
         print(text)

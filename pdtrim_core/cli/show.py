@@ -13,7 +13,7 @@ from pdtrim_core.elements import Element
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.plugins import load_plugins
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import plugin_files, resolve_reports
 from pdtrim_core.run_folder import load_outcome, load_plan
 
 
@@ -40,9 +40,9 @@ def show(
 
 def _whole_run(path: Path) -> None:
     outcome = load_outcome(path)
-    host = load_plugins()
-    recipe = resolve(outcome.recipe, host, where=str(path / "recipe.toml"), out=path)
-    for text in reporting.reports(recipe, host, outcome):
+    host = load_plugins(file for file in plugin_files(outcome.recipe, path) if file.is_file())
+    reports = resolve_reports(outcome.recipe, host, where=str(path / "recipe.toml"))
+    for text in reporting.reports(reports, host, outcome, path):
         print(text)
 
 

@@ -7,6 +7,7 @@ rounding does not.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,6 +107,23 @@ def tiny_model(
 def tiny_llama(*, seed: int = 0, silent: Collection[int] = (), **settings: Any) -> BlockModel:
     """Return a tiny Llama as blocks; see `tiny_model`."""
     return tiny_model("llama", seed=seed, silent=silent, **settings)
+
+
+def save_tiny_model(folder: Path, family: str = "llama", **settings: Any) -> Path:
+    """Write a tiny model as a transformers checkpoint with a byte-level tokenizer; return the folder.
+
+    A recipe can name it: `[model] path = "..."`.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415 - comes with transformers
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - slow to import
+
+    tiny_transformers(family, **settings).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
 
 
 _OUTPUTS = ("o_proj", "down_proj", "out_proj", "fc2", "dense", "dense_4h_to_h")

@@ -8,14 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from pdtrim_plugins.calibrations import Jsonl, Mini, Text
-from pdtrim_plugins.exporters.plan import PlanFile
-from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
-from pdtrim_plugins.objectives import Accuracy, Margin, Perplexity
-from pdtrim_plugins.reports.table import Table
-from pdtrim_plugins.scorers import Cosine, Dot, Euclidean
-from pdtrim_plugins.searchers import Annealing, Greedy, RandomChoice
-from pdtrim_plugins.splitters import DensePrefill, Gain, Unified
 
 from pdtrim_core.testing import (
     CalibrationContract,
@@ -29,6 +21,14 @@ from pdtrim_core.testing import (
     TinyModel,
     tiny_transformers,
 )
+from pdtrim_plugins.calibrations import Jsonl, Mini, Text
+from pdtrim_plugins.exporters.plan import PlanFile
+from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
+from pdtrim_plugins.objectives import Accuracy, Margin, Perplexity
+from pdtrim_plugins.reports.table import Table
+from pdtrim_plugins.scorers import Cosine, Dot, Euclidean
+from pdtrim_plugins.searchers import Annealing, Greedy, RandomChoice
+from pdtrim_plugins.splitters import DensePrefill, Gain, Unified
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost

@@ -20,7 +20,7 @@ from pdtrim_core.testing.contracts.model_sources import ModelSourceContract
 from pdtrim_core.testing.contracts.objectives import FixedStaged, ObjectiveContract
 from pdtrim_core.testing.contracts.scorers import ScorerContract
 from pdtrim_core.testing.contracts.searchers import SearcherContract
-from pdtrim_core.testing.contracts.small_run import TinyModel, small_run
+from pdtrim_core.testing.contracts.small_run import TinyModel, small_run, tiny_host
 from pdtrim_core.testing.contracts.splitters import SplitterContract
 from pdtrim_core.testing.contracts.tables import Table, rugged, search_on_table, split_on_table, table_space
 from pdtrim_core.testing.contracts.writers import ExporterContract, ReportContract
@@ -42,4 +42,5 @@ __all__ = [
     "small_run",
     "split_on_table",
     "table_space",
+    "tiny_host",
 ]

@@ -75,7 +75,7 @@ class ObjectiveContract:
 
     def test_points_have_a_slope_everywhere(self) -> None:
         """The core turns standard errors into points by the slope, so it asks a little to both sides of a mean."""
-        made, staged = self.component(**self.options), self._staged(-0.1)
+        made, staged = self.component(**self.options), self._staged(0.0)
         for value in made.item_values(staged, tuple(staged.sums)):
             assert all(math.isfinite(made.points(value + step)) for step in (-TOLERANCE, 0, TOLERANCE))
 

@@ -15,7 +15,7 @@ from pdtrim_core.components import LoadedModel, ModelSource
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.plugins import Origin, load_plugins
+from pdtrim_core.plugins import Origin, PluginHost, load_plugins
 from pdtrim_core.recipe import resolve
 from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_transformers
 
@@ -44,13 +44,26 @@ class TinyModel(ModelSource):
         return self.path.removeprefix("tiny:")
 
 
-@functools.cache
-def small_run() -> tuple[Outcome, BlockModel]:
-    """Return the outcome of a real run on a tiny model, and that model."""
+def tiny_host() -> PluginHost:
+    """Return a host with all installed plugins, and `TinyModel` as one more model source."""
     host = load_plugins()
     host.register(SimpleNamespace(pdtrim_model_sources=hookimpl(lambda: [TinyModel])), Origin("tiny", "pdtrim_core.testing"))
+    return host
+
+
+def small_run() -> tuple[Outcome, BlockModel]:
+    """Return the outcome of a real run on a tiny model, made once, and a fresh copy of that model."""
+    return _outcome(), pipeline.open_model(TinyModel(path=TINY), load_plugins())
+
+
+TINY = "tiny:llama"
+
+
+@functools.cache
+def _outcome() -> Outcome:
+    host = tiny_host()
     data = {
-        "model": "tiny:llama",
+        "model": TINY,
         "prune": {"blocks": 2},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
         "searcher": {"use": "random", "tries": 3},
@@ -59,6 +72,4 @@ def small_run() -> tuple[Outcome, BlockModel]:
         "evaluation": {"threads": 1},
     }
     with tempfile.TemporaryDirectory() as folder:
-        recipe = resolve(data, host, where="small.toml", out=Path(folder) / "small")
-        outcome = pipeline.run(recipe, host)
-    return outcome, pipeline.open_model(recipe.model, host)
+        return pipeline.run(resolve(data, host, where="small.toml", out=Path(folder) / "small"), host)

@@ -91,7 +91,7 @@ def saved(draw: st.DrawFn) -> SavedPlan:
             [Merge(2, 3)],
             [],
             "decode runs block 2, but prefill merges it and computes no K/V for it; "
-            "decode runs block 3, but prefill merges it and computes no K/V for it",
+             "decode runs block 3, but prefill merges it and computes no K/V for it",
         ),
         ([Merge(2, 3)], [Drop(2)], "decode runs block 3, but prefill merges it and computes no K/V for it"),
         ([], [KvOnly(4)], "decode has kv:4, but K/V-only is a state of prefill"),
@@ -126,9 +126,7 @@ def saved(draw: st.DrawFn) -> SavedPlan:
     ids=str,
 )
 def test_prefill_may_not_remove_what_decode_reads(prefill: list[Element], decode: list[Element], problem: str) -> None:
-    pair = (
-        "decode merges 4 and 5, but prefill has {}: it must run the pair, merge it the same way, or keep its K/V only (kv:4)"
-    )
+    pair = "decode merges 4 and 5, but prefill has {}: it must run the pair, merge it the same way, or keep its K/V only (kv:4)"
     if "{pair}" in problem:
         before, shown = problem.split("{pair}")
         problem = before + pair.format(shown)
@@ -414,5 +412,6 @@ def test_another_model_is_refused() -> None:
     with pytest.raises(PlanError) as caught:
         saved_plan.check_meets("other", "b" * 64)
     assert str(caught.value) == (
-        "this plan was made for tiny (aaaaaaaaaaaa), but other has other weights (bbbbbbbbbbbb): run the recipe again on this model"
+        "this plan was made for tiny (aaaaaaaaaaaa), but other has other weights (bbbbbbbbbbbb): "
+        "run the recipe again on this model"
     )

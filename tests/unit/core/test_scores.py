@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,7 @@ def test_one_block_has_no_pairs() -> None:
 def test_the_ranking_falls_and_ties_go_to_the_lower_block(block: list[float]) -> None:
     order = Scores(tuple(block)).ranking()
     assert sorted(order) == list(range(len(block)))
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         assert block[before] > block[after] or (block[before] == block[after] and before < after)
 
 

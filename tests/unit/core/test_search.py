@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -327,10 +327,3 @@ def test_points_are_a_number_that_knows_its_reading() -> None:
     assert value == 62.5
     assert value - 60 == 2.5
     assert value.reading is reading
-
-
-def test_drive_may_be_given_any_callable_measure() -> None:
-    measure: Callable[[Plan, float | None, Reading | None], Reading] = lambda plan, floor, started: Reading(1.0, 0.0)  # noqa: E731
-    found, _ = drive_all(Ledger(measure), drop(0))
-    assert found is not None
-    assert found.points == 1.0

@@ -199,9 +199,7 @@ def test_decode_keeps_at_least_one_block(count: int) -> None:
     scores = Scores((0.5,) * 4)
     with pytest.raises(PdtrimError) as caught:
         search_space(scores, count, two_sets(scores, 2))
-    assert str(caught.value) == (
-        f"cannot remove {count} of 4 blocks: decode must keep at least one (prune.blocks can be 0 to 3)"
-    )
+    assert str(caught.value) == (f"cannot remove {count} of 4 blocks: decode must keep at least one (prune.blocks can be 0 to 3)")
 
 
 # Weights

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 
-from pdtrim_core import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, StagedModel
+from pdtrim_core import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink, StagedModel
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.trunk import Trunk
 
@@ -54,7 +54,7 @@ def some_items(*, vocabulary: int = 256) -> list[Item]:
     return [*items, Item((tokens(4), tokens(7)), (tokens(2),) * 2, 1, (1, 1), "two prompts")]
 
 
-def stand_ins(model: BlockModel) -> Mapping[Merge, nn.Module]:
+def stand_ins(model: BlockModel) -> dict[Merge | Shrink, nn.Module]:
     """Merged blocks whose weights are off, so that wrong K/V show; the frozen one keeps its norm, K and V."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -88,7 +88,7 @@ def test_one_pass_agrees_with_two_phases(family: str, first_token: FirstToken) -
     items = [*some_items()[2:4], *some_items()[-1:]]
     trunks = [Trunk(model, first_token=first_token, batch_tokens=64, packed=packed) for packed in (False, True)]
     plans = {**PLANS, **(TAILS if first_token == "decode" else {})}
-    worst = {}
+    worst: dict[str, float] = {}
     for name, plan in plans.items():
         reference = two_phase_sums(StagedModel(trunks[0], plan, modules), items)
         for trunk in trunks:
@@ -224,7 +224,7 @@ def test_the_model_is_as_before_after_scoring_and_generating() -> None:
     model.__dict__.pop("fingerprint")
     assert model.fingerprint == before
     assert model.config.to_dict() == config
-    assert [block.self_attn.layer_idx for block in model.blocks] == list(range(BLOCKS))
+    assert [block.get_submodule("self_attn").layer_idx for block in model.blocks] == list(range(BLOCKS))
     with torch.inference_mode():
         assert torch.equal(model.model(ids).logits, logits)
 

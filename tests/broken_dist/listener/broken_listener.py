@@ -1,0 +1,23 @@
+"""Listens to notes and cannot bear them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pdtrim_core import Recipe, hookimpl
+
+heard: list[str] = []
+
+
+@hookimpl
+def pdtrim_note_made(note: str) -> None:
+    """Write it down and fail."""
+    heard.append(note)
+    raise ValueError("too loud")
+
+
+@hookimpl
+def pdtrim_run_started(recipe: Recipe, out: Path) -> None:
+    """Write it down."""
+    del recipe
+    heard.append(str(out))

@@ -1,0 +1,3 @@
+"""Lacks what its entry point names."""
+
+from __future__ import annotations

@@ -1,0 +1,32 @@
+"""What the tests of the contracts share: running all of a contract's tests on a component."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Callable[..., set[str]]:
+    """Give a function that returns the tests of a contract that a component fails."""
+
+    def run(contract: Any, component: Any, **settings: Any) -> set[str]:
+        made = type("TestOfTests", (contract,), {"component": component, **settings})()
+        return {name for name in dir(contract) if name.startswith("test_") and _fails(getattr(made, name), tmp_path / name)}
+
+    return run
+
+
+def _fails(test: Callable[..., None], folder: Path) -> bool:
+    folder.mkdir()
+    try:
+        test(**({"tmp_path": folder} if "tmp_path" in inspect.signature(test).parameters else {}))
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a broken component may raise anything
+        return True
+    return False

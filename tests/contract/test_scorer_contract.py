@@ -1,0 +1,130 @@
+"""Broken components are caught by the scorer contract, each by the test that is meant for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from pdtrim_core import (
+    ScoreContext,
+    Scorer,
+    Scores,
+    SimilarityScorer,
+)
+from pdtrim_core.testing import (
+    ScorerContract,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Failing = Callable[..., set[str]]
+
+    from torch import Tensor
+
+
+class FirstNorm(SimilarityScorer):
+    """How little a block changes the norms."""
+
+    name = "first-norm"
+
+    def similarity(self, before: Tensor, after: Tensor) -> Tensor:
+        change: Tensor = (after.norm(dim=-1) - before.norm(dim=-1)).abs()
+        return -change
+
+
+class OneScoreTooMany(FirstNorm):
+    """One score for each block output and one for the embedding."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        scores = super().score(context)
+        return Scores((*scores.block, 0.0))
+
+
+class NotANumber(FirstNorm):
+    """A NaN among the scores."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        return Scores((float("nan"), *super().score(context).block[1:]))
+
+
+class UpsideDown(FirstNorm):
+    """Lower is safer."""
+
+    def similarity(self, before: Tensor, after: Tensor) -> Tensor:
+        return -super().similarity(before, after)
+
+
+class CountsPadding(FirstNorm):
+    """Averages over all columns of a batch."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        sums, columns = [0.0] * context.block_count, 0
+        for batch in context.batches():
+            columns += batch.is_token_BT.numel()
+            for block in range(context.block_count):
+                sums[block] += float(self.similarity(batch.hidden[block], batch.hidden[block + 1]).sum())
+        return Scores(tuple(value / columns for value in sums))
+
+
+class AveragesBatches(FirstNorm):
+    """Gives each batch the same weight, however many sequences it holds."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        means = [
+            [
+                float(self.similarity(before, after)[batch.is_token_BT].sum() / batch.is_token_BT[0].sum())
+                for before, after in zip(batch.hidden, batch.hidden[1:], strict=False)
+            ]
+            for batch in context.batches()
+        ]
+        return Scores(tuple(sum(of_block) / len(means) for of_block in zip(*means, strict=True)))
+
+
+class DrawsTorch(FirstNorm):
+    """Adds noise from torch's generator."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        scores = super().score(context)
+        return Scores(tuple(score - 1e-5 * float(torch.rand(())) for score in scores.block))
+
+
+class ChangesAWeight(FirstNorm):
+    """Tries what happens without one weight, and does not put it back."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        scores = super().score(context)
+        next(context.model.blocks[0].parameters()).data[0, 0] += 1e-6
+        return scores
+
+
+class LeavesAHook(FirstNorm):
+    """Watches a block for ever, and halves what it gives."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        scores = super().score(context)
+        context.model.blocks[0].register_forward_hook(lambda module, args, output: output / 2)
+        return scores
+
+
+def test_a_good_scorer_passes_every_test(failing: Failing) -> None:
+    assert failing(ScorerContract, FirstNorm) == set()
+
+
+@pytest.mark.parametrize(
+    ("component", "test"),
+    [
+        (OneScoreTooMany, "test_it_gives_one_finite_score_a_block_and_a_pair_or_no_pairs"),
+        (NotANumber, "test_it_gives_one_finite_score_a_block_and_a_pair_or_no_pairs"),
+        (UpsideDown, "test_a_silent_block_is_ranked_first"),
+        (CountsPadding, "test_padding_does_not_matter"),
+        (AveragesBatches, "test_the_batch_size_does_not_matter"),
+        (DrawsTorch, "test_the_same_model_and_tokens_give_the_same_scores"),
+        (ChangesAWeight, "test_the_model_is_left_as_it_was"),
+        (LeavesAHook, "test_the_model_is_left_as_it_was"),
+    ],
+)
+def test_a_broken_scorer_is_caught(component: type[Scorer], test: str, failing: Failing) -> None:
+    assert test in failing(ScorerContract, component)

@@ -1,0 +1,134 @@
+"""The reference is what the package says, and leaves nothing out."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import pdtrim_core
+from pdtrim_core import hookspecs, load_plugins, testing
+from pdtrim_core.components import KINDS, options_of
+from pdtrim_core.recipe import Evaluation, Prune, Settings
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pdtrim_core import PluginHost
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+FOREIGN = '''
+from pdtrim_core import SimilarityScorer, hookimpl
+
+class Foreign(SimilarityScorer):
+    """Comes from elsewhere."""
+    name = "foreign-one"
+    def similarity(self, before, after):
+        return (before - after).sum(dim=-1)
+
+@hookimpl
+def pdtrim_scorers():
+    yield Foreign
+'''
+
+
+@pytest.fixture
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pdtrim_docs_generate", ROOT / "docs" / "generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _page(name: str) -> str:
+    return (REFERENCE / name).read_text(encoding="utf-8")
+
+
+def test_the_generated_pages_are_up_to_date() -> None:
+    script = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_page_that_differs_or_is_left_over_is_named(generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "FOLDER", tmp_path)
+    (tmp_path / "same.md").write_text(f"{generate.MARK}\nsame\n")
+    (tmp_path / "old.md").write_text(f"{generate.MARK}\nold\n")
+    (tmp_path / "by-hand.md").write_text("# By hand\n")
+    made = {"same.md": f"{generate.MARK}\nsame\n", "new.md": "new"}
+    assert generate.differences(made) == ["new.md", "old.md"]
+
+
+def test_other_peoples_components_stay_out(generate: Any, tmp_path: Path) -> None:
+    file = tmp_path / "foreign.py"
+    file.write_text(FOREIGN)
+    host = load_plugins([file])
+    assert host.find("scorer", "foreign-one")
+    assert "foreign-one" not in generate.kind_page("scorer", host)
+    assert "foreign-one" not in generate.readme((ROOT / "README.md").read_text(), host)
+
+
+def test_every_hook_is_in_the_reference() -> None:
+    names = [name for name in vars(hookspecs) if name.startswith("pdtrim_")]
+    assert names
+    assert [name for name in names if f"### {name}\n" not in _page("hooks.md")] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_component_and_option_of_a_kind_is_in_the_reference(kind: str, host: PluginHost) -> None:
+    page = _page(f"{kind}.md")
+    provided = [p.component for p in host.of_kind(kind) if p.origin.source == "pdtrim-core"]
+    for component in provided:
+        section = page.partition(f"## {component.name}\n")[2].partition("\n## ")[0]
+        assert section, component.name
+        assert [name for name, _ in options_of(component) if f"| `{name}` |" not in section] == []
+    assert f"`{kind}`" in _page("recipe.md")
+
+
+@pytest.mark.parametrize("table", [Settings, Prune, Evaluation])
+def test_every_key_of_a_recipe_is_in_the_reference(table: Any) -> None:
+    keys = [key for key in table.model_fields if f"`{key}`" not in _page("recipe.md") and f"`[{key}]`" not in _page("recipe.md")]
+    assert keys == []
+
+
+def test_every_command_and_flag_is_in_the_reference() -> None:
+    from typer.main import get_command
+
+    from pdtrim_core.cli import app
+
+    commands: dict[str, Any] = getattr(get_command(app), "commands")  # noqa: B009 - typer's own class of a group
+    for name, command in commands.items():
+        section = _page("command-line.md").partition(f"## {name}\n")[2].partition("\n## ")[0]
+        flags = [flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")]
+        assert [flag for flag in flags if flag not in section] == []
+        assert "Example: pdtrim-core" in section
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = _page("python-api.md")
+    assert [name for name in pdtrim_core.__all__ if f"\n## {name}\n" not in page] == []
+    kit = page.partition("\n## pdtrim_core.testing\n")[2]
+    assert [name for name in testing.__all__ if f"| `{name}` |" not in kit or f"| `{name}` |  |" in kit] == []
+
+
+def test_the_hand_written_pages_know_every_file_and_field() -> None:
+    from pdtrim_core import Drop, Plan, Removal, SavedPlan
+    from pdtrim_core.run_folder import OWN_FILES, UNCOMPARED
+    from pdtrim_core.search import Reading
+
+    folder = _page("run-folder.md")
+    assert [name for name in (*OWN_FILES, *UNCOMPARED, *Reading.__dataclass_fields__) if f"`{name}`" not in folder] == []
+    saved = SavedPlan(Plan(decode=Removal([Drop(0)])), "m", "f", 2).to_json()
+    import json
+
+    data = json.loads(saved)
+    fields = [*(key for key in data if key != "model"), *(f"model.{key}" for key in data["model"]), *data["kv_map"][0]]
+    page = _page("plan-json.md")
+    assert [field for field in fields if f"`{field}`" not in page and f'"{field}"' not in page] == []

@@ -1,0 +1,112 @@
+"""The objectives against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pdtrim_core import Item
+from pdtrim_core.testing.contracts import FixedStaged
+from pdtrim_plugins.objectives import Accuracy, Margin, Perplexity
+
+
+def item(*sizes: int, answer: int = 0, tokens: tuple[int, ...] | None = None, name: str = "q") -> Item:
+    """Return an item whose choices have so many bytes, and so many tokens (one each if not told)."""
+    lengths = tokens or (1,) * len(sizes)
+    return Item(((1, 2),), tuple(tuple(range(length)) for length in lengths), answer, sizes, name)
+
+
+def values(objective: Accuracy | Margin | Perplexity, **of_items: tuple[Item, tuple[float, ...]]) -> list[float]:
+    sums = dict(of_items.values())
+    return list(objective.item_values(FixedStaged(sums), tuple(sums)))
+
+
+def test_accuracy_is_one_where_the_right_choice_is_the_likeliest() -> None:
+    right = (item(4, 4, answer=0, name="right"), (-1.0, -2.0))
+    wrong = (item(4, 4, answer=1, name="wrong"), (-1.0, -2.0))
+    assert values(Accuracy(), right=right, wrong=wrong) == [1.0, 0.0]
+    assert Accuracy().points(0.5) == 50.0
+
+
+def test_the_first_of_equal_choices_is_the_answer() -> None:
+    first = (item(4, 4, 4, answer=0, name="first"), (-3.0, -3.0, -3.0))
+    last = (item(4, 4, 4, answer=2, name="last"), (-3.0, -3.0, -3.0))
+    assert values(Accuracy(), first=first, last=last) == [1.0, 0.0]
+
+
+def test_per_byte_divides_by_the_length_of_a_choice() -> None:
+    """-4 over 2 bytes is less likely a byte than -6 over 6."""
+    asked = (item(2, 6, answer=1), (-4.0, -6.0))
+    assert values(Accuracy(), asked=asked) == [0.0]
+    assert values(Accuracy(per_byte=True), asked=asked) == [1.0]
+
+
+def test_margin_is_the_log_probability_among_the_choices() -> None:
+    """0.3 against 0.1 is 3 of 4."""
+    asked = (item(1, 1, answer=0), (math.log(0.3), math.log(0.1)))
+    (value,) = values(Margin(), asked=asked)
+    assert value == pytest.approx(math.log(0.75))
+    assert Margin().points(value) == pytest.approx(75.0)
+
+
+def test_margin_sees_differences_alone_however_small_the_probabilities() -> None:
+    near = (item(1, 1, answer=1, name="near"), (-2.0, -1.0))
+    far = (item(1, 1, answer=1, name="far"), (-2002.0, -2001.0))
+    one, other = values(Margin(), near=near, far=far)
+    assert one == pytest.approx(other)
+
+
+def test_margin_gives_the_geometric_mean_of_the_probabilities() -> None:
+    mean = (math.log(0.9) + math.log(0.1)) / 2
+    assert Margin().points(mean) == pytest.approx(100 * math.sqrt(0.9 * 0.1))
+
+
+def test_perplexity_counts_the_tokens_of_the_right_choice() -> None:
+    """Two tokens of probability 1/4 each have perplexity 4, worth 25 points."""
+    asked = (item(3, 3, answer=1, tokens=(5, 2)), (-1.0, 2 * math.log(1 / 4)))
+    (value,) = values(Perplexity(), asked=asked)
+    assert value == pytest.approx(math.log(4))
+    assert Perplexity().points(value) == pytest.approx(25.0)
+
+
+def test_perplexity_weighs_every_token_the_same() -> None:
+    short, long = item(3, tokens=(1,), name="short"), item(9, tokens=(3,), name="long")
+    objective = Perplexity()
+    assert [objective.weight(short), objective.weight(long)] == [1.0, 3.0]
+    one, three = values(objective, short=(short, (math.log(1 / 2),)), long=(long, (3 * math.log(1 / 4),)))
+    mean = (objective.weight(short) * one + objective.weight(long) * three) / 4
+    # -log(1/2 * 1/4 * 1/4 * 1/4) / 4 tokens
+    assert mean == pytest.approx(7 * math.log(2) / 4)
+
+
+def test_the_other_objectives_weigh_every_item_the_same() -> None:
+    assert {Accuracy().weight(item(3, 3, tokens=(4, 4))), Margin().weight(item(1, 1))} == {1.0}
+
+
+def test_points_stay_in_range_a_little_beyond_the_best() -> None:
+    assert Margin().points(0.001) == 100.0
+    assert Perplexity().points(-0.001) == 100.0
+
+
+@pytest.mark.parametrize(("objective", "best"), [(Accuracy(), 1.0), (Margin(), 0.0), (Perplexity(), 0.0)])
+def test_the_best_item_is_worth_all_points(objective: Accuracy | Margin | Perplexity, best: float) -> None:
+    assert objective.best_item == best
+    assert objective.points(best) == 100.0
+
+
+@pytest.mark.parametrize("objective", [Accuracy(), Margin()])
+def test_items_without_a_choice_are_refused(objective: Accuracy | Margin) -> None:
+    items = [item(1, 1, name="a"), item(1, name="b"), item(1, name="c")]
+    assert objective.problems(items) == [
+        "2 of 3 items have one choice only, such as 'b': use objective = \"perplexity\"",
+    ]
+    assert objective.problems(items[:1]) == []
+
+
+def test_perplexity_takes_items_without_a_choice() -> None:
+    assert Perplexity().problems([item(1)]) == []
+
+
+def test_the_native_units_are_named() -> None:
+    assert [Accuracy.unit, Margin.unit, Perplexity.unit] == ["share of items", "nats", "nats a token"]
