@@ -25,34 +25,33 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _common(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Prune a language model twice, once for prefill and once for decode."""
-    if version:
+COMMANDS = (
+    (run.run, "Carry out a recipe.", "run examples/quickstart.toml --set searcher.t0=5"),
+    (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
+    (plugins.plugins, "List all components and where they come from.", "plugins --json"),
+    (describe.describe, "Show a component and its options.", "describe searcher annealing"),
+    (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
+    (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
+)
+"""Each command with its line in the overview and the example that ends its help; its name is its function's."""
+for command, summary, example in COMMANDS:
+    app.command(command.__name__, short_help=summary, epilog=f"Example: pdtrim-core {example}")(command)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if wanted:
         print(metadata.version("pdtrim-core"))
         raise typer.Exit
 
 
-app.command(
-    "run", short_help="Carry out a recipe.", epilog="Example: pdtrim-core run examples/quickstart.toml --set searcher.t0=5"
-)(run.run)
-app.command(
-    "check", short_help="Check recipes without running them.", epilog="Example: pdtrim-core check examples/*.toml --budget"
-)(check.check)
-app.command("plugins", short_help="List all components and where they come from.", epilog="Example: pdtrim-core plugins --json")(
-    plugins.plugins
-)
-app.command(
-    "describe", short_help="Show a component and its options.", epilog="Example: pdtrim-core describe searcher annealing"
-)(describe.describe)
-app.command("show", short_help="Show the ladder of blocks of a run.", epilog="Example: pdtrim-core show runs/quickstart")(
-    show.show
-)
-app.command("schema", short_help="Print the JSON schema of recipes.", epilog="Example: pdtrim-core schema > pdtrim.schema.json")(
-    schema.schema
-)
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Prune a language model twice, once for prefill and once for decode."""
+    del version
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def main() -> None:
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:
             _say(INTERRUPTION)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - re-raised where it cannot be explained
         # The one place where every error ends; what has no words for a user goes on as a traceback.
         if "--debug" in sys.argv:
             traceback.print_exc()

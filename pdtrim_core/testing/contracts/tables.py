@@ -11,7 +11,7 @@ from pdtrim_core.components import Searcher, StageSplitter
 from pdtrim_core.elements import Removal
 from pdtrim_core.plan import Plan
 from pdtrim_core.scores import Scores
-from pdtrim_core.search import DIGITS, Candidate, Found, Ledger, Reading, drive
+from pdtrim_core.search import DIGITS, Candidate, Found, Ledger, Measure, Reading, drive
 from pdtrim_core.sizes import BlockSizes, ModelSizes
 from pdtrim_core.space import SearchSpace, search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts.shared import no_global_randomness, rng_of
@@ -62,7 +62,9 @@ def table_spaces() -> Iterator[SearchSpace]:
     yield table_space(3, merge_above=0.8)
 
 
-def search_on_table(searcher: Searcher, space: SearchSpace, measure: Table, *, seed: int = 0) -> tuple[Found | None, list[Plan]]:
+def search_on_table(
+    searcher: Searcher, space: SearchSpace, measure: Measure, *, seed: int = 0
+) -> tuple[Found | None, list[Plan]]:
     """Run a searcher on a table; return the best that it found and all plans that it asked for, in order."""
     asked: list[Plan] = []
     ledger = Ledger(measure, notify=_note_in(asked))
@@ -72,7 +74,7 @@ def search_on_table(searcher: Searcher, space: SearchSpace, measure: Table, *, s
 
 
 def split_on_table(
-    splitter: StageSplitter, removal: Removal, measure: Table, *, seed: int = 0, note: Callable[[str], None] = lambda text: None
+    splitter: StageSplitter, removal: Removal, measure: Measure, *, seed: int = 0, note: Callable[[str], None] = lambda text: None
 ) -> tuple[Plan, list[Plan]]:
     """Run a splitter on a table; return the final plan and all plans that it asked for, in order."""
     asked: list[Plan] = []

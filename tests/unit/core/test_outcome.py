@@ -75,8 +75,10 @@ def changed(**keys: Any) -> str:
         (changed(format=2), "o.json has outcome format 2, this version reads 1"),
         (
             changed(block_count="many"),
-            "o.json is not the outcome of a run of this version: block_count: "
-             "Input should be a valid integer, unable to parse string as an integer",
+            (
+                "o.json is not the outcome of a run of this version: block_count: "
+                "Input should be a valid integer, unable to parse string as an integer"
+            ),
         ),
         (
             changed(sets={"initial": [0], "pairs": [], "drops": []}),

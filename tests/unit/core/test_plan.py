@@ -90,8 +90,10 @@ def saved(draw: st.DrawFn) -> SavedPlan:
         (
             [Merge(2, 3)],
             [],
-            "decode runs block 2, but prefill merges it and computes no K/V for it; "
-             "decode runs block 3, but prefill merges it and computes no K/V for it",
+            (
+                "decode runs block 2, but prefill merges it and computes no K/V for it; "
+                "decode runs block 3, but prefill merges it and computes no K/V for it"
+            ),
         ),
         ([Merge(2, 3)], [Drop(2)], "decode runs block 3, but prefill merges it and computes no K/V for it"),
         ([], [KvOnly(4)], "decode has kv:4, but K/V-only is a state of prefill"),
