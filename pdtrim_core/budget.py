@@ -27,23 +27,20 @@ class Budget:
         return f"{self.removed} of {self.blocks} blocks go, {100 * self.share:.2f} % of the parameters of {self.model}"
 
 
-def sizes_from_config(config: Any, host: PluginHost) -> ModelSizes:
+def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
     """Return a model's sizes from its transformers config, on the meta device."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    place = host.hook.pdtrim_find_blocks(model=model)
-    if place is None:
-        raise PdtrimError(f"no plugin knows where the architecture '{config.model_type}' keeps its blocks")
-    return sizes_of(model, place)
+    return sizes_of(model, host.find_blocks(model, name))
 
 
 def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     """Return what a recipe's budget comes to."""
     with blame(host.label_of(recipe.model)):
         config = recipe.model.open_config()
-    sizes = sizes_from_config(config, host)
+    sizes = sizes_from_config(config, host, recipe.model.path)
     count = removed_blocks(recipe, sizes, recipe.model.path)
     return Budget(recipe.model.path, len(sizes.blocks), count, sizes.share_of_parameters(count))
 

@@ -71,8 +71,8 @@ class Item:
 def encode(sample: Sample, tokenizer: Any) -> Item:
     """Return a sample as tokens, split between prompt and choice as lm-evaluation-harness splits them.
 
-    Prompt and choice are tokenised together, and what comes behind the prompt's own tokens is the choice; spaces at the
-    prompt's end go to the choice. Special tokens are the tokenizer's own. Raises `PdtrimError` for a prompt or a
+    Prompt and choice are tokenised together, and what comes behind the prompt's own tokens is the choice; white space at
+    the prompt's end goes to the choice. Special tokens are the tokenizer's own. Raises `PdtrimError` for a prompt or a
     choice without tokens.
     """
     pairs = [_encode_pair(prompt, choice, sample, tokenizer) for prompt, choice in _pairs(sample)]
@@ -89,7 +89,7 @@ def _pairs(sample: Sample) -> Iterator[tuple[str, str]]:
 
 
 def _encode_pair(prompt: str, choice: str, sample: Sample, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    stripped = prompt.rstrip(" ")
+    stripped = prompt.rstrip()
     prompt_tokens = tuple(tokenizer(stripped)["input_ids"]) if stripped else ()
     if not prompt_tokens:
         raise PdtrimError(f"sample {sample.name or '?'}: its prompt has no tokens, so prefill would have nothing to read")
@@ -129,7 +129,9 @@ def _named(samples: Sequence[Sample]) -> Iterator[Sample]:
     """Yield the samples with names of their own, so that one that is given twice counts twice."""
     seen: set[str] = set()
     for number, sample in enumerate(samples):
-        name = sample.name if sample.name and sample.name not in seen else f"{sample.name or 'sample'} ({number})"
+        name = sample.name or f"sample {number}"
+        while name in seen:
+            name = f"{name} again"
         seen.add(name)
         yield replace(sample, name=name)
 

@@ -56,7 +56,7 @@ class Component(BaseModel, ABC):
     the docstring is what listings show.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     kind: ClassVar[str] = ""
     name: ClassVar[str] = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pdtrim_core.errors import PlanError
 
@@ -184,7 +184,20 @@ def element_to_json(element: Element) -> dict[str, Any]:
 def element_from_json(data: Mapping[str, Any]) -> Element:
     """Return the element that `element_to_json` wrote; raises `PlanError` on anything else."""
     try:
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
-        return _KINDS[data["kind"]](**fields)
+        kind = _KINDS[data["kind"]]
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
+        hints = get_type_hints(kind)
+        if not all(_is(value, hints[key]) for key, value in given.items()):
+            raise TypeError(data)
+        return kind(**given)
     except (KeyError, TypeError, AttributeError) as error:
         raise PlanError(f"not an element of a plan: {data!r}") from error
+
+
+def _is(value: object, hint: Any) -> bool:
+    """Tell whether a value from JSON is of a field's type: an int, one of some words, or a tuple of ints."""
+    if hint is int:
+        return type(value) is int
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    return isinstance(value, tuple) and all(type(unit) is int for unit in value)

@@ -55,7 +55,7 @@ def blame(label: str) -> Iterator[None]:
     """
     try:
         yield
-    except (PdtrimError, OSError):
+    except PdtrimError:
         raise
     except Exception as error:
         # Plugin code is foreign code: anything may come out of it, and the user must learn whose it was.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import resource
@@ -82,12 +83,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Sets:
-    """The two sets of the method, by blocks: P_initial, the pairs of D with their scores, and P_final."""
+    """The two sets of the method, by blocks: P_initial, the pairs of D, and P_final; `threshold` is d_T, None without pairs."""
 
     initial: tuple[int, ...]
     pairs: tuple[tuple[int, int], ...]
     drops: tuple[int, ...]
-    threshold: float
+    threshold: float | None
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,6 @@ class Outcome:
     @cached_property
     def plan(self) -> SavedPlan:
         """The plan, with the model it was made for."""
-        import json  # noqa: PLC0415 - the one place that turns data back into text
-
         return SavedPlan.from_json(json.dumps(self.saved_plan), "outcome.json")
 
     def to_json(self) -> str:
@@ -128,14 +127,17 @@ class Outcome:
     def from_json(cls, text: str, where: str = "outcome.json") -> Outcome:
         """Read what `to_json` wrote. Raises `PdtrimError` naming `where` when it is something else."""
         try:
-            outcome = TypeAdapter(Outcome).validate_json(text)
+            found = json.loads(text)["format"]
+        except (ValueError, KeyError, TypeError):
+            raise PdtrimError(f"{where} is not the outcome of a run") from None
+        if found != OUTCOME_FORMAT:
+            raise PdtrimError(f"{where} has outcome format {found}, this version reads {OUTCOME_FORMAT}: run its recipe again")
+        try:
+            return TypeAdapter(Outcome).validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise PdtrimError(f"{where} is not the outcome of a run of this version: {place}: {first['msg']}") from None
-        if outcome.format != OUTCOME_FORMAT:
-            raise PdtrimError(f"{where} has outcome format {outcome.format}, this version reads {OUTCOME_FORMAT}")
-        return outcome
+            raise PdtrimError(f"{where} is not the outcome of a run: {place}: {first['msg']}") from None
 
 
 def versions(extra: tuple[str, ...] = ()) -> dict[str, str]:

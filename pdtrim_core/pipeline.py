@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -76,7 +77,12 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
                 saved_plan=json.loads(_saved(recipe, model, plan).to_json()),
                 block_scores=scores.block,
                 pair_scores=scores.pair,
-                sets=Sets(sets.initial, tuple((p.blocks[0], p.blocks[1]) for p in sets.pairs), sets.drops, threshold),
+                sets=Sets(
+                    sets.initial,
+                    tuple((p.blocks[0], p.blocks[1]) for p in sets.pairs),
+                    sets.drops,
+                    threshold if scores.pair else None,
+                ),
                 rows=rows,
                 gains=bench.gains(found, plan),
                 costs=costs_of(model, plan),
@@ -97,13 +103,7 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     """Open a model and find its blocks. Raises `PdtrimError` for a model that cannot be pruned, with the reason."""
     with blame(host.label_of(source)):
         loaded = source.open()
-    with blame("the search for the model's blocks"):
-        place = host.hook.pdtrim_find_blocks(model=loaded.model)
-    if place is None:
-        raise PdtrimError(
-            f"{loaded.name}: no plugin knows where the architecture '{loaded.model.config.model_type}' keeps its blocks; "
-            "a plugin can say so with the hook pdtrim_find_blocks"
-        )
+    place = host.find_blocks(loaded.model, loaded.name)
     model = BlockModel(loaded.model, loaded.tokenizer, place, name=loaded.name, license_id=loaded.license)
     model.check_finite()
     return model
@@ -184,6 +184,12 @@ def export(recipe: Recipe, host: PluginHost, outcome: Outcome, model: BlockModel
         for path in paths:
             if not path.resolve().is_relative_to(recipe.out.resolve()):
                 raise PluginError(f"{label} wrote {path}, which is not under {recipe.out}")
+
+
+def _told(sets: TwoSets, threshold: float) -> Sets:
+    """Return the two sets as an outcome has them; no pairs, no threshold."""
+    pairs = tuple((pair.blocks[0], pair.blocks[1]) for pair in sets.pairs)
+    return Sets(sets.initial, pairs, sets.drops, threshold if math.isfinite(threshold) else None)
 
 
 def _saved(recipe: Recipe, model: BlockModel, plan: Plan) -> SavedPlan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pdtrim_core.elements import (
     Drop,
@@ -138,7 +138,8 @@ class Plan:
     def _sliced(self, slot: Slot) -> tuple[int, ...]:
         if KvOnly(slot.block) in self.prefill:
             return ()
-        in_prefill = {u for e in self.prefill.at(slot.block) if isinstance(e, Shrink) for u in e.units}
+        shrinks = [e for e in self.prefill.at(slot.block) if isinstance(e, Shrink) and e.part == "attention"]
+        in_prefill = {unit for shrink in shrinks for unit in shrink.units}
         return tuple(unit for unit in slot.removed_kv_heads if unit not in in_prefill)
 
     def free_tail(self, block_count: int) -> Plan:
@@ -248,15 +249,22 @@ class SavedPlan:
             data = json.loads(text)
             found = data["format"]
             if found != PLAN_FORMAT:
-                raise PlanError(f"{where} has plan format {found}, this version reads {PLAN_FORMAT}: make the plan again")
+                raise PlanError(f"it has plan format {found}, this version reads {PLAN_FORMAT}: make the plan again")
             model = data["model"]
             saved = cls(plan_from_json(data), model["name"], model["fingerprint"], model["blocks"], data["first_token"])
+            saved._check_types()
+            saved.plan.check_fits(saved.block_count)
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(f"{where} is not a plan: {error!r}") from error
         except PlanError as error:
-            raise error if where in str(error) else PlanError(f"{where}: {error}") from None
-        saved.plan.check_fits(saved.block_count)
+            raise PlanError(f"{where}: {error}") from None
         return saved
+
+    def _check_types(self) -> None:
+        if type(self.block_count) is not int or not all(isinstance(text, str) for text in (self.model, self.fingerprint)):
+            raise TypeError("the model needs a name and a fingerprint, which are texts, and a number of blocks")
+        if self.first_token not in get_args(FirstToken):
+            raise TypeError(f"first_token is one of {', '.join(get_args(FirstToken))}, not {self.first_token!r}")
 
     def check_meets(self, name: str, fingerprint: str) -> None:
         """Raise `PlanError` unless the model with this fingerprint is the one the plan was made for."""

@@ -15,13 +15,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from pdtrim_core import hookspecs
 from pdtrim_core.components import KINDS, Component
-from pdtrim_core.errors import PluginError, RecipeError, did_you_mean
+from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
+
+if TYPE_CHECKING:
+    from pdtrim_core.model import BlockPlace
 
 GROUP = hookspecs.PROJECT
 _REGISTRIES = {
@@ -108,12 +111,10 @@ class PluginHost:
 
     def _misspelt(self, plugin: object) -> list[str]:
         hooks = [name for name in dir(hookspecs) if name.startswith("pdtrim_")]
-        members = [name for name in dir(plugin) if name.startswith("pdtrim") and name not in hooks]
-        return [
-            f"there is no hook {name}{did_you_mean(name, hooks)}"
-            for name in members
-            if self._is_impl(getattr(plugin, name, None))
-        ]
+        members = [name for name in dir(plugin) if name.startswith("pdtrim_")]
+        marked = [name for name in members if self._is_impl(getattr(plugin, name, None))]
+        wrong = [f"there is no hook {name}{did_you_mean(name, hooks)}" for name in marked if name not in hooks]
+        return wrong + [f"{name} is not marked with @hookimpl" for name in members if name in hooks and name not in marked]
 
     def _collect(self, function: Any, kind: str, origin: Origin) -> None:
         try:
@@ -145,8 +146,20 @@ class PluginHost:
             choices = " or ".join(f"'{p.origin.source}/{bare}'" for p in found)
             raise RecipeError(kind, [f"'{bare}' is offered by {len(found)} plugins: say use = {choices}"])
         known = {p.component.name for p in self.of_kind(kind)}
-        broken = f" ({len(self.failures)} plugins failed to load: see pdtrim-core plugins)" if self.failures else ""
+        failed = len({failure.origin for failure in self.failures})
+        broken = f" ({failed} plugin{'s' * (failed > 1)} failed to load: see pdtrim-core plugins)" if failed else ""
         raise RecipeError(kind, [f"there is no {kind} '{name}'{did_you_mean(name, known)}{broken}"])
+
+    def find_blocks(self, model: Any, name: str) -> BlockPlace:
+        """Return where a transformers model keeps its blocks. Raises `PdtrimError` if no plugin knows; `name` names the model."""
+        with blame("the hook pdtrim_find_blocks"):
+            place: BlockPlace | None = self.hook.pdtrim_find_blocks(model=model)
+        if place is None:
+            raise PdtrimError(
+                f"{name}: no plugin knows where the architecture '{model.config.model_type}' keeps its blocks; a plugin can say "
+                "so with the hook pdtrim_find_blocks"
+            )
+        return place
 
     def label_of(self, component: Component) -> str:
         """Return how messages call a component that was made from one of these plugins."""
@@ -178,7 +191,7 @@ def _problem_with(component: object, kind: str) -> str | None:
     if inspect.isabstract(component):
         missing = ", ".join(sorted(component.__abstractmethods__))
         return f"{component.__name__} does not define {missing}"
-    if not _NAME.fullmatch(component.name):
+    if not (isinstance(component.name, str) and _NAME.fullmatch(component.name)):
         return f"{component.__name__} has the name {component.name!r}: use lower-case words joined by '-'"
     return None
 
@@ -195,7 +208,7 @@ def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
         origin = Origin(point.name, dist.name if dist else "?", dist.version if dist else "")
         try:
             plugin = point.load()
-        except Exception as error:  # noqa: BLE001 - foreign code: a plugin that fails to import is recorded
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code: a plugin that fails to import is recorded
             host.failures.append(Failure(origin, f"cannot import {point.value}: {type(error).__name__}: {error}"))
             continue
         host.register(plugin, origin)

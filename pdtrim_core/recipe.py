@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from pdtrim_core.components import (
     KINDS,
@@ -22,7 +23,7 @@ from pdtrim_core.components import (
     Searcher,
     StageSplitter,
 )
-from pdtrim_core.errors import RecipeError, did_you_mean
+from pdtrim_core.errors import PdtrimError, RecipeError, blame, did_you_mean
 from pdtrim_core.plan import FirstToken
 from pdtrim_core.plugins import PluginHost
 
@@ -34,19 +35,29 @@ OWN_DISTRIBUTION = "pdtrim-core"
 class Quantile(BaseModel):
     """A threshold given as the share of pair scores that lie below it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     quantile: float = Field(ge=0, le=1, description="share of the pairs that lie below the threshold")
+
+
+def _sort_of_threshold(given: Any) -> str:
+    return "tag:table" if isinstance(given, dict | Quantile) else "tag:number"
+
+
+# With a tag for each sort a wrong value gets one message, about the sort that was meant.
+Threshold = Annotated[
+    Annotated[float, Tag("tag:number")] | Annotated[Quantile, Tag("tag:table")], Discriminator(_sort_of_threshold)
+]
 
 
 class Prune(BaseModel):
     """How much decode loses, and when two blocks are merged."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     blocks: int | None = Field(None, ge=0, description="number of blocks that decode loses")
     fraction: float | None = Field(None, ge=0, lt=1, description="share of all parameters that decode loses, instead of blocks")
-    merge_above: float | Quantile | None = Field(
+    merge_above: Threshold | None = Field(
         None,
         description="threshold d_T on pair scores; 1.1 switches merging off (default: 0.95 for cosines, quantile 0.9 for others)",
     )
@@ -55,7 +66,7 @@ class Prune(BaseModel):
 class Evaluation(BaseModel):
     """How plans are measured; nothing here but `first_token` and `prefill_tail` changes what is measured."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     first_token: FirstToken = Field(
         "decode", description="stage that makes the first output token: decode as in vLLM, or prefill"
@@ -78,9 +89,9 @@ class Evaluation(BaseModel):
 class Settings(BaseModel):
     """The keys of a recipe that are no components."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    recipe: Literal[1] = Field(1, description="format of the recipe")
+    recipe: int = Field(1, ge=1, le=1, description="format of the recipe")
     seed: int = Field(0, ge=0, description="seed of everything random")
     out: str = Field("", description="folder of the run (default: runs/ and the recipe's name)")
     plugins: tuple[str, ...] = Field((), description="plugins that are plain Python files, beside the recipe")
@@ -114,20 +125,22 @@ class Recipe:
     calibration: CalibrationSource
     exporters: tuple[Exporter, ...]
     reports: tuple[Report, ...]
+    uses: Mapping[str, tuple[str, ...]]
+    """The names by which the recipe asked for its components, by kind: two distributions may offer the same one."""
 
     def to_data(self) -> dict[str, Any]:
         """Return the resolved recipe, every option spelt out, as TOML data that reads back to the same recipe."""
         data = _without_none(self.settings.model_dump(mode="json"))
         data["out"] = str(self.out)
         for kind in ("model", "scorer", "searcher", "splitter", "objective", "calibration"):
-            data[kind] = _component_data(getattr(self, kind))
-        data["exporter"] = [_component_data(exporter) for exporter in self.exporters]
-        data["report"] = [_component_data(report) for report in self.reports]
+            data[kind] = _component_data(self.uses[kind][0], getattr(self, kind))
+        for kind, components in (("exporter", self.exporters), ("report", self.reports)):
+            data[kind] = [_component_data(use, part) for use, part in zip(self.uses[kind], components, strict=True)]
         return data
 
 
-def _component_data(component: Component) -> dict[str, Any]:
-    return {"use": component.name, **_without_none(component.model_dump(mode="json"))}
+def _component_data(use: str, component: Component) -> dict[str, Any]:
+    return {"use": use, **_without_none(component.model_dump(mode="json"))}
 
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +189,7 @@ def _put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, 
     if len(keys) == 1:
         return {**data, keys[0]: value}
     inner = data.get(keys[0], DEFAULTS.get(keys[0], {}))
-    inner = {"use": inner} if isinstance(inner, str) else inner
+    inner = {"path" if keys[0] == "model" else "use": inner} if isinstance(inner, str) else inner
     return {**data, keys[0]: _put(inner if isinstance(inner, dict) else {}, keys[1:], value)}
 
 
@@ -193,15 +206,16 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
         if kind != "model":
             parts[kind] = _make_all(kind, given, host, problems)
     parts["model"] = _make_model(data.get("model"), host, problems)
-    if settings is not None:
-        problems += _conflicts(settings.prune)
+    problems += _conflicts(data.get("prune", {}))
     if problems or settings is None:
         raise RecipeError(where, problems)
     folder = out or Path(settings.out or f"runs/{Path(where).stem}")
     # The resolved recipe is written to the run folder, from where a relative path would lead elsewhere.
     files = tuple(str(path.resolve()) for path in plugin_files(data, Path(where)))
+    uses = {kind: _uses(kind, data.get(kind, DEFAULTS.get(kind)), parts[kind]) for kind in KINDS}
     return Recipe(
         settings=settings.model_copy(update={"plugins": files}),
+        uses=uses,
         out=folder,
         exporters=tuple(parts.pop("exporter")),
         reports=tuple(parts.pop("report")),
@@ -223,12 +237,21 @@ def resolve_reports(data: Mapping[str, Any], host: PluginHost, *, where: str) ->
     return tuple(reports)
 
 
-def _conflicts(prune: Prune) -> list[str]:
-    if prune.blocks is not None and prune.fraction is not None:
+def _conflicts(prune: Any) -> list[str]:
+    if not isinstance(prune, dict):
+        return []
+    if "blocks" in prune and "fraction" in prune:
         return ["prune: say blocks or fraction, not both"]
-    if prune.blocks is None and prune.fraction is None:
+    if "blocks" not in prune and "fraction" not in prune:
         return ["prune.blocks: required key is missing (or give prune.fraction)"]
     return []
+
+
+def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:
+    """Return the names by which components of a kind were asked for; their own where the recipe left them open."""
+    entries, components = (given, made) if isinstance(given, list) else ([given], made if kind in LISTS else [made])
+    asked = [entry if isinstance(entry, str) and kind != "model" else entry.get("use") for entry in entries if entry]
+    return tuple(name or component.name for name, component in zip(asked, components, strict=True))
 
 
 def _make_all(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Any:
@@ -245,7 +268,8 @@ def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Compo
         return None
     name = options.get("use", DEFAULTS.get(kind))
     if not isinstance(name, str):
-        problems.append(f"{kind}.use: must be the name of a {kind} (got {name!r})")
+        article = "an" if kind[0] in "aeiou" else "a"
+        problems.append(f"{kind}.use: must be the name of {article} {kind} (got {name!r})")
         return None
     try:
         provided = host.find(kind, name)
@@ -261,14 +285,19 @@ def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSourc
         return None
     options = {"path": given} if isinstance(given, str) else given
     if isinstance(options, dict) and "use" not in options and isinstance(options.get("path"), str):
-        source = _source_for(options["path"], host)
+        try:
+            source = _source_for(options["path"], host)
+        except PdtrimError as error:
+            problems.append(f"model.path: {error}")
+            return None
         if source is None:
             known = ", ".join(p.component.name for p in host.of_kind("model"))
             problems.append(f"model.path: no model source takes '{options['path']}' (sources: {known})")
             return None
         options = {"use": source, **options}
-    elif isinstance(options, dict) and "path" not in options:
-        problems.append("model.path: required key is missing (a hub id, a folder, a .gguf file or package:NAME)")
+    elif isinstance(options, dict) and "use" not in options:
+        wrong = f"must be a text, not {options['path']!r}" if "path" in options else "required key is missing"
+        problems.append(f"model.path: {wrong} (a hub id, a folder, a .gguf file or package:NAME)")
         return None
     return cast("ModelSource | None", _make("model", options, host, problems))
 
@@ -276,37 +305,51 @@ def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSourc
 def _source_for(path: str, host: PluginHost) -> str | None:
     """Return the first source that accepts a path; other people's come before ours, which take any name at the end."""
     sources = sorted(host.of_kind("model"), key=lambda provided: provided.origin.source == OWN_DISTRIBUTION)
-    return next((p.component.name for p in sources if cast("type[ModelSource]", p.component).accepts(path)), None)
+    for provided in sources:
+        with blame(provided.label):
+            if cast("type[ModelSource]", provided.component).accepts(path):
+                return provided.component.name
+    return None
 
 
 def _check(model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()) -> M | None:
     """Return the model made from data, or None with what is wrong appended to `problems`."""
     try:
-        return model.model_validate(dict(data))
+        # JSON in strict mode bends nothing: true is no number and "5" is none, but a list may become a tuple.
+        return model.model_validate_json(json.dumps(dict(data), default=str), strict=True)
     except ValidationError as error:
         problems += [_sentence(model, detail, place, also) for detail in error.errors()]
     return None
 
 
 def _sentence(model: type[BaseModel], detail: Mapping[str, Any], place: str, also: Iterable[str]) -> str:
-    location = [str(part) for part in detail["loc"]]
+    location = [str(part) for part in detail["loc"] if not str(part).startswith("tag:")]
     key = ".".join([place, *location] if place else location)
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key{did_you_mean(location[-1], _keys_at(model, location[:-1], also))}"
     if detail["type"] == "missing":
         return f"{key}: required key is missing"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        message = "must be a table"
     return f"{key}: {message} (got {detail['input']!r})"
 
 
 def _keys_at(model: type[BaseModel], path: Sequence[str], also: Iterable[str]) -> list[str]:
     fields = model.model_fields
     for part in path:
-        inner = fields[part].annotation if part in fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = _table_in(fields[part].annotation) if part in fields else None
+        if inner is None:
             return []
         fields, also = inner.model_fields, ()
     return [*fields, *also]
+
+
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the table that a field holds, or may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((table for part in get_args(annotation) if (table := _table_in(part)) is not None), None)
 
 
 def schema(host: PluginHost) -> dict[str, Any]:
@@ -314,16 +357,17 @@ def schema(host: PluginHost) -> dict[str, Any]:
     result = Settings.model_json_schema()
     definitions = result.setdefault("$defs", {})
     for kind in KINDS:
-        names = [provided.component.name for provided in host.of_kind(kind)]
         tables = []
         for provided in host.of_kind(kind):
             part = provided.component.model_json_schema()
             definitions.update(part.pop("$defs", {}))
-            part["properties"] = {"use": {"const": provided.component.name}, **part.get("properties", {})}
-            if kind != "model":
+            names = [provided.component.name, f"{provided.origin.source}/{provided.component.name}"]
+            part["properties"] = {"use": {"enum": names}, **part.get("properties", {})}
+            if kind != "model" and provided.component.name != DEFAULTS[kind]:
                 part["required"] = ["use", *part.get("required", [])]
             tables.append(part)
-        one = {"anyOf": [{"enum": names}, *tables]} if kind != "model" else {"anyOf": tables}
+        names = [name for table in tables for name in table["properties"]["use"]["enum"]]
+        one = {"anyOf": [{"type": "string"} if kind == "model" else {"enum": names}, *tables]}
         result["properties"][kind] = {"anyOf": [one, {"type": "array", "items": one}]} if kind in LISTS else one
     result["required"] = ["model", "prune"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pdtrim-core recipe", **result}
+    return {**result, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pdtrim-core recipe"}

@@ -45,7 +45,7 @@ class RunFolder:
                 left = left[self._journal.write(left) :]
 
     def check_same(self, key: Mapping[str, str]) -> None:
-        """Raise `PdtrimError` if the journal was made with other weights or data; note what this one is made with."""
+        """Raise `PdtrimError` if the measurements in the journal were made with other weights or data."""
         path = self.path / "environment.json"
         if any(self.known.values()) and path.is_file():
             before = _json_or_empty(path)
@@ -117,17 +117,16 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str =
 def _read_journal(path: Path) -> dict[str, dict[Plan, Reading]]:
     """Return the readings of a journal by part. A last line that was torn by a crash is dropped."""
     known: dict[str, dict[Plan, Reading]] = {}
-    text = path.read_text(encoding="utf-8")
-    whole, _, torn = text.rpartition("\n")
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
     if torn:
-        with path.open("r+", encoding="utf-8") as file:
-            file.truncate(len(whole.encode()) + (1 if whole else 0))
-    for number, line in enumerate(whole.splitlines(), start=1):
+        with path.open("r+b") as file:
+            file.truncate(len(whole) + (1 if whole else 0))
+    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
             data = json.loads(line)
             part, plan = data.pop("part"), plan_from_json(data.pop("plan"))
             reading = Reading(**{**data, "items": tuple(data["items"])})
-        except (ValueError, KeyError, TypeError, PdtrimError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, PdtrimError) as error:
             raise PdtrimError(f"{path}, line {number}, is no measurement ({error}): start anew with --fresh") from None
         known.setdefault(part, {})[plan] = reading
     return known
@@ -150,13 +149,19 @@ def load_outcome(path: Path) -> Outcome:
         begun = (path / "journal.jsonl").is_file()
         hint = "its run has not finished: run its recipe again to go on" if begun else "name the folder of a run"
         raise PdtrimError(f"{path} has no outcome.json: {hint}")
-    return Outcome.from_json(file.read_text(encoding="utf-8"), str(file))
+    return Outcome.from_json(_text_of(file), str(file))
 
 
 def load_plan(path: Path) -> SavedPlan:
     """Return the plan in a run folder or in a plan file."""
     file = path / "plan.json" if path.is_dir() else path
+    return SavedPlan.from_json(_text_of(file), str(file))
+
+
+def _text_of(file: Path) -> str:
     try:
-        return SavedPlan.from_json(file.read_text(encoding="utf-8"), str(file))
+        return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PdtrimError(f"{file} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise PdtrimError(f"{file} is not text in UTF-8 (byte {error.start})") from None

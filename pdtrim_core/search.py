@@ -137,7 +137,7 @@ class Ledger:
             self._known[plan] = reading
             self.tally.measured += reading.points is not None
             self.tally.cut_short += reading.points is None
-        self._tell(plan, reading, remembered=enough, seconds=time.perf_counter() - started)
+        self._tell(plan, reading, floor, remembered=enough, seconds=time.perf_counter() - started)
         return reading
 
     def points(self, plan: Plan, floor: float | None = None) -> Points | None:
@@ -156,9 +156,10 @@ class Ledger:
         reading = self._known.get(plan)
         return None if reading is None or reading.points is None else Points(reading)
 
-    def _tell(self, plan: Plan, reading: Reading, *, remembered: bool, seconds: float) -> None:
+    def _tell(self, plan: Plan, reading: Reading, floor: float | None, *, remembered: bool, seconds: float) -> None:
         self._asked += 1
-        if reading.points is not None and (self._best is None or reading.points > self._best):
+        reached = reading.points is not None and (floor is None or reading.points >= floor)
+        if reading.points is not None and reached and (self._best is None or reading.points > self._best):
             self._best = reading.points
         self._notify(Candidate(self._asked, plan, reading, self._best, remembered, seconds))
 

@@ -51,8 +51,9 @@ class ModelSizes:
 
     def kept_parameters(self, plan: Plan, stage: Stage) -> int:
         """Return the parameters that a stage keeps, tied weights once; K/V-only blocks keep their K/V projections."""
-        kept = self.parameters - sum(block.parameters for block in self.blocks)
-        return kept + sum(self._kept_of_block(plan, stage, block, "parameters", "kv_parameters") for block in self._all())
+        outside = self.parameters - sum(block.parameters for block in self.blocks)
+        blocks = sum(self._kept_of_block(plan, stage, block, "parameters", "kv_parameters") for block in self._all())
+        return outside + blocks + (self._shadows(plan) if stage == "prefill" else 0)
 
     def prefill_flops(self, plan: Plan, tokens: int = PREFILL_TOKENS) -> int:
         """Return the FLOPs of prefill over a prompt: matrix products, causal attention, and the head once."""
@@ -61,8 +62,7 @@ class ModelSizes:
             flops += 2 * tokens * self._kept_of_block(plan, "prefill", index, "active", "kv_parameters")
             if self._runs(plan, "prefill", index):
                 flops += 2 * tokens * (tokens + 1) * self.blocks[index].attention_width
-        shadows = [s for s in plan.kv_map(len(self.blocks)) if s.source == "shadow"]
-        return flops + sum(2 * tokens * self.blocks[s.block].kv_parameters for s in shadows)
+        return flops + 2 * tokens * self._shadows(plan)
 
     def decode_bytes(self, plan: Plan) -> int:
         """Return the bytes of weights that decode reads a token, the head included."""
@@ -79,6 +79,11 @@ class ModelSizes:
         if stage == "prefill":
             return self.prefill_flops(plan) / self.prefill_flops(Plan())
         return self.decode_bytes(plan) / self.decode_bytes(Plan())
+
+    def _shadows(self, plan: Plan) -> int:
+        """Return the K/V projections that prefill has beside its own blocks, for merges that only decode made."""
+        sources = plan.kv_map(len(self.blocks))
+        return sum(self.blocks[source.block].kv_parameters for source in sources if source.source == "shadow")
 
     def _all(self) -> range:
         return range(len(self.blocks))

@@ -103,12 +103,14 @@ def _commands(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _run(command: str) -> subprocess.CompletedProcess[str]:
-    # One thread: the tiny amounts of work here gain nothing from more, and tests run side by side.
+    # One thread: the tiny amounts of work here gain nothing from more, and tests run side by side. No accelerator: the
+    # figures on the pages were made in float32.
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "100",
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
     }
     return subprocess.run(["bash", "-e", "-c", command], env=env, capture_output=True, text=True, check=False)
 

@@ -194,7 +194,8 @@ def test_a_source_that_fails_to_look_at_a_path_is_named() -> None:
     def accepts(_cls: type, path: str) -> bool:
         return bool(path[99])
 
-    made = type("Picky", (ModelSource,), {"name": "picky", "accepts": classmethod(accepts), "open": len, "open_config": len})
+    rest = {name: lambda self: None for name in ("open", "open_config")}
+    made = type("Picky", (ModelSource,), {"name": "picky", "accepts": classmethod(accepts), "__module__": __name__, **rest})
     module = types.ModuleType("picky")
     module.pdtrim_model_sources = hookimpl(lambda: [made])  # type: ignore[attr-defined]
     host = load_plugins()

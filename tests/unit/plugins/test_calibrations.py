@@ -174,7 +174,7 @@ def test_jsonl_keeps_apart_items_of_files_named_for_that(tmp_path: Path) -> None
 
 def test_jsonl_refuses_files_that_measure_and_are_kept_apart(tmp_path: Path) -> None:
     path = str(write(tmp_path / "a.jsonl", numbered("a", 2)))
-    with pytest.raises(PdtrimError, match="^2 of the items kept apart also measure, the first is 'a[01]'"):
+    with pytest.raises(PdtrimError, match=r"^2 of the items kept apart also measure, the first is 'a[01]'"):
         run_draws({"use": "jsonl", "files": [path], "held_out_files": [path], "samples": 2, "held_out": 2})
 
 
@@ -297,7 +297,7 @@ def test_a_text_file_that_is_too_short_is_named(tmp_path: Path) -> None:
 
 
 def test_pieces_longer_than_the_python_reference_are_refused_by_name() -> None:
-    with pytest.raises(PdtrimError, match="python-reference|Python reference"):
+    with pytest.raises(PdtrimError, match="reference"):
         draw(Text(words=10_000_000), 1)
 
 

@@ -45,44 +45,42 @@ def test_results_stand_beside_the_dense_models(tmp_path: Path) -> None:
         Row("dense", Value(0.5, 50.0, 3.14, 256), Value(0.45, 45.0, 6.2, 64)),
         Row("staged", Value(0.4375, 43.75, 3.1, 256), Value(0.4, 40.0, 6.1, 64)),
     )
-    assert parts(outcome_with(rows=rows, objective="accuracy"), tmp_path)[2] == "\n".join(
-        [
-            "accuracy   256 items searched on   64 items kept apart",
-            "dense              50.0 +- 3.1           45.0 +- 6.2",
-            "staged             43.8 +- 3.1           40.0 +- 6.1",
-        ]
-    )
+    assert parts(outcome_with(rows=rows, objective="accuracy"), tmp_path)[2].splitlines() == [
+        "accuracy   256 items searched on   64 items kept apart",
+        "dense                50.0 +- 3.1           45.0 +- 6.2",
+        "staged               43.8 +- 3.1           40.0 +- 6.1",
+    ]
 
 
 def test_without_items_apart_there_is_no_column_of_them(tmp_path: Path) -> None:
     rows = (Row("dense", Value(0.5, 50.0, 3.14, 256), None),)
     assert parts(outcome_with(rows=rows, objective="margin"), tmp_path)[2].splitlines() == [
         "margin   256 items searched on",
-        "dense             50.0 +- 3.1",
+        "dense              50.0 +- 3.1",
     ]
 
 
 def test_gains_stand_with_their_standard_errors(tmp_path: Path) -> None:
     gains = (Gain("1", 4.04, 0.56, spared=True), Gain("3+4", -1.0, 0.5, spared=False))
-    assert parts(outcome_with(gains=gains), tmp_path)[3] == "\n".join(
-        [
-            "block   gain when given back to prefill    prefill",
-            "1                           +4.0 +- 0.6     spared",
-            "3+4                         -1.0 +- 0.5   lost too",
-        ]
-    )
+    assert parts(outcome_with(gains=gains), tmp_path)[3].splitlines() == [
+        "block   gain when given back to prefill    prefill",
+        "1                           +4.0 +- 0.6     spared",
+        "3+4                         -1.0 +- 0.5   lost too",
+    ]
 
 
 def test_costs_are_told_as_changes(tmp_path: Path) -> None:
-    costs = (Cost("parameters", "weights", 8_030_000_000, 6_022_500_000), Cost("K/V", "bytes", 2048, 2048))
-    text = parts(outcome_with(costs=costs, gains=()), tmp_path)[3]
-    assert text == "\n".join(
-        [
-            "cost          dense     plan    change      unit",
-            "parameters   8.03 G   6.02 G   -25.0 %   weights",
-            "K/V            2048     2048    +0.0 %     bytes",
-        ]
-    )
+    costs = (Cost("parameters", "weights", 8_030_000_000, 6_022_500_000), Cost("traffic", "bytes", 20_000, 1_000))
+    assert parts(outcome_with(costs=costs, gains=()), tmp_path)[3].splitlines() == [
+        "cost          dense     plan    change      unit",
+        "parameters   8.03 G   6.02 G   -25.0 %   weights",
+        "traffic     20.00 k     1000   -95.0 %     bytes",
+    ]
+
+
+def test_a_cost_that_stays_changes_by_plain_zero(tmp_path: Path) -> None:
+    costs = (Cost("traffic", "bytes", 2048, 2048),)
+    assert "-0.0 %" not in parts(outcome_with(costs=costs, gains=()), tmp_path)[3]
 
 
 def test_notes_have_a_line_each(tmp_path: Path) -> None:
