@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -180,9 +180,9 @@ PLAIN_TYPES: Mapping[Any, str] = {
 
 def type_name(annotation: Any) -> str:
     """Return a type in the words of a recipe's author."""
-    if annotation in PLAIN_TYPES:
-        return PLAIN_TYPES[annotation]
     origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in PLAIN_TYPES or origin is Annotated:
+        return PLAIN_TYPES[annotation] if origin is not Annotated else type_name(args[0])
     if origin is Literal:
         return " or ".join(f"`{toml_value(value)}`" for value in args)
     if origin in (typing.Union, types.UnionType):

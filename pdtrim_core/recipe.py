@@ -249,9 +249,15 @@ def _conflicts(prune: Any) -> list[str]:
 
 def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:
     """Return the names by which components of a kind were asked for; their own where the recipe left them open."""
-    entries, components = (given, made) if isinstance(given, list) else ([given], made if kind in LISTS else [made])
-    asked = [entry if isinstance(entry, str) and kind != "model" else entry.get("use") for entry in entries if entry]
-    return tuple(name or component.name for name, component in zip(asked, components, strict=True))
+    entries = given if isinstance(given, list) else [given]
+    components = made if kind in LISTS else [made]
+    return tuple(_asked(kind, entry) or component.name for entry, component in zip(entries, components, strict=True))
+
+
+def _asked(kind: str, entry: Any) -> str | None:
+    if isinstance(entry, str):
+        return None if kind == "model" else entry
+    return entry.get("use") if isinstance(entry, dict) else None
 
 
 def _make_all(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Any:

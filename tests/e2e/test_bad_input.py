@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Cli
 
 pytestmark = pytest.mark.e2e
+GOOD = '{"query": "a", "choices": ["b", "c"], "gold": 0}'
 
 
 @pytest.fixture
@@ -79,7 +80,10 @@ def test_a_weight_that_is_not_a_number(cli: Cli, recipe: Path, checkpoint: Path)
 
 def test_quantised_weights(cli: Cli, recipe: Path, checkpoint: Path) -> None:
     change_config(checkpoint, quantization_config={"quant_method": "gptq", "bits": 4})
-    message = "error: ./model has quantised weights (gptq): prune the full-precision checkpoint it was made from, and quantise the result"
+    message = (
+        "error: ./model has quantised weights (gptq): prune the full-precision checkpoint it was made from, and quantise "
+        "the result"
+    )
     assert error_of(cli, recipe) == (1, message)
 
 
@@ -162,8 +166,8 @@ def test_a_corrupt_gguf_file(cli: Cli, recipe: Path, tmp_path: Path, content: by
 
 
 @pytest.mark.parametrize("count", [6, 7, 100])
-def test_more_blocks_than_there_are(cli: Cli, recipe: Path, checkpoint: Path, count: int) -> None:
-    assert checkpoint.is_dir()
+@pytest.mark.usefixtures("checkpoint")
+def test_more_blocks_than_there_are(cli: Cli, recipe: Path, count: int) -> None:
     message = (
         f"error: cannot remove {count} of the 6 blocks of ./model: decode must keep at least one (prune.blocks can be 0 to 5)"
     )
@@ -193,15 +197,15 @@ def test_check_finds_that_too_from_the_config_alone(cli: Cli, recipe: Path, chec
         ),
     ],
 )
-def test_a_jsonl_file_that_is_wrong(cli: Cli, recipe: Path, tmp_path: Path, checkpoint: Path, text: str, problem: str) -> None:
-    assert checkpoint.is_dir()
+@pytest.mark.usefixtures("checkpoint")
+def test_a_jsonl_file_that_is_wrong(cli: Cli, recipe: Path, tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "items.jsonl").write_text(text)
     recipe.write_text(recipe.read_text().replace("samples = 8", 'use = "jsonl"\nfiles = ["items.jsonl"]'))
     assert error_of(cli, recipe) == (1, f"error: {problem}")
 
 
-def test_items_with_one_choice_and_accuracy(cli: Cli, recipe: Path, checkpoint: Path) -> None:
-    assert checkpoint.is_dir()
+@pytest.mark.usefixtures("checkpoint")
+def test_items_with_one_choice_and_accuracy(cli: Cli, recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("samples = 8", 'use = "text"\nsamples = 8'))
     code, line = error_of(cli, recipe)
     assert code == 1
@@ -209,8 +213,8 @@ def test_items_with_one_choice_and_accuracy(cli: Cli, recipe: Path, checkpoint: 
     assert line.endswith('use objective = "perplexity"')
 
 
-def test_items_that_measure_and_are_kept_apart(cli: Cli, recipe: Path, tmp_path: Path, checkpoint: Path) -> None:
-    assert checkpoint.is_dir()
+@pytest.mark.usefixtures("checkpoint")
+def test_items_that_measure_and_are_kept_apart(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     lines = [json.dumps({"id": str(i), "query": f"q{i}", "choices": ["a", "b"], "gold": 0}) for i in range(8)]
     (tmp_path / "items.jsonl").write_text("\n".join(lines))
     settings = 'use = "jsonl"\nfiles = ["items.jsonl"]\nheld_out_files = ["items.jsonl"]\nsamples = 8'
@@ -252,13 +256,14 @@ def test_a_mistyped_recipe_gets_all_its_problems_at_once(cli: Cli, tmp_path: Pat
     done = cli("run", "bad.toml")
     assert done.code == 2
     assert done.err.splitlines() == [
-        "error: bad.toml: 6 problems",
-        "  sede: unknown key; did you mean 'seed'?",
+        "error: bad.toml: 7 problems",
         "  prune.blokcs: unknown key; did you mean 'blocks'?",
+        "  sede: unknown key; did you mean 'seed'?",
         "  scorer: there is no scorer 'cosin'; did you mean 'cosine'?",
         "  searcher.t0: must be greater than 0 (got -1)",
         "  searcher.t00: unknown key; did you mean 't0'?",
         "  model.path: required key is missing (a hub id, a folder, a .gguf file or package:NAME)",
+        "  prune.blocks: required key is missing (or give prune.fraction)",
     ]
 
 

@@ -63,7 +63,7 @@ TINY = "tiny:llama"
 def _outcome() -> Outcome:
     host = tiny_host()
     data = {
-        "model": TINY,
+        "model": {"path": TINY},
         "prune": {"blocks": 2},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
         "searcher": {"use": "random", "tries": 3},

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pdtrim_core import PdtrimError, Sample, pipeline
 from pdtrim_core.calibration import Calibration
 from pdtrim_core.recipe import resolve
-from pdtrim_core.testing.contracts import TinyModel, tiny_host
+from pdtrim_core.testing.contracts import tiny_host
 from pdtrim_plugins.calibrations import Jsonl, Mini, Text
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 def run_draws(options: dict[str, Any], seed: int = 0) -> Calibration:
     """Return what a run on a tiny model draws from a source."""
     host = tiny_host()
-    recipe = resolve({"seed": seed, "model": "tiny:llama", "prune": {"blocks": 1}, "calibration": options}, host, where="x.toml")
-    return pipeline.draw(recipe, host, pipeline.open_model(TinyModel(path="tiny:llama"), host))
+    data = {"seed": seed, "model": {"path": "tiny:llama"}, "prune": {"blocks": 1}, "calibration": options}
+    recipe = resolve(data, host, where="small.toml")
+    return pipeline.draw(recipe, host, pipeline.open_model(recipe.model, host))
 
 
 def draw(source: Mini | Jsonl | Text, count: int, seed: int = 0) -> list[Sample]:

@@ -42,7 +42,7 @@ def test_the_real_model_is_better_than_chance_on_both_halves_of_mini(smollm: Blo
 def _right(model: BlockModel, samples: Iterable[Sample]) -> dict[str, float]:
     """Return for each item by name whether the dense model has it right."""
     items = calibrate(list(samples), [], model.tokenizer).items
-    values = Accuracy().item_values(StagedModel(Trunk(model), Plan()), items)
+    values = Accuracy().item_values(StagedModel(Trunk(model, packed=True), Plan()), items)
     return {item.name: value for item, value in zip(items, values, strict=True)}
 
 
