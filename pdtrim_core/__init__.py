@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model import BlockModel, BlockPlace
     from pdtrim_core.pipeline import run
     from pdtrim_core.stages import StagedModel
+    from pdtrim_core.trunk import Trunk
 
 _LAZY = {
     "BlockModel": "pdtrim_core.model",
@@ -50,6 +51,7 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.context",
     "ScoreContext": "pdtrim_core.context",
     "StagedModel": "pdtrim_core.stages",
+    "Trunk": "pdtrim_core.trunk",
     "run": "pdtrim_core.pipeline",
 }
 
@@ -95,6 +97,7 @@ __all__ = [
     "StageSplitter",
     "Staged",
     "StagedModel",
+    "Trunk",
     "draw_ladder",
     "hookimpl",
     "load_plugins",

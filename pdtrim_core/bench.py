@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from random import Random
 
 import torch
@@ -35,17 +36,22 @@ class Bench:
         self._model = model
         self._log = log
         self._calibration = calibration
-        evaluation = recipe.settings.evaluation
-        self._trunk = Trunk(
-            model,
-            first_token=evaluation.first_token,
-            batch_tokens=evaluation.batch_tokens,
-            budget=evaluation.cache_budget,
-            packed=evaluation.pack_choices and packing_agrees(model, calibration.items, batch_tokens=evaluation.batch_tokens),
-        )
         self.ledger = self._ledger("calibration", calibration.items, folder)
         self._apart = self._ledger("held-out", calibration.held_out, folder) if calibration.held_out else None
         self._seconds_each = 0.0
+
+    @cached_property
+    def _trunk(self) -> Trunk:
+        """Made when something is measured: a run that only goes through its journal needs none."""
+        evaluation, items = self._recipe.settings.evaluation, self._calibration.items
+        packed = evaluation.pack_choices and packing_agrees(self._model, items, batch_tokens=evaluation.batch_tokens)
+        return Trunk(
+            self._model,
+            first_token=evaluation.first_token,
+            batch_tokens=evaluation.batch_tokens,
+            budget=evaluation.cache_budget,
+            packed=packed,
+        )
 
     def _ledger(self, part: str, items: tuple[Item, ...], folder: RunFolder) -> Ledger:
         objective = self._recipe.objective
@@ -53,7 +59,7 @@ class Bench:
         if problems:
             raise PdtrimError(f"objective '{objective.name}' cannot measure the {part} items: {problems[0]}")
         measurement = Measurement(
-            self._trunk,
+            lambda: self._trunk,
             objective,
             items,
             label=self._host.label_of(objective),

@@ -220,7 +220,7 @@ class ModelSource(Component):
 
 
 class Exporter(Component):
-    """Writes something that another program uses: a plan file, checkpoints."""
+    """Writes something that another program uses."""
 
     kind = "exporter"
 

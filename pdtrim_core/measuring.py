@@ -19,13 +19,14 @@ from pdtrim_core.trunk import Trunk
 class Measurement:
     """The value of a plan on one set of items; this is the `Measure` that a `Ledger` calls.
 
-    `label` names the objective in errors. When memory runs out on the device the batch is halved, `note` says so, and
+    `trunk` gives the streams that plans share; it is asked for when something is measured. `label` names the objective in
+    errors. When memory runs out on the device the batch is halved, `note` says so, and
     measuring goes on.
     """
 
     def __init__(
         self,
-        trunk: Trunk,
+        trunk: Callable[[], Trunk],
         objective: Objective,
         items: Sequence[Item],
         *,
@@ -47,16 +48,16 @@ class Measurement:
             try:
                 return self._measure(plan, floor if self._early_stop else None, started)
             except torch.OutOfMemoryError:
-                if self._trunk.batch_tokens < 2:
+                if self._trunk().batch_tokens < 2:
                     raise PdtrimError("the device has no memory left, even for the smallest batch") from None
-                self._trunk.halve_batches()
-                self._note(f"out of memory on the device: going on with batches of {self._trunk.batch_tokens} tokens")
+                self._trunk().halve_batches()
+                self._note(f"out of memory on the device: going on with batches of {self._trunk().batch_tokens} tokens")
 
     def _measure(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
-        staged = StagedModel(self._trunk, plan)
+        staged = StagedModel(self._trunk(), plan)
         place = {item: number for number, item in enumerate(self._items)}
         values: list[float | None] = list(started.items) if started and started.items else [None] * len(self._items)
-        for group in self._trunk.groups(self._items):
+        for group in self._trunk().groups(self._items):
             ceiling = self._ceiling(values)
             if floor is not None and ceiling < floor:
                 return Reading(None, None, tuple(values), ceiling=ceiling)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from random import Random
 
@@ -35,6 +33,7 @@ from pdtrim_core.space import (
     two_sets,
     without_merges,
 )
+from pdtrim_core.threads import fitting_threads, threads
 
 
 def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
@@ -43,12 +42,15 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
     An interrupted run of the same recipe in the same folder goes on where it stopped, unless `fresh`. Raises
     `PdtrimError` for whatever the user can mend; what was measured until then stays in the journal.
     """
-    threads = _threads(recipe.settings.evaluation.threads)
-    with open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder, threads, RunLog(host) as log:
+    evaluation = recipe.settings.evaluation
+    with open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder, threads(evaluation.threads), RunLog(host) as log:
         host.tell("pdtrim_run_started", recipe=recipe, out=recipe.out)
         with log.step("open the model"):
             model = open_model(recipe.model, host)
             count = removed_blocks(recipe, model.sizes, model.name)
+            if evaluation.threads is None:
+                # Put back by the context around the run.
+                torch.set_num_threads(fitting_threads(model, evaluation.batch_tokens))
         with log.step("calibrate"):
             calibration = draw(recipe, host, model)
             environment = _environment(recipe, host, model, calibration)
@@ -209,13 +211,3 @@ def _environment(recipe: Recipe, host: PluginHost, model: BlockModel, calibratio
         data=calibration.digest,
         recipe=hashlib.sha256(recipe_text.encode()).hexdigest(),
     )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count or before)
-        yield
-    finally:
-        torch.set_num_threads(before)

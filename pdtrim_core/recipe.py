@@ -79,7 +79,9 @@ class Evaluation(BaseModel):
     cache_budget: int | None = Field(
         None, ge=0, description="bytes for hidden states kept between measurements (default: a quarter of the free memory)"
     )
-    threads: int | None = Field(None, gt=0, description="CPU threads of torch (default: torch's own)")
+    threads: int | None = Field(
+        None, gt=0, description="CPU threads of torch (default: its own number or one, whichever is faster at the start)"
+    )
     early_stop: bool = Field(default=True, description="stop measuring a candidate once it cannot be accepted any more")
     pack_choices: bool = Field(
         default=True, description="run the choices of an item in one row, where the model gives the same numbers"

@@ -56,11 +56,19 @@ class LineDisplay:
     @hookimpl
     def pdtrim_step_finished(self, step: str, seconds: float) -> None:
         """Write the step's line."""
-        figures = f", {self._count} candidates, best {self._best:.2f}" if self._count and self._best is not None else ""
-        self._write(f"{step}: {seconds:.1f} s{figures}")
+        self._write(_line(step, seconds, self._count, self._best))
 
     def _write(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+
+def _line(step: str, seconds: float, count: int, best: float | None) -> str:
+    measured = f", {count} candidate{'s' * (count > 1)}{_best(best)}" if count else ""
+    return f"{step}: {seconds:.1f} s{measured}"
+
+
+def _best(points: float | None) -> str:
+    return "" if points is None else f", best {points:.2f}"
 
 
 class LiveDisplay:
@@ -68,9 +76,8 @@ class LiveDisplay:
 
     def __init__(self, console: object) -> None:
         from rich.console import Console  # noqa: PLC0415 - not every command draws
-        from rich.progress import (  # noqa: PLC0415  # noqa: PLC0415
+        from rich.progress import (  # noqa: PLC0415 - not every command draws
             BarColumn,
-            MofNCompleteColumn,
             Progress,
             SpinnerColumn,
             TextColumn,
@@ -84,15 +91,16 @@ class LiveDisplay:
             SpinnerColumn("line"),
             TextColumn("{task.description:<26}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("best {task.fields[best]}"),
+            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
         )
         self._task: TaskID | None = None
+        self._count = 0
+        self._about: int | None = None
+        self._best: float | None = None
 
     @hookimpl
     def pdtrim_run_started(self, recipe: Recipe, out: Path) -> None:
@@ -104,7 +112,8 @@ class LiveDisplay:
     def pdtrim_step_started(self, step: str, about: int | None) -> None:
         """Begin a bar."""
         self._progress.start()
-        self._task = self._progress.add_task(step, total=about, best="-")
+        self._count, self._about, self._best = 0, about, None
+        self._task = self._progress.add_task(step, total=about, figures="")
 
     @hookimpl
     def pdtrim_note_made(self, note: str) -> None:
@@ -115,17 +124,18 @@ class LiveDisplay:
     def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
         """Move the bar."""
         if self._task is not None:
-            best = "-" if candidate.best is None else f"{candidate.best:.2f}"
-            self._progress.update(self._task, advance=1, best=best)
+            self._count += 1
+            self._best = candidate.best
+            total = "" if self._about is None else f"/{self._about}"
+            self._progress.update(self._task, advance=1, figures=f"{self._count}{total}{_best(self._best)}")
 
     @hookimpl
     def pdtrim_step_finished(self, step: str, seconds: float) -> None:
         """Replace the bar by a line."""
         if self._task is not None:
-            best = self._progress.tasks[-1].fields["best"]
             self._progress.remove_task(self._task)
             self._task = None
-            self._progress.console.print(f"{step}: {seconds:.1f} s" + (f", best {best}" if best != "-" else ""))
+            self._progress.console.print(_line(step, seconds, self._count, self._best))
 
     @hookimpl
     def pdtrim_run_ended(self) -> None:

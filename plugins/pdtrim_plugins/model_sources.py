@@ -42,21 +42,24 @@ class PackageModel(ModelSource):
         """Load the converted copy in the user's cache; make that copy the first time. The package is never imported."""
         file = self._file()
         _, expected, license_id = KNOWN_PACKAGES.get(self._package, ("", "", ""))
-        digest = _sha256(file)
-        if expected and digest != expected:
+        copy = _copy_of(file)
+        if expected and copy.name != expected:
             raise PdtrimError(
-                f"{file} is damaged or another version: its SHA-256 is {digest[:12]}..., expected {expected[:12]}...; "
+                f"{file} is damaged or another version: its SHA-256 is {copy.name[:12]}..., expected {expected[:12]}...; "
                 "reinstall the package"
             )
-        copy = cache_folder() / "models" / digest
         if not (copy / "config.json").is_file():
             _convert(file, copy)
         model, tokenizer = _load(str(copy), self.path, self.dtype, self.device)
         return LoadedModel(model, tokenizer, self.path, license_id)
 
     def open_config(self) -> Any:
-        """Return the config that is written in the GGUF file."""
-        return _config(str(self._file().parent), self.path, gguf_file=self._file().name)
+        """Return the config of the converted copy, or else the one that is written in the GGUF file."""
+        file = self._file()
+        copy = _copy_of(file)
+        if (copy / "config.json").is_file():
+            return _config(str(copy), self.path)
+        return _config(str(file.parent), self.path, gguf_file=file.name)
 
     @property
     def _package(self) -> str:
@@ -291,6 +294,11 @@ def _convert(file: Path, copy: Path) -> None:
         raise PdtrimError(
             f"cannot write the converted model to {copy}: {error.strerror or error}; set XDG_CACHE_HOME to another place"
         ) from error
+
+
+def _copy_of(file: Path) -> Path:
+    """Return where the converted copy of a GGUF file lies, or would lie; its name is the file's SHA-256."""
+    return cache_folder() / "models" / _sha256(file)
 
 
 def _sha256(file: Path) -> str:

@@ -37,7 +37,7 @@ class Gain(StageSplitter):
         if coarse > needed:
             yield Note(
                 f"splitter gain: the threshold of {needed:.3g} points is below the standard error of a gain ({coarse:.1f} "
-                'points): use more calibration samples, or objective = "margin"'
+                "points): use more calibration samples, or a smoother objective such as margin"
             )
         final = _spare(start, *spared)
         reached: Points = yield final

@@ -73,7 +73,9 @@ CONFIGS = {"Llama-3.1-8B": LLAMA_31_8B, "Llama-2-13B": LLAMA_2_13B, "Qwen2.5-7B"
 def published(host: PluginHost) -> dict[str, ModelSizes]:
     from transformers import AutoConfig
 
-    return {name: sizes_from_config(AutoConfig.for_model(**config, dtype="bfloat16"), host) for name, config in CONFIGS.items()}
+    return {
+        name: sizes_from_config(AutoConfig.for_model(**config, dtype="bfloat16"), host, name) for name, config in CONFIGS.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -168,8 +170,11 @@ def test_an_architecture_that_no_plugin_knows_is_refused() -> None:
     from pdtrim_core.testing import tiny_config
 
     with pytest.raises(PdtrimError) as caught:
-        sizes_from_config(tiny_config("llama"), PluginHost())
-    assert str(caught.value) == "no plugin knows where the architecture 'llama' keeps its blocks"
+        sizes_from_config(tiny_config("llama"), PluginHost(), "owner/tiny")
+    assert str(caught.value) == (
+        "owner/tiny: no plugin knows where the architecture 'llama' keeps its blocks; a plugin can say so with the hook "
+        "pdtrim_find_blocks"
+    )
 
 
 def test_a_budget_is_needed(host: PluginHost) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pdtrim_core.calibration import Item, Sample, calibrate, digest_of, encode, pack
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.testing import ByteTokenizer
+from tests.unit.core.examples import given
 
 TOKENIZER = ByteTokenizer()
 TEXT = st.text("ab \n", min_size=1, max_size=6)
@@ -83,7 +83,7 @@ def test_prompt_and_choice_together_are_the_text(prompt: str, choices: list[str]
     item = encode(Sample(text, tuple(choices)), TOKENIZER)
     for number, choice in enumerate(choices):
         assert item.prompt_of(number) + item.choices[number] == tokens(text + choice)
-        assert not bytes(item.prompt_of(number)).endswith(b" ")
+        assert item.prompt_of(number) == tokens(text.rstrip())
 
 
 def test_special_tokens_are_the_tokenizers_own() -> None:
@@ -154,11 +154,17 @@ def test_what_is_kept_apart_may_not_measure() -> None:
 
 def test_a_sample_that_is_given_twice_counts_twice() -> None:
     made = calibrate([sample(name="sky"), sample(name="sky"), sample(), sample()], [], TOKENIZER)
-    assert [item.name for item in made.items] == ["sky", "sky (1)", "sample (2)", "sample (3)"]
+    assert [item.name for item in made.items] == ["sky", "sky again", "sample 2", "sample 3"]
     assert len(set(made.items)) == 4
 
 
-@given(st.lists(st.sampled_from(["", "x", "x (1)", "x (2)", "x (3)", "sample (1)"]), min_size=1, max_size=5))
+def test_a_name_that_is_taken_is_said_again_until_it_is_free() -> None:
+    made = calibrate([sample(name="sky"), sample(name="sky again"), sample(name="sky")], [sample("c", name="sky")], TOKENIZER)
+    assert [item.name for item in made.items] == ["sky", "sky again", "sky again again"]
+    assert [item.name for item in made.held_out] == ["sky"]
+
+
+@given(st.lists(st.sampled_from(["", "x", "x again", "x again again", "sample 1", "sample 1 again"]), min_size=1, max_size=5))
 def test_every_item_has_a_name_of_its_own(names: list[str]) -> None:
     made = calibrate([sample(name=name) for name in names], [], TOKENIZER)
     assert len({item.name for item in made.items}) == len(names)

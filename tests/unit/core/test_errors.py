@@ -51,11 +51,17 @@ def test_blame_names_the_plugin_and_keeps_the_cause() -> None:
     assert caught.value.__cause__ is cause
 
 
-@pytest.mark.parametrize("error", [PdtrimError("mine"), RecipeError("r", ["x"]), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("error", [PdtrimError("mine"), RecipeError("r", ["x"])])
 def test_blame_passes_on_what_users_can_mend_themselves(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, blame("scorer 'x'"):
         raise error
     assert caught.value is error
+
+
+def test_blame_names_the_plugin_whose_file_is_gone() -> None:
+    with pytest.raises(PluginError) as caught, blame("exporter 'x' (elsewhere 1.0)"):
+        raise OSError(28, "No space left on device")
+    assert str(caught.value) == "exporter 'x' (elsewhere 1.0) failed: OSError: [Errno 28] No space left on device"
 
 
 def test_blame_lets_an_interrupt_through() -> None:

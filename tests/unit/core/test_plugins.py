@@ -6,13 +6,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pdtrim_core import PluginHost, Scorer, Searcher, hookimpl, load_plugins
 from pdtrim_core.components import KINDS
-from pdtrim_core.errors import PluginError, RecipeError
+from pdtrim_core.errors import PdtrimError, PluginError, RecipeError
 from pdtrim_core.plugins import Failure, Origin
 
 BROKEN = Path(__file__).parents[2] / "broken_dist"
@@ -93,6 +94,7 @@ BROKEN_PLUGINS = {
         )
     ],
     "misspelt_hook": [("broken-hook 1.0", "there is no hook pdtrim_scorer; did you mean 'pdtrim_scorers'?")],
+    "unmarked_hook": [("broken-unmarked 1.0", "pdtrim_scorers is not marked with @hookimpl")],
     "misspelt_argument": [
         (
             "broken-argument 1.0",
@@ -131,8 +133,8 @@ def test_what_is_wrong_with_a_plugin_is_recorded_and_the_rest_works(load: Load, 
 
 
 def test_broken_plugins_do_not_hide_each_other(load: Load) -> None:
-    names = [name for name in BROKEN_PLUGINS if name not in ("exits", "number_as_name")]
-    assert sorted(told(load(*names))) == sorted(problem for name in names for problem in BROKEN_PLUGINS[name])
+    problems = sorted(problem for problems in BROKEN_PLUGINS.values() for problem in problems)
+    assert sorted(told(load(*BROKEN_PLUGINS))) == problems
 
 
 def test_what_is_sound_in_a_broken_plugin_works(load: Load) -> None:
@@ -141,9 +143,51 @@ def test_what_is_sound_in_a_broken_plugin_works(load: Load) -> None:
     assert host.find("searcher", "patient").label == "searcher 'patient' (broken-raising 1.0)"
 
 
-def test_a_plugin_with_a_misspelt_hook_is_left_out_whole(load: Load) -> None:
-    host = load("misspelt_hook")
-    assert "broken-hook" not in {origin.source for origin in host.origins}
+def test_a_plugin_with_a_misspelt_or_unmarked_hook_is_left_out_whole(load: Load) -> None:
+    host = load("misspelt_hook", "unmarked_hook")
+    assert {origin.source for origin in host.origins} == {"pdtrim-core"}
+    assert {provided.origin.source for provided in host.provided} == {"pdtrim-core"}
+
+
+def new_function() -> Callable[[], list[Any]]:
+    def offers() -> list[Any]:
+        return []
+
+    return offers
+
+
+def test_all_hooks_that_are_misspelt_or_unmarked_are_told() -> None:
+    module = type(sys)("sloppy")
+    for name in ("pdtrim_scorer", "pdtrim_searchers", "pdtrim_find_blocks", "pdtrim_helper"):
+        setattr(module, name, new_function())
+    hookimpl(module.pdtrim_scorer)
+    host = PluginHost()
+    host.register(module, Origin("parts", "sloppy", "1.0"))
+    assert told(host) == [
+        ("sloppy 1.0", "there is no hook pdtrim_scorer; did you mean 'pdtrim_scorers'?"),
+        ("sloppy 1.0", "pdtrim_find_blocks is not marked with @hookimpl"),
+        ("sloppy 1.0", "pdtrim_searchers is not marked with @hookimpl"),
+    ]
+
+
+def test_helpers_and_the_package_itself_may_begin_like_hooks() -> None:
+    import pdtrim_core
+
+    module = type(sys)("neat")
+    module.pdtrim_core, module.pdtrim_helper = pdtrim_core, lambda: 1  # type: ignore[attr-defined]
+    host = PluginHost()
+    host.register(module, Origin("parts", "neat"))
+    assert host.failures == []
+
+
+@pytest.mark.parametrize("name", ["pdtrimscorers", "scorers"])
+def test_whatever_is_marked_must_be_a_hook(name: str) -> None:
+    module = type(sys)("vain")
+    setattr(module, name, hookimpl(new_function()))
+    host = PluginHost()
+    host.register(module, Origin("parts", "vain"))
+    (failure,) = host.failures
+    assert failure.problem == f"there is no hook {name}; did you mean 'pdtrim_scorers'?"
 
 
 def test_a_plugin_registered_twice_is_recorded() -> None:
@@ -170,6 +214,14 @@ def test_an_unknown_name_is_told_that_plugins_are_broken(load: Load) -> None:
         load("import_error", "no_such_part").find("scorer", "cosin")
     assert caught.value.problems == (
         "there is no scorer 'cosin'; did you mean 'cosine'? (2 plugins failed to load: see pdtrim-core plugins)",
+    )
+
+
+def test_one_broken_plugin_is_told_in_the_singular(load: Load) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load("wrong_kind").find("scorer", "cosin")
+    assert caught.value.problems == (
+        "there is no scorer 'cosin'; did you mean 'cosine'? (1 plugin failed to load: see pdtrim-core plugins)",
     )
 
 
@@ -208,6 +260,39 @@ def test_a_name_may_exist_in_two_kinds(load: Load, tmp_path: Path) -> None:
     host = load(files=(file,))
     assert issubclass(host.find("scorer", "greedy").component, Scorer)
     assert issubclass(host.find("searcher", "greedy").component, Searcher)
+
+
+# Blocks
+
+
+def places(find: Callable[..., Any]) -> PluginHost:
+    module = type(sys)("places")
+    module.pdtrim_find_blocks = hookimpl(find)  # type: ignore[attr-defined]
+    host = PluginHost()
+    host.register(module, Origin("parts", "places"))
+    assert host.failures == []
+    return host
+
+
+def test_blocks_are_where_a_plugin_says() -> None:
+    place = object()
+    assert places(lambda model: place).find_blocks(object(), "owner/name") is place
+
+
+def test_a_model_whose_blocks_no_plugin_finds_is_named_with_the_remedy() -> None:
+    model = SimpleNamespace(config=SimpleNamespace(model_type="odd"))
+    with pytest.raises(PdtrimError) as caught:
+        places(lambda model: None).find_blocks(model, "owner/name")
+    assert str(caught.value) == (
+        "owner/name: no plugin knows where the architecture 'odd' keeps its blocks; a plugin can say so with the hook "
+        "pdtrim_find_blocks"
+    )
+
+
+def test_a_hook_that_fails_to_find_blocks_is_named() -> None:
+    with pytest.raises(PluginError) as caught:
+        places(lambda model: model.layers).find_blocks(5, "owner/name")
+    assert str(caught.value) == ("the hook pdtrim_find_blocks failed: AttributeError: 'int' object has no attribute 'layers'")
 
 
 # Events
@@ -280,6 +365,8 @@ def test_two_files_of_one_name_are_two_plugins(load: Load, tmp_path: Path) -> No
         ("gone.py", None, "plugin file {} does not exist"),
         ("notes.txt", "hello", "plugin file {} is not a Python file (.py)"),
         ("raises.py", "1 / 0", "plugin file {} failed: ZeroDivisionError: division by zero"),
+        ("exits.py", "raise SystemExit(3)", "plugin file {} failed: SystemExit: 3"),
+        ("unmarked.py", GOOD_FILE.replace("@hookimpl\n", ""), "plugin file {}: pdtrim_scorers is not marked with @hookimpl"),
         ("hollow.py", GOOD_FILE.replace("def score", "def skore"), "plugin file {}: Flat does not define score"),
         (
             "misspelt.py",

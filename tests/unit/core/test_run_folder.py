@@ -260,9 +260,7 @@ def test_a_damaged_outcome_is_named(tmp_path: Path) -> None:
     (tmp_path / "outcome.json").write_text("{}")
     with pytest.raises(PdtrimError) as caught:
         load_outcome(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path / 'outcome.json'} is not the outcome of a run of this version: model: Field required"
-    )
+    assert str(caught.value) == f"{tmp_path / 'outcome.json'} is not the outcome of a run"
 
 
 def test_a_plan_is_loaded_from_its_file_or_its_folder(tmp_path: Path) -> None:
@@ -288,6 +286,7 @@ def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["plan.json", "outcome.json"])
 def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PdtrimError, match=name):
+    (tmp_path / name).write_bytes(b"{\xff\xfe\x00")
+    with pytest.raises(PdtrimError) as caught:
         load_plan(tmp_path) if name == "plan.json" else load_outcome(tmp_path)
+    assert str(caught.value) == f"{tmp_path / name} is not text in UTF-8 (byte 1)"

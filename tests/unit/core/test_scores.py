@@ -7,10 +7,10 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pdtrim_core.scores import Scores, pair_scores
+from tests.unit.core.examples import given
 
 COARSE = st.integers(min_value=-4, max_value=4).map(lambda number: number / 4)
 

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pdtrim_core.components import Answer, Ask, AtLeast, Note
@@ -16,6 +15,7 @@ from pdtrim_core.elements import Drop, Removal
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan import Plan
 from pdtrim_core.search import Candidate, Found, Ledger, Points, Reading, drive, standard_error
+from tests.unit.core.examples import given
 
 LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pdtrim_core import PluginHost
@@ -11,6 +10,7 @@ from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan import Plan
 from pdtrim_core.sizes import BlockSizes, ModelSizes
+from tests.unit.core.examples import given
 
 # Three blocks that can be told apart. Active is less than all, as in a mixture of experts.
 TINY = ModelSizes(
@@ -67,6 +67,12 @@ def test_a_free_tail_costs_the_kv_of_the_last_slot(decode: list[Element], flops:
     assert TINY.prefill_flops(plan([], decode).free_tail(3), tokens=T) == flops + HEAD
 
 
+def test_a_free_tail_keeps_the_kv_of_the_last_slot() -> None:
+    # The last slot is the merged pair, whose K/V prefill keeps with no shadow; before it is a shadow.
+    assert TINY.kept_parameters(plan([], [Merge(1, 2)]).free_tail(3), "prefill") == 50 + 100 + 20
+    assert TINY.kept_parameters(plan([], [Merge(0, 1)]).free_tail(3), "prefill") == 50 + 1100 + 10 + 30
+
+
 @pytest.mark.parametrize(
     ("decode", "numbers"),
     [([], 7770), ([Drop(1)], 7070), ([Merge(0, 1)], 7070), ([Merge(2, 1)], 770), ([Drop(0), Drop(2)], 700)],
@@ -94,6 +100,11 @@ def test_prefill_ships_the_kv_of_decode_slots(prefill: list[Element], decode: li
         ([KvOnly(2)], [], "prefill", 1150 + 30),
         ([KvOnly(0)], [Merge(1, 0)], "prefill", 10050 + 10),
         ([], [Merge(1, 0)], "decode", 10150),
+        ([], [Merge(1, 0)], "prefill", 11150 + 10),
+        ([], [Merge(2, 1), Drop(0)], "prefill", 11150 + 20),
+        ([Drop(2)], [Merge(1, 0), Drop(2)], "prefill", 1150 + 10),
+        ([], [Merge(0, 1, "frozen")], "prefill", 11150),
+        ([Merge(1, 0)], [Merge(1, 0)], "prefill", 10150),
     ],
 )
 def test_a_stage_keeps_all_parameters_of_the_blocks_it_runs(

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from pdtrim_core.elements import Drop, Element, Merge, Removal
@@ -18,6 +18,7 @@ from pdtrim_core.plan import Plan
 from pdtrim_core.scores import Scores
 from pdtrim_core.sizes import BlockSizes, ModelSizes
 from pdtrim_core.space import SearchSpace, TwoSets, quantile_threshold, search_space, two_sets, without_merges
+from tests.unit.core.examples import given
 
 SHARED = Path(__file__).parents[3].parent / "shared"
 COARSE = st.integers(min_value=-4, max_value=4).map(lambda number: number / 4)

@@ -70,11 +70,11 @@ def test_gains_stand_with_their_standard_errors(tmp_path: Path) -> None:
 
 
 def test_costs_are_told_as_changes(tmp_path: Path) -> None:
-    costs = (Cost("parameters", "weights", 8_030_000_000, 6_022_500_000), Cost("traffic", "bytes", 20_000, 1_000))
+    costs = (Cost("parameters", "weights", 8_030_000_000, 6_022_500_000), Cost("traffic", "bytes", 20_000, 21_000))
     assert parts(outcome_with(costs=costs, gains=()), tmp_path)[3].splitlines() == [
-        "cost          dense     plan    change      unit",
-        "parameters   8.03 G   6.02 G   -25.0 %   weights",
-        "traffic     20.00 k     1000   -95.0 %     bytes",
+        "cost           dense      plan    change      unit",
+        "parameters    8.03 G    6.02 G   -25.0 %   weights",
+        "traffic      20.00 k   21.00 k    +5.0 %     bytes",
     ]
 
 

@@ -133,9 +133,10 @@ def test_a_threshold_below_the_standard_error_is_warned_of() -> None:
     notes = _split_items(Gain(), before, after)
     assert "".join(notes) == (
         f"splitter gain: the threshold of 3 points is below the standard error of a gain ({error:.1f} points): use more "
-        'calibration samples, or objective = "margin"'
+        "calibration samples, or a smoother objective such as margin"
     )
     assert _split_items(Gain(threshold=error + 0.01), before, after) == []
+    assert len(_split_items(Gain(threshold=error - 0.01), before, after)) == 1
 
 
 def test_the_warning_names_a_relative_threshold_in_points() -> None:
