@@ -26,9 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     # No test may depend on a network; without this the hub client waits for one.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Tiny models gain nothing from more threads, and workers side by side lose by them; programs that tests start inherit it.
+    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
-    # Tiny models gain nothing from more threads, and workers side by side lose by them.
     torch.set_num_threads(1)
 
 
