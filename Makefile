@@ -14,7 +14,7 @@ demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/pdtrim-core run examples/quickstart.toml
 
 test: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 lint: $(VENV)/.package $(VENV)/.test-tools
 	$(BIN)/ruff check .

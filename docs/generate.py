@@ -24,7 +24,8 @@ import pdtrim_core
 from pdtrim_core import hookspecs, load_plugins, testing
 from pdtrim_core.components import KINDS, Component, options_of
 from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import DEFAULTS, LISTS, OWN_DISTRIBUTION, Evaluation, Prune, Quantile, Settings
+from pdtrim_core.recipe import DEFAULTS, LISTS, OWN_DISTRIBUTION
+from pdtrim_core.settings import Evaluation, Prune, Quantile, Settings
 
 FOLDER = Path(__file__).parent / "reference"
 README = Path(__file__).parents[1] / "README.md"

@@ -152,7 +152,10 @@ class Objective(Component):
 
     @abstractmethod
     def points(self, mean: float) -> float:
-        """Return the points, 0 to 100 and higher is better, that a mean over items is worth."""
+        """Return the points, 0 to 100 and higher is better, that a mean over items is worth.
+
+        It is also asked slightly beyond the means that can occur, for its slope.
+        """
 
     def weight(self, item: Item) -> float:
         """Return the item's weight in the mean."""
@@ -175,7 +178,7 @@ class CalibrationSource(Component):
 
     @abstractmethod
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
-        """Return so many samples drawn with `rng`; fewer where there are no more."""
+        """Return so many samples drawn with `rng`. Where there are no more, return fewer, or raise `PdtrimError`."""
 
     def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample] | None:
         """Return samples of another origin to keep apart; None to take them from a larger `draw`."""

@@ -20,10 +20,11 @@ from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Cost, Environment, Outcome, Sets, machine, peak_memory, versions
 from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import Quantile, Recipe
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import open_run_folder
 from pdtrim_core.run_log import RunLog
 from pdtrim_core.scores import Scores
+from pdtrim_core.settings import Quantile
 from pdtrim_core.space import (
     DEFAULT_QUANTILE,
     DEFAULT_THRESHOLD,
@@ -53,6 +54,9 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
                 torch.set_num_threads(fitting_threads(model, evaluation.batch_tokens))
         with log.step("calibrate"):
             calibration = draw(recipe, host, model)
+            wanted, got = recipe.calibration.samples, len(calibration.items)
+            if got < wanted:
+                log.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples asked for")
             environment = _environment(recipe, host, model, calibration)
             folder.check_same({"weights": environment.weights, "data": environment.data})
             folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")

@@ -111,7 +111,7 @@ class PluginHost:
 
     def _misspelt(self, plugin: object) -> list[str]:
         hooks = [name for name in dir(hookspecs) if name.startswith("pdtrim_")]
-        members = [name for name in dir(plugin) if name.startswith("pdtrim_")]
+        members = [name for name in dir(plugin) if not name.startswith("__")]
         marked = [name for name in members if self._is_impl(getattr(plugin, name, None))]
         wrong = [f"there is no hook {name}{did_you_mean(name, hooks)}" for name in marked if name not in hooks]
         return wrong + [f"{name} is not marked with @hookimpl" for name in members if name in hooks and name not in marked]
@@ -229,7 +229,7 @@ def _load_file(host: PluginHost, path: Path) -> None:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The user's own file: whatever it raises is the user's to see, named.
         raise PluginError(f"plugin file {path} failed: {type(error).__name__}: {error}") from error
     host.register(module, origin)

@@ -22,11 +22,11 @@ class Mini(CalibrationSource):
 
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
         """Return so many of the 256 items, as many of either half, drawn with `rng`."""
-        return _halves(_shipped("calibration"), count, rng)
+        return _halves(_shipped("calibration"), count, rng, "samples")
 
     def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample]:
         """Return so many of the 64 items that are kept for evaluation only."""
-        return _halves(_shipped("evaluation"), count, rng)
+        return _halves(_shipped("evaluation"), count, rng, "held_out")
 
 
 def _shipped(name: str) -> list[Sample]:
@@ -34,11 +34,11 @@ def _shipped(name: str) -> list[Sample]:
     return parse_items(path.read_text(encoding="utf-8"), f"mini/{name}.jsonl")
 
 
-def _halves(samples: Sequence[Sample], count: int, rng: Random) -> list[Sample]:
+def _halves(samples: Sequence[Sample], count: int, rng: Random, option: str) -> list[Sample]:
     physics = [sample for sample in samples if sample.name.startswith("physics")]
     knowledge = [sample for sample in samples if not sample.name.startswith("physics")]
     if count > len(samples):
-        raise PdtrimError(f"calibration.samples: mini has {len(samples)} such items, {count} are asked")
+        raise PdtrimError(f"calibration.{option}: mini has {len(samples)} such items, {count} are asked")
     drawn = rng.sample(physics, count // 2) + rng.sample(knowledge, count - count // 2)
     rng.shuffle(drawn)
     return drawn
@@ -78,8 +78,10 @@ def read_items(path: Path) -> list[Sample]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PdtrimError(f"calibration file {path} does not exist") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except UnicodeDecodeError as error:
         raise PdtrimError(f"calibration file {path} is not text in UTF-8: {error}") from None
+    except OSError as error:
+        raise PdtrimError(f"calibration file {path} cannot be read: {error.strerror}") from None
     items = parse_items(text, str(path))
     if not items:
         raise PdtrimError(f"calibration file {path} is empty: it needs one item a line")
@@ -147,7 +149,8 @@ class Text(CalibrationSource):
         """Return so many pieces, drawn with `rng`; no two overlap."""
         pieces = [piece for path, text in self._texts() for piece in _pieces(text, self.words, path)]
         if not pieces:
-            raise PdtrimError(f"calibration.files: no text of at least {self.words} words in {', '.join(map(str, self.files))}")
+            names = ", ".join(map(str, self.files)) or "the prose of the Python reference"
+            raise PdtrimError(f"calibration.words: there are no {self.words} words in {names}: ask for shorter pieces")
         rng.shuffle(pieces)
         return pieces[:count]
 

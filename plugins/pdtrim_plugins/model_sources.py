@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ class FolderModel(ModelSource):
     @classmethod
     def accepts(cls, path: str) -> bool:
         """Take folders that exist, and what can only be meant as one."""
-        return not path.endswith(".gguf") and (Path(path).is_dir() or path.startswith((".", "/", "~")))
+        # os.path answers for any text, Path raises for one that is too long.
+        return not path.endswith(".gguf") and (os.path.isdir(path) or path.startswith((".", "/", "~")))  # noqa: PTH112
 
     def open(self) -> LoadedModel:
         """Load the checkpoint."""
@@ -224,9 +226,8 @@ def _opening(name: str) -> Iterator[None]:
     except Exception as error:
         # transformers, safetensors, gguf and the hub client each have errors of their own for a bad file.
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise PdtrimError(
-            f"cannot open the model {name}: {lines[0]} (a hub id needs the network once, and `hf auth login` if it is gated)"
-        ) from error
+        advice = "" if os.path.exists(name) else " (a hub id needs the network once, and `hf auth login` if it is gated)"  # noqa: PTH110
+        raise PdtrimError(f"cannot open the model {name}: {lines[0]}{advice}") from error
 
 
 @contextmanager
@@ -238,12 +239,17 @@ def _quietly() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # A machine without a network would see the hub client's retries here.
+    hub = getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(ERROR)
     try:
         # The GGUF reader draws a bar of its own that no setting switches off.
         with redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(before)
+        hub.setLevel(hub_level)
         if shown:
             logging.enable_progress_bar()
 

@@ -32,7 +32,7 @@ class Gain(StageSplitter):
         needed = self.threshold if self.unit == "points" else self.threshold / 100 * before
         elements = plan.decode.elements
         after: Sequence[Points] = yield [_spare(start, element) for element in elements]
-        spared = [element for element, points in zip(elements, after, strict=True) if points - before >= needed]
+        spared = [element for element, points in zip(elements, after, strict=True) if _gain(points, before) >= needed]
         coarse = max((points.error_of_gain_over(before) for points in after), default=0.0)
         if coarse > needed:
             yield Note(
@@ -57,7 +57,7 @@ class Gain(StageSplitter):
             trials = [_spare(current, element) for element in current.prefill]
             points: Sequence[Points] = yield trials
             best = max(range(len(trials)), key=lambda i: (points[i], -i))
-            if points[best] - value < needed:
+            if _gain(points[best], value) < needed:
                 break
             current, value = trials[best], points[best]
         return current, value
@@ -89,6 +89,11 @@ class DensePrefill(StageSplitter):
         del space, rng
         yield from ()
         return Plan(decode=plan.decode)
+
+
+def _gain(after: Points, before: Points) -> float:
+    """Return a gain to the digits that points have: 4.1 - 1.1 must reach a threshold of 3."""
+    return round(after - before, 4)
 
 
 def _spare(plan: Plan, *elements: Element) -> Plan:

@@ -13,7 +13,7 @@ import pytest
 import pdtrim_core
 from pdtrim_core import hookspecs, load_plugins, testing
 from pdtrim_core.components import KINDS, options_of
-from pdtrim_core.recipe import Evaluation, Prune, Settings
+from pdtrim_core.settings import Evaluation, Prune, Settings
 
 if TYPE_CHECKING:
     from types import ModuleType

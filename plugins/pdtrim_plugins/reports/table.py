@@ -62,9 +62,14 @@ def _gains(outcome: Outcome) -> str:
 
 def _costs(outcome: Outcome) -> str:
     body = [
-        [cost.name, _number(cost.dense), _number(cost.plan), f"{-100 * cost.saved:+.1f} %", cost.unit] for cost in outcome.costs
+        [cost.name, _number(cost.dense), _number(cost.plan), f"{_percent(-cost.saved)} %", cost.unit] for cost in outcome.costs
     ]
     return columns([["cost", "dense", "plan", "change", "unit"], *body])
+
+
+def _percent(share: float) -> str:
+    """Return a share as signed percent; nothing is +0.0, never -0.0."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def _number(value: float) -> str:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pdtrim_core import ModelSource, PluginHost, RecipeError, Scorer, hookimpl, load_plugins
 from pdtrim_core.components import KINDS
 from pdtrim_core.plugins import Origin
-from pdtrim_core.recipe import DEFAULTS, Quantile, Recipe, load, override, plugin_files, read, resolve, schema
+from pdtrim_core.recipe import DEFAULTS, Recipe, load, override, plugin_files, read, resolve, schema
+from pdtrim_core.settings import Quantile
 from tests.unit.core.examples import given
 
 ROOT = Path(__file__).parents[3]

@@ -294,7 +294,7 @@ def test_a_text_file_that_is_too_short_is_named(tmp_path: Path) -> None:
     path.write_text("four words are few")
     with pytest.raises(PdtrimError) as caught:
         draw(Text(files=(path,), words=5), 1)
-    assert str(caught.value) == f"calibration.files: no text of at least 5 words in {path}"
+    assert str(caught.value) == f"calibration.words: there are no 5 words in {path}: ask for shorter pieces"
 
 
 def test_pieces_longer_than_the_python_reference_are_refused_by_name() -> None:
