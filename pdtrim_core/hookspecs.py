@@ -21,7 +21,7 @@ A plugin marks its functions with `hookimpl` and is found through the entry poin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     )
     from pdtrim_core.model import BlockPlace
     from pdtrim_core.outcome import Outcome
-    from pdtrim_core.recipe import Recipe
     from pdtrim_core.search import Candidate
 
 PROJECT = "pdtrim"
@@ -103,8 +102,8 @@ def pdtrim_find_blocks(model: Any) -> BlockPlace | None:
 
 
 @hookspec
-def pdtrim_run_started(recipe: Recipe, out: Path) -> None:
-    """A run begins, with its resolved recipe and its folder."""
+def pdtrim_run_started(recipe: Mapping[str, Any], out: Path) -> None:
+    """A run begins, with its resolved recipe (the data of recipe.toml) and its folder."""
 
 
 @hookspec

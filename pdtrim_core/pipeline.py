@@ -45,7 +45,7 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
     """
     evaluation = recipe.settings.evaluation
     with open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder, threads(evaluation.threads), RunLog(host) as log:
-        host.tell("pdtrim_run_started", recipe=recipe, out=recipe.out)
+        host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         with log.step("open the model"):
             model = open_model(recipe.model, host)
             count = removed_blocks(recipe, model.sizes, model.name)

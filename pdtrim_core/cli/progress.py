@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pdtrim_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from rich.progress import TaskID
 
-    from pdtrim_core.recipe import Recipe
     from pdtrim_core.search import Candidate
 
 
@@ -32,9 +32,9 @@ class LineDisplay:
         self._count = 0
 
     @hookimpl
-    def pdtrim_run_started(self, recipe: Recipe, out: Path) -> None:
+    def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path) -> None:
         """Say where the run goes."""
-        self._write(f"run {recipe.model.path} -> {out}")
+        self._write(f"run {recipe['model']['path']} -> {out}")
 
     @hookimpl
     def pdtrim_step_started(self, step: str) -> None:
@@ -103,9 +103,9 @@ class LiveDisplay:
         self._best: float | None = None
 
     @hookimpl
-    def pdtrim_run_started(self, recipe: Recipe, out: Path) -> None:
+    def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path) -> None:
         """Say where the run goes."""
-        self._console.print(f"run {recipe.model.path} -> {out}")
+        self._console.print(f"run {recipe['model']['path']} -> {out}")
         self._progress.start()
 
     @hookimpl

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pdtrim_core import Recipe, hookimpl
+from pdtrim_core import hookimpl
 
 heard: list[str] = []
 
@@ -17,7 +19,7 @@ def pdtrim_note_made(note: str) -> None:
 
 
 @hookimpl
-def pdtrim_run_started(recipe: Recipe, out: Path) -> None:
+def pdtrim_run_started(recipe: Mapping[str, Any], out: Path) -> None:
     """Write it down."""
     del recipe
     heard.append(str(out))
