@@ -75,10 +75,13 @@ class Bench:
 
     def dense(self) -> Points:
         """Measure the dense model, and with it how long a measurement takes."""
-        remembered = self.ledger.known(Plan()) is not None
+        if self.ledger.known(Plan()) is not None:
+            return self.ledger.exact(Plan())
+        # What is done once, such as laying out the batches, is no part of the time that each measurement takes.
+        self._trunk.batches(self._calibration.items)
         started = time.perf_counter()
         points = self.ledger.exact(Plan())
-        self._seconds_each = 0.0 if remembered else time.perf_counter() - started
+        self._seconds_each = time.perf_counter() - started
         return points
 
     def search(self, space: SearchSpace) -> Plan:
