@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
@@ -21,13 +22,14 @@ from pdtrim_core.outcome import Cost, Environment, Outcome, Sets, machine, peak_
 from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe
-from pdtrim_core.run_folder import open_run_folder
+from pdtrim_core.run_folder import RunFolder, open_run_folder
 from pdtrim_core.run_log import RunLog
 from pdtrim_core.scores import Scores
 from pdtrim_core.settings import Quantile
 from pdtrim_core.space import (
     DEFAULT_QUANTILE,
     DEFAULT_THRESHOLD,
+    SearchSpace,
     TwoSets,
     quantile_threshold,
     search_space,
@@ -46,63 +48,79 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
     evaluation = recipe.settings.evaluation
     with open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder, threads(evaluation.threads), RunLog(host) as log:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
-        with log.step("open the model"):
-            model = open_model(recipe.model, host)
-            count = removed_blocks(recipe, model.sizes, model.name)
-            if evaluation.threads is None:
-                # Put back by the context around the run.
-                torch.set_num_threads(fitting_threads(model, evaluation.batch_tokens))
-        with log.step("calibrate"):
-            calibration = draw(recipe, host, model)
-            wanted, got = recipe.calibration.samples, len(calibration.items)
-            if got < wanted:
-                log.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples asked for")
-            environment = _environment(recipe, host, model, calibration)
-            folder.check_same({"weights": environment.weights, "data": environment.data})
-            folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
-        with log.step("score the blocks"):
-            scores = score(recipe, host, model, calibration)
-            folder.write("scores.json", scores.to_json())
-            sets, threshold = sets_of(recipe, scores, count)
-            space = search_space(scores, count, _without_merges(sets, scores, log), model.sizes)
+        start = prepare(recipe, host, folder, log)
         with log.step("measure the dense model", about=1):
-            bench = Bench(recipe, model, calibration, host=host, folder=folder, log=log)
+            bench = Bench(recipe, start.model, start.calibration, host=host, folder=folder, log=log)
             bench.dense()
-        with log.step("search", about=recipe.searcher.steps(space)):
-            found = bench.search(space)
-        with log.step("split the stages", about=recipe.splitter.steps(space)):
-            plan = bench.split(found, space)
+        with log.step("search", about=recipe.searcher.steps(start.space)):
+            found = bench.search(start.space)
+        with log.step("split the stages", about=recipe.splitter.steps(start.space)):
+            plan = bench.split(found, start.space)
         with log.step("evaluate", about=bench.rows_to_measure):
             rows = bench.rows(found, plan)
         with log.step("write"):
             outcome = Outcome(
-                model=model.name,
-                license=model.license,
-                block_count=model.block_count,
+                model=start.model.name,
+                license=start.model.license,
+                block_count=start.model.block_count,
                 objective=recipe.objective.name,
-                saved_plan=json.loads(_saved(recipe, model, plan).to_json()),
-                block_scores=scores.block,
-                pair_scores=scores.pair,
-                sets=Sets(
-                    sets.initial,
-                    tuple((p.blocks[0], p.blocks[1]) for p in sets.pairs),
-                    sets.drops,
-                    threshold if scores.pair else None,
-                ),
+                saved_plan=json.loads(_saved(recipe, start.model, plan).to_json()),
+                block_scores=start.space.scores.block,
+                pair_scores=start.space.scores.pair,
+                sets=start.sets,
                 rows=rows,
                 gains=bench.gains(found, plan),
-                costs=costs_of(model, plan),
+                costs=costs_of(start.model, plan),
                 notes=tuple(log.notes),
                 seconds=log.seconds,
                 peak_memory=peak_memory(),
                 candidates=vars(bench.ledger.tally),
-                environment=environment,
+                environment=start.environment,
                 recipe=recipe.to_data(),
             )
-            export(recipe, host, outcome, model)
+            export(recipe, host, outcome, start.model)
             folder.write("outcome.json", outcome.to_json())
         host.tell("pdtrim_run_finished", outcome=outcome)
         return outcome
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known before anything is measured: the model, the items, and what a search may choose from."""
+
+    model: BlockModel
+    calibration: Calibration
+    environment: Environment
+    sets: Sets
+    space: SearchSpace
+
+
+def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog) -> Start:
+    """Open the model, draw the items, score the blocks.
+
+    Raises `PdtrimError` where the folder holds measurements of other weights or items.
+    """
+    evaluation = recipe.settings.evaluation
+    with log.step("open the model"):
+        model = open_model(recipe.model, host)
+        count = removed_blocks(recipe, model.sizes, model.name)
+        if evaluation.threads is None:
+            # Put back by the context around the run.
+            torch.set_num_threads(fitting_threads(model, evaluation.batch_tokens))
+    with log.step("calibrate"):
+        calibration = draw(recipe, host, model)
+        wanted, got = recipe.calibration.samples, len(calibration.items)
+        if got < wanted:
+            log.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples asked for")
+        environment = _environment(recipe, host, model, calibration)
+        folder.check_same({"weights": environment.weights, "data": environment.data})
+        folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
+    with log.step("score the blocks"):
+        scores = score(recipe, host, model, calibration)
+        folder.write("scores.json", scores.to_json())
+        sets, threshold = sets_of(recipe, scores, count)
+        space = search_space(scores, count, _without_merges(sets, scores, log), model.sizes)
+    return Start(model, calibration, environment, _told(sets, threshold), space)
 
 
 def open_model(source: ModelSource, host: PluginHost) -> BlockModel:

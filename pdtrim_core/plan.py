@@ -25,6 +25,9 @@ from pdtrim_core.elements import (
 from pdtrim_core.errors import PlanError
 
 FirstToken = Literal["decode", "prefill"]
+State = Literal["run", "shrunk", "merged", "into", "kv-only", "gone"]
+"""What a stage does at a block: runs it, runs it narrowed, runs the merged block of the pair that begins here, nothing because
+the pair's first block stands for both, only its K/V, nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,25 @@ class Plan:
     def removal(self, stage: Stage) -> Removal:
         """Return what one stage loses."""
         return self.prefill if stage == "prefill" else self.decode
+
+    def state(self, stage: Stage, block: int) -> State:
+        """Return what a stage does at a block of the dense model."""
+        elements = self.removal(stage).at(block)
+        if not elements:
+            return "into" if stage == "prefill" and self._second_of_kv_only_pair(block) else "run"
+        match elements[0]:
+            case Drop():
+                return "gone"
+            case KvOnly():
+                return "kv-only"
+            case Shrink():
+                return "shrunk"
+            case Merge() as merge:
+                return "merged" if block == merge.blocks[0] else "into"
+
+    def _second_of_kv_only_pair(self, block: int) -> bool:
+        pairs = [e for e in self.decode.at(block) if isinstance(e, Merge) and block == e.blocks[1]]
+        return any(KvOnly(pair.blocks[0]) in self.prefill for pair in pairs)
 
     @property
     def first_block(self) -> int | None:

@@ -6,10 +6,9 @@ need be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pdtrim_core.elements import Drop, KvOnly, Merge, Shrink, Stage
+from pdtrim_core.elements import Stage
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan import Plan
 
@@ -60,7 +59,7 @@ class ModelSizes:
         flops = 2 * self.head
         for index in self._all():
             flops += 2 * tokens * self._kept_of_block(plan, "prefill", index, "active", "kv_parameters")
-            if self._runs(plan, "prefill", index):
+            if plan.state("prefill", index) in ("run", "merged"):
                 flops += 2 * tokens * (tokens + 1) * self.blocks[index].attention_width
         return flops + 2 * tokens * self._shadows(plan)
 
@@ -88,25 +87,15 @@ class ModelSizes:
     def _all(self) -> range:
         return range(len(self.blocks))
 
-    def _runs(self, plan: Plan, stage: Stage, index: int) -> bool:
-        return self._kept_of_block(plan, stage, index, "parameters", "kv_parameters") == self.blocks[index].parameters
-
     def _kept_of_block(self, plan: Plan, stage: Stage, index: int, whole: str, kv: str) -> int:
         """Return what a stage keeps of one block: all of it, its K/V projections, or nothing."""
-        kept: int = getattr(self.blocks[index], whole)
-        for element in plan.removal(stage).at(index):
-            if isinstance(element, KvOnly):
+        match plan.state(stage, index):
+            case "run" | "merged":
+                kept: int = getattr(self.blocks[index], whole)
+            case "kv-only":
                 kept = getattr(self.blocks[index], kv)
-            elif isinstance(element, Drop) or (isinstance(element, Merge) and index == element.blocks[1]):
+            case "gone" | "into":
                 kept = 0
-            elif isinstance(element, Shrink):
+            case "shrunk":
                 raise PdtrimError(f"the cost of a shrunk block (block {index}) cannot be told from block sizes alone")
-        if stage == "prefill" and _inside_kv_only_pair(plan, index):
-            kept = 0
         return kept
-
-
-def _inside_kv_only_pair(plan: Plan, index: int) -> bool:
-    """Tell whether a block is the second of a pair that decode merged and of which prefill keeps the K/V only."""
-    pairs: Sequence[Merge] = [e for e in plan.decode.at(index) if isinstance(e, Merge)]
-    return any(index == pair.blocks[1] and KvOnly(pair.blocks[0]) in plan.prefill for pair in pairs)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pdtrim_core import two_phase
 from pdtrim_core.calibration import Item
-from pdtrim_core.elements import Drop, KvOnly, Merge, Shrink, Stage
+from pdtrim_core.elements import Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model import Call
 from pdtrim_core.plan import Plan
@@ -98,8 +98,7 @@ class StagedModel:
 
     def _width(self, index: int) -> int:
         """Return 2 where either stage merges the pair that begins here, else 1."""
-        elements = (*self.plan.prefill.at(index), *self.plan.decode.at(index))
-        return 2 if any(isinstance(e, Merge) and e.blocks[0] == index for e in elements) else 1
+        return 2 if "merged" in (self.plan.state("prefill", index), self.plan.state("decode", index)) else 1
 
     def _step(self, prepared: PreparedBatch, index: int, width: int, hidden_BTD: Tensor) -> Tensor:
         """Run one place in both stages: each token takes the branch of its stage."""
@@ -124,23 +123,18 @@ class StagedModel:
         return hidden_BTD
 
     def _branch(self, stage: Stage, blocks: range) -> Branch:
+        """Return what one stage runs at a place."""
         branch: list[tuple[int, nn.Module | None]] = []
         for block in blocks:
-            elements = self.plan.removal(stage).at(block)
-            if not elements:
-                branch += [(block, None)] if not self._inside_kv_only_pair(stage, block) else []
-            elif isinstance(elements[0], Merge):
-                branch += [(elements[0].keep, self._stand_ins[elements[0]])] if block == elements[0].blocks[0] else []
-            elif isinstance(elements[0], Shrink):
-                branch.append((block, self._stand_ins[elements[0]]))
-            else:
-                assert isinstance(elements[0], Drop | KvOnly)
+            state = self.plan.state(stage, block)
+            if state == "run":
+                branch.append((block, None))
+            elif state in ("merged", "shrunk"):
+                element = self.plan.removal(stage).at(block)[0]
+                assert isinstance(element, Merge | Shrink)
+                like = element.keep if isinstance(element, Merge) else block
+                branch.append((like, self._stand_ins[element]))
         return tuple(branch)
-
-    def _inside_kv_only_pair(self, stage: Stage, block: int) -> bool:
-        """Tell whether a block is the second of a merged pair whose K/V alone prefill computes."""
-        pairs = [e for e in self.plan.decode.at(block) if isinstance(e, Merge) and block == e.blocks[1]]
-        return stage == "prefill" and any(KvOnly(pair.blocks[0]) in self.plan.prefill for pair in pairs)
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
         """Return the greedy continuation of a prompt, in two phases with a real hand-over of K/V.

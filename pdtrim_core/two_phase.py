@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdtrim_core.elements import KvOnly, Merge, Shrink
+from pdtrim_core.elements import Merge, Shrink
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model import BlockModel
 from pdtrim_core.plan import Plan
@@ -107,29 +107,28 @@ def _prefill(
 
 
 def _prefill_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
-    slots = {slot.block: (number, slot) for number, slot in enumerate(plan.slots(model.block_count))}
-    sources = {source.block: source.source for source in plan.kv_map(model.block_count)}
+    slots = plan.slots(model.block_count)
+    sources = {source.block: source for source in plan.kv_map(model.block_count)}
     steps = []
-    passed_over: set[int] = set()
     for block in range(model.block_count):
-        number, slot = slots.get(block, (None, None))
         source = sources.get(block)
-        if slot is not None and slot.merge is not None and source in ("shadow", "kv-only"):
-            steps.append(Step(stand_ins[slot.merge], slot.merge.keep, passed_by=True, slot=number))
+        number = None if source is None else source.slot
+        merge = None if number is None else slots[number].merge
+        if merge is not None and source is not None and source.source in ("shadow", "kv-only"):
+            steps.append(Step(stand_ins[merge], merge.keep, passed_by=True, slot=number))
             number = None
-        elements = plan.prefill.at(block)
-        if KvOnly(block) in plan.prefill:
-            assert slot is not None
-            passed_over |= set(slot.blocks)
-            if slot.merge is None:
-                module = stand_ins[slot.shrinks[0]] if slot.shrinks else model.blocks[block]
+        match plan.state("prefill", block):
+            case "run":
+                steps.append(Step(model.blocks[block], block, slot=number))
+            case "kv-only" if merge is None and number is not None:
+                shrinks = slots[number].shrinks
+                module = stand_ins[shrinks[0]] if shrinks else model.blocks[block]
                 steps.append(Step(module, block, passed_by=True, slot=number))
-        elif not elements and block not in passed_over:
-            steps.append(Step(model.blocks[block], block, slot=number))
-        elif elements and isinstance(elements[0], Merge) and block == elements[0].blocks[0]:
-            steps.append(Step(stand_ins[elements[0]], elements[0].keep, slot=number))
-        elif elements and isinstance(elements[0], Shrink):
-            steps.append(Step(stand_ins[elements[0]], block, slot=number))
+            case "merged" | "shrunk":
+                element = plan.prefill.at(block)[0]
+                assert isinstance(element, Merge | Shrink)
+                like = element.keep if isinstance(element, Merge) else block
+                steps.append(Step(stand_ins[element], like, slot=number))
     return steps
 
 

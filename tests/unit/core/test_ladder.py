@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pdtrim_core.elements import Drop, KvOnly, Merge, Removal, Shrink
-from pdtrim_core.ladder import MEANING, SIGNS, draw_ladder, states
-from pdtrim_core.plan import Plan
+from pdtrim_core.elements import Drop, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.ladder import MEANING, SIGNS, draw_ladder
+from pdtrim_core.plan import Plan, State
 
 ALL_STATES = Plan(
     prefill=Removal([Drop(3), Merge(8, 9), KvOnly(12), KvOnly(20), Shrink(25, "mlp", (0,))]),
@@ -15,9 +15,9 @@ ALL_STATES = Plan(
 def test_thirty_blocks_in_every_state() -> None:
     assert draw_ladder(ALL_STATES, 30) == (
         "block    0          10         20\n"
-        "prefill  ###.####M< ##kk###### k####s####\n"
+        "prefill  ###.####M< ##k<###### k####s####\n"
         "decode   ###.#.##M< ##M<###### #####s####\n"
-        "         # runs   . gone   k K/V only   M merged with the next block   < merged into the block before   "
+        "         # runs   . gone   k K/V only   M merged with the next block   < stands in the block before   "
         "s runs with fewer channels"
     )
 
@@ -43,9 +43,13 @@ def test_the_dense_plan_has_one_sign() -> None:
     assert draw_ladder(Plan(), 3) == "block    0\nprefill  ###\ndecode   ###\n         # runs"
 
 
-def test_a_pair_whose_kv_alone_are_kept_is_kv_only_in_both_blocks() -> None:
+def states(plan: Plan, stage: Stage, block_count: int) -> list[State]:
+    return [plan.state(stage, block) for block in range(block_count)]
+
+
+def test_a_pair_whose_kv_alone_are_kept_stands_in_its_first_block() -> None:
     plan = Plan(Removal([KvOnly(1)]), Removal([Merge(2, 1)]))
-    assert states(plan, "prefill", 4) == ["run", "kv-only", "kv-only", "run"]
+    assert states(plan, "prefill", 4) == ["run", "kv-only", "into", "run"]
     assert states(plan, "decode", 4) == ["run", "merged", "into", "run"]
 
 
