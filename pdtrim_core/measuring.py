@@ -68,8 +68,14 @@ class Measurement:
         return self._whole([value for value in values if value is not None])
 
     def _values_of(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
-        with blame(self._label):
-            values = [float(value) for value in self._objective.item_values(staged, group)]
+        try:
+            with blame(self._label):
+                values = [float(value) for value in self._objective.item_values(staged, group)]
+        except PluginError as error:
+            if isinstance(error.__cause__, torch.OutOfMemoryError):
+                # Not the plugin's fault: the model ran inside it.
+                raise error.__cause__ from None
+            raise
         if len(values) != len(group):
             raise PluginError(f"{self._label} gave {len(values)} values for {len(group)} items")
         if not all(math.isfinite(value) for value in values):

@@ -92,7 +92,8 @@ def _work(outcome: Outcome) -> str:
 
 
 def _next(out: Path) -> str:
-    return f"files: {out}/plan.json, {out}/outcome.json\nnext:  pdtrim-core show {out}"
+    again = f"pdtrim-core run {out}/recipe.toml --set objective=margin --out {out}-margin"
+    return f"files: {out}/plan.json, {out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
