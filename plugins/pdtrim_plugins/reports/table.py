@@ -27,7 +27,7 @@ class Table(Report):
             _costs(outcome),
             _notes(outcome),
             _work(outcome),
-            _next(out),
+            _next(out, outcome.recipe["seed"] + 1),
         ]
         return "\n\n".join(part for part in parts if part)
 
@@ -91,8 +91,9 @@ def _work(outcome: Outcome) -> str:
     )
 
 
-def _next(out: Path) -> str:
-    again = f"pdtrim-core run {out}/recipe.toml --set objective=margin --out {out}-margin"
+def _next(out: Path, seed: int) -> str:
+    """Name the files, and the two next looks: at this run, and at how much another draw of items changes."""
+    again = f"pdtrim-core run {out}/recipe.toml --set seed={seed} --out {out}-seed{seed}"
     return f"files: {out}/plan.json, {out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}"
 
 
