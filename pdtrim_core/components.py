@@ -37,14 +37,22 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Ask for the value of a plan on the way to one: it may remove fewer blocks, and it is never the result."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Note:
     """Something that a searcher or splitter has to say to the user; nothing is sent back."""
 
     text: str
 
 
-Ask = Plan | list[Plan] | AtLeast | Note
-"""What a searcher or splitter yields: a plan, plans that are independent of each other, a plan with a floor, or a note."""
+Ask = Plan | Probe | list[Plan] | list[Probe] | AtLeast | Note
+"""What a searcher or splitter yields: a plan or a probe, several that are independent of each other, a plan with a floor, or a
+note."""
 Answer = Any
 """What it is sent back: `Points` (a float), a list of them, or `Points` or None where the floor was not reached."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, TypeVar
 
-from pdtrim_core.components import Answer, Ask, AtLeast, Note
+from pdtrim_core.components import Answer, Ask, AtLeast, Note, Probe
 from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.plan import Plan
 
@@ -205,20 +205,24 @@ def drive(
             note(ask.text)
             answer = None
             continue
-        wanted = _plans_of(ask, label)
-        for plan in wanted:
-            for problem in problems(plan):
+        wanted = _wanted(ask, label)
+        for plan, is_result in wanted:
+            for problem in problems(plan) if is_result else ():
                 raise PluginError(f"{label} asked for the plan {plan}: {problem}")
         floor = ask.floor if isinstance(ask, AtLeast) else None
-        answers = [ledger.points(plan, floor) for plan in wanted]
-        for plan, points in zip(wanted, answers, strict=True):
-            if points is not None and (best is None or points > best.points):
+        answers = [ledger.points(plan, floor) for plan, _ in wanted]
+        for (plan, is_result), points in zip(wanted, answers, strict=True):
+            if is_result and points is not None and (best is None or points > best.points):
                 best = Found(plan, points)
         answer = answers if isinstance(ask, list) else answers[0]
 
 
-def _plans_of(ask: Any, label: str) -> list[Plan]:
-    plans = ask if isinstance(ask, list) else [ask.plan if isinstance(ask, AtLeast) else ask]
-    if not all(isinstance(plan, Plan) for plan in plans):
-        raise PluginError(f"{label} yielded {ask!r}: it may yield a Plan, a list of plans, AtLeast(plan, floor), or a Note")
-    return plans
+def _wanted(ask: Any, label: str) -> list[tuple[Plan, bool]]:
+    """Return the plans of an ask, each with whether it may be the result."""
+    entries = ask if isinstance(ask, list) else [ask.plan if isinstance(ask, AtLeast) else ask]
+    wanted = [(e.plan, False) if isinstance(e, Probe) else (e, True) for e in entries]
+    if not all(isinstance(plan, Plan) for plan, _ in wanted):
+        raise PluginError(
+            f"{label} yielded {ask!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
+        )
+    return wanted

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from pdtrim_core.components import Answer, Ask, AtLeast, Note
+from pdtrim_core.components import Answer, Ask, AtLeast, Note, Probe
 from pdtrim_core.elements import Drop, Removal
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan import Plan
@@ -175,7 +175,7 @@ def test_what_is_no_ask_is_refused_and_shown(ask: Any) -> None:
     with pytest.raises(PluginError) as caught:
         drive_all(Ledger(Table(TABLE)), ask)
     assert str(caught.value) == (
-        f"{LABEL} yielded {ask!r}: it may yield a Plan, a list of plans, AtLeast(plan, floor), or a Note"
+        f"{LABEL} yielded {ask!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
     )
 
 
@@ -327,3 +327,23 @@ def test_points_are_a_number_that_knows_its_reading() -> None:
     assert value == 62.5
     assert value - 60 == 2.5
     assert value.reading is reading
+
+
+def test_a_probe_is_answered_and_remembered_but_never_the_result() -> None:
+    few, whole = Plan.unified(Removal([Drop(1)])), Plan.unified(Removal([Drop(1), Drop(2)]))
+    measured: list[Plan] = []
+
+    def measure(plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        measured.append(plan)
+        return Reading(90.0 if plan == few else 10.0, 0.5, (0.5,))
+
+    seen: list[float] = []
+
+    def asks() -> Generator[Ask, Answer, None]:
+        seen.append((yield Probe(few)))
+        seen.extend((yield [Probe(few), Probe(whole)]))
+        yield whole
+
+    best, _ = drive(asks(), Ledger(measure), label="searcher 'x'", problems=lambda plan: [] if plan == whole else ["too few"])
+    assert best is not None
+    assert (best.plan, seen, measured) == (whole, [90.0, 90.0, 10.0], [few, whole])
