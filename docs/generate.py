@@ -10,6 +10,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import sys
 import types
 import typing
@@ -68,10 +69,14 @@ def kind_page(kind: str, host: PluginHost) -> str:
     provided = [p for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
     default = DEFAULTS.get(kind)
     chosen = f"Without the key, a recipe gets `{kind} = {json.dumps(default)}`." if default else "A recipe must have this key."
+    rows = [(p.component.name, summary(p.component)) for p in provided]
     parts = [
         f"# {kind.capitalize()}",
         f"{inspect.getdoc(base)}\n\nRecipe key: `{kind}`{' (a list)' if kind in LISTS else ''}. {chosen}",
-        table(["name", "what it does"], [[f"[{p.component.name}](#{p.component.name})", summary(p.component)] for p in provided]),
+        table(
+            ["name", "what it does"],
+            [[f"[{name}](#{anchor(name)})", about] for name, about in rows],
+        ),
     ]
     parts += [component_section(p.component, p.origin.plugin) for p in provided]
     parts.append(f"## Writing one\n\nSubclass `pdtrim_core.{base.__name__}`.{_shared_options(base)}")
@@ -79,17 +84,26 @@ def kind_page(kind: str, host: PluginHost) -> str:
     return "\n\n".join(parts)
 
 
+def anchor(heading: str) -> str:
+    """Return the anchor that readers of Markdown make of a component's heading: signs but the hyphen go."""
+    return re.sub(r"[^a-z0-9-]", "", heading.lower())
+
+
 def families_page() -> str:
     """Return the page of families whose blocks the built-in plugins find."""
     from pdtrim_plugins.architectures import PLACES  # noqa: PLC0415 - one page is about this one plugin
 
-    rows = [[f"`{family}`", f"`{place}`"] for family, place in sorted(PLACES.items())]
+    rows = [
+        [f"`{family}`", f"`{place}`", ", ".join(f"`{part}`" for part in parts) or "made together with Q"]
+        for family, (place, parts) in sorted(PLACES.items())
+    ]
     return "\n\n".join(
         [
             "# Families of models",
             "The built-in plugin `architectures` answers the hook `pdtrim_find_blocks` for these values of `model_type` in a "
             "model's config. Another plugin can answer for more.",
-            table(["model_type", "where its blocks are"], rows),
+            'Merges can keep K/V frozen (`distiller.kv = "frozen"`) where K and V are made by parts of their own.',
+            table(["model_type", "where its blocks are", "what makes K and V"], rows),
         ]
     )
 
@@ -103,7 +117,7 @@ def readme(text: str, host: PluginHost) -> str:
     rows = []
     for kind, base in KINDS.items():
         names = [p.component.name for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
-        links = ", ".join(f"[{name}](docs/reference/{kind}.md#{name})" for name in names)
+        links = ", ".join(f"[{name}](docs/reference/{kind}.md#{anchor(name)})" for name in names)
         rows.append([f"`{kind}`", summary(base), links])
     return f"{before}{begin}\n{table(['key', 'what it does', 'components'], rows)}\n\n{end}{after}"
 

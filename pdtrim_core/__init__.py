@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.calibration import Item, Sample
+from pdtrim_core.calibration import Item, Sample, python_reference
 from pdtrim_core.components import (
     Answer,
     Ask,
     AtLeast,
     CalibrationSource,
+    Distiller,
     Exporter,
     LoadedModel,
     ModelSource,
@@ -28,7 +29,7 @@ from pdtrim_core.components import (
 )
 from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
-from pdtrim_core.files import write_whole
+from pdtrim_core.files import cache_folder, write_whole
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.outcome import Outcome
@@ -41,6 +42,7 @@ from pdtrim_core.space import SearchSpace
 
 if TYPE_CHECKING:
     from pdtrim_core.context import HiddenStates, ScoreContext
+    from pdtrim_core.merges import Student, TeacherBatch, TeacherBatches
     from pdtrim_core.model import BlockModel, BlockPlace
     from pdtrim_core.pipeline import run
     from pdtrim_core.stages import StagedModel
@@ -52,6 +54,9 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.context",
     "ScoreContext": "pdtrim_core.context",
     "StagedModel": "pdtrim_core.stages",
+    "Student": "pdtrim_core.merges",
+    "TeacherBatch": "pdtrim_core.merges",
+    "TeacherBatches": "pdtrim_core.merges",
     "Trunk": "pdtrim_core.trunk",
     "run": "pdtrim_core.pipeline",
 }
@@ -64,6 +69,7 @@ __all__ = [
     "BlockPlace",
     "CalibrationSource",
     "Candidate",
+    "Distiller",
     "Drop",
     "Element",
     "Exporter",
@@ -99,11 +105,16 @@ __all__ = [
     "StageSplitter",
     "Staged",
     "StagedModel",
+    "Student",
+    "TeacherBatch",
+    "TeacherBatches",
     "Trunk",
+    "cache_folder",
     "draw_ladder",
     "hookimpl",
     "load_plugins",
     "pair_scores",
+    "python_reference",
     "run",
     "write_whole",
 ]

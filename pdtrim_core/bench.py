@@ -21,21 +21,30 @@ from pdtrim_core.run_folder import RunFolder
 from pdtrim_core.run_log import RunLog
 from pdtrim_core.search import Ledger, Points, drive
 from pdtrim_core.space import SearchSpace
-from pdtrim_core.stages import StagedModel
+from pdtrim_core.stages import StagedModel, StandIns
 from pdtrim_core.trunk import PACKING_TOLERANCE, Trunk
 
 
 class Bench:
     """The measurements of one run: two sets of items, one trunk of kept streams, one ledger each."""
 
-    def __init__(
-        self, recipe: Recipe, model: BlockModel, calibration: Calibration, *, host: PluginHost, folder: RunFolder, log: RunLog
+    def __init__(  # noqa: PLR0913 - what a run has put together until here
+        self,
+        recipe: Recipe,
+        model: BlockModel,
+        calibration: Calibration,
+        *,
+        stand_ins: StandIns,
+        host: PluginHost,
+        folder: RunFolder,
+        log: RunLog,
     ) -> None:
         self._recipe = recipe
         self._host = host
         self._model = model
         self._log = log
         self._calibration = calibration
+        self._stand_ins = stand_ins
         self.ledger = self._ledger("calibration", calibration.items, folder)
         self._apart = self._ledger("held-out", calibration.held_out, folder) if calibration.held_out else None
         self._seconds_each = 0.0
@@ -63,6 +72,7 @@ class Bench:
             objective,
             items,
             label=self._host.label_of(objective),
+            stand_ins=self._stand_ins,
             early_stop=self._recipe.settings.evaluation.early_stop,
             note=self._log.note,
         )
@@ -137,7 +147,8 @@ class Bench:
             after = self.ledger.known(Plan(prefill=start.prefill.without(element), decode=found.decode))
             if before is not None and after is not None and len(found.decode):
                 error = after.error_of_gain_over(before)
-                gains.append(Gain(str(element), round(after - before, 4), error, spared=element not in plan.prefill))
+                spared = all(plan.state("prefill", block) == "run" for block in element.blocks)
+                gains.append(Gain(str(element), round(after - before, 4), error, spared=spared))
         return tuple(gains)
 
     def _preview(self, what: str, steps: int | None) -> None:

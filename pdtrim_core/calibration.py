@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -160,3 +161,15 @@ def pack(items: Sequence[Item], batch_tokens: int, shape: Callable[[Item], tuple
         group.append(item)
         rows, widest = rows + height, max(widest, width)
     return [*groups, tuple(group)] if group else groups
+
+
+def python_reference() -> list[str]:
+    """Return the prose of the Python reference that CPython ships, a paragraph's line each: text for those who have none."""
+    from pydoc_data.topics import topics  # noqa: PLC0415 - 700 kB of text, wanted by few
+
+    return [line.strip() for _, text in sorted(topics.items()) for line in text.splitlines() if _is_prose(line)]
+
+
+def _is_prose(line: str) -> bool:
+    """Tell prose from code, grammar and headings in the topics, which are set in reStructuredText's text form."""
+    return bool(re.match(r"[A-Z(a-z\"]", line)) and len(line.split()) > 5 and "::=" not in line

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pdtrim_core.calibration import Item, Sample
+from pdtrim_core.calibration import Item, Sample, python_reference
 from pdtrim_core.plan import Plan
 from pdtrim_core.scores import Scores, pair_scores
 from pdtrim_core.space import SearchSpace
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pdtrim_core.context import ScoreContext
+    from pdtrim_core.merges import Student, TeacherBatches
     from pdtrim_core.model import BlockModel
     from pdtrim_core.outcome import Outcome
 
@@ -123,6 +124,25 @@ class Searcher(Component):
         return None
 
 
+class Distiller(Component):
+    """Trains one block to stand for two neighbours."""
+
+    kind = "distiller"
+
+    kv: Literal["shadow", "frozen"] = Field(
+        "shadow",
+        description="shadow: prefill also computes the merged block's K/V; frozen: they stay those of the pair's first block",
+    )
+    tokens: int = Field(20_000, gt=0, description="training tokens")
+
+    @abstractmethod
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        """Train `student.parameters()` in place and yield the mean loss of each epoch.
+
+        `batches` may be gone through again and again. The dense model must be left as it is.
+        """
+
+
 class StageSplitter(Component):
     """Decides what of a removal prefill can be spared: yields trial plans with the same decode."""
 
@@ -143,6 +163,13 @@ class Staged(Protocol):
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
+
+    def divergences(self, items: Sequence[Item]) -> list[float]:
+        """Return for each item how far the plan is from the dense model, 0 or more.
+
+        It is the mean, over the tokens of the right choice, of KL(dense || plan) in nats between the two distributions of
+        the next token.
+        """
 
 
 class Objective(Component):
@@ -187,6 +214,12 @@ class CalibrationSource(Component):
     @abstractmethod
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
         """Return so many samples drawn with `rng`. Where there are no more, return fewer, or raise `PdtrimError`."""
+
+    def training_texts(self, rng: Random) -> Iterable[str]:
+        """Return texts to train merges on, disjoint from what measures; the prose of the Python reference unless overridden."""
+        texts = python_reference()
+        rng.shuffle(texts)
+        return texts
 
     def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample] | None:
         """Return samples of another origin to keep apart; None to take them from a larger `draw`."""
@@ -251,7 +284,18 @@ class Report(Component):
 
 
 KINDS: dict[str, type[Component]] = {
-    cls.kind: cls for cls in (Scorer, Searcher, StageSplitter, Objective, CalibrationSource, ModelSource, Exporter, Report)
+    cls.kind: cls
+    for cls in (
+        Scorer,
+        Searcher,
+        Distiller,
+        StageSplitter,
+        Objective,
+        CalibrationSource,
+        ModelSource,
+        Exporter,
+        Report,
+    )
 }
 """The kinds of component by the recipe key that names them."""
 

@@ -34,3 +34,8 @@ def writing(path: Path) -> Iterator[None]:
         raise PdtrimError(
             f"cannot write {path}: {error.strerror}; what was measured before is kept: mend this and run the same command again"
         ) from error
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: $XDG_CACHE_HOME/pdtrim-core, or ~/.cache/pdtrim-core."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdtrim-core"

@@ -30,6 +30,7 @@ import pluggy
 if TYPE_CHECKING:
     from pdtrim_core.components import (
         CalibrationSource,
+        Distiller,
         Exporter,
         ModelSource,
         Objective,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         Searcher,
         StageSplitter,
     )
+    from pdtrim_core.elements import Merge
     from pdtrim_core.model import BlockPlace
     from pdtrim_core.outcome import Outcome
     from pdtrim_core.search import Candidate
@@ -58,6 +60,11 @@ def pdtrim_scorers() -> Iterable[type[Scorer]]:  # type: ignore[empty-body]
 @hookspec
 def pdtrim_searchers() -> Iterable[type[Searcher]]:  # type: ignore[empty-body]
     """Yield classes that search for what decode loses."""
+
+
+@hookspec
+def pdtrim_distillers() -> Iterable[type[Distiller]]:  # type: ignore[empty-body]
+    """Yield classes that train one block to stand for two."""
 
 
 @hookspec
@@ -119,6 +126,11 @@ def pdtrim_note_made(note: str) -> None:
 @hookspec
 def pdtrim_candidate_measured(candidate: Candidate) -> None:
     """A plan has its value: measured, remembered, or cut short."""
+
+
+@hookspec
+def pdtrim_merge_trained(merge: Merge, trained: float, untrained: float) -> None:
+    """A merged block is trained, or was found in the store; errors are mean squared differences of the stream."""
 
 
 @hookspec

@@ -12,7 +12,7 @@ from pdtrim_core.components import Objective
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.plan import Plan
 from pdtrim_core.search import DIGITS, Reading
-from pdtrim_core.stages import StagedModel
+from pdtrim_core.stages import StagedModel, StandIns
 from pdtrim_core.trunk import Trunk
 
 
@@ -24,13 +24,14 @@ class Measurement:
     measuring goes on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the last three have defaults
         self,
         trunk: Callable[[], Trunk],
         objective: Objective,
         items: Sequence[Item],
         *,
         label: str,
+        stand_ins: StandIns | None = None,
         early_stop: bool = True,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -38,6 +39,7 @@ class Measurement:
         self._objective = objective
         self._items = tuple(items)
         self._label = label
+        self._stand_ins = dict(stand_ins or {})
         self._early_stop = early_stop
         self._note = note
         self._weights = [objective.weight(item) for item in items]
@@ -54,7 +56,7 @@ class Measurement:
                 self._note(f"out of memory on the device: going on with batches of {self._trunk().batch_tokens} tokens")
 
     def _measure(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
-        staged = StagedModel(self._trunk(), plan)
+        staged = StagedModel(self._trunk(), plan, self._stand_ins)
         place = {item: number for number, item in enumerate(self._items)}
         values: list[float | None] = list(started.items) if started and started.items else [None] * len(self._items)
         for group in self._trunk().groups(self._items):

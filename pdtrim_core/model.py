@@ -9,6 +9,7 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,14 @@ HEAD_NUMBERS = 2**25
 
 @dataclass(frozen=True)
 class BlockPlace:
-    """Where a family keeps its list of blocks: the path of the module list, such as "model.layers"."""
+    """Where a family keeps its list of blocks: the path of the module list, such as "model.layers".
+
+    `kv` names the parts of a block that K and V are made with (the norm in front, the two projections, their norms);
+    empty where a family has one projection for all three of Q, K and V.
+    """
 
     blocks: str
+    kv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,9 @@ class BlockModel:
             with self.patched({**patches, self.block_count - 1: hand_over}):
                 # One token a row, so that no mask and no position beyond the first is ever made.
                 ids = torch.zeros(part.shape[:2], dtype=torch.long, device=self.device)
-                yield self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
+                logits_NV = self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
+            # Outside the context: whoever takes the logits may run the model before asking for more.
+            yield logits_NV
 
     @contextmanager
     def patched(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
@@ -185,7 +193,8 @@ class BlockModel:
 
     @property
     def _last_logit_only(self) -> dict[str, int]:
-        return {"logits_to_keep": 1} if "logits_to_keep" in self.model.forward.__code__.co_varnames else {}
+        # The signature sees through transformers' wrappers, the code object does not.
+        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
 
     def _wrap(self, index: int, hidden_BTD: Tensor) -> Any:
         rest = self._returns[index]

@@ -32,6 +32,7 @@ class Environment:
     weights: str
     data: str
     recipe: str
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,23 @@ class Sets:
 
 
 @dataclass(frozen=True)
+class MergeResult:
+    """How the merge of a pair came out: its pair score d, errors of the stream behind it, and whether it could be chosen.
+
+    Errors are mean squared differences from the dense model: of the block that training started from, of the trained one,
+    and of dropping the better one of the two blocks instead.
+    """
+
+    pair: tuple[int, int]
+    score: float
+    untrained: float
+    trained: float
+    drop: float
+    kept: bool
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run did. `outcome.json` holds it, and every report is made from it."""
 
@@ -112,6 +130,7 @@ class Outcome:
     candidates: dict[str, int]
     environment: Environment
     recipe: dict[str, Any]
+    merges: tuple[MergeResult, ...] = ()
     format: int = field(default=OUTCOME_FORMAT)
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 
@@ -17,6 +17,7 @@ from pdtrim_core.calibration import Calibration, calibrate
 from pdtrim_core.components import ModelSource
 from pdtrim_core.context import ScoreContext
 from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.merging import Merges
 from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Cost, Environment, Outcome, Sets, machine, peak_memory, versions
 from pdtrim_core.plan import Plan, SavedPlan
@@ -33,8 +34,6 @@ from pdtrim_core.space import (
     TwoSets,
     quantile_threshold,
     search_space,
-    two_sets,
-    without_merges,
 )
 from pdtrim_core.threads import fitting_threads, threads
 
@@ -50,7 +49,8 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         start = prepare(recipe, host, folder, log)
         with log.step("measure the dense model", about=1):
-            bench = Bench(recipe, start.model, start.calibration, host=host, folder=folder, log=log)
+            stand_ins = start.merges.modules
+            bench = Bench(recipe, start.model, start.calibration, stand_ins=stand_ins, host=host, folder=folder, log=log)
             bench.dense()
         with log.step("search", about=recipe.searcher.steps(start.space)):
             found = bench.search(start.space)
@@ -70,6 +70,7 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
                 sets=start.sets,
                 rows=rows,
                 gains=bench.gains(found, plan),
+                merges=start.merges.results(plan),
                 costs=costs_of(start.model, plan),
                 notes=tuple(log.notes),
                 seconds=log.seconds,
@@ -78,6 +79,7 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
                 environment=start.environment,
                 recipe=recipe.to_data(),
             )
+            start.merges.save(plan, recipe.out / "merges")
             export(recipe, host, outcome, start.model)
             folder.write("outcome.json", outcome.to_json())
         host.tell("pdtrim_run_finished", outcome=outcome)
@@ -92,6 +94,7 @@ class Start:
     calibration: Calibration
     environment: Environment
     sets: Sets
+    merges: Merges
     space: SearchSpace
 
 
@@ -114,13 +117,19 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog) ->
             log.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples asked for")
         environment = _environment(recipe, host, model, calibration)
         folder.check_same({"weights": environment.weights, "data": environment.data})
-        folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
     with log.step("score the blocks"):
         scores = score(recipe, host, model, calibration)
         folder.write("scores.json", scores.to_json())
-        sets, threshold = sets_of(recipe, scores, count)
-        space = search_space(scores, count, _without_merges(sets, scores, log), model.sizes)
-    return Start(model, calibration, environment, _told(sets, threshold), space)
+        threshold = threshold_of(recipe, scores)
+    with log.step("merge pairs"):
+        merges = Merges(recipe, host, model, calibration, scores=scores)
+        sets = merges.choose(count, threshold, log)
+        if merges.modules:
+            folder.check_same({"training": merges.digest})
+        space = search_space(scores, count, sets, model.sizes)
+    environment = replace(environment, training=merges.digest)
+    folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
+    return Start(model, calibration, environment, _told(sets, threshold), merges, space)
 
 
 def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
@@ -162,29 +171,19 @@ def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Cali
     return scores
 
 
-def sets_of(recipe: Recipe, scores: Scores, count: int) -> tuple[TwoSets, float]:
-    """Return the two sets and the threshold d_T that made them."""
+def threshold_of(recipe: Recipe, scores: Scores) -> float:
+    """Return the threshold d_T on pair scores."""
     given = recipe.settings.prune.merge_above
     if given is None:
         given = DEFAULT_THRESHOLD if scores.similarity else Quantile(quantile=DEFAULT_QUANTILE)
     if isinstance(given, Quantile):
-        threshold = quantile_threshold(scores, given.quantile)
-    elif scores.similarity or given > 1:
-        threshold = given
-    else:
-        raise PdtrimError(
-            f"prune.merge_above = {given} is a cosine, but the scores of '{recipe.scorer.name}' are not: say "
-            "merge_above = {quantile = 0.9}, or 1.1 for no merges"
-        )
-    return two_sets(scores, count, threshold), threshold
-
-
-def _without_merges(sets: TwoSets, scores: Scores, log: RunLog) -> TwoSets:
-    if sets.pairs:
-        log.note(
-            f"{len(sets.pairs)} pairs reach merge_above, but this version trains no merges: every block is searched as a drop"
-        )
-    return without_merges(sets, scores)
+        return quantile_threshold(scores, given.quantile)
+    if scores.similarity or given > 1:
+        return given
+    raise PdtrimError(
+        f"prune.merge_above = {given} is a cosine, but the scores of '{recipe.scorer.name}' are not: say "
+        "merge_above = {quantile = 0.9}, or 1.1 for no merges"
+    )
 
 
 def costs_of(model: BlockModel, plan: Plan) -> tuple[Cost, ...]:

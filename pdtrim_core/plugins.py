@@ -30,6 +30,7 @@ GROUP = hookspecs.PROJECT
 _REGISTRIES = {
     "pdtrim_scorers": "scorer",
     "pdtrim_searchers": "searcher",
+    "pdtrim_distillers": "distiller",
     "pdtrim_splitters": "splitter",
     "pdtrim_objectives": "objective",
     "pdtrim_calibrations": "calibration",

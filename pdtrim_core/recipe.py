@@ -15,6 +15,7 @@ from pdtrim_core.components import (
     KINDS,
     CalibrationSource,
     Component,
+    Distiller,
     Exporter,
     ModelSource,
     Objective,
@@ -35,6 +36,7 @@ OWN_DISTRIBUTION = "pdtrim-core"
 DEFAULTS: dict[str, Any] = {
     "scorer": "cosine",
     "searcher": "annealing",
+    "distiller": "mse",
     "splitter": "gain",
     "objective": "accuracy",
     "calibration": "mini",
@@ -53,6 +55,7 @@ class Recipe:
     model: ModelSource
     scorer: Scorer
     searcher: Searcher
+    distiller: Distiller
     splitter: StageSplitter
     objective: Objective
     calibration: CalibrationSource
@@ -65,7 +68,7 @@ class Recipe:
         """Return the resolved recipe, every option spelt out, as TOML data that reads back to the same recipe."""
         data = _without_none(self.settings.model_dump(mode="json"))
         data["out"] = str(self.out)
-        for kind in ("model", "scorer", "searcher", "splitter", "objective", "calibration"):
+        for kind in ("model", "scorer", "searcher", "distiller", "splitter", "objective", "calibration"):
             data[kind] = _component_data(self.uses[kind][0], getattr(self, kind))
         for kind, components in (("exporter", self.exporters), ("report", self.reports)):
             data[kind] = [_component_data(use, part) for use, part in zip(self.uses[kind], components, strict=True)]

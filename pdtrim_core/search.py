@@ -123,8 +123,11 @@ class Ledger:
         """Forget the best so far, at the beginning of a search or a split."""
         self._best = None
 
-    def reading(self, plan: Plan, floor: float | None = None) -> Reading:
-        """Return the reading of a plan, exact if it reaches the floor (or none is given)."""
+    def reading(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Reading:
+        """Return the reading of a plan, exact if it reaches the floor (or none is given).
+
+        A probe may not win: it does not count for the best so far.
+        """
         started = time.perf_counter()
         known = self._known.get(plan)
         enough = known is not None and (known.points is not None or (floor is not None and known.ceiling < floor))
@@ -137,12 +140,13 @@ class Ledger:
             self._known[plan] = reading
             self.tally.measured += reading.points is not None
             self.tally.cut_short += reading.points is None
-        self._tell(plan, reading, floor, remembered=enough, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._tell(plan, reading, floor, may_win=may_win, remembered=enough, seconds=seconds)
         return reading
 
-    def points(self, plan: Plan, floor: float | None = None) -> Points | None:
+    def points(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Points | None:
         """Return the points of a plan; None where they do not reach the floor."""
-        reading = self.reading(plan, floor)
+        reading = self.reading(plan, floor, may_win=may_win)
         if reading.points is None or (floor is not None and reading.points < floor):
             return None
         return Points(reading)
@@ -156,10 +160,12 @@ class Ledger:
         reading = self._known.get(plan)
         return None if reading is None or reading.points is None else Points(reading)
 
-    def _tell(self, plan: Plan, reading: Reading, floor: float | None, *, remembered: bool, seconds: float) -> None:
+    def _tell(
+        self, plan: Plan, reading: Reading, floor: float | None, *, may_win: bool, remembered: bool, seconds: float
+    ) -> None:
         self._asked += 1
-        reached = reading.points is not None and (floor is None or reading.points >= floor)
-        if reading.points is not None and reached and (self._best is None or reading.points > self._best):
+        wins = may_win and reading.points is not None and (floor is None or reading.points >= floor)
+        if reading.points is not None and wins and (self._best is None or reading.points > self._best):
             self._best = reading.points
         self._notify(Candidate(self._asked, plan, reading, self._best, remembered, seconds))
 
@@ -210,7 +216,7 @@ def drive(
             for problem in problems(plan) if is_result else ():
                 raise PluginError(f"{label} asked for the plan {plan}: {problem}")
         floor = ask.floor if isinstance(ask, AtLeast) else None
-        answers = [ledger.points(plan, floor) for plan, _ in wanted]
+        answers = [ledger.points(plan, floor, may_win=is_result) for plan, is_result in wanted]
         for (plan, is_result), points in zip(wanted, answers, strict=True):
             if is_result and points is not None and (best is None or points > best.points):
                 best = Found(plan, points)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random
@@ -46,17 +47,19 @@ class TwoSets:
         return Removal(elements)
 
 
-def two_sets(scores: Scores, count: int, merge_above: float = DEFAULT_THRESHOLD) -> TwoSets:
+def two_sets(
+    scores: Scores, count: int, merge_above: float = DEFAULT_THRESHOLD, *, never: Collection[tuple[int, ...]] = ()
+) -> TwoSets:
     """Return the two sets for `count` removed blocks and a threshold d_T on pair scores (PDTrim, Eq. 2, 4 and 5).
 
-    Overlapping pairs are taken by falling pair score. Ties go to the lower block.
+    Overlapping pairs are taken by falling pair score. Ties go to the lower block. Pairs in `never` are not merged.
     """
     order = scores.ranking()
     initial = tuple(order[: math.ceil(count / 2)])
     taken = set(initial)
     pairs = []
     for first in sorted(range(len(scores.pair)), key=lambda i: (-scores.pair[i], i)):
-        if scores.pair[first] >= merge_above and not taken & {first, first + 1}:
+        if (first, first + 1) not in never and scores.pair[first] >= merge_above and not taken & {first, first + 1}:
             taken |= {first, first + 1}
             second = first + 1
             start = first if scores.block[first] <= scores.block[second] else second

@@ -4,11 +4,12 @@ Attention is causal, so a prompt never sees what follows it. Both stages share o
 they differ, the prompt's tokens take prefill's branch and the others take decode's. The K/V that continuation tokens
 attend to are then exactly those that prefill would have shipped.
 
-Shape suffixes: B batch, T token, P prompt columns, D hidden, V vocabulary.
+Shape suffixes: B batch, T token, P prompt columns, D hidden, N positions where the logits count, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -18,7 +19,7 @@ from pdtrim_core import two_phase
 from pdtrim_core.calibration import Item
 from pdtrim_core.elements import Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.model import Call
+from pdtrim_core.model import HEAD_NUMBERS, Call
 from pdtrim_core.plan import Plan
 from pdtrim_core.trunk import PreparedBatch, Trunk
 
@@ -75,6 +76,40 @@ class StagedModel:
             found[here.cpu()] = (logits_NV[at, targets] - torch.logsumexp(logits_NV, dim=-1)[at]).cpu()
             start += len(logits_NV)
         return found
+
+    def divergences(self, items: Sequence[Item]) -> list[float]:
+        """Return for each item how far this plan is from the dense model, 0 or more.
+
+        It is the mean, over the tokens of the right choice, of KL(dense || plan) in nats between the two distributions of
+        the next token. Other choices are not run.
+        """
+        right = {item: _right_choice_of(item) for item in items}
+        means: dict[Item, float] = {}
+        for group, prepared in self._trunk.batches(list(right.values())):
+            with torch.inference_mode():
+                of_tokens = self._token_divergences(prepared)
+            for number, item in enumerate(group):
+                own = [value for (owner, _), value in zip(prepared.batch.owners, of_tokens, strict=True) if owner == number]
+                means[item] = math.fsum(own) / len(own)
+        return [means[right[item]] for item in items]
+
+    def _token_divergences(self, prepared: PreparedBatch) -> list[float]:
+        """Return KL(dense || plan) of the distributions that each target token of a batch is drawn from."""
+        batch, dense_ND = prepared.batch, prepared.dense_stream
+        stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
+        # Two sets of logits are held, so each has half the positions that one may have.
+        step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
+        parts = [
+            _divergence(self._logprobs(dense_ND[start : start + step]), self._logprobs(stream_ND[start : start + step])).cpu()
+            for start in range(0, len(stream_ND), step)
+        ]
+        found: list[float] = torch.cat(parts)[batch.target_at.cpu()].tolist()
+        return found
+
+    def _logprobs(self, stream_ND: Tensor) -> Tensor:
+        """Return the log-probabilities `[N, V]` of all tokens behind a few positions, in float32."""
+        (logits_NV,) = self._model.logits(stream_ND)
+        return logits_NV.sub_(torch.logsumexp(logits_NV, dim=-1, keepdim=True))
 
     def _stream(self, prepared: PreparedBatch) -> Tensor:
         """Return the stream behind the last block that counts, `[B, T, D]`."""
@@ -162,3 +197,16 @@ class StagedModel:
         if recompute < least or (least == 0 and recompute > 0):
             raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self._trunk.first_token}'")
         return recompute
+
+
+def _right_choice_of(item: Item) -> Item:
+    """Return an item with its right choice alone."""
+    answer = item.answer
+    return Item((item.prompt_of(answer),), (item.choices[answer],), 0, (item.choice_bytes[answer],), item.name)
+
+
+def _divergence(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:
+    """Return KL(dense || plan) in nats from log-probabilities; rounding does not take it below 0."""
+    # Overwrites what it is given: these are the largest tensors there are.
+    gap_NV = plan_NV.neg_().add_(dense_NV)
+    return dense_NV.exp_().mul_(gap_NV).sum(dim=-1).clamp(min=0)

@@ -1,6 +1,6 @@
 """The dense model's streams, kept: every candidate equals the dense model below its first element and begins there.
 
-Shape suffixes: B batch, T token, D hidden.
+Shape suffixes: B batch, T token, D hidden, N positions where the logits count.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class PreparedBatch:
         self._model = model
         self.recording = model.record(batch.ids_BT, batch.mask_BTT, batch.positions_BT)
         self._prompt_recording: Recording | None = None
+        self._dense_ND: Tensor | None = None
         self._kept: dict[int, Tensor] = {0: self.recording.hidden_BTD}
         hidden = self.recording.hidden_BTD
         granted = trunk.grant(hidden.numel() * hidden.element_size(), model.block_count)
@@ -105,6 +106,17 @@ class PreparedBatch:
             positions = None if batch.positions_BT is None else batch.positions_BT[:, :width]
             self._prompt_recording = self._model.record(batch.ids_BT[:, :width], mask, positions)
         return self._prompt_recording
+
+    @property
+    def dense_stream(self) -> Tensor:
+        """The dense model's stream `[N, D]` behind the last block where logits count, made when first wanted and kept."""
+        if self._dense_ND is None:
+            first, hidden_BTD = self.nearest(self._model.block_count)
+            for index in range(first, self._model.block_count):
+                self.keep(index, hidden_BTD)
+                hidden_BTD = self._model.run(index, hidden_BTD, self.recording.calls)
+            self._dense_ND = hidden_BTD[self.batch.at_row, self.batch.at_column]
+        return self._dense_ND
 
     def nearest(self, depth: int) -> tuple[int, Tensor]:
         """Return the deepest kept stream at or above a depth, with the index of the block it enters."""

@@ -13,6 +13,7 @@ from pdtrim_core.testing.models import FAMILIES, ByteTokenizer, tiny_config, tin
 if TYPE_CHECKING:
     from pdtrim_core.testing.contracts import (
         CalibrationContract,
+        DistillerContract,
         ExporterContract,
         ModelSourceContract,
         ObjectiveContract,
@@ -27,6 +28,7 @@ __all__ = [
     "FAMILIES",
     "ByteTokenizer",
     "CalibrationContract",
+    "DistillerContract",
     "ExporterContract",
     "ModelSourceContract",
     "ObjectiveContract",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pdtrim_core import CalibrationSource, PdtrimError, Sample, hookimpl
+from pdtrim_core import CalibrationSource, PdtrimError, Sample, hookimpl, python_reference
 
 
 class Mini(CalibrationSource):
@@ -151,29 +150,19 @@ class Text(CalibrationSource):
         if not pieces:
             names = ", ".join(map(str, self.files)) or "the prose of the Python reference"
             raise PdtrimError(f"calibration.words: there are no {self.words} words in {names}: ask for shorter pieces")
+        # The same words again, as in licences and headings, would measure twice and could not be kept apart.
+        pieces = list({piece.content: piece for piece in pieces}.values())
         rng.shuffle(pieces)
         return pieces[:count]
 
     def _texts(self) -> Iterable[tuple[str, str]]:
         if not self.files:
-            yield "python-reference", _python_reference()
+            yield "python-reference", "\n".join(python_reference())
         for path in self.files:
             try:
                 yield path.name, path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise PdtrimError(f"calibration file {path} cannot be read as text: {error}") from None
-
-
-def _python_reference() -> str:
-    from pydoc_data.topics import topics  # noqa: PLC0415 - 700 kB of text, wanted only here
-
-    prose = [line for _, text in sorted(topics.items()) for line in text.splitlines() if _is_prose(line)]
-    return "\n".join(prose)
-
-
-def _is_prose(line: str) -> bool:
-    """Tell prose from code, grammar and headings in the topics, which are set in reStructuredText's text form."""
-    return bool(re.match(r"[A-Z(a-z\"]", line)) and len(line.split()) > 5 and "::=" not in line
 
 
 def _pieces(text: str, words: int, where: str) -> list[Sample]:

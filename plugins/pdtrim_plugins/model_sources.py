@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pdtrim_core import LoadedModel, ModelSource, PdtrimError, hookimpl
+from pdtrim_core import LoadedModel, ModelSource, PdtrimError, cache_folder, hookimpl
 
 PACKAGE = "package:"
 KNOWN_PACKAGES = {
@@ -150,11 +150,6 @@ class HubModel(ModelSource):
     def open_config(self) -> Any:
         """Return the model's config."""
         return _config(self.path, self.path, revision=self.revision)
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be made again: $XDG_CACHE_HOME/pdtrim-core, or ~/.cache/pdtrim-core."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdtrim-core"
 
 
 def _load(place: str, name: str, dtype: str, device: str, **options: Any) -> tuple[Any, Any]:

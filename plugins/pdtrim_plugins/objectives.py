@@ -1,4 +1,4 @@
-"""Objectives: accuracy, the margin of the right choice, perplexity."""
+"""Objectives: accuracy, the margin of the right choice, perplexity, the divergence from the dense model."""
 
 from __future__ import annotations
 
@@ -89,6 +89,26 @@ class Perplexity(Objective):
         return 100 * math.exp(-max(0.0, mean))
 
 
+class Divergence(Objective):
+    """KL divergence of the dense model's next-token distribution to the pruned one's, along the right continuation."""
+
+    name = "kl"
+    unit = "nats a token"
+    best_item: ClassVar[float | None] = 0.0
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        """Return the mean divergence over the right continuation's tokens; 0 where nothing differs."""
+        return staged.divergences(items)
+
+    def weight(self, item: Item) -> float:
+        """Return the number of scored tokens, so that every token counts the same."""
+        return float(len(item.choices[item.answer]))
+
+    def points(self, mean: float) -> float:
+        """Return 100 for the dense model's own distributions, falling to 37 at one nat a token."""
+        return 100 * math.exp(-max(0.0, mean))
+
+
 def _log_softmax(sums: Sequence[float]) -> list[float]:
     top = max(sums)
     total = top + math.log(math.fsum(math.exp(value - top) for value in sums))
@@ -98,4 +118,4 @@ def _log_softmax(sums: Sequence[float]) -> list[float]:
 @hookimpl
 def pdtrim_objectives() -> Iterable[type[Objective]]:
     """Yield the objectives."""
-    yield from (Accuracy, Margin, Perplexity)
+    yield from (Accuracy, Margin, Perplexity, Divergence)

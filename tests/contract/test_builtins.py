@@ -11,6 +11,7 @@ import pytest
 
 from pdtrim_core.testing import (
     CalibrationContract,
+    DistillerContract,
     ExporterContract,
     ModelSourceContract,
     ObjectiveContract,
@@ -22,13 +23,14 @@ from pdtrim_core.testing import (
     tiny_transformers,
 )
 from pdtrim_plugins.calibrations import Jsonl, Mini, Text
+from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
-from pdtrim_plugins.objectives import Accuracy, Margin, Perplexity
+from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean
-from pdtrim_plugins.searchers import Annealing, Greedy, RandomChoice
-from pdtrim_plugins.splitters import DensePrefill, Gain, Unified
+from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, RandomChoice, Restarts, Sequential
+from pdtrim_plugins.splitters import Budget, DensePrefill, Gain, Pop, Unified
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
@@ -65,6 +67,55 @@ class TestRandomChoice(SearcherContract):
     component = RandomChoice
 
 
+STEPWISE = {
+    "test_it_copes_with_candidates_that_miss_their_floor": "it has no floors, and on another table it asks for other plans first",
+}
+
+
+class TestSequential(SearcherContract):
+    component = Sequential
+    options: ClassVar[dict[str, Any]] = {"protect_first": 0, "protect_last": 0}
+    departs = STEPWISE
+
+
+class TestBeam(SearcherContract):
+    component = Beam
+    options: ClassVar[dict[str, Any]] = {"protect_first": 0, "protect_last": 0}
+    departs = STEPWISE
+
+
+class TestExhaustive(SearcherContract):
+    component = Exhaustive
+
+
+class TestRestarts(SearcherContract):
+    component = Restarts
+
+
+# The paper's step of 1e-5 is made for large models; these show in ten epochs what they do.
+QUICK: dict[str, Any] = {"lr": 1e-3}
+
+
+class TestMse(DistillerContract):
+    component = Mse
+    options: ClassVar[dict[str, Any]] = QUICK
+
+
+class TestCosineLoss(DistillerContract):
+    component = CosineLoss
+    options: ClassVar[dict[str, Any]] = QUICK
+
+
+class TestMseCosine(DistillerContract):
+    component = MseCosine
+    options: ClassVar[dict[str, Any]] = QUICK
+
+
+class TestLogitKl(DistillerContract):
+    component = LogitKl
+    options: ClassVar[dict[str, Any]] = QUICK
+
+
 class TestGain(SplitterContract):
     component = Gain
 
@@ -72,6 +123,11 @@ class TestGain(SplitterContract):
 class TestGainInPercent(SplitterContract):
     component = Gain
     options: ClassVar[dict[str, Any]] = {"unit": "relative"}
+
+
+class TestGainOneByOne(SplitterContract):
+    component = Gain
+    options: ClassVar[dict[str, Any]] = {"mode": "cumulative"}
 
 
 class TestUnified(SplitterContract):
@@ -83,6 +139,21 @@ class TestDensePrefill(SplitterContract):
     departs: ClassVar[dict[str, str]] = {
         "test_a_silent_block_stays_out_of_prefill": "its prefill runs every block, useful or not",
     }
+
+
+class TestBudget(SplitterContract):
+    component = Budget
+    # A lower ceiling than a removal of no block can keep to is an error for the user.
+    options: ClassVar[dict[str, Any]] = {"prefill_at_most": 1.0}
+
+
+class TestPop(SplitterContract):
+    component = Pop
+
+
+class TestPopUnderALowCeiling(SplitterContract):
+    component = Pop
+    options: ClassVar[dict[str, Any]] = {"prefill_at_most": 0.3}
 
 
 class TestAccuracy(ObjectiveContract):
@@ -100,6 +171,10 @@ class TestMargin(ObjectiveContract):
 
 class TestPerplexity(ObjectiveContract):
     component = Perplexity
+
+
+class TestDivergence(ObjectiveContract):
+    component = Divergence
 
 
 class TestMini(CalibrationContract):

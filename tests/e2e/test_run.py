@@ -57,6 +57,7 @@ def test_progress_goes_to_stderr_one_line_a_step(cli: Cli, recipe: Path) -> None
         "open the model",
         "calibrate",
         "score the blocks",
+        "merge pairs",
         "measure the dense model",
         "search",
         "split the stages",

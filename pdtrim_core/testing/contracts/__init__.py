@@ -16,6 +16,7 @@ Nothing here needs a download: models are tiny, and searchers and splitters are 
 from __future__ import annotations
 
 from pdtrim_core.testing.contracts.calibrations import CalibrationContract
+from pdtrim_core.testing.contracts.distillers import DistillerContract
 from pdtrim_core.testing.contracts.model_sources import ModelSourceContract
 from pdtrim_core.testing.contracts.objectives import FixedStaged, ObjectiveContract
 from pdtrim_core.testing.contracts.scorers import ScorerContract
@@ -27,6 +28,7 @@ from pdtrim_core.testing.contracts.writers import ExporterContract, ReportContra
 
 __all__ = [
     "CalibrationContract",
+    "DistillerContract",
     "ExporterContract",
     "FixedStaged",
     "ModelSourceContract",

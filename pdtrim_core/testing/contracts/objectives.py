@@ -29,13 +29,20 @@ from pdtrim_core.trunk import Trunk
 
 @dataclass(frozen=True)
 class FixedStaged:
-    """A model under a plan whose log-probabilities are given: `sums` has those of each item's choices."""
+    """A model under a plan whose log-probabilities are given: `sums` has those of each item's choices.
+
+    The dense model is taken to be certain of every right choice.
+    """
 
     sums: dict[Item, tuple[float, ...]]
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return what was given."""
         return [self.sums[item] for item in items]
+
+    def divergences(self, items: Sequence[Item]) -> list[float]:
+        """Return the divergence from certainty: the negative log-probability of the right choice, a token."""
+        return [-self.sums[item][item.answer] / len(item.choices[item.answer]) for item in items]
 
 
 @contract

@@ -17,6 +17,7 @@ from pdtrim_core.calibration import Sample, encode
 from pdtrim_core.components import (
     CalibrationSource,
     Component,
+    Distiller,
     Exporter,
     ModelSource,
     Objective,
@@ -65,6 +66,7 @@ def check_component(component: type[Component], kind: type[Component], options: 
 _HOOKS: dict[str, type[Component]] = {
     "pdtrim_scorers": Scorer,
     "pdtrim_searchers": Searcher,
+    "pdtrim_distillers": Distiller,
     "pdtrim_splitters": StageSplitter,
     "pdtrim_objectives": Objective,
     "pdtrim_calibrations": CalibrationSource,

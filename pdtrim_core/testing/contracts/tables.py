@@ -65,12 +65,18 @@ def table_spaces() -> Iterator[SearchSpace]:
 def search_on_table(
     searcher: Searcher, space: SearchSpace, measure: Measure, *, seed: int = 0
 ) -> tuple[Found | None, list[Plan]]:
-    """Run a searcher on a table; return the best that it found and all plans that it asked for, in order."""
-    asked: list[Plan] = []
-    ledger = Ledger(measure, notify=_note_in(asked))
+    """Run a searcher on a table; return the best that it found and all plans that it proposed, in order; probes are none."""
+    proposed: list[Plan] = []
+    ledger = Ledger(measure, notify=_note_in([]))
+
+    def listed(plan: Plan) -> tuple[str, ...]:
+        proposed.append(plan)
+        return ()
+
     with no_global_randomness():
-        found, _ = drive(searcher.search(space, rng_of(seed)), ledger, label=f"searcher '{searcher.name}'")
-    return found, asked
+        asks = searcher.search(space, rng_of(seed))
+        found, _ = drive(asks, ledger, label=f"searcher '{searcher.name}'", problems=listed)
+    return found, proposed
 
 
 def split_on_table(

@@ -24,6 +24,7 @@ class Table(Report):
             draw_ladder(outcome.plan.plan, outcome.block_count),
             _results(outcome),
             _gains(outcome),
+            _merges(outcome),
             _costs(outcome),
             _notes(outcome),
             _work(outcome),
@@ -58,6 +59,24 @@ def _gains(outcome: Outcome) -> str:
         [gain.element, f"{gain.gain:+.1f} +- {gain.error:.1f}", "spared" if gain.spared else "lost too"] for gain in outcome.gains
     ]
     return columns([["block", "gain when given back to prefill", "prefill"], *body])
+
+
+def _merges(outcome: Outcome) -> str:
+    if not outcome.merges:
+        return ""
+    header = ["merge", "d", "error before training", "after", "of a drop", "decode"]
+    body = [
+        [
+            f"{merge.pair[0]}+{merge.pair[1]}",
+            f"{merge.score:.4f}",
+            f"{merge.untrained:.3g}",
+            f"{merge.trained:.3g}",
+            f"{merge.drop:.3g}",
+            "merged" if merge.chosen else "not chosen" if merge.kept else "worse than a drop",
+        ]
+        for merge in outcome.merges
+    ]
+    return columns([header, *body])
 
 
 def _costs(outcome: Outcome) -> str:

@@ -535,6 +535,7 @@ def test_a_recipe_knows_by_which_names_its_parts_were_asked_for(host: PluginHost
         "model": ("package",),
         "scorer": ("pdtrim-core/cosine",),
         "searcher": ("annealing",),
+        "distiller": ("mse",),
         "splitter": ("gain",),
         "objective": ("pdtrim-core/margin",),
         "calibration": ("mini",),

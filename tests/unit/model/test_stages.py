@@ -296,3 +296,15 @@ def test_dropping_a_block_that_is_the_identity_changes_no_logit(silent: int) -> 
     elements: list[Element] = [Drop(silent)]
     dense, dropped = (StagedModel(trunk, plan) for plan in (Plan(), Plan.unified(Removal(elements))))
     assert dense.loglikelihoods(some_items()) == dropped.loglikelihoods(some_items())
+
+
+def test_the_model_may_be_used_while_its_logits_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdtrim_core.model.HEAD_NUMBERS", 260 * 4)
+    model = tiny_llama()
+    streams = [torch.randn(10, 32) for _ in range(2)]
+    with torch.inference_mode():
+        alone = [torch.cat(list(model.logits(stream))) for stream in streams]
+        pairs = list(zip(*(model.logits(stream) for stream in streams), strict=True))
+    together = [torch.cat([pair[number] for pair in pairs]) for number in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert not any("forward" in vars(block) for block in model.blocks)

@@ -6,9 +6,11 @@ import math
 
 import pytest
 
-from pdtrim_core import Item
+from pdtrim_core import Drop, Item, Objective, Plan, Removal, StagedModel, Trunk
+from pdtrim_core.measuring import Measurement
+from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts import FixedStaged
-from pdtrim_plugins.objectives import Accuracy, Margin, Perplexity
+from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
 
 
 def item(*sizes: int, answer: int = 0, tokens: tuple[int, ...] | None = None, name: str = "q") -> Item:
@@ -80,6 +82,31 @@ def test_perplexity_weighs_every_token_the_same() -> None:
     assert mean == pytest.approx(7 * math.log(2) / 4)
 
 
+def test_kl_is_the_divergence_that_the_model_tells() -> None:
+    """From a dense model that is certain, a right choice of probability 1/4 and 1/4 is two times ln 2 a token away."""
+    asked = item(3, 3, answer=1, tokens=(5, 2))
+    staged = FixedStaged({asked: (-1.0, 2 * math.log(1 / 4))})
+    (value,) = Divergence().item_values(staged, [asked])
+    assert value == pytest.approx(2 * math.log(2))
+    assert Divergence().points(value) == pytest.approx(25.0)
+
+
+def test_kl_weighs_every_token_of_the_right_choice_the_same() -> None:
+    assert [Divergence().weight(item(3, 3, answer=a, tokens=(1, 4))) for a in (0, 1)] == [1.0, 4.0]
+
+
+def test_kl_gives_the_dense_model_all_points_and_fewer_the_more_is_gone() -> None:
+    trunk = Trunk(tiny_llama())
+    items = [Item(((1, 2, n),), ((5, n), (6,)), n % 2, (1, 1), str(n)) for n in range(6)]
+    plans = [Plan.unified(Removal(map(Drop, gone))) for gone in ((), (3,), (1, 3, 5))]
+    readings = [Measurement(lambda: trunk, Divergence(), items, label="kl")(plan, None, None) for plan in plans]
+    dense, one, three = (reading.points or 0.0 for reading in readings)
+    assert dense == 100.0 > one > three >= 0
+    values = StagedModel(trunk, plans[1]).divergences(items)
+    mean = sum(v * len(i.choices[i.answer]) for v, i in zip(values, items, strict=True)) / 9
+    assert one == pytest.approx(100 * math.exp(-mean))
+
+
 def test_the_other_objectives_weigh_every_item_the_same() -> None:
     assert {Accuracy().weight(item(3, 3, tokens=(4, 4))), Margin().weight(item(1, 1))} == {1.0}
 
@@ -87,10 +114,11 @@ def test_the_other_objectives_weigh_every_item_the_same() -> None:
 def test_points_stay_in_range_a_little_beyond_the_best() -> None:
     assert Margin().points(0.001) == 100.0
     assert Perplexity().points(-0.001) == 100.0
+    assert Divergence().points(-0.001) == 100.0
 
 
-@pytest.mark.parametrize(("objective", "best"), [(Accuracy(), 1.0), (Margin(), 0.0), (Perplexity(), 0.0)])
-def test_the_best_item_is_worth_all_points(objective: Accuracy | Margin | Perplexity, best: float) -> None:
+@pytest.mark.parametrize(("objective", "best"), [(Accuracy(), 1.0), (Margin(), 0.0), (Perplexity(), 0.0), (Divergence(), 0.0)])
+def test_the_best_item_is_worth_all_points(objective: Objective, best: float) -> None:
     assert objective.best_item == best
     assert objective.points(best) == 100.0
 
@@ -104,9 +132,11 @@ def test_items_without_a_choice_are_refused(objective: Accuracy | Margin) -> Non
     assert objective.problems(items[:1]) == []
 
 
-def test_perplexity_takes_items_without_a_choice() -> None:
-    assert Perplexity().problems([item(1)]) == []
+@pytest.mark.parametrize("objective", [Perplexity(), Divergence()])
+def test_what_needs_no_choices_takes_items_without(objective: Objective) -> None:
+    assert objective.problems([item(1)]) == []
 
 
 def test_the_native_units_are_named() -> None:
-    assert [Accuracy.unit, Margin.unit, Perplexity.unit] == ["share of items", "nats", "nats a token"]
+    units = [objective.unit for objective in (Accuracy, Margin, Perplexity, Divergence)]
+    assert units == ["share of items", "nats", "nats a token", "nats a token"]

@@ -1,22 +1,26 @@
-"""The splitters on tables in which every gain is planted."""
+"""The paper's splitter and the two fixed ones, on tables in which every gain is planted."""
 
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, Literal
 
 import pytest
+from hypothesis import strategies as st
 
 from pdtrim_core import Drop, Merge, Plan, Removal
 from pdtrim_core.search import Reading
 from pdtrim_core.testing.contracts import Table, split_on_table, table_space
 from pdtrim_plugins.splitters import DensePrefill, Gain, Unified
+from tests.unit.core.examples import given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 START = 50.0
 REMOVAL = Removal(map(Drop, (1, 2, 3, 4)))
+MODES: tuple[Literal["independent"], Literal["cumulative"]] = ("independent", "cumulative")
 
 
 def planted(gains: Mapping[int, float], start: float = START) -> Callable[[Plan], float]:
@@ -157,6 +161,80 @@ def _split_items(splitter: Gain, before: tuple[float, ...], after: tuple[float, 
 
     split_on_table(splitter, REMOVAL, measure, note=notes.append)
     return notes
+
+
+# Gain, one after the other
+
+
+def test_the_mode_decides_whether_gains_are_measured_on_top_of_each_other() -> None:
+    """Blocks 1 and 2 bring 5 points alone and 6 together; block 3 brings 4 once block 1 is back."""
+
+    def value(plan: Plan) -> float:
+        back = {block for block in (1, 2, 3) if not plan.prefill.at(block)}
+        return START + 5 * bool(back & {1, 2}) + (back >= {1, 2}) + 4 * (back >= {1, 3})
+
+    assert split(Gain(), value)[0] == (1, 2)
+    assert split(Gain(mode="cumulative"), value)[0] == (1, 3)
+
+
+def test_what_helps_only_together_is_not_found_by_either_mode() -> None:
+    def value(plan: Plan) -> float:
+        return START + 20 * (not plan.prefill.at(1) and not plan.prefill.at(2))
+
+    assert split(Gain(), value)[0] == split(Gain(mode="cumulative"), value)[0] == ()
+
+
+def test_cumulative_asks_for_rounds_each_on_top_of_the_best_so_far() -> None:
+    kept, asked, notes = split(Gain(mode="cumulative"), planted({1: 2.0, 2: 3.0, 3: 5.0, 4: -1.0}))
+    assert kept == (2, 3)
+    assert notes == []
+    three, two_three = (Removal(map(Drop, blocks)) for blocks in ((1, 2, 4), (1, 4)))
+    rounds = [[Plan(left.without(e), REMOVAL) for e in left] for left in (REMOVAL, REMOVAL, three, two_three)]
+    assert asked == [Plan.unified(REMOVAL), *(plan for trials in rounds for plan in trials)]
+
+
+@pytest.mark.parametrize("unit", ["points", "relative"])
+def test_cumulative_keeps_to_the_threshold_and_its_unit(unit: Literal["points", "relative"]) -> None:
+    """3 % of 50 points are 1.5 points."""
+    value = planted({1: 1.6, 2: 1.4, 3: 3.0, 4: -1.0})
+    expected = {"points": (3,), "relative": (1, 3)}
+    assert split(Gain(mode="cumulative", unit=unit), value)[0] == expected[unit]
+    assert split(Gain(mode="cumulative", unit=unit, threshold=20.0), value)[0] == ()
+
+
+def test_cumulative_warns_of_a_threshold_below_the_standard_error_too() -> None:
+    before = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    after = (1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0)
+    assert _split_items(Gain(mode="cumulative"), before, after) == _split_items(Gain(), before, after) != []
+
+
+@given(st.lists(st.integers(-80, 80), min_size=4, max_size=4), st.sampled_from([0.0, 1.5, 3.0]))
+def test_where_gains_add_up_both_modes_agree(tenths: list[int], threshold: float) -> None:
+    value = planted({block: tenth / 10 for block, tenth in zip((1, 2, 3, 4), tenths, strict=True)})
+    independent, cumulative = (split(Gain(threshold=threshold, mode=mode), value)[0] for mode in MODES)
+    assert independent == cumulative
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.0, 3.0, 10.0]))
+def test_a_cumulative_split_gains_the_threshold_with_each_element_and_leaves_none_that_would(seed: int, threshold: float) -> None:
+    def value(plan: Plan) -> float:
+        return Random(f"{seed} {plan.prefill}").uniform(0, 100)
+
+    final, asked = split_on_table(Gain(threshold=threshold, mode="cumulative"), REMOVAL, Table(value))
+    points = {plan: Table(value)(plan, None, None).points or 0.0 for plan in asked}
+    gained = points[final] - points[Plan.unified(REMOVAL)]
+    assert gained >= threshold * (len(REMOVAL) - len(final.prefill)) - 1e-9
+    left = [Plan(final.prefill.without(element), REMOVAL) for element in final.prefill]
+    assert all(round(points[plan] - points[final], 4) < threshold for plan in left)
+    assert len(asked) <= 1 + len(REMOVAL) + (Gain(mode="cumulative").steps(table_space(len(REMOVAL))) or 0)
+
+
+def test_a_negative_threshold_is_refused() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Gain(threshold=-0.1)
+
+
+# Unified and dense prefill
 
 
 def test_the_other_splitters_measure_nothing() -> None:

@@ -1,0 +1,239 @@
+"""Merging two blocks into one by distillation: what a distiller is given, how a merge is judged, and the store of trained ones.
+
+Shape suffixes: B batch, T token, D hidden, N positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pdtrim_core.calibration import Item
+from pdtrim_core.components import Distiller
+from pdtrim_core.elements import Merge
+from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.files import writing
+from pdtrim_core.model import BlockModel, Call
+from pdtrim_core.trunk import PreparedBatch, Trunk
+
+SEQUENCE_TOKENS = 64
+BATCH_SEQUENCES = 64
+TRUNK_BYTES = 2**30
+"""Memory for the dense streams over the training tokens, which all pairs share."""
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """One batch of training tokens: the dense model's stream in front of a pair and behind it, both `[B, T, D]`."""
+
+    before_BTD: Tensor
+    after_BTD: Tensor
+    calls: Sequence[Call]
+
+
+class Student:
+    """The block that learns to stand for a pair. A distiller trains `parameters()` in place."""
+
+    def __init__(self, model: BlockModel, merge: Merge, module: nn.Module) -> None:
+        self.model = model
+        self.merge = merge
+        self.module = module
+
+    def __call__(self, batch: TeacherBatch) -> Tensor:
+        """Return the student's stream `[B, T, D]` on a batch, with the mask and positions of the block it came from."""
+        return self.model.run(self.merge.keep, batch.before_BTD, batch.calls, self.module)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what may be trained: everything, but for the input norm, K and V of a merge with frozen K/V."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def logits(self, batch: TeacherBatch, stream_BTD: Tensor) -> Iterator[Tensor]:
+        """Yield the final logits `[N, V]` of a stream behind the pair, some positions at a time; gradients flow."""
+        for index in range(self.merge.blocks[1] + 1, self.model.block_count):
+            stream_BTD = self.model.run(index, stream_BTD, batch.calls)
+        yield from self.model.logits(stream_BTD.flatten(0, 1))
+
+
+class TeacherBatches:
+    """The training tokens as batches that can be gone through again, once an epoch."""
+
+    def __init__(self, trunk: Trunk, items: Sequence[Item], merge: Merge) -> None:
+        self._model = trunk.model
+        with torch.no_grad():
+            self._batches = [self._batch(prepared, *merge.blocks) for _, prepared in trunk.batches(items)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[TeacherBatch]:
+        return iter(self._batches)
+
+    def _batch(self, prepared: PreparedBatch, first: int, second: int) -> TeacherBatch:
+        before = self._stream(prepared, first)
+        after = before
+        for index in (first, second):
+            after = self._model.run(index, after, prepared.recording.calls)
+        return TeacherBatch(before, after, prepared.recording.calls)
+
+    def _stream(self, prepared: PreparedBatch, depth: int) -> Tensor:
+        index, hidden = prepared.nearest(depth)
+        while index < depth:
+            hidden = self._model.run(index, hidden, prepared.recording.calls)
+            index += 1
+            prepared.keep(index, hidden)
+        return hidden
+
+
+def training_items(sequences: Sequence[Sequence[int]]) -> list[Item]:
+    """Return token sequences as items, which is what batches are laid out from; nothing of them is scored."""
+    return [Item((tuple(s),), ((0,),), 0, (1,), f"training {number}") for number, s in enumerate(sequences)]
+
+
+@dataclass(frozen=True)
+class TrainedMerge:
+    """How a merge came out: errors are mean squared differences of the stream behind the pair from the dense model's.
+
+    `untrained` is the error of the block that training started from, `trained` that of the merged block, and
+    `drop_first` and `drop_second` those of dropping one of the two instead. `losses` is the mean loss of each epoch.
+    """
+
+    merge: Merge
+    untrained: float
+    trained: float
+    drop_first: float
+    drop_second: float
+    losses: tuple[float, ...]
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether the merged block is at least as near to the pair as either of its blocks alone."""
+        return self.trained <= min(self.drop_first, self.drop_second)
+
+
+class MergeStore:
+    """Trains merges, each once: a trained one is found again by its weights, data, options and pair.
+
+    `texts` are token sequences to train on; none of them may measure. `folder` keeps the merged blocks.
+    """
+
+    def __init__(
+        self, model: BlockModel, distiller: Distiller, sequences: Sequence[Sequence[int]], folder: Path, *, label: str
+    ) -> None:
+        self._model = model
+        self._distiller = distiller
+        self._folder = folder
+        self._label = label
+        self._items = training_items(sequences)
+        self._trunk = Trunk(model, batch_tokens=SEQUENCE_TOKENS * BATCH_SEQUENCES, budget=TRUNK_BYTES)
+        self.digest = hashlib.sha256(repr([tuple(s) for s in sequences]).encode()).hexdigest()
+
+    def merge_of(self, merge: Merge) -> Merge:
+        """Return the merge as the distiller makes it: with its kind of K/V, and starting from the block that it needs."""
+        first, second = merge.blocks
+        if self._distiller.kv == "frozen":
+            return Merge(first, second, "frozen")
+        return Merge(merge.keep, merge.drop, "shadow")
+
+    def trained(self, merge: Merge) -> tuple[nn.Module, TrainedMerge]:
+        """Return the merged block of a pair and how it came out; train it if that was not done before."""
+        module = copy.deepcopy(self._model.blocks[merge.keep])
+        path = self._folder / f"{self._key(merge)}.safetensors"
+        if path.is_file():
+            return module, _read(path, module, merge)
+        record = self._train(merge, module)
+        _write(path, module, record)
+        return module, record
+
+    def copy(self, merge: Merge, path: Path) -> None:
+        """Write the merged block of a pair to a file of its own."""
+        module, record = self.trained(merge)
+        _write(path, module, record)
+
+    def _key(self, merge: Merge) -> str:
+        options = self._distiller.model_dump(mode="json")
+        what = [self._model.fingerprint, self.digest, self._distiller.name, options, asdict(merge), str(self._dtype)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self._model.model.parameters()).dtype
+        return dtype
+
+    def _train(self, merge: Merge, module: nn.Module) -> TrainedMerge:
+        module.requires_grad_(requires_grad=True)
+        if merge.kv == "frozen":
+            self._freeze(module)
+        batches = TeacherBatches(self._trunk, self._items, merge)
+        student = Student(self._model, merge, module)
+        untrained = _error(batches, student)
+        losses = []
+        with torch.enable_grad(), blame(self._label):
+            for loss in self._distiller.distil(student, batches):
+                losses.append(float(loss))
+                if not math.isfinite(losses[-1]):
+                    raise PluginError(
+                        f"{self._label}: the loss of the merge {merge} became {losses[-1]} in epoch {len(losses)}: lower its lr"
+                    )
+        module.requires_grad_(requires_grad=False)
+        first, second = merge.blocks
+        return TrainedMerge(
+            merge=merge,
+            untrained=untrained,
+            trained=_error(batches, student),
+            drop_first=_error(batches, Student(self._model, Merge(second, first), self._model.blocks[second])),
+            drop_second=_error(batches, Student(self._model, Merge(first, second), self._model.blocks[first])),
+            losses=tuple(losses),
+        )
+
+    def _freeze(self, module: nn.Module) -> None:
+        names = self._model.place.kv
+        if not names:
+            raise PdtrimError(
+                f"{self._model.name}: this family computes K and V together with Q, so they cannot stay frozen: say "
+                'distiller.kv = "shadow"'
+            )
+        for name in names:
+            module.get_submodule(name).requires_grad_(requires_grad=False)
+
+
+def _error(batches: TeacherBatches, student: Student) -> float:
+    """Return the mean squared difference of a student's stream from the dense model's, in float32."""
+    total = count = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            difference = (student(batch) - batch.after_BTD).float()
+            total += float(difference.square().sum(dtype=torch.float64))
+            count += difference.numel()
+    return total / count
+
+
+def _write(path: Path, module: nn.Module, record: TrainedMerge) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    figures = {key: value for key, value in asdict(record).items() if key != "merge"}
+    beside = path.with_name(f".{path.name}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, metadata={"record": json.dumps(figures)})
+        beside.replace(path)
+
+
+def _read(path: Path, module: nn.Module, merge: Merge) -> TrainedMerge:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            figures = json.loads(opened.metadata()["record"])
+            module.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 - no mapping
+    except Exception as error:
+        # safetensors and torch each have errors of their own for a damaged file.
+        raise PdtrimError(f"the stored merge {path} is damaged ({error}): remove it, and it is trained again") from error
+    module.requires_grad_(requires_grad=False)
+    return TrainedMerge(merge, **{**figures, "losses": tuple(figures["losses"])})

@@ -1,0 +1,125 @@
+"""The merging step of a run: train the pairs of D, throw out those that are worse than a drop, and choose the sets anew."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from pdtrim_core.calibration import Calibration
+from pdtrim_core.elements import Merge, Shrink
+from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.files import cache_folder
+from pdtrim_core.merges import SEQUENCE_TOKENS, MergeStore, TrainedMerge
+from pdtrim_core.model import BlockModel
+from pdtrim_core.outcome import MergeResult
+from pdtrim_core.plan import Plan
+from pdtrim_core.space import TwoSets, two_sets
+
+if TYPE_CHECKING:
+    from pdtrim_core.plugins import PluginHost
+    from pdtrim_core.recipe import Recipe
+    from pdtrim_core.run_log import RunLog
+    from pdtrim_core.scores import Scores
+
+
+class Merges:
+    """The merged blocks of one run. `modules` has those that a search may choose."""
+
+    def __init__(self, recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration, *, scores: Scores) -> None:
+        self._recipe = recipe
+        self._host = host
+        self._model = model
+        self._calibration = calibration
+        self._scores = scores
+        self._store: MergeStore | None = None
+        self._trained: dict[Merge, tuple[nn.Module, TrainedMerge]] = {}
+        self.modules: dict[Merge | Shrink, nn.Module] = {}
+
+    @property
+    def digest(self) -> str:
+        """A hash of the training tokens; empty where nothing was trained."""
+        return self._store.digest if self._store else ""
+
+    def choose(self, count: int, threshold: float, log: RunLog) -> TwoSets:
+        """Return the two sets, with merges that are trained and worth it.
+
+        A merge that ends farther from the dense model than dropping one of its blocks leaves D: its blocks become drops,
+        and the sets are chosen again.
+        """
+        never: set[tuple[int, ...]] = set()
+        while True:
+            sets = two_sets(self._scores, count, threshold, never=never)
+            pairs = [self._of(pair) for pair in sets.pairs]
+            bad = [merge for merge in pairs if not self._train(merge).worthwhile]
+            if not bad:
+                break
+            log.note(f"merges that are worse than a drop leave the search: {', '.join(str(merge) for merge in bad)}")
+            never |= {merge.blocks for merge in bad}
+        if threshold <= 1 and self._scores.pair and not sets.pairs:
+            log.note(f"no pair is worth merging at merge_above = {threshold:.3g}: every block is searched as a drop")
+        self.modules = {merge: self._trained[merge][0] for merge in pairs}
+        return TwoSets(sets.initial, tuple(pairs), sets.drops)
+
+    def _of(self, pair: Merge) -> Merge:
+        return self._open().merge_of(pair)
+
+    def _train(self, merge: Merge) -> TrainedMerge:
+        if merge not in self._trained:
+            self._trained[merge] = self._open().trained(merge)
+            record = self._trained[merge][1]
+            self._host.tell("pdtrim_merge_trained", merge=merge, trained=record.trained, untrained=record.untrained)
+        return self._trained[merge][1]
+
+    def _open(self) -> MergeStore:
+        if self._store is None:
+            distiller = self._recipe.distiller
+            label = self._host.label_of(distiller)
+            self._store = MergeStore(self._model, distiller, self._sequences(), cache_folder() / "merges", label=label)
+        return self._store
+
+    def _sequences(self) -> list[tuple[int, ...]]:
+        """Return training tokens in sequences of one length; texts that also measure are left out."""
+        source = self._recipe.calibration
+        rng = Random(f"{self._recipe.settings.seed} training")  # noqa: S311 - reproducible draws, nothing secret
+        measured = {item.tokens for item in chain(self._calibration.items, self._calibration.held_out)}
+        wanted = self._recipe.distiller.tokens
+        tokens: list[int] = []
+        with blame(self._host.label_of(source)):
+            for text in source.training_texts(rng):
+                encoded = tuple(self._model.tokenizer(text)["input_ids"])
+                if encoded not in measured:
+                    tokens.extend(encoded)
+                if len(tokens) >= wanted:
+                    break
+        if len(tokens) < SEQUENCE_TOKENS:
+            raise PdtrimError(
+                f"calibration '{source.name}' gave {len(tokens)} training tokens, too few to merge blocks: give it more text, or "
+                "say merge_above = 1.1"
+            )
+        whole = range(0, min(len(tokens), wanted) - SEQUENCE_TOKENS + 1, SEQUENCE_TOKENS)
+        return [tuple(tokens[start : start + SEQUENCE_TOKENS]) for start in whole]
+
+    def results(self, plan: Plan) -> tuple[MergeResult, ...]:
+        """Return how each trained merge came out, by its blocks, and whether the plan has it."""
+        return tuple(
+            MergeResult(
+                pair=(merge.blocks[0], merge.blocks[1]),
+                score=self._scores.pair[merge.blocks[0]],
+                untrained=record.untrained,
+                trained=record.trained,
+                drop=min(record.drop_first, record.drop_second),
+                kept=merge in self.modules,
+                chosen=merge in plan.decode,
+            )
+            for merge, (_, record) in sorted(self._trained.items(), key=lambda entry: entry[0].blocks)
+        )
+
+    def save(self, plan: Plan, folder: Path) -> None:
+        """Write the merged blocks of a plan into the run folder, beside the plan that needs them."""
+        for merge in plan.decode:
+            if isinstance(merge, Merge):
+                self._open().copy(merge, folder / f"{merge.blocks[0]}-{merge.blocks[1]}.safetensors")

@@ -1,0 +1,95 @@
+"""Simulated annealing over removals that all cut the same number of blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from random import Random
+from typing import NamedTuple
+
+from pydantic import Field
+
+from pdtrim_core import Answer, Ask, AtLeast, Plan, Removal, Searcher, SearchSpace
+
+
+class Cooling(NamedTuple):
+    """The temperatures t0 * alpha^i above t_min, in points: 36 of them for the paper's values."""
+
+    t0: float
+    alpha: float
+    t_min: float
+
+    def step_count(self) -> int:
+        """Return how many temperatures there are."""
+        return max(0, math.ceil(math.log(self.t_min / self.t0) / math.log(self.alpha)))
+
+    def temperatures(self) -> Iterator[float]:
+        """Yield them, falling."""
+        return (self.t0 * self.alpha**step for step in range(self.step_count()))
+
+
+def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> Generator[Ask, Answer, None]:
+    """Walk from a removal; a worse neighbour is taken with probability exp(-loss / T).
+
+    The acceptance number is drawn before measuring, so that a candidate has a known floor to reach and measuring may
+    stop early. The path is the same with and without that.
+    """
+    current = start
+    value = yield Plan.unified(current)
+    for temperature in cooling.temperatures():
+        neighbour = space.neighbour(current, rng)
+        # exp(-(value - new) / T) >= u, solved for new; 1 - random() is never 0.
+        floor = value + temperature * math.log(1 - rng.random())
+        reached = yield AtLeast(Plan.unified(neighbour), floor)
+        if reached is not None:
+            current, value = neighbour, reached
+
+
+class Annealing(Searcher):
+    """Simulated annealing over removals that all cut the same number of blocks."""
+
+    name = "annealing"
+    cites = "PDTrim, Sec. 3.2, Eq. 8-11 (arXiv:2509.04467)"
+
+    t0: float = Field(15.0, gt=0, description="initial temperature T_0, in points")
+    alpha: float = Field(0.85, gt=0, lt=1, description="factor by which the temperature falls each step")
+    t_min: float = Field(0.05, gt=0, description="temperature at which the search stops, in points")
+
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+        """Walk from the first removal (see `walk`)."""
+        yield from walk(space, space.first, Cooling(self.t0, self.alpha, self.t_min), rng)
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return the first removal and one candidate a step."""
+        del space
+        return 1 + Cooling(self.t0, self.alpha, self.t_min).step_count()
+
+
+class Restarts(Searcher):
+    """Simulated annealing several times over: from the first removal, then from others that were shuffled out of it.
+
+    A departure from the paper, which walks once: one cold walk may end in a valley, and its seed decides which.
+    """
+
+    name = "restarts"
+    cites = "PDTrim, Sec. 3.2, Eq. 8-11 (arXiv:2509.04467), each walk"
+
+    chains: int = Field(4, gt=0, description="number of walks (the paper: 1)")
+    t0: float = Field(15.0, gt=0, description="initial temperature T_0 of each walk, in points")
+    alpha: float = Field(0.85, gt=0, lt=1, description="factor by which the temperature falls each step")
+    t_min: float = Field(0.05, gt=0, description="temperature at which a walk stops, in points")
+
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+        """Walk from the first removal, then from removals that are `space.count` random swaps away from it."""
+        cooling = Cooling(self.t0, self.alpha, self.t_min)
+        yield from walk(space, space.first, cooling, rng)
+        for _ in range(self.chains - 1):
+            start = space.first
+            for _ in range(space.count):
+                start = space.neighbour(start, rng)
+            yield from walk(space, start, cooling, rng)
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return the start and one candidate a step, for each walk; removals met again cost nothing."""
+        del space
+        return self.chains * (1 + Cooling(self.t0, self.alpha, self.t_min).step_count())

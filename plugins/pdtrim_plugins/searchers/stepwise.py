@@ -1,0 +1,100 @@
+"""Searches that remove one element at a time, each time the one that the measurements say costs least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from random import Random
+
+from pydantic import Field
+
+from pdtrim_core import Answer, Ask, Element, PdtrimError, Plan, Probe, Removal, Searcher, SearchSpace
+
+
+class Sequential(Searcher):
+    """Removes one block after the other, each time the one that costs least on top of those already gone."""
+
+    name = "sequential"
+    cites = "SLEB (arXiv:2402.09025)"
+
+    protect_first: int = Field(1, ge=0, description="number of first blocks that are never removed")
+    protect_last: int = Field(1, ge=0, description="number of last blocks that are never removed")
+
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+        """Measure every removal with one more element, keep the best (ties: the lower block), and so on."""
+        del rng
+        elements = _unprotected(space, self.protect_first, self.protect_last)
+        _check_enough(self.name, space, elements)
+        yield from _grow(elements, space.count, 1)
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return the sum, over the steps, of the elements that are left."""
+        return _step_count(len(_unprotected(space, self.protect_first, self.protect_last)), space.count, 1)
+
+
+class Beam(Searcher):
+    """Removes one block after the other, but follows the best few removals of each size, not the best alone.
+
+    Up to two blocks, a wider beam is never worse than a narrower one. From three on it can be: what it follows besides
+    may crowd out what would have become the best.
+    """
+
+    name = "beam"
+    cites = "SLEB (arXiv:2402.09025), widened"
+
+    width: int = Field(3, gt=0, description="number of removals of each size to go on from (1 is what sequential does)")
+    protect_first: int = Field(1, ge=0, description="number of first blocks that are never removed")
+    protect_last: int = Field(1, ge=0, description="number of last blocks that are never removed")
+
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+        """Measure every removal with one more element than one that is followed; follow the best of them."""
+        del rng
+        elements = _unprotected(space, self.protect_first, self.protect_last)
+        _check_enough(self.name, space, elements)
+        yield from _grow(elements, space.count, self.width)
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return the most that can be measured; removals that two others grow into are measured once."""
+        return _step_count(len(_unprotected(space, self.protect_first, self.protect_last)), space.count, self.width)
+
+
+def _grow(elements: list[Element], count: int, width: int) -> Generator[Ask, Answer, None]:
+    """Ask for all removals with one element more than the `width` best of the size before, up to `count` elements.
+
+    Those on the way are probes; those of the last size are what the search is for.
+    """
+    best = [Removal()]
+    if count == 0:
+        yield Plan.unified(Removal())
+    for size in range(1, count + 1):
+        grown = dict.fromkeys(removal.with_(element) for removal in best for element in elements if element not in removal)
+        plans = [Plan.unified(removal) for removal in grown]
+        points = yield plans if size == count else [Probe(plan) for plan in plans]
+        # Sorting is stable: ties stay in the order of the removal they grew from, then of the blocks.
+        ranked = sorted(zip(grown, points, strict=True), key=lambda pair: pair[1], reverse=True)
+        best = [removal for removal, _ in ranked[:width]]
+
+
+def _unprotected(space: SearchSpace, protect_first: int, protect_last: int) -> list[Element]:
+    """Return the elements that touch no protected block, in the order of their blocks.
+
+    SLEB counts its barriers over the blocks that are still there; since those behind a barrier never go, it is the same.
+    """
+    free = range(protect_first, space.block_count - protect_last)
+    return [element for element in space.elements if all(block in free for block in element.blocks)]
+
+
+def _check_enough(name: str, space: SearchSpace, elements: list[Element]) -> None:
+    if len(elements) < space.count:
+        raise PdtrimError(
+            f"searcher '{name}' is to remove {space.count} blocks, but only {len(elements)} of {len(space.elements)} elements "
+            "are not protected: lower searcher.protect_first or searcher.protect_last, or ask for fewer blocks"
+        )
+
+
+def _step_count(element_count: int, count: int, width: int) -> int:
+    """Return the removals measured when `width` of each size are followed and none is met twice, as far as there are any."""
+    if count == 0:
+        return 1
+    followed = [min(width, math.comb(element_count, size)) for size in range(count)]
+    return sum(min(beams * (element_count - size), math.comb(element_count, size + 1)) for size, beams in enumerate(followed))

@@ -1,0 +1,32 @@
+"""Splitters that decide without measuring: prefill loses all that decode loses, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from random import Random
+
+from pdtrim_core import Answer, Ask, Plan, SearchSpace, StageSplitter
+
+
+class Unified(StageSplitter):
+    """Prefill loses all that decode loses: one model for both stages."""
+
+    name = "unified"
+
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+        """Measure nothing."""
+        del space, rng
+        yield from ()
+        return Plan.unified(plan.decode)
+
+
+class DensePrefill(StageSplitter):
+    """Prefill loses nothing: the whole cost of pruning is taken out of decode."""
+
+    name = "dense-prefill"
+
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+        """Measure nothing."""
+        del space, rng
+        yield from ()
+        return Plan(decode=plan.decode)

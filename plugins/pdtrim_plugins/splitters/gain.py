@@ -1,0 +1,81 @@
+"""The paper's splitter: an element stays in prefill where that brings enough (PDTrim, section 3.3 and appendix K)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from random import Random
+from typing import Literal
+
+from pydantic import Field
+
+from pdtrim_core import Answer, Ask, Note, Plan, Points, SearchSpace, StageSplitter
+from pdtrim_plugins.splitters.sparing import gain_over, spare
+
+
+class Gain(StageSplitter):
+    """Gives an element back to prefill where that brings at least a threshold."""
+
+    name = "gain"
+    cites = "PDTrim, Sec. 3.3 (arXiv:2509.04467)"
+
+    threshold: float = Field(3.0, ge=0, description="gain from which an element stays in prefill (the paper: 3)")
+    unit: Literal["points", "relative"] = Field("points", description="points, or percent of the unified plan's value")
+    mode: Literal["independent", "cumulative"] = Field(
+        "independent",
+        description="independent: each element is measured alone (the paper); cumulative: the best one is given back, and the "
+        "others are measured again on top of it",
+    )
+
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+        """Test each element alone; then give back, in one go or one after the other, what brings the threshold."""
+        del space, rng
+        start = Plan.unified(plan.decode)
+        before: Points = yield start
+        needed = self.threshold if self.unit == "points" else self.threshold / 100 * before
+        after: Sequence[Points] = yield [spare(start, element) for element in plan.decode]
+        coarse = max((points.error_of_gain_over(before) for points in after), default=0.0)
+        if coarse > needed:
+            yield Note(
+                f"splitter gain: the threshold of {needed:.3g} points is below the standard error of a gain ({coarse:.1f} "
+                "points): use more calibration samples, or a smoother objective such as margin"
+            )
+        if self.mode == "cumulative":
+            final, _ = yield from self._one_by_one(start, before, needed)
+            return final
+        return (yield from self._together(start, before, after, needed))
+
+    def _together(self, start: Plan, before: Points, after: Sequence[Points], needed: float) -> Generator[Ask, Answer, Plan]:
+        """Give back all elements that bring the threshold alone, and measure that too.
+
+        Gains of single elements need not add up: should the result be worse than its start, elements are given back
+        one after the other instead, the best first, and the best of the three plans is taken.
+        """
+        pairs = zip(start.decode, after, strict=True)
+        final = spare(start, *(element for element, points in pairs if gain_over(before, points) >= needed))
+        reached: Points = yield final
+        if reached >= before:
+            return final
+        trail, last = yield from self._one_by_one(start, before, needed)
+        yield Note(
+            f"splitter gain: the elements that gain alone lose together ({before:.1f} to {reached:.1f} points); giving them "
+            f"back one after the other reached {last:.1f}"
+        )
+        return max(((start, before), (trail, last), (final, reached)), key=lambda pair: pair[1])[0]
+
+    def _one_by_one(self, start: Plan, before: Points, needed: float) -> Generator[Ask, Answer, tuple[Plan, Points]]:
+        """Give back the best element, measure again on top of it, until none brings the threshold."""
+        current, value = start, before
+        while len(current.prefill):
+            trials = [spare(current, element) for element in current.prefill]
+            points: Sequence[Points] = yield [*trials]
+            best = max(range(len(trials)), key=lambda i: (points[i], -i))
+            if gain_over(value, points[best]) < needed:
+                break
+            current, value = trials[best], points[best]
+        return current, value
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return the start, one trial an element, and the final plan; or the start and all rounds that there can be."""
+        if self.mode == "cumulative":
+            return 1 + space.count * (space.count + 1) // 2
+        return space.count + 2
