@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
@@ -87,6 +88,7 @@ def _clear(path: Path) -> None:
     for name in OWN_FILES:
         if name != "journal.jsonl":
             (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / "merges", ignore_errors=True)
 
 
 def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:

@@ -217,6 +217,39 @@ def test_every_objective_goes_with_every_searcher(cli: Cli, recipe: Path, object
     assert done.code == 0, done.err
 
 
+def test_a_run_with_merges_trains_searches_and_writes_them(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    distiller = '[distiller]\nuse = "mse"\nlr = 1e-2\nepochs = 10\ntokens = 2048\n\n[searcher]'
+    recipe.write_text(recipe.read_text().replace("[searcher]", distiller))
+    words = ["run", recipe, "--out", "r", "--set", "prune.merge_above={quantile = 0.2}", "--set", "prune.blocks=3"]
+    first = cli(*words)
+    assert first.code == 0, first.err
+    outcome = outcome_of(tmp_path / "r")
+    kept = [merge for merge in outcome["merges"] if merge["kept"]]
+    assert kept
+    assert all(merge["trained"] <= merge["drop"] for merge in kept)
+    saved = SavedPlan.from_json((tmp_path / "r" / "plan.json").read_text())
+    chosen = [f"{e.blocks[0]}-{e.blocks[1]}.safetensors" for e in saved.plan.decode if len(e.blocks) == 2]
+    assert chosen == [f"{a}-{b}.safetensors" for a, b in (m["pair"] for m in outcome["merges"] if m["chosen"])]
+    assert chosen == sorted(path.name for path in (tmp_path / "r" / "merges").glob("*"))
+    assert "error before training" in first.out
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    again = cli(*words, "--fresh")
+    assert again.out.split("candidates measured")[0] == first.out.split("candidates measured")[0]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == stored
+
+
+@pytest.mark.parametrize("searcher", ["exhaustive", "sequential", "beam", "restarts"])
+@pytest.mark.parametrize("splitter", ["gain", "budget", "pop"])
+def test_the_other_searchers_and_splitters_run(cli: Cli, recipe: Path, searcher: str, splitter: str) -> None:
+    recipe.write_text(recipe.read_text().replace("t_min = 5.0", f'use = "{searcher}"'))
+    settings = ["splitter=" + splitter, "objective=kl", "calibration.samples=4", "prune.merge_above=1.1"]
+    done = cli("run", recipe, *(word for setting in settings for word in ("--set", setting)))
+    assert done.code == 0, done.err
+
+
 def test_show_prints_the_run_again_and_compares_two(cli: Cli, recipe: Path) -> None:
     first = cli("run", recipe, "--out", "r")
     assert cli("show", "r").out == first.out
