@@ -28,7 +28,7 @@ from pdtrim_core.trunk import PreparedBatch, Trunk
 
 SEQUENCE_TOKENS = 64
 BATCH_SEQUENCES = 64
-TRUNK_BYTES = 2**30
+TRUNK_BYTES = 2**29
 """Memory for the dense streams over the training tokens, which all pairs share."""
 
 
