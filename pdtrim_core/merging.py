@@ -54,6 +54,9 @@ class Merges:
         while True:
             sets = two_sets(self._scores, count, threshold, never=never)
             pairs = [self._of(pair) for pair in sets.pairs]
+            fresh = [str(merge) for merge in pairs if merge not in self._trained]
+            if fresh:
+                log.preview(f"merges: {len(fresh)} pairs to train, or to find among the trained ones: {', '.join(fresh)}")
             bad = [merge for merge in pairs if not self._train(merge).worthwhile]
             if not bad:
                 break

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
+    from pdtrim_core.elements import Merge
     from pdtrim_core.search import Candidate
 
 
@@ -48,6 +49,11 @@ class LineDisplay:
         self._write(f"note: {note}")
 
     @hookimpl
+    def pdtrim_merge_trained(self, merge: Merge, trained: float, untrained: float) -> None:
+        """Write how a merge came out."""
+        self._write(_merge_line(merge, trained, untrained))
+
+    @hookimpl
     def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
         """Count."""
         self._count += 1
@@ -65,6 +71,10 @@ class LineDisplay:
 def _line(step: str, seconds: float, count: int, best: float | None) -> str:
     measured = f", {count} candidate{'s' * (count > 1)}{_best(best)}" if count else ""
     return f"{step}: {seconds:.1f} s{measured}"
+
+
+def _merge_line(merge: Merge, trained: float, untrained: float) -> str:
+    return f"merge {merge}: error {untrained:.3g} before training, {trained:.3g} after"
 
 
 def _best(points: float | None) -> str:
@@ -120,6 +130,11 @@ class LiveDisplay:
     def pdtrim_note_made(self, note: str) -> None:
         """Print a note above the bar."""
         self._progress.console.print(f"note: {note}")
+
+    @hookimpl
+    def pdtrim_merge_trained(self, merge: Merge, trained: float, untrained: float) -> None:
+        """Print how a merge came out above the bar."""
+        self._progress.console.print(_merge_line(merge, trained, untrained))
 
     @hookimpl
     def pdtrim_candidate_measured(self, candidate: Candidate) -> None:

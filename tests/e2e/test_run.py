@@ -229,6 +229,9 @@ def test_a_run_with_merges_trains_searches_and_writes_them(
     outcome = outcome_of(tmp_path / "r")
     kept = [merge for merge in outcome["merges"] if merge["kept"]]
     assert kept
+    assert "note: merges: " in first.err
+    trained = [line for line in first.err.splitlines() if line.startswith("merge ") and " before training, " in line]
+    assert len(trained) == len(outcome["merges"])
     assert all(merge["trained"] <= merge["drop"] for merge in kept)
     saved = SavedPlan.from_json((tmp_path / "r" / "plan.json").read_text())
     chosen = [f"{e.blocks[0]}-{e.blocks[1]}.safetensors" for e in saved.plan.decode if len(e.blocks) == 2]
