@@ -10,13 +10,13 @@ from pathlib import Path
 from pdtrim_core.errors import PdtrimError
 
 
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file beside its name and move it into place. Raises `PdtrimError` naming the file and the reason."""
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file beside its name and move it into place. Raises `PdtrimError` naming the file and the reason."""
     beside = path.with_name(f".{path.name}.part")
     with writing(path):
         try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with beside.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pdtrim_core.calibration import Item
 from pdtrim_core.components import Distiller
 from pdtrim_core.elements import Merge
 from pdtrim_core.errors import PdtrimError, PluginError, blame
-from pdtrim_core.files import writing
+from pdtrim_core.files import write_whole, writing
 from pdtrim_core.model import BlockModel, Call
 from pdtrim_core.trunk import PreparedBatch, Trunk
 
@@ -220,11 +220,10 @@ def _error(batches: TeacherBatches, student: Student) -> float:
 def _write(path: Path, module: nn.Module, record: TrainedMerge) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     figures = {key: value for key, value in asdict(record).items() if key != "merge"}
-    beside = path.with_name(f".{path.name}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, metadata={"record": json.dumps(figures)})
-        beside.replace(path)
+    # Not safetensors' own file writing, whose error for a full disk is no OSError. A block is small enough for memory.
+    write_whole(path, save(tensors, metadata={"record": json.dumps(figures)}))
 
 
 def _read(path: Path, module: nn.Module, merge: Merge) -> TrainedMerge:

@@ -279,6 +279,8 @@ def _read_gguf(file: Path) -> tuple[Any, Any]:
 
 def _convert(file: Path, copy: Path) -> None:
     """Write a GGUF file as a transformers checkpoint, whole or not at all."""
+    from safetensors import SafetensorError  # noqa: PLC0415 - listings do without
+
     model, tokenizer = _read_gguf(file)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -291,10 +293,10 @@ def _convert(file: Path, copy: Path) -> None:
                 beside.replace(copy)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        raise PdtrimError(
-            f"cannot write the converted model to {copy}: {error.strerror or error}; set XDG_CACHE_HOME to another place"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        # safetensors has an error of its own for a full disk.
+        reason = getattr(error, "strerror", None) or error
+        raise PdtrimError(f"cannot write the converted model to {copy}: {reason}; set XDG_CACHE_HOME to another place") from error
 
 
 def _copy_of(file: Path) -> Path:

