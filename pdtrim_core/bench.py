@@ -117,9 +117,7 @@ class Bench:
         _, plan = drive(asks, self.ledger, label=label, problems=problems, note=self._log.note)
         if not isinstance(plan, Plan) or plan.decode != found.decode:
             raise PluginError(f"{label} returned {plan}: it must return a plan with the decode that it was given")
-        evaluation = self._recipe.settings.evaluation
-        tail = evaluation.first_token == "decode" and evaluation.prefill_tail == "free"
-        return plan.free_tail(self._model.block_count) if tail else plan
+        return plan.free_tail(self._model.block_count) if self._recipe.settings.evaluation.frees_tail else plan
 
     @property
     def rows_to_measure(self) -> int:

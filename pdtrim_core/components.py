@@ -111,6 +111,9 @@ class Searcher(Component):
 
     kind = "searcher"
 
+    staged: ClassVar[bool] = False
+    """Whether it finds what prefill loses, too: without a `splitter`, a recipe then gets `as-found` and not the default one."""
+
     @abstractmethod
     def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
         """Yield plans whose decode removes exactly `space.count` blocks; the best one measured is taken.

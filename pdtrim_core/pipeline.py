@@ -126,7 +126,7 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog) ->
         sets = merges.choose(count, threshold, log)
         if merges.modules:
             folder.check_same({"training": merges.digest})
-        space = search_space(scores, count, sets, model.sizes)
+        space = search_space(scores, count, sets, model.sizes, free_tail=evaluation.frees_tail)
     environment = replace(environment, training=merges.digest)
     folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
     return Start(model, calibration, environment, _told(sets, threshold), merges, space)

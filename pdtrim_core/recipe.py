@@ -43,6 +43,8 @@ DEFAULTS: dict[str, Any] = {
     "exporter": ["plan"],
     "report": ["table"],
 }
+STAGED_SPLITTER = "as-found"
+"""The splitter of a recipe that names none, where its searcher finds both stages."""
 LISTS = ("exporter", "report")
 
 
@@ -138,9 +140,11 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
     own = {key: value for key, value in data.items() if key not in KINDS}
     settings = _check(Settings, own, "", problems, also=KINDS)
     parts: dict[str, Any] = {}
-    for kind, given in {**DEFAULTS, **{key: data[key] for key in data if key in KINDS}}.items():
-        if kind != "model":
-            parts[kind] = _make_all(kind, given, host, problems)
+    given = {**DEFAULTS, **{key: data[key] for key in data if key in KINDS}}
+    for kind in DEFAULTS:
+        if kind == "splitter" and kind not in data and getattr(parts["searcher"], "staged", False):
+            given[kind] = STAGED_SPLITTER
+        parts[kind] = _make_all(kind, given[kind], host, problems)
     parts["model"] = _make_model(data.get("model"), host, problems)
     problems += _conflicts(data.get("prune", {}))
     if problems or settings is None:
@@ -148,7 +152,7 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
     folder = out or Path(settings.out or f"runs/{Path(where).stem}")
     # The resolved recipe is written to the run folder, from where a relative path would lead elsewhere.
     files = tuple(str(path.resolve()) for path in plugin_files(data, Path(where)))
-    uses = {kind: _uses(kind, data.get(kind, DEFAULTS.get(kind)), parts[kind]) for kind in KINDS}
+    uses = {kind: _uses(kind, given.get(kind), parts[kind]) for kind in KINDS}
     return Recipe(
         settings=settings.model_copy(update={"plugins": files}),
         uses=uses,

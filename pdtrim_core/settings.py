@@ -64,6 +64,11 @@ class Evaluation(BaseModel):
         default=True, description="run the choices of an item in one row, where the model gives the same numbers"
     )
 
+    @property
+    def frees_tail(self) -> bool:
+        """Whether prefill computes nothing behind the last K/V that decode reads."""
+        return self.first_token == "decode" and self.prefill_tail == "free"
+
 
 class Settings(BaseModel):
     """The keys of a recipe that are no components."""

@@ -81,7 +81,8 @@ class SearchSpace:
     """What a searcher may choose from: elements with weights, the number to remove, and where to start.
 
     `elements` partition the blocks, so that no choice of them overlaps. `weights` (one an element) are the chances of
-    PDTrim, Eq. 8 and 9. Costs are shares of the dense model's.
+    PDTrim, Eq. 8 and 9. Costs are shares of the dense model's; with `free_tail` prefill computes nothing behind the last K/V
+    that decode reads, and what it leaves out there costs nothing.
     """
 
     count: int
@@ -90,6 +91,7 @@ class SearchSpace:
     first: Removal
     scores: Scores
     sizes: ModelSizes | None = field(default=None, repr=False)
+    free_tail: bool = False
 
     @property
     def block_count(self) -> int:
@@ -117,7 +119,7 @@ class SearchSpace:
         """Return a stage's cost as a share of the dense model's: FLOPs of prefill, weight bytes a token of decode."""
         if self.sizes is None:
             raise PdtrimError("this search space was made without the model's sizes, so it cannot tell a cost")
-        return self.sizes.cost(plan, stage)
+        return self.sizes.cost(plan.free_tail(self.block_count) if self.free_tail else plan, stage)
 
     def problems(self, plan: Plan) -> list[str]:
         """Return why a plan may not be proposed by a search over this space."""
@@ -127,7 +129,9 @@ class SearchSpace:
         return []
 
 
-def search_space(scores: Scores, count: int, sets: TwoSets, sizes: ModelSizes | None = None) -> SearchSpace:
+def search_space(
+    scores: Scores, count: int, sets: TwoSets, sizes: ModelSizes | None = None, *, free_tail: bool = False
+) -> SearchSpace:
     """Build the space of the paper's search from the two sets.
 
     Raises `PdtrimError` when so many blocks cannot go.
@@ -141,7 +145,7 @@ def search_space(scores: Scores, count: int, sets: TwoSets, sizes: ModelSizes | 
     elements: tuple[Element, ...] = tuple(sorted((*drops, *sets.pairs), key=lambda e: e.blocks))
     scale = scores.block if scores.similarity else _ranks(scores)
     weights = tuple(max(0.0, sum(scale[b] for b in e.blocks) / len(e.blocks)) for e in elements)
-    return SearchSpace(count, elements, weights, sets.first_removal(count), scores, sizes)
+    return SearchSpace(count, elements, weights, sets.first_removal(count), scores, sizes, free_tail)
 
 
 def without_merges(sets: TwoSets, scores: Scores) -> TwoSets:

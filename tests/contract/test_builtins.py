@@ -29,8 +29,8 @@ from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, Packa
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean
-from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, RandomChoice, Restarts, Sequential
-from pdtrim_plugins.splitters import Budget, DensePrefill, Gain, Pop, Unified
+from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
+from pdtrim_plugins.splitters import AsFound, Budget, DensePrefill, Gain, Pop, Unified
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
@@ -61,6 +61,15 @@ class TestAnnealing(SearcherContract):
 
 class TestGreedy(SearcherContract):
     component = Greedy
+
+
+class TestJoint(SearcherContract):
+    component = Joint
+
+
+class TestJointUnderACeiling(SearcherContract):
+    component = Joint
+    options: ClassVar[dict[str, Any]] = {"prefill_at_most": 0.6}
 
 
 class TestRandomChoice(SearcherContract):
@@ -145,6 +154,10 @@ class TestBudget(SplitterContract):
     component = Budget
     # A lower ceiling than a removal of no block can keep to is an error for the user.
     options: ClassVar[dict[str, Any]] = {"prefill_at_most": 1.0}
+
+
+class TestAsFound(SplitterContract):
+    component = AsFound
 
 
 class TestPop(SplitterContract):

@@ -1,4 +1,4 @@
-"""Splitters that decide without measuring: prefill loses all that decode loses, or nothing."""
+"""Splitters that decide without measuring: prefill loses all that decode loses, nothing, or what the searcher found."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ class DensePrefill(StageSplitter):
         del space, rng
         yield from ()
         return Plan(decode=plan.decode)
+
+
+class AsFound(StageSplitter):
+    """Prefill loses what the searcher found for it: the default of searchers that find both stages, such as `joint`."""
+
+    name = "as-found"
+
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+        """Measure nothing."""
+        del space, rng
+        yield from ()
+        return plan

@@ -53,6 +53,12 @@ def test_a_model_and_a_count_are_enough(host: PluginHost) -> None:
     assert (recipe.settings.seed, recipe.settings.evaluation.first_token) == (0, "decode")
 
 
+def test_a_searcher_of_both_stages_brings_the_splitter_that_keeps_its_plan(host: PluginHost) -> None:
+    assert resolved(host, searcher="joint").splitter.name == "as-found"
+    assert resolved(host, searcher="joint").to_data()["splitter"] == {"use": "as-found"}
+    assert resolved(host, searcher={"use": "joint", "prefill_at_most": 0.7}, splitter="gain").splitter.name == "gain"
+
+
 def test_the_folder_is_that_of_the_command_line_then_of_the_recipe(host: PluginHost) -> None:
     assert resolved(host, out="here").out == Path("here")
     assert resolve({**BASE, "out": "here"}, host, where="r.toml", out=Path("there")).out == Path("there")

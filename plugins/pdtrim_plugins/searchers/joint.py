@@ -1,0 +1,137 @@
+"""A search over what both stages do at each block, under a ceiling on what prefill costs: beyond the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable
+from random import Random
+from typing import ClassVar
+
+from pydantic import Field
+
+from pdtrim_core import Answer, Ask, AtLeast, Element, KvOnly, Merge, PdtrimError, Plan, Points, Removal, Searcher, SearchSpace
+from pdtrim_plugins.searchers.annealing import Cooling
+
+Losses = tuple[Element, ...]
+"""What prefill may lose at one place, the least first. A place is an element of decode, or a block that decode runs."""
+
+
+class Joint(Searcher):
+    """Simulated annealing over both stages together: what decode loses, and what prefill passes by.
+
+    A departure from the paper, which searches one removal for both stages and then gives some of it back to prefill.
+    Prefill uses all that the ceiling allows, and passes by the deepest blocks first, keeping their K/V.
+    """
+
+    name = "joint"
+    staged: ClassVar[bool] = True
+
+    prefill_at_most: float = Field(1.0, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
+    shifts: float = Field(0.5, ge=0, le=1, description="chance that a step changes prefill alone, where it must lose something")
+    t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
+    alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
+    t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
+
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+        """Walk from the first removal, with prefill keeping or losing it, whichever is better.
+
+        Temperatures are relative, since objectives differ in how many points they give to the same plan. Raises
+        `PdtrimError` where the ceiling is out of reach.
+        """
+        starts = self._starts(space)
+        measured: list[Points] = yield [*starts]
+        value = max(measured)
+        current = starts[measured.index(value)]
+        degree = value / 100
+        for temperature in self._cooling.temperatures():
+            neighbour = self._neighbour(current, space, rng)
+            reached = yield AtLeast(neighbour, value + temperature * degree * math.log(1 - rng.random()))
+            if reached is not None:
+                current, value = neighbour, reached
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return the starts and one candidate a step."""
+        del space
+        return 2 + self._cooling.step_count()
+
+    @property
+    def _cooling(self) -> Cooling:
+        return Cooling(self.t0, self.alpha, self.t_min)
+
+    def _starts(self, space: SearchSpace) -> list[Plan]:
+        both = (self._fit(plan, space) for plan in (Plan(decode=space.first), Plan.unified(space.first)))
+        starts = [plan for plan in both if plan is not None]
+        if not starts:
+            kv = Plan(prefill=Removal(place[-1] for place in _places(space.first, space.block_count)), decode=space.first)
+            least = math.ceil(space.cost(kv, "prefill") * 10_000) / 10_000
+            raise PdtrimError(
+                f"searcher joint: prefill_at_most = {self.prefill_at_most:g} is out of reach, since the K/V of all blocks that "
+                f"decode runs cost {least} of the dense prefill (the head included): raise prefill_at_most to that, or remove "
+                "more blocks"
+            )
+        return list(dict.fromkeys(starts))
+
+    def _neighbour(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan:
+        """Return a plan that differs in one element of decode or in what prefill passes by; the same where none fits."""
+        shifts = len(plan.prefill) and (rng.random() < self.shifts or not len(plan.decode))
+        other = self._shift(plan, space, rng) if shifts else self._swap(plan, space, rng)
+        return plan if other is None else other
+
+    def _swap(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan | None:
+        """Swap an element of decode for another; if prefill lost the one, it loses the other."""
+        decode = space.neighbour(plan.decode, rng)
+        left, entered = _blocks(plan.decode, decode), _blocks(decode, plan.decode)
+        passed = {block for block in range(space.block_count) if plan.state("prefill", block) != "run"}
+        passed = passed - left | (entered if left <= passed else passed & entered)
+        lost = (place[0] for place in _places(decode, space.block_count) if not passed.isdisjoint(place[0].blocks))
+        return self._fit(Plan(prefill=Removal(lost), decode=decode), space)
+
+    def _shift(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan | None:
+        """Let prefill lose less at one place, and more at others, until it fits."""
+        places = _places(plan.decode, space.block_count)
+        spared = rng.choice([place for place in places if _moved(plan, place, -1)])
+        shifted = _moved(plan, spared, -1)
+        while shifted is not None and space.cost(shifted, "prefill") > self.prefill_at_most:
+            less = [moved for place in places if place != spared and (moved := _moved(shifted, place, 1))]
+            shifted = rng.choice(less) if less else None
+        return None if shifted is None else self._fit(shifted, space)
+
+    def _fit(self, plan: Plan, space: SearchSpace) -> Plan | None:
+        """Let prefill lose more, the deepest place first, until it fits; then less where that fits, the shallowest first."""
+        places = _places(plan.decode, space.block_count)
+        while space.cost(plan, "prefill") > self.prefill_at_most:
+            less = next((moved for place in reversed(places) if (moved := _moved(plan, place, 1))), None)
+            if less is None:
+                return None
+            plan = less
+        for place in places:
+            while (more := _moved(plan, place, -1)) and space.cost(more, "prefill") <= self.prefill_at_most:
+                plan = more
+        return plan
+
+
+def _places(decode: Removal, block_count: int) -> list[Losses]:
+    """Return the places, the shallowest first."""
+    places: dict[int, Losses] = {block: (KvOnly(block),) for block in range(block_count)}
+    for element in decode:
+        for block in element.blocks:
+            del places[block]
+        first = element.blocks[0]
+        places[first] = (element, KvOnly(first)) if isinstance(element, Merge) else (element,)
+    return [places[block] for block in sorted(places)]
+
+
+def _moved(plan: Plan, place: Losses, by: int) -> Plan | None:
+    """Return the plan whose prefill loses the next more (`by` = 1) or the next less (-1) at a place; None at the end."""
+    ladder = (None, *place)
+    now = next((level for level, element in enumerate(ladder) if element in plan.prefill), 0)
+    if not 0 <= now + by < len(ladder):
+        return None
+    before, after = ladder[now], ladder[now + by]
+    prefill = plan.prefill if before is None else plan.prefill.without(before)
+    return Plan(prefill=prefill if after is None else prefill.with_(after), decode=plan.decode)
+
+
+def _blocks(one: Iterable[Element], other: Removal) -> set[int]:
+    """Return the blocks of the elements that are in one removal and not in another."""
+    return {block for element in one if element not in other for block in element.blocks}
