@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from pdtrim_core.errors import PdtrimError
@@ -101,13 +103,48 @@ def _encode_pair(prompt: str, choice: str, sample: Sample, tokenizer: Any) -> tu
     return prompt_tokens, tokens
 
 
+SHARED_WORDS = 13
+"""So many words in a row are the same text, as studies of test items in training data count; shorter texts are compared whole."""
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """The items that measure, and those kept apart until the end. `digest` names their content."""
+    """The items that measure, and those kept apart until the end. `digest` names their content.
+
+    `texts` has all that is read or scored of each sample.
+    """
 
     items: tuple[Item, ...]
     held_out: tuple[Item, ...]
     digest: str
+    texts: tuple[str, ...] = field(default=(), repr=False)
+
+    def holds(self, text: str) -> bool:
+        """Tell whether a text has a run of words in common with one of the samples, so that it must not train.
+
+        Runs that several samples have, such as the words in front of every question, do not count.
+        """
+        words = _words(text)
+        if len(words) < SHARED_WORDS:
+            return f" {' '.join(words)} " in self._joined
+        return any(self._runs.get(run) == 1 for run in _runs(words))
+
+    @cached_property
+    def _runs(self) -> Counter[tuple[str, ...]]:
+        """In how many samples each run of words stands."""
+        return Counter(run for text in self.texts for run in set(_runs(_words(text))))
+
+    @cached_property
+    def _joined(self) -> str:
+        return " | ".join(["", *(" ".join(_words(text)) for text in self.texts), ""])
+
+
+def _words(text: str) -> list[str]:
+    return text.lower().split()
+
+
+def _runs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[start : start + SHARED_WORDS]) for start in range(len(words) - SHARED_WORDS + 1))
 
 
 def calibrate(samples: Sequence[Sample], held_out: Sequence[Sample], tokenizer: Any) -> Calibration:
@@ -123,7 +160,8 @@ def calibrate(samples: Sequence[Sample], held_out: Sequence[Sample], tokenizer: 
         )
     items = tuple(encode(sample, tokenizer) for sample in _named(samples))
     apart = tuple(encode(sample, tokenizer) for sample in _named(held_out))
-    return Calibration(items, apart, digest_of((*items, *apart)))
+    texts = tuple(" | ".join(map("".join, _pairs(sample))) for sample in (*samples, *held_out))
+    return Calibration(items, apart, digest_of((*items, *apart)), texts)
 
 
 def _named(samples: Sequence[Sample]) -> Iterator[Sample]:

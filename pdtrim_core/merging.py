@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -57,7 +56,7 @@ class Merges:
             fresh = [str(merge) for merge in pairs if merge not in self._trained]
             if fresh:
                 log.preview(f"merges: {len(fresh)} pairs to train, or to find among the trained ones: {', '.join(fresh)}")
-            bad = [merge for merge in pairs if not self._train(merge).worthwhile]
+            bad = [merge for merge in pairs if not self._train(merge, log).worthwhile]
             if not bad:
                 break
             log.note(f"merges that are worse than a drop leave the search: {', '.join(str(merge) for merge in bad)}")
@@ -70,10 +69,15 @@ class Merges:
     def _of(self, pair: Merge) -> Merge:
         return self._open().merge_of(pair)
 
-    def _train(self, merge: Merge) -> TrainedMerge:
+    def _train(self, merge: Merge, log: RunLog) -> TrainedMerge:
         if merge not in self._trained:
             self._trained[merge] = self._open().trained(merge)
             record = self._trained[merge][1]
+            if record.losses[-1] > record.losses[0]:
+                log.note(
+                    f"merge {merge}: its training loss rose from {record.losses[0]:.4g} to {record.losses[-1]:.4g}; a smaller "
+                    "distiller.lr may help"
+                )
             self._host.tell("pdtrim_merge_trained", merge=merge, trained=record.trained, untrained=record.untrained)
         return self._trained[merge][1]
 
@@ -85,17 +89,15 @@ class Merges:
         return self._store
 
     def _sequences(self) -> list[tuple[int, ...]]:
-        """Return training tokens in sequences of one length; texts that also measure are left out."""
+        """Return training tokens in sequences of one length; texts that also measure are left out (see `Calibration.holds`)."""
         source = self._recipe.calibration
         rng = Random(f"{self._recipe.settings.seed} training")  # noqa: S311 - reproducible draws, nothing secret
-        measured = {item.tokens for item in chain(self._calibration.items, self._calibration.held_out)}
         wanted = self._recipe.distiller.tokens
         tokens: list[int] = []
         with blame(self._host.label_of(source)):
             for text in source.training_texts(rng):
-                encoded = tuple(self._model.tokenizer(text)["input_ids"])
-                if encoded not in measured:
-                    tokens.extend(encoded)
+                if not self._calibration.holds(text):
+                    tokens.extend(self._model.tokenizer(text)["input_ids"])
                 if len(tokens) >= wanted:
                     break
         if len(tokens) < SEQUENCE_TOKENS:

@@ -50,6 +50,9 @@ class Jsonl(CalibrationSource):
 
     files: tuple[Path, ...] = Field(min_length=1, description="files to draw from, the same number of items of each")
     held_out_files: tuple[Path, ...] = Field((), description="files to keep apart (default: items of files not drawn)")
+    training_files: tuple[Path, ...] = Field(
+        (), description="files of items to train merges on, where they do not measure (default: the Python reference's prose)"
+    )
 
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
         """Return so many items, evenly over the files, drawn with `rng`."""
@@ -60,6 +63,18 @@ class Jsonl(CalibrationSource):
         if not self.held_out_files:
             return None
         return _spread([read_items(path) for path in self.held_out_files], count, rng)
+
+    def training_texts(self, rng: Random) -> Iterable[str]:
+        """Return the training items, each with its right choice, evenly over the files."""
+        if not self.training_files:
+            return super().training_texts(rng)
+        groups = [read_items(path) for path in self.training_files]
+        return [_with_answer(sample) for sample in _spread(groups, sum(map(len, groups)), rng)]
+
+
+def _with_answer(sample: Sample) -> str:
+    prompt = sample.prompts[sample.answer] if sample.prompts else sample.prompt
+    return prompt + sample.choices[sample.answer]
 
 
 def _spread(groups: Sequence[list[Sample]], count: int, rng: Random) -> list[Sample]:
@@ -143,10 +158,13 @@ class Text(CalibrationSource):
 
     files: tuple[Path, ...] = Field((), description="text files (default: the prose of the Python reference that CPython ships)")
     words: int = Field(64, ge=4, description="words a piece")
+    training_files: tuple[Path, ...] = Field(
+        (), description="text files to train merges on, where they do not measure (default: the Python reference's prose)"
+    )
 
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
         """Return so many pieces, drawn with `rng`; no two overlap."""
-        pieces = [piece for path, text in self._texts() for piece in _pieces(text, self.words, path)]
+        pieces = [piece for path, text in self._texts(self.files) for piece in _pieces(text, self.words, path)]
         if not pieces:
             names = ", ".join(map(str, self.files)) or "the prose of the Python reference"
             raise PdtrimError(f"calibration.words: there are no {self.words} words in {names}: ask for shorter pieces")
@@ -155,10 +173,18 @@ class Text(CalibrationSource):
         rng.shuffle(pieces)
         return pieces[:count]
 
-    def _texts(self) -> Iterable[tuple[str, str]]:
-        if not self.files:
+    def training_texts(self, rng: Random) -> Iterable[str]:
+        """Return the lines of the training files."""
+        if not self.training_files:
+            return super().training_texts(rng)
+        lines = [line for _, text in self._texts(self.training_files) for line in text.splitlines() if line.strip()]
+        rng.shuffle(lines)
+        return lines
+
+    def _texts(self, files: Sequence[Path]) -> Iterable[tuple[str, str]]:
+        if not files:
             yield "python-reference", "\n".join(python_reference())
-        for path in self.files:
+        for path in files:
             try:
                 yield path.name, path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:

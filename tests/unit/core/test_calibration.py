@@ -54,6 +54,39 @@ def test_spacing_case_and_the_order_of_choices_make_no_other_sample() -> None:
     assert one.content != sample("the sky was", "green", "blue").content
 
 
+# What measures does not train
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"
+
+
+def held(text: str, *samples: Sample, apart: tuple[Sample, ...] = ()) -> bool:
+    return calibrate(samples or [sample()], apart, TOKENIZER).holds(text)
+
+
+@pytest.mark.parametrize("text", ["The sky is blue", "the  SKY is\ngreen", "sky is", "is blue"])
+def test_a_short_text_that_measures_is_known_with_any_of_its_choices(text: str) -> None:
+    assert held(text)
+    assert held(text, sample("Grass is", " wet", " dry"), apart=(sample(),))
+
+
+@pytest.mark.parametrize("text", ["The sky was blue", "blue green", "The sky is bl", "he sky is blue", "The sky is blue and"])
+def test_a_short_text_that_only_looks_alike_is_not(text: str) -> None:
+    assert not held(text)
+
+
+def test_thirteen_words_in_a_row_are_the_same_text() -> None:
+    asked = sample(f"so {LONG}", " yes", " no")
+    assert held(f"before {LONG} and much behind it", asked)
+    assert held(f"{LONG} no", asked)
+    assert not held(f"before {LONG.replace('seven', '7')} and much behind it, more than a few words", asked)
+
+
+def test_words_in_front_of_every_question_do_not_make_it_the_same_text() -> None:
+    one, other = (sample(f"{LONG} {what}", " yes", " no") for what in ("about cats", "about dogs"))
+    assert not held(f"{LONG} concerning birds", one, other)
+    assert held(f"{LONG} about dogs", one, other)
+
+
 # Encoding
 
 

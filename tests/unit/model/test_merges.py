@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, StagedModel, Student, TeacherBatches
-from pdtrim_core.calibration import Calibration
+from pdtrim_core import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, Sample, StagedModel, Student, TeacherBatches
+from pdtrim_core.calibration import Calibration, calibrate
 from pdtrim_core.merges import MergeStore
 from pdtrim_core.merging import Merges
 from pdtrim_core.plugins import load_plugins
 from pdtrim_core.recipe import resolve
 from pdtrim_core.run_log import RunLog
 from pdtrim_core.scores import Scores
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import ByteTokenizer, tiny_llama, tiny_model
 from pdtrim_core.trunk import Trunk
+from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from tests.unit.model.test_stages import some_items, two_phase_sums
 
@@ -164,6 +165,30 @@ def test_merges_that_are_worse_than_a_drop_leave_the_search(tmp_path: Path, monk
     assert bool(bad) == any(note.startswith("merges that are worse than a drop leave the search: ") for note in log.notes)
     assert {block for pair in sets.pairs for block in pair.blocks} | set(sets.drops) == set(range(6))
     assert set(merges.modules) == set(sets.pairs)
+
+
+def test_a_loss_that_rises_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merges, log = merging(tmp_path, monkeypatch, HIGH, lr=0.3)
+    merges.choose(1, 0.95, log)
+    risen = [record.losses[-1] > record.losses[0] for _, record in merges._trained.values()]
+    assert any(risen)
+    said = [note for note in log.notes if "its training loss rose from" in note]
+    assert len(said) == sum(risen)
+    assert said[0].endswith("; a smaller distiller.lr may help")
+
+
+def test_texts_that_measure_do_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = Sample("Which of these is a line of prose that a source trains on", (" this one", " that one"))
+    texts = [f"{sample.prompt} that one", *(f"Another line of prose, the one with number {n}." for n in range(20))]
+    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: texts)
+    digests = []
+    for samples, expected in (([sample], texts[1:]), ([Sample("Something else", (" or", " not"))], texts)):
+        merges, log = merging(tmp_path, monkeypatch, HIGH)
+        merges._calibration = calibrate(samples, (), ByteTokenizer())
+        assert bytes(token for sequence in merges._sequences() for token in sequence) == "".join(expected).encode()[:512]
+        merges.choose(1, 0.95, log)
+        digests.append(merges.digest)
+    assert digests[0] != digests[1]
 
 
 def test_a_threshold_that_no_pair_reaches_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

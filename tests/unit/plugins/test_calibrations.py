@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from pdtrim_core import PdtrimError, Sample, pipeline
+from pdtrim_core import PdtrimError, Sample, pipeline, python_reference
 from pdtrim_core.calibration import Calibration
 from pdtrim_core.recipe import resolve
 from pdtrim_core.testing.contracts import tiny_host
@@ -251,6 +251,43 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(PdtrimError) as caught:
         draw(Jsonl(files=(path,)), 1)
     assert str(caught.value) == f"{path}, line 2: not JSON (Expecting value: line 1 column 1 (char 0))"
+
+
+def test_training_items_come_with_their_right_choice_from_each_file_in_turn(tmp_path: Path) -> None:
+    files = tuple(tmp_path / name for name in ("one.jsonl", "two.jsonl"))
+    for path in files:
+        rows = [{"query": f"{path.stem} {n}?", "choices": ["no", "yes"], "gold": 1} for n in range(3)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    texts = list(Jsonl(files=files, training_files=files).training_texts(Random(0)))
+    assert sorted(texts) == sorted(f"{path.stem} {n}? yes" for path in files for n in range(3))
+    assert [text.split()[0] for text in texts] == ["one", "two"] * 3
+    assert list(Jsonl(files=files, training_files=files).training_texts(Random(1))) != texts
+
+
+def test_items_whose_prompts_differ_train_on_the_right_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "winogrande.jsonl"
+    path.write_text(json.dumps({"contexts": ["Because A", "Because B"], "continuation": "was late.", "gold": 1}))
+    assert list(Jsonl(files=(path,), training_files=(path,)).training_texts(Random(0))) == ["Because B was late."]
+
+
+@pytest.mark.parametrize("source", [Mini(), Text(), Jsonl.model_validate({"files": ["none.jsonl"]})])
+def test_without_training_files_merges_train_on_the_python_reference(source: Mini | Jsonl | Text) -> None:
+    assert sorted(source.training_texts(Random(0))) == sorted(python_reference())
+
+
+def test_lines_of_training_files_train_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "prose.txt"
+    path.write_text("\n\n".join(f"line {n}" for n in range(20)))
+    texts = list(Text(training_files=(path,)).training_texts(Random(0)))
+    assert sorted(texts) == sorted(f"line {n}" for n in range(20))
+    assert texts != sorted(texts)
+
+
+def test_a_training_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    for source in (Jsonl(files=(path,), training_files=(path,)), Text(training_files=(path,))):
+        with pytest.raises(PdtrimError, match=str(path)):
+            list(source.training_texts(Random(0)))
 
 
 # Plain text
