@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AtLeast:
-    """Ask for a plan's value only if it reaches a floor (points); measuring may stop as soon as it cannot."""
-
-    plan: Plan
-    floor: float
-
-
-@dataclass(frozen=True)
 class Probe:
     """Ask for the value of a plan on the way to one: it may remove fewer blocks, and it is never the result."""
 
     plan: Plan
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Ask for a plan's value only if it reaches a floor (points); measuring may stop as soon as it cannot."""
+
+    plan: Plan | Probe
+    floor: float
 
 
 @dataclass(frozen=True)

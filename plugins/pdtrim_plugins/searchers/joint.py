@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from random import Random
 from typing import ClassVar
 
 from pydantic import Field
 
-from pdtrim_core import Answer, Ask, AtLeast, Element, KvOnly, Merge, PdtrimError, Plan, Points, Removal, Searcher, SearchSpace
+from pdtrim_core import (
+    Answer,
+    Ask,
+    AtLeast,
+    Element,
+    KvOnly,
+    Merge,
+    Note,
+    PdtrimError,
+    Plan,
+    Points,
+    Probe,
+    Removal,
+    Searcher,
+    SearchSpace,
+)
 from pdtrim_plugins.searchers.annealing import Cooling
 
 Losses = tuple[Element, ...]
@@ -20,7 +35,8 @@ class Joint(Searcher):
     """Simulated annealing over both stages together: what decode loses, and what prefill passes by.
 
     A departure from the paper, which searches one removal for both stages and then gives some of it back to prefill.
-    Prefill uses all that the ceiling allows, and passes by the deepest blocks first, keeping their K/V.
+    Prefill uses all that the ceiling allows, and passes by the deepest blocks first, keeping their K/V. And the best of many
+    plans on few items is partly lucky, so that one has to be better than the start by more than luck.
     """
 
     name = "joint"
@@ -28,26 +44,45 @@ class Joint(Searcher):
 
     prefill_at_most: float = Field(1.0, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
     shifts: float = Field(0.5, ge=0, le=1, description="chance that a step changes prefill alone, where it must lose something")
+    caution: float = Field(2.0, ge=0, description="standard errors by which a plan must be better than the start to be taken")
     t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
 
     def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
-        """Walk from the first removal, with prefill keeping or losing it, whichever is better.
+        """Walk from the first removal, with prefill keeping or losing it, whichever is better; then decide.
 
-        Temperatures are relative, since objectives differ in how many points they give to the same plan. Raises
-        `PdtrimError` where the ceiling is out of reach.
+        Temperatures are relative, since objectives differ in how many points they give to the same plan. The plan taken is
+        the one whose gain over the start, less `caution` standard errors of it (paired over items), is the greatest; the
+        start if none is above 0. Raises `PdtrimError` where the ceiling is out of reach.
         """
         starts = self._starts(space)
         measured: list[Points] = yield [*starts]
-        value = max(measured)
-        current = starts[measured.index(value)]
-        degree = value / 100
+        before = max(measured)
+        start = starts[measured.index(before)]
+        current, value = start, before
+        seen: dict[Plan, Points] = {}
         for temperature in self._cooling.temperatures():
             neighbour = self._neighbour(current, space, rng)
-            reached = yield AtLeast(neighbour, value + temperature * degree * math.log(1 - rng.random()))
+            floor = value + temperature / 100 * before * math.log(1 - rng.random())
+            reached = yield AtLeast(Probe(neighbour), floor)
             if reached is not None:
                 current, value = neighbour, reached
+                seen[current] = value
+        yield from self._decide(start, before, seen)
+
+    def _decide(self, start: Plan, before: Points, seen: Mapping[Plan, Points]) -> Generator[Ask, Answer, None]:
+        """Ask for the plan that is surely better than the start, if there is one, as a result."""
+        sure = {plan: points - before - self.caution * points.error_of_gain_over(before) for plan, points in seen.items()}
+        best = max(sure, key=sure.__getitem__, default=start)
+        lucky = sum(points > before for points in seen.values())
+        if sure.get(best, 0.0) > 0:
+            yield best
+        elif lucky:
+            yield Note(
+                f"searcher joint: {lucky} plans measured better than the start, none by {self.caution:g} standard errors, so the "
+                "start stays: more calibration samples, or a smoother objective, would tell more"
+            )
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the starts and one candidate a step."""

@@ -117,6 +117,7 @@ def test_every_chain_obeys_the_law_of_acceptance(seed: int) -> None:
         ask = next(asks, None)
         while ask is not None:
             plan, floor = (ask, None) if isinstance(ask, Plan) else (ask.plan, ask.floor)  # type: ignore[union-attr]
+            assert isinstance(plan, Plan)
             expected.append(plan)
             points = round(rugged(plan), 4)
             try:
