@@ -154,6 +154,13 @@ def load_outcome(path: Path) -> Outcome:
     return Outcome.from_json(_text_of(file), str(file))
 
 
+def measured_in(path: Path) -> dict[str, dict[Plan, Reading]]:
+    """Return the readings in a run folder's journal, by the part of the items that they were made on."""
+    if not (path / "journal.jsonl").is_file():
+        raise PdtrimError(f"{path} has no journal.jsonl: name the folder of a run")
+    return _read_journal(path / "journal.jsonl")
+
+
 def load_plan(path: Path) -> SavedPlan:
     """Return the plan in a run folder or in a plan file."""
     file = path / "plan.json" if path.is_dir() else path

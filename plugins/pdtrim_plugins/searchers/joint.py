@@ -44,7 +44,7 @@ class Joint(Searcher):
 
     prefill_at_most: float = Field(1.0, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
     shifts: float = Field(0.5, ge=0, le=1, description="chance that a step changes prefill alone, where it must lose something")
-    caution: float = Field(2.0, ge=0, description="standard errors by which a plan must be better than the start to be taken")
+    caution: float = Field(1.0, ge=0, description="standard errors by which a plan must be better than the start to be taken")
     t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
@@ -80,8 +80,8 @@ class Joint(Searcher):
             yield best
         elif lucky:
             yield Note(
-                f"searcher joint: {lucky} plans measured better than the start, none by {self.caution:g} standard errors, so the "
-                "start stays: more calibration samples, or a smoother objective, would tell more"
+                f"searcher joint: {lucky} plans measured better than the start, none by more than {self.caution:g} standard "
+                "errors of the gain, so the start stays: more calibration samples, or a smoother objective, would tell more"
             )
 
     def steps(self, space: SearchSpace) -> int | None:
@@ -113,8 +113,17 @@ class Joint(Searcher):
         return plan if other is None else other
 
     def _swap(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan | None:
-        """Swap an element of decode for another; if prefill lost the one, it loses the other."""
-        decode = space.neighbour(plan.decode, rng)
+        """Swap an element of decode for another; if prefill lost the one, it loses the other.
+
+        The safer an element is said to be, the more often it enters: the second one half as often as the first, the third a
+        third. Scores themselves lie so near to each other that drawn by them any block would enter about as often.
+        """
+        outside = [element for _, element in sorted(zip(space.weights, space.elements, strict=True), key=_safest)]
+        outside = [element for element in outside if element not in plan.decode]
+        if not outside or not len(plan.decode):
+            return None
+        entering = rng.choices(outside, [1 / place for place in range(1, len(outside) + 1)])[0]
+        decode = plan.decode.without(rng.choice(plan.decode.elements)).with_(entering)
         left, entered = _blocks(plan.decode, decode), _blocks(decode, plan.decode)
         passed = {block for block in range(space.block_count) if plan.state("prefill", block) != "run"}
         passed = passed - left | (entered if left <= passed else passed & entered)
@@ -143,6 +152,11 @@ class Joint(Searcher):
             while (more := _moved(plan, place, -1)) and space.cost(more, "prefill") <= self.prefill_at_most:
                 plan = more
         return plan
+
+
+def _safest(weighted: tuple[float, Element]) -> tuple[float, tuple[int, ...]]:
+    weight, element = weighted
+    return -weight, element.blocks
 
 
 def _places(decode: Removal, block_count: int) -> list[Losses]:
