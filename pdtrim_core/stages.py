@@ -212,7 +212,7 @@ def _normaliser(logits_NV: Tensor) -> Tensor:
 
     A few positions at a time, so that what is made on the way stays in a processor's cache: four times as fast.
     """
-    return torch.cat([torch.logsumexp(part_NV.float(), dim=-1) for part_NV in logits_NV.split(NORMALISED_AT_ONCE)])
+    return torch.cat([torch.logsumexp(part_NV.float(), dim=-1) for part_NV in torch.split(logits_NV, NORMALISED_AT_ONCE)])
 
 
 def _right_choice_of(item: Item) -> Item:

@@ -30,7 +30,7 @@ Branch = tuple[tuple[int, nn.Module | None], ...]
 class Place(NamedTuple):
     """One block, or a pair that is merged, with what each stage runs there."""
 
-    index: int
+    block: int
     prefill: Branch
     decode: Branch
 
@@ -158,7 +158,7 @@ class PreparedBatch:
         self.recording = model.record(batch.ids_BT, batch.mask_BTT, batch.positions_BT)
         self._prompt_recording: Recording | None = None
         self._dense_ND: Tensor | None = None
-        self._dense_path: Path = tuple(Place(block, *(((block, None),),) * 2) for block in range(model.block_count))
+        self._dense_path: Path = tuple(Place(block, ((block, None),), ((block, None),)) for block in range(model.block_count))
         self._dense: dict[int, Tensor] = {0: self.recording.hidden_BTD}
         granted = trunk.grant(self.recording.hidden_BTD.nbytes, model.block_count)
         self._stride = math.ceil(model.block_count / granted) if granted else 0
