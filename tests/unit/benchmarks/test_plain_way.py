@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 
-from pdtrim_core import Drop, Plan, Removal, StagedModel
+from pdtrim_core import BlockModel, Drop, Plan, Removal, StagedModel
+from pdtrim_core.calibration import calibrate
 from pdtrim_core.testing import tiny_model
 from pdtrim_core.trunk import Trunk
+from pdtrim_plugins.calibrations import Mini
+from pdtrim_plugins.objectives import Accuracy
 from tests.unit.model.test_stages import some_items
 
 FILE = Path(__file__).parents[3] / "benchmarks" / "plain_way.py"
@@ -55,3 +59,19 @@ def test_a_copy_without_blocks_shares_weights_and_leaves_the_model_alone(plain_w
     assert {id(tensor) for tensor in pruned.parameters()} <= {id(tensor) for tensor in model.model.parameters()}
     assert [block.self_attn.layer_idx for block in blocks] == list(range(model.block_count))
     assert model.model.config.num_hidden_layers == model.block_count
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore")  # the harness and what it imports warn about themselves
+def test_the_harness_scores_a_pruned_copy_as_we_score_the_plan(plain_way: Any, smollm: BlockModel) -> None:
+    pytest.importorskip("lm_eval")
+    samples, removed = list(Mini().draw(6, Random(0))), (12, 20)
+    items = calibrate(samples, [], smollm.tokenizer).items
+    plain = plain_way.PlainWay(smollm, samples, items, batch_size=4)
+    theirs, taken = plain.measure(removed)
+    ours = StagedModel(Trunk(smollm, packed=True), Plan.unified(Removal(map(Drop, removed)))).loglikelihoods(items)
+    for sums, same in zip(ours, theirs, strict=True):
+        # Float32 over 28 blocks and a sum of up to twenty tokens; the harness' log_softmax is off by 1e-5 a token.
+        assert sums == pytest.approx(same, abs=2e-3)
+    assert plain.values(Accuracy(), theirs) == plain.values(Accuracy(), ours)
+    assert taken.cpu > 0

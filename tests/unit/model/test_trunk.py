@@ -141,7 +141,16 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
     return outcome.saved_plan, {row.name: row.calibration.points for row in outcome.rows}
 
 
-@pytest.mark.parametrize("switch", [{"reuse_plans": False}, {"share_tokens": False}, {"early_stop": False}, {"cache_budget": 0}])
+SWITCHES: list[dict[str, Any]] = [
+    {"reuse_plans": False},
+    {"share_tokens": False},
+    {"pack_choices": False},
+    {"early_stop": False},
+    {"cache_budget": 0},
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_neither_the_plan_nor_its_points(tmp_path: Path, switch: dict[str, Any]) -> None:
     plan, points = run_with(tmp_path / "usual", {})
     other_plan, other_points = run_with(tmp_path / "other", switch)
