@@ -30,6 +30,7 @@ from pdtrim_core.settings import Evaluation, Prune, Quantile, Settings
 
 FOLDER = Path(__file__).parent / "reference"
 README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 MARK = "<!-- Made by docs/generate.py from the package: do not edit. -->"
 WIDTH = "100"
 
@@ -60,6 +61,7 @@ def pages() -> dict[str, str]:
     found["command-line.md"] = command_line_page()
     found["python-api.md"] = python_page()
     found["families.md"] = families_page()
+    found["benchmarks.md"] = benchmarks_page()
     return {name: f"{MARK}\n\n{text.strip()}\n" for name, text in found.items()}
 
 
@@ -106,6 +108,84 @@ def families_page() -> str:
             table(["model_type", "where its blocks are", "what makes K and V"], rows),
         ]
     )
+
+
+def benchmarks_page() -> str:
+    """Return the page of results, from what the benchmarks wrote."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    sections = {
+        "search_cost": (
+            "Measuring candidates",
+            "Plans that annealing visits, each measured by pdtrim-core and in the plain way (a physically pruned copy in "
+            "lm-evaluation-harness' `HFLM`), in turn in one process. The ratio says how many candidates are measured while the "
+            "plain way measures one. As searched, a candidate stops once it cannot be accepted any more; whole, every item of "
+            "every candidate is measured, and values are compared.",
+            ["items", "format", "as searched", "with set-up", "whole", "values that differ"],
+            search_row,
+        ),
+        "pruning_cost": (
+            "A whole pruning",
+            "Seconds from opened model to plan, against a loop that removes one block after the other and measures all that are "
+            "left each time, in the plain way. Neither merges. Both plans are then measured on items kept apart.",
+            ["items", "objective", "ours", "the loop", "ratio", "items kept apart", "ours there", "the loop there"],
+            pruning_row,
+        ),
+    }
+    parts = [
+        "# Benchmarks",
+        "Ratios of two things timed in one run, as the scripts under `benchmarks/` wrote them to `benchmarks/results/`. They are "
+        "ratios of processor time, which other work on the machine changes less. To run one of them again:",
+        "<!-- not run: takes minutes, and needs lm_eval -->\n\n```sh\npython benchmarks/search_cost.py --json "
+        "benchmarks/results/search-cost-float32.json\npython docs/generate.py\n```",
+    ]
+    for name, (title, about, header, row) in sections.items():
+        own = [result for result in results if result["benchmark"] == name]
+        if own:
+            parts += [f"## {title}", about, table(header, [row(result) for result in own])]
+            parts += [f"- {line}" for result in own for line in remarks(result)]
+    machines = sorted({f"{r['machine']}, {r['threads']} thread; {versions_of(r)}" for r in results})
+    return "\n\n".join([*parts, "## Machine", *machines])
+
+
+def versions_of(result: Mapping[str, Any]) -> str:
+    """Return the versions that a result was made with."""
+    return ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+
+
+def search_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `search_cost`."""
+    cpu, count = result["cpu"], result["compared"]
+    differ = f"{result['points_differ']} of {count} plans, {result['items_differ']} items"
+    ratios = [f"{cpu[key]:.1f} x" for key in ("ratio", "ratio_with_once", "ratio_whole")]
+    return [result["items"], result["dtype"], *ratios, differ]
+
+
+def pruning_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `pruning_cost`."""
+    cpu, apart = result["cpu"], result["held_out"]
+    values = [f"{apart[who]['mean']:.3f} +- {apart[who]['mean_error']:.3f} {result['unit']}" for who in ("ours", "theirs")]
+    seconds = [f"{cpu[who]:.0f} s" for who in ("ours", "theirs")]
+    return [result["items"], result["objective"], *seconds, f"{cpu['ratio']:.1f} x", str(result["apart"]), *values]
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Return what else a result says: where the time goes, or which plans were found."""
+    if result["benchmark"] == "search_cost":
+        shares = result["shares"]
+        floor = sum(share for part, share in shares.items() if part.startswith("matrix"))
+        told = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+        return [
+            f"{result['dtype']}: {told}. With its matrix products and nothing else a candidate would take {floor:.0%} of its "
+            f"time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of {result['visited']} "
+            f"plans were stopped early; set-up took {result['once_seconds']:.1f} s. On the clock: {result['ratio']:.1f} x as "
+            f"searched, at a load of {result['load']}."
+        ]
+    gain, plans = result["held_out"]["gain"], result["plans"]
+    return [
+        f"{result['objective']}: ours is {plans['ours']}; the loop removes {plans['theirs']} in {result['measurements']} "
+        f"measurements. Ours less the loop's, item by item: {gain['mean']:.3f} +- {gain['mean_error']:.3f} {result['unit']}. On "
+        f"the clock: {result['ratio']:.1f} x."
+    ]
 
 
 def readme(text: str, host: PluginHost) -> str:

@@ -60,6 +60,8 @@ class Bench:
             batch_tokens=evaluation.batch_tokens,
             budget=evaluation.cache_budget,
             packed=packed,
+            shared_tokens=evaluation.share_tokens,
+            reuse_plans=evaluation.reuse_plans,
         )
 
     def _ledger(self, part: str, items: tuple[Item, ...], folder: RunFolder) -> Ledger:

@@ -79,19 +79,11 @@ class TeacherBatches:
         return iter(self._batches)
 
     def _batch(self, prepared: PreparedBatch, first: int, second: int) -> TeacherBatch:
-        before = self._stream(prepared, first)
+        before = prepared.dense_at(first)
         after = before
         for index in (first, second):
             after = self._model.run(index, after, prepared.recording.calls)
         return TeacherBatch(before, after, prepared.recording.calls)
-
-    def _stream(self, prepared: PreparedBatch, depth: int) -> Tensor:
-        index, hidden = prepared.nearest(depth)
-        while index < depth:
-            hidden = self._model.run(index, hidden, prepared.recording.calls)
-            index += 1
-            prepared.keep(index, hidden)
-        return hidden
 
 
 def training_items(sequences: Sequence[Sequence[int]]) -> list[Item]:

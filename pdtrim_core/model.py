@@ -9,7 +9,6 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,12 +119,13 @@ class BlockModel:
                 hidden, call = _split(args, kwargs)
                 inputs.append(hidden)
                 calls.append(call)
-                return self._wrap(index, hidden)
+                # One token is enough behind the last block: nobody reads what the head makes of it.
+                return self._wrap(index, hidden[:1, :1] if index == self.block_count - 1 else hidden)
 
             return forward
 
         with self.patched({index: note(index) for index in range(self.block_count)}):
-            self.model(input_ids=ids_BT, use_cache=False, **self._last_logit_only, **self._looks(mask_BTT, positions_BT))
+            self.model(input_ids=ids_BT, use_cache=False, **self._looks(mask_BTT, positions_BT))
         return Recording(inputs[0], tuple(calls))
 
     def run(self, index: int, hidden_BTD: Tensor, calls: Sequence[Call], module: nn.Module | None = None) -> Tensor:
@@ -138,6 +138,11 @@ class BlockModel:
 
     def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
         """Yield the logits `[N, V]` of streams behind the last block, in float32, some positions at a time."""
+        for logits_NV in self.head(hidden_ND):
+            yield logits_NV.float()
+
+    def head(self, hidden_ND: Tensor) -> Iterator[Tensor]:
+        """Yield the logits as `logits` does, in the model's number format."""
         step = max(1, HEAD_NUMBERS // self.config.vocab_size)
         for start in range(0, len(hidden_ND), step):
             part = hidden_ND[start : start + step, None]
@@ -152,7 +157,7 @@ class BlockModel:
             with self.patched({**patches, self.block_count - 1: hand_over}):
                 # One token a row, so that no mask and no position beyond the first is ever made.
                 ids = torch.zeros(part.shape[:2], dtype=torch.long, device=self.device)
-                logits_NV = self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
+                logits_NV = self.model(input_ids=ids, use_cache=False).logits[:, 0]
             # Outside the context: whoever takes the logits may run the model before asking for more.
             yield logits_NV
 
@@ -190,11 +195,6 @@ class BlockModel:
             blocked = torch.zeros_like(mask_BTT, dtype=weight.dtype)
             mask_BTT = blocked.masked_fill(~mask_BTT, torch.finfo(weight.dtype).min)
         return {"attention_mask": mask_BTT, "position_ids": positions_BT}
-
-    @property
-    def _last_logit_only(self) -> dict[str, int]:
-        # The signature sees through transformers' wrappers, the code object does not.
-        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
 
     def _wrap(self, index: int, hidden_BTD: Tensor) -> Any:
         rest = self._returns[index]

@@ -63,6 +63,10 @@ class Evaluation(BaseModel):
     pack_choices: bool = Field(
         default=True, description="run the choices of an item in one row, where the model gives the same numbers"
     )
+    share_tokens: bool = Field(default=True, description="in such a row, run the tokens that several choices begin with once")
+    reuse_plans: bool = Field(
+        default=True, description="begin a candidate where it first differs from candidates before it, as cache_budget allows"
+    )
 
     @property
     def frees_tail(self) -> bool:

@@ -467,6 +467,8 @@ RECIPES = st.fixed_dictionaries(
             threads=COUNTS,
             early_stop=st.booleans(),
             pack_choices=st.booleans(),
+            share_tokens=st.booleans(),
+            reuse_plans=st.booleans(),
         ),
     },
 )
