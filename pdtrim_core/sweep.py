@@ -230,7 +230,7 @@ def _flat(table: Mapping[str, Any], place: str, problems: list[str]) -> list[tup
 
 def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
-        if isinstance(value, dict) and value and "use" not in value:
+        if isinstance(value, dict) and value and not isinstance(value.get("use"), str):
             yield from ((f"{key}.{inner}", leaf) for inner, leaf in _leaves(value))
         else:
             yield key, value
@@ -292,6 +292,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return str(value["use"]) if "use" in value else ",".join(f"{key}-{_shown(inner)}" for key, inner in value.items())
     if isinstance(value, list):
-        return "+".join(_shown(item) for item in value)
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-") or "none"
+        return "+".join(_shown(item) for item in value) or "none"
+    if isinstance(value, str):
+        return re.sub(r"[^A-Za-z0-9._+-]+", "-", value).strip("-") or "none"
+    return str(value).lower()

@@ -85,16 +85,15 @@ def _print_table(found: dict[str, Any]) -> None:
     from rich.table import Table  # noqa: PLC0415 - the same
 
     heading, rows = table_of(found)
-    table = Table(box=None, pad_edge=False, title=found["about"] or None, title_justify="left", title_style="")
+    table = Table(box=None, pad_edge=False)
     for title in heading:
-        table.add_column(title, overflow="fold", justify="left" if _is_text(title, heading, rows) else "right")
+        table.add_column(title, no_wrap=True, justify="left" if _is_text(title, heading, rows) else "right")
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        # A file or a pipe has no width: nothing is folded.
-        console = Console(highlight=False, markup=False, width=10_000)
-    console.print(table)
+    if found["about"]:
+        print(found["about"])
+    # Rows are longer than most terminals are wide, and a cell that is folded to a few letters cannot be read.
+    Console(highlight=False, markup=False, width=10_000).print(table)
 
 
 def _is_text(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
