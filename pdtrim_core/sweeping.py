@@ -99,6 +99,7 @@ def results(sweep: Sweep, ended: Sequence[Ended]) -> dict[str, Any]:
         "settings": list(sweep.keys),
         "machine": environment.machine if environment else "",
         "versions": environment.versions if environment else {},
+        "threads": environment.threads if environment else 0,
         "rows": [_row(by_name[run.point.name]) for run in sweep.runs if run.point.name in by_name],
     }
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import Drop, Item, KvOnly, Merge, Plan, Recipe, Removal, pipeline
+from pdtrim_core import Drop, Item, KvOnly, Merge, Plan, Recipe, Removal, Shared, pipeline
 from pdtrim_core.recipe import resolve
-from pdtrim_core.shared import Shared, keys_of, values_keys
+from pdtrim_core.shared import keys_of, values_keys
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
 HOST = tiny_host()
