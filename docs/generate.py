@@ -297,8 +297,8 @@ def sweep_page() -> str:
     """Return the page of sweep files."""
     about_columns = (
         "Values are points and their standard error. `searched` is the found removal, in both stages, on the items that the "
-        "search used. `dense`, `unified` and `staged` are values on the items kept apart, or on those searched on where there are "
-        "none. `measured` counts plans; seconds leave out what an earlier run of the sweep had done."
+        "search used. `dense`, `unified` and `staged` are values on the items kept apart, or on those searched on where there "
+        "are none. `measured` counts plans; seconds leave out what an earlier run of the sweep had done."
     )
     return "\n\n".join(
         [
@@ -312,8 +312,8 @@ def sweep_page() -> str:
             "## Settings",
             "`[set]`, `[grid]` and the `set` of a run name keys of the recipe: nested (`[grid.searcher]`, `t0 = [5, 10]`), with "
             "dots (`searcher.t0 = [5, 10]`) or quoted. A table with the key `use` names a component anew, as in a recipe; any "
-            "other table changes the options that it has. The order is: the recipe, `[set]`, `--set`, `[[runs]]`, `[grid]`. The keys "
-            "`out` and `plugins` cannot vary.",
+            "other table changes the options that it has. The order is: the recipe, `[set]`, `--set`, `[[runs]]`, `[grid]`. The "
+            "keys `out` and `plugins` cannot vary.",
             "`${data}` in a text, here or in the recipe, stands for the folder that `--data` names.",
             "## Columns",
             about_columns,
@@ -340,11 +340,11 @@ def results_table(data: Mapping[str, Any]) -> str:
         rows = [[str(block), *(f"{score:.4g}" for score in scores)] for block, scores in enumerate(blocks)]
     else:
         heading, rows = table_of(data)
-    versions = data["versions"]
+    versions, threads = data["versions"], data["threads"]
     seconds = sum(sum(row["seconds"].values()) for row in data["rows"])
     where = (
-        f"pdtrim-core {versions['pdtrim-core']}, torch {versions['torch'].partition('+')[0]}, {data['machine']}, {data['threads']} "
-        f"thread{'s' * (data['threads'] != 1)}: {seconds:.0f} s in all."
+        f"pdtrim-core {versions['pdtrim-core']}, torch {versions['torch'].partition('+')[0]}, {data['machine']}, "
+        f"{threads} thread{'s' * (threads != 1)}: {seconds:.0f} s in all."
     )
     return f"{table(heading, rows)}\n\n{where}"
 
