@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,15 @@ from pdtrim_core.sweep import PlannedRun, Sweep
 
 @dataclass(frozen=True)
 class Ended:
-    """A run of a sweep that is over: its outcome, or why it has none."""
+    """A run of a sweep that is over: its outcome, or why it has none, and where that came from.
+
+    The traceback is text, since an exception would keep alive what the run had in memory.
+    """
 
     run: PlannedRun
     outcome: Outcome | None
     problem: str = ""
-    error: BaseException | None = None
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,9 @@ def _carry_out(run: PlannedRun, host: PluginHost, shared: Shared, *, fresh: bool
     try:
         return Ended(run, pipeline.run(run.recipe, host, fresh=fresh, shared=shared))
     except PdtrimError as error:
-        return Ended(run, None, str(error), error)
+        return Ended(run, None, str(error), traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - whatever ends one run, the others are still wanted; it is told at the end
-        return Ended(run, None, f"{type(error).__name__}: {error}", error)
+        return Ended(run, None, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def finished(recipe: Recipe) -> Outcome | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,10 +64,8 @@ def _carry_out(wanted: Sweep, host: PluginHost, *, fresh: bool, debug: bool) -> 
             _say(f"[{event.number}/{event.count}] {event.run.point.name}")
             continue
         ended.append(event)
-        if event.error is not None:
-            if debug:
-                traceback.print_exception(event.error)
-            _say(f"failed: {event.problem}")
+        if event.outcome is None:
+            _say(event.traceback if debug else f"failed: {event.problem}")
     return ended
 
 
