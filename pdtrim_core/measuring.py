@@ -12,6 +12,7 @@ from pdtrim_core.components import Objective
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.plan import Plan
 from pdtrim_core.search import DIGITS, Reading
+from pdtrim_core.shared import Values
 from pdtrim_core.stages import StagedModel, StandIns
 from pdtrim_core.trunk import Trunk
 
@@ -21,10 +22,10 @@ class Measurement:
 
     `trunk` gives the streams that plans share; it is asked for when something is measured. `label` names the objective in
     errors. When memory runs out on the device the batch is halved, `note` says so, and
-    measuring goes on.
+    measuring goes on. `known` gives the values of items that earlier runs have measured under a plan, and takes new ones.
     """
 
-    def __init__(  # noqa: PLR0913 - the last three have defaults
+    def __init__(  # noqa: PLR0913 - the last four have defaults
         self,
         trunk: Callable[[], Trunk],
         objective: Objective,
@@ -34,6 +35,7 @@ class Measurement:
         stand_ins: StandIns | None = None,
         early_stop: bool = True,
         note: Callable[[str], None] = lambda text: None,
+        known: Callable[[Plan], Values] = lambda plan: {},
     ) -> None:
         self._trunk = trunk
         self._objective = objective
@@ -42,6 +44,7 @@ class Measurement:
         self._stand_ins = dict(stand_ins or {})
         self._early_stop = early_stop
         self._note = note
+        self._known = known
         self._weights = [objective.weight(item) for item in items]
         self._missed = dict.fromkeys(self._items, 0.0)
 
@@ -78,6 +81,12 @@ class Measurement:
         return sorted(groups, key=lambda group: -math.fsum(self._missed[item] for item in group))
 
     def _values_of(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
+        known = self._known(staged.plan)
+        if not all((staged.plan, item) in known for item in group):
+            known.update(zip([(staged.plan, item) for item in group], self._measured(staged, group), strict=True))
+        return [known[staged.plan, item] for item in group]
+
+    def _measured(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
         try:
             with blame(self._label):
                 values = [float(value) for value in self._objective.item_values(staged, group)]

@@ -27,6 +27,7 @@ from pdtrim_core.run_folder import RunFolder, open_run_folder
 from pdtrim_core.run_log import RunLog
 from pdtrim_core.scores import Scores
 from pdtrim_core.settings import Quantile
+from pdtrim_core.shared import Shared, keys_of
 from pdtrim_core.space import (
     DEFAULT_QUANTILE,
     DEFAULT_THRESHOLD,
@@ -38,19 +39,20 @@ from pdtrim_core.space import (
 from pdtrim_core.threads import fitting_threads, threads
 
 
-def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False) -> Outcome:
+def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False, shared: Shared | None = None) -> Outcome:
     """Carry out a recipe and return what came out; the run folder has it all.
 
-    An interrupted run of the same recipe in the same folder goes on where it stopped, unless `fresh`. Raises
-    `PdtrimError` for whatever the user can mend; what was measured until then stays in the journal.
+    An interrupted run of the same recipe in the same folder goes on where it stopped, unless `fresh`. Runs that are given
+    the same `shared` do together what they have in common. Raises `PdtrimError` for whatever the user can mend; what was
+    measured until then stays in the journal.
     """
     evaluation = recipe.settings.evaluation
+    shared = shared or Shared()
     with open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder, threads(evaluation.threads), RunLog(host) as log:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
-        start = prepare(recipe, host, folder, log)
+        start = prepare(recipe, host, folder, log, shared=shared)
         with log.step("measure the dense model", about=1):
-            stand_ins = start.merges.modules
-            bench = Bench(recipe, start.model, start.calibration, stand_ins=stand_ins, host=host, folder=folder, log=log)
+            bench = _bench(recipe, start, shared, host=host, folder=folder, log=log)
             bench.dense()
         with log.step("search", about=recipe.searcher.steps(start.space)):
             found = bench.search(start.space)
@@ -98,27 +100,27 @@ class Start:
     space: SearchSpace
 
 
-def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog) -> Start:
+def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *, shared: Shared) -> Start:
     """Open the model, draw the items, score the blocks.
 
     Raises `PdtrimError` where the folder holds measurements of other weights or items.
     """
-    evaluation = recipe.settings.evaluation
+    evaluation, keys = recipe.settings.evaluation, keys_of(recipe)
     with log.step("open the model"):
-        model = open_model(recipe.model, host)
+        model = shared.latest("model", keys.model, lambda: open_model(recipe.model, host))
         count = removed_blocks(recipe, model.sizes, model.name)
         if evaluation.threads is None:
             # Put back by the context around the run.
             torch.set_num_threads(fitting_threads(model, evaluation.batch_tokens))
     with log.step("calibrate"):
-        calibration = draw(recipe, host, model)
+        calibration = shared.latest("calibration", keys.calibration, lambda: draw(recipe, host, model))
         wanted, got = recipe.calibration.samples, len(calibration.items)
         if got < wanted:
             log.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples asked for")
         environment = _environment(recipe, host, model, calibration)
         folder.check_same({"weights": environment.weights, "data": environment.data})
     with log.step("score the blocks"):
-        scores = score(recipe, host, model, calibration)
+        scores = shared.latest("scores", keys.scores, lambda: score(recipe, host, model, calibration))
         folder.write("scores.json", scores.to_json())
         threshold = threshold_of(recipe, scores)
     with log.step("merge pairs"):
@@ -130,6 +132,20 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog) ->
     environment = replace(environment, training=merges.digest)
     folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
     return Start(model, calibration, environment, _told(sets, threshold), merges, space)
+
+
+def _bench(recipe: Recipe, start: Start, shared: Shared, *, host: PluginHost, folder: RunFolder, log: RunLog) -> Bench:
+    return Bench(
+        recipe,
+        start.model,
+        start.calibration,
+        stand_ins=start.merges.modules,
+        training=start.merges.digest,
+        shared=shared,
+        host=host,
+        folder=folder,
+        log=log,
+    )
 
 
 def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
@@ -172,14 +188,17 @@ def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Cali
 
 
 def threshold_of(recipe: Recipe, scores: Scores) -> float:
-    """Return the threshold d_T on pair scores."""
+    """Return the threshold d_T on pair scores; infinite where nothing is to be merged."""
     given = recipe.settings.prune.merge_above
     if given is None:
         given = DEFAULT_THRESHOLD if scores.similarity else Quantile(quantile=DEFAULT_QUANTILE)
     if isinstance(given, Quantile):
         return quantile_threshold(scores, given.quantile)
-    if scores.similarity or given > 1:
+    if scores.similarity:
         return given
+    if given > 1:
+        # What no cosine reaches asks for no merges, but a dot product may well be larger.
+        return math.inf
     raise PdtrimError(
         f"prune.merge_above = {given} is a cosine, but the scores of '{recipe.scorer.name}' are not: say "
         "merge_above = {quantile = 0.9}, or 1.1 for no merges"

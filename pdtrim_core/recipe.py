@@ -109,11 +109,17 @@ def plugin_files(data: Mapping[str, Any], recipe: Path) -> list[Path]:
 def override(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Return recipe data with settings of the form "key.subkey=value" put in; a value is TOML, or else a string."""
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not all(key.split(".")):
-            raise RecipeError("--set", [f"'{setting}': say KEY=VALUE, such as searcher.t0=5"])
-        data = _put(data, key.strip().split("."), _toml_value(value.strip()))
+        keys, value = parse_setting(setting)
+        data = put(data, keys, value)
     return data
+
+
+def parse_setting(setting: str) -> tuple[list[str], Any]:
+    """Return the keys and the value of a setting of the form "key.subkey=value"."""
+    key, equals, value = setting.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError("--set", [f"'{setting}': say KEY=VALUE, such as searcher.t0=5"])
+    return key.strip().split("."), _toml_value(value.strip())
 
 
 def _toml_value(text: str) -> Any:
@@ -123,12 +129,13 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+def put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return recipe data with one value put in; a component that was given by its name becomes a table on the way."""
     if len(keys) == 1:
         return {**data, keys[0]: value}
     inner = data.get(keys[0], DEFAULTS.get(keys[0], {}))
     inner = {"path" if keys[0] == "model" else "use": inner} if isinstance(inner, str) else inner
-    return {**data, keys[0]: _put(inner if isinstance(inner, dict) else {}, keys[1:], value)}
+    return {**data, keys[0]: put(inner if isinstance(inner, dict) else {}, keys[1:], value)}
 
 
 def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path | None = None) -> Recipe:
@@ -138,7 +145,7 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
     """
     problems: list[str] = []
     own = {key: value for key, value in data.items() if key not in KINDS}
-    settings = _check(Settings, own, "", problems, also=KINDS)
+    settings = checked(Settings, own, "", problems, also=KINDS)
     parts: dict[str, Any] = {}
     given = {**DEFAULTS, **{key: data[key] for key in data if key in KINDS}}
     for kind in DEFAULTS:
@@ -225,7 +232,7 @@ def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Compo
     except RecipeError as error:
         problems += [f"{kind}: {problem}" for problem in error.problems]
         return None
-    return _check(provided.component, {k: v for k, v in options.items() if k != "use"}, kind, problems)
+    return checked(provided.component, {k: v for k, v in options.items() if k != "use"}, kind, problems)
 
 
 def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSource | None:
@@ -261,8 +268,8 @@ def _source_for(path: str, host: PluginHost) -> str | None:
     return None
 
 
-def _check(model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()) -> M | None:
-    """Return the model made from data, or None with what is wrong appended to `problems`."""
+def checked(model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()) -> M | None:
+    """Return the model made from data, or None with what is wrong appended to `problems`; `place` names the data."""
     try:
         # JSON in strict mode bends nothing: true is no number and "5" is none, but a list may become a tuple.
         return model.model_validate_json(json.dumps(dict(data), default=_no_json), strict=True)

@@ -98,13 +98,17 @@ def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
         return
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PdtrimError(f"{path / 'recipe.toml'} cannot be read ({error}): start anew with --fresh") from None
-    now = tomli.loads(tomli_w.dumps(dict(recipe)))
-    changed = sorted(_differences(before, now))
+    changed = changed_keys(before, tomli.loads(tomli_w.dumps(dict(recipe))))
     if changed:
         raise PdtrimError(
             f"{path} holds a run of another recipe, which differs in {', '.join(changed)}: start anew with --fresh, or "
             "choose another folder with --out"
         )
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which two resolved recipes differ, those left out that change no measurement."""
+    return sorted(_differences(before, now))
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.cli import check, describe, plugins, run, schema, show
+from pdtrim_core.cli import check, describe, plugins, run, schema, show, sweep
 from pdtrim_core.errors import PdtrimError
 
 INTERRUPTED = 130
@@ -27,6 +27,7 @@ app = typer.Typer(
 
 COMMANDS = (
     (run.run, "Carry out a recipe.", "run examples/quickstart.toml --set searcher.t0=5"),
+    (sweep.sweep, "Carry out a table of runs.", "sweep examples/paper/small/table11.toml"),
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
     (plugins.plugins, "List all components and where they come from.", "plugins --json"),
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),

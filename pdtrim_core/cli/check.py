@@ -1,4 +1,4 @@
-"""`pdtrim-core check`: say whether recipes can be carried out."""
+"""`pdtrim-core check`: say whether recipes and sweeps can be carried out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import typer
 
 from pdtrim_core import recipe as recipes
 from pdtrim_core.errors import PdtrimError, RecipeError
-from pdtrim_core.plugins import load_plugins
+from pdtrim_core.plugins import PluginHost, load_plugins
+from pdtrim_core.sweep import Changes, base_recipe, is_sweep, read_sweep
 
 
 def check(
-    recipe: Annotated[list[Path], typer.Argument(help="Recipes, TOML files.", show_default=False)],
+    recipe: Annotated[list[Path], typer.Argument(help="Recipes or sweeps, TOML files.", show_default=False)],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipes.")] = None,
     budget: Annotated[bool, typer.Option("--budget", help="Also say how many blocks go, from the model's config alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Check recipes without running them; report all their problems at once."""
+    """Check recipes and sweeps without running them; report all their problems at once."""
     del debug  # main() reads it
     results = [_check(path, settings or [], budget=budget) for path in recipe]
     if as_json:
@@ -34,20 +35,30 @@ def check(
 
 def _check(path: Path, settings: list[str], *, budget: bool) -> dict[str, Any]:
     try:
-        host = load_plugins(recipes.plugin_files(recipes.load(path), path))
-        recipe = recipes.read(path, host, settings=settings)
-        text = f"{path}: ok"
+        wanted, host = _read(path, settings)
         result: dict[str, Any] = {"recipe": str(path), "problems": [], "exit_code": 0}
+        result["text"] = f"{path}: ok" if None in wanted else f"{path}: ok, {len(wanted)} run{'s' * (len(wanted) != 1)}"
         if budget:
             from pdtrim_core.budget import budget_of  # noqa: PLC0415 - imports torch
 
-            found = budget_of(recipe, host)
-            result["budget"] = vars(found)
-            text = f"{path}: {found}"
+            found = {name: budget_of(recipe, host) for name, recipe in wanted.items()}
+            result["budget"] = vars(found[None]) if None in found else {name: vars(of_run) for name, of_run in found.items()}
+            lines = [f"{path}: {of_run}" if name is None else f"{path}: {name}: {of_run}" for name, of_run in found.items()]
+            result["text"] = "\n".join(lines)
     except PdtrimError as error:
         problems = list(error.problems) if isinstance(error, RecipeError) else [str(error)]
         return {"recipe": str(path), "problems": problems, "exit_code": error.exit_code, "text": _told(path, error)}
-    return {**result, "text": text}
+    return result
+
+
+def _read(path: Path, settings: list[str]) -> tuple[dict[str | None, recipes.Recipe], PluginHost]:
+    """Return the recipe in a file, under None, or those of a sweep's runs by name."""
+    data = recipes.load(path)
+    if not is_sweep(data):
+        host = load_plugins(recipes.plugin_files(data, path))
+        return {None: recipes.read(path, host, settings=settings)}, host
+    host = load_plugins(recipes.plugin_files(base_recipe(data, path), path))
+    return {run.point.name: run.recipe for run in read_sweep(path, host, Changes(settings)).runs}, host
 
 
 def _told(path: Path, error: PdtrimError) -> str:

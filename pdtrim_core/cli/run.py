@@ -11,7 +11,9 @@ import typer
 from pdtrim_core import recipe as recipes
 from pdtrim_core.cli import reporting
 from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.errors import RecipeError
 from pdtrim_core.plugins import Origin, load_plugins
+from pdtrim_core.sweep import is_sweep
 
 
 def run(
@@ -28,6 +30,8 @@ def run(
     """Carry out a recipe; go on where an interrupted run of it stopped."""
     del debug  # main() reads it
     data = recipes.load(recipe)
+    if is_sweep(data):
+        raise RecipeError(str(recipe), ["this is a sweep, a table of runs: carry it out with pdtrim-core sweep"])
     host = load_plugins(recipes.plugin_files(data, recipe))
     plan = recipes.read(recipe, host, settings=settings or (), out=out)
     if dry_run:

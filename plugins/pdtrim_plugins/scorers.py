@@ -48,7 +48,24 @@ class Euclidean(SimilarityScorer):
         return -distance
 
 
+class Norm(SimilarityScorer):
+    """Length of the stream behind each block (PDTrim, Table 15): a control, since it mostly tells how deep a block is.
+
+    It looks at no block's work: where the stream grows with depth, it calls the last blocks the safest to remove. It shows
+    what a similarity that grows with the length of states brings with it.
+    """
+
+    name = "norm"
+    cites = "PDTrim, Table 15 (arXiv:2509.04467)"
+
+    def similarity(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return the Euclidean norm of the block's output, 0 or more."""
+        del before
+        length: Tensor = after.norm(dim=-1)
+        return length
+
+
 @hookimpl
 def pdtrim_scorers() -> Iterable[type[Scorer]]:
     """Yield the scorers."""
-    yield from (Cosine, Dot, Euclidean)
+    yield from (Cosine, Dot, Euclidean, Norm)

@@ -28,7 +28,7 @@ from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
 from pdtrim_plugins.reports.table import Table
-from pdtrim_plugins.scorers import Cosine, Dot, Euclidean
+from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
 from pdtrim_plugins.splitters import AsFound, Budget, DensePrefill, Gain, Pop, Unified
 
@@ -53,6 +53,13 @@ class TestDot(ScorerContract):
 
 class TestEuclidean(ScorerContract):
     component = Euclidean
+
+
+class TestNorm(ScorerContract):
+    component = Norm
+    departs: ClassVar[dict[str, str]] = {
+        "test_a_silent_block_is_ranked_first": "a norm tells how long a state is, not what the block did to it",
+    }
 
 
 class TestAnnealing(SearcherContract):

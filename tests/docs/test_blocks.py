@@ -28,6 +28,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 from pdtrim_core import load_plugins
 from pdtrim_core.recipe import plugin_files, resolve
+from pdtrim_core.sweep import base_recipe, is_sweep, read_sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,7 +59,11 @@ def _python(example: Example) -> None:
 def _toml(example: Example) -> None:
     _saved(example)
     data = tomli.loads(example.parsed)
-    if "project" not in data:  # a table of a plugin's pyproject.toml
+    if is_sweep(data):
+        path = Path.cwd() / "sweep-of-the-page.toml"
+        path.write_text(example.parsed, encoding="utf-8")
+        read_sweep(path, load_plugins(plugin_files(base_recipe(data, path), path)))
+    elif "project" not in data:  # a table of a plugin's pyproject.toml
         _check_recipe(data, f"{example.path}, line {example.line}")
 
 

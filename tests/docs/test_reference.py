@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,9 +128,53 @@ def test_the_hand_written_pages_know_every_file_and_field() -> None:
     folder = _page("run-folder.md")
     assert [name for name in (*OWN_FILES, *UNCOMPARED, *Reading.__dataclass_fields__) if f"`{name}`" not in folder] == []
     saved = SavedPlan(Plan(decode=Removal([Drop(0)])), "m", "f", 2).to_json()
-    import json
-
     data = json.loads(saved)
     fields = [*(key for key in data if key != "model"), *(f"model.{key}" for key in data["model"]), *data["kv_map"][0]]
     page = _page("plan-json.md")
     assert [field for field in fields if f"`{field}`" not in page and f'"{field}"' not in page] == []
+
+
+RESULT = {
+    "columns": ["decode"],
+    "settings": ["prune.blocks"],
+    "machine": "Here",
+    "threads": 1,
+    "versions": {"pdtrim-core": "1.0", "torch": "2.0+cpu"},
+    "rows": [
+        {
+            "run": "blocks=1",
+            "name": "",
+            "settings": {"prune.blocks": 1},
+            "state": "done",
+            "decode": ["3"],
+            "block_scores": [0.25, 1500.0],
+            "seconds": {"search": 3.0},
+        }
+    ],
+}
+
+
+def test_tables_of_results_are_made_from_their_files(generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "RESULTS", tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps(RESULT))
+    page = "Before\n\n<!-- results: mine -->\nold\n<!-- end of results -->\n\nAfter\n"
+    made = generate.results(page)
+    table = "| blocks | decode loses |\n| --- | --- |\n| 1 | 3 |"
+    where = "pdtrim-core 1.0, torch 2.0, Here, 1 thread: 3 s in all."
+    assert made == f"Before\n\n<!-- results: mine -->\n\n{table}\n\n{where}\n\n<!-- end of results -->\n\nAfter\n"
+    assert generate.results(made) == made
+
+
+def test_scores_alone_stand_one_block_a_row(generate: Any) -> None:
+    table = generate.results_table({**RESULT, "columns": ["scores"]}).split("\n\n")[0]
+    assert table == "| block | 1 |\n| --- | --- |\n| 0 | 0.25 |\n| 1 | 1500 |"
+
+
+def test_every_file_of_results_is_shown_and_names_no_machine() -> None:
+    page = (ROOT / "docs" / "explanation" / "paper.md").read_text(encoding="utf-8")
+    files = sorted((ROOT / "docs" / "results").glob("*.json"))
+    assert {f"<!-- results: {file.stem} -->" for file in files} == set(re.findall(r"<!-- results: .*? -->", page))
+    for file in files:
+        text = file.read_bytes().decode("ascii")
+        assert not re.search(r"/(work|root|home|tmp|usr|opt|mnt)/", text)
+        assert {row["state"] for row in json.loads(text)["rows"]} == {"done"}

@@ -7,7 +7,7 @@ import torch
 
 from pdtrim_core import BlockModel, ScoreContext, Scorer, SimilarityScorer
 from pdtrim_core.testing import tiny_llama
-from pdtrim_plugins.scorers import Cosine, Dot, Euclidean
+from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 
 SEQUENCES = [[7, 3, 99], [250, 1, 1, 8, 40, 41, 42], [65, 66, 67, 68]]
 TOLERANCE = 1e-5
@@ -32,12 +32,18 @@ def test_the_euclidean_similarity_is_minus_the_distance() -> None:
     assert Euclidean().similarity(before, after).tolist() == [[-5.0, 0.0]]
 
 
+def test_the_norm_is_that_of_the_output_whatever_the_block_did() -> None:
+    before = torch.tensor([[[0.0, 1.0], [3.0, 4.0]]])
+    after = torch.tensor([[[3.0, 4.0], [3.0, 4.0]]])
+    assert Norm().similarity(before, after).tolist() == [[5.0, 5.0]]
+
+
 def test_only_cosines_have_a_scale_of_their_own() -> None:
     context = ScoreContext(tiny_llama(), SEQUENCES)
-    assert [scorer.score(context).similarity for scorer in (Cosine(), Dot(), Euclidean())] == [True, False, False]
+    assert [scorer.score(context).similarity for scorer in (Cosine(), Dot(), Euclidean(), Norm())] == [True, False, False, False]
 
 
-@pytest.mark.parametrize("scorer", [Cosine(), Dot(), Euclidean()])
+@pytest.mark.parametrize("scorer", [Cosine(), Dot(), Euclidean(), Norm()])
 def test_a_block_score_is_the_mean_over_all_tokens(scorer: SimilarityScorer) -> None:
     """Against a plain run of the model, a sequence at a time, with hooks on its blocks."""
     model = tiny_llama()

@@ -1,0 +1,102 @@
+"""`pdtrim-core sweep`: carry out a table of runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pdtrim_core import recipe as recipes
+from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.errors import PdtrimError, RecipeError
+from pdtrim_core.plugins import Origin, PluginHost, load_plugins
+from pdtrim_core.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
+from pdtrim_core.sweep_table import table_of
+
+if TYPE_CHECKING:
+    from pdtrim_core.sweeping import Ended
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="The sweep, a TOML file.", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of all runs; may be repeated.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder that ${data} stands for.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the sweep, instead of the file's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all runs and list them.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folders have.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Carry out a table of runs; do what is not done yet, and print one table."""
+    given = recipes.load(file)
+    if not is_sweep(given):
+        raise RecipeError(str(file), ["the key sweep = 1 is missing: a recipe is carried out by pdtrim-core run"])
+    base = base_recipe(given, file)
+    host = load_plugins(recipes.plugin_files(base, file))
+    wanted = read_sweep(file, host, Changes(settings or (), out, data), need_data=not dry_run)
+    if dry_run:
+        _print_plan(wanted, as_json=as_json)
+        return
+    ended = _carry_out(wanted, host, fresh=fresh, debug=debug)
+    from pdtrim_core.sweeping import results  # noqa: PLC0415 - imports torch
+
+    found = results(wanted, ended)
+    print(json.dumps(found, indent=1)) if as_json else _print_table(found)
+    failed = [end for end in ended if end.outcome is None]
+    if failed:
+        causes = "".join(f"\n  {end.run.point.name}: {end.problem}" for end in failed)
+        raise PdtrimError(f"{len(failed)} of {len(ended)} runs failed; mend this and run the same command again{causes}")
+
+
+def _carry_out(wanted: Sweep, host: PluginHost, *, fresh: bool, debug: bool) -> list[Ended]:
+    from pdtrim_core.sweeping import Begins, carry_out  # noqa: PLC0415 - imports torch
+
+    host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    ended: list[Ended] = []
+    for event in carry_out(wanted, host, fresh=fresh):
+        if isinstance(event, Begins):
+            _say(f"[{event.number}/{event.count}] {event.run.point.name}")
+            continue
+        ended.append(event)
+        if event.outcome is None:
+            _say(event.traceback if debug else f"failed: {event.problem}")
+    return ended
+
+
+def _print_plan(wanted: Sweep, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([{"run": run.point.name, "recipe": run.recipe.to_data()} for run in wanted.runs], indent=1))
+        return
+    for run in wanted.runs:
+        print(run.recipe.out)
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - not every command draws
+    from rich.table import Table  # noqa: PLC0415 - the same
+
+    heading, rows = table_of(found)
+    table = Table(box=None, pad_edge=False)
+    for title in heading:
+        table.add_column(title, no_wrap=True, justify="left" if _is_text(title, heading, rows) else "right")
+    for row in rows:
+        table.add_row(*row)
+    if found["about"]:
+        print(found["about"])
+    # Rows are longer than most terminals are wide, and a cell that is folded to a few letters cannot be read.
+    Console(highlight=False, markup=False, width=10_000).print(table)
+
+
+def _is_text(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    cells = [row[heading.index(title)] for row in rows]
+    return not all(cell[:1] in "+-0123456789" and "," not in cell for cell in cells)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

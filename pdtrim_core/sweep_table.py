@@ -1,0 +1,84 @@
+"""The table of a sweep: a row a run, from the data that `pdtrim-core sweep --json` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def _value(name: str, part: str) -> Callable[[Row], str]:
+    """Return the column of a plan's value on some items: points and their standard error."""
+
+    def column(row: Row) -> str:
+        found = row["values"][name][part]
+        return "" if found is None else f"{found['points']:.1f} +- {found['error']:.1f}"
+
+    return column
+
+
+def _apart(name: str) -> Callable[[Row], str]:
+    """Return the column of a plan's value on the items kept apart, or on those searched on where there are none."""
+
+    def column(row: Row) -> str:
+        return _value(name, "held_out")(row) or _value(name, "calibration")(row)
+
+    return column
+
+
+def _work(row: Row) -> str:
+    return f"{round(-100 * row['saved']['prefill work for 1024 tokens'], 1) + 0.0:+.1f} %"
+
+
+def _merges(row: Row) -> str:
+    return ", ".join(f"{merge['pair'][0]}+{merge['pair'][1]}" for merge in row["merges"] if merge["kept"]) or "-"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "searched": ("searched", _value("unified", "calibration")),
+    "dense": ("dense", _apart("dense")),
+    "unified": ("unified", _apart("unified")),
+    "staged": ("staged", _apart("staged")),
+    "decode": ("decode loses", lambda row: ", ".join(row["decode"]) or "-"),
+    "prefill": ("prefill loses", lambda row: ", ".join(row["prefill"]) or "-"),
+    "merges": ("merges to choose", _merges),
+    "work": ("prefill work", _work),
+    "measured": ("measured", lambda row: str(row["candidates"]["measured"] + row["candidates"]["cut_short"])),
+    "seconds": ("s", lambda row: f"{sum(row['seconds'].values()):.0f}"),
+    "scores": ("block scores", lambda row: ", ".join(f"{score:.4g}" for score in row["block_scores"])),
+}
+"""The columns by name: the heading, and the cell of a run that is done.
+
+`searched` is the found removal, in both stages, on the items that the search used; `dense`, `unified` and `staged` are values
+on the items kept apart, or on those searched on where none are kept apart.
+"""
+DEFAULT_COLUMNS = ("searched", "dense", "unified", "staged", "decode", "prefill", "work", "measured", "seconds")
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Return a short form of each dotted key: its last part, if that alone says which is meant."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 and name != "use" else key for key, name in zip(keys, last, strict=True)}
+
+
+def table_of(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the heading and the rows of a sweep's table; a run that failed has its settings and no more."""
+    columns = [COLUMNS[name] for name in data["columns"]]
+    names = ["run"] if any(row["name"] for row in data["rows"]) else []
+    heading = [*names, *short_keys(data["settings"]).values(), *(title for title, _ in columns)]
+    rows = []
+    for row in data["rows"]:
+        name = [row["name"] or "-"] if names else []
+        settings = [shown(row["settings"][key]) if key in row["settings"] else "" for key in data["settings"]]
+        rows.append([*name, *settings, *(cell(row) if row["state"] == "done" else row["state"] for _, cell in columns)])
+    return heading, rows
+
+
+def shown(value: Any) -> str:
+    """Return the value of a setting as a cell."""
+    if isinstance(value, dict) and "use" in value:
+        rest = ", ".join(f"{key} = {shown(inner)}" for key, inner in value.items() if key != "use")
+        return f"{value['use']} ({rest})" if rest else str(value["use"])
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,129 @@
+"""Carrying out a sweep: what is not done yet, the runs that share most one after the other, and its table as data."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from pdtrim_core import pipeline
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.outcome import Outcome
+from pdtrim_core.plugins import PluginHost
+from pdtrim_core.recipe import Recipe
+from pdtrim_core.run_folder import changed_keys, load_outcome
+from pdtrim_core.shared import Key, Shared, keys_of
+from pdtrim_core.sweep import PlannedRun, Sweep
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run of a sweep that is over: its outcome, or why it has none, and where that came from.
+
+    The traceback is text, since an exception would keep alive what the run had in memory.
+    """
+
+    run: PlannedRun
+    outcome: Outcome | None
+    problem: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Begins:
+    """A run of a sweep that is about to begin: its number among those to do, and how many these are."""
+
+    run: PlannedRun
+    number: int
+    count: int
+
+
+def carry_out(sweep: Sweep, host: PluginHost, *, fresh: bool = False) -> Iterator[Begins | Ended]:
+    """Yield every run of a sweep when it ends, and those that are not done yet when they begin.
+
+    A run that fails does not stop the others. Runs that were done before are read from their folders, unless `fresh`.
+    """
+    todo = []
+    for run in sweep.runs:
+        done = None if fresh else finished(run.recipe)
+        if done is None:
+            todo.append(run)
+        else:
+            yield Ended(run, done)
+    shared = Shared()
+    for number, run in enumerate(neighbours(todo), start=1):
+        yield Begins(run, number, len(todo))
+        yield _carry_out(run, host, shared, fresh=fresh)
+
+
+def _carry_out(run: PlannedRun, host: PluginHost, shared: Shared, *, fresh: bool) -> Ended:
+    try:
+        return Ended(run, pipeline.run(run.recipe, host, fresh=fresh, shared=shared))
+    except PdtrimError as error:
+        return Ended(run, None, str(error), traceback.format_exc())
+    except Exception as error:  # noqa: BLE001 - whatever ends one run, the others are still wanted; it is told at the end
+        return Ended(run, None, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def finished(recipe: Recipe) -> Outcome | None:
+    """Return the outcome of a run that was carried out before, in the same folder with the same recipe."""
+    try:
+        outcome = load_outcome(recipe.out)
+    except PdtrimError:
+        return None
+    now = json.loads(json.dumps(recipe.to_data()))
+    return None if changed_keys(outcome.recipe, now) else outcome
+
+
+def neighbours(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs such that those that share most stand together; else as they were."""
+    seen: dict[tuple[Key, ...], int] = {}
+
+    def place(run: PlannedRun) -> list[int]:
+        order = keys_of(run.recipe).order
+        return [seen.setdefault(order[: depth + 1], len(seen)) for depth in range(len(order))]
+
+    return sorted(runs, key=place)
+
+
+def results(sweep: Sweep, ended: Sequence[Ended]) -> dict[str, Any]:
+    """Return a sweep's table as data, a row a run in the order of the file: what `--json` prints."""
+    by_name = {end.run.point.name: end for end in ended}
+    outcomes = [end.outcome for end in ended if end.outcome is not None]
+    environment = outcomes[0].environment if outcomes else None
+    return {
+        "format": 1,
+        "sweep": sweep.name,
+        "about": sweep.about,
+        "columns": list(sweep.columns),
+        "settings": list(sweep.keys),
+        "machine": environment.machine if environment else "",
+        "versions": environment.versions if environment else {},
+        "threads": environment.threads if environment else 0,
+        "rows": [_row(by_name[run.point.name]) for run in sweep.runs if run.point.name in by_name],
+    }
+
+
+def _row(end: Ended) -> dict[str, Any]:
+    point, outcome = end.run.point, end.outcome
+    row: dict[str, Any] = {"run": point.name, "name": point.given_name, "settings": point.settings}
+    if outcome is None:
+        return {**row, "state": "failed", "problem": end.problem}
+    plain = json.loads(TypeAdapter(Outcome).dump_json(outcome))
+    plan = outcome.plan.plan
+    return {
+        **row,
+        "state": "done",
+        "model": outcome.model,
+        "block_count": outcome.block_count,
+        "objective": outcome.objective,
+        "values": {of["name"]: {"calibration": of["calibration"], "held_out": of["held_out"]} for of in plain["rows"]},
+        "decode": [str(element) for element in plan.decode],
+        "prefill": [str(element) for element in plan.prefill],
+        "saved": {cost.name: cost.saved for cost in outcome.costs},
+        **{key: plain[key] for key in ("sets", "merges", "block_scores", "candidates", "notes", "seconds")},
+    }
