@@ -12,6 +12,7 @@ import torch
 from pdtrim_core.calibration import Calibration, Item
 from pdtrim_core.errors import PdtrimError, PluginError
 from pdtrim_core.measuring import Measurement
+from pdtrim_core.merging import Merges
 from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Gain, Row, Value
 from pdtrim_core.plan import Plan
@@ -22,7 +23,7 @@ from pdtrim_core.run_log import RunLog
 from pdtrim_core.search import Ledger, Points, drive
 from pdtrim_core.shared import Shared, keys_of, values_keys
 from pdtrim_core.space import SearchSpace
-from pdtrim_core.stages import StagedModel, StandIns
+from pdtrim_core.stages import StagedModel
 from pdtrim_core.trunk import PACKING_TOLERANCE, Trunk
 
 
@@ -35,8 +36,7 @@ class Bench:
         model: BlockModel,
         calibration: Calibration,
         *,
-        stand_ins: StandIns,
-        training: str,
+        merges: Merges,
         shared: Shared,
         host: PluginHost,
         folder: RunFolder,
@@ -47,10 +47,12 @@ class Bench:
         self._model = model
         self._log = log
         self._calibration = calibration
-        self._stand_ins = stand_ins
+        self._stand_ins = merges.modules
         self._shared = shared
+        training = "untrained" if merges.put_off else merges.digest
         self._key_of = values_keys(recipe, weights=model.fingerprint, data=calibration.digest, training=training)
-        self.ledger = self._ledger("calibration", calibration.items, folder)
+        # The same plan is worth something else before its merges are trained, so the journal has a part for that.
+        self.ledger = self._ledger("untrained" if merges.put_off else "calibration", calibration.items, folder)
         self._apart = self._ledger("held-out", calibration.held_out, folder) if calibration.held_out else None
         self._seconds_each = 0.0
 

@@ -137,6 +137,11 @@ class Distiller(Component):
         description="shadow: prefill also computes the merged block's K/V; frozen: they stay those of the pair's first block",
     )
     tokens: int = Field(20_000, gt=0, description="training tokens")
+    train: Literal["before-search", "after-search"] = Field(
+        "before-search",
+        description="before-search: the search measures trained merges; after-search: only those it chose are trained, and until "
+        "then the block that training starts from stands for a pair",
+    )
 
     @abstractmethod
     def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:

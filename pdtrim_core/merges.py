@@ -133,6 +133,11 @@ class MergeStore:
         """Return the merge as the distiller makes it: with its kind of K/V, and starting from the block that it needs."""
         first, second = merge.blocks
         if self._distiller.kv == "frozen":
+            if not self._model.place.kv:
+                raise PdtrimError(
+                    f"{self._model.name}: this family computes K and V together with Q, so they cannot stay frozen: say "
+                    'distiller.kv = "shadow"'
+                )
             return Merge(first, second, "frozen")
         return Merge(merge.keep, merge.drop, "shadow")
 
@@ -152,7 +157,8 @@ class MergeStore:
         _write(path, module, record)
 
     def _key(self, merge: Merge) -> str:
-        options = self._distiller.model_dump(mode="json")
+        # When it is trained changes nothing about a merge.
+        options = self._distiller.model_dump(mode="json", exclude={"train"})
         what = [self._model.fingerprint, self.digest, self._distiller.name, options, asdict(merge), str(self._dtype)]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -188,13 +194,7 @@ class MergeStore:
         )
 
     def _freeze(self, module: nn.Module) -> None:
-        names = self._model.place.kv
-        if not names:
-            raise PdtrimError(
-                f"{self._model.name}: this family computes K and V together with Q, so they cannot stay frozen: say "
-                'distiller.kv = "shadow"'
-            )
-        for name in names:
+        for name in self._model.place.kv:
             module.get_submodule(name).requires_grad_(requires_grad=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -26,16 +27,33 @@ if TYPE_CHECKING:
 
 
 class Merges:
-    """The merged blocks of one run. `modules` has those that a search may choose."""
+    """The merged blocks of one run. `modules` has those that a search may choose, trained or not.
 
-    def __init__(self, recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration, *, scores: Scores) -> None:
+    While `put_off` holds, they are the blocks that training would start from.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a run has put together until here
+        self,
+        recipe: Recipe,
+        host: PluginHost,
+        model: BlockModel,
+        calibration: Calibration,
+        *,
+        scores: Scores,
+        count: int,
+        threshold: float,
+    ) -> None:
         self._recipe = recipe
         self._host = host
         self._model = model
         self._calibration = calibration
-        self._scores = scores
+        self.scores = scores
+        self.count = count
+        self.threshold = threshold
         self._store: MergeStore | None = None
         self._trained: dict[Merge, tuple[nn.Module, TrainedMerge]] = {}
+        self._never: set[tuple[int, ...]] = set()
+        self.put_off = False
         self.modules: dict[Merge | Shrink, nn.Module] = {}
 
     @property
@@ -43,28 +61,46 @@ class Merges:
         """A hash of the training tokens; empty where nothing was trained."""
         return self._store.digest if self._store else ""
 
-    def choose(self, count: int, threshold: float, log: RunLog) -> TwoSets:
+    def choose(self, log: RunLog) -> TwoSets:
         """Return the two sets, with merges that are trained and worth it.
 
         A merge that ends farther from the dense model than dropping one of its blocks leaves D: its blocks become drops,
-        and the sets are chosen again.
+        and the sets are chosen again. Where training is put off until the search is over, nothing is trained here.
         """
-        never: set[tuple[int, ...]] = set()
+        after = self._recipe.distiller.train == "after-search"
         while True:
-            sets = two_sets(self._scores, count, threshold, never=never)
+            sets = two_sets(self.scores, self.count, self.threshold, never=self._never)
             pairs = [self._of(pair) for pair in sets.pairs]
-            fresh = [str(merge) for merge in pairs if merge not in self._trained]
-            if fresh:
-                log.preview(f"merges: {len(fresh)} pairs to train, or to find among the trained ones: {', '.join(fresh)}")
-            bad = [merge for merge in pairs if not self._train(merge, log).worthwhile]
-            if not bad:
+            if after or self.train(pairs, log):
                 break
-            log.note(f"merges that are worse than a drop leave the search: {', '.join(str(merge) for merge in bad)}")
-            never |= {merge.blocks for merge in bad}
-        if threshold <= 1 and self._scores.pair and not sets.pairs:
-            log.note(f"no pair is worth merging at merge_above = {threshold:.3g}: every block is searched as a drop")
-        self.modules = {merge: self._trained[merge][0] for merge in pairs}
+        if self.threshold <= 1 and self.scores.pair and not sets.pairs:
+            log.note(f"no pair is worth merging at merge_above = {self.threshold:.3g}: every block is searched as a drop")
+        self.put_off = after and bool(pairs)
+        self.modules = {merge: self._model.blocks[merge.keep] if after else self._trained[merge][0] for merge in pairs}
         return TwoSets(sets.initial, tuple(pairs), sets.drops)
+
+    def train_chosen(self, plan: Plan, log: RunLog) -> bool:
+        """Train the merges of a plan, which had been put off; tell whether all are worth it.
+
+        Then they are what `modules` has. Otherwise choose the sets again, and search again.
+        """
+        pairs = [element for element in plan.decode if isinstance(element, Merge)]
+        if not self.train(pairs, log):
+            return False
+        self.put_off = False
+        self.modules = {merge: self._trained[merge][0] for merge in pairs}
+        return True
+
+    def train(self, pairs: Sequence[Merge], log: RunLog) -> bool:
+        """Train merges, or find them among the trained ones; tell whether all are worth it. The others are never chosen again."""
+        fresh = [str(merge) for merge in pairs if merge not in self._trained]
+        if fresh:
+            log.preview(f"merges: {len(fresh)} pairs to train, or to find among the trained ones: {', '.join(fresh)}")
+        bad = [merge for merge in pairs if not self._train(merge, log).worthwhile]
+        if bad:
+            log.note(f"merges that are worse than a drop leave the search: {', '.join(str(merge) for merge in bad)}")
+        self._never |= {merge.blocks for merge in bad}
+        return not bad
 
     def _of(self, pair: Merge) -> Merge:
         return self._open().merge_of(pair)
@@ -113,7 +149,7 @@ class Merges:
         return tuple(
             MergeResult(
                 pair=(merge.blocks[0], merge.blocks[1]),
-                score=self._scores.pair[merge.blocks[0]],
+                score=self.scores.pair[merge.blocks[0]],
                 untrained=record.untrained,
                 trained=record.trained,
                 drop=min(record.drop_first, record.drop_second),

@@ -51,11 +51,7 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False, shared: Shared
     with open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder, threads(evaluation.threads), RunLog(host) as log:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         start = prepare(recipe, host, folder, log, shared=shared)
-        with log.step("measure the dense model", about=1):
-            bench = _bench(recipe, start, shared, host=host, folder=folder, log=log)
-            bench.dense()
-        with log.step("search", about=recipe.searcher.steps(start.space)):
-            found = bench.search(start.space)
+        start, bench, found = find(recipe, start, shared, host=host, folder=folder, log=log)
         with log.step("split the stages", about=recipe.splitter.steps(start.space)):
             plan = bench.split(found, start.space)
         with log.step("evaluate", about=bench.rows_to_measure):
@@ -124,28 +120,50 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *,
         folder.write("scores.json", scores.to_json())
         threshold = threshold_of(recipe, scores)
     with log.step("merge pairs"):
-        merges = Merges(recipe, host, model, calibration, scores=scores)
-        sets = merges.choose(count, threshold, log)
+        merges = Merges(recipe, host, model, calibration, scores=scores, count=count, threshold=threshold)
+        sets, space = choose(recipe, model, merges, log)
         if merges.modules:
             folder.check_same({"training": merges.digest})
-        space = search_space(scores, count, sets, model.sizes, free_tail=evaluation.frees_tail)
     environment = replace(environment, training=merges.digest)
     folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
-    return Start(model, calibration, environment, _told(sets, threshold), merges, space)
+    return Start(model, calibration, environment, sets, merges, space)
 
 
-def _bench(recipe: Recipe, start: Start, shared: Shared, *, host: PluginHost, folder: RunFolder, log: RunLog) -> Bench:
-    return Bench(
-        recipe,
-        start.model,
-        start.calibration,
-        stand_ins=start.merges.modules,
-        training=start.merges.digest,
-        shared=shared,
-        host=host,
-        folder=folder,
-        log=log,
-    )
+def choose(recipe: Recipe, model: BlockModel, merges: Merges, log: RunLog) -> tuple[Sets, SearchSpace]:
+    """Choose the two sets, and with them what a search may choose from."""
+    sets = merges.choose(log)
+    tail = recipe.settings.evaluation.frees_tail
+    return _told(sets, merges.threshold), search_space(merges.scores, merges.count, sets, model.sizes, free_tail=tail)
+
+
+def find(
+    recipe: Recipe, start: Start, shared: Shared, *, host: PluginHost, folder: RunFolder, log: RunLog
+) -> tuple[Start, Bench, Plan]:
+    """Search for what decode loses; return with it the bench that measures from there on.
+
+    Where training was put off, the merges of the plan are trained now. Should one be worse than a drop, its blocks become
+    drops and the search is done again, over other sets.
+    """
+
+    def new_bench() -> Bench:
+        with log.step("measure the dense model", about=1):
+            bench = Bench(
+                recipe, start.model, start.calibration, merges=start.merges, shared=shared, host=host, folder=folder, log=log
+            )
+            bench.dense()
+        return bench
+
+    while True:
+        bench = new_bench()
+        with log.step("search", about=recipe.searcher.steps(start.space)):
+            found = bench.search(start.space)
+        if not start.merges.put_off:
+            return start, bench, found
+        with log.step("merge the chosen pairs"):
+            if start.merges.train_chosen(found, log):
+                return start, new_bench(), found
+            sets, space = choose(recipe, start.model, start.merges, log)
+            start = replace(start, sets=sets, space=space)
 
 
 def open_model(source: ModelSource, host: PluginHost) -> BlockModel:

@@ -27,11 +27,11 @@ class RunLog:
 
     @contextmanager
     def step(self, name: str, about: int | None = None) -> Iterator[None]:
-        """Run a step: listeners hear when it begins and when it ends."""
+        """Run a step: listeners hear when it begins and when it ends. One that is run again adds to its seconds."""
         self.host.tell("pdtrim_step_started", step=name, about=about)
         started = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
         self.host.tell("pdtrim_step_finished", step=name, seconds=self.seconds[name])
 
     def note(self, text: str) -> None:

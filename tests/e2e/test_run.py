@@ -276,7 +276,74 @@ def test_a_run_with_merges_trains_searches_and_writes_them(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == stored
 
 
-@pytest.mark.parametrize("searcher", ["exhaustive", "sequential", "beam", "restarts"])
+AFTER = [
+    "--set",
+    "prune.merge_above={quantile = 0.2}",
+    "--set",
+    "prune.blocks=3",
+    "--set",
+    "distiller.train=after-search",
+    "--set",
+    "objective=margin",
+]
+
+
+def trained_late(cli: Cli, recipe: Path, lr: str, *words: str) -> Any:
+    distiller = f'[distiller]\nuse = "mse"\nlr = {lr}\nepochs = 10\ntokens = 2048\n\n[searcher]'
+    recipe.write_text(recipe.read_text().replace("[searcher]", distiller))
+    done = cli("run", recipe, "--out", "r", *AFTER, *words)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_merges_may_be_trained_after_the_search_and_then_only_those_that_it_chose(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    done = trained_late(cli, recipe, "1e-2")
+    steps = [line.split(":")[0] for line in done.err.splitlines()]
+    assert steps.index("search") < steps.index("merge the chosen pairs") < steps.index("split the stages")
+    outcome, journal = outcome_of(tmp_path / "r"), journal_of(tmp_path / "r")
+    chosen = [merge["pair"] for merge in outcome["merges"]]
+    assert chosen
+    assert all(merge["chosen"] and merge["trained"] < merge["untrained"] for merge in outcome["merges"])
+    assert len(outcome["sets"]["pairs"]) >= len(chosen)
+    merged = [entry for entry in journal if any(element["kind"] == "merge" for element in entry["plan"]["decode"])]
+    before, after = ({str(e["plan"]): e for e in merged if e["part"] == part} for part in ("untrained", "calibration"))
+    again = [plan for plan in before.keys() & after if before[plan]["points"] is not None]
+    assert again
+    assert all(before[plan]["items"] != after[plan]["items"] for plan in again)
+
+
+def test_a_run_that_trains_late_goes_on_where_it_was_cut(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trained_late(cli, recipe, "1e-2")
+    whole = (tmp_path / "r" / "plan.json").read_bytes()
+    lines = (tmp_path / "r" / "journal.jsonl").read_text().splitlines(keepends=True)
+    for kept in (2, len(lines) // 2, len(lines) - 2):
+        (tmp_path / "r" / "journal.jsonl").write_text("".join(lines[:kept]))
+        (tmp_path / "r" / "plan.json").unlink()
+        assert cli("run", recipe, "--out", "r", *AFTER).code == 0
+        assert (tmp_path / "r" / "plan.json").read_bytes() == whole
+
+
+def test_a_chosen_merge_that_is_worse_than_a_drop_leaves_and_the_search_is_done_again(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # So large a step ends far from the pair: no merge is worth anything.
+    done = trained_late(cli, recipe, "0.5")
+    outcome = outcome_of(tmp_path / "r")
+    assert "merges that are worse than a drop leave the search: " in done.err
+    assert outcome["merges"]
+    assert not any(merge["chosen"] for merge in outcome["merges"])
+    assert not {tuple(merge["pair"]) for merge in outcome["merges"]} & {tuple(pair) for pair in outcome["sets"]["pairs"]}
+    assert done.err.count("\nsearch: ") > 1
+
+
+@pytest.mark.parametrize("searcher", ["exhaustive", "sequential", "beam", "restarts", "joint"])
 @pytest.mark.parametrize("splitter", ["gain", "budget", "pop"])
 def test_the_other_searchers_and_splitters_run(cli: Cli, recipe: Path, searcher: str, splitter: str) -> None:
     recipe.write_text(recipe.read_text().replace("t_min = 5.0", f'use = "{searcher}"'))

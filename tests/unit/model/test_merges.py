@@ -145,12 +145,15 @@ def test_frozen_kv_needs_projections_of_their_own(family: str, tmp_path: Path) -
     )
 
 
-def merging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Scores, **distiller: Any) -> tuple[Merges, RunLog]:
+def merging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Scores, threshold: float = 0.95, **distiller: Any
+) -> tuple[Merges, RunLog]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host = load_plugins()
     options = {"use": "mse", "tokens": 512, "epochs": 2, **distiller}
     recipe = resolve({"model": "package:none", "prune": {"blocks": 2}, "distiller": options}, host, where="x")
-    return Merges(recipe, host, tiny_llama(silent={2}), Calibration((), (), ""), scores=scores), RunLog(host)
+    model, calibration = tiny_llama(silent={2}), Calibration((), (), "")
+    return Merges(recipe, host, model, calibration, scores=scores, count=1, threshold=threshold), RunLog(host)
 
 
 HIGH = Scores((0.1, 0.2, 0.9, 0.5, 0.3, 0.4), (0.2, 0.97, 0.98, 0.3, 0.96), similarity=True)
@@ -159,7 +162,7 @@ HIGH = Scores((0.1, 0.2, 0.9, 0.5, 0.3, 0.4), (0.2, 0.97, 0.98, 0.3, 0.96), simi
 def test_merges_that_are_worse_than_a_drop_leave_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So small a step leaves the merged block where it began: a hair worse than the better drop, which it began as or not.
     merges, log = merging(tmp_path, monkeypatch, HIGH, lr=1e-12)
-    sets = merges.choose(1, 0.95, log)
+    sets = merges.choose(log)
     bad = [pair for pair, (_, record) in merges._trained.items() if not record.worthwhile]
     assert all(pair not in sets.pairs for pair in bad)
     assert bool(bad) == any(note.startswith("merges that are worse than a drop leave the search: ") for note in log.notes)
@@ -169,7 +172,7 @@ def test_merges_that_are_worse_than_a_drop_leave_the_search(tmp_path: Path, monk
 
 def test_a_loss_that_rises_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merges, log = merging(tmp_path, monkeypatch, HIGH, lr=0.3)
-    merges.choose(1, 0.95, log)
+    merges.choose(log)
     risen = [record.losses[-1] > record.losses[0] for _, record in merges._trained.values()]
     assert any(risen)
     said = [note for note in log.notes if "its training loss rose from" in note]
@@ -186,27 +189,27 @@ def test_texts_that_measure_do_not_train(tmp_path: Path, monkeypatch: pytest.Mon
         merges, log = merging(tmp_path, monkeypatch, HIGH)
         merges._calibration = calibrate(samples, (), ByteTokenizer())
         assert bytes(token for sequence in merges._sequences() for token in sequence) == "".join(expected).encode()[:512]
-        merges.choose(1, 0.95, log)
+        merges.choose(log)
         digests.append(merges.digest)
     assert digests[0] != digests[1]
 
 
 def test_a_threshold_that_no_pair_reaches_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merges, log = merging(tmp_path, monkeypatch, HIGH)
-    assert merges.choose(1, 0.99, log).pairs == ()
+    merges, log = merging(tmp_path, monkeypatch, HIGH, 0.99)
+    assert merges.choose(log).pairs == ()
     assert log.notes == ["no pair is worth merging at merge_above = 0.99: every block is searched as a drop"]
     assert merges.digest == ""
 
 
 def test_with_merging_off_nothing_is_said_and_nothing_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merges, log = merging(tmp_path, monkeypatch, HIGH)
-    assert merges.choose(1, 1.1, log).pairs == ()
+    merges, log = merging(tmp_path, monkeypatch, HIGH, 1.1)
+    assert merges.choose(log).pairs == ()
     assert (log.notes, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_chosen_merge_is_written_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merges, log = merging(tmp_path, monkeypatch, HIGH, lr=1e-3, epochs=10)
-    pairs = merges.choose(1, 0.95, log).pairs
+    pairs = merges.choose(log).pairs
     assert pairs
     plan = Plan.unified(Removal(pairs[:1]))
     merges.save(plan, tmp_path / "merges")
