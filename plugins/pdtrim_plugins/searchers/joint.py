@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ from pdtrim_core import (
     SearchSpace,
 )
 from pdtrim_plugins.searchers.annealing import Cooling
+
+T = TypeVar("T")
 
 Losses = tuple[Element, ...]
 """What prefill may lose at one place, the least first. A place is an element of decode, or a block that decode runs."""
@@ -115,14 +117,14 @@ class Joint(Searcher):
     def _swap(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan | None:
         """Swap an element of decode for another; if prefill lost the one, it loses the other.
 
-        The safer an element is said to be, the more often it enters: the second one half as often as the first, the third a
-        third. Scores themselves lie so near to each other that drawn by them any block would enter about as often.
+        The safer an element is said to be, the more often it enters. Drawn by the scores themselves, which lie near to each
+        other, any block would enter about as often.
         """
         outside = [element for _, element in sorted(zip(space.weights, space.elements, strict=True), key=_safest)]
         outside = [element for element in outside if element not in plan.decode]
         if not outside or not len(plan.decode):
             return None
-        entering = rng.choices(outside, [1 / place for place in range(1, len(outside) + 1)])[0]
+        entering = _early(outside, rng)
         decode = plan.decode.without(rng.choice(plan.decode.elements)).with_(entering)
         left, entered = _blocks(plan.decode, decode), _blocks(decode, plan.decode)
         passed = {block for block in range(space.block_count) if plan.state("prefill", block) != "run"}
@@ -131,13 +133,13 @@ class Joint(Searcher):
         return self._fit(Plan(prefill=Removal(lost), decode=decode), space)
 
     def _shift(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan | None:
-        """Let prefill lose less at one place, and more at others, until it fits."""
+        """Let prefill lose less at one place, and more at others until it fits: the deeper one lies, the more often."""
         places = _places(plan.decode, space.block_count)
         spared = rng.choice([place for place in places if _moved(plan, place, -1)])
         shifted = _moved(plan, spared, -1)
         while shifted is not None and space.cost(shifted, "prefill") > self.prefill_at_most:
-            less = [moved for place in places if place != spared and (moved := _moved(shifted, place, 1))]
-            shifted = rng.choice(less) if less else None
+            less = [moved for place in reversed(places) if place != spared and (moved := _moved(shifted, place, 1))]
+            shifted = _early(less, rng) if less else None
         return None if shifted is None else self._fit(shifted, space)
 
     def _fit(self, plan: Plan, space: SearchSpace) -> Plan | None:
@@ -152,6 +154,11 @@ class Joint(Searcher):
             while (more := _moved(plan, place, -1)) and space.cost(more, "prefill") <= self.prefill_at_most:
                 plan = more
         return plan
+
+
+def _early(choices: Sequence[T], rng: Random) -> T:
+    """Return the first of some things more often than the second, by the weights 1, 1/2, 1/3 and so on."""
+    return rng.choices(choices, [1 / number for number in range(1, len(choices) + 1)])[0]
 
 
 def _safest(weighted: tuple[float, Element]) -> tuple[float, tuple[int, ...]]:
