@@ -378,7 +378,8 @@ def sweep_page() -> str:
     about_columns = (
         "Values are points and their standard error. `searched` is the found removal, in both stages, on the items that the "
         "search used. `dense`, `unified` and `staged` are values on the items kept apart, or on those searched on where there "
-        "are none. `measured` counts plans; seconds leave out what an earlier run of the sweep had done."
+        "are none. `initial` is the set of highest scores. `measured` counts plans; "
+        "seconds leave out what an earlier run of the sweep had done."
     )
     return "\n\n".join(
         [

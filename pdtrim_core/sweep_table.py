@@ -43,6 +43,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "staged": ("staged", _apart("staged")),
     "decode": ("decode loses", lambda row: ", ".join(row["decode"]) or "-"),
     "prefill": ("prefill loses", lambda row: ", ".join(row["prefill"]) or "-"),
+    "initial": ("best scores", lambda row: ", ".join(str(block) for block in row["sets"]["initial"]) or "-"),
     "merges": ("merges to choose", _merges),
     "work": ("prefill work", _work),
     "measured": ("measured", lambda row: str(row["candidates"]["measured"] + row["candidates"]["cut_short"])),
@@ -52,7 +53,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 """The columns by name: the heading, and the cell of a run that is done.
 
 `searched` is the found removal, in both stages, on the items that the search used; `dense`, `unified` and `staged` are values
-on the items kept apart, or on those searched on where none are kept apart.
+on the items kept apart, or on those searched on where none are kept apart. `initial` is P_initial, the blocks of highest score.
 """
 DEFAULT_COLUMNS = ("searched", "dense", "unified", "staged", "decode", "prefill", "work", "measured", "seconds")
 
