@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from subject import COUNT, write
 
-from pdtrim_core import Plan, load_plugins
+from pdtrim_core import PdtrimError, Plan, load_plugins
 from pdtrim_core.pipeline import run
 from pdtrim_core.plan import plan_from_json
 from pdtrim_core.plugins import PluginHost
@@ -168,7 +169,10 @@ def main() -> None:
     torch.set_num_threads(1)
     files = split_items(options.data, options.out, dev=options.dev)
     host, shared = load_plugins(), Shared()
-    found = {way: values_of(way, options, files, host, shared) for way in ways(options.seeds, variants=options.variants)}
+    try:
+        found = {way: values_of(way, options, files, host, shared) for way in ways(options.seeds, variants=options.variants)}
+    except PdtrimError as error:
+        sys.exit(f"error: {error}")
     results = list(differences(found))
     print_table(results, found)
     if options.json:
