@@ -176,7 +176,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         told = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
         return [
             f"{result['dtype']}: {told}. With its matrix products and nothing else a candidate would take {floor:.0%} of its "
-            f"time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of {result['visited']} "
+            f"time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of {result['compared']} "
             f"plans were stopped early; set-up took {result['once_seconds']:.1f} s. On the clock: {result['ratio']:.1f} x as "
             f"searched, at a load of {result['load']}."
         ]
