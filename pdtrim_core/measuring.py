@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -44,9 +43,6 @@ class Measurement:
         self._early_stop = early_stop
         self._note = note
         self._weights = [objective.weight(item) for item in items]
-        self._missed = dict.fromkeys(self._items, 0.0)
-        self._dense: Reading | None = None
-        self._hard: frozenset[Item] | None = None
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the plan's reading; go on from one that was cut short."""
@@ -60,11 +56,10 @@ class Measurement:
                 self._note(f"out of memory on the device: going on with batches of {self._trunk().batch_tokens} tokens")
 
     def _measure(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
-        groups = self._trunk().groups(self._items) if plan == Plan() else self._hard_first()
         staged = StagedModel(self._trunk(), plan, self._stand_ins)
         place = {item: number for number, item in enumerate(self._items)}
         values: list[float | None] = list(started.items) if started and started.items else [None] * len(self._items)
-        for group in groups:
+        for group in self._trunk().groups(self._items):
             ceiling = self._ceiling(values)
             if floor is not None and ceiling < floor:
                 return Reading(None, None, tuple(values), ceiling=ceiling)
@@ -72,34 +67,7 @@ class Measurement:
                 continue
             for item, value in zip(group, self._values_of(staged, group), strict=True):
                 values[place[item]] = value
-                self._missed[item] += self._missed_by(item, value)
-        whole = self._whole([value for value in values if value is not None])
-        self._dense = whole if plan == Plan() else self._dense
-        return whole
-
-    def _missed_by(self, item: Item, value: float | None) -> float:
-        """Return how far an item is from its best, weighed as in the mean."""
-        best = self._objective.best_item
-        return 0.0 if best is None or value is None else self._objective.weight(item) * abs(best - value)
-
-    def _hard_first(self) -> Sequence[tuple[Item, ...]]:
-        """Return the items in groups, those first that plans so far missed most: a floor is soonest seen to be out of reach.
-
-        Items that the dense model misses more than others have groups of their own.
-        """
-        trunk = self._trunk()
-        if not self._early_stop or self._objective.best_item is None:
-            return trunk.groups(self._items)
-        if self._hard is None:
-            # Measured here where a run goes on from its journal, so that its groups are the same.
-            dense = self._dense or self._measure(Plan(), None, None)
-            missed = {item: self._missed_by(item, value) for item, value in zip(self._items, dense.items, strict=True)}
-            usual = statistics.fmean(missed.values())
-            self._hard = frozenset(item for item in missed if missed[item] > usual)
-            trunk.forget(self._items)
-        halves = [[item for item in self._items if (item in self._hard) == hard] for hard in (True, False)]
-        groups = [group for half in halves for group in trunk.groups(half)]
-        return sorted(groups, key=lambda group: -math.fsum(self._missed[item] for item in group))
+        return self._whole([value for value in values if value is not None])
 
     def _values_of(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
         try:

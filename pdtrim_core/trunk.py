@@ -98,13 +98,6 @@ class Trunk:
         length = len(item.prompts[0]) + sum(len(choice) for choice in item.choices)
         return self._packed and (window is None or length < window)
 
-    def forget(self, items: Sequence[Item]) -> None:
-        """Forget the batches that items were laid out in; they will come in other groups."""
-        for group in self.groups(items):
-            prepared = self._prepared.pop(group, None)
-            self._spent -= prepared.booked if prepared else 0
-        self.of_plans.clear()
-
     def halve_batches(self) -> None:
         """Forget everything kept and lay items out in batches half as large from now on."""
         self._prepared.clear()
@@ -168,7 +161,6 @@ class PreparedBatch:
         self._dense_path: Path = tuple(Place(block, ((block, None),), ((block, None),)) for block in range(model.block_count))
         self._dense: dict[int, Tensor] = {0: self.recording.hidden_BTD}
         granted = trunk.grant(self.recording.hidden_BTD.nbytes, model.block_count)
-        self.booked = granted * self.recording.hidden_BTD.nbytes
         self._stride = math.ceil(model.block_count / granted) if granted else 0
 
     @property

@@ -47,44 +47,11 @@ def measurement(items: Sequence[Item], objective: Objective, *, early_stop: bool
     return Measurement(lambda: trunk, objective, items, label="objective 'share'", early_stop=early_stop)
 
 
-def after_dense(items: Sequence[Item], objective: Objective) -> Measurement:
-    """Return a measurement that has measured the dense model, as a run has before it searches."""
-    measure = measurement(items, objective)
-    measure(Plan(), None, None)
-    Share.asked.clear()
-    return measure
-
-
 def test_measuring_stops_once_the_floor_is_out_of_reach(items: list[Item]) -> None:
-    reading = after_dense(items, Share(right=()))(PLAN, 80.0, None)
+    reading = measurement(items, Share(right=()))(PLAN, 80.0, None)
     # Seven items: after two wrong ones at most 5 of 7 can be right, which is 71.4.
     assert Share.asked == [name for name in Share.asked if name][:2]
     assert (reading.points, round(reading.ceiling, 1)) == (None, 71.4)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 10_000])
-def test_what_the_dense_model_misses_is_measured_first(items: list[Item], batch_tokens: int) -> None:
-    objective = Share(right=tuple(item.name for item in items[:4]))
-    measure = measurement(items, objective, batch_tokens=batch_tokens)
-    other = Plan.unified(Removal([Drop(2)]))
-    dense = measure(Plan(), None, None)
-    Share.asked.clear()
-    cut = measure(other, 80.0, None)
-    # Seven items: after two wrong ones 80 points are out of reach. All three that are wrong may be one group.
-    assert cut.points is None
-    assert len(Share.asked) == (2 if batch_tokens == 1 else 3)
-    assert not set(Share.asked) & set(objective.right)
-    assert measure(other, None, cut) == dense
-
-
-def test_a_run_that_goes_on_lays_items_out_as_one_that_has_measured_the_dense_model(items: list[Item]) -> None:
-    objective = Share(right=tuple(item.name for item in items[:4]))
-    orders = []
-    for measure in (after_dense(items, objective), measurement(items, objective)):
-        measure(PLAN, None, None)
-        orders.append(Share.asked[-len(items) :])
-        Share.asked.clear()
-    assert orders[0] == orders[1]
 
 
 def test_a_floor_that_is_reached_gives_the_exact_value(items: list[Item]) -> None:
@@ -94,7 +61,7 @@ def test_a_floor_that_is_reached_gives_the_exact_value(items: list[Item]) -> Non
 
 
 def test_a_lower_floor_goes_on_where_measuring_stopped(items: list[Item]) -> None:
-    measure = after_dense(items, Share(right=()))
+    measure = measurement(items, Share(right=()))
     cut = measure(PLAN, 80.0, None)
     before = list(Share.asked)
     whole = measure(PLAN, None, cut)
@@ -153,7 +120,7 @@ def test_an_objective_that_answers_nonsense_is_named(
 def test_a_value_that_is_not_finite_is_named(items: list[Item]) -> None:
     objective = Wrong.model_construct(answer=(float("nan"),))
     with pytest.raises(PluginError) as caught:
-        measurement(items, objective, early_stop=False)(PLAN, None, None)
+        measurement(items, objective)(PLAN, None, None)
     assert str(caught.value) == "objective 'share' gave a value that is not finite on the plan prefill {1}, decode {1}"
 
 
