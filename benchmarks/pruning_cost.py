@@ -6,7 +6,9 @@ Ours is a run of pdtrim-core: draw the items, score the blocks, search, split th
 table and writing are left out, and so are merges, which only other recipes train. Theirs is the loop of SLEB (Song et al.
 2024, arXiv:2402.09025, Alg. 1): remove the block whose loss hurts least, measure all the rest again, five times. A
 measurement of the loop is the plain way: a physically pruned copy in lm-evaluation-harness' `HFLM.loglikelihood`, whose
-copying is not counted. Both use the same items and the same objective; SLEB's own is the loss on text. Both use one thread.
+copying is not counted. Both use the same items and the same objective; SLEB's own is the loss on text. Both use one thread,
+and the ratio is that of processor time: the two do not run in turn, so a machine that is busy with other work may be so for
+one of them only.
 
 The loop takes long, so each of its measurements goes to `--state` with its time; a run that finds them there adds them up.
 Both plans are measured at the end on items kept apart.
@@ -126,14 +128,14 @@ def main() -> None:
     plan, steps, share = whole_run(subject)
     loop = Loop(subject, options.state or state_file(subject, options), batch_size=options.batch_size)
     removed = loop.run()
-    ours, theirs = sum(steps.values()), sum(time.wall for time in loop.times)
-    cpu = {"ours": ours * share, "theirs": sum(time.cpu for time in loop.times)}
+    clock = {"ours": sum(steps.values()), "theirs": sum(time.wall for time in loop.times)}
+    ours, theirs = clock["ours"] * share, sum(time.cpu for time in loop.times)
     figures = {
         "benchmark": "pruning_cost",
         "ratio": theirs / ours,
         "ours": ours,
         "theirs": theirs,
-        "cpu": {"ratio": cpu["theirs"] / cpu["ours"], **cpu},
+        "clock": {"ratio": clock["theirs"] / clock["ours"], **clock},
         "items": subject.items,
         "dtype": options.dtype,
         "objective": objective.name,
@@ -145,16 +147,16 @@ def main() -> None:
         "held_out": compare(subject, plan, Plan.unified(Removal(map(Drop, removed)))),
     }
     print_table(figures)
-    write(options.json, figures)
+    write(options.json, subject, figures)
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    print(f"\n{'':8}{'seconds':>10}{'cpu':>10}   on {figures['apart']} items kept apart")
+    print(f"\n{'':8}{'processor':>10}{'clock':>10}   on {figures['apart']} items kept apart")
     for name in ("ours", "theirs"):
         value = figures["held_out"][name]
         quality = f"{value['points']:.2f} points ({value['mean']:.4f} +- {value['mean_error']:.4f} {figures['unit']})"
-        print(f"{name:8}{figures[name]:10.1f}{figures['cpu'][name]:10.1f}   {quality}")
-    print(f"{'ratio':8}{figures['ratio']:10.1f}{figures['cpu']['ratio']:10.1f}")
+        print(f"{name:8}{figures[name]:10.1f}{figures['clock'][name]:10.1f}   {quality}")
+    print(f"{'ratio':8}{figures['ratio']:10.1f}{figures['clock']['ratio']:10.1f}")
     gain = figures["held_out"]["gain"]
     print(f"ours less theirs, item by item: {gain['mean']:.4f} +- {gain['mean_error']:.4f} {figures['unit']}")
 

@@ -38,6 +38,7 @@ class Subject:
     samples: tuple[Sample, ...]
     calibration: Calibration
     items: str
+    environment: dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser, *, samples: int) -> None:
@@ -74,7 +75,7 @@ def open_subject(options: argparse.Namespace, *, held_out: int | None = None) ->
     count = held_out or (HELD_OUT if options.data else HELD_OUT_OF_MINI)
     apart = list(draw.draw_held_out(count, Random("apart")) or [])[:count]
     calibration = calibrate(samples, apart, model.tokenizer)
-    return Subject(recipe, host, model, samples, calibration, _about(options, calibration))
+    return Subject(recipe, host, model, samples, calibration, _about(options, calibration), environment())
 
 
 def _about(options: argparse.Namespace, calibration: Calibration) -> str:
@@ -109,8 +110,8 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def write(path: Path | None, figures: dict[str, Any]) -> None:
-    """Write the figures as JSON, if a file was asked for."""
+def write(path: Path | None, subject: Subject, figures: dict[str, Any]) -> None:
+    """Write the figures as JSON, if a file was asked for, with where they were made."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**environment(), **figures}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**subject.environment, **figures}, indent=1) + "\n", encoding="utf-8")

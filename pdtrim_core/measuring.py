@@ -46,7 +46,6 @@ class Measurement:
         self._note = note
         self._known = known
         self._weights = [objective.weight(item) for item in items]
-        self._missed = dict.fromkeys(self._items, 0.0)
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the plan's reading; go on from one that was cut short."""
@@ -63,7 +62,7 @@ class Measurement:
         staged = StagedModel(self._trunk(), plan, self._stand_ins)
         place = {item: number for number, item in enumerate(self._items)}
         values: list[float | None] = list(started.items) if started and started.items else [None] * len(self._items)
-        for group in self._in_order(self._trunk().groups(self._items)):
+        for group in self._trunk().groups(self._items):
             ceiling = self._ceiling(values)
             if floor is not None and ceiling < floor:
                 return Reading(None, None, tuple(values), ceiling=ceiling)
@@ -71,14 +70,7 @@ class Measurement:
                 continue
             for item, value in zip(group, self._values_of(staged, group), strict=True):
                 values[place[item]] = value
-                self._missed[item] += self._weights[place[item]] * abs((self._objective.best_item or 0.0) - value)
         return self._whole([value for value in values if value is not None])
-
-    def _in_order(self, groups: Sequence[tuple[Item, ...]]) -> Sequence[tuple[Item, ...]]:
-        """Return the groups, those first in which plans so far missed most: a floor is soonest seen to be out of reach."""
-        if not self._early_stop or self._objective.best_item is None:
-            return groups
-        return sorted(groups, key=lambda group: -math.fsum(self._missed[item] for item in group))
 
     def _values_of(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
         known = self._known(staged.plan)

@@ -54,19 +54,6 @@ def test_measuring_stops_once_the_floor_is_out_of_reach(items: list[Item]) -> No
     assert (reading.points, round(reading.ceiling, 1)) == (None, 71.4)
 
 
-def test_what_earlier_plans_missed_is_measured_first(items: list[Item]) -> None:
-    objective = Share(right=tuple(item.name for item in items[:4]))
-    measure = measurement(items, objective)
-    whole = measure(PLAN, None, None)
-    first = list(Share.asked)
-    Share.asked.clear()
-    cut = measure(Plan.unified(Removal([Drop(2)])), 80.0, None)
-    wrong = [name for name in first if name not in objective.right]
-    # Seven items: after two wrong ones 80 points are out of reach.
-    assert (Share.asked, cut.points) == (wrong[:2], None)
-    assert measure(Plan.unified(Removal([Drop(2)])), None, cut) == whole
-
-
 def test_a_floor_that_is_reached_gives_the_exact_value(items: list[Item]) -> None:
     reading = measurement(items, Share(right=tuple(item.name for item in items[:5])))(PLAN, 71.4, None)
     assert reading.points == pytest.approx(500 / 7)
