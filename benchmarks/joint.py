@@ -38,7 +38,7 @@ from pdtrim_core.shared import Shared
 SEARCHED, COMPARED = 64, 512
 TWO_STEPS = {1.0: ("gain",), 0.85: ("budget", "pop"), 0.65: ("pop",)}
 OBJECTIVES = ("margin", "accuracy")
-VARIANTS: dict[str, dict[str, float]] = {f"caution={value:g}": {"caution": value} for value in (0.0, 0.5, 2.0)}
+VARIANTS: dict[str, dict[str, float]] = {f"caution={value:g}": {"caution": value} for value in (0.0, 0.5, 1.0)}
 
 
 class Way(NamedTuple):

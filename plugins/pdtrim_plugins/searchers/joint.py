@@ -46,7 +46,7 @@ class Joint(Searcher):
 
     prefill_at_most: float = Field(1.0, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
     shifts: float = Field(0.5, ge=0, le=1, description="chance that a step changes prefill alone, where it must lose something")
-    caution: float = Field(1.0, ge=0, description="standard errors by which a plan must be better than the start to be taken")
+    caution: float = Field(2.0, ge=0, description="standard errors by which a plan must be better than the start to be taken")
     t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
