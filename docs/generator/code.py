@@ -1,0 +1,151 @@
+# ruff: noqa: ISC004 - long sentences are written over several lines
+"""The pages of hooks and of the Python API."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pdtrim_core
+from generator.markup import doc, table
+from pdtrim_core import hookspecs, testing
+from pdtrim_core.components import Component
+
+ABOUT_NAMES = {
+    "Answer": "What a searcher or splitter is sent back for an `Ask`: `Points`, a list of them, or None below a floor.",
+    "Ask": "What a searcher or splitter may yield: a `Plan`, a list of plans, `AtLeast(plan, floor)` or a `Note`.",
+    "Element": "Anything that a removal is made of: `Drop`, `Merge`, `Shrink` or `KvOnly`.",
+    "hookimpl": "The decorator that marks a function of a plugin as the implementation of a hook.",
+}
+"""Names that can carry no docstring of their own."""
+
+
+def hooks_page() -> str:
+    """Return the page of hooks, by sort."""
+    sorts: dict[str, list[str]] = {"registry": [], "question": [], "event": []}
+    for name, hook in hooks():
+        sorts[sort_of(hook)].append(f"### {name}\n\n```text\n{name}{signature(hook)}\n```\n\n{doc(hook)}")
+    about = {
+        "registry": "Yield component classes. What every plugin yields is kept.",
+        "question": "Answer, or return None to let the next plugin try. The first answer counts.",
+        "event": "Look, do not touch. A listener that raises is muted after one warning, and the run goes on.",
+    }
+    parts = [
+        "# Hooks",
+        "A plugin is a module or object with functions that carry one of these names and are marked with "
+        "`pdtrim_core.hookimpl`. pdtrim-core finds it through the entry point group `pdtrim`, or through the `plugins` key of "
+        "a recipe. A hook may leave out arguments that it does not need.",
+    ]
+    titles = {"registry": "Registries", "question": "Questions", "event": "Events"}
+    for sort, texts in sorts.items():
+        parts += [f"## {titles[sort]}", about[sort], *texts]
+    return "\n\n".join(parts)
+
+
+def hooks() -> Iterator[tuple[str, Any]]:
+    """Yield every hook specification in the order of its module."""
+    for name, value in vars(hookspecs).items():
+        if inspect.isfunction(value) and hasattr(value, f"{hookspecs.PROJECT}_spec"):
+            yield name, value
+
+
+def sort_of(hook: Any) -> str:
+    """Tell a registry (yields classes), a question (the first answer counts) and an event (returns nothing) apart."""
+    if getattr(hook, f"{hookspecs.PROJECT}_spec")["firstresult"]:
+        return "question"
+    return "event" if inspect.signature(hook).return_annotation in (None, "None") else "registry"
+
+
+def python_page() -> str:
+    """Return the page of public names."""
+    rows = [[f"[`{name}`](#{name.lower()})", about_name(name)] for name in sorted(pdtrim_core.__all__, key=str.lower)]
+    parts = [
+        "# Python API",
+        "These are the names that `pdtrim_core` exports. A plugin needs no others. Names that need torch load it when they "
+        "are first used.",
+        table(["name", "what it is"], rows),
+    ]
+    parts += [name_section(name) for name in sorted(pdtrim_core.__all__, key=str.lower)]
+    parts += [
+        "## pdtrim_core.testing",
+        doc(testing),
+        table(["name", "what it is"], [[f"`{name}`", about_testing(name)] for name in sorted(testing.__all__, key=str.lower)]),
+    ]
+    return "\n\n".join(parts)
+
+
+def about_testing(name: str) -> str:
+    """Return the first line of a docstring of the testing kit, from its source: importing contracts would need pytest."""
+    for file in sorted(Path(testing.__file__).parent.rglob("*.py")):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        for node, behind in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+                return (ast.get_docstring(node) or "").split("\n", maxsplit=1)[0]
+            named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name
+            if named and isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant):
+                return str(behind.value.value).split("\n", maxsplit=1)[0]
+    return ""
+
+
+def about_name(name: str) -> str:
+    """Return the first line of a public name's docstring."""
+    return ABOUT_NAMES.get(name) or doc(getattr(pdtrim_core, name)).split("\n", maxsplit=1)[0]
+
+
+def name_section(name: str) -> str:
+    """Return the section of one public name: its signature, docstring and public members."""
+    value = getattr(pdtrim_core, name)
+    parts = [f"## {name}"]
+    if name in ABOUT_NAMES:
+        return "\n\n".join([*parts, ABOUT_NAMES[name]])
+    if inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, (Component, Exception))):
+        parts.append(f"```text\n{name}{signature(value)}\n```")
+    parts.append(doc(value))
+    if inspect.isclass(value):
+        rows = [[f"`{member}`", doc(thing).split("\n", maxsplit=1)[0]] for member, thing in members(value)]
+        parts += [table(["member", "what it is"], rows)] if rows else []
+    return "\n\n".join(parts)
+
+
+def members(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods and properties of a class that have docstrings, as they are called."""
+    for name, value in vars(cls).items():
+        inner = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+        if not name.startswith("_") and inspect.isfunction(inner) and inner.__doc__:
+            is_method = isinstance(value, (classmethod, staticmethod)) or inspect.isfunction(value)
+            yield f"{name}{signature(inner)}" if is_method else name, inner
+
+
+def methods(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods that a class defines itself, those that must be defined first."""
+    own = [(name, getattr(value, "__func__", value)) for name, value in vars(cls).items() if not name.startswith("_")]
+    functions = [(name, value) for name, value in own if inspect.isfunction(value)]
+    yield from sorted(functions, key=lambda pair: not getattr(pair[1], "__isabstractmethod__", False))
+
+
+def signature(function: Any) -> str:
+    """Return the signature of a function or class, without `self` and with annotations as they were written."""
+    found = inspect.signature(function)
+    parameters = [
+        parameter.replace(annotation=_bare(parameter.annotation))
+        for name, parameter in found.parameters.items()
+        if name not in ("self", "cls")
+    ]
+    return str(found.replace(parameters=parameters, return_annotation=_bare(found.return_annotation)))
+
+
+class Bare:
+    """An annotation that shows as it was written, without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _bare(annotation: Any) -> Any:
+    return Bare(annotation) if isinstance(annotation, str) else annotation

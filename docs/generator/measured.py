@@ -1,0 +1,142 @@
+# ruff: noqa: ISC004 - long sentences are written over several lines
+"""Tables of results, from what benchmarks and sweeps wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from generator.markup import table
+from pdtrim_core.sweep_table import shown, table_of
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def benchmarks_page() -> str:
+    """Return the page of results, from what the benchmarks wrote."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(BENCHMARKS.glob("*.json"))]
+    sections = {
+        "search_cost": (
+            "Measuring candidates",
+            "Plans that annealing visits, each measured by pdtrim-core and in the plain way (a physically pruned copy in "
+            "lm-evaluation-harness' `HFLM`), in turn in one process. The ratio says how many candidates are measured while the "
+            "plain way measures one. As searched, a candidate stops once it cannot be accepted any more; whole, every item of "
+            "every candidate is measured, and values are compared.",
+            ["items", "format", "as searched", "with set-up", "whole", "values that differ"],
+            search_row,
+        ),
+        "pruning_cost": (
+            "A whole pruning",
+            "Seconds from opened model to plan, against a loop that removes one block after the other and measures all that are "
+            "left each time, in the plain way. Neither merges. Both plans are then measured on items kept apart.",
+            ["items", "objective", "ours", "the loop", "ratio", "items kept apart", "ours there", "the loop there"],
+            pruning_row,
+        ),
+    }
+    parts = [
+        "# Benchmarks",
+        "Ratios of two things timed in one run, as the scripts under `benchmarks/` wrote them to `benchmarks/results/`. They are "
+        "ratios of processor time, which other work on the machine changes less. To run one of them again:",
+        "<!-- not run: takes minutes, and needs lm_eval -->\n\n```sh\npython benchmarks/search_cost.py --json "
+        "benchmarks/results/search-cost-float32.json\npython docs/generate.py\n```",
+    ]
+    for name, (title, about, header, row) in sections.items():
+        own = [result for result in results if result["benchmark"] == name]
+        if own:
+            parts += [f"## {title}", about, table(header, [row(result) for result in own])]
+            parts += [f"- {line}" for result in own for line in remarks(result)]
+    machines = sorted({f"{r['machine']}, {r['threads']} thread; {versions_of(r)}" for r in results})
+    return "\n\n".join([*parts, "## Machine", *machines])
+
+
+def versions_of(result: Mapping[str, Any]) -> str:
+    """Return the versions that a result was made with."""
+    return ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+
+
+def search_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `search_cost`."""
+    cpu, count = result["cpu"], result["compared"]
+    differ = f"{result['points_differ']} of {count} plans, {result['items_differ']} items"
+    ratios = [f"{cpu[key]:.1f} x" for key in ("ratio", "ratio_with_once", "ratio_whole")]
+    return [result["items"], result["dtype"], *ratios, differ]
+
+
+def pruning_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `pruning_cost`."""
+    apart = result["held_out"]
+    values = [f"{apart[who]['mean']:.3f} +- {apart[who]['mean_error']:.3f} {result['unit']}" for who in ("ours", "theirs")]
+    seconds = [f"{result[who]:.0f} s" for who in ("ours", "theirs")]
+    return [result["items"], result["objective"], *seconds, f"{result['ratio']:.1f} x", str(result["apart"]), *values]
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Return what else a result says: where the time goes, or which plans were found."""
+    if result["benchmark"] == "search_cost":
+        shares = result["shares"]
+        floor = sum(share for part, share in shares.items() if part.startswith("matrix"))
+        told = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+        return [
+            f"{result['dtype']}: {told}. With its matrix products and nothing else a candidate would take {floor:.0%} of its "
+            f"time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of {result['compared']} "
+            f"plans were stopped early; set-up took {result['once_seconds']:.1f} s. On the clock: {result['ratio']:.1f} x as "
+            f"searched, at a load of {result['load']}."
+        ]
+    gain, plans = result["held_out"]["gain"], result["plans"]
+    return [
+        f"{result['objective']}: ours is {plans['ours']}; the loop removes {plans['theirs']} in {result['measurements']} "
+        f"measurements. Ours less the loop's, item by item: {gain['mean']:.3f} +- {gain['mean_error']:.3f} {result['unit']}. On "
+        f"the clock, the two at different times: {result['clock']['ratio']:.1f} x."
+    ]
+
+
+def results(text: str) -> str:
+    """Return a page with its tables of results brought up to date, each from the file that its comment names."""
+
+    def made(found: re.Match[str]) -> str:
+        file = next(path for folder in (RESULTS, BENCHMARKS) if (path := folder / f"{found[1]}.json").exists())
+        data = json.loads(file.read_text(encoding="utf-8"))
+        shown_table = joint_table(data) if data.get("benchmark") == "joint" else results_table(data)
+        return f"<!-- results: {found[1]} -->\n\n{shown_table}\n\n<!-- end of results -->"
+
+    return re.sub(r"<!-- results: ([a-z0-9-]+) -->.*?<!-- end of results -->", made, text, flags=re.DOTALL)
+
+
+def joint_table(data: Mapping[str, Any]) -> str:
+    """Return the differences between `joint` and other ways, and where they were measured."""
+    header = ["objective", "prefill at most", "joint less", "mean difference", "standard error", "a seed"]
+    rows = [
+        [
+            one["objective"],
+            f"{one['ceiling']:.0%}",
+            one["against"],
+            f"{one['mean_difference']:+.4f}",
+            f"{one['standard_error']:.4f}",
+            ", ".join(f"{mean:+.3f}" for mean in one["a_seed"]),
+        ]
+        for one in data["differences"]
+    ]
+    return f"{table(header, rows)}\n\n{data['dtype']}, {data['machine']}; {versions_of(data)}."
+
+
+def results_table(data: Mapping[str, Any]) -> str:
+    """Return a sweep's table, and where and how long it ran; scores alone stand one block a row."""
+    if data["columns"] == ["scores"]:
+        heading = ["block", *(" ".join(shown(value) for value in row["settings"].values()) for row in data["rows"])]
+        blocks = zip(*(row["block_scores"] for row in data["rows"]), strict=True)
+        rows = [[str(block), *(f"{score:.4g}" for score in scores)] for block, scores in enumerate(blocks)]
+    else:
+        heading, rows = table_of(data)
+    versions, threads = data["versions"], data["threads"]
+    seconds = sum(sum(row["seconds"].values()) for row in data["rows"])
+    where = (
+        f"pdtrim-core {versions['pdtrim-core']}, torch {versions['torch'].partition('+')[0]}, {data['machine']}, "
+        f"{threads} thread{'s' * (threads != 1)}: {seconds:.0f} s in all."
+    )
+    return f"{table(heading, rows)}\n\n{where}"
