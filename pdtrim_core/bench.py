@@ -176,7 +176,7 @@ class Bench:
         return Random(f"{self._recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
 
 
-def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: int) -> bool:
+def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: int | None) -> bool:
     """Tell whether all choices of an item may share one row: tried on the first group, since not every family can."""
     forked = [item for item in items if item.one_prompt and len(item.choices) > 1 and not item.one_token]
     if not forked:

@@ -31,11 +31,11 @@ class ScoreContext:
     Only one batch of hidden states is in memory at a time.
     """
 
-    def __init__(self, model: BlockModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int = 512) -> None:
+    def __init__(self, model: BlockModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None) -> None:
         self.model = model
         self.block_count = model.block_count
         self._sequences = [tuple(sequence) for sequence in sequences]
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = batch_tokens or model.fitting_batch
 
     def batches(self) -> Iterator[HiddenStates]:
         """Yield the hidden states of all sequences, batch by batch, sorted by length and padded on the right."""

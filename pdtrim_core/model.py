@@ -84,6 +84,13 @@ class BlockModel:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @property
+    def fitting_batch(self) -> int:
+        """Padded tokens a batch that suit the device: few enough for a processor's cache, many enough for an accelerator."""
+        if self.device.type != "cpu":
+            return 8192
+        return 1024 if next(self.model.parameters()).element_size() < 4 else 512
+
     @cached_property
     def sizes(self) -> ModelSizes:
         """The sizes that costs are computed from."""

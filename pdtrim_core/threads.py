@@ -26,12 +26,12 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fitting_threads(model: BlockModel, batch_tokens: int) -> int:
+def fitting_threads(model: BlockModel, batch_tokens: int | None) -> int:
     """Return one, or torch's own number of threads: whichever runs a block of this model faster just now."""
     usual = torch.get_num_threads()
     if usual == 1 or model.device.type != "cpu":
         return usual
-    ids = torch.zeros((max(1, batch_tokens // 32), 32), dtype=torch.long)
+    ids = torch.zeros((max(1, (batch_tokens or model.fitting_batch) // 32), 32), dtype=torch.long)
     with torch.inference_mode():
         recording = model.record(ids)
         seconds = {}

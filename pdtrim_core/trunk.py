@@ -44,7 +44,7 @@ class Trunk:
 
     The dense model's streams are kept at evenly spaced depths, as many as `budget` bytes hold (None: a quarter of the
     free memory); with `reuse_plans` the rest of the budget holds those of the plans that were measured last. Reuse
-    changes no number. `packed` lets the choices of an item share a row, `shared_tokens` the tokens they begin with.
+    changes no number. `batch_tokens` None is what suits the device. `packed` lets the choices of an item share a row, `shared_tokens` the tokens they begin with.
     """
 
     def __init__(  # noqa: PLR0913 - the ways to measure, each with a default
@@ -52,7 +52,7 @@ class Trunk:
         model: BlockModel,
         *,
         first_token: FirstToken = "decode",
-        batch_tokens: int = 512,
+        batch_tokens: int | None = None,
         budget: int | None = None,
         packed: bool = False,
         shared_tokens: bool = True,
@@ -60,7 +60,7 @@ class Trunk:
     ) -> None:
         self.model = model
         self.first_token: FirstToken = first_token
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or model.fitting_batch
         self._packed = packed
         self._shared_tokens = shared_tokens
         self._reuse_plans = reuse_plans
