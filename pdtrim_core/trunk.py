@@ -44,7 +44,8 @@ class Trunk:
 
     The dense model's streams are kept at evenly spaced depths, as many as `budget` bytes hold (None: a quarter of the
     free memory); with `reuse_plans` the rest of the budget holds those of the plans that were measured last. Reuse
-    changes no number. `batch_tokens` None is what suits the device. `packed` lets the choices of an item share a row, `shared_tokens` the tokens they begin with.
+    changes no number. `batch_tokens` None is what suits the device. `packed` lets the choices of an item share a row,
+    `shared_tokens` the tokens they begin with.
     """
 
     def __init__(  # noqa: PLR0913 - the ways to measure, each with a default
