@@ -37,14 +37,16 @@ class Joint(Searcher):
     """Simulated annealing over both stages together: what decode loses, and what prefill passes by.
 
     A departure from the paper, which searches one removal for both stages and then gives some of it back to prefill.
-    Prefill uses all that the ceiling allows, and passes by the deepest blocks first, keeping their K/V. And the best of many
-    plans on few items is partly lucky, so that one has to be better than the start by more than luck.
+    Prefill uses all that the ceiling allows. It passes by the deepest blocks first, keeping their K/V, then what decode has lost
+    anyway. And the best of many plans on few items is partly lucky, so that one has to be better than the start by more than
+    luck.
     """
 
     name = "joint"
     staged: ClassVar[bool] = True
 
     prefill_at_most: float = Field(1.0, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
+    deep: float = Field(0.25, ge=0, le=1, description="share of the blocks, the deepest ones, that prefill passes by first")
     shifts: float = Field(0.5, ge=0, le=1, description="chance that a step changes prefill alone, where it must lose something")
     caution: float = Field(2.0, ge=0, description="standard errors by which a plan must be better than the start to be taken")
     t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
@@ -52,18 +54,18 @@ class Joint(Searcher):
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
 
     def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
-        """Walk from the first removal, with prefill keeping or losing it, whichever is better; then decide.
+        """Walk from the first removal; then decide.
 
         Temperatures are relative, since objectives differ in how many points they give to the same plan. The plan taken is
         the one whose gain over the start, less `caution` standard errors of it (paired over items), is the greatest; the
         start if none is above 0. Raises `PdtrimError` where the ceiling is out of reach.
         """
-        starts = self._starts(space)
-        measured: list[Points] = yield [*starts]
-        before = max(measured)
-        start = starts[measured.index(before)]
-        current, value = start, before
-        seen: dict[Plan, Points] = {}
+        start, *other = self._starts(space)
+        before: Points = yield start
+        seen = {start: before}
+        for plan in other:
+            seen[plan] = yield Probe(plan)
+        current, value = max(seen.items(), key=lambda entry: entry[1])
         for temperature in self._cooling.temperatures():
             neighbour = self._neighbour(current, space, rng)
             floor = value + temperature / 100 * before * math.log(1 - rng.random())
@@ -71,14 +73,15 @@ class Joint(Searcher):
             if reached is not None:
                 current, value = neighbour, reached
                 seen[current] = value
-        yield from self._decide(start, before, seen)
+        yield from self._decide(start, seen)
 
-    def _decide(self, start: Plan, before: Points, seen: Mapping[Plan, Points]) -> Generator[Ask, Answer, None]:
+    def _decide(self, start: Plan, seen: Mapping[Plan, Points]) -> Generator[Ask, Answer, None]:
         """Ask for the plan that is surely better than the start, if there is one, as a result."""
+        before = seen[start]
         sure = {plan: points - before - self.caution * points.error_of_gain_over(before) for plan, points in seen.items()}
-        best = max(sure, key=sure.__getitem__, default=start)
+        best = max(sure, key=sure.__getitem__)
         lucky = sum(points > before for points in seen.values())
-        if sure.get(best, 0.0) > 0:
+        if sure[best] > 0:
             yield best
         elif lucky:
             yield Note(
@@ -96,6 +99,7 @@ class Joint(Searcher):
         return Cooling(self.t0, self.alpha, self.t_min)
 
     def _starts(self, space: SearchSpace) -> list[Plan]:
+        """Return the first removal under a prefill that keeps what it can, then under one that loses it too, if they differ."""
         both = (self._fit(plan, space) for plan in (Plan(decode=space.first), Plan.unified(space.first)))
         starts = [plan for plan in both if plan is not None]
         if not starts:
@@ -133,27 +137,42 @@ class Joint(Searcher):
         return self._fit(Plan(prefill=Removal(lost), decode=decode), space)
 
     def _shift(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan | None:
-        """Let prefill lose less at one place, and more at others until it fits: the deeper one lies, the more often."""
-        places = _places(plan.decode, space.block_count)
+        """Let prefill lose less at one place, and more at others until it fits: those it would pass by first the more often."""
+        places = self._order(plan, space)
         spared = rng.choice([place for place in places if _moved(plan, place, -1)])
         shifted = _moved(plan, spared, -1)
         while shifted is not None and space.cost(shifted, "prefill") > self.prefill_at_most:
-            less = [moved for place in reversed(places) if place != spared and (moved := _moved(shifted, place, 1))]
+            less = [moved for place in places if place != spared and (moved := _moved(shifted, place, 1))]
             shifted = _early(less, rng) if less else None
         return None if shifted is None else self._fit(shifted, space)
 
     def _fit(self, plan: Plan, space: SearchSpace) -> Plan | None:
-        """Let prefill lose more, the deepest place first, until it fits; then less where that fits, the shallowest first."""
-        places = _places(plan.decode, space.block_count)
+        """Let prefill lose more in order until it fits; then less where that fits, in the opposite order."""
+        order = self._order(plan, space)
         while space.cost(plan, "prefill") > self.prefill_at_most:
-            less = next((moved for place in reversed(places) if (moved := _moved(plan, place, 1))), None)
+            less = next((moved for place in order if (moved := _moved(plan, place, 1))), None)
             if less is None:
                 return None
             plan = less
-        for place in places:
+        for place in reversed(order):
             while (more := _moved(plan, place, -1)) and space.cost(more, "prefill") <= self.prefill_at_most:
                 plan = more
         return plan
+
+    def _order(self, plan: Plan, space: SearchSpace) -> list[Losses]:
+        """Return the places in the order in which prefill passes them by.
+
+        The deepest blocks come first: what is passed by there touches no K/V but the deepest ones. Then what decode has lost,
+        which costs less than to pass by what it runs. In each group the deepest place is the first.
+        """
+        shallow = round((1 - self.deep) * space.block_count)
+
+        def rank(place: Losses) -> tuple[int, int]:
+            block = place[0].blocks[0]
+            group = 0 if block >= shallow else 1 if place[0] in plan.decode else 2
+            return group, -block
+
+        return sorted(_places(plan.decode, space.block_count), key=rank)
 
 
 def _early(choices: Sequence[T], rng: Random) -> T:
