@@ -24,7 +24,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
-from subject import COUNT, write
+from subject import COUNT, environment, write
 
 from pdtrim_core import PdtrimError, Plan, load_plugins
 from pdtrim_core.pipeline import run
@@ -168,7 +168,7 @@ def main() -> None:
     options.out /= f"{'dev' if options.dev else 'test'}-{options.dtype}"
     torch.set_num_threads(1)
     files = split_items(options.data, options.out, dev=options.dev)
-    host, shared = load_plugins(), Shared()
+    host, shared, where = load_plugins(), Shared(), environment()
     try:
         found = {way: values_of(way, options, files, host, shared) for way in ways(options.seeds, variants=options.variants)}
     except PdtrimError as error:
@@ -176,7 +176,7 @@ def main() -> None:
     results = list(differences(found))
     print_table(results, found)
     if options.json:
-        write(options.json, _figures(results, found, options))
+        write(options.json, where, _figures(results, found, options))
 
 
 def print_table(results: Sequence[Difference], found: Mapping[Way, Found]) -> None:

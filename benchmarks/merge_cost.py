@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from subject import write
+from subject import environment, write
 
 from pdtrim_core import Item, Merge, TeacherBatch, load_plugins, merges, python_reference
 from pdtrim_core.merges import SEQUENCE_TOKENS, MergeStore, TeacherBatches
@@ -83,7 +83,7 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
-    found = {}
+    found, where = {}, environment()
     for way in WAYS:
         command = [sys.executable, __file__, "--way", way, "--tokens", str(options.tokens), "--model", options.model]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -97,7 +97,7 @@ def main() -> None:
     ratio = found["theirs"]["seconds"] / found["ours"]["seconds"]
     print(f"ratio   {ratio:7.1f}")
     figures = {"ratio": ratio, "ours": found["ours"]["seconds"], "theirs": found["theirs"]["seconds"], "ways": found}
-    write(options.json, {"benchmark": "merge_cost", "tokens": options.tokens, **figures})
+    write(options.json, where, {"benchmark": "merge_cost", "tokens": options.tokens, **figures})
 
 
 if __name__ == "__main__":

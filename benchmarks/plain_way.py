@@ -43,9 +43,12 @@ class Sums:
     def __init__(self, sums: Sequence[tuple[float, ...]]) -> None:
         self._sums = sums
 
-    def loglikelihoods(self, items: Sequence[Item]) -> Sequence[tuple[float, ...]]:
+    def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         assert len(items) == len(self._sums)
-        return self._sums
+        return list(self._sums)
+
+    def divergences(self, items: Sequence[Item]) -> list[float]:
+        raise NotImplementedError("the harness gives no distributions, so an objective that compares them cannot be measured")
 
 
 def without_blocks(model: BlockModel, removed: Sequence[int]) -> Any:

@@ -147,7 +147,7 @@ def main() -> None:
         "held_out": compare(subject, plan, Plan.unified(Removal(map(Drop, removed)))),
     }
     print_table(figures)
-    write(options.json, subject, figures)
+    write(options.json, subject.environment, figures)
 
 
 def print_table(figures: dict[str, Any]) -> None:

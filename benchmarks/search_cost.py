@@ -212,7 +212,7 @@ def main() -> None:
         "batch_size": options.batch_size,
     }
     print_table(figures)
-    write(options.json, subject, figures)
+    write(options.json, subject.environment, figures)
     if options.dtype == "float32" and (figures["points_differ"] or figures["items_differ"]):
         sys.exit("in float32 both ways must give the same values, and they do not")
 

@@ -94,9 +94,16 @@ def environment() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {processor or platform.processor()}, {os.cpu_count()} cores",
         "load": round(os.getloadavg()[0], 1),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **{name: version for name in packages if (version := _version(name))}},
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _lines(path: str) -> list[str]:
@@ -110,8 +117,8 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def write(path: Path | None, subject: Subject, figures: dict[str, Any]) -> None:
-    """Write the figures as JSON, if a file was asked for, with where they were made."""
+def write(path: Path | None, where: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Write the figures as JSON, if a file was asked for, with the environment that they were made in."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**subject.environment, **figures}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**where, **figures}, indent=1) + "\n", encoding="utf-8")
