@@ -8,7 +8,8 @@ plan that it visits is measured three times, in turn, so that a machine that slo
 ours    as the search measures it, with the floor that the search gives: measuring stops once it cannot be reached
 theirs  the plain way: a physically pruned copy in lm-evaluation-harness' `HFLM.loglikelihood`. Its batch size is 16 rows of
         one choice each (`--batch-size`: 8 and 32 are no faster over all on the machines tried), ours is pdtrim-core's default
-        of 512 tokens, which is about as many. Making the copy is not counted; encoding the texts is, about 1 percent
+        of 512 tokens, or 1024 in bfloat16, which is about as many. Making the copy is not counted; encoding the texts is,
+        about 1 percent
 whole   ours again, without a floor and on streams of its own, for the values: in float32 they must be theirs, item by item
 
 Both use one thread. Once a run ours checks that choices can share a row, lays out the batches and runs the dense model: this

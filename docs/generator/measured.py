@@ -38,11 +38,21 @@ def benchmarks_page() -> str:
             ["items", "objective", "ours", "the loop", "ratio", "items kept apart", "ours there", "the loop there"],
             pruning_row,
         ),
+        "merge_cost": (
+            "One merge",
+            "Seconds on the clock to train one merged block with the defaults of the distiller `mse`, each way in a process of "
+            "its own. The plain way runs every batch from the first block on, in every epoch; ours keeps the streams in front of "
+            "the pair and behind it. "
+            "Memory is what the process took at most, Python and torch included, less the weights.",
+            ["tokens", "threads", "ours", "nothing kept", "ratio", "memory beyond the weights", "error before", "error after"],
+            merge_row,
+        ),
     }
     parts = [
         "# Benchmarks",
-        "Ratios of two things timed in one run, as the scripts under `benchmarks/` wrote them to `benchmarks/results/`. They are "
-        "ratios of processor time, which other work on the machine changes less. To run one of them again:",
+        "Ratios of two things timed in one run, as the scripts under `benchmarks/` wrote them to `benchmarks/results/`. Where it "
+        "is not said otherwise they are ratios of processor time, which other work on the machine changes less. To run one of "
+        "them again:",
         "<!-- not run: takes minutes, and needs lm_eval -->\n\n```sh\npython benchmarks/search_cost.py --json "
         "benchmarks/results/search-cost-float32.json\npython docs/generate.py\n```",
     ]
@@ -51,7 +61,7 @@ def benchmarks_page() -> str:
         if own:
             parts += [f"## {title}", about, table(header, [row(result) for result in own])]
             parts += [f"- {line}" for result in own for line in remarks(result)]
-    machines = sorted({f"{r['machine']}, {r['threads']} thread; {versions_of(r)}" for r in results})
+    machines = sorted({f"{r['machine']}, {r['threads']} thread{'s' * (r['threads'] > 1)}; {versions_of(r)}" for r in results})
     return "\n\n".join([*parts, "## Machine", *machines])
 
 
@@ -76,8 +86,23 @@ def pruning_row(result: Mapping[str, Any]) -> list[str]:
     return [result["items"], result["objective"], *seconds, f"{result['ratio']:.1f} x", str(result["apart"]), *values]
 
 
+def merge_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `merge_cost`."""
+    own = result["ways"]["ours"]
+    seconds = [f"{result[who]:.0f} s" for who in ("ours", "theirs")]
+    figures = [
+        f"{result['ratio']:.1f} x",
+        f"{own['beyond_weights'] / 1e9:.2f} GB",
+        f"{own['untrained']:.3g}",
+        f"{own['trained']:.3g}",
+    ]
+    return [f"{result['tokens']:,}", f"{own['threads']:.0f}", *seconds, *figures]
+
+
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """Return what else a result says: where the time goes, or which plans were found."""
+    if result["benchmark"] == "merge_cost":
+        return []
     if result["benchmark"] == "search_cost":
         shares = result["shares"]
         floor = sum(share for part, share in shares.items() if part.startswith("matrix"))
