@@ -107,7 +107,7 @@ def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], h
         },
         "objective": way.objective,
         "prune": {"blocks": COUNT, "merge_above": 1.1},
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "batch_tokens": 512},
         "exporter": [],
         **way.parts(),
     }
