@@ -63,7 +63,7 @@ class Bench:
 
     def _new_trunk(self) -> Trunk:
         evaluation, items = self._recipe.settings.evaluation, self._calibration.items
-        packed = evaluation.pack_choices and packing_agrees(self._model, items, batch_tokens=evaluation.batch_tokens)
+        packed = evaluation.pack_rows and packing_agrees(self._model, items, batch_tokens=evaluation.batch_tokens)
         return Trunk(
             self._model,
             first_token=evaluation.first_token,
@@ -177,12 +177,10 @@ class Bench:
 
 
 def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: int | None) -> bool:
-    """Tell whether all choices of an item may share one row: tried on the first group, since not every family can."""
+    """Tell whether choices and items may share rows: tried on the first group, since not every family can."""
     forked = [item for item in items if item.one_prompt and len(item.choices) > 1 and not item.one_token]
-    if not forked:
-        return True
     trunks = [Trunk(model, batch_tokens=batch_tokens, budget=0, packed=packed) for packed in (True, False)]
-    group = trunks[0].groups(forked)[0]
+    group = trunks[0].groups(forked or items)[0]
     try:
         shared, apart = (StagedModel(trunk, Plan()).loglikelihoods(group) for trunk in trunks)
     except (RuntimeError, TypeError, ValueError, IndexError, PdtrimError):

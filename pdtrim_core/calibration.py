@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from pdtrim_core.errors import PdtrimError
 
@@ -183,22 +183,37 @@ def digest_of(items: Iterable[Item]) -> str:
     return digest.hexdigest()
 
 
-def pack(items: Sequence[Item], batch_tokens: int, shape: Callable[[Item], tuple[int, int]]) -> list[tuple[Item, ...]]:
-    """Return the items in groups that run as one batch each: sorted by length, at most `batch_tokens` padded tokens.
+class Shape(NamedTuple):
+    """The rows and columns that an item takes, and whether its rows are `shared` with other items, so that none is padded."""
 
-    `shape` gives an item's rows and columns. An item stays whole, so one beyond the limit makes a group of its own.
+    rows: int
+    width: int
+    shared: bool = False
+
+
+def group_by_length(items: Sequence[Item], batch_tokens: int, shape: Callable[[Item], Shape]) -> list[tuple[Item, ...]]:
+    """Return the items in groups that run as one batch each: sorted by length, at most `batch_tokens` tokens with padding.
+
+    Items that share rows and others do not mix. An item stays whole, so one beyond the limit makes a group of its own.
     """
-    groups: list[tuple[Item, ...]] = []
-    group: list[Item] = []
-    rows = widest = 0
-    for item in sorted(items, key=lambda item: (shape(item)[1], item.prompts, item.name)):
-        height, width = shape(item)
-        if group and (rows + height) * max(widest, width) > batch_tokens:
-            groups.append(tuple(group))
-            group, rows, widest = [], 0, 0
-        group.append(item)
-        rows, widest = rows + height, max(widest, width)
-    return [*groups, tuple(group)] if group else groups
+    groups: list[list[Item]] = []
+    shapes: list[Shape] = []
+    for its, item in sorted(
+        ((shape(item), item) for item in items),
+        key=lambda pair: (pair[0].shared, pair[0].width, pair[1].prompts, pair[1].name),
+    ):
+        shapes.append(its)
+        if not groups or shapes[0].shared != its.shared or _tokens(shapes) > batch_tokens:
+            groups.append([])
+            shapes = [its]
+        groups[-1].append(item)
+    return [tuple(group) for group in groups]
+
+
+def _tokens(shapes: Sequence[Shape]) -> int:
+    if shapes[0].shared:
+        return sum(shape.rows * shape.width for shape in shapes)
+    return sum(shape.rows for shape in shapes) * max(shape.width for shape in shapes)
 
 
 def python_reference() -> list[str]:

@@ -53,7 +53,9 @@ class Evaluation(BaseModel):
         description="free: where decode makes the first token, prefill computes nothing behind the last K/V that decode reads",
     )
     batch_tokens: int | None = Field(
-        None, gt=0, description="padded tokens a batch (default: 512 on a CPU, 1024 with 16-bit weights, 8192 on an accelerator)"
+        None,
+        gt=0,
+        description="tokens a batch, with padding (default: 512 on a CPU, 1024 with 16-bit weights, 8192 on an accelerator)",
     )
     cache_budget: int | None = Field(
         None, ge=0, description="bytes for hidden states kept between measurements (default: a quarter of the free memory)"
@@ -62,10 +64,13 @@ class Evaluation(BaseModel):
         None, gt=0, description="CPU threads of torch (default: its own number or one, whichever is faster at the start)"
     )
     early_stop: bool = Field(default=True, description="stop measuring a candidate once it cannot be accepted any more")
-    pack_choices: bool = Field(
-        default=True, description="run the choices of an item in one row, where the model gives the same numbers"
+    pack_rows: bool = Field(
+        default=True,
+        description="run the choices of an item, and several items, in one row, where the model gives the same numbers",
     )
-    share_tokens: bool = Field(default=True, description="in such a row, run the tokens that several choices begin with once")
+    share_tokens: bool = Field(
+        default=True, description="in such a row, run once the tokens that several choices of an item begin with"
+    )
     reuse_plans: bool = Field(
         default=True, description="begin a candidate where it first differs from candidates before it, as cache_budget allows"
     )

@@ -4,7 +4,8 @@ Attention is causal, so a prompt never sees what follows it. Both stages share o
 they differ, the prompt's tokens take prefill's branch and the others take decode's. The K/V that continuation tokens
 attend to are then exactly those that prefill would have shipped.
 
-Shape suffixes: B batch, T token, P prompt columns, D hidden, N positions where the logits count, V vocabulary.
+Shape suffixes: B batch, T token, P rows and Q tokens of what prefill reads alone, D hidden, N positions where the logits
+count, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pdtrim_core.model import HEAD_NUMBERS, Call
 from pdtrim_core.plan import Plan
 from pdtrim_core.trunk import Branch, Path, Place, PreparedBatch, Trunk
 
-NORMALISED_AT_ONCE = 8
-"""Positions, each with logits over the whole vocabulary."""
+NORMALISED_AT_ONCE = 2
+"""Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
 
 StandIns = Mapping[Merge | Shrink, nn.Module]
 """The modules that run for merges (the merged block) and shrinks (the narrowed block)."""
@@ -147,18 +148,18 @@ class StagedModel:
         """Run one place in both stages: each token takes the branch of its stage."""
         prefill, decode = place.prefill, place.decode
         decoded_BTD = self._run(decode, hidden_BTD, prepared.recording.calls)
-        columns = prepared.batch.prompt_width
-        if prefill == decode or not columns:
+        prompts = prepared.batch.prompts
+        if prefill == decode or prompts is None:
             return decoded_BTD
         # The law leaves decode at most one block to run where the stages differ, so its K/V of the prompt are made from
         # the stream in front of this place, as prefill makes them.
         assert len(decode) <= 1
-        head_BPD = hidden_BTD[:, :columns]
+        source_PQ, real_N = (index.to(decoded_BTD.device) for index in (prompts.source_PQ, prompts.real_N))
+        read_PQD = hidden_BTD.flatten(0, 1)[source_PQ]
         if prefill:
-            head_BPD = self._run(prefill, head_BPD, prepared.prompt_recording.calls)
-        is_prefill_BP1 = prepared.batch.prefill_BT[:, :columns, None].to(head_BPD.device)
-        mixed_BPD = torch.where(is_prefill_BP1, head_BPD, decoded_BTD[:, :columns])
-        return torch.cat([mixed_BPD, decoded_BTD[:, columns:]], dim=1)
+            read_PQD = self._run(prefill, read_PQD, prepared.prompt_recording.calls)
+        at_N, read_ND = source_PQ.flatten()[real_N], read_PQD.flatten(0, 1)[real_N]
+        return decoded_BTD.flatten(0, 1).index_copy(0, at_N, read_ND).view_as(decoded_BTD)
 
     def _run(self, branch: Branch, hidden_BTD: Tensor, calls: Sequence[Call]) -> Tensor:
         for block, module in branch:
@@ -210,9 +211,19 @@ class StagedModel:
 def _normaliser(logits_NV: Tensor) -> Tensor:
     """Return the logarithm `[N]` of the sum of exponentials over the vocabulary, in float32.
 
-    A few positions at a time, so that what is made on the way stays in a processor's cache: four times as fast.
+    On a processor a few positions at a time and all steps in one place, which stays in the cache: `torch.logsumexp`'s own
+    steps and numbers, in about half the time.
     """
-    return torch.cat([torch.logsumexp(part_NV.float(), dim=-1) for part_NV in torch.split(logits_NV, NORMALISED_AT_ONCE)])
+    if logits_NV.device.type != "cpu":
+        return torch.logsumexp(logits_NV.float(), dim=-1)
+    normaliser_N = torch.empty(len(logits_NV))
+    scratch_NV = torch.empty(NORMALISED_AT_ONCE, logits_NV.shape[1])
+    for start in range(0, len(logits_NV), NORMALISED_AT_ONCE):
+        part_NV = logits_NV[start : start + NORMALISED_AT_ONCE]
+        here_NV = scratch_NV[: len(part_NV)].copy_(part_NV)
+        top_N1 = here_NV.amax(dim=-1, keepdim=True)
+        normaliser_N[start : start + len(part_NV)] = here_NV.sub_(top_N1).exp_().sum(dim=-1).log_().add_(top_N1[:, 0])
+    return normaliser_N
 
 
 def _right_choice_of(item: Item) -> Item:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pdtrim_core.batches import Batch, lay_out, shape_of
-from pdtrim_core.calibration import Item, pack
+from pdtrim_core.batches import ROW_TOKENS, Batch, Layout, Rows
+from pdtrim_core.calibration import Item, Shape, group_by_length
 from pdtrim_core.model import BlockModel, Recording
 from pdtrim_core.plan import FirstToken
 
@@ -44,8 +44,8 @@ class Trunk:
 
     The dense model's streams are kept at evenly spaced depths, as many as `budget` bytes hold (None: a quarter of the
     free memory); with `reuse_plans` the rest of the budget holds those of the plans that were measured last. Reuse
-    changes no number. `batch_tokens` None is what suits the device. `packed` lets the choices of an item share a row,
-    `shared_tokens` the tokens they begin with.
+    changes no number. `batch_tokens` None is what suits the device. `packed` lets the choices of an item, and several items,
+    share a row, `shared_tokens` the tokens that choices begin with.
     """
 
     def __init__(  # noqa: PLR0913 - the ways to measure, each with a default
@@ -62,8 +62,10 @@ class Trunk:
         self.model = model
         self.first_token: FirstToken = first_token
         self.batch_tokens = batch_tokens or model.fitting_batch
-        self._packed = packed
-        self._shared_tokens = shared_tokens
+        # Our mask has no sliding window in it, so a row with several things in it must be shorter than one.
+        self._window = getattr(model.config, "sliding_window", None) or math.inf
+        self._apart = Layout(first_token)
+        self._packed = Layout(first_token, int(min(ROW_TOKENS, self._window - 1)), shared_tokens) if packed else self._apart
         self._reuse_plans = reuse_plans
         self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if budget is None else budget)
         self._spent = 0
@@ -72,7 +74,7 @@ class Trunk:
 
     def groups(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         """Return the items in groups that run as one batch each; a group's own grouping is itself."""
-        return pack(items, self.batch_tokens, self._shape)
+        return group_by_length(items, self.batch_tokens, self._shape)
 
     def batches(self, items: Sequence[Item]) -> list[tuple[tuple[Item, ...], PreparedBatch]]:
         """Return the items in groups with their prepared batches; a group that was seen before comes back as it was."""
@@ -80,24 +82,15 @@ class Trunk:
 
     def _prepare(self, group: tuple[Item, ...]) -> PreparedBatch:
         if group not in self._prepared:
-            batch = lay_out(
-                group,
-                first_token=self.first_token,
-                packs=self._packs,
-                shared_tokens=self._shared_tokens,
-                device=self.model.device,
-            )
+            batch = self._layout(group[0]).batch(group, self.model.device)
             self._prepared[group] = PreparedBatch(self.model, batch, self)
         return self._prepared[group]
 
-    def _shape(self, item: Item) -> tuple[int, int]:
-        return shape_of(item, self._packs, shared_tokens=self._shared_tokens)
+    def _shape(self, item: Item) -> Shape:
+        return self._layout(item).shape(item)
 
-    def _packs(self, item: Item) -> bool:
-        # Our mask has no sliding window in it, so a row must be shorter than one.
-        window = getattr(self.model.config, "sliding_window", None)
-        length = len(item.prompts[0]) + sum(len(choice) for choice in item.choices)
-        return self._packed and (window is None or length < window)
+    def _layout(self, item: Item) -> Layout:
+        return self._packed if self._packed.shape(item).width < self._window else self._apart
 
     def halve_batches(self) -> None:
         """Forget everything kept and lay items out in batches half as large from now on."""
@@ -156,7 +149,7 @@ class PreparedBatch:
         self.batch = batch
         self._model = model
         self._trunk = trunk
-        self.recording = model.record(batch.ids_BT, batch.mask_BTT, batch.positions_BT)
+        self.recording = _record(model, batch.rows)
         self._prompt_recording: Recording | None = None
         self._dense_ND: Tensor | None = None
         self._dense_path: Path = tuple(Place(block, ((block, None),), ((block, None),)) for block in range(model.block_count))
@@ -166,12 +159,10 @@ class PreparedBatch:
 
     @property
     def prompt_recording(self) -> Recording:
-        """The recording of the columns that prefill reads alone, made when first wanted."""
+        """The recording of what prefill reads alone, made when first wanted."""
         if self._prompt_recording is None:
-            batch, width = self.batch, self.batch.prompt_width
-            mask = None if batch.mask_BTT is None else batch.mask_BTT[:, :, :width, :width]
-            positions = None if batch.positions_BT is None else batch.positions_BT[:, :width]
-            self._prompt_recording = self._model.record(batch.ids_BT[:, :width], mask, positions)
+            assert self.batch.prompts is not None
+            self._prompt_recording = _record(self._model, self.batch.prompts.rows)
         return self._prompt_recording
 
     @property
@@ -211,6 +202,10 @@ class PreparedBatch:
         """Return how many places at the beginning of a path are the dense model's."""
         pairs = zip(path, self._dense_path, strict=False)
         return next((number for number, (place, dense) in enumerate(pairs) if place != dense), len(path))
+
+
+def _record(model: BlockModel, rows: Rows) -> Recording:
+    return model.record(rows.ids_BT, rows.mask_BTT, rows.positions_BT)
 
 
 def free_memory(device: torch.device) -> int:

@@ -75,7 +75,7 @@ def test_the_same_recipe_gives_the_same_plan_byte_for_byte_in_another_process(pr
     assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
 
 
-@pytest.mark.parametrize("switch", ["early_stop", "pack_choices"])
+@pytest.mark.parametrize("switch", ["early_stop", "pack_rows"])
 def test_what_only_saves_time_changes_no_plan(cli: Cli, recipe: Path, tmp_path: Path, switch: str) -> None:
     assert cli("run", recipe, "--out", "a").code == 0
     assert cli("run", recipe, "--out", "b", "--set", f"evaluation.{switch}=false").code == 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from pdtrim_core.calibration import Item, Sample, calibrate, digest_of, encode, pack
+from pdtrim_core.calibration import Item, Sample, Shape, calibrate, digest_of, encode, group_by_length
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.testing import ByteTokenizer
 from tests.unit.core.examples import given
@@ -213,8 +213,9 @@ def test_the_digest_knows_tokens_answers_and_order_but_no_names() -> None:
 # Packing
 
 
-def shape(item: Item) -> tuple[int, int]:
-    return len(item.choices), max(len(item.prompt_of(n)) + len(choice) for n, choice in enumerate(item.choices))
+def shape(item: Item) -> Shape:
+    width = max(len(item.prompt_of(n)) + len(choice) for n, choice in enumerate(item.choices))
+    return Shape(len(item.choices), width, shared=len(item.choices) == 2)
 
 
 ITEMS = st.lists(
@@ -230,24 +231,27 @@ ITEMS = st.lists(
 
 @given(ITEMS, st.integers(min_value=1, max_value=60))
 def test_every_item_is_packed_once_and_batches_keep_their_limit(items: list[Item], limit: int) -> None:
-    groups = pack(items, limit, shape)
+    groups = group_by_length(items, limit, shape)
     assert sorted((item for group in groups for item in group), key=lambda item: item.name) == sorted(
         items, key=lambda item: item.name
     )
     for group in groups:
         assert group
-        rows, columns = sum(shape(item)[0] for item in group), max(shape(item)[1] for item in group)
-        assert len(group) == 1 or rows * columns <= limit
+        shapes = [shape(item) for item in group]
+        assert len({its.shared for its in shapes}) == 1
+        padded = sum(its.rows for its in shapes) * max(its.width for its in shapes)
+        filled = sum(its.rows * its.width for its in shapes)
+        assert len(group) == 1 or (filled if shapes[0].shared else padded) <= limit
 
 
 @given(ITEMS, st.integers(min_value=1, max_value=60), st.randoms(use_true_random=False))
 def test_the_order_of_items_does_not_change_the_packing(items: list[Item], limit: int, rng: Any) -> None:
     turned = list(items)
     rng.shuffle(turned)
-    assert pack(turned, limit, shape) == pack(items, limit, shape)
+    assert group_by_length(turned, limit, shape) == group_by_length(items, limit, shape)
 
 
 @given(ITEMS)
 def test_groups_go_from_short_to_long(items: list[Item]) -> None:
-    widths = [shape(item)[1] for group in pack(items, 20, shape) for item in group]
-    assert widths == sorted(widths)
+    order = [(shape(item).shared, shape(item).width) for group in group_by_length(items, 20, shape) for item in group]
+    assert order == sorted(order)

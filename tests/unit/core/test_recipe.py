@@ -467,7 +467,7 @@ RECIPES = st.fixed_dictionaries(
             cache_budget=st.integers(min_value=0, max_value=2**50),
             threads=COUNTS,
             early_stop=st.booleans(),
-            pack_choices=st.booleans(),
+            pack_rows=st.booleans(),
             share_tokens=st.booleans(),
             reuse_plans=st.booleans(),
         ),

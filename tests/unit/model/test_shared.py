@@ -76,7 +76,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"scorer": "dot"}, {"scores"}),
     ({"evaluation": {"threads": 1, "batch_tokens": 64}}, {"scores", "trunk"}),
     ({"evaluation": {"threads": 1, "first_token": "prefill"}}, {"trunk"}),
-    ({"evaluation": {"threads": 1, "pack_choices": False}}, {"trunk"}),
+    ({"evaluation": {"threads": 1, "pack_rows": False}}, {"trunk"}),
     ({"evaluation": {"threads": 1, "prefill_tail": "full", "early_stop": False}}, set()),
     ({"searcher": "random", "splitter": "unified", "objective": "kl", "prune": {"blocks": 1}, "distiller": "cosine-loss"}, set()),
     ({"exporter": [], "report": []}, set()),

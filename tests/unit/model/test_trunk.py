@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pdtrim_core import Drop, Item, Plan, Removal, StagedModel, pipeline
-from pdtrim_core.batches import lay_out
+from pdtrim_core.batches import Layout
 from pdtrim_core.recipe import resolve
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
@@ -100,10 +100,8 @@ def test_halving_the_batches_forgets_the_streams_of_plans() -> None:
 
 def test_tokens_that_choices_begin_with_are_run_once() -> None:
     def layout(*, shared: bool) -> list[int]:
-        batch = lay_out(
-            forked_items()[:1], first_token="decode", packs=lambda item: True, device=torch.device("cpu"), shared_tokens=shared
-        )
-        return [*batch.ids_BT[0, 4:].tolist(), len(batch.at_row)]
+        batch = Layout(row_tokens=64, share_tokens=shared).batch(forked_items()[:1], torch.device("cpu"))
+        return [*batch.rows.ids_BT[0, 4:].tolist(), len(batch.at_row)]
 
     # Of four choices all but the last token is run: 7 8 9, 7 8, 7 and 5 8.
     assert layout(shared=False) == [7, 8, 9, 7, 8, 7, 5, 8, 9]
@@ -144,7 +142,7 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
 SWITCHES: list[dict[str, Any]] = [
     {"reuse_plans": False},
     {"share_tokens": False},
-    {"pack_choices": False},
+    {"pack_rows": False},
     {"early_stop": False},
     {"cache_budget": 0},
 ]
