@@ -20,6 +20,7 @@ from pdtrim_core.components import (
     Note,
     Objective,
     Probe,
+    Pruner,
     Report,
     Scorer,
     Searcher,
@@ -44,15 +45,19 @@ from pdtrim_core.space import SearchSpace
 if TYPE_CHECKING:
     from pdtrim_core.context import HiddenStates, ScoreContext
     from pdtrim_core.merges import Student, TeacherBatch, TeacherBatches
-    from pdtrim_core.model import BlockModel, BlockPlace
+    from pdtrim_core.model import BlockModel
     from pdtrim_core.pipeline import run
+    from pdtrim_core.place import BlockPlace
+    from pdtrim_core.pruning import PruneContext, Pruned
     from pdtrim_core.stages import StagedModel
     from pdtrim_core.trunk import Trunk
 
 _LAZY = {
     "BlockModel": "pdtrim_core.model",
-    "BlockPlace": "pdtrim_core.model",
+    "BlockPlace": "pdtrim_core.place",
     "HiddenStates": "pdtrim_core.context",
+    "PruneContext": "pdtrim_core.pruning",
+    "Pruned": "pdtrim_core.pruning",
     "ScoreContext": "pdtrim_core.context",
     "StagedModel": "pdtrim_core.stages",
     "Student": "pdtrim_core.merges",
@@ -90,6 +95,9 @@ __all__ = [
     "PluginHost",
     "Points",
     "Probe",
+    "PruneContext",
+    "Pruned",
+    "Pruner",
     "Recipe",
     "RecipeError",
     "Removal",

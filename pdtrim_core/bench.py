@@ -17,6 +17,7 @@ from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Gain, Row, Value
 from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost
+from pdtrim_core.pruning import Pruning
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import RunFolder
 from pdtrim_core.run_log import RunLog
@@ -36,7 +37,7 @@ class Bench:
         model: BlockModel,
         calibration: Calibration,
         *,
-        merges: Merges,
+        merges: Merges | Pruning,
         shared: Shared,
         host: PluginHost,
         folder: RunFolder,
@@ -163,7 +164,8 @@ class Bench:
             after = self.ledger.known(Plan(prefill=start.prefill.without(element), decode=found.decode))
             if before is not None and after is not None and len(found.decode):
                 error = after.error_of_gain_over(before)
-                spared = all(plan.state("prefill", block) == "run" for block in element.blocks)
+                runs = all(plan.state("prefill", block) in ("run", "shrunk") for block in element.blocks)
+                spared = runs and element not in plan.prefill
                 gains.append(Gain(str(element), round(after - before, 4), error, spared=spared))
         return tuple(gains)
 

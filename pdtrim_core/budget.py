@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pdtrim_core.errors import PdtrimError, blame
-from pdtrim_core.model import sizes_of
+from pdtrim_core.model_sizes import sizes_of
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.sizes import ModelSizes

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pdtrim_core.merges import Student, TeacherBatches
     from pdtrim_core.model import BlockModel
     from pdtrim_core.outcome import Outcome
+    from pdtrim_core.pruning import PruneContext, Pruned
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,19 @@ class Searcher(Component):
         """Return about how many measurements a search takes, for the preview; None where that is unknown."""
         del space
         return None
+
+
+class Pruner(Component):
+    """Another method that finds what decode loses; it takes the place of scorer, searcher and merges."""
+
+    kind = "pruner"
+
+    @abstractmethod
+    def prune(self, context: PruneContext) -> Pruned:
+        """Return what decode loses, as near to the budget as the method's steps allow.
+
+        The dense model must be left as it is. Raises `PdtrimError` for a budget or a model that the method cannot do.
+        """
 
 
 class Distiller(Component):
@@ -296,6 +310,7 @@ KINDS: dict[str, type[Component]] = {
     for cls in (
         Scorer,
         Searcher,
+        Pruner,
         Distiller,
         StageSplitter,
         Objective,

@@ -35,11 +35,12 @@ class Drop:
 
 @dataclass(frozen=True, order=True)
 class Merge:
-    """Two neighbouring blocks replaced by one trained block, which stands where the first of them stood.
+    """A run of neighbouring blocks, two or more, replaced by one block, which stands where the first of them stood.
 
-    `keep` gives the first weights. With `kv = "shadow"` a prefill that keeps the pair also computes the merged block's
-    K/V on the pair's input; with `kv = "frozen"` the merged block kept the K/V weights of the pair's first block, and
-    prefill's own cache of that block is what decode needs.
+    `keep` gives the first weights and is one end of the run, `drop` is the other end. The paper merges pairs. With
+    `kv = "shadow"` a prefill that keeps the run also computes the merged block's K/V on the run's input; with
+    `kv = "frozen"` the merged block kept the K/V weights of the run's first block, and prefill's own cache of that block is
+    what decode needs.
     """
 
     keep: int
@@ -47,18 +48,18 @@ class Merge:
     kv: Literal["shadow", "frozen"] = "shadow"
 
     def __post_init__(self) -> None:
-        if abs(self.keep - self.drop) != 1:
-            raise PlanError(f"a merge takes two neighbouring blocks, got {self.keep} and {self.drop}")
+        if self.keep == self.drop:
+            raise PlanError(f"a merge takes two neighbouring blocks or more, got block {self.keep} alone")
         if self.kv == "frozen" and self.keep > self.drop:
             raise PlanError(
                 f"a merge of {self.drop} and {self.keep} with frozen K/V must start from block {self.drop}, the first "
-                "of the pair: prefill has no K/V of the second one on the pair's input"
+                "of the run: prefill has no K/V of the others on the run's input"
             )
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """The blocks that this element changes, in order."""
-        return (min(self.keep, self.drop), max(self.keep, self.drop))
+        return tuple(range(min(self.keep, self.drop), max(self.keep, self.drop) + 1))
 
     @property
     def places(self) -> frozenset[tuple[int, Part]]:
@@ -71,7 +72,10 @@ class Merge:
 
 @dataclass(frozen=True, order=True)
 class Shrink:
-    """A block whose attention or MLP part loses units: K/V heads with their query heads, or MLP channels."""
+    """A block whose attention or MLP part loses units: K/V heads with their query heads, or MLP channels.
+
+    Units count from 0 in the dense block.
+    """
 
     block: int
     part: Part
@@ -161,6 +165,10 @@ class Removal:
         """Return the elements that change this block."""
         return tuple(element for element in self.elements if block in element.blocks)
 
+    def shrinks_at(self, block: int) -> tuple[Shrink, ...]:
+        """Return the shrinks of this block."""
+        return tuple(element for element in self.at(block) if isinstance(element, Shrink))
+
     def with_(self, *elements: Element) -> Removal:
         """Return this removal with more elements."""
         return Removal((*self.elements, *elements))
@@ -171,8 +179,8 @@ class Removal:
 
     @property
     def blocks_removed(self) -> int:
-        """How many blocks fewer a stage runs (a shrunk block still runs)."""
-        return sum(1 for element in self.elements if not isinstance(element, Shrink))
+        """How many blocks fewer a stage runs: of a merge all but one; a shrunk block still runs."""
+        return sum(len(e.blocks) - isinstance(e, Merge) for e in self.elements if not isinstance(e, Shrink))
 
 
 def element_to_json(element: Element) -> dict[str, Any]:

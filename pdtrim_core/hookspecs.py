@@ -34,14 +34,15 @@ if TYPE_CHECKING:
         Exporter,
         ModelSource,
         Objective,
+        Pruner,
         Report,
         Scorer,
         Searcher,
         StageSplitter,
     )
     from pdtrim_core.elements import Merge
-    from pdtrim_core.model import BlockPlace
     from pdtrim_core.outcome import Outcome
+    from pdtrim_core.place import BlockPlace
     from pdtrim_core.search import Candidate
 
 PROJECT = "pdtrim"
@@ -60,6 +61,11 @@ def pdtrim_scorers() -> Iterable[type[Scorer]]:  # type: ignore[empty-body]
 @hookspec
 def pdtrim_searchers() -> Iterable[type[Searcher]]:  # type: ignore[empty-body]
     """Yield classes that search for what decode loses."""
+
+
+@hookspec
+def pdtrim_pruners() -> Iterable[type[Pruner]]:  # type: ignore[empty-body]
+    """Yield classes of other methods that find what decode loses."""
 
 
 @hookspec

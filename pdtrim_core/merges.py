@@ -59,7 +59,7 @@ class Student:
 
     def logits(self, batch: TeacherBatch, stream_BTD: Tensor) -> Iterator[Tensor]:
         """Yield the final logits `[N, V]` of a stream behind the pair, some positions at a time; gradients flow."""
-        for index in range(self.merge.blocks[1] + 1, self.model.block_count):
+        for index in range(self.merge.blocks[-1] + 1, self.model.block_count):
             stream_BTD = self.model.run(index, stream_BTD, batch.calls)
         yield from self.model.logits(stream_BTD.flatten(0, 1))
 
@@ -70,7 +70,7 @@ class TeacherBatches:
     def __init__(self, trunk: Trunk, items: Sequence[Item], merge: Merge) -> None:
         self._model = trunk.model
         with torch.no_grad():
-            self._batches = [self._batch(prepared, *merge.blocks) for _, prepared in trunk.batches(items)]
+            self._batches = [self._batch(prepared, merge) for _, prepared in trunk.batches(items)]
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -78,10 +78,10 @@ class TeacherBatches:
     def __iter__(self) -> Iterator[TeacherBatch]:
         return iter(self._batches)
 
-    def _batch(self, prepared: PreparedBatch, first: int, second: int) -> TeacherBatch:
-        before = prepared.dense_at(first)
+    def _batch(self, prepared: PreparedBatch, merge: Merge) -> TeacherBatch:
+        before = prepared.dense_at(merge.blocks[0])
         after = before
-        for index in (first, second):
+        for index in merge.blocks:
             after = self._model.run(index, after, prepared.recording.calls)
         return TeacherBatch(before, after, prepared.recording.calls)
 
@@ -131,7 +131,7 @@ class MergeStore:
 
     def merge_of(self, merge: Merge) -> Merge:
         """Return the merge as the distiller makes it: with its kind of K/V, and starting from the block that it needs."""
-        first, second = merge.blocks
+        first, second = merge.blocks[0], merge.blocks[-1]
         if self._distiller.kv == "frozen":
             if not self._model.place.kv:
                 raise PdtrimError(
@@ -183,7 +183,7 @@ class MergeStore:
                         f"{self._label}: the loss of the merge {merge} became {losses[-1]} in epoch {len(losses)}: lower its lr"
                     )
         module.requires_grad_(requires_grad=False)
-        first, second = merge.blocks
+        first, second = merge.blocks[0], merge.blocks[-1]
         return TrainedMerge(
             merge=merge,
             untrained=untrained,

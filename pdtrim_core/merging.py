@@ -163,4 +163,4 @@ class Merges:
         """Write the merged blocks of a plan into the run folder, beside the plan that needs them."""
         for merge in plan.decode:
             if isinstance(merge, Merge):
-                self._open().copy(merge, folder / f"{merge.blocks[0]}-{merge.blocks[1]}.safetensors")
+                self._open().copy(merge, folder / f"{merge.blocks[0]}-{merge.blocks[-1]}.safetensors")

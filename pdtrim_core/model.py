@@ -19,23 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pdtrim_core.elements import Shrink
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.sizes import BlockSizes, ModelSizes
+from pdtrim_core.model_sizes import sizes_of
+from pdtrim_core.narrowing import Units, head_dim_of, narrowed
+from pdtrim_core.place import BlockPlace
+from pdtrim_core.sizes import ModelSizes
 
 HEAD_NUMBERS = 2**25
 """Logits held at once, in numbers: the head runs over this many divided by the vocabulary positions at a time."""
-
-
-@dataclass(frozen=True)
-class BlockPlace:
-    """Where a family keeps its list of blocks: the path of the module list, such as "model.layers".
-
-    `kv` names the parts of a block that K and V are made with (the norm in front, the two projections, their norms);
-    empty where a family has one projection for all three of Q, K and V.
-    """
-
-    blocks: str
-    kv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +64,7 @@ class BlockModel:
         self.config = model.config.get_text_config()
         _refuse(model.config, self.config, name)
         self._returns = self._probe()
+        self._narrowed: dict[tuple[Any, ...], nn.Module] = {}
 
     @property
     def block_count(self) -> int:
@@ -142,6 +135,18 @@ class BlockModel:
         if call.by_keyword:
             return _first(block(hidden_states=hidden_BTD, **call.kwargs))
         return _first(block(hidden_BTD, *call.args, **call.kwargs))
+
+    def units(self, block: int) -> Units:
+        """Return the heads and channels of a block."""
+        return Units(self.blocks[block], self.place, head_dim_of(self.config))
+
+    def narrowed(self, shrinks: Sequence[Shrink], outputs: Mapping[Any, nn.Module]) -> nn.Module:
+        """Return a block less the units that shrinks of it remove, the same module each time; see `narrowing.narrowed`."""
+        key = (*shrinks, *(id(outputs.get(shrink)) for shrink in shrinks))
+        if key not in self._narrowed:
+            block = self.blocks[shrinks[0].block]
+            self._narrowed[key] = narrowed(block, self.place, head_dim_of(self.config), shrinks, outputs)
+        return self._narrowed[key]
 
     def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
         """Yield the logits `[N, V]` of streams behind the last block, in float32, some positions at a time."""
@@ -266,34 +271,3 @@ def _refuse(config: Any, text_config: Any, name: str) -> None:
             )
     if getattr(text_config, "num_kv_shared_layers", 0):
         raise PdtrimError(f"{name} shares K/V between blocks, so a block cannot go alone")
-
-
-def sizes_of(model: Any, place: BlockPlace) -> ModelSizes:
-    """Read the sizes off a model; on the meta device no weights are needed."""
-    config = model.config.get_text_config()
-    blocks = tuple(_block_sizes(block, config) for block in model.get_submodule(place.blocks))
-    unique = {id(parameter): parameter for parameter in model.parameters()}
-    head = model.get_output_embeddings()
-    return ModelSizes(
-        blocks=blocks,
-        parameters=sum(parameter.numel() for parameter in unique.values()),
-        head=sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0,
-        bytes_per_number=next(iter(unique.values())).element_size(),
-    )
-
-
-def _block_sizes(block: nn.Module, config: Any) -> BlockSizes:
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    total = sum(parameter.numel() for parameter in block.parameters())
-    experts = sum(p.numel() for name, p in block.named_parameters() if ".experts." in f".{name}.")
-    expert_count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
-    chosen = getattr(config, "num_experts_per_tok", None) or expert_count
-    return BlockSizes(
-        parameters=total,
-        active=total - experts + experts * chosen // expert_count,
-        kv_parameters=2 * kv_heads * head_dim * config.hidden_size,
-        kv_width=2 * kv_heads * head_dim,
-        attention_width=heads * head_dim,
-    )

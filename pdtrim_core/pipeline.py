@@ -22,6 +22,7 @@ from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Cost, Environment, Outcome, Sets, machine, peak_memory, versions
 from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.plugins import PluginHost
+from pdtrim_core.pruning import Pruning, prune
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import RunFolder, open_run_folder
 from pdtrim_core.run_log import RunLog
@@ -63,7 +64,7 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False, shared: Shared
                 block_count=start.model.block_count,
                 objective=recipe.objective.name,
                 saved_plan=json.loads(_saved(recipe, start.model, plan).to_json()),
-                block_scores=start.space.scores.block,
+                block_scores=start.block_scores,
                 pair_scores=start.space.scores.pair,
                 sets=start.sets,
                 rows=rows,
@@ -92,8 +93,13 @@ class Start:
     calibration: Calibration
     environment: Environment
     sets: Sets
-    merges: Merges
+    merges: Merges | Pruning
     space: SearchSpace
+
+    @property
+    def block_scores(self) -> tuple[float, ...]:
+        """One score a block, where a scorer or a pruner gave some."""
+        return self.merges.pruned.block_scores if isinstance(self.merges, Pruning) else self.space.scores.block
 
 
 def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *, shared: Shared) -> Start:
@@ -115,6 +121,11 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *,
             log.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples asked for")
         environment = _environment(recipe, host, model, calibration)
         folder.check_same({"weights": environment.weights, "data": environment.data})
+    if recipe.pruner is not None:
+        with log.step("prune"):
+            pruning, space = prune(recipe, host, model, calibration, blocks=count, folder=folder, log=log)
+        folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
+        return Start(model, calibration, environment, Sets((), (), (), None), pruning, space)
     with log.step("score the blocks"):
         scores = shared.latest("scores", keys.scores, lambda: score(recipe, host, model, calibration))
         folder.write("scores.json", scores.to_json())
@@ -153,6 +164,8 @@ def find(
             bench.dense()
         return bench
 
+    if isinstance(start.merges, Pruning):
+        return start, new_bench(), Plan.unified(start.merges.pruned.removal)
     while True:
         bench = new_bench()
         with log.step("search", about=recipe.searcher.steps(start.space)):

@@ -99,7 +99,7 @@ class Plan:
         """Return what a stage does at a block of the dense model."""
         elements = self.removal(stage).at(block)
         if not elements:
-            return "into" if stage == "prefill" and self._second_of_kv_only_pair(block) else "run"
+            return "into" if stage == "prefill" and self._behind_kv_only(block) else "run"
         match elements[0]:
             case Drop():
                 return "gone"
@@ -110,9 +110,10 @@ class Plan:
             case Merge() as merge:
                 return "merged" if block == merge.blocks[0] else "into"
 
-    def _second_of_kv_only_pair(self, block: int) -> bool:
-        pairs = [e for e in self.decode.at(block) if isinstance(e, Merge) and block == e.blocks[1]]
-        return any(KvOnly(pair.blocks[0]) in self.prefill for pair in pairs)
+    def _behind_kv_only(self, block: int) -> bool:
+        """Whether decode merges this block into an earlier one, of which prefill keeps the K/V alone."""
+        merges = [e for e in self.decode.at(block) if isinstance(e, Merge) and block != e.blocks[0]]
+        return any(KvOnly(merge.blocks[0]) in self.prefill for merge in merges)
 
     @property
     def first_block(self) -> int | None:
@@ -193,15 +194,15 @@ def _violations(prefill: Removal, decode: Removal) -> list[str]:
 
 
 def _clash_with_merge(element: Element, merge: Merge, prefill: Removal) -> str | None:
-    first, second = merge.blocks
+    first, *others = merge.blocks
     if element == merge or (isinstance(element, Shrink) and element.part == "mlp"):
         return None
     if isinstance(element, KvOnly) and element.slot == first:
-        others = [str(e) for e in prefill.at(second)]
-        return f"prefill has kv:{first} for the merged pair {merge}, and also {others[0]} inside it" if others else None
+        inside = [str(e) for block in others for e in prefill.at(block)]
+        return f"prefill has kv:{first} for the merge {merge}, and also {inside[0]} inside it" if inside else None
     return (
-        f"decode merges {first} and {second}, but prefill has {element}: it must run the pair, merge it the same way, "
-        f"or keep its K/V only (kv:{first})"
+        f"decode has the merge {merge}, but prefill has {element}: it must run those blocks, merge them the same way, or keep "
+        f"the merged block's K/V only (kv:{first})"
     )
 
 

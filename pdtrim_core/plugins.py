@@ -24,12 +24,13 @@ from pdtrim_core.components import KINDS, Component
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
 
 if TYPE_CHECKING:
-    from pdtrim_core.model import BlockPlace
+    from pdtrim_core.place import BlockPlace
 
 GROUP = hookspecs.PROJECT
 _REGISTRIES = {
     "pdtrim_scorers": "scorer",
     "pdtrim_searchers": "searcher",
+    "pdtrim_pruners": "pruner",
     "pdtrim_distillers": "distiller",
     "pdtrim_splitters": "splitter",
     "pdtrim_objectives": "objective",

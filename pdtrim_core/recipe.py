@@ -19,6 +19,7 @@ from pdtrim_core.components import (
     Exporter,
     ModelSource,
     Objective,
+    Pruner,
     Report,
     Scorer,
     Searcher,
@@ -46,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
 STAGED_SPLITTER = "as-found"
 """The splitter of a recipe that names none, where its searcher finds both stages."""
 LISTS = ("exporter", "report")
+REPLACED_BY_PRUNER = ("scorer", "searcher")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Recipe:
     model: ModelSource
     scorer: Scorer
     searcher: Searcher
+    pruner: Pruner | None
     distiller: Distiller
     splitter: StageSplitter
     objective: Objective
@@ -66,11 +69,17 @@ class Recipe:
     uses: Mapping[str, tuple[str, ...]]
     """The names by which the recipe asked for its components, by kind: two distributions may offer the same one."""
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of component that this recipe has one of; a pruner takes the place of others."""
+        finders = REPLACED_BY_PRUNER if self.pruner is None else ("pruner",)
+        return ("model", *finders, "distiller", "splitter", "objective", "calibration")
+
     def to_data(self) -> dict[str, Any]:
         """Return the resolved recipe, every option spelt out, as TOML data that reads back to the same recipe."""
         data = _without_none(self.settings.model_dump(mode="json"))
         data["out"] = str(self.out)
-        for kind in ("model", "scorer", "searcher", "distiller", "splitter", "objective", "calibration"):
+        for kind in self.kinds:
             data[kind] = _component_data(self.uses[kind][0], getattr(self, kind))
         for kind, components in (("exporter", self.exporters), ("report", self.reports)):
             data[kind] = [_component_data(use, part) for use, part in zip(self.uses[kind], components, strict=True)]
@@ -153,13 +162,14 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
             given[kind] = STAGED_SPLITTER
         parts[kind] = _make_all(kind, given[kind], host, problems)
     parts["model"] = _make_model(data.get("model"), host, problems)
-    problems += _conflicts(data.get("prune", {}))
+    parts["pruner"] = _make("pruner", data["pruner"], host, problems) if "pruner" in data else None
+    problems += _conflicts(data)
     if problems or settings is None:
         raise RecipeError(where, problems)
     folder = out or Path(settings.out or f"runs/{Path(where).stem}")
     # The resolved recipe is written to the run folder, from where a relative path would lead elsewhere.
     files = tuple(str(path.resolve()) for path in plugin_files(data, Path(where)))
-    uses = {kind: _uses(kind, given.get(kind), parts[kind]) for kind in KINDS}
+    uses = {kind: _uses(kind, given.get(kind), part) for kind, part in parts.items() if part is not None}
     return Recipe(
         settings=settings.model_copy(update={"plugins": files}),
         uses=uses,
@@ -184,14 +194,20 @@ def resolve_reports(data: Mapping[str, Any], host: PluginHost, *, where: str) ->
     return tuple(reports)
 
 
-def _conflicts(prune: Any) -> list[str]:
-    if not isinstance(prune, dict):
-        return []
-    if "blocks" in prune and "fraction" in prune:
-        return ["prune: say blocks or fraction, not both"]
-    if "blocks" not in prune and "fraction" not in prune:
-        return ["prune.blocks: required key is missing (or give prune.fraction)"]
-    return []
+def _conflicts(data: Mapping[str, Any]) -> list[str]:
+    """Return what a recipe says that does not go together."""
+    prune, problems = data.get("prune", {}), []
+    if isinstance(prune, dict):
+        if "blocks" in prune and "fraction" in prune:
+            problems.append("prune: say blocks or fraction, not both")
+        if "blocks" not in prune and "fraction" not in prune:
+            problems.append("prune.blocks: required key is missing (or give prune.fraction)")
+    if "pruner" in data:
+        replaced = [kind for kind in REPLACED_BY_PRUNER if kind in data]
+        if isinstance(prune, dict) and "merge_above" in prune:
+            replaced.append("prune.merge_above")
+        problems += [f"{key}: a pruner finds what decode loses, so leave this out, or leave out pruner" for key in replaced]
+    return problems
 
 
 def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:
@@ -324,7 +340,7 @@ def schema(host: PluginHost) -> dict[str, Any]:
             definitions.update(part.pop("$defs", {}))
             names = [provided.component.name, f"{provided.origin.source}/{provided.component.name}"]
             part["properties"] = {"use": {"enum": names}, **part.get("properties", {})}
-            if kind != "model" and provided.component.name != DEFAULTS[kind]:
+            if kind != "model" and provided.component.name != DEFAULTS.get(kind):
                 part["required"] = ["use", *part.get("required", [])]
             tables.append(part)
         names = [name for table in tables for name in table["properties"]["use"]["enum"]]

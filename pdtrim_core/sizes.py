@@ -1,14 +1,15 @@
 """What a stage costs, from sizes alone: parameters, prefill FLOPs, decode weight traffic, K/V bytes.
 
-No weights and no torch are needed: `ModelSizes` is a value that `model.sizes_of` reads off a model, on the meta device if
+No weights and no torch are needed: `ModelSizes` is a value that `model_sizes.sizes_of` reads off a model, on the meta device if
 need be.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from pdtrim_core.elements import Stage
+from pdtrim_core.elements import Part, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan import Plan
 
@@ -20,7 +21,8 @@ class BlockSizes:
     """One block: all its parameters, those a token reads (fewer in a mixture of experts), and its attention.
 
     `kv_parameters` are the K and V projections' weights, `kv_width` the numbers of K and V a token, `attention_width`
-    the query heads times their size.
+    the query heads times their size. `units` has for each part that can be shrunk how many units it has and how many
+    parameters each of them holds.
     """
 
     parameters: int
@@ -28,6 +30,21 @@ class BlockSizes:
     kv_parameters: int
     kv_width: int
     attention_width: int
+    units: Mapping[Part, tuple[int, int]] = field(default_factory=dict)
+
+    def lost(self, shrinks: Iterable[Shrink]) -> int:
+        """Return the parameters that go with the units of some shrinks. Raises `PdtrimError` where a part has no units."""
+        for shrink in shrinks:
+            if shrink.part not in self.units:
+                raise PdtrimError(
+                    f"the cost of a shrunk block (block {shrink.block}) cannot be told: its {shrink.part} has no units"
+                )
+        return sum(len(shrink.units) * self.units[shrink.part][1] for shrink in shrinks)
+
+    def heads_kept(self, shrinks: Iterable[Shrink]) -> float:
+        """Return the share of the K/V heads that some shrinks leave, as a fraction of 1."""
+        lost = sum(len(shrink.units) for shrink in shrinks if shrink.part == "attention")
+        return 1 - lost / self.units["attention"][0] if lost else 1.0
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,9 @@ class ModelSizes:
         flops = 2 * self.head
         for index in self._all():
             flops += 2 * tokens * self._kept_of_block(plan, "prefill", index, "active", "kv_parameters")
-            if plan.state("prefill", index) in ("run", "merged"):
-                flops += 2 * tokens * (tokens + 1) * self.blocks[index].attention_width
+            if plan.state("prefill", index) in ("run", "merged", "shrunk"):
+                heads = self.blocks[index].heads_kept(plan.prefill.shrinks_at(index))
+                flops += 2 * tokens * (tokens + 1) * round(self.blocks[index].attention_width * heads)
         return flops + 2 * tokens * self._shadows(plan)
 
     def decode_bytes(self, plan: Plan) -> int:
@@ -71,7 +89,8 @@ class ModelSizes:
     def kv_bytes(self, plan: Plan) -> int:
         """Return the bytes of K/V that prefill ships to decode a prompt token."""
         slots = plan.slots(len(self.blocks))
-        return sum(self.blocks[slot.block].kv_width for slot in slots) * self.bytes_per_number
+        widths = (self.blocks[slot.block].kv_width * self.blocks[slot.block].heads_kept(slot.shrinks) for slot in slots)
+        return round(sum(widths)) * self.bytes_per_number
 
     def cost(self, plan: Plan, stage: Stage) -> float:
         """Return a stage's cost as a share of the dense model's: FLOPs of prefill, bytes a token of decode."""
@@ -93,9 +112,11 @@ class ModelSizes:
             case "run" | "merged":
                 kept: int = getattr(self.blocks[index], whole)
             case "kv-only":
-                kept = getattr(self.blocks[index], kv)
+                heads = self.blocks[index].heads_kept(plan.decode.shrinks_at(index))
+                kept = round(getattr(self.blocks[index], kv) * heads)
             case "gone" | "into":
                 kept = 0
             case "shrunk":
-                raise PdtrimError(f"the cost of a shrunk block (block {index}) cannot be told from block sizes alone")
+                block = self.blocks[index]
+                kept = getattr(block, whole) - block.lost(plan.removal(stage).shrinks_at(index))
         return kept

@@ -29,13 +29,14 @@ NORMALISED_AT_ONCE = 2
 """Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
 
 StandIns = Mapping[Merge | Shrink, nn.Module]
-"""The modules that run for merges (the merged block) and shrinks (the narrowed block)."""
+"""For a merge the block that stands for its run; for a shrink the projection out of its part, where that is not the dense one
+less some columns."""
 
 
 class StagedModel:
     """A model under a plan. Making one is cheap; the trunk holds what plans share.
 
-    `stand_ins` has a module for every merge and shrink of the plan. Raises `PlanError` for a plan that does not fit.
+    `stand_ins` has a module for every merge of the plan. Raises `PlanError` for a plan that does not fit.
     """
 
     def __init__(self, trunk: Trunk, plan: Plan, stand_ins: StandIns | None = None) -> None:
@@ -45,8 +46,8 @@ class StagedModel:
         self._model = trunk.model
         self._stand_ins = dict(stand_ins or {})
         for element in (*plan.prefill, *plan.decode):
-            if isinstance(element, Merge | Shrink) and element not in self._stand_ins:
-                raise PdtrimError(f"the plan has {element}, but no trained or narrowed block was given for it")
+            if isinstance(element, Merge) and element not in self._stand_ins:
+                raise PdtrimError(f"the plan has {element}, but no merged block was given for it")
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
@@ -141,8 +142,9 @@ class StagedModel:
         return self.plan.slots(self._model.block_count)[-1].blocks[-1] + 1
 
     def _width(self, index: int) -> int:
-        """Return 2 where either stage merges the pair that begins here, else 1."""
-        return 2 if "merged" in (self.plan.state("prefill", index), self.plan.state("decode", index)) else 1
+        """Return how many blocks either stage merges from here on; 1 where none does."""
+        here = (*self.plan.prefill.at(index), *self.plan.decode.at(index))
+        return max((len(element.blocks) for element in here if isinstance(element, Merge)), default=1)
 
     def _step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
         """Run one place in both stages: each token takes the branch of its stage."""
@@ -173,11 +175,12 @@ class StagedModel:
             state = self.plan.state(stage, block)
             if state == "run":
                 branch.append((block, None))
-            elif state in ("merged", "shrunk"):
-                element = self.plan.removal(stage).at(block)[0]
-                assert isinstance(element, Merge | Shrink)
-                like = element.keep if isinstance(element, Merge) else block
-                branch.append((like, self._stand_ins[element]))
+            elif state == "shrunk":
+                branch.append((block, self._model.narrowed(self.plan.removal(stage).shrinks_at(block), self._stand_ins)))
+            elif state == "merged":
+                (merge,) = self.plan.removal(stage).at(block)
+                assert isinstance(merge, Merge)
+                branch.append((merge.keep, self._stand_ins[merge]))
         return tuple(branch)
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:

@@ -121,14 +121,13 @@ def _prefill_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shr
             case "run":
                 steps.append(Step(model.blocks[block], block, slot=number))
             case "kv-only" if merge is None and number is not None:
-                shrinks = slots[number].shrinks
-                module = stand_ins[shrinks[0]] if shrinks else model.blocks[block]
+                module = _shrunk(model, block, slots[number].shrinks, stand_ins)
                 steps.append(Step(module, block, passed_by=True, slot=number))
-            case "merged" | "shrunk":
-                element = plan.prefill.at(block)[0]
-                assert isinstance(element, Merge | Shrink)
-                like = element.keep if isinstance(element, Merge) else block
-                steps.append(Step(stand_ins[element], like, slot=number))
+            case "shrunk":
+                steps.append(Step(_shrunk(model, block, plan.prefill.shrinks_at(block), stand_ins), block, slot=number))
+            case "merged":
+                (merge,) = (element for element in plan.prefill.at(block) if isinstance(element, Merge))
+                steps.append(Step(stand_ins[merge], merge.keep, slot=number))
     return steps
 
 
@@ -138,9 +137,12 @@ def _decode_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shri
         if slot.merge is not None:
             steps.append(Step(stand_ins[slot.merge], slot.merge.keep))
         else:
-            module = stand_ins[slot.shrinks[0]] if slot.shrinks else model.blocks[slot.block]
-            steps.append(Step(module, slot.block))
+            steps.append(Step(_shrunk(model, slot.block, slot.shrinks, stand_ins), slot.block))
     return steps
+
+
+def _shrunk(model: BlockModel, block: int, shrinks: Sequence[Shrink], stand_ins: Mapping[Merge | Shrink, nn.Module]) -> nn.Module:
+    return model.narrowed(shrinks, stand_ins) if shrinks else model.blocks[block]
 
 
 def _forward(model: BlockModel, tokens: Sequence[int], cache: Any) -> Tensor:

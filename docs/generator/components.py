@@ -56,8 +56,13 @@ def families_page() -> str:
     from pdtrim_plugins.architectures import PLACES  # noqa: PLC0415 - one page is about this one plugin
 
     rows = [
-        [f"`{family}`", f"`{place}`", ", ".join(f"`{part}`" for part in parts) or "made together with Q"]
-        for family, (place, parts) in sorted(PLACES.items())
+        [
+            f"`{family}`",
+            f"`{place}`",
+            ", ".join(f"`{part}`" for part in parts) or "made together with Q",
+            " and ".join(name for name, there in (("heads", attention), ("channels", mlp)) if there) or "whole blocks alone",
+        ]
+        for family, (place, parts, attention, mlp) in sorted(PLACES.items())
     ]
     return "\n\n".join(
         [
@@ -65,7 +70,8 @@ def families_page() -> str:
             "The built-in plugin `architectures` answers the hook `pdtrim_find_blocks` for these values of `model_type` in a "
             "model's config. Another plugin can answer for more.",
             'Merges can keep K/V frozen (`distiller.kv = "frozen"`) where K and V are made by parts of their own.',
-            table(["model_type", "where its blocks are", "what makes K and V"], rows),
+            "Pruners that remove K/V heads or MLP channels need projections of their own for them.",
+            table(["model_type", "where its blocks are", "what makes K and V", "what can go"], rows),
         ]
     )
 

@@ -11,20 +11,28 @@ if TYPE_CHECKING:
 
 SEPARATE = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
 NORMED = (*SEPARATE, "self_attn.k_norm")
-PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "gemma3": ("model.language_model.layers", NORMED),
-    "gemma3_text": ("model.layers", NORMED),
-    "gpt_neox": ("gpt_neox.layers", ()),
-    "llama": ("model.layers", SEPARATE),
-    "mistral": ("model.layers", SEPARATE),
-    "mixtral": ("model.layers", SEPARATE),
-    "opt": ("model.decoder.layers", ("self_attn_layer_norm", "self_attn.k_proj", "self_attn.v_proj")),
-    "phi3": ("model.layers", ()),
-    "qwen2": ("model.layers", SEPARATE),
-    "qwen3": ("model.layers", NORMED),
-    "qwen3_moe": ("model.layers", NORMED),
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+PLACES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "gemma3": ("model.language_model.layers", NORMED, ATTENTION, GATED),
+    "gemma3_text": ("model.layers", NORMED, ATTENTION, GATED),
+    "gpt_neox": ("gpt_neox.layers", (), (), ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")),
+    "llama": ("model.layers", SEPARATE, ATTENTION, GATED),
+    "mistral": ("model.layers", SEPARATE, ATTENTION, GATED),
+    "mixtral": ("model.layers", SEPARATE, ATTENTION, ()),
+    "opt": (
+        "model.decoder.layers",
+        ("self_attn_layer_norm", "self_attn.k_proj", "self_attn.v_proj"),
+        (*ATTENTION[:3], "self_attn.out_proj"),
+        ("fc1", "fc2"),
+    ),
+    "phi3": ("model.layers", (), (), ()),
+    "qwen2": ("model.layers", SEPARATE, ATTENTION, GATED),
+    "qwen3": ("model.layers", NORMED, ATTENTION, GATED),
+    "qwen3_moe": ("model.layers", NORMED, ATTENTION, ()),
 }
-"""The path of the module list and the parts of a block that make K and V, by the `model_type` of a config."""
+"""By the `model_type` of a config: the path of the module list, and of a block the parts that make K and V, the projections of
+attention, and those of the MLP; empty where they are fused or experts."""
 
 
 @hookimpl

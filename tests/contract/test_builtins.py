@@ -15,6 +15,7 @@ from pdtrim_core.testing import (
     ExporterContract,
     ModelSourceContract,
     ObjectiveContract,
+    PrunerContract,
     ReportContract,
     ScorerContract,
     SearcherContract,
@@ -27,6 +28,7 @@ from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
+from pdtrim_plugins.pruners import ShortGpt
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
@@ -60,6 +62,10 @@ class TestNorm(ScorerContract):
     departs: ClassVar[dict[str, str]] = {
         "test_a_silent_block_is_ranked_first": "a norm tells how long a state is, not what the block did to it",
     }
+
+
+class TestShortGpt(PrunerContract):
+    component = ShortGpt
 
 
 class TestAnnealing(SearcherContract):

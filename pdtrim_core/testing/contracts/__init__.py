@@ -19,6 +19,7 @@ from pdtrim_core.testing.contracts.calibrations import CalibrationContract
 from pdtrim_core.testing.contracts.distillers import DistillerContract
 from pdtrim_core.testing.contracts.model_sources import ModelSourceContract
 from pdtrim_core.testing.contracts.objectives import FixedStaged, ObjectiveContract
+from pdtrim_core.testing.contracts.pruners import PrunerContract
 from pdtrim_core.testing.contracts.scorers import ScorerContract
 from pdtrim_core.testing.contracts.searchers import SearcherContract
 from pdtrim_core.testing.contracts.small_run import TinyModel, small_run, tiny_host
@@ -33,6 +34,7 @@ __all__ = [
     "FixedStaged",
     "ModelSourceContract",
     "ObjectiveContract",
+    "PrunerContract",
     "ReportContract",
     "ScorerContract",
     "SearcherContract",

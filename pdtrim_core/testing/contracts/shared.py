@@ -21,6 +21,7 @@ from pdtrim_core.components import (
     Exporter,
     ModelSource,
     Objective,
+    Pruner,
     Report,
     Scorer,
     Searcher,
@@ -66,6 +67,7 @@ def check_component(component: type[Component], kind: type[Component], options: 
 _HOOKS: dict[str, type[Component]] = {
     "pdtrim_scorers": Scorer,
     "pdtrim_searchers": Searcher,
+    "pdtrim_pruners": Pruner,
     "pdtrim_distillers": Distiller,
     "pdtrim_splitters": StageSplitter,
     "pdtrim_objectives": Objective,

@@ -44,19 +44,21 @@ def test_elements_have_short_names() -> None:
     assert str(Removal(ONE_OF_EACH)) == "{0, 1+2, 3+4, 5.attention-2, 5.mlp-1, kv:6}"
 
 
-@pytest.mark.parametrize("keep_drop", [(1, 3), (2, 2), (5, 1)])
-def test_a_merge_takes_neighbours(keep_drop: tuple[int, int]) -> None:
+def test_a_merge_takes_two_blocks_or_more() -> None:
+    assert Merge(5, 2).blocks == (2, 3, 4, 5)
+    assert str(Merge(5, 2)) == "2+3+4+5"
+    assert Removal([Merge(5, 2), Drop(0), Shrink(1, "mlp", (0,))]).blocks_removed == 4
     with pytest.raises(PlanError) as caught:
-        Merge(*keep_drop)
-    assert str(caught.value) == f"a merge takes two neighbouring blocks, got {keep_drop[0]} and {keep_drop[1]}"
+        Merge(2, 2)
+    assert str(caught.value) == "a merge takes two neighbouring blocks or more, got block 2 alone"
 
 
 def test_a_frozen_merge_starts_from_its_first_block() -> None:
     with pytest.raises(PlanError) as caught:
         Merge(keep=4, drop=3, kv="frozen")
     assert str(caught.value) == (
-        "a merge of 3 and 4 with frozen K/V must start from block 3, the first of the pair: prefill has no K/V of the second "
-        "one on the pair's input"
+        "a merge of 3 and 4 with frozen K/V must start from block 3, the first of the run: prefill has no K/V of the others on "
+        "the run's input"
     )
 
 

@@ -31,8 +31,10 @@ def decodes(draw: st.DrawFn, block_count: int) -> list[Element]:
         state = draw(st.sampled_from(["run", "run", "drop", "shrink", "merge"]))
         if state == "merge" and block + 1 < block_count:
             kv, turned = draw(st.sampled_from([("shadow", False), ("shadow", True), ("frozen", False)]))
-            elements.append(Merge(block + turned, block + (not turned), "frozen" if kv == "frozen" else "shadow"))
-            block += 1
+            last = draw(st.integers(block + 1, min(block + 3, block_count - 1)))
+            ends = (last, block) if turned else (block, last)
+            elements.append(Merge(*ends, "frozen" if kv == "frozen" else "shadow"))
+            block = last
         elif state == "drop":
             elements.append(Drop(block))
         elif state == "shrink":
@@ -98,21 +100,21 @@ def saved(draw: st.DrawFn) -> SavedPlan:
         ([Merge(2, 3)], [Drop(2)], "decode runs block 3, but prefill merges it and computes no K/V for it"),
         ([], [KvOnly(4)], "decode has kv:4, but K/V-only is a state of prefill"),
         ([KvOnly(4)], [Drop(4)], "prefill keeps the K/V of block 4, but decode does not run it: use a drop"),
-        ([KvOnly(4), Drop(5)], [Merge(4, 5)], "prefill has kv:4 for the merged pair 4+5, and also 5 inside it; {pair}5"),
-        ([KvOnly(4), KvOnly(5)], [Merge(4, 5)], "prefill has kv:4 for the merged pair 4+5, and also kv:5 inside it; {pair}kv:5"),
+        ([KvOnly(4), Drop(5)], [Merge(4, 5)], "prefill has kv:4 for the merge 4+5, and also 5 inside it; {merge}5"),
+        ([KvOnly(4), KvOnly(5)], [Merge(4, 5)], "prefill has kv:4 for the merge 4+5, and also kv:5 inside it; {merge}kv:5"),
         (
             [KvOnly(4), Shrink(5, "mlp", (0,))],
             [Merge(4, 5)],
-            "prefill has kv:4 for the merged pair 4+5, and also 5.mlp-1 inside it",
+            "prefill has kv:4 for the merge 4+5, and also 5.mlp-1 inside it",
         ),
-        ([KvOnly(5)], [Merge(4, 5)], "{pair}kv:5"),
-        ([Drop(4)], [Merge(4, 5)], "{pair}4"),
-        ([Drop(5)], [Merge(4, 5)], "{pair}5"),
-        ([Merge(5, 4)], [Merge(4, 5)], "{pair}4+5"),
-        ([Merge(4, 5, "frozen")], [Merge(4, 5)], "{pair}4+5"),
-        ([Shrink(4, "attention", (0,))], [Merge(4, 5)], "{pair}4.attention-1"),
-        ([Shrink(5, "attention", (0,))], [Merge(4, 5)], "{pair}5.attention-1"),
-        ([Merge(5, 6)], [Drop(6), Merge(4, 5)], "{pair}5+6"),
+        ([KvOnly(5)], [Merge(4, 5)], "{merge}kv:5"),
+        ([Drop(4)], [Merge(4, 5)], "{merge}4"),
+        ([Drop(5)], [Merge(4, 5)], "{merge}5"),
+        ([Merge(5, 4)], [Merge(4, 5)], "{merge}4+5"),
+        ([Merge(4, 5, "frozen")], [Merge(4, 5)], "{merge}4+5"),
+        ([Shrink(4, "attention", (0,))], [Merge(4, 5)], "{merge}4.attention-1"),
+        ([Shrink(5, "attention", (0,))], [Merge(4, 5)], "{merge}5.attention-1"),
+        ([Merge(5, 6)], [Drop(6), Merge(4, 5)], "{merge}5+6"),
         ([Shrink(1, "attention", (0, 2))], [], "decode runs K/V heads [0, 2] of block 1, but prefill has removed them"),
         (
             [Shrink(1, "attention", (0, 1, 2))],
@@ -128,10 +130,13 @@ def saved(draw: st.DrawFn) -> SavedPlan:
     ids=str,
 )
 def test_prefill_may_not_remove_what_decode_reads(prefill: list[Element], decode: list[Element], problem: str) -> None:
-    pair = "decode merges 4 and 5, but prefill has {}: it must run the pair, merge it the same way, or keep its K/V only (kv:4)"
-    if "{pair}" in problem:
-        before, shown = problem.split("{pair}")
-        problem = before + pair.format(shown)
+    merge = (
+        "decode has the merge 4+5, but prefill has {}: it must run those blocks, merge them the same way, or keep the merged "
+        "block's K/V only (kv:4)"
+    )
+    if "{merge}" in problem:
+        before, shown = problem.split("{merge}")
+        problem = before + merge.format(shown)
     with pytest.raises(PlanError) as caught:
         plan(prefill, decode)
     assert str(caught.value) == LAW + problem

@@ -488,8 +488,24 @@ def test_a_resolved_recipe_reads_back_to_itself(host: PluginHost, data: dict[str
 @given(RECIPES)
 def test_a_resolved_recipe_spells_every_part_out(host: PluginHost, data: dict[str, Any]) -> None:
     written = resolve(data, host, where="recipes/mine.toml").to_data()
-    assert {*KINDS, "recipe", "seed", "out", "prune", "evaluation"} <= written.keys()
-    assert all("use" in written[kind] for kind in KINDS if kind not in ("exporter", "report"))
+    kinds = set(KINDS) - {"pruner"}
+    assert {*kinds, "recipe", "seed", "out", "prune", "evaluation"} <= written.keys()
+    assert all("use" in written[kind] for kind in kinds if kind not in ("exporter", "report"))
+
+
+def test_a_pruner_takes_the_place_of_scorer_and_searcher(host: PluginHost) -> None:
+    data = {"model": "package:none", "prune": {"blocks": 2}, "pruner": "shortgpt"}
+    written = resolve(data, host, where="mine.toml").to_data()
+    assert written["pruner"] == {"use": "shortgpt"}
+    assert not {"scorer", "searcher"} & written.keys()
+    assert resolve(written, host, where="again.toml").to_data() == {**written, "out": written["out"]}
+    clashing = {**data, "searcher": "greedy", "scorer": "dot", "prune": {"blocks": 2, "merge_above": 0.9}}
+    with pytest.raises(RecipeError) as caught:
+        resolve(clashing, host, where="mine.toml")
+    assert list(caught.value.problems) == [
+        f"{key}: a pruner finds what decode loses, so leave this out, or leave out pruner"
+        for key in ("scorer", "searcher", "prune.merge_above")
+    ]
 
 
 @given(RECIPES)

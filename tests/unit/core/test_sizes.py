@@ -120,10 +120,23 @@ def test_costs_are_shares_of_the_dense_model() -> None:
     assert TINY.cost(a_plan, "decode") == 7120 / 7820
 
 
-def test_the_cost_of_a_shrunk_block_is_refused() -> None:
+def test_the_cost_of_a_shrunk_block_without_units_is_refused() -> None:
     with pytest.raises(PdtrimError) as caught:
         TINY.decode_bytes(plan([], [Shrink(1, "mlp", (0,))]))
-    assert str(caught.value) == "the cost of a shrunk block (block 1) cannot be told from block sizes alone"
+    assert str(caught.value) == "the cost of a shrunk block (block 1) cannot be told: its mlp has no units"
+
+
+def test_a_shrunk_block_costs_what_its_units_leave() -> None:
+    block = BlockSizes(100, 100, kv_parameters=20, kv_width=8, attention_width=6, units={"attention": (2, 30), "mlp": (10, 4)})
+    sizes = ModelSizes((block, block), parameters=200, head=0, bytes_per_number=2)
+    thin = [Shrink(0, "attention", (1,)), Shrink(0, "mlp", (0, 9))]
+    assert sizes.kept_parameters(plan([], thin), "decode") == 200 - 30 - 8
+    assert sizes.kept_parameters(plan(thin[1:], thin), "prefill") == 200 - 8
+    assert sizes.decode_bytes(plan([], thin)) == 2 * (200 - 38)
+    assert sizes.kv_bytes(plan([], thin)) == 2 * (4 + 8)
+    dense = sizes.prefill_flops(Plan(), 10)
+    assert dense - sizes.prefill_flops(plan(thin, thin), 10) == 2 * 10 * 38 + 2 * 10 * 11 * 3
+    assert sizes.kept_parameters(plan([KvOnly(0)], thin), "prefill") == 10 + 100
 
 
 @given(st.floats(min_value=0, max_value=0.99))
@@ -145,7 +158,8 @@ def test_a_mixture_of_experts_reads_its_chosen_experts() -> None:
     attention, norms, router, expert = 2 * 32 * 32 + 2 * 32 * 16, 2 * 32, 4 * 32, 3 * 32 * 48
     sizes = tiny_model("mixtral").sizes
     rest = attention + norms + router
-    assert sizes.blocks == (BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32),) * 6
+    heads = {"attention": (2, attention // 2)}
+    assert sizes.blocks == (BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads),) * 6
     assert sizes.decode_bytes(Plan()) == 4 * (6 * (rest + 2 * expert) + 260 * 32)
 
 
@@ -154,7 +168,9 @@ def test_many_small_experts_are_counted_too() -> None:
 
     rest = 2 * 32 * 32 + 2 * 32 * 16 + 2 * 32 + 2 * 8 + 4 * 32
     expert = 3 * 32 * 24
-    assert tiny_model("qwen3-moe").sizes.blocks[0] == BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32)
+    heads = {"attention": (2, 32 * 32 + 32 * 16)}
+    sizes = tiny_model("qwen3-moe").sizes
+    assert sizes.blocks[0] == BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads)
 
 
 def test_tied_weights_count_once_as_parameters_and_are_still_read_as_head(host: PluginHost) -> None:

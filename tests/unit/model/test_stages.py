@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BLOCKS = 6
 MERGE = Merge(keep=3, drop=2)
 FROZEN = Merge(keep=2, drop=3, kv="frozen")
+THREE = Merge(keep=1, drop=3)
 PLANS = {
     "dense": Plan(),
     "decode-only drop": Plan(decode=Removal([Drop(2)])),
@@ -34,6 +35,9 @@ PLANS = {
     "unified merge": Plan.unified(Removal([MERGE])),
     "K/V only of a merge": Plan(Removal([KvOnly(2)]), Removal([MERGE, Drop(5)])),
     "frozen merge": Plan(decode=Removal([FROZEN])),
+    "decode-only merge of three": Plan(Removal([Drop(0)]), Removal([Drop(0), THREE])),
+    "unified merge of three": Plan.unified(Removal([THREE])),
+    "K/V only of a merge of three": Plan(Removal([KvOnly(1)]), Removal([THREE])),
     "K/V only of a frozen merge": Plan(Removal([KvOnly(2)]), Removal([FROZEN])),
 }
 TAILS = {f"{name}, free tail": plan.free_tail(BLOCKS) for name, plan in PLANS.items()}
@@ -58,14 +62,14 @@ def stand_ins(model: BlockModel) -> dict[Merge | Shrink, nn.Module]:
     """Merged blocks whose weights are off, so that wrong K/V show; the frozen one keeps its norm, K and V."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        merged, frozen = (copy.deepcopy(model.blocks[merge.keep]) for merge in (MERGE, FROZEN))
+        merged, frozen, three = (copy.deepcopy(model.blocks[merge.keep]) for merge in (MERGE, FROZEN, THREE))
         with torch.no_grad():
-            for parameter in merged.parameters():
+            for parameter in (*merged.parameters(), *three.parameters()):
                 parameter.add_(0.05 * torch.randn_like(parameter))
             for name, parameter in frozen.named_parameters():
                 if any(part in name for part in ("down_proj", "o_proj", "fc2", "out_proj", "dense_4h_to_h")):
                     parameter.mul_(1.3)
-    return {MERGE: merged, FROZEN: frozen}
+    return {MERGE: merged, FROZEN: frozen, THREE: three}
 
 
 def two_phase_sums(staged: StagedModel, items: Sequence[Item]) -> list[list[float]]:
@@ -286,7 +290,7 @@ def test_a_recompute_that_does_not_go_with_the_first_token_is_refused() -> None:
 
 
 def test_a_merge_without_a_trained_block_is_refused() -> None:
-    with pytest.raises(PdtrimError, match=r"^the plan has 2\+3, but no trained or narrowed block was given for it$"):
+    with pytest.raises(PdtrimError, match=r"^the plan has 2\+3, but no merged block was given for it$"):
         StagedModel(Trunk(tiny_llama()), Plan.unified(Removal([MERGE])))
 
 

@@ -1,0 +1,44 @@
+"""Reads the sizes that costs are computed from off a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pdtrim_core.elements import PARTS
+from pdtrim_core.narrowing import Units, head_dim_of
+from pdtrim_core.place import BlockPlace
+from pdtrim_core.sizes import BlockSizes, ModelSizes
+
+
+def sizes_of(model: Any, place: BlockPlace) -> ModelSizes:
+    """Read the sizes off a model; on the meta device no weights are needed."""
+    config = model.config.get_text_config()
+    blocks = tuple(_block_sizes(block, config, place) for block in model.get_submodule(place.blocks))
+    unique = {id(parameter): parameter for parameter in model.parameters()}
+    head = model.get_output_embeddings()
+    return ModelSizes(
+        blocks=blocks,
+        parameters=sum(parameter.numel() for parameter in unique.values()),
+        head=sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0,
+        bytes_per_number=next(iter(unique.values())).element_size(),
+    )
+
+
+def _block_sizes(block: nn.Module, config: Any, place: BlockPlace) -> BlockSizes:
+    heads, head_dim = config.num_attention_heads, head_dim_of(config)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    total = sum(parameter.numel() for parameter in block.parameters())
+    experts = sum(p.numel() for name, p in block.named_parameters() if ".experts." in f".{name}.")
+    expert_count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    chosen = getattr(config, "num_experts_per_tok", None) or expert_count
+    units = Units(block, place, head_dim)
+    return BlockSizes(
+        parameters=total,
+        active=total - experts + experts * chosen // expert_count,
+        kv_parameters=2 * kv_heads * head_dim * config.hidden_size,
+        kv_width=2 * kv_heads * head_dim,
+        attention_width=heads * head_dim,
+        units={part: (units.count(part), units.parameters(part)) for part in PARTS if units.has(part)},
+    )

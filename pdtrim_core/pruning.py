@@ -1,0 +1,226 @@
+"""Other pruners: what one is given, what it gives back, and how that becomes what a splitter starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save
+from torch import nn
+
+from pdtrim_core.calibration import Calibration, Item
+from pdtrim_core.components import Objective, Pruner, Staged
+from pdtrim_core.context import ScoreContext
+from pdtrim_core.elements import Merge, Removal, Shrink
+from pdtrim_core.errors import PlanError, PluginError, blame
+from pdtrim_core.files import write_whole, writing
+from pdtrim_core.measuring import Measurement
+from pdtrim_core.model import BlockModel
+from pdtrim_core.outcome import MergeResult
+from pdtrim_core.plan import Plan
+from pdtrim_core.scores import Scores
+from pdtrim_core.search import Ledger
+from pdtrim_core.space import SearchSpace
+from pdtrim_core.trunk import Trunk
+
+if TYPE_CHECKING:
+    from pdtrim_core.plugins import PluginHost
+    from pdtrim_core.recipe import Recipe
+    from pdtrim_core.run_folder import RunFolder
+    from pdtrim_core.run_log import RunLog
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a pruner found: a removal of drops, merges and shrinks.
+
+    `modules` has the block that stands for each merge, and for a shrink the projection out of its part, where that is not the
+    dense one less the columns of its units. `block_scores` is one number a block where the method has some; higher is safer
+    to remove.
+    """
+
+    removal: Removal
+    modules: Mapping[Merge | Shrink, nn.Module] = field(default_factory=dict)
+    block_scores: tuple[float, ...] = ()
+
+
+class PruneContext:
+    """The dense model, tokens, and the budget of a pruner, which is told the same to all.
+
+    `sequences` are the tokens of the calibration items, each prompt with its right continuation. `blocks` is how many blocks
+    are to go, or `parameters` how many weights, whichever a method counts in: both say the same budget. All randomness comes
+    from `rng`.
+    """
+
+    def __init__(  # noqa: PLR0913 - the last three have defaults
+        self,
+        model: BlockModel,
+        sequences: Sequence[Sequence[int]],
+        *,
+        blocks: int,
+        parameters: int,
+        rng: Random,
+        batch_tokens: int | None = None,
+        note: Callable[[str], None] = lambda text: None,
+        ledger: Callable[[Measurement], Ledger] = Ledger,
+    ) -> None:
+        self.model = model
+        self.sequences = [tuple(sequence) for sequence in sequences]
+        self.blocks = blocks
+        self.parameters = parameters
+        self.rng = rng
+        self.batch_tokens = batch_tokens
+        self.note = note
+        self._ledger = ledger
+
+    @property
+    def states(self) -> ScoreContext:
+        """The dense model's hidden states over the sequences."""
+        return ScoreContext(self.model, self.sequences, batch_tokens=self.batch_tokens)
+
+    def windows(self, length: int, count: int | None = None) -> list[tuple[int, ...]]:
+        """Return the sequences joined and cut into windows of one length, `count` of them at most; the rest is left out."""
+        tokens = [token for sequence in self.sequences for token in sequence]
+        starts = range(0, len(tokens) - length + 1, length)
+        return [tuple(tokens[start : start + length]) for start in starts][:count]
+
+    def loss_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
+        """Return the function that gives the loss of a removal from both stages: nats a token, behind the first of a sequence.
+
+        Each measurement goes to the run's journal, so that an interrupted run does not make it again.
+        """
+        items = [
+            Item((tuple(s[:1]),), (tuple(s[1:]),), 0, (len(s) - 1,), f"window {number}")
+            for number, s in enumerate(sequences)
+            if len(s) > 1
+        ]
+        if not items:
+            raise PluginError("there are no sequences of two tokens or more to measure a loss on")
+        trunk = Trunk(self.model, batch_tokens=self.batch_tokens)
+        ledger = self._ledger(Measurement(lambda: trunk, _Loss(), items, label="the loss of a pruner"))
+
+        def loss(removal: Removal) -> float:
+            mean = ledger.reading(Plan.unified(removal)).mean
+            assert mean is not None
+            return mean
+
+        return loss
+
+
+class _Loss(Objective):
+    """The negative log-likelihood a token; its points decide nothing."""
+
+    name = "loss"
+    unit = "nats a token"
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        sums = staged.loglikelihoods(items)
+        return [-total / len(item.choices[0]) for item, (total,) in zip(items, sums, strict=True)]
+
+    def weight(self, item: Item) -> float:
+        return float(len(item.choices[0]))
+
+    def points(self, mean: float) -> float:
+        return 100 / (1 + max(0.0, mean))
+
+
+class Pruning:
+    """What a pruner did in a run; the bench and the outcome ask it as they ask `Merges`."""
+
+    put_off = False
+
+    def __init__(self, pruner: Pruner, pruned: Pruned) -> None:
+        self._pruner = pruner
+        self.pruned = pruned
+        self.modules = pruned.modules
+
+    @property
+    def digest(self) -> str:
+        """A hash of the pruner with its options, which decide what its modules are."""
+        what = json.dumps([self._pruner.name, self._pruner.model_dump(mode="json")], sort_keys=True)
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def results(self, plan: Plan) -> tuple[MergeResult, ...]:
+        """Return nothing: how a pruner's merges came out is its own affair."""
+        del plan
+        return ()
+
+    def save(self, plan: Plan, folder: Path) -> None:
+        """Write the modules of a plan into the run folder, beside the plan that needs them."""
+        for element in plan.decode:
+            if isinstance(element, Merge | Shrink) and element in self.modules:
+                tensors = {name: t.detach().cpu().contiguous() for name, t in self.modules[element].state_dict().items()}
+                name = "-".join(map(str, element.blocks)) if isinstance(element, Merge) else f"{element.block}.{element.part}"
+                with writing(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                write_whole(folder / f"{name}.safetensors", save(tensors))
+
+
+def prune(  # noqa: PLR0913 - what a run has put together until here
+    recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration, *, blocks: int, folder: RunFolder, log: RunLog
+) -> tuple[Pruning, SearchSpace]:
+    """Let the recipe's pruner find what decode loses; return it, and the space that a splitter sees."""
+    pruner, evaluation = recipe.pruner, recipe.settings.evaluation
+    assert pruner is not None
+    label = host.label_of(pruner)
+    wanted = _parameters(recipe, model, blocks)
+
+    def ledger(measurement: Measurement) -> Ledger:
+        return Ledger(
+            measurement,
+            known=folder.known.get("pruner"),
+            record=lambda plan, reading: folder.note("pruner", plan, reading),
+            notify=lambda candidate: host.tell("pdtrim_candidate_measured", candidate=candidate),
+        )
+
+    context = PruneContext(
+        model,
+        [item.tokens for item in calibration.items],
+        blocks=blocks,
+        parameters=wanted,
+        rng=Random(f"{recipe.settings.seed} pruner"),  # noqa: S311 - reproducible draws, nothing secret
+        batch_tokens=evaluation.batch_tokens,
+        note=log.note,
+        ledger=ledger,
+    )
+    with blame(label):
+        pruned = pruner.prune(context)
+    _check(pruned, model, label)
+    removal = pruned.removal
+    gone = model.sizes.parameters - model.sizes.kept_parameters(Plan.unified(removal), "decode")
+    log.note(
+        f"{label} removed {100 * gone / model.sizes.parameters:.2f} % of the parameters; "
+        f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
+    )
+    scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
+    weights = (1.0,) * len(removal)
+    space = SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, free_tail=evaluation.frees_tail)
+    return Pruning(pruner, pruned), space
+
+
+def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:
+    fraction = recipe.settings.prune.fraction
+    share = model.sizes.share_of_parameters(blocks) if fraction is None else fraction
+    return round(share * model.sizes.parameters)
+
+
+def _check(pruned: Pruned, model: BlockModel, label: str) -> None:
+    """Raise `PluginError` for a removal that does not fit the model."""
+    if not isinstance(pruned, Pruned):
+        raise PluginError(f"{label} returned {type(pruned).__name__} where Pruned is expected")
+    missing = [e for e in pruned.removal if isinstance(e, Merge) and e not in pruned.modules]
+    if missing:
+        raise PluginError(f"{label} merged {missing[0]}, but gave no block that stands for it")
+    if pruned.block_scores and len(pruned.block_scores) != model.block_count:
+        raise PluginError(f"{label} gave {len(pruned.block_scores)} block scores for {model.block_count} blocks")
+    try:
+        Plan.unified(pruned.removal).check_fits(model.block_count)
+        for block in {element.block for element in pruned.removal if isinstance(element, Shrink)}:
+            model.narrowed(pruned.removal.shrinks_at(block), pruned.modules)
+    except PlanError as error:
+        raise PluginError(f"{label} returned a removal that does not fit: {error}") from None
