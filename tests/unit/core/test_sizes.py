@@ -129,7 +129,7 @@ def test_the_cost_of_a_shrunk_block_without_units_is_refused() -> None:
 def test_a_shrunk_block_costs_what_its_units_leave() -> None:
     block = BlockSizes(100, 100, kv_parameters=20, kv_width=8, attention_width=6, units={"attention": (2, 30), "mlp": (10, 4)})
     sizes = ModelSizes((block, block), parameters=200, head=0, bytes_per_number=2)
-    thin = [Shrink(0, "attention", (1,)), Shrink(0, "mlp", (0, 9))]
+    thin: list[Element] = [Shrink(0, "attention", (1,)), Shrink(0, "mlp", (0, 9))]
     assert sizes.kept_parameters(plan([], thin), "decode") == 200 - 30 - 8
     assert sizes.kept_parameters(plan(thin[1:], thin), "prefill") == 200 - 8
     assert sizes.decode_bytes(plan([], thin)) == 2 * (200 - 38)
