@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core import PluginHost
-from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Part, Removal, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan import Plan
 from pdtrim_core.sizes import BlockSizes, ModelSizes
@@ -158,7 +158,7 @@ def test_a_mixture_of_experts_reads_its_chosen_experts() -> None:
     attention, norms, router, expert = 2 * 32 * 32 + 2 * 32 * 16, 2 * 32, 4 * 32, 3 * 32 * 48
     sizes = tiny_model("mixtral").sizes
     rest = attention + norms + router
-    heads = {"attention": (2, attention // 2)}
+    heads: dict[Part, tuple[int, int]] = {"attention": (2, attention // 2)}
     assert sizes.blocks == (BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads),) * 6
     assert sizes.decode_bytes(Plan()) == 4 * (6 * (rest + 2 * expert) + 260 * 32)
 
@@ -168,7 +168,7 @@ def test_many_small_experts_are_counted_too() -> None:
 
     rest = 2 * 32 * 32 + 2 * 32 * 16 + 2 * 32 + 2 * 8 + 4 * 32
     expert = 3 * 32 * 24
-    heads = {"attention": (2, 32 * 32 + 32 * 16)}
+    heads: dict[Part, tuple[int, int]] = {"attention": (2, 32 * 32 + 32 * 16)}
     sizes = tiny_model("qwen3-moe").sizes
     assert sizes.blocks[0] == BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads)
 
