@@ -1,6 +1,6 @@
 """How many candidates a second a search measures, against the plain way, over the plans that annealing visits.
 
-    python benchmarks/search_cost.py [--dtype bfloat16] [--data DIR] [--plans 12] [--json FILE]
+    python benchmarks/search_cost.py [--dtype bfloat16] [--compile] [--data DIR] [--plans 12] [--json FILE]
 
 The search is the real one: annealing with the paper's values, five blocks, every value it is told from our measurement. Each
 plan that it visits is measured three times, in turn, so that a machine that slows down slows all of them:
@@ -13,7 +13,8 @@ theirs  the plain way: a physically pruned copy in lm-evaluation-harness' `HFLM.
 whole   ours again, without a floor and on streams of its own, for the values: in float32 they must be theirs, item by item
 
 Both use one thread. Once a run ours checks that choices can share a row, lays out the batches and runs the dense model: this
-is `once`, and the table shows the ratio without it and with it spread over the plans. Exit code 1: an accuracy differed.
+is `once`, and the table shows the ratio without it and with it spread over the plans. With `--compile` the blocks that ours
+runs are compiled in it. Exit code 1: in float32 an accuracy differed.
 """
 
 from __future__ import annotations
@@ -208,6 +209,7 @@ def main() -> None:
         **figures_of(race),
         "items": subject.items,
         "dtype": options.dtype,
+        "compiled": options.compile,
         "objective": subject.recipe.objective.name,
         "shares": shares_of(subject, race.visits[len(race.visits) // 2].plan),
         "batch_size": options.batch_size,

@@ -50,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser, *, samples: int) -> None:
     parser.add_argument("--objective", default="accuracy", choices=OBJECTIVES, help="what is measured (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=samples, help="items that measure (default: %(default)s)")
     parser.add_argument("--data", type=Path, help=f"folder with {', '.join(SEARCH_FILES + APART_FILES)} (default: mini)")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks that ours runs")
     parser.add_argument("--batch-size", type=int, default=16, help="rows a batch of the harness (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
 
@@ -67,10 +68,11 @@ def open_subject(options: argparse.Namespace, *, held_out: int | None = None) ->
         "calibration": {**source, "samples": options.samples, "held_out": 0},
         "objective": options.objective,
         "prune": {"blocks": COUNT, "merge_above": 1.1},
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "compile": options.compile},
     }
     recipe = resolve(data, host, where="benchmark.toml", out=Path(tempfile.mkdtemp(prefix="pdtrim-benchmark-")) / "run")
     model = open_model(recipe.model, host)
+    model.compiles = options.compile
     draw, seed = recipe.calibration, recipe.settings.seed
     # The generator of a run with nothing held out, so that both ways and the recipe measure on the same items.
     samples = tuple(draw.draw(options.samples, Random(f"{seed} calibration")))[: options.samples]

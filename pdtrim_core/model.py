@@ -26,6 +26,7 @@ from pdtrim_core.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.place import BlockPlace
 from pdtrim_core.sizes import ModelSizes
 
+COMPILERS = ("torch._dynamo", "torch._inductor")
 HEAD_NUMBERS = 2**25
 """Logits held at once, in numbers: the head runs over this many divided by the vocabulary positions at a time."""
 
@@ -64,6 +65,8 @@ class BlockModel:
         self.config = model.config.get_text_config()
         _refuse(model.config, self.config, name)
         self._returns = self._probe()
+        self.compiles = False
+        """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
         self._narrowed: dict[tuple[Any, ...], nn.Module] = {}
 
     @property
@@ -132,9 +135,23 @@ class BlockModel:
         """Run one block (or a module that stands in for it) as the model would, on hidden states of ours."""
         block = self.blocks[index] if module is None else module
         call = calls[index]
-        if call.by_keyword:
-            return _first(block(hidden_states=hidden_BTD, **call.kwargs))
-        return _first(block(hidden_BTD, *call.args, **call.kwargs))
+        # Training goes on as it is: it changes weights, and keeps what a compiled block would fuse away.
+        run = self._compiled_run if self.compiles and torch.is_inference_mode_enabled() else _run
+        try:
+            return run(block, hidden_BTD, call.args, call.kwargs, by_keyword=call.by_keyword)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(COMPILERS):
+                raise
+            raise PdtrimError(
+                f"the blocks cannot be compiled here ({str(error).splitlines()[0]}): leave out evaluation.compile, or install "
+                "what torch.compile needs, such as a C++ compiler"
+            ) from error
+
+    @cached_property
+    def _compiled_run(self) -> Callable[..., Tensor]:
+        # One compilation for all blocks that are alike, and for batches of all shapes.
+        compiled: Callable[..., Tensor] = torch.compile(_run, dynamic=True)
+        return compiled
 
     def units(self, block: int) -> Units:
         """Return the heads and channels of a block."""
@@ -237,6 +254,12 @@ class BlockModel:
                 "the one before; this architecture cannot be pruned by blocks"
             )
         return tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, output in seen)
+
+
+def _run(block: nn.Module, hidden_BTD: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, by_keyword: bool) -> Tensor:
+    if by_keyword:
+        return _first(block(hidden_states=hidden_BTD, **kwargs))
+    return _first(block(hidden_BTD, *args, **kwargs))
 
 
 def _split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Call]:

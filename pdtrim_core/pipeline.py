@@ -111,6 +111,7 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *,
     with log.step("open the model"):
         model = shared.latest("model", keys.model, lambda: open_model(recipe.model, host))
         count = removed_blocks(recipe, model.sizes, model.name)
+        model.compiles = evaluation.compile
         if evaluation.threads is None:
             # Put back by the context around the run.
             torch.set_num_threads(fitting_threads(model, evaluation.batch_tokens))

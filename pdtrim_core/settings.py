@@ -74,6 +74,10 @@ class Evaluation(BaseModel):
     reuse_plans: bool = Field(
         default=True, description="begin a candidate where it first differs from candidates before it, as cache_budget allows"
     )
+    compile: bool = Field(
+        default=False,
+        description="compile blocks before they run (torch.compile): faster after half a minute, with other last digits",
+    )
 
     @property
     def frees_tail(self) -> bool:

@@ -73,7 +73,13 @@ def keys_of(recipe: Recipe) -> Keys:
     # Batches decide about the last digits, so that a run is the same bit by bit only with the same ones.
     threads, batch_tokens = evaluation.threads, evaluation.batch_tokens
     scores = (*calibration, _text("scores", [data.get("scorer"), threads, batch_tokens]))
-    switches = [evaluation.pack_rows, evaluation.share_tokens, evaluation.reuse_plans, evaluation.cache_budget]
+    switches = [
+        evaluation.pack_rows,
+        evaluation.share_tokens,
+        evaluation.reuse_plans,
+        evaluation.cache_budget,
+        evaluation.compile,
+    ]
     packing = [evaluation.first_token, batch_tokens, *switches, threads]
     return Keys(model, calibration, scores, (*calibration, _text("trunk", packing)))
 

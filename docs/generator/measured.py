@@ -75,7 +75,8 @@ def search_row(result: Mapping[str, Any]) -> list[str]:
     cpu, count = result["cpu"], result["compared"]
     differ = f"{result['points_differ']} of {count} plans, {result['items_differ']} items"
     ratios = [f"{cpu[key]:.1f} x" for key in ("ratio", "ratio_with_once", "ratio_whole")]
-    return [result["items"], result["dtype"], *ratios, differ]
+    how = f"{result['dtype']}, compiled" if result.get("compiled") else result["dtype"]
+    return [result["items"], how, *ratios, differ]
 
 
 def pruning_row(result: Mapping[str, Any]) -> list[str]:
@@ -108,9 +109,9 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         floor = sum(share for part, share in shares.items() if part.startswith("matrix"))
         told = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
         return [
-            f"{result['dtype']}: {told}. With its matrix products and nothing else a candidate would take {floor:.0%} of its "
-            f"time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of {result['compared']} "
-            f"plans were stopped early; set-up took {result['once_seconds']:.1f} s. On the clock: {result['ratio']:.1f} x as "
+            f"{search_row(result)[1]}: {told}. With its matrix products and nothing else a candidate would take {floor:.0%} of "
+            f"its time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of "
+            f"{result['compared']} plans were stopped early; set-up took {result['once_seconds']:.1f} s. On the clock: {result['ratio']:.1f} x as "
             f"searched, at a load of {result['load']}."
         ]
     gain, plans = result["held_out"]["gain"], result["plans"]

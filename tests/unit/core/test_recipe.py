@@ -468,6 +468,7 @@ RECIPES = st.fixed_dictionaries(
             threads=COUNTS,
             early_stop=st.booleans(),
             pack_rows=st.booleans(),
+            compile=st.booleans(),
             share_tokens=st.booleans(),
             reuse_plans=st.booleans(),
         ),

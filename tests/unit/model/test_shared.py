@@ -77,6 +77,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"evaluation": {"threads": 1, "batch_tokens": 64}}, {"scores", "trunk"}),
     ({"evaluation": {"threads": 1, "first_token": "prefill"}}, {"trunk"}),
     ({"evaluation": {"threads": 1, "pack_rows": False}}, {"trunk"}),
+    ({"evaluation": {"threads": 1, "compile": True}}, {"trunk"}),
     ({"evaluation": {"threads": 1, "prefill_tail": "full", "early_stop": False}}, set()),
     ({"searcher": "random", "splitter": "unified", "objective": "kl", "prune": {"blocks": 1}, "distiller": "cosine-loss"}, set()),
     ({"exporter": [], "report": []}, set()),

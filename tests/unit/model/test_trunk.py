@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from pdtrim_core import Drop, Item, Plan, Removal, StagedModel, pipeline
+from pdtrim_core import Drop, Item, PdtrimError, Plan, Removal, StagedModel, pipeline
 from pdtrim_core.batches import Layout
 from pdtrim_core.recipe import resolve
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
@@ -139,15 +140,34 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
     return outcome.saved_plan, {row.name: row.calibration.points for row in outcome.rows}
 
 
-SWITCHES: list[dict[str, Any]] = [
+SWITCHES: list[Any] = [
     {"reuse_plans": False},
     {"share_tokens": False},
     {"pack_rows": False},
     {"early_stop": False},
     {"cache_budget": 0},
+    pytest.param({"compile": True}, marks=pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")),
 ]
 
 
+def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise InternalTorchDynamoError("no C++ compiler found")
+
+    model = tiny_llama()
+    model.compiles = True
+    monkeypatch.setitem(vars(model), "_compiled_run", fail)
+    with pytest.raises(PdtrimError) as caught:
+        StagedModel(Trunk(model), WALK[0]).loglikelihoods(some_items())
+    assert str(caught.value) == (
+        "the blocks cannot be compiled here (no C++ compiler found): leave out evaluation.compile, or install what torch.compile "
+        "needs, such as a C++ compiler"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # torch's own, when its compiler is imported
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_neither_the_plan_nor_its_points(tmp_path: Path, switch: dict[str, Any]) -> None:
     plan, points = run_with(tmp_path / "usual", {})
