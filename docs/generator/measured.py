@@ -111,8 +111,8 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         return [
             f"{search_row(result)[1]}: {told}. With its matrix products and nothing else a candidate would take {floor:.0%} of "
             f"its time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of "
-            f"{result['compared']} plans were stopped early; set-up took {result['once_seconds']:.1f} s. On the clock: {result['ratio']:.1f} x as "
-            f"searched, at a load of {result['load']}."
+            f"{result['compared']} plans were stopped early; set-up took {result['once_seconds']:.1f} s. "
+            f"On the clock: {result['ratio']:.1f} x as searched, at a load of {result['load']}."
         ]
     gain, plans = result["held_out"]["gain"], result["plans"]
     return [
