@@ -35,7 +35,8 @@ def kind_page(kind: str, host: PluginHost) -> str:
     base = KINDS[kind]
     provided = [p for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
     default = DEFAULTS.get(kind)
-    chosen = f"Without the key, a recipe gets `{kind} = {json.dumps(default)}`." if default else "A recipe must have this key."
+    needed = "A recipe may leave this key out." if kind == "pruner" else "A recipe must have this key."
+    chosen = f"Without the key, a recipe gets `{kind} = {json.dumps(default)}`." if default else needed
     rows = [(p.component.name, summary(p.component)) for p in provided]
     parts = [
         f"# {kind.capitalize()}",

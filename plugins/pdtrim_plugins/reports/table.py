@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtrim_core import Report, draw_ladder
+from pdtrim_core import Report, Shrink, draw_ladder
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome
@@ -35,10 +35,14 @@ class Table(Report):
 
 def _headline(outcome: Outcome) -> str:
     plan = outcome.plan.plan
-    removed = plan.decode.blocks_removed
+    removed, shrunk = plan.decode.blocks_removed, [element for element in plan.decode if isinstance(element, Shrink)]
+    losses = [f"{removed} of {outcome.block_count} blocks"] if removed or not shrunk else []
+    if shrunk:
+        losses.append(f"heads or channels of {len({shrink.block for shrink in shrunk})} of {outcome.block_count} blocks")
+    text = f"{outcome.model}: decode loses {' and '.join(losses)}"
     spared = sum(gain.spared for gain in outcome.gains)
-    text = f"{outcome.model}: decode loses {removed} of {outcome.block_count} blocks"
-    return f"{text}; prefill was given {spared} of them back" if spared else text
+    what = f"{spared} of the {len(outcome.gains)} parts" if shrunk else f"{spared} of them"
+    return f"{text}; prefill was given {what} back" if spared else text
 
 
 def _results(outcome: Outcome) -> str:

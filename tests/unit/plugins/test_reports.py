@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import Drop, Outcome, Plan, Removal, SavedPlan, draw_ladder
+from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_ladder
 from pdtrim_core.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
 from pdtrim_plugins.reports.table import Table, columns
@@ -32,6 +32,19 @@ def test_the_headline_counts_the_blocks(tmp_path: Path) -> None:
 def test_the_headline_counts_what_prefill_was_given_back(tmp_path: Path) -> None:
     outcome = outcome_with(gains=(Gain("1", 4.0, 0.5, spared=True), Gain("3", 1.0, 0.5, spared=False)))
     assert parts(outcome, tmp_path)[0].endswith("decode loses 2 of 6 blocks; prefill was given 1 of them back")
+
+
+def test_the_headline_tells_blocks_that_lose_a_part_of_themselves(tmp_path: Path) -> None:
+    thin = (Shrink(1, "attention", (0,)), Shrink(1, "mlp", (3, 4)), Shrink(2, "mlp", (0,)))
+    gains = (Gain("1.attention-1", 4.0, 0.5, spared=True), Gain("1.mlp-2", 1.0, 0.5, spared=False))
+
+    def headline(*elements: Element) -> str:
+        saved = json.loads(SavedPlan(Plan(decode=Removal(elements)), "tiny", "0" * 64, 6).to_json())
+        return parts(outcome_with(saved_plan=saved, gains=gains, model="tiny"), tmp_path)[0]
+
+    given_back = "; prefill was given 1 of the 2 parts back"
+    assert headline(*thin) == "tiny: decode loses heads or channels of 2 of 6 blocks" + given_back
+    assert headline(*thin, Drop(5)) == "tiny: decode loses 1 of 6 blocks and heads or channels of 2 of 6 blocks" + given_back
 
 
 def test_the_ladder_shows_the_plan(tmp_path: Path) -> None:
