@@ -47,8 +47,8 @@ class Flap(Pruner):
 
     structure: Literal["AL-AM", "UL-UM"] = Field(
         "AL-AM",
-        description="AL-AM: adaptive, one ranking of all heads and channels of all blocks; UL-UM: uniform, the same share of each "
-        "block's heads, rounded down, and as many of its MLP channels as make up its share of the budget",
+        description="AL-AM: adaptive, one ranking of all heads and channels of all blocks; UL-UM: uniform, one share of every "
+        "block: of its heads, rounded down, and of its MLP channels what makes up for that",
     )
     metric: Literal["WIFV", "IFV", "WIFN"] = Field(
         "WIFV",
@@ -78,9 +78,14 @@ class Flap(Pruner):
             for place, seen in inputs.items()
         }
         choose = _adaptive if self.structure == "AL-AM" else _uniform
-        shrinks = [Shrink(*place, tuple(sorted(units))) for place, units in choose(model, scores, context.parameters).items() if units]
-        modules = {shrink: _compensated(model, shrink, inputs[shrink.block, shrink.part].mean_C) for shrink in shrinks}
-        return Pruned(Removal(shrinks), modules if self.compensate else {})
+        shrinks = [
+            Shrink(*place, tuple(sorted(units))) for place, units in choose(model, scores, context.parameters).items() if units
+        ]
+        compensated = shrinks if self.compensate else []
+        return Pruned(
+            Removal(shrinks),
+            {shrink: _compensated(model, shrink, inputs[shrink.block, shrink.part].mean_C) for shrink in compensated},
+        )
 
     def inputs(self, model: BlockModel, windows: Sequence[Sequence[int]], batch_tokens: int | None = None) -> dict[Place, Inputs]:
         """Return what goes into the projection out of each part of the dense model, over windows of one length.
@@ -106,11 +111,11 @@ class Flap(Pruner):
         weight_OC = _out(model, place).weight.detach().float()
         match self.metric:
             case "WIFV":
-                metric_C = seen.fluctuation_C * weight_OC.square().sum(0)
+                metric_C = seen.fluctuation() * weight_OC.square().sum(0)
             case "IFV":
-                metric_C = seen.fluctuation_C
+                metric_C = seen.fluctuation()
             case "WIFN":
-                metric_C = weight_OC.abs().mean(0) * seen.norm_C
+                metric_C = weight_OC.abs().mean(0) * seen.norm()
         return metric_C.square() if self.compat == "peer" and place[1] == "attention" else metric_C
 
     def _windows(self, context: PruneContext) -> list[tuple[int, ...]]:
@@ -118,8 +123,8 @@ class Flap(Pruner):
         if len(windows) < LEAST_WINDOWS:
             given = sum(map(len, context.sequences))
             raise PdtrimError(
-                f"pruner 'flap' needs {LEAST_WINDOWS} windows of {self.tokens} tokens, and the calibration items have {given} tokens: "
-                "give calibration.samples more items, or pruner.tokens fewer tokens"
+                f"pruner 'flap' needs {LEAST_WINDOWS} windows of {self.tokens} tokens, and the items have {given} tokens: raise "
+                "calibration.samples, or lower pruner.tokens"
             )
         return windows
 
@@ -134,17 +139,15 @@ class Inputs:
         self._square_C: Any = 0.0
         self.mean_C: Any = 0.0
 
-    @property
-    def fluctuation_C(self) -> Tensor:
-        """How far the inputs are from their mean: squares, summed over the tokens of a window and averaged over windows."""
+    def fluctuation(self) -> Tensor:
+        """Return how far the inputs are from their mean `[C]`: squares summed over a window, averaged over windows."""
         spread_C: Tensor = self._spread_C / (self._windows - 1)
-        return spread_C.float()
+        return spread_C
 
-    @property
-    def norm_C(self) -> Tensor:
-        """The root of the squares' sum over the tokens of a window, averaged over windows."""
+    def norm(self) -> Tensor:
+        """Return the root of the mean over windows of the squares summed over a window, `[C]`."""
         square_C: Tensor = self._square_C / self._windows
-        return square_C.sqrt().float()
+        return square_C.sqrt()
 
     def add(self, inputs_BTC: Tensor) -> None:
         """Take in some windows, in order.
@@ -177,21 +180,25 @@ class Inputs:
 
         if not torch.isfinite(self._square_C).all():
             raise PdtrimError(
-                f"pruner 'flap': the activations in {what} are not finite: open the model with model.dtype = \"float32\" or \"bfloat16\""
+                f'pruner \'flap\': the activations in {what} are not finite: say model.dtype = "float32" or "bfloat16"'
             )
 
 
 def unit_scores(metric_C: Tensor, units: int) -> Tensor:
-    """Return the mean of the channels' standard scores for each unit `[U]` of a part; 0 where all channels are alike."""
+    """Return the mean of the channels' standard scores for each unit `[U]` of a part; 0 where all channels are alike.
+
+    In float64: where one channel is a million times the others, float32 leaves these no difference to be ranked by.
+    """
+    metric_C = metric_C.double()
     deviation = metric_C.std()
     standard_C = (metric_C - metric_C.mean()) / deviation if deviation > 0 else metric_C * 0
     return standard_C.view(units, -1).mean(1)
 
 
-def lowest(scores: Sequence[float], costs: Sequence[int], budget: float) -> list[int]:
+def lowest(scores: Sequence[float], costs: Sequence[float], budget: float) -> list[int]:
     """Return the places of the lowest scores whose costs together come nearest to a budget; ties take the earlier, and fewer."""
     order = sorted(range(len(scores)), key=lambda index: (scores[index], index))
-    sums = [0, *accumulate(costs[index] for index in order)]
+    sums = [0.0, *accumulate(costs[index] for index in order)]
     return order[: min(range(len(sums)), key=lambda count: (abs(sums[count] - budget), count))]
 
 
@@ -277,15 +284,15 @@ def _check(context: PruneContext) -> None:
     places = _places(model)
     if not places:
         raise PdtrimError(
-            f"pruner 'flap' removes heads and MLP channels, but the projections of {model.name} are fused or experts: choose a method "
-            "that removes whole blocks, such as 'shortgpt'"
+            f"pruner 'flap' removes heads and MLP channels, but the projections of {model.name} are fused or experts: choose a "
+            "method that removes whole blocks, such as 'shortgpt'"
         )
     most = sum((count - 1) * cost for count, cost in (_sizes(model, place) for place in places))
     if context.parameters > most:
+        reach, wanted = (100 * number / model.sizes.parameters for number in (most, context.parameters))
         raise PdtrimError(
-            f"pruner 'flap' can remove {100 * most / model.sizes.parameters:.1f} % of the parameters of {model.name} at most, as "
-            f"each part keeps a unit, and {100 * context.parameters / model.sizes.parameters:.1f} % were asked for: lower prune.blocks "
-            "or prune.fraction"
+            f"pruner 'flap' can remove {reach:.1f} % of the parameters of {model.name} at most, as each part keeps a unit, and "
+            f"{wanted:.1f} % were asked for: lower prune.blocks or prune.fraction"
         )
     missing = [part for part in PARTS if part not in {part for _, part in places}]
     if missing:
