@@ -186,11 +186,11 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     _check(pruned, model, label)
     removal = pruned.removal
     gone = model.sizes.parameters - model.sizes.kept_parameters(Plan.unified(removal), "decode")
-    added = _added(pruned, model)
+    added = _added_biases(pruned, model)
     log.note(
         f"{label} removed {100 * gone / model.sizes.parameters:.2f} % of the parameters; "
         f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
-        + (f"; it added {added} numbers, which costs do not count, such as biases that the model had not" if added else "")
+        + (f"; {added} numbers of biases that it added are not counted" if added else "")
     )
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
@@ -204,16 +204,13 @@ def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:
     return round(share * model.sizes.parameters)
 
 
-def _added(pruned: Pruned, model: BlockModel) -> int:
-    """Return how many numbers the projections out of shrunk parts have beyond the dense ones less their columns."""
+def _added_biases(pruned: Pruned, model: BlockModel) -> int:
+    """Return how many numbers there are in biases of projections that have none in the dense model."""
     added = 0
-    for shrink in pruned.removal:
-        if isinstance(shrink, Shrink) and shrink in pruned.modules:
-            out, units = model.units(shrink.block).projections(shrink.part)[-1], model.units(shrink.block)
-            assert isinstance(out, nn.Linear)
-            lost = out.out_features * len(units.numbers(out, shrink.part, shrink.units, out=True))
-            dense, own = (sum(p.numel() for p in module.parameters()) for module in (out, pruned.modules[shrink]))
-            added += own - (dense - lost)
+    for element, module in pruned.modules.items():
+        if isinstance(element, Shrink) and isinstance(own := getattr(module, "bias", None), nn.Parameter):
+            dense = model.units(element.block).projections(element.part)[-1]
+            added += own.numel() if dense.bias is None else 0
     return added
 
 

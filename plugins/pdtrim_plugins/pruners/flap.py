@@ -30,16 +30,15 @@ class Flap(Pruner):
     """Removes the heads and MLP channels whose inputs fluctuate least, and adds their mean as a bias.
 
     What is compared are the inputs of the projection out of a part (`o_proj`, `down_proj`), standardised within each part of
-    each block. The unit of attention is a K/V head with all query heads that read it, because its K/V go with it: its score is
-    the mean over all their channels, just as the paper takes the mean over the channels of one head. So it has the scale of a
-    channel whatever it holds, and with one query head a K/V head it is the paper's score. What units hold counts where the
-    budget is added up: (2 + 2 / q) * head size * hidden size weights a query head, where q of them read one K/V head, against
-    3 * hidden size for a channel of a gated MLP. The authors' code takes 512 / 3 channels a head, which is right for
-    q = 1 and heads of 128.
+    each block. The unit of attention is a K/V head with the q query heads that read it: its score is the mean over all their
+    channels, as the paper's is over those of one head. So it stays on the scale of a channel; but means over more channels
+    lie nearer to 0, and fewer of them are among the lowest the larger q is. What a unit holds counts in the budget alone:
+    (2 + 2 / q) * head size * hidden size weights a query head, against 3 * hidden size for a channel of a gated MLP (the
+    authors' code takes 512 / 3 channels a head, which is right for q = 1 and heads of 128).
 
-    Departs from the paper in that each part keeps its best unit, as no block can run without one. The compensating biases
-    belong to the projections of the narrowed parts: a prefill that is given back a part has neither. Costs do not count
-    them: `hidden size` numbers a part that lost something.
+    Departs from the paper in that each part keeps its best unit, as no block can run without one. The biases belong to the
+    projections of the narrowed parts: a prefill that is given back a part has neither. Costs do not count them: `hidden
+    size` numbers a part that lost something.
     """
 
     name = "flap"

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import PdtrimError, Plan, PruneContext, Removal, Shrink, StagedModel, Trunk
+from pdtrim_core import PdtrimError, Plan, PruneContext, Removal, Shrink, StagedModel, Trunk, run
+from pdtrim_core.module_store import load_modules
+from pdtrim_core.recipe import resolve
+from pdtrim_core.run_folder import load_plan
 from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing.contracts.small_run import tiny_host
 from pdtrim_plugins.pruners import Flap
 from pdtrim_plugins.pruners.flap import Inputs, lowest, unit_scores
 
@@ -278,6 +282,27 @@ def test_a_part_that_cannot_lose_units_is_left_alone_and_said(family: str, lost:
     removal = Flap(tokens=16).prune(context(model, 0.05, note=notes.append)).removal
     assert {shrink.part for shrink in removal if isinstance(shrink, Shrink)} == {lost}
     assert notes == [f"pruner 'flap' leaves the {left} of this family alone, whose projections are fused or experts"]
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_run_keeps_the_biases_and_says_how_many_it_added(family: str, tmp_path: Path) -> None:
+    host = tiny_host()
+    data = {
+        "model": {"path": f"tiny:{family}"},
+        "pruner": {"use": "flap", "tokens": 16},
+        "prune": {"blocks": 1},
+        "calibration": {"use": "mini", "samples": 4, "held_out": 4},
+        "objective": "margin",
+    }
+    outcome = run(resolve(data, host, where="x", out=tmp_path), host)
+    plan = load_plan(tmp_path).plan
+    modules = load_modules(plan, tiny_model(family), tmp_path / "merges")
+    assert set(modules) == set(plan.decode)
+    assert all(module.get_parameter("bias").abs().max() > 0 for module in modules.values())
+    (note,) = [note for note in outcome.notes if "were asked for" in note]
+    # The projections of OPT have a bias to begin with.
+    told = f"; {32 * len(modules)} numbers of biases that it added are not counted"
+    assert note.endswith("were asked for" if family == "opt" else f"were asked for{told}")
 
 
 def problem_of(model: BlockModel, share: float, windows: Sequence[tuple[int, ...]] = WINDOWS, **options: Any) -> str:
