@@ -14,16 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pdtrim_core.calibration import Item
 from pdtrim_core.components import Distiller
 from pdtrim_core.elements import Merge
 from pdtrim_core.errors import PdtrimError, PluginError, blame
-from pdtrim_core.files import write_whole, writing
 from pdtrim_core.model import BlockModel, Call
+from pdtrim_core.module_store import read_module, write_module
 from pdtrim_core.trunk import PreparedBatch, Trunk
 
 SEQUENCE_TOKENS = 64
@@ -210,19 +208,13 @@ def _error(batches: TeacherBatches, student: Student) -> float:
 
 
 def _write(path: Path, module: nn.Module, record: TrainedMerge) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    figures = {key: value for key, value in asdict(record).items() if key != "merge"}
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    # Not safetensors' own file writing, whose error for a full disk is no OSError. A block is small enough for memory.
-    write_whole(path, save(tensors, metadata={"record": json.dumps(figures)}))
+    write_module(path, module, {key: value for key, value in asdict(record).items() if key != "merge"})
 
 
 def _read(path: Path, module: nn.Module, merge: Merge) -> TrainedMerge:
     try:
-        with safe_open(path, framework="pt") as opened:
-            figures = json.loads(opened.metadata()["record"])
-            module.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 - no mapping
+        tensors, figures = read_module(path)
+        module.load_state_dict(tensors)
     except Exception as error:
         # safetensors and torch each have errors of their own for a damaged file.
         raise PdtrimError(f"the stored merge {path} is damaged ({error}): remove it, and it is trained again") from error

@@ -15,6 +15,7 @@ from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.files import cache_folder
 from pdtrim_core.merges import SEQUENCE_TOKENS, MergeStore, TrainedMerge
 from pdtrim_core.model import BlockModel
+from pdtrim_core.module_store import path_of
 from pdtrim_core.outcome import MergeResult
 from pdtrim_core.plan import Plan
 from pdtrim_core.space import TwoSets, two_sets
@@ -163,4 +164,4 @@ class Merges:
         """Write the merged blocks of a plan into the run folder, beside the plan that needs them."""
         for merge in plan.decode:
             if isinstance(merge, Merge):
-                self._open().copy(merge, folder / f"{merge.blocks[0]}-{merge.blocks[-1]}.safetensors")
+                self._open().copy(merge, path_of(merge, folder))

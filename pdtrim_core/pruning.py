@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from safetensors.torch import save
 from torch import nn
 
 from pdtrim_core.calibration import Calibration, Item
@@ -18,9 +17,9 @@ from pdtrim_core.components import Objective, Pruner, Staged
 from pdtrim_core.context import ScoreContext
 from pdtrim_core.elements import Merge, Removal, Shrink
 from pdtrim_core.errors import PlanError, PluginError, blame
-from pdtrim_core.files import write_whole, writing
 from pdtrim_core.measuring import Measurement
 from pdtrim_core.model import BlockModel
+from pdtrim_core.module_store import save_modules
 from pdtrim_core.outcome import MergeResult
 from pdtrim_core.plan import Plan
 from pdtrim_core.scores import Scores
@@ -152,13 +151,7 @@ class Pruning:
 
     def save(self, plan: Plan, folder: Path) -> None:
         """Write the modules of a plan into the run folder, beside the plan that needs them."""
-        for element in plan.decode:
-            if isinstance(element, Merge | Shrink) and element in self.modules:
-                tensors = {name: t.detach().cpu().contiguous() for name, t in self.modules[element].state_dict().items()}
-                name = "-".join(map(str, element.blocks)) if isinstance(element, Merge) else f"{element.block}.{element.part}"
-                with writing(folder):
-                    folder.mkdir(parents=True, exist_ok=True)
-                write_whole(folder / f"{name}.safetensors", save(tensors))
+        save_modules(plan, self.modules, folder)
 
 
 def prune(  # noqa: PLR0913 - what a run has put together until here
@@ -193,9 +186,11 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     _check(pruned, model, label)
     removal = pruned.removal
     gone = model.sizes.parameters - model.sizes.kept_parameters(Plan.unified(removal), "decode")
+    added = _added_biases(pruned, model)
     log.note(
         f"{label} removed {100 * gone / model.sizes.parameters:.2f} % of the parameters; "
         f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
+        + (f"; {added} numbers of biases that it added are not counted" if added else "")
     )
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
@@ -207,6 +202,16 @@ def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:
     fraction = recipe.settings.prune.fraction
     share = model.sizes.share_of_parameters(blocks) if fraction is None else fraction
     return round(share * model.sizes.parameters)
+
+
+def _added_biases(pruned: Pruned, model: BlockModel) -> int:
+    """Return how many numbers there are in biases of projections that have none in the dense model."""
+    added = 0
+    for element, module in pruned.modules.items():
+        if isinstance(element, Shrink) and isinstance(own := getattr(module, "bias", None), nn.Parameter):
+            dense = model.units(element.block).projections(element.part)[-1]
+            added += own.numel() if dense.bias is None else 0
+    return added
 
 
 def _check(pruned: Pruned, model: BlockModel, label: str) -> None:

@@ -28,7 +28,7 @@ from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
-from pdtrim_plugins.pruners import ShortGpt
+from pdtrim_plugins.pruners import Flap, ShortGpt
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
@@ -62,6 +62,16 @@ class TestNorm(ScorerContract):
     departs: ClassVar[dict[str, str]] = {
         "test_a_silent_block_is_ranked_first": "a norm tells how long a state is, not what the block did to it",
     }
+
+
+class TestFlap(PrunerContract):
+    component = Flap
+    options: ClassVar[dict[str, Any]] = {"tokens": 16}
+
+
+class TestUniformFlap(PrunerContract):
+    component = Flap
+    options: ClassVar[dict[str, Any]] = {"tokens": 16, "structure": "UL-UM", "compat": "paper", "metric": "WIFN"}
 
 
 class TestShortGpt(PrunerContract):

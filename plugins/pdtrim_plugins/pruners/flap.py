@@ -1,0 +1,298 @@
+"""FLAP: channels whose inputs hardly move go, and a bias stands for what they gave on average.
+
+Shape suffixes: B window, T token, C channel (an input of the projection out of a part), U unit, O output of that projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pdtrim_core import PdtrimError, Pruner, Removal, Shrink
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pdtrim_core import BlockModel, PruneContext, Pruned
+
+Part = Literal["attention", "mlp"]
+Place = tuple[int, Part]
+PARTS: tuple[Part, ...] = ("attention", "mlp")
+LEAST_WINDOWS = 2
+"""How an input moves from window to window cannot be told from one."""
+
+
+class Flap(Pruner):
+    """Removes the heads and MLP channels whose inputs fluctuate least, and adds their mean as a bias.
+
+    What is compared are the inputs of the projection out of a part (`o_proj`, `down_proj`), standardised within each part of
+    each block. The unit of attention is a K/V head with the q query heads that read it: its score is the mean over all their
+    channels, as the paper's is over those of one head. So it stays on the scale of a channel; but means over more channels
+    lie nearer to 0, and fewer of them are among the lowest the larger q is. What a unit holds counts in the budget alone:
+    (2 + 2 / q) * head size * hidden size weights a query head, against 3 * hidden size for a channel of a gated MLP (the
+    authors' code takes 512 / 3 channels a head, which is right for q = 1 and heads of 128).
+
+    Departs from the paper in that each part keeps its best unit, as no block can run without one. The biases belong to the
+    projections of the narrowed parts: a prefill that is given back a part has neither. Costs do not count them: `hidden
+    size` numbers a part that lost something.
+    """
+
+    name = "flap"
+    cites = "FLAP (arXiv:2312.11983)"
+
+    structure: Literal["AL-AM", "UL-UM"] = Field(
+        "AL-AM",
+        description="AL-AM: adaptive, one ranking of all heads and channels of all blocks; UL-UM: uniform, one share of every "
+        "block: of its heads, rounded down, and of its MLP channels what makes up for that",
+    )
+    metric: Literal["WIFV", "IFV", "WIFN"] = Field(
+        "WIFV",
+        description="WIFV: fluctuation of a channel's input times its squared weights; IFV: fluctuation alone; WIFN: the input's "
+        "norm times its mean absolute weight",
+    )
+    compensate: bool = Field(default=True, description="add the mean of what a part loses as a bias of its output projection")
+    compat: Literal["peer", "paper"] = Field(
+        "peer",
+        description="peer: as the authors' code computes (each window's squared distance from the mean so far, without the first "
+        "window; the metric of attention squared); paper: the variance over all tokens, and nothing squared",
+    )
+    tokens: int = Field(128, ge=1, description="tokens a window")
+    windows: int = Field(1024, ge=LEAST_WINDOWS, description="windows of calibration tokens at most")
+
+    def prune(self, context: PruneContext) -> Pruned:
+        """Return shrinks of both parts; the biases are in the projections that belong to them."""
+        from pdtrim_core import Pruned  # noqa: PLC0415 - listings must not import torch
+
+        model = context.model
+        if not context.parameters:
+            return Pruned(Removal())
+        _check(context)
+        inputs = self.inputs(model, self._windows(context), context.batch_tokens)
+        scores = {
+            place: unit_scores(self.channel_scores(model, place, seen), _sizes(model, place)[0]).tolist()
+            for place, seen in inputs.items()
+        }
+        choose = _adaptive if self.structure == "AL-AM" else _uniform
+        shrinks = [
+            Shrink(*place, tuple(sorted(units))) for place, units in choose(model, scores, context.parameters).items() if units
+        ]
+        compensated = shrinks if self.compensate else []
+        return Pruned(
+            Removal(shrinks),
+            {shrink: _compensated(model, shrink, inputs[shrink.block, shrink.part].mean_C) for shrink in compensated},
+        )
+
+    def inputs(self, model: BlockModel, windows: Sequence[Sequence[int]], batch_tokens: int | None = None) -> dict[Place, Inputs]:
+        """Return what goes into the projection out of each part of the dense model, over windows of one length.
+
+        The model runs block by block over a few windows at a time; nothing of them but sums is kept.
+        """
+        import torch  # noqa: PLC0415 - listings must not import torch
+
+        found = {place: Inputs(self.compat) for place in _places(model)}
+        at_once = max(1, (batch_tokens or model.fitting_batch) // len(windows[0]))
+        with torch.no_grad(), _watched(model, found, len(windows[0])):
+            for start in range(0, len(windows), at_once):
+                recording = model.record(torch.tensor(windows[start : start + at_once], device=model.device))
+                hidden_BTD = recording.hidden_BTD
+                for block in range(model.block_count):
+                    hidden_BTD = model.run(block, hidden_BTD, recording.calls)
+        for (block, part), seen in found.items():
+            seen.check(f"the {part} of block {block}")
+        return found
+
+    def channel_scores(self, model: BlockModel, place: Place, seen: Inputs) -> Tensor:
+        """Return the metric of each channel `[C]` of a part; higher is worth more."""
+        weight_OC = _out(model, place).weight.detach().float()
+        match self.metric:
+            case "WIFV":
+                metric_C = seen.fluctuation() * weight_OC.square().sum(0)
+            case "IFV":
+                metric_C = seen.fluctuation()
+            case "WIFN":
+                metric_C = weight_OC.abs().mean(0) * seen.norm()
+        return metric_C.square() if self.compat == "peer" and place[1] == "attention" else metric_C
+
+    def _windows(self, context: PruneContext) -> list[tuple[int, ...]]:
+        windows = context.windows(self.tokens, self.windows)
+        if len(windows) < LEAST_WINDOWS:
+            given = sum(map(len, context.sequences))
+            raise PdtrimError(
+                f"pruner 'flap' needs {LEAST_WINDOWS} windows of {self.tokens} tokens, and the items have {given} tokens: raise "
+                "calibration.samples, or lower pruner.tokens"
+            )
+        return windows
+
+
+class Inputs:
+    """Running statistics of the inputs of one projection over windows, one number a channel."""
+
+    def __init__(self, compat: Literal["peer", "paper"]) -> None:
+        self._compat = compat
+        self._windows = 0
+        self._spread_C: Any = 0.0
+        self._square_C: Any = 0.0
+        self.mean_C: Any = 0.0
+
+    def fluctuation(self) -> Tensor:
+        """Return how far the inputs are from their mean `[C]`: squares summed over a window, averaged over windows."""
+        spread_C: Tensor = self._spread_C / (self._windows - 1)
+        return spread_C
+
+    def norm(self) -> Tensor:
+        """Return the root of the mean over windows of the squares summed over a window, `[C]`."""
+        square_C: Tensor = self._square_C / self._windows
+        return square_C.sqrt()
+
+    def add(self, inputs_BTC: Tensor) -> None:
+        """Take in some windows, in order.
+
+        The authors mean to add to a window's variance the product of the distances from the mean with it and from the mean
+        before it, and both are the mean with it, as their tensor of the mean before is overwritten. Their running sum, with
+        its divisors, is the sum over windows n = 2, 3, ... of (n - 1) / n times those squares, divided by the count less 1.
+        """
+        import torch  # noqa: PLC0415 - listings must not import torch
+
+        inputs_BTC = inputs_BTC.float()
+        before_B1 = self._windows + torch.arange(len(inputs_BTC), device=inputs_BTC.device)[:, None].double()
+        sums_BC = inputs_BTC.mean(1, dtype=torch.float64).cumsum(0) + self._windows * self.mean_C
+        means_BC = sums_BC / (before_B1 + 1)
+        if self._compat == "peer":
+            apart_BTC = (inputs_BTC - means_BC[:, None].float()).square()
+            self._spread_C = self._spread_C + (apart_BTC.sum(1, dtype=torch.float64) * before_B1 / (before_B1 + 1)).sum(0)
+        else:
+            # The product with the mean before takes in how the mean moved, so the sum is exact.
+            was_C = self.mean_C.float() if self._windows else 0.0
+            product_BTC = (inputs_BTC - means_BC[-1].float()) * (inputs_BTC - was_C)
+            self._spread_C = self._spread_C + product_BTC.sum((0, 1), dtype=torch.float64)
+        self._square_C = self._square_C + inputs_BTC.square().sum((0, 1), dtype=torch.float64)
+        self.mean_C = means_BC[-1]
+        self._windows += len(inputs_BTC)
+
+    def check(self, what: str) -> None:
+        """Raise `PdtrimError` where a sum is not finite."""
+        import torch  # noqa: PLC0415 - listings must not import torch
+
+        if not torch.isfinite(self._square_C).all():
+            raise PdtrimError(
+                f'pruner \'flap\': the activations in {what} are not finite: say model.dtype = "float32" or "bfloat16"'
+            )
+
+
+def unit_scores(metric_C: Tensor, units: int) -> Tensor:
+    """Return the mean of the channels' standard scores for each unit `[U]` of a part; 0 where all channels are alike.
+
+    In float64: where one channel is a million times the others, float32 leaves these no difference to be ranked by.
+    """
+    metric_C = metric_C.double()
+    deviation = metric_C.std()
+    standard_C = (metric_C - metric_C.mean()) / deviation if deviation > 0 else metric_C * 0
+    return standard_C.view(units, -1).mean(1)
+
+
+def lowest(scores: Sequence[float], costs: Sequence[float], budget: float) -> list[int]:
+    """Return the places of the lowest scores whose costs together come nearest to a budget; ties take the earlier, and fewer."""
+    order = sorted(range(len(scores)), key=lambda index: (scores[index], index))
+    sums = [0.0, *accumulate(costs[index] for index in order)]
+    return order[: min(range(len(sums)), key=lambda count: (abs(sums[count] - budget), count))]
+
+
+def _adaptive(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int) -> dict[Place, list[int]]:
+    """Return the units that go from each part, by one ranking of them all."""
+    units = [(place, unit) for place, of_part in scores.items() for unit in lowest(of_part, [1] * len(of_part), len(of_part) - 1)]
+    costs = [_sizes(model, place)[1] for place, _ in units]
+    gone: dict[Place, list[int]] = {place: [] for place in scores}
+    for index in lowest([scores[place][unit] for place, unit in units], costs, budget):
+        place, unit = units[index]
+        gone[place].append(unit)
+    return gone
+
+
+def _uniform(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int) -> dict[Place, list[int]]:
+    """Return the units that go from each part, the same share of every block.
+
+    The last part of a block makes up for what the whole heads before it could not.
+    """
+    share = budget / sum(count * cost for count, cost in (_sizes(model, place) for place in scores))
+    gone: dict[Place, list[int]] = {}
+    for block in sorted({block for block, _ in scores}):
+        places = [(block, part) for part in PARTS if (block, part) in scores]
+        owed = share * sum(count * cost for count, cost in (_sizes(model, place) for place in places))
+        for place in places:
+            count, cost = _sizes(model, place)
+            number = round(owed / cost) if place == places[-1] else int(share * count)
+            gone[place] = lowest(scores[place], [1] * count, min(number, count - 1))
+            owed -= len(gone[place]) * cost
+    return gone
+
+
+def _compensated(model: BlockModel, shrink: Shrink, mean_C: Tensor) -> nn.Module:
+    """Return the projection out of a narrowed part, with what its lost channels gave on average in the bias."""
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    out, units = _out(model, (shrink.block, shrink.part)), model.units(shrink.block)
+    gone = units.numbers(out, shrink.part, shrink.units, out=True)
+    kept = sorted(set(range(out.in_features)) - set(gone))
+    weight_OC = out.weight.detach()
+    bias_O = weight_OC[:, gone].float() @ mean_C[gone].float()
+    if out.bias is not None:
+        bias_O += out.bias.detach().float()
+    thin = torch.nn.Linear(len(kept), out.out_features, device="meta")
+    thin.weight = torch.nn.Parameter(weight_OC[:, kept], requires_grad=False)
+    thin.bias = torch.nn.Parameter(bias_O.to(weight_OC.dtype), requires_grad=False)
+    return thin.train(out.training)
+
+
+@contextmanager
+def _watched(model: BlockModel, inputs: Mapping[Place, Inputs], length: int) -> Iterator[None]:
+    """Inside the context, take in what goes into the projections out of the parts, in windows of one length."""
+    with ExitStack() as hooks:
+        for place, seen in inputs.items():
+
+            def take(_module: nn.Module, args: tuple[Any, ...], seen: Inputs = seen) -> None:
+                # Some families flatten windows and tokens in front of their MLP.
+                seen.add(args[0].reshape(-1, length, args[0].shape[-1]))
+
+            hooks.callback(_out(model, place).register_forward_pre_hook(take).remove)
+        yield
+
+
+def _places(model: BlockModel) -> list[Place]:
+    """Return the parts that have units, in the order of the blocks."""
+    return [(block, part) for block in range(model.block_count) for part in PARTS if part in model.sizes.blocks[block].units]
+
+
+def _sizes(model: BlockModel, place: Place) -> tuple[int, int]:
+    """Return how many units a part has and how many weights one of them holds."""
+    return model.sizes.blocks[place[0]].units[place[1]]
+
+
+def _out(model: BlockModel, place: Place) -> nn.Linear:
+    out: Any = model.units(place[0]).projections(place[1])[-1]
+    linear: nn.Linear = out
+    return linear
+
+
+def _check(context: PruneContext) -> None:
+    """Raise `PdtrimError` for a model without units, or too few of them for the budget."""
+    model = context.model
+    places = _places(model)
+    if not places:
+        raise PdtrimError(
+            f"pruner 'flap' removes heads and MLP channels, but the projections of {model.name} are fused or experts: choose a "
+            "method that removes whole blocks, such as 'shortgpt'"
+        )
+    most = sum((count - 1) * cost for count, cost in (_sizes(model, place) for place in places))
+    if context.parameters > most:
+        reach, wanted = (100 * number / model.sizes.parameters for number in (most, context.parameters))
+        raise PdtrimError(
+            f"pruner 'flap' can remove {reach:.1f} % of the parameters of {model.name} at most, as each part keeps a unit, and "
+            f"{wanted:.1f} % were asked for: lower prune.blocks or prune.fraction"
+        )
+    missing = [part for part in PARTS if part not in {part for _, part in places}]
+    if missing:
+        context.note(f"pruner 'flap' leaves the {missing[0]} of this family alone, whose projections are fused or experts")
