@@ -15,8 +15,8 @@ class Sleb(Pruner):
 
     window: int = Field(128, gt=1, description="tokens a window; the paper takes 2048")
     windows: int = Field(16, gt=0, description="windows to measure on, at most")
-    early_barrier: int = Field(1, ge=0, description="how many of the blocks that are left stay at the beginning")
-    latter_barrier: int = Field(1, ge=0, description="how many of the blocks that are left stay at the end")
+    early_barrier: int = Field(1, ge=0, description="blocks at the beginning that are never removed")
+    latter_barrier: int = Field(1, ge=0, description="blocks at the end that are never removed")
 
     def prune(self, context: PruneContext) -> Pruned:
         """Return the blocks that went; ties go to the lower block. Raises `PdtrimError` where barriers leave too few."""
@@ -31,8 +31,8 @@ class Sleb(Pruner):
         loss = context.loss_of(context.windows(self.window, self.windows))
         removal, steps = Removal(), []
         for _ in range(context.blocks):
-            left = [block for block in range(there) if not removal.at(block)]
-            losses = {block: loss(removal.with_(Drop(block))) for block in left[self.early_barrier : len(left) - self.latter_barrier]}
+            free = [block for block in range(self.early_barrier, there - self.latter_barrier) if not removal.at(block)]
+            losses = {block: loss(removal.with_(Drop(block))) for block in free}
             block = min(losses, key=losses.__getitem__)
             removal = removal.with_(Drop(block))
             steps.append(f"block {block} (loss {losses[block]:.4f})")
