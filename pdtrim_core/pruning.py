@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from pdtrim_core.plan import Plan
 from pdtrim_core.scores import Scores
 from pdtrim_core.search import Ledger
 from pdtrim_core.space import SearchSpace
+from pdtrim_core.stages import StagedModel
 from pdtrim_core.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class _Loss(Objective):
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
         sums = staged.loglikelihoods(items)
         if not all(math.isfinite(total) for (total,) in sums):
+            assert isinstance(staged, StagedModel)
             raise PdtrimError(
                 f"the loss without {staged.plan.decode} is not finite; if the weights are in float16, which overflows early, say "
                 'model.dtype = "bfloat16" or "float32"'
@@ -195,7 +197,8 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
             measurement,
             known=folder.known.get(part),
             record=lambda plan, reading: folder.note(part, plan, reading),
-            notify=lambda candidate: host.tell("pdtrim_candidate_measured", candidate=candidate),
+            # The points of a loss are made up, so no bar may show the best of them.
+            notify=lambda candidate: host.tell("pdtrim_candidate_measured", candidate=replace(candidate, best=None)),
         )
 
     context = PruneContext(

@@ -15,14 +15,12 @@ from pydantic import Field
 from pdtrim_core import Drop, PdtrimError, PruneContext, Pruned, Pruner, Removal
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from pdtrim_core import BlockModel
 
 KEPT_FIRST, KEPT_LAST = 4, 2
-PLUS = Field(
-    default=True, description=f"the paper's +: the first {KEPT_FIRST} blocks and the last {KEPT_LAST} are never removed"
-)
+PLUS = Field(default=True, description=f"the paper's +: the first {KEPT_FIRST} blocks and the last {KEPT_LAST} are never removed")
 
 
 class ShortenedPpl(Pruner):
@@ -89,7 +87,9 @@ def removable(context: PruneContext, *, plus: bool, name: str) -> list[int]:
 
 def lowest(values: Sequence[float], free: Sequence[int], count: int) -> Pruned:
     """Return so many of the blocks that may go, those of lowest value."""
-    return Pruned(Removal(map(Drop, sorted(free, key=values.__getitem__)[:count])), block_scores=tuple(-value for value in values))
+    return Pruned(
+        Removal(map(Drop, sorted(free, key=values.__getitem__)[:count])), block_scores=tuple(-value for value in values)
+    )
 
 
 def taylor_importances(model: BlockModel, windows: Sequence[Sequence[int]], batch_tokens: int | None = None) -> list[float]:
@@ -115,7 +115,7 @@ def taylor_importances(model: BlockModel, windows: Sequence[Sequence[int]], batc
             for one in passes:
                 for gradient, more in zip(gradients, one.back_through(block, weights), strict=True):
                     if more is not None:
-                        gradient += more
+                        gradient.add_(more)
         pairs = zip(weights, gradients, strict=True)
         importances[block] = sum((w.detach().float() * g).abs().sum(dtype=torch.float64).item() for w, g in pairs) / tokens
     return importances
@@ -133,15 +133,13 @@ class _Pass:
             self._streams.append(model.run(block, self._streams[-1], self._calls))
         self._gradient_BTD = _gradient_of_loss(model, self._streams.pop(), ids_BT)
 
-    def back_through(self, block: int, weights: Sequence[Tensor]) -> list[Tensor | None]:
+    def back_through(self, block: int, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Return the gradients of the weights of a block, None for one that took no part; call from the last block on."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
         before_BTD = self._streams.pop().requires_grad_()
         after_BTD = self._model.run(block, before_BTD, self._calls)
-        self._gradient_BTD, *found = torch.autograd.grad(
-            after_BTD, [before_BTD, *weights], self._gradient_BTD, allow_unused=True
-        )
+        self._gradient_BTD, *found = torch.autograd.grad(after_BTD, [before_BTD, *weights], self._gradient_BTD, allow_unused=True)
         return found
 
 
@@ -168,12 +166,12 @@ def _gradient_of_loss(model: BlockModel, hidden_BTD: Tensor, ids_BT: Tensor) -> 
 
 
 @contextmanager
-def _learning(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def _learning(weights: Sequence[Tensor]) -> Iterator[None]:
     """Let gradients flow to some weights inside the context."""
     try:
         for weight in weights:
-            weight.requires_grad_(requires_grad=True)
+            weight.requires_grad_()
         yield
     finally:
         for weight in weights:
-            weight.requires_grad_(requires_grad=False)
+            weight.requires_grad = False

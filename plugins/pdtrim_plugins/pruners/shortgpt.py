@@ -60,9 +60,7 @@ class ShortGpt(Pruner):
         first = angles.index(min(angles))
         return Pruned(Removal(map(Drop, range(first, first + context.blocks))))
 
-    def means(
-        self, context: PruneContext, measure: Callable[[Tensor, Tensor], Tensor], *, across: int
-    ) -> tuple[float, ...]:
+    def means(self, context: PruneContext, measure: Callable[[Tensor, Tensor], Tensor], *, across: int) -> tuple[float, ...]:
         """Return the mean of a measure between the streams in front of and behind so many blocks, for each first block.
 
         `measure` takes two streams `[B, T, D]` in float32 and returns `[B, T]`. Raises `PdtrimError` for a mean that is not
@@ -79,8 +77,8 @@ class ShortGpt(Pruner):
         for first, value in enumerate(sums):
             if not math.isfinite(value):
                 raise PdtrimError(
-                    f"{self.name}: the stream in front of block {first}, or {across} on, is not finite; if the weights are in float16, "
-                    'which overflows early, say model.dtype = "bfloat16" or "float32"'
+                    f"{self.name}: the stream in front of block {first}, or {across} on, is not finite; if the weights are in "
+                    'float16, which overflows early, say model.dtype = "bfloat16" or "float32"'
                 )
         return tuple(value / total for value in sums)
 

@@ -21,10 +21,11 @@ class Sleb(Pruner):
     def prune(self, context: PruneContext) -> Pruned:
         """Return the blocks that went; ties go to the lower block. Raises `PdtrimError` where barriers leave too few."""
         there, barriers = context.model.block_count, self.early_barrier + self.latter_barrier
-        if context.blocks > max(0, there - barriers):
+        most = max(0, there - barriers)
+        if context.blocks > most:
             raise PdtrimError(
-                f"{self.name}: {context.blocks} of the {there} blocks are to go, but the barriers keep {barriers} of them: ask for "
-                f"at most {max(0, there - barriers)}, or lower early_barrier or latter_barrier"
+                f"{self.name}: {context.blocks} of the {there} blocks are to go, but the barriers keep {barriers} of them: ask "
+                f"for at most {most}, or lower early_barrier or latter_barrier"
             )
         if context.blocks == 0:
             return Pruned(Removal())

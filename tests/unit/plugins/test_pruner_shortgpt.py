@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ CLOSE = 1e-5
 """Relative: float32 states, summed in another order."""
 
 
-def context_of(model: BlockModel, sequences: Sequence[Sequence[int]] = SEQUENCES, *, blocks: int = 2, **options: Any) -> PruneContext:
+def context_of(
+    model: BlockModel, sequences: Sequence[Sequence[int]] = SEQUENCES, *, blocks: int = 2, **options: Any
+) -> PruneContext:
     parameters = blocks * model.sizes.blocks[0].parameters
     return PruneContext(model, sequences, blocks=blocks, parameters=parameters, rng=Random(0), **options)
 
@@ -44,7 +47,7 @@ def by_hand(model: BlockModel, average: str) -> list[float]:
     alike = []
     for sequence in SEQUENCES:
         states = hidden_states(model, sequence)
-        alike.append(torch.stack([torch.cosine_similarity(a, b, dim=-1) for a, b in zip(states[:-2], states[1:-1], strict=True)]))
+        alike.append(torch.stack([torch.cosine_similarity(a, b, dim=-1) for a, b in pairwise(states[:-1])]))
     if average == "tokens":
         means = torch.cat(alike, dim=1).mean(dim=1)
     elif average == "sequences":
@@ -88,7 +91,7 @@ def test_counted_padding_is_the_padding_that_transformers_makes() -> None:
     mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in SEQUENCES])
     with torch.inference_mode():
         states = model.model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
-    expected = [_cosine(before, after).mean().item() for before, after in zip(states[:-1], states[1:], strict=True)]
+    expected = [_cosine(before, after).mean().item() for before, after in pairwise(states)]
     pruner = ShortGpt(padding="counted", last_block="behind-norm")
     assert pruner.prune(context_of(model)).block_scores == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
 
@@ -127,7 +130,7 @@ def test_silent_neighbours_are_the_run_that_goes() -> None:
 def test_a_stream_that_is_not_finite_is_named() -> None:
     model = tiny_llama()
     with torch.no_grad():
-        model.blocks[3].mlp.down_proj.weight.fill_(math.inf)  # type: ignore[union-attr]
+        model.blocks[3].get_parameter("mlp.down_proj.weight").fill_(math.inf)
     with pytest.raises(PdtrimError) as error:
         ShortGpt().prune(context_of(model))
     assert str(error.value) == (
