@@ -74,19 +74,15 @@ def test_weight_times_gradient_is_summed_with_its_sign_whatever_the_batch(batch_
 
 
 def test_biases_do_not_count() -> None:
-    model = tiny_model("qwen2")
-    before = taylor_importances(model, windows_of(16, 2))
-    names = [name for name, _ in model.blocks[0].named_parameters() if name.endswith("bias")]
-    assert names, "the family was chosen for its biases"
-    counted = tiny_model("qwen2")
-    counted.model.requires_grad_(requires_grad=True)
-    loss_of(counted, windows_of(16, 2)).backward()  # type: ignore[no-untyped-call]
-    for block in counted.blocks:
-        for name, parameter in block.named_parameters():
+    found = []
+    for by in (taylor_importances, taylor_by_hand):
+        model = tiny_model("opt")
+        # transformers starts from biases of zero, which would count for nothing anyway.
+        for name, parameter in model.model.named_parameters():
             if name.endswith("bias"):
-                with torch.no_grad():
-                    parameter.add_(0.5)
-    assert before == pytest.approx(taylor_by_hand(tiny_model("qwen2"), windows_of(16, 2)), rel=1e-4)
+                parameter.copy_(torch.full_like(parameter, 0.5))
+        found.append(by(model, windows_of(16, 2)))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_half_precision_gives_nearly_the_same_importances() -> None:
