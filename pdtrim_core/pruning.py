@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from pdtrim_core.calibration import Calibration, Item
+from pdtrim_core.calibration import Calibration, Item, digest_of
 from pdtrim_core.components import Objective, Pruner, Staged
 from pdtrim_core.context import ScoreContext
 from pdtrim_core.elements import Merge, Removal, Shrink
-from pdtrim_core.errors import PlanError, PluginError, blame
+from pdtrim_core.errors import PdtrimError, PlanError, PluginError, blame
 from pdtrim_core.measuring import Measurement
 from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import save_modules
@@ -25,6 +26,7 @@ from pdtrim_core.plan import Plan
 from pdtrim_core.scores import Scores
 from pdtrim_core.search import Ledger
 from pdtrim_core.space import SearchSpace
+from pdtrim_core.stages import StagedModel
 from pdtrim_core.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class PruneContext:
     from `rng`.
     """
 
-    def __init__(  # noqa: PLR0913 - the last three have defaults
+    def __init__(  # noqa: PLR0913 - the last four have defaults
         self,
         model: BlockModel,
         sequences: Sequence[Sequence[int]],
@@ -65,8 +67,9 @@ class PruneContext:
         parameters: int,
         rng: Random,
         batch_tokens: int | None = None,
+        cache_budget: int | None = None,
         note: Callable[[str], None] = lambda text: None,
-        ledger: Callable[[Measurement], Ledger] = Ledger,
+        ledger: Callable[[str, Measurement], Ledger] = lambda part, measurement: Ledger(measurement),
     ) -> None:
         self.model = model
         self.sequences = [tuple(sequence) for sequence in sequences]
@@ -75,6 +78,7 @@ class PruneContext:
         self.rng = rng
         self.batch_tokens = batch_tokens
         self.note = note
+        self._cache_budget = cache_budget
         self._ledger = ledger
 
     @property
@@ -83,15 +87,25 @@ class PruneContext:
         return ScoreContext(self.model, self.sequences, batch_tokens=self.batch_tokens)
 
     def windows(self, length: int, count: int | None = None) -> list[tuple[int, ...]]:
-        """Return the sequences joined and cut into windows of one length, `count` of them at most; the rest is left out."""
+        """Return the sequences joined and cut into windows of one length, `count` of them at most; the rest is left out.
+
+        Raises `PdtrimError` where the sequences do not fill one window.
+        """
         tokens = [token for sequence in self.sequences for token in sequence]
         starts = range(0, len(tokens) - length + 1, length)
+        if not starts:
+            raise PdtrimError(
+                f"the calibration items have {len(tokens)} tokens together, too few for a window of {length}: ask for shorter "
+                "windows or for more samples"
+            )
         return [tuple(tokens[start : start + length]) for start in starts][:count]
 
     def loss_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
         """Return the function that gives the loss of a removal from both stages: nats a token, behind the first of a sequence.
 
-        Each measurement goes to the run's journal, so that an interrupted run does not make it again.
+        Each measurement goes to the run's journal, under the part `losses` with a hash of these sequences, so that an
+        interrupted run does not make it again. A removal may drop blocks and shrink them, but not merge: no blocks stand in.
+        Raises `PdtrimError` where no sequence has two tokens, and, when measured, for a loss that is not finite.
         """
         items = [
             Item((tuple(s[:1]),), (tuple(s[1:]),), 0, (len(s) - 1,), f"window {number}")
@@ -99,9 +113,10 @@ class PruneContext:
             if len(s) > 1
         ]
         if not items:
-            raise PluginError("there are no sequences of two tokens or more to measure a loss on")
-        trunk = Trunk(self.model, batch_tokens=self.batch_tokens)
-        ledger = self._ledger(Measurement(lambda: trunk, _Loss(), items, label="the loss of a pruner"))
+            raise PdtrimError("there are no sequences of two tokens or more to measure a loss on: give longer samples")
+        trunk = Trunk(self.model, batch_tokens=self.batch_tokens, budget=self._cache_budget)
+        measurement = Measurement(lambda: trunk, _Loss(), items, label="the loss of a pruner", note=self.note)
+        ledger = self._ledger(f"losses {digest_of(items)[:16]}", measurement)
 
         def loss(removal: Removal) -> float:
             mean = ledger.reading(Plan.unified(removal)).mean
@@ -119,6 +134,12 @@ class _Loss(Objective):
 
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
         sums = staged.loglikelihoods(items)
+        if not all(math.isfinite(total) for (total,) in sums):
+            assert isinstance(staged, StagedModel)
+            raise PdtrimError(
+                f"the loss without {staged.plan.decode} is not finite; if the weights are in float16, which overflows early, say "
+                'model.dtype = "bfloat16" or "float32"'
+            )
         return [-total / len(item.choices[0]) for item, (total,) in zip(items, sums, strict=True)]
 
     def weight(self, item: Item) -> float:
@@ -133,15 +154,16 @@ class Pruning:
 
     put_off = False
 
-    def __init__(self, pruner: Pruner, pruned: Pruned) -> None:
+    def __init__(self, pruner: Pruner, pruned: Pruned, *, blocks: int, parameters: int) -> None:
         self._pruner = pruner
+        self._budget = blocks, parameters
         self.pruned = pruned
         self.modules = pruned.modules
 
     @property
     def digest(self) -> str:
-        """A hash of the pruner with its options, which decide what its modules are."""
-        what = json.dumps([self._pruner.name, self._pruner.model_dump(mode="json")], sort_keys=True)
+        """A hash of the pruner with its options and budget, which decide what its modules are."""
+        what = json.dumps([self._pruner.name, self._pruner.model_dump(mode="json"), self._budget], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()
 
     def results(self, plan: Plan) -> tuple[MergeResult, ...]:
@@ -163,12 +185,13 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     label = host.label_of(pruner)
     wanted = _parameters(recipe, model, blocks)
 
-    def ledger(measurement: Measurement) -> Ledger:
+    def ledger(part: str, measurement: Measurement) -> Ledger:
         return Ledger(
             measurement,
-            known=folder.known.get("pruner"),
-            record=lambda plan, reading: folder.note("pruner", plan, reading),
-            notify=lambda candidate: host.tell("pdtrim_candidate_measured", candidate=candidate),
+            known=folder.known.get(part),
+            record=lambda plan, reading: folder.note(part, plan, reading),
+            # The points of a loss are made up, so no bar may show the best of them.
+            notify=lambda candidate: host.tell("pdtrim_candidate_measured", candidate=replace(candidate, best=None)),
         )
 
     context = PruneContext(
@@ -178,6 +201,7 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
         parameters=wanted,
         rng=Random(f"{recipe.settings.seed} pruner"),  # noqa: S311 - reproducible draws, nothing secret
         batch_tokens=evaluation.batch_tokens,
+        cache_budget=evaluation.cache_budget,
         note=log.note,
         ledger=ledger,
     )
@@ -195,7 +219,7 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
     space = SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, free_tail=evaluation.frees_tail)
-    return Pruning(pruner, pruned), space
+    return Pruning(pruner, pruned, blocks=blocks, parameters=wanted), space
 
 
 def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:
@@ -221,8 +245,9 @@ def _check(pruned: Pruned, model: BlockModel, label: str) -> None:
     missing = [e for e in pruned.removal if isinstance(e, Merge) and e not in pruned.modules]
     if missing:
         raise PluginError(f"{label} merged {missing[0]}, but gave no block that stands for it")
-    if pruned.block_scores and len(pruned.block_scores) != model.block_count:
-        raise PluginError(f"{label} gave {len(pruned.block_scores)} block scores for {model.block_count} blocks")
+    problems = Scores(pruned.block_scores).problems(model.block_count) if pruned.block_scores else []
+    if problems:
+        raise PluginError(f"{label} gave {problems[0]}")
     try:
         Plan.unified(pruned.removal).check_fits(model.block_count)
         for block in {element.block for element in pruned.removal if isinstance(element, Shrink)}:

@@ -28,7 +28,7 @@ from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
-from pdtrim_plugins.pruners import Flap, ShortGpt
+from pdtrim_plugins.pruners import Flap, ShortenedPpl, ShortenedTaylor, ShortGpt, Sleb
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
@@ -76,6 +76,31 @@ class TestUniformFlap(PrunerContract):
 
 class TestShortGpt(PrunerContract):
     component = ShortGpt
+
+
+class TestShortGptRun(PrunerContract):
+    component = ShortGpt
+    options: ClassVar[dict[str, Any]] = {"choose": "run", "average": "last-token", "last_block": "behind-norm"}
+
+
+class TestShortGptPadded(PrunerContract):
+    component = ShortGpt
+    options: ClassVar[dict[str, Any]] = {"padding": "counted"}
+
+
+class TestSleb(PrunerContract):
+    component = Sleb
+
+
+# The plus keeps all six blocks of a tiny model.
+class TestShortenedPpl(PrunerContract):
+    component = ShortenedPpl
+    options: ClassVar[dict[str, Any]] = {"plus": False}
+
+
+class TestShortenedTaylor(PrunerContract):
+    component = ShortenedTaylor
+    options: ClassVar[dict[str, Any]] = {"plus": False}
 
 
 class TestAnnealing(SearcherContract):

@@ -20,7 +20,7 @@ from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_core.testing.models import tiny_llama
 from pdtrim_core.trunk import Trunk
 
-SEQUENCES = [tuple(rng_of(number).randrange(256) for _ in range(24)) for number in range(6)]
+SEQUENCES = [tuple(rng_of(number).choices(range(256), k=24)) for number in range(6)]
 
 
 @contract

@@ -1,29 +1,136 @@
-"""ShortGPT: the blocks that change the stream least, in one shot."""
+"""ShortGPT: the blocks that change the stream least, in one shot.
+
+Shape suffixes: B batch, T token, D hidden.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
 
-from pdtrim_core import Drop, PruneContext, Pruned, Pruner, Removal
+from pydantic import Field
+
+from pdtrim_core import Drop, PdtrimError, PruneContext, Pruned, Pruner, Removal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Batch = tuple[list[Tensor], Tensor]
+    """The streams `[B, T, D]` in front of each block and behind the last one, and which of their positions count `[B, T]`."""
+
+PADDED_BATCH = 8
+"""Sequences that the authors of the peer pad to one length."""
+
 
 class ShortGpt(Pruner):
-    """Drops the blocks of lowest Block Influence, all at once."""
+    """Drops the blocks of lowest Block Influence, all at once.
+
+    As in sramshetty/ShortGPT: `last_block = "behind-norm"` and `padding = "counted"`.
+    """
 
     name = "shortgpt"
     cites = "ShortGPT, Eq. 1 (arXiv:2403.03853)"
 
+    choose: Literal["blocks", "run"] = Field(
+        "blocks",
+        description="blocks: those that turn the stream least, each by itself; run: the neighbouring blocks that turn it least "
+        "together, by the angle (arXiv:2403.17887, whose average is last-token)",
+    )
+    average: Literal["tokens", "sequences", "last-token"] = Field(
+        "tokens",
+        description="tokens: each counts the same, as in the paper; sequences: each sequence does; last-token: no others count",
+    )
+    last_block: Literal["before-norm", "behind-norm"] = Field(
+        "before-norm", description="where the output of the last block is taken: in front of the final norm, or behind it"
+    )
+    padding: Literal["left-out", "counted"] = Field(
+        "left-out", description=f"counted: sequences are padded {PADDED_BATCH} at a time, and padding counts as tokens do"
+    )
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return the blocks whose output is most like their input; ties go to the lower block."""
-        alike, _ = context.states.mean_over_tokens(_cosine)
-        order = sorted(range(len(alike)), key=lambda block: (-alike[block], block))
-        return Pruned(Removal(map(Drop, order[: context.blocks])), block_scores=alike)
+        if self.choose == "blocks":
+            alike = self.means(context, _cosine, across=1)
+            order = sorted(range(len(alike)), key=lambda block: (-alike[block], block))
+            return Pruned(Removal(map(Drop, order[: context.blocks])), block_scores=alike)
+        if context.blocks == 0:
+            return Pruned(Removal())
+        angles = self.means(context, _angle, across=context.blocks)
+        first = angles.index(min(angles))
+        return Pruned(Removal(map(Drop, range(first, first + context.blocks))))
+
+    def means(self, context: PruneContext, measure: Callable[[Tensor, Tensor], Tensor], *, across: int) -> tuple[float, ...]:
+        """Return the mean of a measure between the streams in front of and behind so many blocks, for each first block.
+
+        `measure` takes two streams `[B, T, D]` in float32 and returns `[B, T]`. Raises `PdtrimError` for a mean that is not
+        finite.
+        """
+        sums = [0.0] * (context.model.block_count + 1 - across)
+        total = 0.0
+        for streams, counts_BT in self._batches(context):
+            weights_BT = self._weights(counts_BT)
+            total += weights_BT.sum().item()
+            for first in range(len(sums)):
+                found_BT = measure(streams[first].float(), streams[first + across].float()).double()
+                sums[first] += (weights_BT * found_BT.masked_fill(~counts_BT, 0)).sum().item()
+        for first, value in enumerate(sums):
+            if not math.isfinite(value):
+                raise PdtrimError(
+                    f"{self.name}: the stream in front of block {first}, or {across} on, is not finite; if the weights are in "
+                    'float16, which overflows early, say model.dtype = "bfloat16" or "float32"'
+                )
+        return tuple(value / total for value in sums)
+
+    def _weights(self, counts_BT: Tensor) -> Tensor:
+        """Return how much each position counts, `[B, T]` in float64."""
+        lengths_B1 = counts_BT.sum(dim=1, keepdim=True)
+        if self.average == "tokens":
+            return counts_BT.double()
+        if self.average == "sequences":
+            return counts_BT.double() / lengths_B1
+        return (counts_BT & (counts_BT.cumsum(dim=1) == lengths_B1)).double()
+
+    def _batches(self, context: PruneContext) -> Iterator[Batch]:
+        if self.padding == "counted":
+            batches = _padded(context)
+        else:
+            batches = ((list(batch.hidden), batch.is_token_BT) for batch in context.states.batches())
+        for streams, counts_BT in batches:
+            if self.last_block == "behind-norm":
+                streams[-1] = context.model.normed(streams[-1].flatten(0, 1)).view(streams[-1].shape)
+            yield streams, counts_BT
+
+
+def _padded(context: PruneContext) -> Iterator[Batch]:
+    """Yield the streams over batches of sequences in their order, padded on the right; every position counts.
+
+    Padding stands behind its sequence, looks at the sequence alone, and is the token that ends a text.
+    """
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    model, filler = context.model, getattr(context.model.tokenizer, "eos_token_id", None) or 0
+    for start in range(0, len(context.sequences), PADDED_BATCH):
+        group = context.sequences[start : start + PADDED_BATCH]
+        width = max(map(len, group))
+        ids_BT = torch.tensor([[*s, *[filler] * (width - len(s))] for s in group], device=model.device)
+        place_T = torch.arange(width, device=model.device)
+        is_token_BT = place_T < torch.tensor([[len(s)] for s in group], device=model.device)
+        looks_BTT = is_token_BT[:, None, None] & (place_T <= place_T[:, None])
+        with torch.inference_mode():
+            recording = model.record(ids_BT, looks_BTT, place_T.expand(len(group), -1))
+            streams = [recording.hidden_BTD]
+            for block in range(model.block_count):
+                streams.append(model.run(block, streams[-1], recording.calls))
+            yield streams, torch.ones_like(is_token_BT)
 
 
 def _cosine(before: Tensor, after: Tensor) -> Tensor:
     import torch  # noqa: PLC0415 - listings must not import torch
 
     return torch.cosine_similarity(before, after, dim=-1)
+
+
+def _angle(before: Tensor, after: Tensor) -> Tensor:
+    """Return the angle between two streams, as a share of a half turn: 0 to 1."""
+    return _cosine(before, after).clamp(-1, 1).arccos() / math.pi

@@ -1,0 +1,177 @@
+"""Shortened LLaMA: blocks in the order of what each is worth alone, by perplexity or by a first-order estimate.
+
+Shape suffixes: B batch, T token, D hidden, N positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from pdtrim_core import Drop, PdtrimError, PruneContext, Pruned, Pruner, Removal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pdtrim_core import BlockModel
+
+KEPT_FIRST, KEPT_LAST = 4, 2
+PLUS = Field(default=True, description=f"the paper's +: the first {KEPT_FIRST} blocks and the last {KEPT_LAST} are never removed")
+
+
+class ShortenedPpl(Pruner):
+    """Drops the blocks without which, each alone, perplexity is lowest, all at once."""
+
+    name = "shortened-ppl"
+    cites = "Shortened LLaMA, Sec. 3.1 (arXiv:2402.02834)"
+
+    window: int = Field(128, gt=1, description="tokens a window")
+    windows: int = Field(10, gt=0, description="windows to measure on, at most")
+    plus: bool = PLUS
+
+    def prune(self, context: PruneContext) -> Pruned:
+        """Return the blocks; the score of one is minus the loss without it, in nats a token. Ties go to the lower block.
+
+        Raises `PdtrimError` where too few blocks may be removed.
+        """
+        free = removable(context, plus=self.plus, name=self.name)
+        if context.blocks == 0:
+            return Pruned(Removal())
+        loss = context.loss_of(context.windows(self.window, self.windows))
+        return lowest([loss(Removal([Drop(block)])) for block in range(context.model.block_count)], free, context.blocks)
+
+
+class ShortenedTaylor(Pruner):
+    """Drops the blocks of lowest first-order Taylor importance, all at once."""
+
+    name = "shortened-taylor"
+    cites = "Shortened LLaMA, Sec. 3.1 (arXiv:2402.02834)"
+
+    window: int = Field(128, gt=1, description="tokens a window")
+    windows: int = Field(10, gt=0, description="windows to measure on, at most")
+    plus: bool = PLUS
+
+    def prune(self, context: PruneContext) -> Pruned:
+        """Return the blocks; the score of one is minus its importance. Ties go to the lower block.
+
+        Raises `PdtrimError` where too few blocks may be removed, or for an importance that is not finite.
+        """
+        free = removable(context, plus=self.plus, name=self.name)
+        if context.blocks == 0:
+            return Pruned(Removal())
+        importances = taylor_importances(context.model, context.windows(self.window, self.windows), context.batch_tokens)
+        for block, importance in enumerate(importances):
+            if not math.isfinite(importance):
+                raise PdtrimError(
+                    f"{self.name}: the gradient of block {block} is not finite; if the weights are in float16, which overflows "
+                    'early, say model.dtype = "bfloat16" or "float32"'
+                )
+        return lowest(importances, free, context.blocks)
+
+
+def removable(context: PruneContext, *, plus: bool, name: str) -> list[int]:
+    """Return the blocks that may be removed. Raises `PdtrimError` where they are fewer than the budget."""
+    there = context.model.block_count
+    free = list(range(KEPT_FIRST, there - KEPT_LAST) if plus else range(there))
+    if context.blocks > len(free):
+        raise PdtrimError(
+            f"{name}: {context.blocks} of the {there} blocks are to go, but only {len(free)} may, because the first {KEPT_FIRST} "
+            f"and the last {KEPT_LAST} never do: ask for at most {len(free)}, or say plus = false"
+        )
+    return free
+
+
+def lowest(values: Sequence[float], free: Sequence[int], count: int) -> Pruned:
+    """Return so many of the blocks that may go, those of lowest value."""
+    return Pruned(
+        Removal(map(Drop, sorted(free, key=values.__getitem__)[:count])), block_scores=tuple(-value for value in values)
+    )
+
+
+def taylor_importances(model: BlockModel, windows: Sequence[Sequence[int]], batch_tokens: int | None = None) -> list[float]:
+    """Return for each block the sum of |w * dL/dw| over its weights, biases left out.
+
+    L is the mean loss (nats) of the next token over all windows, which are of one length, so that neither the batch nor the
+    order of windows matters. Gradients are made block by block, from the last one on: only one block's are held at a time,
+    beside the streams in front of every block.
+    """
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    length = len(windows[0])
+    each = max(1, (batch_tokens or model.fitting_batch) // length)
+    batches = [torch.tensor(windows[start : start + each], device=model.device) for start in range(0, len(windows), each)]
+    tokens = len(windows) * (length - 1)
+    importances = [0.0] * model.block_count
+    with torch.no_grad():
+        passes = [_Pass(model, ids_BT) for ids_BT in batches]
+    for block in reversed(range(model.block_count)):
+        weights = [weight for name, weight in model.blocks[block].named_parameters() if not name.endswith("bias")]
+        gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        with torch.enable_grad(), _learning(weights):
+            for one in passes:
+                for gradient, more in zip(gradients, one.back_through(block, weights), strict=True):
+                    if more is not None:
+                        gradient.add_(more)
+        pairs = zip(weights, gradients, strict=True)
+        importances[block] = sum((w.detach().float() * g).abs().sum(dtype=torch.float64).item() for w, g in pairs) / tokens
+    return importances
+
+
+class _Pass:
+    """One batch: its streams in front of every block, and the gradient of its summed loss where it has come to."""
+
+    def __init__(self, model: BlockModel, ids_BT: Tensor) -> None:
+        self._model = model
+        recording = model.record(ids_BT)
+        self._calls = recording.calls
+        self._streams = [recording.hidden_BTD]
+        for block in range(model.block_count):
+            self._streams.append(model.run(block, self._streams[-1], self._calls))
+        self._gradient_BTD = _gradient_of_loss(model, self._streams.pop(), ids_BT)
+
+    def back_through(self, block: int, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Return the gradients of the weights of a block, None for one that took no part; call from the last block on."""
+        import torch  # noqa: PLC0415 - listings must not import torch
+
+        before_BTD = self._streams.pop().requires_grad_()
+        after_BTD = self._model.run(block, before_BTD, self._calls)
+        self._gradient_BTD, *found = torch.autograd.grad(after_BTD, [before_BTD, *weights], self._gradient_BTD, allow_unused=True)
+        return found
+
+
+def _gradient_of_loss(model: BlockModel, hidden_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+    """Return the gradient of the summed loss of the next token with respect to the stream behind the last block.
+
+    A sum, because the gradients of a mean are small enough to vanish in float16.
+    """
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    leaf_ND = hidden_BTD[:, :-1].flatten(0, 1).requires_grad_()
+    targets_N = ids_BT[:, 1:].flatten()
+    gradient_ND = torch.zeros_like(leaf_ND)
+    start = 0
+    with torch.enable_grad():
+        for logits_NV in model.logits(leaf_ND):
+            targets = targets_N[start : start + len(logits_NV)].to(logits_NV.device)
+            loss = torch.nn.functional.cross_entropy(logits_NV, targets, reduction="sum")
+            gradient_ND += torch.autograd.grad(loss, leaf_ND)[0]
+            start += len(logits_NV)
+    gradient_BTD = torch.zeros_like(hidden_BTD)
+    gradient_BTD[:, :-1] = gradient_ND.view(len(ids_BT), -1, hidden_BTD.shape[-1])
+    return gradient_BTD
+
+
+@contextmanager
+def _learning(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Let gradients flow to some weights inside the context."""
+    try:
+        for weight in weights:
+            weight.requires_grad_()
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad = False

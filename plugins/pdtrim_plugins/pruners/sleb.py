@@ -1,0 +1,41 @@
+"""SLEB: one block after another, the one without which the loss is lowest, measured anew each time."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pdtrim_core import Drop, PdtrimError, PruneContext, Pruned, Pruner, Removal
+
+
+class Sleb(Pruner):
+    """Drops the block without which the next token's loss is lowest, then measures all the rest again."""
+
+    name = "sleb"
+    cites = "SLEB, Algorithm 1 (arXiv:2402.09025)"
+
+    window: int = Field(128, gt=1, description="tokens a window; the paper takes 2048")
+    windows: int = Field(16, gt=0, description="windows to measure on, at most")
+    early_barrier: int = Field(1, ge=0, description="blocks at the beginning that are never removed")
+    latter_barrier: int = Field(1, ge=0, description="blocks at the end that are never removed")
+
+    def prune(self, context: PruneContext) -> Pruned:
+        """Return the blocks that went; ties go to the lower block. Raises `PdtrimError` where barriers leave too few."""
+        there, barriers = context.model.block_count, self.early_barrier + self.latter_barrier
+        most = max(0, there - barriers)
+        if context.blocks > most:
+            raise PdtrimError(
+                f"{self.name}: {context.blocks} of the {there} blocks are to go, but the barriers keep {barriers} of them: ask "
+                f"for at most {most}, or lower early_barrier or latter_barrier"
+            )
+        if context.blocks == 0:
+            return Pruned(Removal())
+        loss = context.loss_of(context.windows(self.window, self.windows))
+        removal, steps = Removal(), []
+        for _ in range(context.blocks):
+            free = [block for block in range(self.early_barrier, there - self.latter_barrier) if not removal.at(block)]
+            losses = {block: loss(removal.with_(Drop(block))) for block in free}
+            block = min(losses, key=losses.__getitem__)
+            removal = removal.with_(Drop(block))
+            steps.append(f"block {block} (loss {losses[block]:.4f})")
+        context.note(f"{self.name} removed {', then '.join(steps)}")
+        return Pruned(removal)
