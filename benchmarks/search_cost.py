@@ -150,6 +150,7 @@ def figures_of(race: Race) -> dict[str, Any]:
 def shares_of(subject: Subject, plan: Plan) -> dict[str, float]:
     """Return where the time goes of a candidate that nothing is kept for: what is no matrix product could be saved at best."""
     model, clock = subject.model, Clock()
+    model.compiles = False  # compiled blocks are not told apart into their parts
     clock.watch("products", [part for block in model.blocks for part in block.modules() if isinstance(part, nn.Linear)])
     clock.watch("blocks", model.blocks)
     clock.watch("head", [model.model.get_output_embeddings()])
