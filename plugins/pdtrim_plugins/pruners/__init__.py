@@ -1,4 +1,4 @@
-"""Other pruners, whose removals the splitters refine into prefill subsets."""
+"""Other pruners: the splitters refine their removals into prefill subsets; some give a whole other model instead."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 from pdtrim_core import Pruner, hookimpl
 from pdtrim_plugins.pruners.shortgpt import ShortGpt
+from pdtrim_plugins.pruners.slicegpt import SliceGpt
 
-__all__ = ["ShortGpt"]
+__all__ = ["ShortGpt", "SliceGpt"]
 
 
 @hookimpl
 def pdtrim_pruners() -> Iterable[type[Pruner]]:
     """Yield the pruners."""
-    yield ShortGpt
+    yield from (ShortGpt, SliceGpt)
