@@ -203,6 +203,13 @@ class Bench:
         return Random(f"{self._recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
 
 
+def rows_of(bench: Bench, found: Plan, plan: Plan, replaced: BlockModel | None) -> tuple[Row, ...]:
+    """Measure dense, unified and staged; a replaced model is unified, and nothing is staged."""
+    if replaced is not None:
+        return *bench.rows({"dense": Plan()}), *bench.of_replaced(replaced).rows({"unified": Plan()})
+    return bench.rows({"dense": Plan(), "unified": Plan.unified(found.decode), "staged": plan})
+
+
 def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: int | None) -> bool:
     """Tell whether choices and items may share rows: tried on the first group, since not every family can."""
     forked = [item for item in items if item.one_prompt and len(item.choices) > 1 and not item.one_token]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pdtrim_core.bench import Bench
+from pdtrim_core.bench import Bench, rows_of
 from pdtrim_core.budget import removed_blocks
 from pdtrim_core.calibration import Calibration, calibrate
 from pdtrim_core.components import ModelSource
@@ -20,7 +20,7 @@ from pdtrim_core.context import ScoreContext
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.merging import Merges
 from pdtrim_core.model import BlockModel
-from pdtrim_core.outcome import Cost, Environment, Outcome, Row, Sets, machine, peak_memory, versions
+from pdtrim_core.outcome import Cost, Environment, Outcome, Sets, machine, peak_memory, versions
 from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.pruning import Pruning, prune
@@ -100,7 +100,6 @@ class Start:
     def block_scores(self) -> tuple[float, ...]:
         """One score a block, where a scorer or a pruner gave some."""
         return self.merges.pruned.block_scores if isinstance(self.merges, Pruning) else self.space.scores.block
-
 
     @property
     def replaced(self) -> BlockModel | None:
@@ -191,13 +190,6 @@ def split(recipe: Recipe, start: Start, bench: Bench, found: Plan, log: RunLog) 
         return found
     with log.step("split the stages", about=recipe.splitter.steps(start.space)):
         return bench.split(found, start.space)
-
-
-def rows_of(bench: Bench, found: Plan, plan: Plan, replaced: BlockModel | None) -> tuple[Row, ...]:
-    """Measure dense, unified and staged; a replaced model is unified, and nothing is staged."""
-    if replaced is not None:
-        return *bench.rows({"dense": Plan()}), *bench.of_replaced(replaced).rows({"unified": Plan()})
-    return bench.rows({"dense": Plan(), "unified": Plan.unified(found.decode), "staged": plan})
 
 
 def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
@@ -291,8 +283,7 @@ def _saved(recipe: Recipe, start: Start, plan: Plan) -> dict[str, Any] | None:
     if start.replaced is not None:
         return None
     model, first_token = start.model, recipe.settings.evaluation.first_token
-    saved: dict[str, Any] = json.loads(SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token).to_json())
-    return saved
+    return dict(json.loads(SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token).to_json()))
 
 
 def _environment(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration) -> Environment:

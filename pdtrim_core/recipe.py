@@ -215,10 +215,8 @@ def _nothing_to_split(data: Mapping[str, Any], pruner: Pruner | None) -> list[st
     """Return what is wrong with a splitter beside a pruner that gives a whole other model."""
     if pruner is None or not pruner.replaces_model or "splitter" not in data:
         return []
-    return [
-        f"splitter: pruner '{pruner.name}' gives a whole other model, not a removal, so there is nothing to split between "
-        "the stages: leave this out, or choose another pruner"
-    ]
+    what = f"pruner '{pruner.name}' gives a whole other model, not a removal, so there is nothing to split between the stages"
+    return [f"splitter: {what}: leave this out, or choose another pruner"]
 
 
 def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:

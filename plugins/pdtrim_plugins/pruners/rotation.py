@@ -81,8 +81,8 @@ class Batch(NamedTuple):
 class Slicer:
     """Rotates and slices a model block by block, each on the stream that the sliced blocks before it give.
 
-    The dense model is left as it is; what stays whole is shared with it. With `normed`, the components are those of the
-    stream behind the norm, else those in front of it.
+    The dense model is left as it is; what stays whole is shared with it. With `normed`, tokens count the same in the components
+    whatever their norm is.
     """
 
     def __init__(self, dense: BlockModel, width: int, *, normed: bool) -> None:
@@ -125,9 +125,7 @@ class Slicer:
         model.set_input_embeddings(sliced)
         return basis_HD, [Batch(_rotated(batch.stream_BTD, basis_HD), batch.calls) for batch in batches]
 
-    def _attention(
-        self, block: RotatedBlock, index: int, basis_HD: Tensor, batches: list[Batch]
-    ) -> tuple[Tensor, list[Batch]]:
+    def _attention(self, block: RotatedBlock, index: int, basis_HD: Tensor, batches: list[Batch]) -> tuple[Tensor, list[Batch]]:
         """Rotate attention; return the basis behind it, and the stream in that basis."""
         attention, norm = block.self_attn, self._dense.blocks[index].get_parameter("input_layernorm.weight")
         for name in ("q_proj", "k_proj", "v_proj"):
@@ -169,13 +167,15 @@ class Slicer:
             raise PdtrimError(
                 f"slicegpt: the stream {place} of {self._dense.name} is not finite: open the model with dtype float32 or bfloat16"
             )
-        return principal_axes(moment_HH)[:, : self._width]
+        axes_HH = principal_axes(moment_HH)
+        return axes_HH[:, : self._width]
 
 
 def principal_axes(moment_HH: Tensor) -> Tensor:
     """Return the eigenvectors of a matrix of second moments as columns, those of the largest eigenvalues first."""
     damped_HH = moment_HH + DAMPING * moment_HH.diagonal().mean() * torch.eye(len(moment_HH)).to(moment_HH)
-    return torch.linalg.eigh(damped_HH).eigenvectors.flip(-1)
+    axes_HH: Tensor = torch.linalg.eigh(damped_HH).eigenvectors.flip(-1)
+    return axes_HH
 
 
 def _shared_copy(model: Any) -> Any:

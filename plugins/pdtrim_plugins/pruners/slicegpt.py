@@ -31,10 +31,10 @@ class SliceGpt(Pruner):
 
     windows: int = Field(128, gt=0, description="calibration windows at most (the authors' code: 128)")
     window: int = Field(128, gt=1, description="tokens of a calibration window (the authors' code: 2048)")
-    signal: Literal["normed", "stream"] = Field(
-        "normed",
-        description="what the components are of: normed, the stream behind the norm, as the paper writes; stream, in front of it, "
-        "as the authors' code has it",
+    signal: Literal["stream", "normed"] = Field(
+        "stream",
+        description="what the components are of: stream, the stream as it is, which the authors' code takes; normed, each token "
+        "of it divided by its root mean square, so that all count the same",
     )
 
     def prune(self, context: PruneContext) -> Pruned:
@@ -82,8 +82,8 @@ def nearest_width(model: BlockModel, fewer: int) -> int:
     most = model.sizes.parameters - sliced_parameters(model, widths[0])
     if fewer > most:
         raise PdtrimError(
-            f"slicegpt can remove at most {most} of the {model.sizes.parameters} parameters of {model.name}, and {fewer} are asked "
-            "for: ask for less, or choose another pruner"
+            f"slicegpt can remove at most {most} of the {model.sizes.parameters} parameters of {model.name}, and {fewer} are "
+            "asked for: ask for less, or choose another pruner"
         )
     return min(widths, key=lambda width: (abs(sliced_parameters(model, width) - wanted), width))
 
