@@ -28,7 +28,6 @@ from subject import COUNT, environment, write
 
 from pdtrim_core import PdtrimError, Plan, load_plugins
 from pdtrim_core.pipeline import run
-from pdtrim_core.plan import plan_from_json
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import resolve
 from pdtrim_core.run_folder import measured_in
@@ -113,7 +112,7 @@ def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], h
     }
     out = options.out / way.folder
     outcome = run(resolve(data, host, where=way.folder, out=out), host, shared=shared)
-    plan = plan_from_json(outcome.saved_plan)
+    plan = outcome.plan.plan
     reading = measured_in(out)["held-out"][plan]
     cost = next(cost for cost in outcome.costs if cost.unit == "FLOPs")
     asked = sum(outcome.candidates.values())

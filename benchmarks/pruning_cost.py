@@ -30,7 +30,6 @@ from pdtrim_core import Drop, Plan, Removal, StagedModel
 from pdtrim_core.calibration import digest_of
 from pdtrim_core.files import cache_folder
 from pdtrim_core.pipeline import run
-from pdtrim_core.plan import plan_from_json
 from pdtrim_core.search import standard_error
 from pdtrim_core.trunk import Trunk
 
@@ -113,7 +112,7 @@ def whole_run(subject: Subject) -> tuple[Plan, dict[str, float], float]:
     assert outcome.environment.data == digest_of(subject.calibration.items)
     steps = {name: seconds for name, seconds in outcome.seconds.items() if name not in NOT_COUNTED}
     print("ours:", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.items()), flush=True)
-    return plan_from_json(outcome.saved_plan), steps, taken.cpu / taken.wall
+    return outcome.plan.plan, steps, taken.cpu / taken.wall
 
 
 def main() -> None:

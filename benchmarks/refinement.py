@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from subject import COUNT, environment, write
 
-from pdtrim_core import PdtrimError, Plan, load_plugins
+from pdtrim_core import PdtrimError, Plan, Pruner, load_plugins
 from pdtrim_core.pipeline import run
 from pdtrim_core.plan import plan_from_json
 from pdtrim_core.plugins import PluginHost
@@ -50,6 +50,7 @@ def refined(name: str, options: argparse.Namespace, host: PluginHost, shared: Sh
     """Run one pruner, or go on with it, and compare its two plans on the items kept apart."""
     out = options.out / name
     outcome = run(resolve(recipe_data(name, options), host, where=name, out=out), host, shared=shared)
+    assert outcome.saved_plan is not None, "only pruners whose removal can be split are compared"
     plan = plan_from_json(outcome.saved_plan)
     apart = measured_in(out)["held-out"]
     staged, unified = apart[plan], apart[Plan.unified(plan.decode)]
@@ -106,7 +107,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     host, shared, where = load_plugins(), Shared(), environment()
-    names = options.pruner or [provided.component.name for provided in host.of_kind("pruner")]
+    pruners = [provided.component for provided in host.of_kind("pruner")]
+    names = options.pruner or [p.name for p in pruners if issubclass(p, Pruner) and not p.replaces_model]
     found = []
     print(f"{'pruner':18}{'decode':>8}{'prefill':>9}{'given back':>12}{'unified':>9}{'staged':>8}   difference in nats")
     try:

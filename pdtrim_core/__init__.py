@@ -36,6 +36,7 @@ from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.plugins import PluginHost, load_plugins
+from pdtrim_core.pruned import Pruned
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.scores import Scores, pair_scores
 from pdtrim_core.search import Candidate, Points
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model import BlockModel
     from pdtrim_core.pipeline import run
     from pdtrim_core.place import BlockPlace
-    from pdtrim_core.pruning import PruneContext, Pruned
+    from pdtrim_core.pruning import PruneContext
     from pdtrim_core.stages import StagedModel
     from pdtrim_core.trunk import Trunk
 
@@ -57,7 +58,6 @@ _LAZY = {
     "BlockPlace": "pdtrim_core.place",
     "HiddenStates": "pdtrim_core.context",
     "PruneContext": "pdtrim_core.pruning",
-    "Pruned": "pdtrim_core.pruning",
     "ScoreContext": "pdtrim_core.context",
     "StagedModel": "pdtrim_core.stages",
     "Student": "pdtrim_core.merges",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from random import Random
 
@@ -29,7 +29,10 @@ from pdtrim_core.trunk import PACKING_TOLERANCE, Trunk
 
 
 class Bench:
-    """The measurements of one run: two sets of items, one trunk of kept streams, one ledger each."""
+    """The measurements of one run: two sets of items, one trunk of kept streams, one ledger each.
+
+    `dense` is given where `model` is a whole other one in its place. Its values are then kept apart from the dense model's.
+    """
 
     def __init__(  # noqa: PLR0913 - what a run has put together until here
         self,
@@ -42,10 +45,14 @@ class Bench:
         host: PluginHost,
         folder: RunFolder,
         log: RunLog,
+        dense: BlockModel | None = None,
     ) -> None:
         self._recipe = recipe
         self._host = host
         self._model = model
+        self._dense = dense
+        self._merges = merges
+        self._folder = folder
         self._log = log
         self._calibration = calibration
         self._stand_ins = merges.modules
@@ -60,23 +67,29 @@ class Bench:
     @cached_property
     def _trunk(self) -> Trunk:
         """Made when something is measured: a run that only goes through its journal needs none."""
+        if self._dense is not None:
+            # Measured once and by no other run, so nothing of it is kept.
+            return self._new_trunk()
         return self._shared.latest("trunk", keys_of(self._recipe).trunk, self._new_trunk)
 
     def _new_trunk(self) -> Trunk:
         evaluation, items = self._recipe.settings.evaluation, self._calibration.items
-        packed = evaluation.pack_rows and packing_agrees(self._model, items, batch_tokens=evaluation.batch_tokens)
+        models = [self._model] if self._dense is None else [self._model, self._dense]
+        packed = evaluation.pack_rows and all(packing_agrees(m, items, batch_tokens=evaluation.batch_tokens) for m in models)
         return Trunk(
             self._model,
             first_token=evaluation.first_token,
             batch_tokens=evaluation.batch_tokens,
-            budget=evaluation.cache_budget,
+            budget=evaluation.cache_budget if self._dense is None else 0,
             packed=packed,
             shared_tokens=evaluation.share_tokens,
             reuse_plans=evaluation.reuse_plans,
+            dense=self._dense,
         )
 
     def _ledger(self, part: str, items: tuple[Item, ...], folder: RunFolder) -> Ledger:
         objective = self._recipe.objective
+        part = part if self._dense is None else f"replaced {part}"
         problems = objective.problems(items)
         if problems:
             raise PdtrimError(f"objective '{objective.name}' cannot measure the {part} items: {problems[0]}")
@@ -138,14 +151,26 @@ class Bench:
             raise PluginError(f"{label} returned {plan}: it must return a plan with the decode that it was given")
         return plan.free_tail(self._model.block_count) if self._recipe.settings.evaluation.frees_tail else plan
 
-    @property
-    def rows_to_measure(self) -> int:
-        """About how many measurements the result table takes."""
-        return 3 if self._apart is None else 6
+    def of_replaced(self, model: BlockModel) -> Bench:
+        """Return the bench of a whole other model in place of this one's."""
+        return Bench(
+            self._recipe,
+            model,
+            self._calibration,
+            merges=self._merges,
+            shared=self._shared,
+            host=self._host,
+            folder=self._folder,
+            log=self._log,
+            dense=self._model,
+        )
 
-    def rows(self, found: Plan, plan: Plan) -> tuple[Row, ...]:
-        """Measure dense, unified and staged, on the items that measured and on those kept apart."""
-        plans = {"dense": Plan(), "unified": Plan.unified(found.decode), "staged": plan}
+    def measurements(self, rows: int) -> int:
+        """About how many measurements so many rows of the result table take."""
+        return rows if self._apart is None else 2 * rows
+
+    def rows(self, plans: Mapping[str, Plan]) -> tuple[Row, ...]:
+        """Measure plans by name, on the items that measured and on those kept apart."""
         return tuple(
             Row(
                 name,
@@ -176,6 +201,13 @@ class Bench:
 
     def _rng(self, step: str) -> Random:
         return Random(f"{self._recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
+
+
+def rows_of(bench: Bench, found: Plan, plan: Plan, replaced: BlockModel | None) -> tuple[Row, ...]:
+    """Measure dense, unified and staged; a replaced model is unified, and nothing is staged."""
+    if replaced is not None:
+        return *bench.rows({"dense": Plan()}), *bench.of_replaced(replaced).rows({"unified": Plan()})
+    return bench.rows({"dense": Plan(), "unified": Plan.unified(found.decode), "staged": plan})
 
 
 def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: int | None) -> bool:

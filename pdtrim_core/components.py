@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pdtrim_core.merges import Student, TeacherBatches
     from pdtrim_core.model import BlockModel
     from pdtrim_core.outcome import Outcome
-    from pdtrim_core.pruning import PruneContext, Pruned
+    from pdtrim_core.pruned import Pruned
+    from pdtrim_core.pruning import PruneContext
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,12 @@ class Pruner(Component):
 
     kind = "pruner"
 
+    replaces_model: ClassVar[bool] = False
+    """Whether it gives a whole other model, `Pruned(replaced=...)`, and no removal: a recipe then has nothing to split."""
+
     @abstractmethod
     def prune(self, context: PruneContext) -> Pruned:
-        """Return what decode loses, as near to the budget as the method's steps allow.
+        """Return what decode loses, or what replaces the model, as near to the budget as the method's steps allow.
 
         The dense model must be left as it is. Raises `PdtrimError` for a budget or a model that the method cannot do.
         """

@@ -64,7 +64,7 @@ class BlockModel:
         self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(place.blocks))
         self.config = model.config.get_text_config()
         _refuse(model.config, self.config, name)
-        self._returns = self._probe()
+        self._returns, self._last_width = self._probe()
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
         self._narrowed: dict[tuple[Any, ...], nn.Module] = {}
@@ -123,7 +123,8 @@ class BlockModel:
                 inputs.append(hidden)
                 calls.append(call)
                 # One token is enough behind the last block: nobody reads what the head makes of it.
-                return self._wrap(index, hidden[:1, :1] if index == self.block_count - 1 else hidden)
+                last = index == self.block_count - 1
+                return self._wrap(index, hidden.new_zeros(1, 1, self._last_width) if last else hidden)
 
             return forward
 
@@ -235,8 +236,11 @@ class BlockModel:
         rest = self._returns[index]
         return hidden_BTD if rest is None else (hidden_BTD, *rest)
 
-    def _probe(self) -> tuple[tuple[Any, ...] | None, ...]:
-        """Run one token through the model; learn whether blocks return tensors or tuples and that they form a chain."""
+    def _probe(self) -> tuple[tuple[tuple[Any, ...] | None, ...], int]:
+        """Run one token through the model; learn whether blocks return tensors or tuples and that they form a chain.
+
+        The second number is the width of the stream behind the last block, which a replaced model's first block may not have.
+        """
         seen: list[tuple[Tensor, Any]] = []
         hooks = [
             block.register_forward_hook(
@@ -259,7 +263,8 @@ class BlockModel:
                 f"{self.name}: the blocks at {self.place.blocks} are not a plain chain in which each takes the output of "
                 "the one before; this architecture cannot be pruned by blocks"
             )
-        return tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, output in seen)
+        returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, output in seen)
+        return returns, _first(seen[-1][1]).shape[-1]
 
 
 def _run(block: nn.Module, hidden_BTD: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, by_keyword: bool) -> Tensor:

@@ -37,8 +37,14 @@ def _block_sizes(block: nn.Module, config: Any, place: BlockPlace) -> BlockSizes
     return BlockSizes(
         parameters=total,
         active=total - experts + experts * chosen // expert_count,
-        kv_parameters=2 * kv_heads * head_dim * config.hidden_size,
+        kv_parameters=_kv_parameters(block, place) or 2 * kv_heads * head_dim * config.hidden_size,
         kv_width=2 * kv_heads * head_dim,
         attention_width=heads * head_dim,
         units={part: (units.count(part), units.parameters(part)) for part in PARTS if units.has(part)},
     )
+
+
+def _kv_parameters(block: nn.Module, place: BlockPlace) -> int:
+    """Return the weights of a block's K and V projections, whose inputs a replaced model may have cut; 0 where they are fused."""
+    linears = [block.get_submodule(name) for name in place.attention[1:3]]
+    return sum(linear.weight.numel() for linear in linears if isinstance(linear, nn.Linear))

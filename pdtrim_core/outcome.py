@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.plan import SavedPlan
 
 OUTCOME_FORMAT = 1
@@ -111,13 +111,17 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did. `outcome.json` holds it, and every report is made from it."""
+    """What a run did. `outcome.json` holds it, and every report is made from it.
+
+    `saved_plan` is None where a pruner replaced the whole model: then no plan of the dense model says what is run, and the
+    row `unified` and the costs are those of the replaced model.
+    """
 
     model: str
     license: str
     block_count: int
     objective: str
-    saved_plan: dict[str, Any]
+    saved_plan: dict[str, Any] | None
     block_scores: tuple[float, ...]
     pair_scores: tuple[float, ...]
     sets: Sets
@@ -135,7 +139,9 @@ class Outcome:
 
     @cached_property
     def plan(self) -> SavedPlan:
-        """The plan, with the model it was made for."""
+        """The plan, with the model it was made for. Raises `PlanError` for a run that has none (`saved_plan` is None)."""
+        if self.saved_plan is None:
+            raise PlanError(f"this run has no plan: its pruner replaced the whole of {self.model}, and removed no blocks from it")
         return SavedPlan.from_json(json.dumps(self.saved_plan), "outcome.json")
 
     def to_json(self) -> str:

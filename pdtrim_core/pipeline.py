@@ -8,10 +8,11 @@ import math
 from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
+from typing import Any
 
 import torch
 
-from pdtrim_core.bench import Bench
+from pdtrim_core.bench import Bench, rows_of
 from pdtrim_core.budget import removed_blocks
 from pdtrim_core.calibration import Calibration, calibrate
 from pdtrim_core.components import ModelSource
@@ -53,24 +54,23 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False, shared: Shared
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         start = prepare(recipe, host, folder, log, shared=shared)
         start, bench, found = find(recipe, start, shared, host=host, folder=folder, log=log)
-        with log.step("split the stages", about=recipe.splitter.steps(start.space)):
-            plan = bench.split(found, start.space)
-        with log.step("evaluate", about=bench.rows_to_measure):
-            rows = bench.rows(found, plan)
+        plan = split(recipe, start, bench, found, log)
+        with log.step("evaluate", about=bench.measurements(3 if start.replaced is None else 2)):
+            rows = rows_of(bench, found, plan, start.replaced)
         with log.step("write"):
             outcome = Outcome(
                 model=start.model.name,
                 license=start.model.license,
                 block_count=start.model.block_count,
                 objective=recipe.objective.name,
-                saved_plan=json.loads(_saved(recipe, start.model, plan).to_json()),
+                saved_plan=_saved(recipe, start, plan),
                 block_scores=start.block_scores,
                 pair_scores=start.space.scores.pair,
                 sets=start.sets,
                 rows=rows,
                 gains=bench.gains(found, plan),
                 merges=start.merges.results(plan),
-                costs=costs_of(start.model, plan),
+                costs=costs_of(start.model, plan, start.replaced),
                 notes=tuple(log.notes),
                 seconds=log.seconds,
                 peak_memory=peak_memory(),
@@ -100,6 +100,11 @@ class Start:
     def block_scores(self) -> tuple[float, ...]:
         """One score a block, where a scorer or a pruner gave some."""
         return self.merges.pruned.block_scores if isinstance(self.merges, Pruning) else self.space.scores.block
+
+    @property
+    def replaced(self) -> BlockModel | None:
+        """The whole other model that a pruner gave; there is then no plan but the dense one."""
+        return self.merges.pruned.replaced if isinstance(self.merges, Pruning) else None
 
 
 def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *, shared: Shared) -> Start:
@@ -181,6 +186,14 @@ def find(
             start = replace(start, sets=sets, space=space)
 
 
+def split(recipe: Recipe, start: Start, bench: Bench, found: Plan, log: RunLog) -> Plan:
+    """Let the splitter decide what prefill can be spared; a replaced model has nothing to split."""
+    if start.replaced is not None:
+        return found
+    with log.step("split the stages", about=recipe.splitter.steps(start.space)):
+        return bench.split(found, start.space)
+
+
 def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     """Open a model and find its blocks. Raises `PdtrimError` for a model that cannot be pruned, with the reason."""
     with blame(host.label_of(source)):
@@ -238,15 +251,15 @@ def threshold_of(recipe: Recipe, scores: Scores) -> float:
     )
 
 
-def costs_of(model: BlockModel, plan: Plan) -> tuple[Cost, ...]:
-    """Return what the plan saves, beside the dense model."""
-    sizes, dense = model.sizes, Plan()
+def costs_of(model: BlockModel, plan: Plan, replaced: BlockModel | None = None) -> tuple[Cost, ...]:
+    """Return what the plan, or the model that replaced the dense one, saves beside the dense model."""
+    before, after, dense = model.sizes, (replaced or model).sizes, Plan()
     return (
-        Cost("parameters of prefill", "weights", sizes.parameters, sizes.kept_parameters(plan, "prefill")),
-        Cost("parameters of decode", "weights", sizes.parameters, sizes.kept_parameters(plan, "decode")),
-        Cost("prefill work for 1024 tokens", "FLOPs", sizes.prefill_flops(dense), sizes.prefill_flops(plan)),
-        Cost("decode weight traffic", "bytes a token", sizes.decode_bytes(dense), sizes.decode_bytes(plan)),
-        Cost("K/V shipped to decode", "bytes a prompt token", sizes.kv_bytes(dense), sizes.kv_bytes(plan)),
+        Cost("parameters of prefill", "weights", before.parameters, after.kept_parameters(plan, "prefill")),
+        Cost("parameters of decode", "weights", before.parameters, after.kept_parameters(plan, "decode")),
+        Cost("prefill work for 1024 tokens", "FLOPs", before.prefill_flops(dense), after.prefill_flops(plan)),
+        Cost("decode weight traffic", "bytes a token", before.decode_bytes(dense), after.decode_bytes(plan)),
+        Cost("K/V shipped to decode", "bytes a prompt token", before.kv_bytes(dense), after.kv_bytes(plan)),
     )
 
 
@@ -267,9 +280,12 @@ def _told(sets: TwoSets, threshold: float) -> Sets:
     return Sets(sets.initial, pairs, sets.drops, threshold if math.isfinite(threshold) else None)
 
 
-def _saved(recipe: Recipe, model: BlockModel, plan: Plan) -> SavedPlan:
-    first_token = recipe.settings.evaluation.first_token
-    return SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token)
+def _saved(recipe: Recipe, start: Start, plan: Plan) -> dict[str, Any] | None:
+    """Return the plan as an outcome has it; none where a pruner replaced the model."""
+    if start.replaced is not None:
+        return None
+    model, first_token = start.model, recipe.settings.evaluation.first_token
+    return dict(json.loads(SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token).to_json()))
 
 
 def _environment(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration) -> Environment:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from pdtrim_core.calibration import Calibration, Item, digest_of
@@ -23,6 +24,7 @@ from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import save_modules
 from pdtrim_core.outcome import MergeResult
 from pdtrim_core.plan import Plan
+from pdtrim_core.pruned import Pruned
 from pdtrim_core.scores import Scores
 from pdtrim_core.search import Ledger
 from pdtrim_core.space import SearchSpace
@@ -34,20 +36,6 @@ if TYPE_CHECKING:
     from pdtrim_core.recipe import Recipe
     from pdtrim_core.run_folder import RunFolder
     from pdtrim_core.run_log import RunLog
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What a pruner found: a removal of drops, merges and shrinks.
-
-    `modules` has the block that stands for each merge, and for a shrink the projection out of its part, where that is not the
-    dense one less the columns of its units. `block_scores` is one number a block where the method has some; higher is safer
-    to remove.
-    """
-
-    removal: Removal
-    modules: Mapping[Merge | Shrink, nn.Module] = field(default_factory=dict)
-    block_scores: tuple[float, ...] = ()
 
 
 class PruneContext:
@@ -207,9 +195,14 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     )
     with blame(label):
         pruned = pruner.prune(context)
-    _check(pruned, model, label)
+    _check(pruned, pruner, model, label)
     removal = pruned.removal
-    gone = model.sizes.parameters - model.sizes.kept_parameters(Plan.unified(removal), "decode")
+    if pruned.replaced is not None:
+        log.note(
+            f"{label} replaced the whole model: no removal of blocks or channels says what it is, so there is no plan for two "
+            "stages and no plan.json, and prefill and decode would both run it ('unified')"
+        )
+    gone = model.sizes.parameters - pruned.kept_parameters(model.sizes)
     added = _added_biases(pruned, model)
     log.note(
         f"{label} removed {100 * gone / model.sizes.parameters:.2f} % of the parameters; "
@@ -238,10 +231,15 @@ def _added_biases(pruned: Pruned, model: BlockModel) -> int:
     return added
 
 
-def _check(pruned: Pruned, model: BlockModel, label: str) -> None:
-    """Raise `PluginError` for a removal that does not fit the model."""
+def _check(pruned: Pruned, pruner: Pruner, model: BlockModel, label: str) -> None:
+    """Raise `PluginError` for a removal that does not fit the model, and for a replaced model where none was to come."""
     if not isinstance(pruned, Pruned):
         raise PluginError(f"{label} returned {type(pruned).__name__} where Pruned is expected")
+    if (pruned.replaced is not None) != pruner.replaces_model:
+        found = "no replaced model" if pruned.replaced is None else "a replaced model"
+        raise PluginError(f"{label} returned {found}, but its class says replaces_model = {pruner.replaces_model}")
+    if pruned.replaced is not None:
+        _check_replaced(pruned, model, label)
     missing = [e for e in pruned.removal if isinstance(e, Merge) and e not in pruned.modules]
     if missing:
         raise PluginError(f"{label} merged {missing[0]}, but gave no block that stands for it")
@@ -254,3 +252,16 @@ def _check(pruned: Pruned, model: BlockModel, label: str) -> None:
             model.narrowed(pruned.removal.shrinks_at(block), pruned.modules)
     except PlanError as error:
         raise PluginError(f"{label} returned a removal that does not fit: {error}") from None
+
+
+def _check_replaced(pruned: Pruned, model: BlockModel, label: str) -> None:
+    """Raise `PluginError` for a replaced model that is not whole, or not all that was found."""
+    replaced = pruned.replaced
+    assert replaced is not None
+    if len(pruned.removal) or pruned.modules:
+        raise PluginError(f"{label} returned a replaced model together with a removal: return one of them")
+    if replaced.config.vocab_size != model.config.vocab_size:
+        raise PluginError(f"{label} returned a model of {replaced.config.vocab_size} tokens for one of {model.config.vocab_size}")
+    for name, parameter in replaced.model.named_parameters():
+        if not torch.isfinite(parameter.detach().sum(dtype=torch.float64)):
+            raise PluginError(f"{label} returned a model whose weight {name} holds a NaN or an infinity")

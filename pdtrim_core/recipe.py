@@ -73,7 +73,8 @@ class Recipe:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of component that this recipe has one of; a pruner takes the place of others."""
         finders = REPLACED_BY_PRUNER if self.pruner is None else ("pruner",)
-        return ("model", *finders, "distiller", "splitter", "objective", "calibration")
+        splitter = () if self.pruner is not None and self.pruner.replaces_model else ("splitter",)
+        return ("model", *finders, "distiller", *splitter, "objective", "calibration")
 
     def to_data(self) -> dict[str, Any]:
         """Return the resolved recipe, every option spelt out, as TOML data that reads back to the same recipe."""
@@ -163,7 +164,7 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
         parts[kind] = _make_all(kind, given[kind], host, problems)
     parts["model"] = _make_model(data.get("model"), host, problems)
     parts["pruner"] = _make("pruner", data["pruner"], host, problems) if "pruner" in data else None
-    problems += _conflicts(data)
+    problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"])]
     if problems or settings is None:
         raise RecipeError(where, problems)
     folder = out or Path(settings.out or f"runs/{Path(where).stem}")
@@ -208,6 +209,14 @@ def _conflicts(data: Mapping[str, Any]) -> list[str]:
             replaced.append("prune.merge_above")
         problems += [f"{key}: a pruner finds what decode loses, so leave this out, or leave out pruner" for key in replaced]
     return problems
+
+
+def _nothing_to_split(data: Mapping[str, Any], pruner: Pruner | None) -> list[str]:
+    """Return what is wrong with a splitter beside a pruner that gives a whole other model."""
+    if pruner is None or not pruner.replaces_model or "splitter" not in data:
+        return []
+    what = f"pruner '{pruner.name}' gives a whole other model, not a removal, so there is nothing to split between the stages"
+    return [f"splitter: {what}: leave this out, or choose another pruner"]
 
 
 def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import tomli
 import tomli_w
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.files import write_whole, writing
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plan import Plan, SavedPlan, plan_from_json, plan_to_json
@@ -166,8 +166,14 @@ def measured_in(path: Path) -> dict[str, dict[Plan, Reading]]:
 
 
 def load_plan(path: Path) -> SavedPlan:
-    """Return the plan in a run folder or in a plan file."""
+    """Return the plan in a run folder or in a plan file. Raises `PdtrimError` for a run that has none, with the reason."""
     file = path / "plan.json" if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / "outcome.json").is_file():
+        # Not every run has the exporter of plans; its outcome has the plan, or says why there is none.
+        try:
+            return load_outcome(path).plan
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
     return SavedPlan.from_json(_text_of(file), str(file))
 
 

@@ -21,7 +21,7 @@ from pdtrim_core import two_phase
 from pdtrim_core.calibration import Item
 from pdtrim_core.elements import Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.model import HEAD_NUMBERS, Call
+from pdtrim_core.model import HEAD_NUMBERS, BlockModel, Call
 from pdtrim_core.plan import Plan
 from pdtrim_core.trunk import Branch, Path, Place, PreparedBatch, Trunk
 
@@ -99,21 +99,18 @@ class StagedModel:
 
     def _token_divergences(self, prepared: PreparedBatch) -> list[float]:
         """Return KL(dense || plan) of the distributions that each target token of a batch is drawn from."""
-        batch, dense_ND = prepared.batch, prepared.dense_stream
+        batch, dense_ND, dense = prepared.batch, prepared.dense_stream, self._trunk.of_dense.model
         stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
         # Two sets of logits are held, so each has half the positions that one may have.
         step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
         parts = [
-            _divergence(self._logprobs(dense_ND[start : start + step]), self._logprobs(stream_ND[start : start + step])).cpu()
+            _divergence(
+                _logprobs(dense, dense_ND[start : start + step]), _logprobs(self._model, stream_ND[start : start + step])
+            ).cpu()
             for start in range(0, len(stream_ND), step)
         ]
         found: list[float] = torch.cat(parts)[batch.target_at.cpu()].tolist()
         return found
-
-    def _logprobs(self, stream_ND: Tensor) -> Tensor:
-        """Return the log-probabilities `[N, V]` of all tokens behind a few positions, in float32."""
-        (logits_NV,) = self._model.logits(stream_ND)
-        return logits_NV.sub_(_normaliser(logits_NV)[:, None])
 
     def _stream(self, prepared: PreparedBatch) -> Tensor:
         """Return the stream behind the last block that counts, `[B, T, D]`."""
@@ -209,6 +206,12 @@ class StagedModel:
         if recompute < least or (least == 0 and recompute > 0):
             raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self._trunk.first_token}'")
         return recompute
+
+
+def _logprobs(model: BlockModel, stream_ND: Tensor) -> Tensor:
+    """Return the log-probabilities `[N, V]` of all tokens behind a few positions, in float32."""
+    (logits_NV,) = model.logits(stream_ND)
+    return logits_NV.sub_(_normaliser(logits_NV)[:, None])
 
 
 def _normaliser(logits_NV: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ def _value(name: str, part: str) -> Callable[[Row], str]:
     """Return the column of a plan's value on some items: points and their standard error."""
 
     def column(row: Row) -> str:
-        found = row["values"][name][part]
+        # A run whose pruner replaced the whole model has nothing staged.
+        found = row["values"].get(name, {}).get(part)
         return "" if found is None else f"{found['points']:.1f} +- {found['error']:.1f}"
 
     return column
@@ -24,6 +25,15 @@ def _apart(name: str) -> Callable[[Row], str]:
 
     def column(row: Row) -> str:
         return _value(name, "held_out")(row) or _value(name, "calibration")(row)
+
+    return column
+
+
+def _loses(stage: str) -> Callable[[Row], str]:
+    """Return the column of what a stage loses."""
+
+    def column(row: Row) -> str:
+        return "another model" if row[stage] is None else ", ".join(row[stage]) or "-"
 
     return column
 
@@ -41,8 +51,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "dense": ("dense", _apart("dense")),
     "unified": ("unified", _apart("unified")),
     "staged": ("staged", _apart("staged")),
-    "decode": ("decode loses", lambda row: ", ".join(row["decode"]) or "-"),
-    "prefill": ("prefill loses", lambda row: ", ".join(row["prefill"]) or "-"),
+    "decode": ("decode loses", _loses("decode")),
+    "prefill": ("prefill loses", _loses("prefill")),
     "initial": ("best scores", lambda row: ", ".join(str(block) for block in row["sets"]["initial"]) or "-"),
     "merges": ("merges to choose", _merges),
     "work": ("prefill work", _work),

@@ -114,7 +114,7 @@ def _row(end: Ended) -> dict[str, Any]:
     if outcome is None:
         return {**row, "state": "failed", "problem": end.problem}
     plain = json.loads(TypeAdapter(Outcome).dump_json(outcome))
-    plan = outcome.plan.plan
+    plan = None if outcome.saved_plan is None else outcome.plan.plan
     return {
         **row,
         "state": "done",
@@ -122,8 +122,8 @@ def _row(end: Ended) -> dict[str, Any]:
         "block_count": outcome.block_count,
         "objective": outcome.objective,
         "values": {of["name"]: {"calibration": of["calibration"], "held_out": of["held_out"]} for of in plain["rows"]},
-        "decode": [str(element) for element in plan.decode],
-        "prefill": [str(element) for element in plan.prefill],
+        "decode": None if plan is None else [str(element) for element in plan.decode],
+        "prefill": None if plan is None else [str(element) for element in plan.prefill],
         "saved": {cost.name: cost.saved for cost in outcome.costs},
         **{key: plain[key] for key in ("sets", "merges", "block_scores", "candidates", "notes", "seconds")},
     }

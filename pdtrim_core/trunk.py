@@ -45,7 +45,8 @@ class Trunk:
     The dense model's streams are kept at evenly spaced depths, as many as `budget` bytes hold (None: a quarter of the
     free memory); with `reuse_plans` the rest of the budget holds those of the plans that were measured last. Reuse
     changes no number. `batch_tokens` None is what suits the device. `packed` lets the choices of an item, and several items,
-    share a row, `shared_tokens` the tokens that choices begin with.
+    share a row, `shared_tokens` the tokens that choices begin with. `dense` is the model that divergences are taken from
+    where `model` is another one in its place.
     """
 
     def __init__(  # noqa: PLR0913 - the ways to measure, each with a default
@@ -58,6 +59,7 @@ class Trunk:
         packed: bool = False,
         shared_tokens: bool = True,
         reuse_plans: bool = True,
+        dense: BlockModel | None = None,
     ) -> None:
         self.model = model
         self.first_token: FirstToken = first_token
@@ -71,6 +73,7 @@ class Trunk:
         self._spent = 0
         self._prepared: dict[tuple[Item, ...], PreparedBatch] = {}
         self.of_plans = Streams()
+        self.of_dense = self if dense is None else Trunk(dense, batch_tokens=batch_tokens, budget=0)
 
     def groups(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         """Return the items in groups that run as one batch each; a group's own grouping is itself."""
@@ -168,7 +171,10 @@ class PreparedBatch:
     @property
     def dense_stream(self) -> Tensor:
         """The dense model's stream `[N, D]` behind the last block where logits count, made when first wanted and kept."""
-        if self._dense_ND is None:
+        if self._dense_ND is None and self._trunk.of_dense is not self._trunk:
+            of_dense = self._trunk.of_dense
+            self._dense_ND = PreparedBatch(of_dense.model, self.batch, of_dense).dense_stream
+        elif self._dense_ND is None:
             hidden_BTD = self.dense_at(self._model.block_count)
             self._dense_ND = hidden_BTD[self.batch.at_row, self.batch.at_column]
         return self._dense_ND

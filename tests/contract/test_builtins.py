@@ -28,7 +28,7 @@ from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
-from pdtrim_plugins.pruners import Flap, ShortenedPpl, ShortenedTaylor, ShortGpt, Sleb
+from pdtrim_plugins.pruners import Flap, ShortenedPpl, ShortenedTaylor, ShortGpt, Sleb, SliceGpt
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
@@ -101,6 +101,10 @@ class TestShortenedPpl(PrunerContract):
 class TestShortenedTaylor(PrunerContract):
     component = ShortenedTaylor
     options: ClassVar[dict[str, Any]] = {"plus": False}
+
+
+class TestSliceGpt(PrunerContract):
+    component = SliceGpt
 
 
 class TestAnnealing(SearcherContract):

@@ -403,3 +403,26 @@ def test_the_tests_run_against_the_installed_wheel() -> None:
     import pdtrim_core
 
     assert "site-packages" in pdtrim_core.__file__
+
+
+def test_a_pruner_that_replaces_the_model_runs_and_is_shown_without_a_ladder(
+    tmp_path: Path, tiny_checkpoint: Path, cli: Cli
+) -> None:
+    recipe = tmp_path / "slice.toml"
+    recipe.write_text(
+        f'model = "{tiny_checkpoint}"\npruner = "slicegpt"\nprune = {{blocks = 1}}\ncalibration = {{samples = 8, held_out = 4}}\n'
+    )
+    done = cli("run", recipe, "--out", "r")
+    assert done.code == 0
+    assert "replaced as a whole by pruner slicegpt" in done.out
+    assert "block    0" not in done.out
+    assert not (tmp_path / "r" / "plan.json").exists()
+    assert cli("show", "r").out == done.out
+    why = f"r: this run has no plan: its pruner replaced the whole of {tiny_checkpoint}, and removed no blocks from it"
+    for words in (["show", "r", "--json"], ["show", "r", "r"]):
+        shown = cli(*words)
+        assert (shown.code, shown.err.strip()) == (1, f"error: {why}")
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text('sweep = 1\nrecipe = "slice.toml"\ngrid = {"prune.blocks" = [1, 2]}\n')
+    swept = cli("sweep", sweep)
+    assert (swept.code, swept.out.count("another model")) == (0, 4)

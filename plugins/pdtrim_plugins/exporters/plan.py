@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 
 class PlanFile(Exporter):
-    """Writes plan.json: both removals, which of prefill's K/V feed which decode block, and the model they are for."""
+    """Writes plan.json: both removals, which of prefill's K/V feed which decode block, and the model they are for.
+
+    A run whose pruner replaced the whole model has no plan, and gets no such file.
+    """
 
     name = "plan"
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
-        """Write one file."""
+        """Write one file, or none where there is no plan."""
         del model
-        yield write_whole(out / "plan.json", outcome.plan.to_json())
+        if outcome.saved_plan is not None:
+            yield write_whole(out / "plan.json", outcome.plan.to_json())

@@ -1,4 +1,4 @@
-"""Other pruners, whose removals the splitters refine into prefill subsets."""
+"""Other pruners: the splitters refine their removals into prefill subsets; some give a whole other model instead."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from pdtrim_plugins.pruners.flap import Flap
 from pdtrim_plugins.pruners.shortened import ShortenedPpl, ShortenedTaylor
 from pdtrim_plugins.pruners.shortgpt import ShortGpt
 from pdtrim_plugins.pruners.sleb import Sleb
+from pdtrim_plugins.pruners.slicegpt import SliceGpt
 
-__all__ = ["Flap", "ShortGpt", "ShortenedPpl", "ShortenedTaylor", "Sleb"]
+__all__ = ["Flap", "ShortGpt", "ShortenedPpl", "ShortenedTaylor", "Sleb", "SliceGpt"]
 
 
 @hookimpl
 def pdtrim_pruners() -> Iterable[type[Pruner]]:
     """Yield the pruners."""
-    yield Flap
-    yield ShortGpt
-    yield Sleb
-    yield ShortenedPpl
-    yield ShortenedTaylor
+    yield from (ShortGpt, Sleb, ShortenedPpl, ShortenedTaylor, Flap, SliceGpt)

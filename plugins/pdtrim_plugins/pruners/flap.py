@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core import PdtrimError, Pruner, Removal, Shrink
+from pdtrim_core import PdtrimError, Pruned, Pruner, Removal, Shrink
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core import BlockModel, PruneContext, Pruned
+    from pdtrim_core import BlockModel, PruneContext
 
 Part = Literal["attention", "mlp"]
 Place = tuple[int, Part]
@@ -65,8 +65,6 @@ class Flap(Pruner):
 
     def prune(self, context: PruneContext) -> Pruned:
         """Return shrinks of both parts; the biases are in the projections that belong to them."""
-        from pdtrim_core import Pruned  # noqa: PLC0415 - listings must not import torch
-
         model = context.model
         if not context.parameters:
             return Pruned(Removal())

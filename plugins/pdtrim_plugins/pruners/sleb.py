@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from pdtrim_core import Drop, PdtrimError, PruneContext, Pruned, Pruner, Removal
+from pdtrim_core import Drop, PdtrimError, Pruned, Pruner, Removal
+
+if TYPE_CHECKING:
+    from pdtrim_core import PruneContext
 
 
 class Sleb(Pruner):

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class Table(Report):
-    """Prints the ladder of blocks for both stages, the results beside the dense model's, and what went away."""
+    """Prints the ladder of blocks for both stages, the results beside the dense model's, and what went away.
+
+    There is no ladder where a pruner replaced the whole model.
+    """
 
     name = "table"
 
@@ -21,19 +24,21 @@ class Table(Report):
         """Return the text; nothing is written."""
         parts = [
             _headline(outcome),
-            draw_ladder(outcome.plan.plan, outcome.block_count),
+            _ladder(outcome),
             _results(outcome),
             _gains(outcome),
             _merges(outcome),
             _costs(outcome),
             _notes(outcome),
             _work(outcome),
-            _next(out, outcome.recipe["seed"] + 1),
+            _next(outcome, out),
         ]
         return "\n\n".join(part for part in parts if part)
 
 
 def _headline(outcome: Outcome) -> str:
+    if outcome.saved_plan is None:
+        return f"{outcome.model}: replaced as a whole by pruner {outcome.recipe['pruner']['use']}, in both stages alike"
     plan = outcome.plan.plan
     removed, shrunk = plan.decode.blocks_removed, [element for element in plan.decode if isinstance(element, Shrink)]
     losses = [f"{removed} of {outcome.block_count} blocks"] if removed or not shrunk else []
@@ -43,6 +48,12 @@ def _headline(outcome: Outcome) -> str:
     spared = sum(gain.spared for gain in outcome.gains)
     what = f"{spared} of the {len(outcome.gains)} parts" if shrunk else f"{spared} of them"
     return f"{text}; prefill was given {what} back" if spared else text
+
+
+def _ladder(outcome: Outcome) -> str:
+    if outcome.saved_plan is None:
+        return "no ladder: the model that is measured as 'unified' is no selection of the dense model's blocks and channels"
+    return draw_ladder(outcome.plan.plan, outcome.block_count)
 
 
 def _results(outcome: Outcome) -> str:
@@ -87,7 +98,7 @@ def _costs(outcome: Outcome) -> str:
     body = [
         [cost.name, _number(cost.dense), _number(cost.plan), f"{_percent(-cost.saved)} %", cost.unit] for cost in outcome.costs
     ]
-    return columns([["cost", "dense", "plan", "change", "unit"], *body])
+    return columns([["cost", "dense", "replaced" if outcome.saved_plan is None else "plan", "change", "unit"], *body])
 
 
 def _percent(share: float) -> str:
@@ -114,10 +125,12 @@ def _work(outcome: Outcome) -> str:
     )
 
 
-def _next(out: Path, seed: int) -> str:
+def _next(outcome: Outcome, out: Path) -> str:
     """Name the files, and the two next looks: at this run, and at how much another draw of items changes."""
+    seed = outcome.recipe["seed"] + 1
+    plan = f"{out}/plan.json, " if outcome.saved_plan is not None else ""
     again = f"pdtrim-core run {out}/recipe.toml --set seed={seed} --out {out}-seed{seed}"
-    return f"files: {out}/plan.json, {out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}"
+    return f"files: {plan}{out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -509,6 +509,20 @@ def test_a_pruner_takes_the_place_of_scorer_and_searcher(host: PluginHost) -> No
     ]
 
 
+def test_a_pruner_that_replaces_the_model_leaves_nothing_to_split(host: PluginHost) -> None:
+    data = {"model": "package:none", "prune": {"blocks": 2}, "pruner": "slicegpt"}
+    written = resolve(data, host, where="mine.toml").to_data()
+    assert "splitter" not in written
+    assert resolve(written, host, where="again.toml").to_data() == written
+    with pytest.raises(RecipeError) as caught:
+        resolve({**data, "splitter": "gain"}, host, where="mine.toml")
+    (problem,) = caught.value.problems
+    assert problem == (
+        "splitter: pruner 'slicegpt' gives a whole other model, not a removal, so there is nothing to split between the stages: "
+        "leave this out, or choose another pruner"
+    )
+
+
 @given(RECIPES)
 def test_settings_of_what_a_recipe_says_already_change_nothing(host: PluginHost, data: dict[str, Any]) -> None:
     prune = [f"prune.{key}={value}" for key, value in data["prune"].items() if not isinstance(value, dict)]

@@ -15,6 +15,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.run_folder import OWN_FILES, load_outcome, load_plan, open_run_folder
 from pdtrim_core.search import Reading
+from pdtrim_core.testing.contracts import small_run
 
 RECIPE: dict[str, Any] = {"seed": 0, "out": "here", "searcher": {"use": "annealing", "t0": 15.0}, "report": [{"use": "table"}]}
 REST = ": start anew with --fresh, or choose another folder with --out"
@@ -267,6 +268,11 @@ def test_a_plan_is_loaded_from_its_file_or_its_folder(tmp_path: Path) -> None:
     saved = SavedPlan(plan(Drop(1)), "tiny", "abc", 3)
     (tmp_path / "plan.json").write_text(saved.to_json())
     assert load_plan(tmp_path) == load_plan(tmp_path / "plan.json") == saved
+
+
+def test_a_run_without_a_plan_file_has_its_plan_in_its_outcome(tmp_path: Path) -> None:
+    (tmp_path / "outcome.json").write_text(small_run()[0].to_json())
+    assert load_plan(tmp_path) == small_run()[0].plan
 
 
 def test_a_plan_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ def test_a_run_gives_a_row_with_every_column() -> None:
     }
 
 
+def test_a_replaced_model_has_no_plan_and_nothing_staged() -> None:
+    values = {name: {"calibration": value(60), "held_out": value(50)} for name in ("dense", "unified")}
+    heading, rows = table_of(data(row(values=values, decode=None, prefill=None)))
+    cells = dict(zip(heading, rows[0], strict=True))
+    assert (cells["unified"], cells["staged"]) == ("50.0 +- 2.2", "")
+    assert cells["decode loses"] == cells["prefill loses"] == "another model"
+
+
 def test_without_items_kept_apart_the_values_are_those_searched_on() -> None:
     values = {name: {"calibration": value(60), "held_out": None} for name in ("dense", "unified", "staged")}
     heading, rows = table_of(data(row(values=values)))

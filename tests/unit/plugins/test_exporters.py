@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pdtrim_core import SavedPlan
@@ -27,6 +28,12 @@ def test_the_plan_file_says_which_model_it_is_for_and_where_its_kv_come_from(tmp
     assert data["model"] == {"name": "tiny:llama", "fingerprint": model.fingerprint, "blocks": 6}
     assert len(data["kv_map"]) == 4
     assert data["first_token"] == "decode"
+
+
+def test_a_run_without_a_plan_gets_no_plan_file(tmp_path: Path) -> None:
+    outcome, model = small_run()
+    assert list(PlanFile().export(replace(outcome, saved_plan=None), model, tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_outcome_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -114,6 +114,17 @@ def test_the_end_names_the_files_and_what_to_do_next(tmp_path: Path) -> None:
     )
 
 
+def test_a_replaced_model_has_no_ladder_and_no_plan_file(tmp_path: Path) -> None:
+    costs = (Cost("parameters", "weights", 1000, 900),)
+    recipe = {**outcome_with().recipe, "pruner": {"use": "slicegpt"}}
+    outcome = outcome_with(model="some/model", saved_plan=None, recipe=recipe, costs=costs, gains=())
+    headline, ladder, _, told, *_, files = parts(outcome, tmp_path)
+    assert headline == "some/model: replaced as a whole by pruner slicegpt, in both stages alike"
+    assert ladder == "no ladder: the model that is measured as 'unified' is no selection of the dense model's blocks and channels"
+    assert told.splitlines()[0] == "cost         dense   replaced    change      unit"
+    assert files.splitlines()[0] == f"files: {tmp_path}/outcome.json"
+
+
 def test_nothing_is_written(tmp_path: Path) -> None:
     Table().report(outcome_with(), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,111 @@
+"""SliceGPT: the stream of each block in its principal components, less those that matter least."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from pdtrim_core import PdtrimError, Pruned, Pruner
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel, PruneContext
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""By `model_type`: blocks with one RMS norm in front of attention and one in front of a gated MLP, and no other."""
+LARGE = 256
+STEP = 8
+"""Streams of `LARGE` numbers or more are cut to multiples of this many, which suit matrix products."""
+
+
+class SliceGpt(Pruner):
+    """Rotates the stream of each block to its principal components and cuts the last ones off everywhere: a model of its own.
+
+    The stream has one width between the blocks. It stays whole in front of the head and, where embeddings are tied to the
+    head, behind them: so the head is the dense model's.
+    """
+
+    name = "slicegpt"
+    cites = "SliceGPT, section 3 (arXiv:2401.15024)"
+    replaces_model = True
+
+    windows: int = Field(128, gt=0, description="calibration windows at most (the authors' code: 128)")
+    window: int = Field(128, gt=1, description="tokens of a calibration window (the authors' code: 2048)")
+    signal: Literal["stream", "normed"] = Field(
+        "stream",
+        description="what the components are of: stream, the stream as it is, which the authors' code takes; normed, each token "
+        "of it divided by its root mean square, so that all count the same",
+    )
+
+    def prune(self, context: PruneContext) -> Pruned:
+        """Return the sliced model whose parameters, the rotations of its shortcuts included, are nearest to the budget."""
+        from pdtrim_plugins.pruners.rotation import Slicer  # noqa: PLC0415 - listings must not import torch
+
+        model = context.model
+        _refuse(model)
+        width = nearest_width(model, context.parameters)
+        windows = context.windows(self.window, self.windows)
+        if not windows:
+            raise PdtrimError(
+                f"slicegpt: the calibration items have fewer than {self.window} tokens in all: give it more samples, or a "
+                "smaller window"
+            )
+        hidden, tokens = model.config.hidden_size, len(windows) * self.window
+        context.note(f"slicegpt cut the stream from {hidden} to {width} numbers, seen on {tokens} tokens")
+        if tokens < hidden:
+            context.note(f"slicegpt: {tokens} tokens do not tell {hidden} components apart: give it more samples")
+        slicer = Slicer(model, width, normed=self.signal == "normed")
+        return Pruned(replaced=slicer.slice(windows, batch_tokens=context.batch_tokens))
+
+
+def _refuse(model: BlockModel) -> None:
+    """Raise `PdtrimError` for a family whose norms cannot be fused."""
+    family = model.config.model_type
+    if family not in FAMILIES:
+        raise PdtrimError(
+            f"slicegpt can rotate models of the families {', '.join(FAMILIES)}, and {model.name} is of {family}: choose another "
+            "pruner"
+        )
+
+
+def nearest_width(model: BlockModel, fewer: int) -> int:
+    """Return the width of the stream at which a sliced model has `fewer` parameters than the dense one, or nearly so.
+
+    Nothing is cut where nothing is to go, though the rotations then add parameters. Raises `PdtrimError` where even the
+    narrowest stream has too many.
+    """
+    hidden = model.config.hidden_size
+    if fewer <= 0:
+        return int(hidden)
+    widths = range(STEP, hidden + 1, STEP) if hidden >= LARGE else range(1, hidden + 1)
+    wanted = model.sizes.parameters - fewer
+    most = model.sizes.parameters - sliced_parameters(model, widths[0])
+    if fewer > most:
+        raise PdtrimError(
+            f"slicegpt can remove at most {most} of the {model.sizes.parameters} parameters of {model.name}, and {fewer} are "
+            "asked for: ask for less, or choose another pruner"
+        )
+    return min(widths, key=lambda width: (abs(sliced_parameters(model, width) - wanted), width))
+
+
+def sliced_parameters(model: BlockModel, width: int) -> int:
+    """Return how many parameters the model has once its stream is cut to a width, the rotations of its shortcuts included."""
+    from torch import nn  # noqa: PLC0415 - listings must not import torch
+
+    hidden, count = model.config.hidden_size, model.sizes.parameters
+    embedding = model.model.get_input_embeddings()
+    tied = embedding.weight is model.model.get_output_embeddings().weight
+    count -= 0 if tied else embedding.num_embeddings * (hidden - width)
+    for index in range(model.block_count):
+        before = hidden if tied and index == 0 else width
+        after = hidden if index == model.block_count - 1 else width
+        units = model.units(index)
+        query, key, value, attended, gate, up, down = [*units.projections("attention"), *units.projections("mlp")]
+        for linear, cut in ((query, before), (key, before), (value, before), (gate, width), (up, width)):
+            assert isinstance(linear, nn.Linear)
+            count -= linear.out_features * (hidden - cut)
+        for linear, cut in ((attended, width), (down, after)):
+            assert isinstance(linear, nn.Linear)
+            count -= (linear.in_features + (linear.bias is not None)) * (hidden - cut)
+        count += before * width + width * after - 2 * hidden
+    return int(count)
