@@ -14,7 +14,8 @@ from pdtrim_core.components import Pruner
 from pdtrim_core.elements import Shrink
 from pdtrim_core.model import BlockModel
 from pdtrim_core.plan import Plan
-from pdtrim_core.pruning import PruneContext, Pruned
+from pdtrim_core.pruned import Pruned
+from pdtrim_core.pruning import PruneContext
 from pdtrim_core.recipe import resolve
 from pdtrim_core.stages import StagedModel
 from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness, rng_of
