@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pdtrim_core import BlockModel, PruneContext
 
 Part = Literal["attention", "mlp"]
+PARTS: tuple[Part, ...] = ("attention", "mlp")
 Place = tuple[int, Part]
 Parts = Annotated[
     Literal["both", "attention", "mlp"],
@@ -26,13 +27,13 @@ Parts = Annotated[
 Scope = Annotated[
     Literal["local", "global"],
     Field(
-        description="local: each block loses the same share; global: one threshold over the blocks, for heads and for channels each"
+        description="local: each block loses the same share; global: one threshold over the blocks, for heads and for channels"
     ),
 ]
 Width = Annotated[
     Literal["uniform", "per-block"],
     Field(
-        description="uniform: each block loses as many units, and all blocks do unless told otherwise, so that the result is an ordinary "
+        description="uniform: each block loses as many units, and by default all blocks do, so that the result is an ordinary "
         "checkpoint; per-block: blocks may differ, which comes nearer to the budget"
     ),
 ]
@@ -95,10 +96,10 @@ def places(model: BlockModel, parts: str, first: int | None, last: int | None, *
     last = count - 1 - (0 if uniform else count // 16) if last is None else last
     if not first <= last < count:
         raise PdtrimError(
-            f"first_block = {first} and last_block = {last} leave no block that may lose units: {model.name} has blocks 0 to {count - 1}"
+            f"first_block = {first} and last_block = {last} leave no block that may lose units: {model.name} has blocks 0 to "
+            f"{count - 1}"
         )
-    wanted: tuple[Part, ...] = ("attention", "mlp") if parts == "both" else ("attention",) if parts == "attention" else ("mlp",)
-    found = [(block, part) for block in range(first, last + 1) for part in wanted]
+    found = [(block, part) for block in range(first, last + 1) for part in PARTS if parts in (part, "both")]
     for block, part in found:
         _check(model, block, part)
     return found
@@ -110,13 +111,15 @@ def _check(model: BlockModel, block: int, part: Part) -> None:
     if not units.has(part):
         advice = f'say parts = "{other}"' if units.has(other) else "choose a method that removes whole blocks"
         raise PdtrimError(
-            f"{model.name}: block {block} cannot lose {what}, because this family's projections are fused, or are experts: {advice}"
+            f"{model.name}: block {block} cannot lose {what}, because this family's projections are fused, or are experts: "
+            f"{advice}"
         )
-    counts = {linear.out_features for linear in units.projections(part)[:-1]}
-    uneven = [numbers for numbers in counts if numbers % units.count(part)]
+    rows = [weight.shape[0] for weight in weights(model, [(block, part)])[block, part][:-1]]
+    uneven = [count for count in rows if count % units.count(part)]
     if uneven:
         raise PdtrimError(
-            f'{model.name}: the {uneven[0]} query channels of block {block} do not divide into {units.count(part)} K/V heads: say parts = "mlp"'
+            f"{model.name}: the {uneven[0]} query channels of block {block} do not divide into {units.count(part)} K/V heads: "
+            'say parts = "mlp"'
         )
 
 
@@ -152,15 +155,13 @@ def lowest(parts: Sequence[Rated], wanted: int, *, scope: str, width: str) -> Re
     """
     if not wanted:
         return Removal()
-    heads, channels = (
-        _Queue(_steps([rated for rated in parts if rated.part == part], scope, width)) for part in ("attention", "mlp")
-    )
+    heads, channels = (_Queue(_steps([rated for rated in parts if rated.part == part], scope, width)) for part in PARTS)
     most = heads.cost[-1] + channels.cost[-1]
     span = f"blocks {parts[0].block} to {parts[-1].block}"
     if wanted > most:
         raise PdtrimError(
-            f"{span} can lose {most:,} parameters at most, with one unit of each part kept, and {wanted:,} are to go: prune less, let more "
-            'blocks lose units (first_block, last_block), or say parts = "both"'
+            f"{span} can lose {most:,} parameters at most, with one unit of each part kept, and {wanted:,} are to go: prune "
+            'less, let more blocks lose units (first_block, last_block), or say parts = "both"'
         )
     taken = _shares(parts, heads, channels, wanted)
     gone: dict[Place, list[int]] = {}
@@ -180,10 +181,7 @@ def _shares(parts: Sequence[Rated], heads: _Queue, channels: _Queue, wanted: int
     """Return how many steps of heads and how many of channels remove nearly so many parameters."""
     if not channels.steps:
         return heads.nearest(wanted), 0
-    sizes = {
-        part: sum(len(rated.importance) * rated.parameters for rated in parts if rated.part == part)
-        for part in ("attention", "mlp")
-    }
+    sizes = {part: sum(len(rated.importance) * rated.parameters for rated in parts if rated.part == part) for part in PARTS}
     # In whole numbers: a share of exactly one head must not become a little less than one.
     first = heads.within(wanted * sizes["attention"] // sum(sizes.values()))
     enough = [count for count in range(first, len(heads.steps)) if wanted - heads.cost[count] <= channels.cost[-1]]

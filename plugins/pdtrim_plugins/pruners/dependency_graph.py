@@ -50,11 +50,13 @@ class TracedBlocks:
     def _traced(self) -> Iterator[tuple[int, Any]]:
         import torch  # noqa: PLC0415 - listings must not import torch
 
+        package()
         ids = torch.zeros((1, _TOKENS), dtype=torch.long, device=self._model.device)
         with torch.no_grad():
             recording = self._model.record(ids)
         # The graph is read off what autograd notes, so something must want a gradient.
-        hidden = recording.hidden_BTD.detach().clone().requires_grad_(requires_grad=True)
+        hidden = recording.hidden_BTD.detach().clone()
+        hidden.requires_grad = True
         for block, module in self.modules.items():
 
             def forward(traced: nn.Module, stream: Any, block: int = block) -> Any:
@@ -78,8 +80,8 @@ class TracedBlocks:
         expected = {*((linear, True) for linear in into), (out, False)}
         if {(dep.layer, graph.is_out_channel_pruning_fn(dep.handler)) for dep, _ in found if _is_linear(dep.layer)} != expected:
             raise PdtrimError(
-                f"{self._model.name}: torch-pruning couples other projections in the MLP of block {block} than its forward does: "
-                'choose another method, such as llm-pruner, or say parts = "attention"'
+                f"{self._model.name}: torch-pruning does not couple just the projections of block {block}'s MLP as this family "
+                'is said to: choose another method, such as llm-pruner, or say parts = "attention"'
             )
         return found
 
@@ -102,7 +104,13 @@ class TracedBlocks:
 
     def _projections(self, block: int, part: str) -> list[Any]:
         names = self._model.place.attention if part == "attention" else self._model.place.mlp
-        return [self.modules[block].get_submodule(name) for name in names]
+        projections = [self.modules[block].get_submodule(name) for name in names]
+        for name, projection in zip(names, projections, strict=True):
+            if projection not in self._graphs[block].module2node:
+                raise PdtrimError(
+                    f"{self._model.name}: torch-pruning does not find {name} in block {block}: choose another method"
+                )
+        return projections
 
 
 def _is_linear(module: Any) -> bool:

@@ -39,11 +39,11 @@ def with_gradients(
     waiting = {place: len(of_place) for place, of_place in weights.items()}
     last = False
 
-    def arrived(weight: Tensor) -> None:
+    def arrived(weight: nn.Parameter) -> None:
         if not last:
             return
         _check(model, weight.grad, "a gradient")
-        place = owner[weight]  # type: ignore[index] - a hook of a parameter is given the parameter
+        place = owner[weight]
         waiting[place] -= 1
         if not waiting[place]:
             use(place)
@@ -65,10 +65,10 @@ def mean_squares(
     """
     sums = {weight: torch.zeros_like(weight, dtype=torch.float32) for weight in weights}
 
-    def arrived(weight: Tensor) -> None:
+    def arrived(weight: nn.Parameter) -> None:
         assert weight.grad is not None
         _check(model, weight.grad, "a gradient")
-        sums[weight].add_(weight.grad.float().square() / len(windows))  # type: ignore[index] - as above
+        sums[weight].add_(weight.grad.float().square() / len(windows))
         weight.grad = None
 
     with _watched(sums, arrived):
@@ -78,21 +78,21 @@ def mean_squares(
 
 
 @contextmanager
-def _watched(weights: Iterable[nn.Parameter], arrived: Callable[[Tensor], None]) -> Iterator[None]:
+def _watched(weights: Iterable[nn.Parameter], arrived: Callable[[nn.Parameter], None]) -> Iterator[None]:
     """Let gradients flow to some weights inside the context, and tell of each that a backward pass has made."""
     before = [(weight, weight.requires_grad) for weight in weights]
     handles = []
     try:
         for weight, _ in before:
-            weight.requires_grad_(requires_grad=True)
-            handles.append(weight.register_post_accumulate_grad_hook(arrived))
+            weight.requires_grad = True
+            handles.append(weight.register_post_accumulate_grad_hook(arrived))  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             yield
     finally:
         for handle in handles:
             handle.remove()
         for weight, required in before:
-            weight.requires_grad_(requires_grad=required)
+            weight.requires_grad = required
             weight.grad = None
 
 

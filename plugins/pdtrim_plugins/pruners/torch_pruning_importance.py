@@ -124,8 +124,8 @@ class TorchPruning(Pruner):
 
         if str(next(context.model.model.parameters()).dtype) == "torch.float16":
             raise PdtrimError(
-                f"{context.model.name}: hessian squares gradients, and the package keeps them in the model's number format: float16 is "
-                'too small for that: say model.dtype = "float32" or "bfloat16"'
+                f"{context.model.name}: hessian squares gradients, and the package keeps them in the model's number format: "
+                'float16 is too small for that: say model.dtype = "float32" or "bfloat16"'
             )
         weights = ch.weights(context.model, places)
         windows = ch.windows(context, self.tokens, self.samples)
