@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -48,7 +48,6 @@ LastBlock = Annotated[
     int | None,
     Field(ge=0, description="last block that may lose units; by default the last with one width, else a sixteenth is left alone"),
 ]
-CONTRADICTION = 'scope = "global" gives each block a width of its own: say width = "per-block", or scope = "local"'
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,38 @@ class _Queue:
         return bisect_left(self.cost, wanted + 1) - 1
 
 
-def places(model: BlockModel, parts: str, first: int | None, last: int | None, *, uniform: bool) -> list[Place]:
+class Options(Protocol):
+    """The options that a method of this sort has."""
+
+    @property
+    def parts(self) -> str: ...  # noqa: D102 - see the annotations above
+    @property
+    def first_block(self) -> int | None: ...  # noqa: D102
+    @property
+    def last_block(self) -> int | None: ...  # noqa: D102
+    @property
+    def scope(self) -> str: ...  # noqa: D102
+    @property
+    def width(self) -> str: ...  # noqa: D102
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+    @property
+    def tokens(self) -> int: ...  # noqa: D102
+
+
+def places(model: BlockModel, options: Options) -> list[Place]:
     """Return the (block, part) places that may lose units. Raises `PdtrimError` where the model has none there."""
-    count = model.block_count
-    first = (0 if uniform else count // 8) if first is None else first
-    last = count - 1 - (0 if uniform else count // 16) if last is None else last
+    if options.scope == "global" and options.width == "uniform":
+        raise PdtrimError('scope = "global" gives each block a width of its own: say width = "per-block", or scope = "local"')
+    count, uniform = model.block_count, options.width == "uniform"
+    first = (0 if uniform else count // 8) if options.first_block is None else options.first_block
+    last = count - 1 - (0 if uniform else count // 16) if options.last_block is None else options.last_block
     if not first <= last < count:
         raise PdtrimError(
             f"first_block = {first} and last_block = {last} leave no block that may lose units: {model.name} has blocks 0 to "
             f"{count - 1}"
         )
-    found = [(block, part) for block in range(first, last + 1) for part in PARTS if parts in (part, "both")]
+    found = [(block, part) for block in range(first, last + 1) for part in PARTS if options.parts in (part, "both")]
     for block, part in found:
         _check(model, block, part)
     return found
@@ -123,13 +143,14 @@ def _check(model: BlockModel, block: int, part: Part) -> None:
         )
 
 
-def windows(context: PruneContext, tokens: int, samples: int) -> list[tuple[int, ...]]:
+def windows(context: PruneContext, options: Options) -> list[tuple[int, ...]]:
     """Return the calibration windows. Raises `PdtrimError` where there are not tokens enough for one."""
-    found = context.windows(tokens, samples)
+    found = context.windows(options.tokens, options.samples)
     if not found:
         have = sum(len(sequence) for sequence in context.sequences)
         raise PdtrimError(
-            f"the calibration has {have} tokens, and one window takes {tokens}: raise calibration.samples, or lower pruner.tokens"
+            f"the calibration has {have} tokens, and one window takes {options.tokens}: raise calibration.samples, or lower "
+            "pruner.tokens"
         )
     return found
 
@@ -147,7 +168,7 @@ def rated(model: BlockModel, place: Place, importance_U: Tensor) -> Rated:
     return Rated(block, part, tuple(importance_U.tolist()), model.units(block).parameters(part))
 
 
-def lowest(parts: Sequence[Rated], wanted: int, *, scope: str, width: str) -> Removal:
+def lowest(parts: Sequence[Rated], wanted: int, options: Options) -> Removal:
     """Return the shrinks that remove the least important units, near to so many parameters.
 
     Of the budget, K/V heads are taken their share, rounded down, and MLP channels the rest, since their steps are finer.
@@ -155,7 +176,7 @@ def lowest(parts: Sequence[Rated], wanted: int, *, scope: str, width: str) -> Re
     """
     if not wanted:
         return Removal()
-    heads, channels = (_Queue(_steps([rated for rated in parts if rated.part == part], scope, width)) for part in PARTS)
+    heads, channels = (_Queue(_steps([rated for rated in parts if rated.part == part], options)) for part in PARTS)
     most = heads.cost[-1] + channels.cost[-1]
     span = f"blocks {parts[0].block} to {parts[-1].block}"
     if wanted > most:
@@ -189,10 +210,10 @@ def _shares(parts: Sequence[Rated], heads: _Queue, channels: _Queue, wanted: int
     return count, channels.nearest(wanted - heads.cost[count])
 
 
-def _steps(parts: Sequence[Rated], scope: str, width: str) -> list[list[_Unit]]:
+def _steps(parts: Sequence[Rated], options: Options) -> list[list[_Unit]]:
     """Return the steps by which units of one part go, over some blocks."""
     lines = [[_Unit(rated, unit, rank) for rank, unit in enumerate(rated.order)] for rated in parts]
-    if width == "uniform":
+    if options.width == "uniform":
         if len({len(line) for line in lines}) > 1:
             raise PdtrimError(
                 f'blocks differ in how much {parts[0].part} they have, so they cannot get one width: say width = "per-block"'
@@ -200,7 +221,7 @@ def _steps(parts: Sequence[Rated], scope: str, width: str) -> list[list[_Unit]]:
         return [list(step) for step in zip(*lines, strict=True)]
 
     def turn(each: _Unit) -> tuple[float, float, int]:
-        share = 0.0 if scope == "global" else (each.rank + 1) / len(each.rated.importance)
+        share = 0.0 if options.scope == "global" else (each.rank + 1) / len(each.rated.importance)
         return share, each.rated.importance[each.unit], each.rated.block
 
     return [[each] for each in sorted(chain(*lines), key=turn)]

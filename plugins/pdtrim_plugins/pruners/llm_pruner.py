@@ -6,9 +6,9 @@ Shape suffixes: U units, C channels of a unit, R query heads of a K/V head, N ch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pdtrim_core import PruneContext, Pruned, Pruner
 from pdtrim_plugins.pruners import channels as ch
@@ -51,24 +51,18 @@ class LlmPruner(Pruner):
     samples: int = Field(10, gt=0, description="calibration windows that the gradient is taken over, at most")
     tokens: int = Field(64, gt=1, description="tokens of a calibration window")
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.scope == "global" and self.width == "uniform":
-            raise ValueError(ch.CONTRADICTION)
-        return self
-
     def prune(self, context: PruneContext) -> Pruned:
         """Return the shrinks of the least important groups.
 
         Raises `PdtrimError` where the family's projections are fused, the budget cannot be met, there are too few tokens, or a
         gradient is not finite.
         """
-        model, uniform = context.model, self.width == "uniform"
-        places = ch.places(model, self.parts, self.first_block, self.last_block, uniform=uniform)
-        windows = ch.windows(context, self.tokens, self.samples)
+        model = context.model
+        places = ch.places(model, self)
+        windows = ch.windows(context, self)
         importance = self._importance(model, places, windows, context.batch_tokens)
         rated = [ch.rated(model, place, importance[place]) for place in places]
-        return Pruned(ch.lowest(rated, context.parameters, scope=self.scope, width=self.width))
+        return Pruned(ch.lowest(rated, context.parameters, self))
 
     def _importance(
         self, model: BlockModel, places: Sequence[ch.Place], windows: Sequence[Sequence[int]], batch_tokens: int | None

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pdtrim_core import PdtrimError, PruneContext, Pruned, Pruner
 from pdtrim_plugins.pruners import channels as ch
@@ -52,22 +52,16 @@ class TorchPruning(Pruner):
     samples: int = Field(10, gt=0, description="calibration windows that gradients and activations are taken over, at most")
     tokens: int = Field(64, gt=1, description="tokens of a calibration window")
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.scope == "global" and self.width == "uniform":
-            raise ValueError(ch.CONTRADICTION)
-        return self
-
     def prune(self, context: PruneContext) -> Pruned:
         """Return the shrinks of the units that the package rates lowest.
 
         Raises `PdtrimError` where the package is missing or cannot trace a block, the family's projections are fused, the
         budget cannot be met, or there are too few tokens.
         """
-        model, uniform = context.model, self.width == "uniform"
-        places = ch.places(model, self.parts, self.first_block, self.last_block, uniform=uniform)
+        model = context.model
+        places = ch.places(model, self)
         rated = [ch.rated(model, place, ratings) for place, ratings in sorted(self._ratings(context, places).items())]
-        return Pruned(ch.lowest(rated, context.parameters, scope=self.scope, width=self.width))
+        return Pruned(ch.lowest(rated, context.parameters, self))
 
     def _ratings(self, context: PruneContext, places: Sequence[ch.Place]) -> Mapping[ch.Place, Tensor]:
         """Return the importance `[U]` of each place's units."""
@@ -83,7 +77,7 @@ class TorchPruning(Pruner):
                 from pdtrim_plugins.pruners.gradients import with_gradients  # noqa: PLC0415 - listings must not import torch
 
                 weights = ch.weights(context.model, places)
-                windows = ch.windows(context, self.tokens, self.samples)
+                windows = ch.windows(context, self)
                 with_gradients(context.model, weights, windows, note, batch_tokens=context.batch_tokens)
             case "hessian":
                 for place in self._with_mean_squares(context, places):
@@ -128,7 +122,7 @@ class TorchPruning(Pruner):
                 'float16 is too small for that: say model.dtype = "float32" or "bfloat16"'
             )
         weights = ch.weights(context.model, places)
-        windows = ch.windows(context, self.tokens, self.samples)
+        windows = ch.windows(context, self)
         squares = mean_squares(context.model, [weight for of_place in weights.values() for weight in of_place], windows)
         for place in places:
             for weight in weights[place]:
@@ -146,7 +140,7 @@ class TorchPruning(Pruner):
         import torch  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
-        ids_BT = torch.tensor(ch.windows(context, self.tokens, self.samples), device=model.device)
+        ids_BT = torch.tensor(ch.windows(context, self), device=model.device)
         with torch.no_grad():
             recording = model.record(ids_BT)
             hidden_BTD = recording.hidden_BTD

@@ -14,6 +14,8 @@ import torch
 from pdtrim_core import PdtrimError, Plan, PruneContext, Removal
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LlmPruner
+from pdtrim_plugins.pruners import channels as ch
+from pdtrim_plugins.pruners.gradients import with_gradients
 
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel
@@ -178,6 +180,11 @@ def test_the_windows_are_as_many_and_as_long_as_said() -> None:
 
 FUSED = "because this family's projections are fused, or are experts"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "contradiction": (
+        "llama",
+        {"scope": "global"},
+        'scope = "global" gives each block a width of its own: say width = "per-block", or scope = "local"',
+    ),
     "fused": ("phi3", {}, f"tiny phi3: block 0 cannot lose K/V heads, {FUSED}: choose a method that removes whole blocks"),
     "experts": ("mixtral", {}, f'tiny mixtral: block 0 cannot lose MLP channels, {FUSED}: say parts = "attention"'),
     "no such block": (
@@ -193,8 +200,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "too few blocks": (
         "llama",
         {"first_block": 2, "last_block": 3},
-        "blocks 2 to 3 can lose 12,096 parameters at most, with one unit of each part kept, and 15,000 are to go: prune less, let "
-        'more blocks lose units (first_block, last_block), or say parts = "both"',
+        (
+            "blocks 2 to 3 can lose 12,096 parameters at most, with one unit of each part kept, and 15,000 are to go: prune "
+            'less, let more blocks lose units (first_block, last_block), or say parts = "both"'
+        ),
     ),
 }
 
@@ -231,11 +240,6 @@ def test_query_heads_that_do_not_divide_are_refused() -> None:
     assert str(raised.value) == ('tiny llama: the 33 query channels of block 2 do not divide into 2 K/V heads: say parts = "mlp"')
 
 
-def test_one_threshold_and_one_width_contradict_each_other() -> None:
-    with pytest.raises(ValueError, match='say width = "per-block", or scope = "local"'):
-        LlmPruner(scope="global")
-
-
 @pytest.mark.parametrize(
     ("dtype", "advice"),
     [
@@ -265,6 +269,20 @@ def test_a_gradient_that_is_not_finite_is_refused() -> None:
         removal_of(model, 9999)
     assert str(raised.value) == 'tiny llama: a gradient is not finite in float16: say model.dtype = "float32" or "bfloat16"'
     assert not any(p.requires_grad or p.grad is not None for p in model.model.parameters())
+
+
+def test_gradients_of_one_part_are_in_memory_at_a_time() -> None:
+    model = tiny_llama()
+    weights = ch.weights(model, [(block, part) for block in range(6) for part in ch.PARTS])
+    held: list[set[ch.Place]] = []
+
+    def use(place: ch.Place) -> None:
+        assert all(weight.grad is not None for weight in weights[place])
+        held.append({each for each, of_place in weights.items() if any(weight.grad is not None for weight in of_place)})
+
+    with_gradients(model, weights, WINDOWS, use)
+    assert sorted(place for places in held for place in places) == sorted(weights)
+    assert all(len(places) == 1 for places in held)
 
 
 def test_half_precision_finds_nearly_the_same() -> None:

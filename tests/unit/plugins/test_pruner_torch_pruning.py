@@ -244,8 +244,8 @@ def test_projections_that_are_not_coupled_are_named() -> None:
     with pytest.raises(PdtrimError) as raised:
         removal_of(model)
     assert str(raised.value) == (
-        "tiny llama: torch-pruning does not couple just the projections of block 3's MLP as this family is said to: choose another method, "
-        'such as llm-pruner, or say parts = "attention"'
+        "tiny llama: torch-pruning does not couple just the projections of block 3's MLP as this family is said to: choose "
+        'another method, such as llm-pruner, or say parts = "attention"'
     )
 
 
@@ -261,8 +261,8 @@ def test_fused_projections_are_refused() -> None:
     with pytest.raises(PdtrimError) as raised:
         removal_of(tiny_model("phi3"))
     assert str(raised.value) == (
-        "tiny phi3: block 0 cannot lose K/V heads, because this family's projections are fused, or are experts: choose a method that "
-        "removes whole blocks"
+        "tiny phi3: block 0 cannot lose K/V heads, because this family's projections are fused, or are experts: choose a method "
+        "that removes whole blocks"
     )
 
 
@@ -270,11 +270,11 @@ def test_squared_gradients_need_more_than_float16() -> None:
     with pytest.raises(PdtrimError) as raised:
         removal_of(tiny_llama(dtype=torch.float16), importance="hessian")
     assert str(raised.value) == (
-        "tiny llama: hessian squares gradients, and the package keeps them in the model's number format: float16 is too small for that: "
-        'say model.dtype = "float32" or "bfloat16"'
+        "tiny llama: hessian squares gradients, and the package keeps them in the model's number format: float16 is too small "
+        'for that: say model.dtype = "float32" or "bfloat16"'
     )
 
 
 def test_one_threshold_and_one_width_contradict_each_other() -> None:
-    with pytest.raises(ValueError, match='say width = "per-block", or scope = "local"'):
-        TorchPruning(scope="global")
+    with pytest.raises(PdtrimError, match='say width = "per-block", or scope = "local"'):
+        removal_of(tiny_llama(), scope="global")
