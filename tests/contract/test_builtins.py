@@ -28,7 +28,7 @@ from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
-from pdtrim_plugins.pruners import Flap, ShortenedPpl, ShortenedTaylor, ShortGpt, Sleb, SliceGpt
+from pdtrim_plugins.pruners import Flap, LlmPruner, ShortenedPpl, ShortenedTaylor, ShortGpt, Sleb, SliceGpt, TorchPruning
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
@@ -105,6 +105,29 @@ class TestShortenedTaylor(PrunerContract):
 
 class TestSliceGpt(PrunerContract):
     component = SliceGpt
+
+
+class TestLlmPruner(PrunerContract):
+    component = LlmPruner
+
+
+class TestLlmPrunerOverBlocks(PrunerContract):
+    component = LlmPruner
+    options: ClassVar[dict[str, Any]] = {"taylor": "param_mix", "scope": "global", "width": "per-block", "gqa": "peer"}
+
+
+class TestTorchPruning(PrunerContract):
+    component = TorchPruning
+
+
+class TestTorchPruningAtRandom(PrunerContract):
+    component = TorchPruning
+    options: ClassVar[dict[str, Any]] = {"importance": "random"}
+
+
+class TestTorchPruningByGradients(PrunerContract):
+    component = TorchPruning
+    options: ClassVar[dict[str, Any]] = {"importance": "taylor", "scope": "global", "width": "per-block"}
 
 
 class TestAnnealing(SearcherContract):
