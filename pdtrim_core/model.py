@@ -157,21 +157,29 @@ class BlockModel:
         """Yield the logits as `logits` does, in the model's number format."""
         step = max(1, HEAD_NUMBERS // self.config.vocab_size)
         for start in range(0, len(hidden_ND), step):
-            part = hidden_ND[start : start + step, None]
-
-            def hand_over(*_args: Any, _part: Tensor = part, **_kwargs: Any) -> Any:
-                return self._wrap(self.block_count - 1, _part)
-
-            def hand_through(*args: Any, **kwargs: Any) -> Any:
-                return self._wrap(0, _split(args, kwargs)[0])
-
-            patches = dict.fromkeys(range(self.block_count - 1), hand_through)
-            with self.patched({**patches, self.block_count - 1: hand_over}):
-                # One token a row, so that no mask and no position beyond the first is ever made.
-                ids = torch.zeros(part.shape[:2], dtype=torch.long, device=self.device)
-                logits_NV = self.model(input_ids=ids, use_cache=False).logits[:, 0]
-            # Outside the context: whoever takes the logits may run the model before asking for more.
+            logits_NV: Tensor = self._behind_blocks(self.model, hidden_ND[start : start + step]).logits[:, 0]
+            # Outside of any patch: whoever takes the logits may run the model before asking for more.
             yield logits_NV
+
+    def normed(self, hidden_ND: Tensor) -> Tensor:
+        """Return streams behind the last block as the head is given them, `[N, D]`: behind the final norm."""
+        normed_ND: Tensor = self._behind_blocks(self.model.base_model, hidden_ND).last_hidden_state[:, 0]
+        return normed_ND
+
+    def _behind_blocks(self, model: Any, hidden_ND: Tensor) -> Any:
+        """Return what the model, or its part without the head, makes of streams behind the last block."""
+
+        def hand_over(*_args: Any, **_kwargs: Any) -> Any:
+            return self._wrap(self.block_count - 1, hidden_ND[:, None])
+
+        def hand_through(*args: Any, **kwargs: Any) -> Any:
+            return self._wrap(0, _split(args, kwargs)[0])
+
+        patches = dict.fromkeys(range(self.block_count - 1), hand_through)
+        with self.patched({**patches, self.block_count - 1: hand_over}):
+            # One token a row, so that no mask and no position beyond the first is ever made.
+            ids = torch.zeros((len(hidden_ND), 1), dtype=torch.long, device=self.device)
+            return model(input_ids=ids, use_cache=False)
 
     @contextmanager
     def patched(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
