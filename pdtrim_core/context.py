@@ -78,9 +78,7 @@ class ScoreContext:
         (windows,) = self._means(similarity, (length,))
         return windows
 
-    def _means(
-        self, similarity: Callable[[Tensor, Tensor], Tensor], lengths: Sequence[int]
-    ) -> tuple[tuple[float, ...], ...]:
+    def _means(self, similarity: Callable[[Tensor, Tensor], Tensor], lengths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """Return for each length the mean similarity across so many blocks, by the first of them; one pass for all."""
         found = [torch.zeros(max(0, self.block_count + 1 - length), dtype=torch.float64) for length in lengths]
         tokens = 0

@@ -124,6 +124,9 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *,
     if recipe.pruner is not None:
         with log.step("prune"):
             pruning, space = prune(recipe, host, model, calibration, blocks=count, folder=folder, log=log)
+        if pruning.training:
+            folder.check_same({"training": pruning.training})
+        environment = replace(environment, training=pruning.training)
         folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
         return Start(model, calibration, environment, Sets((), (), (), None), pruning, space)
     with log.step("score the blocks"):

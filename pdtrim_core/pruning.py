@@ -26,6 +26,7 @@ from pdtrim_core.plan import Plan
 from pdtrim_core.scores import Scores
 from pdtrim_core.search import Ledger
 from pdtrim_core.space import SearchSpace
+from pdtrim_core.training import Training
 from pdtrim_core.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ class PruneContext:
 
     `sequences` are the tokens of the calibration items, each prompt with its right continuation. `blocks` is how many blocks
     are to go, or `parameters` how many weights, whichever a method counts in: both say the same budget. All randomness comes
-    from `rng`.
+    from `rng`. `train` makes the block that stands for a merge, and the merge as it came out; where it is not given, none is
+    trained, and the block that training would start from stands for the run.
     """
 
-    def __init__(  # noqa: PLR0913 - the last three have defaults
+    def __init__(  # noqa: PLR0913 - the last four have defaults
         self,
         model: BlockModel,
         sequences: Sequence[Sequence[int]],
@@ -68,6 +70,7 @@ class PruneContext:
         batch_tokens: int | None = None,
         note: Callable[[str], None] = lambda text: None,
         ledger: Callable[[Measurement], Ledger] = Ledger,
+        train: Callable[[Merge], tuple[Merge, nn.Module]] | None = None,
     ) -> None:
         self.model = model
         self.sequences = [tuple(sequence) for sequence in sequences]
@@ -77,6 +80,7 @@ class PruneContext:
         self.batch_tokens = batch_tokens
         self.note = note
         self._ledger = ledger
+        self._train = train
 
     @property
     def states(self) -> ScoreContext:
@@ -88,6 +92,12 @@ class PruneContext:
         tokens = [token for sequence in self.sequences for token in sequence]
         starts = range(0, len(tokens) - length + 1, length)
         return [tuple(tokens[start : start + length]) for start in starts][:count]
+
+    def trained(self, merge: Merge) -> tuple[Merge, nn.Module]:
+        """Return a merge as the recipe's distiller makes it, with its kind of K/V, and the block that it trained for it."""
+        if self._train is None:
+            return merge, self.model.blocks[merge.keep]
+        return self._train(merge)
 
     def loss_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
         """Return the function that gives the loss of a removal from both stages: nats a token, behind the first of a sequence.
@@ -134,21 +144,26 @@ class Pruning:
 
     put_off = False
 
-    def __init__(self, pruner: Pruner, pruned: Pruned) -> None:
+    def __init__(self, pruner: Pruner, pruned: Pruned, training: Training) -> None:
         self._pruner = pruner
+        self._training = training
         self.pruned = pruned
         self.modules = pruned.modules
 
     @property
     def digest(self) -> str:
-        """A hash of the pruner with its options, which decide what its modules are."""
-        what = json.dumps([self._pruner.name, self._pruner.model_dump(mode="json")], sort_keys=True)
+        """A hash of the pruner with its options and of what it trained on, which decide what its modules are."""
+        what = json.dumps([self._pruner.name, self._pruner.model_dump(mode="json"), self.training], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()
 
+    @property
+    def training(self) -> str:
+        """A hash of the training tokens; empty where nothing was trained."""
+        return self._training.digest
+
     def results(self, plan: Plan) -> tuple[MergeResult, ...]:
-        """Return nothing: how a pruner's merges came out is its own affair."""
-        del plan
-        return ()
+        """Return how the merges that the recipe's distiller trained came out; others have no figures."""
+        return self._training.results(plan, kept=self.modules, score_of=lambda _: None)
 
     def save(self, plan: Plan, folder: Path) -> None:
         """Write the modules of a plan into the run folder, beside the plan that needs them."""
@@ -178,6 +193,14 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
             notify=lambda candidate: host.tell("pdtrim_candidate_measured", candidate=candidate),
         )
 
+    training = Training(recipe, host, model, calibration, otherwise="use another pruner")
+
+    def train(merge: Merge) -> tuple[Merge, nn.Module]:
+        merge = training.merge_of(merge)
+        if not training.train(merge, log.note).worthwhile:
+            log.note(f"merge {merge} is farther from the dense model than its first or its last block alone: train it for longer")
+        return merge, training.modules[merge]
+
     context = PruneContext(
         model,
         [item.tokens for item in calibration.items],
@@ -187,6 +210,7 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
         batch_tokens=evaluation.batch_tokens,
         note=log.note,
         ledger=ledger,
+        train=train,
     )
     with blame(label):
         pruned = pruner.prune(context)
@@ -200,7 +224,7 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
     space = SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, free_tail=evaluation.frees_tail)
-    return Pruning(pruner, pruned), space
+    return Pruning(pruner, pruned, training), space
 
 
 def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:

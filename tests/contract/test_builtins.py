@@ -28,7 +28,7 @@ from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
-from pdtrim_plugins.pruners import ShortGpt
+from pdtrim_plugins.pruners import LaCo, ShortGpt, Streamline
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
@@ -64,8 +64,21 @@ class TestNorm(ScorerContract):
     }
 
 
+class TestLaCo(PrunerContract):
+    component = LaCo
+
+
+class TestLaCoAsItsAuthorsCode(PrunerContract):
+    component = LaCo
+    options: ClassVar = {"merge": "laco-code", "layers": 2, "interval": 2}
+
+
 class TestShortGpt(PrunerContract):
     component = ShortGpt
+
+
+class TestStreamline(PrunerContract):
+    component = Streamline
 
 
 class TestAnnealing(SearcherContract):

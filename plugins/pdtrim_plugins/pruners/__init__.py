@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdtrim_core import Pruner, hookimpl
+from pdtrim_plugins.pruners.laco import LaCo
 from pdtrim_plugins.pruners.shortgpt import ShortGpt
+from pdtrim_plugins.pruners.streamline import Streamline
 
-__all__ = ["ShortGpt"]
+__all__ = ["LaCo", "ShortGpt", "Streamline"]
 
 
 @hookimpl
 def pdtrim_pruners() -> Iterable[type[Pruner]]:
     """Yield the pruners."""
-    yield ShortGpt
+    yield from (LaCo, ShortGpt, Streamline)
