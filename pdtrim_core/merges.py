@@ -1,4 +1,4 @@
-"""Merging neighbouring blocks into one by distillation: what a distiller is given, how a merge is judged, and the store of trained ones.
+"""Merging blocks into one by distillation: what a distiller is given, how a merge is judged, and the store of trained ones.
 
 Shape suffixes: B batch, T token, D hidden, N positions, V vocabulary.
 """

@@ -170,7 +170,11 @@ class Pruning:
         for element in plan.decode:
             if isinstance(element, Merge | Shrink) and element in self.modules:
                 tensors = {name: t.detach().cpu().contiguous() for name, t in self.modules[element].state_dict().items()}
-                name = "-".join(map(str, element.blocks)) if isinstance(element, Merge) else f"{element.block}.{element.part}"
+                name = (
+                    f"{element.blocks[0]}-{element.blocks[-1]}"
+                    if isinstance(element, Merge)
+                    else f"{element.block}.{element.part}"
+                )
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                 write_whole(folder / f"{name}.safetensors", save(tensors))

@@ -43,8 +43,8 @@ class LaCo(Pruner):
 
     merge: Way = Field(
         "laco-code",
-        description="laco-paper: each weight gets the sum of the later blocks' differences from it; laco-code: projections become "
-        "those of the last folded block, norms stay, which is what the authors' code does",
+        description="laco-paper: each weight gets the sum of the later blocks' differences from it; laco-code: projections "
+        "become those of the last folded block, norms stay, as in the authors' code",
     )
     layers: int = Field(4, ge=2, description="blocks that one step makes one of (the authors' code: 7 of 40)")
     interval: int = Field(1, ge=1, description="blocks by which a step that is accepted moves on")
@@ -79,8 +79,8 @@ class LaCo(Pruner):
         most = max(0, highest - 1 - self.lowest)
         if context.blocks > most:
             raise PdtrimError(
-                f"pruner 'laco' can remove {most} of the blocks from {self.lowest} to {highest - 1}, not {context.blocks}: remove "
-                "fewer, or widen pruner.lowest and pruner.highest"
+                f"pruner 'laco' can remove {most} of the blocks from {self.lowest} to {highest - 1}, not {context.blocks}: "
+                "remove fewer, or widen pruner.lowest and pruner.highest"
             )
         return highest
 
