@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pdtrim_core import BlockModel, Merge, PdtrimError, PruneContext, Pruned, Pruner, Removal
+from pdtrim_core import BlockModel, Merge, PdtrimError, PruneContext, Pruned, Pruner, Removal, Shrink
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,8 +43,8 @@ class LaCo(Pruner):
 
     merge: Way = Field(
         "laco-code",
-        description="laco-paper: each weight gets the sum of the later blocks' differences from it; laco-code: projections "
-        "become those of the last folded block, norms stay, as in the authors' code",
+        description="laco-paper: projections get the sum of the later blocks' differences from them; laco-code: they become "
+        "those of the last folded block, as in the authors' code; norms stay either way",
     )
     layers: int = Field(4, ge=2, description="blocks that one step makes one of (the authors' code: 7 of 40)")
     interval: int = Field(1, ge=1, description="blocks by which a step that is accepted moves on")
@@ -67,7 +67,9 @@ class LaCo(Pruner):
             return Pruned(Removal())
         likeness = Likeness(context.model, context.sequences[: self.sentences])
         runs = self._fold_all(context, likeness, highest)
-        modules = {Merge(run.first, run.last): run.module for run in runs if run.last > run.first}
+        modules: dict[Merge | Shrink, nn.Module] = {
+            Merge(run.first, run.last): run.module for run in runs if run.last > run.first
+        }
         return Pruned(Removal(modules), modules)
 
     def _highest(self, context: PruneContext) -> int:
@@ -169,7 +171,7 @@ class Likeness:
             for run in runs:
                 hidden_BTD = self.model.run(run.first, hidden_BTD, self._recording.calls, run.module)
             normed_ND = self.model.normed(hidden_BTD[self._is_token_BT]).float()
-            return list(normed_ND.split(self._lengths))
+            return list(torch.split(normed_ND, self._lengths))
 
 
 def fold(runs: tuple[Run, ...], at: int, size: int, way: Way) -> tuple[Run, ...]:
@@ -182,8 +184,9 @@ def fold(runs: tuple[Run, ...], at: int, size: int, way: Way) -> tuple[Run, ...]
 def folded_block(blocks: Sequence[nn.Module], way: Way) -> nn.Module:
     """Return a new block: the first one with the others folded into it.
 
-    "laco-paper" is theta_0 + sum of (theta_k - theta_0) over the others, of every weight, in float32 (Eq. 1). "laco-code" is
-    the first block's norms with all other weights of the last one. Raises `PdtrimError` for blocks of different shapes.
+    Its norms are those of the first block. All other weights are with "laco-paper" theta_0 + sum of (theta_k - theta_0) over
+    the others, computed in float32 (Eq. 1), with "laco-code" those of the last one. Raises `PdtrimError` for blocks of
+    different shapes.
     """
     import copy  # noqa: PLC0415 - beside torch, which listings must not import
 
@@ -199,10 +202,12 @@ def folded_block(blocks: Sequence[nn.Module], way: Way) -> nn.Module:
     norms = norm_weights(module)
     with torch.no_grad():
         for name, weight in ours.items():
+            if name in norms:
+                continue
             if way == "laco-paper":
                 start = weight.float()
                 weight.copy_(start + sum(other[name].float() - start for other in others))
-            elif name not in norms:
+            else:
                 weight.copy_(others[-1][name])
     return module
 
