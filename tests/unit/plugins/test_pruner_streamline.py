@@ -20,6 +20,7 @@ from pdtrim_core.shared import Shared
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_core.trunk import Trunk
+from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
 from pdtrim_plugins.pruners import Streamline
 from pdtrim_plugins.pruners.streamline import most_alike, scaled_cosine
@@ -182,3 +183,31 @@ def test_another_distiller_makes_another_block(tmp_path: Path, monkeypatch: pyte
         trained.append(result.trained)
         assert not result.chosen
     assert trained[1] < trained[0]
+
+
+def test_a_block_that_is_worse_than_a_drop_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    host = tiny_host()
+    outcome = pipeline.run(resolve(recipe_data(lr=0.3), host, where="x.toml", out=tmp_path / "run"), host)
+    (merge,) = outcome.plan.plan.decode
+    assert (
+        f"merge {merge} is farther from the dense model than its first or its last block alone: train it for longer"
+        in outcome.notes
+    )
+
+
+def test_too_few_training_texts_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: ["A short text."])
+    host = tiny_host()
+    with pytest.raises(PdtrimError) as caught:
+        pipeline.run(resolve(recipe_data(), host, where="x.toml", out=tmp_path / "run"), host)
+    assert str(caught.value) == (
+        "calibration 'mini' gave 13 training tokens, too few to merge blocks: give it more text, or use another pruner"
+    )
+
+
+def test_without_a_recipe_the_block_that_training_would_start_from_stands_for_the_run() -> None:
+    model = tiny_llama()
+    ((merge, module),) = pruned(model, 2).modules.items()
+    assert isinstance(merge, Merge)
+    assert module is model.blocks[merge.blocks[0]]
