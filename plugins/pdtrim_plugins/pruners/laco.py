@@ -115,20 +115,20 @@ class LaCo(Pruner):
     ) -> tuple[tuple[Run, ...], float, tuple[Run, ...]]:
         """Go through the blocks once, downwards.
 
-        Return the runs, and of the steps that were not accepted the best cosine and what that step would give.
+        Return the runs, and of the steps that were not accepted the best cosine and what it came from: of use where none was.
         """
         best, folded = -math.inf, runs
         at = len(runs)
         while len(runs) > goal:
             top = highest - (likeness.model.block_count - len(runs))
-            size = min(self.layers, len(runs) - goal + 1, top - self.lowest)
+            size = min(self.layers, len(runs) - goal + 1)
             at = min(at, top - size)
             if at < self.lowest:
                 break
             trial = fold(runs, at, size, self.merge)
             cosine = likeness.of(trial)
             if cosine > threshold:
-                runs, best, folded = trial, -math.inf, trial
+                runs = trial
                 at -= self.interval
             else:
                 if cosine > best:
