@@ -67,14 +67,26 @@ class ScoreContext:
         `[batch, token, hidden]` in float32 and returns `[batch, token]`; NaN or infinite where it is undefined raises
         nothing here, the scores' own check names it.
         """
-        one = torch.zeros(self.block_count, dtype=torch.float64)
-        two = torch.zeros(max(0, self.block_count - 1), dtype=torch.float64)
+        one, two = self._means(similarity, (1, 2))
+        return one, two
+
+    def mean_over_windows(self, similarity: Callable[[Tensor, Tensor], Tensor], length: int) -> tuple[float, ...]:
+        """Return the mean of a similarity across each `length` neighbouring blocks, by the first of them (L + 1 - length).
+
+        `similarity` and the mean are as in `mean_over_tokens`.
+        """
+        (windows,) = self._means(similarity, (length,))
+        return windows
+
+    def _means(self, similarity: Callable[[Tensor, Tensor], Tensor], lengths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        """Return for each length the mean similarity across so many blocks, by the first of them; one pass for all."""
+        found = [torch.zeros(max(0, self.block_count + 1 - length), dtype=torch.float64) for length in lengths]
         tokens = 0
         for batch in self.batches():
             states = [hidden.float() for hidden in batch.hidden]
             tokens += int(batch.is_token_BT.sum())
-            for distance, sums in ((1, one), (2, two)):
+            for length, sums in zip(lengths, found, strict=True):
                 for index in range(len(sums)):
-                    alike_BT = similarity(states[index], states[index + distance])
+                    alike_BT = similarity(states[index], states[index + length])
                     sums[index] += alike_BT[batch.is_token_BT].double().sum().item()
-        return tuple((one / tokens).tolist()), tuple((two / tokens).tolist())
+        return tuple(tuple((sums / tokens).tolist()) for sums in found)

@@ -1,4 +1,4 @@
-"""Merging two blocks into one by distillation: what a distiller is given, how a merge is judged, and the store of trained ones.
+"""Merging blocks into one by distillation: what a distiller is given, how a merge is judged, and the store of trained ones.
 
 Shape suffixes: B batch, T token, D hidden, N positions, V vocabulary.
 """
@@ -32,7 +32,7 @@ TRUNK_BYTES = 2**29
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """One batch of training tokens: the dense model's stream in front of a pair and behind it, both `[B, T, D]`."""
+    """One batch of training tokens: the dense model's stream in front of a run of blocks and behind it, both `[B, T, D]`."""
 
     before_BTD: Tensor
     after_BTD: Tensor
@@ -40,7 +40,7 @@ class TeacherBatch:
 
 
 class Student:
-    """The block that learns to stand for a pair. A distiller trains `parameters()` in place."""
+    """The block that learns to stand for a run. A distiller trains `parameters()` in place."""
 
     def __init__(self, model: BlockModel, merge: Merge, module: nn.Module) -> None:
         self.model = model
@@ -56,7 +56,7 @@ class Student:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def logits(self, batch: TeacherBatch, stream_BTD: Tensor) -> Iterator[Tensor]:
-        """Yield the final logits `[N, V]` of a stream behind the pair, some positions at a time; gradients flow."""
+        """Yield the final logits `[N, V]` of a stream behind the run, some positions at a time; gradients flow."""
         for index in range(self.merge.blocks[-1] + 1, self.model.block_count):
             stream_BTD = self.model.run(index, stream_BTD, batch.calls)
         yield from self.model.logits(stream_BTD.flatten(0, 1))
@@ -91,10 +91,11 @@ def training_items(sequences: Sequence[Sequence[int]]) -> list[Item]:
 
 @dataclass(frozen=True)
 class TrainedMerge:
-    """How a merge came out: errors are mean squared differences of the stream behind the pair from the dense model's.
+    """How a merge came out: errors are mean squared differences of the stream behind the run from the dense model's.
 
     `untrained` is the error of the block that training started from, `trained` that of the merged block, and
-    `drop_first` and `drop_second` those of dropping one of the two instead. `losses` is the mean loss of each epoch.
+    `drop_first` and `drop_second` those of dropping instead all but the last and all but the first block of the run, which of
+    a pair is one of the two. `losses` is the mean loss of each epoch.
     """
 
     merge: Merge
@@ -106,12 +107,12 @@ class TrainedMerge:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether the merged block is at least as near to the pair as either of its blocks alone."""
+        """Whether the merged block is at least as near to the run as its first or its last block alone."""
         return self.trained <= min(self.drop_first, self.drop_second)
 
 
 class MergeStore:
-    """Trains merges, each once: a trained one is found again by its weights, data, options and pair.
+    """Trains merges, each once: a trained one is found again by its weights, data, options and blocks.
 
     `texts` are token sequences to train on; none of them may measure. `folder` keeps the merged blocks.
     """
@@ -140,7 +141,7 @@ class MergeStore:
         return Merge(merge.keep, merge.drop, "shadow")
 
     def trained(self, merge: Merge) -> tuple[nn.Module, TrainedMerge]:
-        """Return the merged block of a pair and how it came out; train it if that was not done before."""
+        """Return the merged block of a run and how it came out; train it if that was not done before."""
         module = copy.deepcopy(self._model.blocks[merge.keep])
         path = self._folder / f"{self._key(merge)}.safetensors"
         if path.is_file():
@@ -150,7 +151,7 @@ class MergeStore:
         return module, record
 
     def copy(self, merge: Merge, path: Path) -> None:
-        """Write the merged block of a pair to a file of its own."""
+        """Write the merged block of a run to a file of its own."""
         module, record = self.trained(merge)
         _write(path, module, record)
 

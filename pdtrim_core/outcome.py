@@ -97,11 +97,12 @@ class MergeResult:
     """How the merge of a pair came out: its pair score d, errors of the stream behind it, and whether it could be chosen.
 
     Errors are mean squared differences from the dense model: of the block that training started from, of the trained one,
-    and of dropping the better one of the two blocks instead.
+    and of dropping the better one of the two blocks instead. Of a pruner's longer run, `pair` has all blocks, the drop is of
+    all but the first or the last of them, and there is no score.
     """
 
-    pair: tuple[int, int]
-    score: float
+    pair: tuple[int, ...]
+    score: float | None
     untrained: float
     trained: float
     drop: float

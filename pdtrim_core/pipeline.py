@@ -128,10 +128,15 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *,
         environment = _environment(recipe, host, model, calibration)
         folder.check_same({"weights": environment.weights, "data": environment.data})
     if recipe.pruner is not None:
-        # Before anything is measured: what a pruner measures is in the journal too, and must not be taken for another model's.
-        folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
+        if not folder.known:
+            # Before anything is measured: a pruner's readings are in the journal too, and must not be taken for another model's.
+            folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
         with log.step("prune"):
             pruning, space = prune(recipe, host, model, calibration, blocks=count, folder=folder, log=log)
+        if pruning.training:
+            folder.check_same({"training": pruning.training})
+        environment = replace(environment, training=pruning.training)
+        folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
         return Start(model, calibration, environment, Sets((), (), (), None), pruning, space)
     with log.step("score the blocks"):
         scores = shared.latest("scores", keys.scores, lambda: score(recipe, host, model, calibration))

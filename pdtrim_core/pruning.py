@@ -29,6 +29,7 @@ from pdtrim_core.scores import Scores
 from pdtrim_core.search import Ledger
 from pdtrim_core.space import SearchSpace
 from pdtrim_core.stages import StagedModel
+from pdtrim_core.training import Training
 from pdtrim_core.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class PruneContext:
 
     `sequences` are the tokens of the calibration items, each prompt with its right continuation. `blocks` is how many blocks
     are to go, or `parameters` how many weights, whichever a method counts in: both say the same budget. All randomness comes
-    from `rng`.
+    from `rng`. `train` makes the block that stands for a merge, and the merge as it came out; where it is not given, none is
+    trained, and the block that training would start from stands for the run.
     """
 
-    def __init__(  # noqa: PLR0913 - the last four have defaults
+    def __init__(  # noqa: PLR0913 - the last five have defaults
         self,
         model: BlockModel,
         sequences: Sequence[Sequence[int]],
@@ -58,6 +60,7 @@ class PruneContext:
         cache_budget: int | None = None,
         note: Callable[[str], None] = lambda text: None,
         ledger: Callable[[str, Measurement], Ledger] = lambda part, measurement: Ledger(measurement),
+        train: Callable[[Merge], tuple[Merge, nn.Module]] | None = None,
     ) -> None:
         self.model = model
         self.sequences = [tuple(sequence) for sequence in sequences]
@@ -68,6 +71,7 @@ class PruneContext:
         self.note = note
         self._cache_budget = cache_budget
         self._ledger = ledger
+        self._train = train
 
     @property
     def states(self) -> ScoreContext:
@@ -87,6 +91,12 @@ class PruneContext:
                 "windows or for more samples"
             )
         return [tuple(tokens[start : start + length]) for start in starts][:count]
+
+    def trained(self, merge: Merge) -> tuple[Merge, nn.Module]:
+        """Return a merge as the recipe's distiller makes it, with its kind of K/V, and the block that it trained for it."""
+        if self._train is None:
+            return merge, self.model.blocks[merge.keep]
+        return self._train(merge)
 
     def loss_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
         """Return the function that gives the loss of a removal from both stages: nats a token, behind the first of a sequence.
@@ -142,22 +152,27 @@ class Pruning:
 
     put_off = False
 
-    def __init__(self, pruner: Pruner, pruned: Pruned, *, blocks: int, parameters: int) -> None:
+    def __init__(self, pruner: Pruner, pruned: Pruned, training: Training | None = None, *, blocks: int, parameters: int) -> None:
         self._pruner = pruner
+        self._training = training
         self._budget = blocks, parameters
         self.pruned = pruned
         self.modules = pruned.modules
 
     @property
     def digest(self) -> str:
-        """A hash of the pruner with its options and budget, which decide what its modules are."""
-        what = json.dumps([self._pruner.name, self._pruner.model_dump(mode="json"), self._budget], sort_keys=True)
-        return hashlib.sha256(what.encode()).hexdigest()
+        """A hash of the pruner with its options and budget and of what it trained on, which decide what its modules are."""
+        what = [self._pruner.name, self._pruner.model_dump(mode="json"), self._budget, self.training]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def training(self) -> str:
+        """A hash of the training tokens; empty where nothing was trained."""
+        return self._training.digest if self._training else ""
 
     def results(self, plan: Plan) -> tuple[MergeResult, ...]:
-        """Return nothing: how a pruner's merges came out is its own affair."""
-        del plan
-        return ()
+        """Return how the merges that the recipe's distiller trained came out; others have no figures."""
+        return () if self._training is None else self._training.results(plan, kept=self.modules, score_of=lambda _: None)
 
     def save(self, plan: Plan, folder: Path) -> None:
         """Write the modules of a plan into the run folder, beside the plan that needs them."""
@@ -182,6 +197,14 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
             notify=lambda candidate: host.tell("pdtrim_candidate_measured", candidate=replace(candidate, best=None)),
         )
 
+    training = Training(recipe, host, model, calibration, otherwise="use another pruner")
+
+    def train(merge: Merge) -> tuple[Merge, nn.Module]:
+        merge = training.merge_of(merge)
+        if not training.train(merge, log.note).worthwhile:
+            log.note(f"merge {merge} is farther from the dense model than its first or its last block alone: train it for longer")
+        return merge, training.modules[merge]
+
     context = PruneContext(
         model,
         [item.tokens for item in calibration.items],
@@ -192,6 +215,7 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
         cache_budget=evaluation.cache_budget,
         note=log.note,
         ledger=ledger,
+        train=train,
     )
     with blame(label):
         pruned = pruner.prune(context)
@@ -212,7 +236,7 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
     space = SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, free_tail=evaluation.frees_tail)
-    return Pruning(pruner, pruned, blocks=blocks, parameters=wanted), space
+    return Pruning(pruner, pruned, training, blocks=blocks, parameters=wanted), space
 
 
 def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:

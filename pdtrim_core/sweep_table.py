@@ -43,7 +43,7 @@ def _work(row: Row) -> str:
 
 
 def _merges(row: Row) -> str:
-    return ", ".join(f"{merge['pair'][0]}+{merge['pair'][1]}" for merge in row["merges"] if merge["kept"]) or "-"
+    return ", ".join("+".join(map(str, merge["pair"])) for merge in row["merges"] if merge["kept"]) or "-"
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {

@@ -28,7 +28,18 @@ from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
-from pdtrim_plugins.pruners import Flap, LlmPruner, ShortenedPpl, ShortenedTaylor, ShortGpt, Sleb, SliceGpt, TorchPruning
+from pdtrim_plugins.pruners import (
+    Flap,
+    LaCo,
+    LlmPruner,
+    ShortenedPpl,
+    ShortenedTaylor,
+    ShortGpt,
+    Sleb,
+    SliceGpt,
+    Streamline,
+    TorchPruning,
+)
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
@@ -72,6 +83,15 @@ class TestFlap(PrunerContract):
 class TestUniformFlap(PrunerContract):
     component = Flap
     options: ClassVar[dict[str, Any]] = {"tokens": 16, "structure": "UL-UM", "compat": "paper", "metric": "WIFN"}
+
+
+class TestLaCo(PrunerContract):
+    component = LaCo
+
+
+class TestLaCoAsItsAuthorsCode(PrunerContract):
+    component = LaCo
+    options: ClassVar = {"merge": "laco-code", "layers": 2, "interval": 2}
 
 
 class TestShortGpt(PrunerContract):
@@ -128,6 +148,10 @@ class TestTorchPruningAtRandom(PrunerContract):
 class TestTorchPruningByGradients(PrunerContract):
     component = TorchPruning
     options: ClassVar[dict[str, Any]] = {"importance": "taylor", "scope": "global", "width": "per-block"}
+
+
+class TestStreamline(PrunerContract):
+    component = Streamline
 
 
 class TestAnnealing(SearcherContract):

@@ -6,17 +6,30 @@ from collections.abc import Iterable
 
 from pdtrim_core import Pruner, hookimpl
 from pdtrim_plugins.pruners.flap import Flap
+from pdtrim_plugins.pruners.laco import LaCo
 from pdtrim_plugins.pruners.llm_pruner import LlmPruner
 from pdtrim_plugins.pruners.shortened import ShortenedPpl, ShortenedTaylor
 from pdtrim_plugins.pruners.shortgpt import ShortGpt
 from pdtrim_plugins.pruners.sleb import Sleb
 from pdtrim_plugins.pruners.slicegpt import SliceGpt
+from pdtrim_plugins.pruners.streamline import Streamline
 from pdtrim_plugins.pruners.torch_pruning_importance import TorchPruning
 
-__all__ = ["Flap", "LlmPruner", "ShortGpt", "ShortenedPpl", "ShortenedTaylor", "Sleb", "SliceGpt", "TorchPruning"]
+__all__ = [
+    "Flap",
+    "LaCo",
+    "LlmPruner",
+    "ShortGpt",
+    "ShortenedPpl",
+    "ShortenedTaylor",
+    "Sleb",
+    "SliceGpt",
+    "Streamline",
+    "TorchPruning",
+]
 
 
 @hookimpl
 def pdtrim_pruners() -> Iterable[type[Pruner]]:
     """Yield the pruners."""
-    yield from (ShortGpt, Sleb, ShortenedPpl, ShortenedTaylor, LlmPruner, TorchPruning, Flap, SliceGpt)
+    yield from (ShortGpt, Sleb, ShortenedPpl, ShortenedTaylor, LlmPruner, TorchPruning, Flap, Streamline, LaCo, SliceGpt)

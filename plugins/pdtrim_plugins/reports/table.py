@@ -82,8 +82,8 @@ def _merges(outcome: Outcome) -> str:
     header = ["merge", "d", "error before training", "after", "of a drop", "decode"]
     body = [
         [
-            f"{merge.pair[0]}+{merge.pair[1]}",
-            f"{merge.score:.4f}",
+            "+".join(map(str, merge.pair)),
+            "" if merge.score is None else f"{merge.score:.4f}",
             f"{merge.untrained:.3g}",
             f"{merge.trained:.3g}",
             f"{merge.drop:.3g}",

@@ -62,6 +62,32 @@ def test_means_do_not_depend_on_the_batch_nor_on_padding(batch_tokens: int) -> N
     assert (len(one), len(two)) == (6, 5)
 
 
+@pytest.mark.parametrize("batch_tokens", [4, 512])
+def test_windows_are_compared_from_end_to_end(batch_tokens: int) -> None:
+    model = tiny_llama()
+    context = ScoreContext(model, SEQUENCES, batch_tokens=batch_tokens)
+    alone = [batch.hidden for sequence in SEQUENCES for batch in ScoreContext(model, [sequence]).batches()]
+    for length in (1, 4, 6):
+        expected = [
+            float(torch.cat([cosine(hidden[i], hidden[i + length])[0] for hidden in alone]).mean()) for i in range(7 - length)
+        ]
+        assert context.mean_over_windows(cosine, length) == pytest.approx(expected, abs=1e-5)
+    assert (context.mean_over_windows(cosine, 1), context.mean_over_windows(cosine, 2)) == context.mean_over_tokens(cosine)
+    assert context.mean_over_windows(cosine, 7) == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_normed_stream_is_what_the_head_is_given(family: str) -> None:
+    model = tiny_model(family)
+    (batch,) = ScoreContext(model, SEQUENCES[1:2]).batches()
+    given: list[torch.Tensor] = []
+    hook = model.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: given.append(args[0][0]))
+    with torch.inference_mode():
+        model.model(torch.tensor([SEQUENCES[1]]), use_cache=False)
+        hook.remove()
+        torch.testing.assert_close(model.normed(batch.hidden[-1][0]), given[0])
+
+
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_means_do_not_depend_on_the_attention_backend(backend: str) -> None:
     usual = ScoreContext(tiny_llama(), SEQUENCES).mean_over_tokens(cosine)[0]

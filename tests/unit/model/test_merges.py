@@ -163,7 +163,7 @@ def test_merges_that_are_worse_than_a_drop_leave_the_search(tmp_path: Path, monk
     # So small a step leaves the merged block where it began: a hair worse than the better drop, which it began as or not.
     merges, log = merging(tmp_path, monkeypatch, HIGH, lr=1e-12)
     sets = merges.choose(log)
-    bad = [pair for pair, (_, record) in merges._trained.items() if not record.worthwhile]
+    bad = [pair for pair, record in merges._training.records.items() if not record.worthwhile]
     assert all(pair not in sets.pairs for pair in bad)
     assert bool(bad) == any(note.startswith("merges that are worse than a drop leave the search: ") for note in log.notes)
     assert {block for pair in sets.pairs for block in pair.blocks} | set(sets.drops) == set(range(6))
@@ -173,7 +173,7 @@ def test_merges_that_are_worse_than_a_drop_leave_the_search(tmp_path: Path, monk
 def test_a_loss_that_rises_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merges, log = merging(tmp_path, monkeypatch, HIGH, lr=0.3)
     merges.choose(log)
-    risen = [record.losses[-1] > record.losses[0] for _, record in merges._trained.values()]
+    risen = [record.losses[-1] > record.losses[0] for record in merges._training.records.values()]
     assert any(risen)
     said = [note for note in log.notes if "its training loss rose from" in note]
     assert len(said) == sum(risen)
@@ -187,8 +187,8 @@ def test_texts_that_measure_do_not_train(tmp_path: Path, monkeypatch: pytest.Mon
     digests = []
     for samples, expected in (([sample], texts[1:]), ([Sample("Something else", (" or", " not"))], texts)):
         merges, log = merging(tmp_path, monkeypatch, HIGH)
-        merges._calibration = calibrate(samples, (), ByteTokenizer())
-        assert bytes(token for sequence in merges._sequences() for token in sequence) == "".join(expected).encode()[:512]
+        merges._training._calibration = calibrate(samples, (), ByteTokenizer())
+        assert bytes(token for sequence in merges._training.sequences() for token in sequence) == "".join(expected).encode()[:512]
         merges.choose(log)
         digests.append(merges.digest)
     assert digests[0] != digests[1]

@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no window": (
         "llama",
         {"tokens": 64},
-        "the calibration has 48 tokens, and one window takes 64: raise calibration.samples, or lower pruner.tokens",
+        "the calibration items have 48 tokens together, too few for a window of 64: ask for shorter windows or for more samples",
     ),
     "too few blocks": (
         "llama",

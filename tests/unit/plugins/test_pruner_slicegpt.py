@@ -226,7 +226,7 @@ def test_too_few_tokens_are_refused_or_told() -> None:
     with pytest.raises(PdtrimError) as caught:
         pruned(model, 100, [(1, 2, 3)])
     assert str(caught.value) == (
-        "slicegpt: the calibration items have fewer than 128 tokens in all: give it more samples, or a smaller window"
+        "the calibration items have 3 tokens together, too few for a window of 128: ask for shorter windows or for more samples"
     )
     notes: list[str] = []
     context = PruneContext(model, [(1, 2, 3)], blocks=1, parameters=7000, rng=Random(0), note=notes.append)

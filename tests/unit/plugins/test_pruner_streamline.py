@@ -1,0 +1,213 @@
+"""LLM-Streamline: the run is the one that the authors' code finds, and one trained block stands for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from pdtrim_core import Merge, PdtrimError, Plan, PruneContext, Removal, StagedModel, pipeline
+from pdtrim_core.context import ScoreContext
+from pdtrim_core.merges import MergeStore
+from pdtrim_core.recipe import resolve
+from pdtrim_core.run_folder import open_run_folder
+from pdtrim_core.run_log import RunLog
+from pdtrim_core.shared import Shared
+from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
+from pdtrim_core.trunk import Trunk
+from pdtrim_plugins.calibrations import Mini
+from pdtrim_plugins.distillers import Mse
+from pdtrim_plugins.pruners import Streamline
+from pdtrim_plugins.pruners.streamline import most_alike, scaled_cosine
+from tests.unit.model.test_stages import some_items, two_phase_sums
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel, Pruned
+
+ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
+SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(4)]
+
+
+def pruned(model: BlockModel, blocks: int, **options: Any) -> Pruned:
+    parameters = blocks * model.sizes.blocks[0].parameters
+    return Streamline().prune(PruneContext(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=Random(0), **options))
+
+
+def last_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """PruneMe's distance, arccos / pi of the last token of a text, as every token's."""
+    cosine = torch.cosine_similarity(before[:, -1:], after[:, -1:], dim=-1)
+    return (cosine.clamp(-1, 1).arccos() / torch.pi).expand(before.shape[:2])
+
+
+@pytest.fixture(scope="module")
+def of_texts(smollm: BlockModel) -> dict[str, list[tuple[float, ...]]]:
+    texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"]
+    contexts = [ScoreContext(smollm, [smollm.tokenizer(text)["input_ids"]]) for text in texts]
+    return {
+        "streamline": [context.mean_over_windows(scaled_cosine, 6) for context in contexts],
+        "pruneme": [context.mean_over_windows(last_angle, 5) for context in contexts],
+    }
+
+
+def means(of_texts: list[tuple[float, ...]]) -> list[float]:
+    return [sum(column) / len(of_texts) for column in zip(*of_texts, strict=True)]
+
+
+@pytest.mark.shared
+@pytest.mark.model
+def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list[tuple[float, ...]]], smollm: BlockModel) -> None:
+    expected = json.loads((ORACLES / "similarity_variants.json").read_text())["llm_streamline"]
+    # The peer drew 39 of the 40 texts; its last run is compared behind the final norm, and it prints four digits.
+    theirs = expected["similarities(0.5+0.5cos)"][:-1]
+    gaps = []
+    for left_out in range(40):
+        ours = means([*of_texts["streamline"][:left_out], *of_texts["streamline"][left_out + 1 :]])[:-1]
+        gaps.append(max(abs(a - b) for a, b in zip(ours, theirs, strict=True)))
+        assert most_alike(tuple(ours)) == expected["best_layer"]
+    assert min(gaps) < 1e-4
+    texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"]
+    sequences = [smollm.tokenizer(text)["input_ids"] for text in texts]
+    found = Streamline().prune(PruneContext(smollm, sequences, blocks=5, parameters=0, rng=Random(0)))
+    assert found.removal == Removal([Merge(13, 18)])
+
+
+@pytest.mark.shared
+@pytest.mark.model
+def test_windows_of_five_have_the_distances_that_pruneme_gives(of_texts: dict[str, list[tuple[float, ...]]]) -> None:
+    expected = json.loads((ORACLES / "similarity_variants.json").read_text())["pruneme"]
+    # PruneMe leaves the embeddings out; its last window is compared behind the final norm.
+    ours = means(of_texts["pruneme"])[1:-1]
+    assert ours == pytest.approx(expected["average_distance"][:-1], abs=1e-4)
+    assert ours.index(min(ours)) + 1 == expected["best_block_start_1based"]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "opt"])
+def test_blocks_that_do_nothing_go(family: str) -> None:
+    found = pruned(tiny_model(family, silent={2, 3, 4}), 2)
+    assert found.removal == Removal([Merge(2, 4)])
+    assert found.removal.blocks_removed == 2
+
+
+def test_the_whole_model_may_become_one_block_and_no_more() -> None:
+    assert pruned(tiny_llama(), 5).removal == Removal([Merge(0, 5)])
+    with pytest.raises(PdtrimError) as caught:
+        pruned(tiny_llama(), 6)
+    assert str(caught.value) == "pruner 'streamline': a run of 6 blocks can lose 5, not 6: remove fewer"
+
+
+def test_similarities_that_are_no_number_are_passed_over() -> None:
+    nan = float("nan")
+    assert most_alike((nan, 0.5, 0.7, nan, 0.7)) == 2
+
+
+def test_states_that_overflow_are_said() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.blocks[0].get_parameter("mlp.down_proj.weight").mul_(1e38)
+    with pytest.raises(PdtrimError) as caught:
+        pruned(model, 5)
+    assert str(caught.value) == (
+        "pruner 'streamline': no run of 6 blocks has a similarity that is a number: say dtype = "
+        '"float32" or "bfloat16" in [model]'
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("kv", ["shadow", "frozen"])
+def test_one_pass_agrees_with_two_phases(family: str, kv: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    store = MergeStore(model, Mse.model_validate({"lr": 1e-2, "epochs": 3, "kv": kv}), SEQUENCES, tmp_path, label="x")
+
+    def train(merge: Merge) -> tuple[Merge, torch.nn.Module]:
+        merge = store.merge_of(merge)
+        module, record = store.trained(merge)
+        assert record.trained < record.untrained
+        return merge, module
+
+    found = pruned(model, 2, train=train)
+    (merge,) = found.removal
+    assert isinstance(merge, Merge)
+    assert (merge.kv, len(merge.blocks)) == (kv, 3)
+    items = some_items()[:3]
+    for plan in (Plan(decode=found.removal), Plan.unified(found.removal)):
+        staged = StagedModel(Trunk(model, batch_tokens=64), plan, found.modules)
+        for item, sums, expected in zip(items, staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
+            assert sums == pytest.approx(expected, abs=1e-4 * max(map(len, item.choices)))
+
+
+def recipe_data(**distiller: Any) -> dict[str, Any]:
+    return {
+        "model": {"path": TINY},
+        "pruner": {"use": "streamline"},
+        "prune": {"blocks": 2},
+        "distiller": {"use": "mse", "tokens": 512, "epochs": 3, "lr": 1e-3, **distiller},
+        "calibration": {"use": "mini", "samples": 8, "held_out": 4},
+        "objective": "margin",
+        "evaluation": {"threads": 1},
+    }
+
+
+@pytest.mark.parametrize("kv", ["shadow", "frozen"])
+def test_a_run_trains_the_block_and_tells_how_it_came_out(kv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    host = tiny_host()
+    outcome = pipeline.run(resolve(recipe_data(kv=kv), host, where="x.toml", out=tmp_path / "run"), host)
+    (merge,) = outcome.plan.plan.decode
+    assert isinstance(merge, Merge)
+    assert (len(merge.blocks), merge.kv) == (3, kv)
+    (result,) = outcome.merges
+    assert result.pair == merge.blocks
+    assert result.trained < result.untrained
+    assert (result.score, result.kept, result.chosen) == (None, True, True)
+    assert outcome.environment.training
+    assert any(note.startswith(f"blocks {merge.keep} to {merge.drop} become one; their similarity") for note in outcome.notes)
+    assert [path.name for path in (tmp_path / "run" / "merges").iterdir()] == [f"{merge.keep}-{merge.drop}.safetensors"]
+    report = host.find("report", "table").component().report(outcome, tmp_path)  # type: ignore[attr-defined]
+    assert "+".join(map(str, merge.blocks)) in report
+
+
+def test_another_distiller_makes_another_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    host = tiny_host()
+    trained = []
+    for number, epochs in enumerate((1, 4)):
+        recipe = resolve(recipe_data(epochs=epochs), host, where="x.toml", out=tmp_path / str(number))
+        with open_run_folder(recipe.out, recipe.to_data(), fresh=False) as folder, RunLog(host) as log:
+            start = pipeline.prepare(recipe, host, folder, log, shared=Shared())
+        (result,) = start.merges.results(Plan())
+        trained.append(result.trained)
+        assert not result.chosen
+    assert trained[1] < trained[0]
+
+
+def test_a_block_that_is_worse_than_a_drop_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    host = tiny_host()
+    outcome = pipeline.run(resolve(recipe_data(lr=0.3), host, where="x.toml", out=tmp_path / "run"), host)
+    (merge,) = outcome.plan.plan.decode
+    assert (
+        f"merge {merge} is farther from the dense model than its first or its last block alone: train it for longer"
+        in outcome.notes
+    )
+
+
+def test_too_few_training_texts_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: ["A short text."])
+    host = tiny_host()
+    with pytest.raises(PdtrimError) as caught:
+        pipeline.run(resolve(recipe_data(), host, where="x.toml", out=tmp_path / "run"), host)
+    assert str(caught.value) == (
+        "calibration 'mini' gave 13 training tokens, too few to merge blocks: give it more text, or use another pruner"
+    )
+
+
+def test_without_a_recipe_the_block_that_training_would_start_from_stands_for_the_run() -> None:
+    model = tiny_llama()
+    ((merge, module),) = pruned(model, 2).modules.items()
+    assert isinstance(merge, Merge)
+    assert module is model.blocks[merge.blocks[0]]
