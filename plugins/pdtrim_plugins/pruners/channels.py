@@ -15,7 +15,7 @@ from pdtrim_core import PdtrimError, Removal, Shrink
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core import BlockModel, PruneContext
+    from pdtrim_core import BlockModel
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
@@ -141,18 +141,6 @@ def _check(model: BlockModel, block: int, part: Part) -> None:
             f"{model.name}: the {uneven[0]} query channels of block {block} do not divide into {units.count(part)} K/V heads: "
             'say parts = "mlp"'
         )
-
-
-def windows(context: PruneContext, options: Options) -> list[tuple[int, ...]]:
-    """Return the calibration windows. Raises `PdtrimError` where there are not tokens enough for one."""
-    found = context.windows(options.tokens, options.samples)
-    if not found:
-        have = sum(len(sequence) for sequence in context.sequences)
-        raise PdtrimError(
-            f"the calibration has {have} tokens, and one window takes {options.tokens}: raise calibration.samples, or lower "
-            "pruner.tokens"
-        )
-    return found
 
 
 def weights(model: BlockModel, at: Iterable[Place]) -> dict[Place, list[nn.Parameter]]:

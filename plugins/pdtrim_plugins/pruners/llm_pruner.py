@@ -61,7 +61,7 @@ class LlmPruner(Pruner):
 
         model = context.model
         places = ch.places(model, self)
-        windows = ch.windows(context, self)
+        windows = context.windows(self.tokens, self.samples)
         importance = self._importance(model, places, windows, context.batch_tokens)
         rated = [ch.rated(model, place, importance[place]) for place in places]
         return Pruned(ch.lowest(rated, context.parameters, self))

@@ -45,11 +45,6 @@ class SliceGpt(Pruner):
         _refuse(model)
         width = nearest_width(model, context.parameters)
         windows = context.windows(self.window, self.windows)
-        if not windows:
-            raise PdtrimError(
-                f"slicegpt: the calibration items have fewer than {self.window} tokens in all: give it more samples, or a "
-                "smaller window"
-            )
         hidden, tokens = model.config.hidden_size, len(windows) * self.window
         context.note(f"slicegpt cut the stream from {hidden} to {width} numbers, seen on {tokens} tokens")
         if tokens < hidden:

@@ -79,7 +79,7 @@ class TorchPruning(Pruner):
                 from pdtrim_plugins.pruners.gradients import with_gradients  # noqa: PLC0415 - listings must not import torch
 
                 weights = ch.weights(context.model, places)
-                windows = ch.windows(context, self)
+                windows = context.windows(self.tokens, self.samples)
                 with_gradients(context.model, weights, windows, note, batch_tokens=context.batch_tokens)
             case "hessian":
                 for place in self._with_mean_squares(context, places):
@@ -124,7 +124,7 @@ class TorchPruning(Pruner):
                 'float16 is too small for that: say model.dtype = "float32" or "bfloat16"'
             )
         weights = ch.weights(context.model, places)
-        windows = ch.windows(context, self)
+        windows = context.windows(self.tokens, self.samples)
         squares = mean_squares(context.model, [weight for of_place in weights.values() for weight in of_place], windows)
         for place in places:
             for weight in weights[place]:
@@ -142,7 +142,7 @@ class TorchPruning(Pruner):
         import torch  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
-        ids_BT = torch.tensor(ch.windows(context, self), device=model.device)
+        ids_BT = torch.tensor(context.windows(self.tokens, self.samples), device=model.device)
         with torch.no_grad():
             recording = model.record(ids_BT)
             hidden_BTD = recording.hidden_BTD
