@@ -61,8 +61,38 @@ def benchmarks_page() -> str:
         if own:
             parts += [f"## {title}", about, table(header, [row(result) for result in own])]
             parts += [f"- {line}" for result in own for line in remarks(result)]
+    for result in (result for result in results if result["benchmark"] == "refinement"):
+        parts += ["## Other pruners, refined", refinement_about(result), refinement_table(result)]
     machines = sorted({f"{r['machine']}, {r['threads']} thread{'s' * (r['threads'] > 1)}; {versions_of(r)}" for r in results})
     return "\n\n".join([*parts, "## Machine", *machines])
+
+
+def refinement_about(result: Mapping[str, Any]) -> str:
+    """Return what a result of `refinement` compares."""
+    return (
+        "Each pruner removes as many parameters as five blocks hold; the splitter gives back to prefill what brings "
+        f"{result['threshold']:g} percent of the unified value, element by element. Compared on {result['items']} that neither saw, "
+        f"by the margin (a share of 1 in points of 100), {result['dtype']}. The difference is staged less unified, in nats, paired "
+        "over items."
+    )
+
+
+def refinement_table(result: Mapping[str, Any]) -> str:
+    """Return the plans of each pruner, the same in both stages and with a prefill of its own."""
+    header = ["pruner", "decode loses", "prefill saves", "given back", "unified", "staged", "difference"]
+    rows = [
+        [
+            f"`{one['pruner']}`",
+            f"{one['decode']:.1%} of parameters",
+            f"{one['prefill']:.1%} of FLOPs",
+            f"{one['given_back']} of {one['elements']}",
+            f"{one['unified']:.2f}",
+            f"{one['staged']:.2f}",
+            f"{one['difference']:+.3f} +- {one['error']:.3f}",
+        ]
+        for one in result["pruners"]
+    ]
+    return table(header, rows)
 
 
 def versions_of(result: Mapping[str, Any]) -> str:
