@@ -71,9 +71,8 @@ def refinement_about(result: Mapping[str, Any]) -> str:
     """Return what a result of `refinement` compares."""
     return (
         "Each pruner removes as many parameters as five blocks hold; the splitter gives back to prefill what brings "
-        f"{result['threshold']:g} percent of the unified value, element by element. Compared on {result['items']} that neither saw, "
-        f"by the margin (a share of 1 in points of 100), {result['dtype']}. The difference is staged less unified, in nats, paired "
-        "over items."
+        f"{result['threshold']:g} percent of the unified value, element by element. Compared on {result['items']} that neither "
+        f"saw, by the margin, {result['dtype']}. The difference is staged less unified, in nats, paired over items."
     )
 
 
