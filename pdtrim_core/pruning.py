@@ -58,8 +58,8 @@ class PruneContext:
         rng: Random,
         batch_tokens: int | None = None,
         cache_budget: int | None = None,
-        note: Callable[[str], None] = lambda text: None,
-        ledger: Callable[[str, Measurement], Ledger] = lambda part, measurement: Ledger(measurement),
+        note: Callable[[str], None] | None = None,
+        ledger: Callable[[str, Measurement], Ledger] | None = None,
         train: Callable[[Merge], tuple[Merge, nn.Module]] | None = None,
     ) -> None:
         self.model = model
@@ -68,9 +68,9 @@ class PruneContext:
         self.parameters = parameters
         self.rng = rng
         self.batch_tokens = batch_tokens
-        self.note = note
+        self.note = note or (lambda text: None)
         self._cache_budget = cache_budget
-        self._ledger = ledger
+        self._ledger = ledger or (lambda part, measurement: Ledger(measurement))
         self._train = train
 
     @property
