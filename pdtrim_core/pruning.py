@@ -93,7 +93,10 @@ class PruneContext:
         return [tuple(tokens[start : start + length]) for start in starts][:count]
 
     def trained(self, merge: Merge) -> tuple[Merge, nn.Module]:
-        """Return a merge as the recipe's distiller makes it, with its kind of K/V, and the block that it trained for it."""
+        """Return a merge as the recipe's distiller makes it, with its kind of K/V, and the block that it trained for it.
+
+        A context that was made without a recipe trains nothing: the block that training would start from stands for the merge.
+        """
         if self._train is None:
             return merge, self.model.blocks[merge.keep]
         return self._train(merge)
