@@ -45,8 +45,10 @@ from pdtrim_core.space import SearchSpace
 
 if TYPE_CHECKING:
     from pdtrim_core.context import HiddenStates, ScoreContext
+    from pdtrim_core.loading import LoadedRun, load_run
     from pdtrim_core.merges import Student, TeacherBatch, TeacherBatches
     from pdtrim_core.model import BlockModel
+    from pdtrim_core.module_store import load_modules
     from pdtrim_core.pipeline import run
     from pdtrim_core.place import BlockPlace
     from pdtrim_core.pruning import PruneContext
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
 _LAZY = {
     "BlockModel": "pdtrim_core.model",
     "BlockPlace": "pdtrim_core.place",
+    "LoadedRun": "pdtrim_core.loading",
+    "load_modules": "pdtrim_core.module_store",
+    "load_run": "pdtrim_core.loading",
     "HiddenStates": "pdtrim_core.context",
     "PruneContext": "pdtrim_core.pruning",
     "ScoreContext": "pdtrim_core.context",
@@ -83,6 +88,7 @@ __all__ = [
     "Item",
     "KvOnly",
     "LoadedModel",
+    "LoadedRun",
     "Merge",
     "ModelSource",
     "Note",
@@ -122,7 +128,9 @@ __all__ = [
     "cache_folder",
     "draw_ladder",
     "hookimpl",
+    "load_modules",
     "load_plugins",
+    "load_run",
     "pair_scores",
     "python_reference",
     "run",

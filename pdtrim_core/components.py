@@ -7,7 +7,7 @@ what is checked and what is recorded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -143,6 +143,13 @@ class Pruner(Component):
 
         The dense model must be left as it is. Raises `PdtrimError` for a budget or a model that the method cannot do.
         """
+
+    def restore(self, model: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
+        """Return the replaced model again: `weights` are its own parameters by name, those shared with the dense one left out.
+
+        Only asked of pruners that say `replaces_model`. The dense model must be left as it is.
+        """
+        raise NotImplementedError
 
 
 class Distiller(Component):

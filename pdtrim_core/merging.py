@@ -11,6 +11,7 @@ from torch import nn
 from pdtrim_core.calibration import Calibration
 from pdtrim_core.elements import Merge, Shrink
 from pdtrim_core.model import BlockModel
+from pdtrim_core.module_store import MODULES
 from pdtrim_core.outcome import MergeResult
 from pdtrim_core.plan import Plan
 from pdtrim_core.space import TwoSets, two_sets
@@ -100,6 +101,7 @@ class Merges:
         """Return how each trained merge came out, by its blocks, and whether the plan has it."""
         return self._training.results(plan, kept=self.modules, score_of=lambda merge: self.scores.pair[merge.blocks[0]])
 
-    def save(self, plan: Plan, folder: Path) -> None:
+    def save(self, plan: Plan, dense: BlockModel, out: Path) -> None:
         """Write the merged blocks of a plan into the run folder, beside the plan that needs them."""
-        self._training.save(plan, folder)
+        del dense
+        self._training.save(plan, out / MODULES)

@@ -18,6 +18,9 @@ from pdtrim_core.files import write_whole, writing
 from pdtrim_core.model import BlockModel
 from pdtrim_core.plan import Plan
 
+MODULES, REPLACED = "merges", "replaced"
+"""The folders of a run that hold a plan's modules, and the weights of a model that replaced the dense one."""
+
 
 def save_modules(plan: Plan, modules: Mapping[Merge | Shrink, nn.Module], folder: Path) -> None:
     """Write those modules that a plan needs, each into a file of its own."""
@@ -42,6 +45,32 @@ def load_modules(plan: Plan, model: BlockModel, folder: Path) -> dict[Merge | Sh
     return modules
 
 
+def save_replaced(replaced: BlockModel, dense: BlockModel, folder: Path) -> None:
+    """Write the weights of a model that replaced the dense one, a file a block and one for the rest; not those they share."""
+    shared = {tensor.data_ptr() for tensor in dense.model.parameters()}
+    own = {name: tensor for name, tensor in replaced.model.named_parameters() if tensor.data_ptr() not in shared}
+    prefixes = [f"{replaced.place.blocks}.{index}." for index in range(replaced.block_count)]
+    for number, prefix in enumerate(prefixes):
+        _write(folder / f"block-{number}.safetensors", {name: own.pop(name) for name in list(own) if name.startswith(prefix)})
+    _write(folder / "rest.safetensors", own)
+
+
+def read_replaced(folder: Path) -> dict[str, Tensor]:
+    """Return the weights that `save_replaced` wrote, by their names. Raises `PdtrimError` where they are not whole."""
+    rest = folder / "rest.safetensors"
+    if not rest.is_file():
+        raise PdtrimError(
+            f"{rest} does not exist: the run kept no weights of the model that replaced the dense one; run it again"
+        )
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            weights.update(read_module(path)[0])
+        except Exception as error:
+            raise PdtrimError(f"the stored weights {path} are damaged ({error}): run the recipe again") from error
+    return weights
+
+
 def path_of(element: Merge | Shrink, folder: Path) -> Path:
     """Return the file of an element's module: the first and last block of a merge, or a block and its part."""
     name = f"{element.blocks[0]}-{element.blocks[-1]}" if isinstance(element, Merge) else f"{element.block}.{element.part}"
@@ -50,7 +79,11 @@ def path_of(element: Merge | Shrink, folder: Path) -> Path:
 
 def write_module(path: Path, module: nn.Module, record: Mapping[str, Any] | None = None) -> None:
     """Write the weights of a module, and what is to be remembered of it."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    _write(path, module.state_dict(), record)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     # Not safetensors' own file writing, whose error for a full disk is no OSError. A block is small enough for memory.

@@ -78,7 +78,7 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False, shared: Shared
                 environment=start.environment,
                 recipe=recipe.to_data(),
             )
-            start.merges.save(plan, recipe.out / "merges")
+            start.merges.save(plan, start.model, recipe.out)
             export(recipe, host, outcome, start.model)
             folder.write("outcome.json", outcome.to_json())
         host.tell("pdtrim_run_finished", outcome=outcome)

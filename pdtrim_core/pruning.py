@@ -21,7 +21,7 @@ from pdtrim_core.elements import Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, blame
 from pdtrim_core.measuring import Measurement
 from pdtrim_core.model import BlockModel
-from pdtrim_core.module_store import save_modules
+from pdtrim_core.module_store import MODULES, REPLACED, save_modules, save_replaced
 from pdtrim_core.outcome import MergeResult
 from pdtrim_core.plan import Plan
 from pdtrim_core.pruned import Pruned
@@ -177,9 +177,11 @@ class Pruning:
         """Return how the merges that the recipe's distiller trained came out; others have no figures."""
         return () if self._training is None else self._training.results(plan, kept=self.modules, score_of=lambda _: None)
 
-    def save(self, plan: Plan, folder: Path) -> None:
-        """Write the modules of a plan into the run folder, beside the plan that needs them."""
-        save_modules(plan, self.modules, folder)
+    def save(self, plan: Plan, dense: BlockModel, out: Path) -> None:
+        """Write the modules of a plan, or a model that replaced the dense one, into the run folder."""
+        save_modules(plan, self.modules, out / MODULES)
+        if self.pruned.replaced is not None:
+            save_replaced(self.pruned.replaced, dense, out / REPLACED)
 
 
 def prune(  # noqa: PLR0913 - what a run has put together until here

@@ -25,6 +25,9 @@ UNCOMPARED = ("out", "plugins", "exporter", "report")
 OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json")
 
 
+OWN_FOLDERS = ("merges", "replaced", "evaluations")
+
+
 class RunFolder:
     """A run's files. Open one with `open_run_folder`, which holds it against a second run meanwhile."""
 
@@ -88,7 +91,8 @@ def _clear(path: Path) -> None:
     for name in OWN_FILES:
         if name != "journal.jsonl":
             (path / name).unlink(missing_ok=True)
-    shutil.rmtree(path / "merges", ignore_errors=True)
+    for name in OWN_FOLDERS:
+        shutil.rmtree(path / name, ignore_errors=True)
 
 
 def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:

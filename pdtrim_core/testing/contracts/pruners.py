@@ -13,6 +13,7 @@ from pdtrim_core.calibration import Item, Sample, encode
 from pdtrim_core.components import Pruner
 from pdtrim_core.elements import Shrink
 from pdtrim_core.model import BlockModel
+from pdtrim_core.module_store import read_replaced, save_replaced
 from pdtrim_core.plan import Plan
 from pdtrim_core.pruned import Pruned
 from pdtrim_core.pruning import PruneContext
@@ -93,6 +94,17 @@ class PrunerContract:
         pruned = self._prune(model, 2)
         for block in {element.block for element in pruned.removal if isinstance(element, Shrink)}:
             model.narrowed(pruned.removal.shrinks_at(block), pruned.modules)
+
+    def test_a_replaced_model_can_be_read_again(self, tmp_path: Path) -> None:
+        """From its own weights alone; a pruner that gives a removal has nothing to restore."""
+        model = tiny_llama()
+        replaced = self._prune(model, 2).replaced
+        if replaced is not None:
+            save_replaced(replaced, model, tmp_path)
+            again = self.component(**self.options).restore(model, read_replaced(tmp_path))
+            assert again.fingerprint == replaced.fingerprint
+            values = [StagedModel(Trunk(of), Plan()).loglikelihoods(_items()) for of in (replaced, again)]
+            assert values[0] == values[1]
 
     def test_a_run_refines_its_removal(self, tmp_path: Path) -> None:
         """A whole recipe: prune, split by gains (but a replaced model), measure."""

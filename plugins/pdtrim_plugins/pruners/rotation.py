@@ -9,7 +9,7 @@ Shape suffixes: H the dense stream, D a basis of its widest directions, B batch,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -169,6 +169,23 @@ class Slicer:
             )
         axes_HH = principal_axes(moment_HH)
         return axes_HH[:, : self._width]
+
+
+def sliced_again(dense: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
+    """Return a model that a `Slicer` made, from its own weights by name; what is missing is the dense model's."""
+    model = _shared_copy(dense.model)
+    blocks = model.get_submodule(dense.place.blocks)
+    for index in range(dense.block_count):
+        blocks[index] = RotatedBlock(blocks[index], int(dense.config.hidden_size))
+    for name, weight in weights.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        setattr(module, leaf, _parameter(weight, dense.model.get_input_embeddings().weight))
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+    width = blocks[0].mlp_shortcut.shape[0]
+    name = f"{dense.name}, its stream cut to {width}"
+    return BlockModel(model, dense.tokenizer, dense.place, name=name, license_id=dense.license)
 
 
 def principal_axes(moment_HH: Tensor) -> Tensor:

@@ -9,6 +9,10 @@ from pydantic import Field
 from pdtrim_core import PdtrimError, Pruned, Pruner
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
     from pdtrim_core import BlockModel, PruneContext
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -51,6 +55,12 @@ class SliceGpt(Pruner):
             context.note(f"slicegpt: {tokens} tokens do not tell {hidden} components apart: give it more samples")
         slicer = Slicer(model, width, normed=self.signal == "normed")
         return Pruned(replaced=slicer.slice(windows, batch_tokens=context.batch_tokens))
+
+    def restore(self, model: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
+        """Return the sliced model again from its weights."""
+        from pdtrim_plugins.pruners.rotation import sliced_again  # noqa: PLC0415 - listings must not import torch
+
+        return sliced_again(model, weights)
 
 
 def _refuse(model: BlockModel) -> None:

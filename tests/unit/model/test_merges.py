@@ -212,7 +212,7 @@ def test_a_chosen_merge_is_written_beside_its_plan(tmp_path: Path, monkeypatch: 
     pairs = merges.choose(log).pairs
     assert pairs
     plan = Plan.unified(Removal(pairs[:1]))
-    merges.save(plan, tmp_path / "merges")
+    merges.save(plan, tiny_llama(), tmp_path)
     names = [path.name for path in (tmp_path / "merges").iterdir()]
     assert names == [f"{pairs[0].blocks[0]}-{pairs[0].blocks[1]}.safetensors"]
     results = merges.results(plan)

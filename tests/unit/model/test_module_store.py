@@ -63,8 +63,8 @@ def test_a_run_with_a_pruner_writes_what_can_be_loaded(tmp_path: Path) -> None:
 
     model = tiny_llama()
     modules, plan = made_by_a_pruner(model), Plan.unified(REMOVAL)
-    Pruning(Own(), Pruned(REMOVAL, modules), blocks=0, parameters=0).save(plan, tmp_path)
-    loaded = load_modules(plan, model, tmp_path)
+    Pruning(Own(), Pruned(REMOVAL, modules), blocks=0, parameters=0).save(plan, model, tmp_path)
+    loaded = load_modules(plan, model, tmp_path / "merges")
     assert all(
         torch.equal(tensor, loaded[element].state_dict()[name])
         for element, module in modules.items()

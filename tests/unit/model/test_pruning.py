@@ -190,7 +190,7 @@ def test_modules_of_a_plan_are_saved_and_no_others(tmp_path: Path) -> None:
     removal = Removal([merge, shrink, plain, Drop(5)])
     saved = Pruning(Sleb(), Pruned(removal, modules), blocks=2, parameters=1000)
     plan = Plan.unified(removal)
-    saved.save(plan, tmp_path / "merges")
+    saved.save(plan, tiny_llama(), tmp_path)
     files = {path.name: load_file(path) for path in (tmp_path / "merges").iterdir()}
     assert files.keys() == {"1-2.safetensors", "4.mlp.safetensors"}
     for name, element in (("1-2", merge), ("4.mlp", shrink)):
