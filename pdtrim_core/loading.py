@@ -90,6 +90,6 @@ def load_run(path: Path | str, host: PluginHost | None = None) -> LoadedRun:
 
 
 def _alone(plan: Plan, block_count: int) -> Removal:
-    """Return what a prefill model loses that answers by itself: not its tail; K/V that it computes for decode alone feed no one."""
+    """Return what a prefill model loses that answers by itself: not its tail, but blocks that it has for their K/V."""
     tail = plan.slots(block_count)[-1].block
     return Removal(Drop(e.blocks[0]) if isinstance(e, KvOnly) else e for e in plan.prefill if e != KvOnly(tail))
