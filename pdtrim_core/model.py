@@ -67,6 +67,7 @@ class BlockModel:
         self._returns, self._last_width = self._probe()
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
+        self._logits: Tensor | None = None
         self._narrowed: dict[tuple[Any, ...], nn.Module] = {}
 
     @property
@@ -168,14 +169,45 @@ class BlockModel:
 
     def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
         """Yield the logits `[N, V]` of streams behind the last block, in float32, some positions at a time."""
-        for logits_NV in self.head(hidden_ND):
-            yield logits_NV.float()
+        for part_ND in self._at_once(hidden_ND):
+            yield self._behind_blocks(self.model, part_ND).logits[:, 0].float()
 
     def head(self, hidden_ND: Tensor) -> Iterator[Tensor]:
-        """Yield the logits as `logits` does, in the model's number format."""
-        step = max(1, HEAD_NUMBERS // self.config.vocab_size)
-        for start in range(0, len(hidden_ND), step):
-            yield self._behind_blocks(self.model, hidden_ND[start : start + step]).logits[:, 0]
+        """Yield the logits as `logits` does, in the model's number format; what was yielded before is overwritten."""
+        for part_ND in self._at_once(hidden_ND):
+            with self._head_writes_over():
+                logits_NV = self._behind_blocks(self.model, part_ND).logits[:, 0]
+            yield logits_NV
+
+    def _at_once(self, hidden_ND: Tensor) -> tuple[Tensor, ...]:
+        return hidden_ND.split(max(1, HEAD_NUMBERS // self.config.vocab_size))
+
+    @contextmanager
+    def _head_writes_over(self) -> Iterator[None]:
+        """Let the head write to the same memory every time: fresh pages for all those logits cost as much as the product."""
+        head = self.model.get_output_embeddings()
+        # A head that someone wrapped, or that has a bias, is left alone; so is one that gradients may go through.
+        if type(head) is not nn.Linear or head.bias is not None or vars(head).get("forward") or torch.is_grad_enabled():
+            yield
+            return
+
+        def forward(hidden: Tensor) -> Tensor:
+            rows_ND = hidden.flatten(0, -2)
+            out_NV = self._room_for(len(rows_ND), head.weight)
+            return torch.mm(rows_ND, head.weight.t(), out=out_NV).view(*hidden.shape[:-1], -1)
+
+        vars(head)["forward"] = forward
+        try:
+            yield
+        finally:
+            del vars(head)["forward"]
+
+    def _room_for(self, count: int, weight_VD: Tensor) -> Tensor:
+        """Return memory for the logits of so many positions: all that there may be at once are held."""
+        if self._logits is None or len(self._logits) < count or self._logits.is_inference() != torch.is_inference_mode_enabled():
+            most = max(count, HEAD_NUMBERS // len(weight_VD))
+            self._logits = weight_VD.new_empty(most, len(weight_VD))
+        return self._logits[:count]
 
     def normed(self, hidden_ND: Tensor) -> Tensor:
         """Return streams behind the last block as the head gets them, `[N, D]`: behind the final norm."""

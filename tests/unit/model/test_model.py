@@ -20,3 +20,37 @@ def test_the_final_norm_is_the_models_own(family: str) -> None:
         expected = model.model(ids_BT, output_hidden_states=True, use_cache=False).hidden_states[-1]
     assert torch.allclose(normed_ND.view(expected.shape), expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(hidden_BTD, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_that_overwrite_each_other_are_those_that_do_not(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(family)
+    monkeypatch.setattr("pdtrim_core.model.HEAD_NUMBERS", 2 * model.config.vocab_size)
+    stream_ND = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        kept = torch.cat(list(model.logits(stream_ND)))
+        found = torch.cat([part.float().clone() for part in model.head(stream_ND)])
+        places = {part.data_ptr() for part in model.head(stream_ND[:4])}
+    assert torch.equal(found, kept)
+    # Families that scale or cap their logits do so behind the head, in memory of its own.
+    assert len(places) == 1 or family in {"cohere", "gemma2", "gemma3", "granite"}
+    assert "forward" not in vars(model.model.get_output_embeddings())
+
+
+@pytest.mark.parametrize("change", ["wrapped", "biased", "with gradients"])
+def test_a_head_that_is_no_plain_product_is_left_alone(change: str) -> None:
+    model = tiny_model("llama")
+    head = model.model.get_output_embeddings()
+    calls: list[int] = []
+    if change == "wrapped":
+        plain = head.forward
+        vars(head)["forward"] = lambda hidden: (calls.append(1), plain(hidden))[1]
+    if change == "biased":
+        head.bias = torch.nn.Parameter(torch.ones(head.out_features), requires_grad=False)
+    stream_ND = torch.randn(3, model.config.hidden_size, requires_grad=change == "with gradients")
+    with torch.set_grad_enabled(change == "with gradients"):
+        (found,) = model.head(stream_ND)
+        (expected,) = model.logits(stream_ND)
+    assert torch.equal(found, expected)
+    assert found.requires_grad == (change == "with gradients")
+    assert len(calls) == (2 if change == "wrapped" else 0)
