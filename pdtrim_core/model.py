@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ class BlockModel:
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
         self._logits: Tensor | None = None
-        self._narrowed: dict[tuple[Any, ...], nn.Module] = {}
+        # Weak: a sweep over one model would hold the narrowed blocks of all its runs.
+        self._narrowed: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
 
     @property
     def block_count(self) -> int:
@@ -160,12 +162,16 @@ class BlockModel:
         return Units(self.blocks[block], self.place, head_dim_of(self.config))
 
     def narrowed(self, shrinks: Sequence[Shrink], outputs: Mapping[Any, nn.Module]) -> nn.Module:
-        """Return a block less the units that shrinks of it remove, the same module each time; see `narrowing.narrowed`."""
+        """Return a block less the units that shrinks of it remove, the same module as long as someone holds it.
+
+        See `narrowing.narrowed`.
+        """
         key = (*shrinks, *(id(outputs.get(shrink)) for shrink in shrinks))
-        if key not in self._narrowed:
+        thin = self._narrowed.get(key)
+        if thin is None:
             block = self.blocks[shrinks[0].block]
-            self._narrowed[key] = narrowed(block, self.place, head_dim_of(self.config), shrinks, outputs)
-        return self._narrowed[key]
+            thin = self._narrowed[key] = narrowed(block, self.place, head_dim_of(self.config), shrinks, outputs)
+        return thin
 
     def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
         """Yield the logits `[N, V]` of streams behind the last block, in float32, some positions at a time."""

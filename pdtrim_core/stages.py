@@ -186,6 +186,7 @@ class StagedModel:
         `recompute` is how many prompt tokens decode runs again: 1 where decode makes the first token (engines that hand
         over whole cache blocks run more), 0 where prefill makes it.
         """
+        _ = self._path  # holds the narrowed blocks from one prompt to the next
         return two_phase.generate(
             self._model, self.plan, prompt, max_new_tokens, recompute=self._recomputed(recompute), stand_ins=self._stand_ins
         )

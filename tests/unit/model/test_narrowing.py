@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from gc import collect
+from weakref import ref
 
 import pytest
 import torch
@@ -80,6 +82,17 @@ def test_whole_weights_are_shared_and_the_dense_block_stays_as_it_was() -> None:
     assert thin.get_submodule("mlp.down_proj").weight.shape == (32, 44)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.blocks[2].state_dict().items())
     assert model.narrowed((CHANNELS,), {}) is thin
+
+
+def test_narrowed_blocks_go_with_what_runs_them() -> None:
+    model = tiny_llama()
+    staged = StagedModel(Trunk(model), Plan(decode=Removal([CHANNELS])))
+    staged.loglikelihoods(some_items()[:2])
+    of_staged = ref(model.narrowed((CHANNELS,), {}))
+    assert of_staged() is not None, "the plan runs it, so the same one is given"
+    del staged
+    collect()
+    assert of_staged() is None
 
 
 def test_an_output_of_its_own_takes_the_place_of_the_dense_one() -> None:
