@@ -80,7 +80,7 @@ def removable(context: PruneContext, *, plus: bool, name: str) -> list[int]:
     if context.blocks > len(free):
         raise PdtrimError(
             f"{name}: {context.blocks} of the {there} blocks are to go, but only {len(free)} may, because the first {KEPT_FIRST} "
-            f"and the last {KEPT_LAST} never do: ask for at most {len(free)}, or say plus = false"
+            f"and the last {KEPT_LAST} never do: {f'ask for at most {len(free)}, or ' * bool(free)}say plus = false"
         )
     return free
 
