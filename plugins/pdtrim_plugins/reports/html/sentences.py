@@ -1,0 +1,102 @@
+"""What was removed and why, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pdtrim_core import Drop, Element, KvOnly, Merge, Outcome, Plan, RunRecord, Shrink
+from pdtrim_plugins.reports.html.wording import counted, element, joined, plain, ranges
+
+
+def sentence(record: RunRecord) -> str:
+    """Return the sentence of a run."""
+    outcome = record.outcome
+    if outcome is None:
+        return f"This run on {_model(record)} has not finished, so nothing is removed yet; below is what it has measured so far."
+    if outcome.saved_plan is None:
+        return (
+            f"{_use(outcome, 'pruner')} replaced the whole of {outcome.model} by a smaller model, the same in both stages: "
+            "no blocks were removed one by one."
+        )
+    plan = outcome.plan.plan
+    if not len(plan.decode) and not len(plan.prefill):
+        return f"Both stages run all {outcome.block_count} blocks of {outcome.model}: nothing was removed."
+    return f"Decode {_losses(plan.decode, outcome.block_count)}, {_reason(outcome)}; {_prefill(outcome, plan)}."
+
+
+def _model(record: RunRecord) -> str:
+    model = record.recipe.get("model", {})
+    return str(model.get("path", "a model") if isinstance(model, dict) else model)
+
+
+def _use(outcome: Outcome, kind: str) -> str:
+    return str(outcome.recipe.get(kind, {}).get("use", kind))
+
+
+def _losses(elements: Sequence[Element] | Any, block_count: int) -> str:
+    drops = [e.block for e in elements if isinstance(e, Drop)]
+    merges = [e for e in elements if isinstance(e, Merge)]
+    shrunk = sorted({e.block for e in elements if isinstance(e, Shrink)})
+    clauses = []
+    if drops:
+        clauses.append(f"runs without {counted(len(drops), 'block')} of {block_count} ({ranges(drops)})")
+    if merges:
+        clauses.append(f"runs {joined([f'blocks {ranges(merge.blocks)}' for merge in merges])} as one{' each' * (len(merges) > 1)}")
+    if shrunk:
+        clauses.append(f"runs {len(shrunk)} of {block_count} blocks with fewer heads or channels")
+    return joined(clauses) if clauses else "loses nothing"
+
+
+def _reason(outcome: Outcome) -> str:
+    if "pruner" in outcome.recipe:
+        return f"as {_use(outcome, 'pruner')} chose"
+    items, tried = outcome.rows[0].calibration.items, len(outcome.search)
+    among = f" of {tried} candidates that {_use(outcome, 'searcher')} tried" if tried > 1 else f" that {_use(outcome, 'searcher')} found"
+    return f"the best by {outcome.objective} on {counted(items, 'item')}{among}"
+
+
+def _prefill(outcome: Outcome, plan: Plan) -> str:
+    lost = [e for e in plan.decode if e in plan.prefill]
+    kept = [e for e in plan.decode if e not in plan.prefill and KvOnly(e.blocks[0]) not in plan.prefill]
+    needed = threshold_of(outcome)
+    if not len(plan.decode):
+        text = "prefill computes less"
+    elif not kept:
+        beside = f", since giving back any one of them brings less than {plain(needed, 2)} points" if _all_below(outcome) else ""
+        text = f"prefill loses the same{beside}"
+    else:
+        worth = f", which bring at least {plain(needed, 2)} points each" if _spared_above(outcome) else ""
+        what = f"all {len(kept)}" if not lost else f"{len(kept)} of {len(plan.decode)} ({joined(_names(kept))})"
+        text = f"prefill gets {what} back{worth}"
+    passed = [e.slot for e in plan.prefill if isinstance(e, KvOnly)]
+    return f"{text}, and computes of block{'s' * (len(passed) > 1)} {ranges(passed)} only the K/V" if passed else text
+
+
+def _names(elements: Sequence[Element]) -> list[str]:
+    most = 6
+    names = [element(str(e)) for e in elements]
+    return names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+
+
+def threshold_of(outcome: Outcome) -> float | None:
+    """Return the gain in points from which the splitter gives an element back, where it has such a threshold."""
+    splitter = outcome.recipe.get("splitter", {})
+    needed = splitter.get("threshold")
+    if not isinstance(needed, int | float):
+        return None
+    unified = next((row.calibration.points for row in outcome.rows if row.name == "unified"), None)
+    if splitter.get("unit") == "relative":
+        return None if unified is None else needed / 100 * unified
+    return float(needed)
+
+
+def _all_below(outcome: Outcome) -> bool:
+    needed = threshold_of(outcome)
+    return needed is not None and bool(outcome.gains) and all(gain.gain < needed for gain in outcome.gains)
+
+
+def _spared_above(outcome: Outcome) -> bool:
+    needed = threshold_of(outcome)
+    spared = [gain.gain for gain in outcome.gains if gain.spared]
+    return needed is not None and bool(spared) and min(spared) >= needed
