@@ -67,7 +67,7 @@ def _results(done: Mapping[str, Outcome]) -> Section:
     if not done:
         return Section("results", "What it does to the answers")
     apart = all(row.held_out for outcome in done.values() for row in outcome.rows)
-    kinds = ["dense", "unified", "staged"]
+    kinds = dict(zip(("dense", "unified", "staged"), dots.LOOKS, strict=False))
     rows = {
         name: {row.name: dots.Dot(value.points, value.error) for row in outcome.rows if (value := _of(row, apart=apart))}
         for name, outcome in done.items()
@@ -119,7 +119,7 @@ def _tasks(runs: Runs) -> Section:
     staged = {column: metrics for column, metrics in columns.items() if not column.endswith((", prefill", ", decode"))}
     if shares and len(staged) <= MOST_SERIES:
         rows = {task: {column: tasks.dot(metrics[task]) for column, metrics in staged.items() if task in metrics} for task in shares}
-        picture = dots.dots("tasks", rows, list(staged), title="Benchmarks of all runs", unit="percent")
+        picture = dots.dots("tasks", rows, dict(zip(staged, dots.LOOKS, strict=False)), title="Benchmarks of all runs", unit="percent")
         parts.append(Figure(picture, "Points with one standard error to both sides."))
     if body:
         parts.append(Table(["task", *columns], body, "Shares in percent, other metrics in their own unit; the best below dense in bold"))
@@ -132,7 +132,7 @@ def _costs(done: Mapping[str, Outcome]) -> Section:
     named = list(dict.fromkeys(cost.name for outcome in done.values() for cost in outcome.costs))
     found = {name: {cost.name: cost for cost in outcome.costs} for name, outcome in done.items()}
     rows = {name: {cost: dots.Dot(100 * (1 - costs[cost].saved)) for cost in named if cost in costs} for name, costs in found.items()}
-    picture = dots.dots("costs", rows, named, title="Costs of all runs", unit="percent of the dense model's")
+    picture = dots.dots("costs", rows, dict(zip(named, dots.LOOKS, strict=False)), title="Costs of all runs", unit="percent of the dense model's")
     body = [
         [words(name), *(_cost(costs[cost].plan, costs[cost].saved) if cost in costs else NOTHING for cost in named)]
         for name, costs in found.items()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from pdtrim_plugins.reports.html.svg import ACCENT, QUIET, SMALL, SOFT, SURFACE, WARM, Picture, Sheet, picture
+from pdtrim_plugins.reports.html.svg import ACCENT, QUIET, WARM, Picture, Sheet, picture
 from pdtrim_plugins.reports.html.wording import joined, ranges
 
 
@@ -22,20 +23,19 @@ def similarity(
     lost = {*removed, *(block for pair in merged for block in pair)}
 
     def draw(sheet: Sheet) -> None:
-        above, below = sheet.panels(180, 44 if pairs else 22, left=46, top=8 + 18 * sheet.legend_rows(4), gap=8)
-        low = _lowest_shown((*blocks, *pairs))
-        handles = [_dots(above, range(len(blocks)), blocks, low, color=ACCENT, marker="o", label="block")]
+        above, below = sheet.panels(180, 44 if pairs else 22, top=12 + 18 * sheet.legend_rows(4), gap=8)
+        scale = _Scale((*blocks, *pairs))
+        handles = [_dots(above, range(len(blocks)), blocks, scale, color=ACCENT, marker="o", label="block")]
         if pairs:
             places = [first + 0.5 for first in range(len(pairs))]
-            handles.append(_dots(above, places, pairs, low, color=QUIET, marker="D", label="pair"))
-        handles += _rings(above, blocks, low, lost)
-        if _in_reach(threshold, (*blocks, *pairs)):
-            assert threshold is not None
-            handles.append(above.axhline(threshold, color=WARM, linestyle=(0, (5, 3)), linewidth=1.2, label="d_T"))
+            handles.append(_dots(above, places, pairs, scale, color=QUIET, marker="D", label="pair"))
+        handles += _rings(above, [scale.height(score) for score in blocks], lost)
+        if threshold is not None and scale.reaches(threshold):
+            handles.append(above.axhline(scale.height(threshold), color=WARM, linestyle=(0, (5, 3)), linewidth=1.2, label="d_T"))
         above.set(ylabel="score", xlim=(-0.8, len(blocks) - 0.2))
-        above.margins(y=0.08)
+        scale.label(above)
         sheet.legend(handles)
-        _heat(below, blocks, pairs, low, merged)
+        _heat(below, [[scale.height(score) for score in scores] for scores in (blocks, pairs) if scores], merged)
         below.set_xlabel("block")
 
     return picture("similarity", draw, title="Similarity by depth", description=_in_words(blocks, pairs, threshold))
@@ -45,7 +45,7 @@ def norms(lengths: Sequence[float]) -> Picture:
     """Return the mean length of the stream in front of each block, and behind the last one."""
 
     def draw(sheet: Sheet) -> None:
-        (axes,) = sheet.panels(150, left=46, top=8)
+        (axes,) = sheet.panels(150, top=8)
         axes.plot(range(len(lengths)), lengths, color=ACCENT, marker="o", markersize=3.5)
         axes.set(xlabel="block", ylabel="norm in front of it", xlim=(-0.8, len(lengths) - 0.2), ylim=(0, max(lengths) * 1.08))
         _whole_numbers(axes)
@@ -58,57 +58,81 @@ def norms(lengths: Sequence[float]) -> Picture:
     )
 
 
-def _lowest_shown(values: Sequence[float]) -> float:
-    """Return the value below which a score lies so far off that it would flatten all others."""
-    quarters = statistics.quantiles(values, n=4) if len(values) > 3 else [min(values), 0, max(values)]
-    return max(min(values), quarters[0] - 4 * (quarters[2] - quarters[0]))
+NEAR_ONE = 0.004
+"""What keeps a cosine of 1 on a scale of distances from 1."""
 
 
-def _dots(axes: Any, places: Sequence[float], values: Sequence[float], low: float, **look: Any) -> Any:
-    """Draw scores as points on a thin line; those below `low` as arrows at the edge, with their values."""
-    shown = [max(value, low) for value in values]
-    (line,) = axes.plot(places, shown, linewidth=1, markersize=4.5 if look["marker"] == "o" else 3.2, **look)
-    off = [(place, value) for place, value in zip(places, values, strict=True) if value < low]
-    for place, value in off:
-        axes.plot([place], [low], marker="v", color=look["color"], markersize=7)
-        axes.annotate(
-            f"{value:.2g}", (place, low), xytext=(7, -1), textcoords="offset points", va="center", color=SOFT, fontsize=SMALL,
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": SURFACE, "edgecolor": "none"},
-        )  # fmt: skip
+class _Scale:
+    """The scale of scores: of cosines the distance from 1, logarithmic, since most are near to it; else the scores themselves.
+
+    Of other scores, those that lie so far off that they would flatten all others stand at the edge.
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.is_cosine = all(-1 <= value <= 1 for value in values) and max(values) > 0.5
+        quarters = statistics.quantiles(values, n=4) if len(values) > 3 else [min(values), 0, max(values)]
+        far = 8 * (quarters[2] - quarters[0])
+        self.low = min(values) if self.is_cosine else max(min(values), quarters[0] - far)
+        self.high = max(values) if self.is_cosine else min(max(values), quarters[2] + far)
+
+    def height(self, value: float) -> float:
+        """Return how high a score stands, from 0 for the lowest to 1 for the highest."""
+        low, high, here = (self._raw(one) for one in (self.low, self.high, min(max(value, self.low), self.high)))
+        return (here - low) / (high - low) if high > low else 1.0
+
+    def off(self, value: float) -> bool:
+        """Tell whether a score stands at the edge and not at its own height."""
+        return not self.low <= value <= self.high
+
+    def reaches(self, value: float) -> bool:
+        """Tell whether a threshold can be shown among the scores."""
+        return self.low <= value <= self.high
+
+    def label(self, axes: Any) -> None:
+        """Write round scores beside an axis of heights."""
+        if self.is_cosine:
+            ticks = [tick for tick in (0.99, 0.98, 0.95, 0.9, 0.8, 0.5, 0.0, -0.5) if self.low <= tick <= self.high]
+        else:
+            from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - listings must not load it
+
+            ticks = [tick for tick in MaxNLocator(5).tick_values(self.low, self.high) if self.low <= tick <= self.high]
+        axes.set(ylim=(-0.08, 1.1), yticks=[self.height(tick) for tick in ticks], yticklabels=[f"{tick:g}" for tick in ticks])
+
+    def _raw(self, value: float) -> float:
+        return -math.log(1 + NEAR_ONE - value) if self.is_cosine else value
+
+
+def _dots(axes: Any, places: Sequence[float], values: Sequence[float], scale: _Scale, **look: Any) -> Any:
+    """Draw scores as points on a thin line; those off the scale as arrows at its edge."""
+    heights = [scale.height(value) for value in values]
+    (line,) = axes.plot(places, heights, linewidth=1, markersize=4.5 if look["marker"] == "o" else 3.2, **look)
+    for place, value in zip(places, values, strict=True):
+        if scale.off(value):
+            below = value < scale.low
+            axes.plot([place], [-0.04 if below else 1.05], marker=7 if below else 6, color=look["color"], markersize=6)
     return line
 
 
-def _rings(axes: Any, blocks: Sequence[float], low: float, lost: Collection[int]) -> list[Any]:
+def _rings(axes: Any, heights: Sequence[float], lost: Collection[int]) -> list[Any]:
     """Draw a ring around the blocks that decode loses."""
     if not lost:
         return []
     places = sorted(lost)
-    values = [max(blocks[place], low) for place in places]
-    (rings,) = axes.plot(
-        places, values, "o", markersize=9, markerfacecolor="none", markeredgecolor=WARM, markeredgewidth=1.6, label="lost by decode"
-    )
-    return [rings]
+    look = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": WARM, "markeredgewidth": 1.6}
+    return list(axes.plot(places, [heights[place] for place in places], "o", label="lost by decode", **look))
 
 
-def _heat(axes: Any, blocks: Sequence[float], pairs: Sequence[float], low: float, merged: Collection[tuple[int, ...]]) -> None:
+def _heat(axes: Any, rows: Sequence[Sequence[float]], merged: Collection[tuple[int, ...]]) -> None:
     """Draw a row of cells for the blocks and one, between them, for the pairs: the fuller, the higher the score."""
     from matplotlib.patches import Rectangle  # noqa: PLC0415 - listings must not load it
 
-    high = max((*blocks, *pairs))
-    for row, (values, shift) in enumerate(((blocks, 0.0), (pairs, 0.5))):
-        for place, value in enumerate(values):
-            share = (max(value, low) - low) / (high - low) if high > low else 1.0
-            chosen = row == 1 and (place, place + 1) in merged
-            axes.add_patch(
-                Rectangle(
-                    (place + shift - 0.44, row + 0.06), 0.88, 0.88, facecolor=ACCENT, alpha=0.06 + 0.94 * share**1.5, linewidth=0
-                )
-            )
-            if chosen:
-                axes.add_patch(
-                    Rectangle((place + shift - 0.44, row + 0.06), 0.88, 0.88, facecolor="none", edgecolor=WARM, linewidth=1.8)
-                )
-    axes.set(ylim=(2 if pairs else 1, 0), yticks=[0.5, 1.5][: 1 + bool(pairs)], yticklabels=["blocks", "pairs"][: 1 + bool(pairs)])
+    for row, heights in enumerate(rows):
+        for place, height in enumerate(heights):
+            corner = (place + row / 2 - 0.44, row + 0.06)
+            axes.add_patch(Rectangle(corner, 0.88, 0.88, facecolor=ACCENT, alpha=0.06 + 0.94 * height, linewidth=0))
+            if row == 1 and any(place in run and place + 1 in run for run in merged):
+                axes.add_patch(Rectangle(corner, 0.88, 0.88, facecolor="none", edgecolor=WARM, linewidth=1.8))
+    axes.set(ylim=(len(rows), 0), yticks=[row + 0.5 for row in range(len(rows))], yticklabels=["blocks", "pairs"][: len(rows)])
     axes.grid(visible=False)
     _whole_numbers(axes)
 
@@ -117,14 +141,6 @@ def _whole_numbers(axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - listings must not load it
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-
-
-def _in_reach(threshold: float | None, values: Sequence[float]) -> bool:
-    """Tell whether a threshold lies so near to the scores that showing it does not flatten them."""
-    if threshold is None:
-        return False
-    room = (max(values) - _lowest_shown(values)) / 3
-    return _lowest_shown(values) - room <= threshold <= max(values) + room
 
 
 def _in_words(blocks: Sequence[float], pairs: Sequence[float], threshold: float | None) -> str:

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdtrim_core import Gain, MergeResult
-from pdtrim_plugins.reports.html.svg import ACCENT, INK, LINE, QUIET, SOFT, SURFACE, TINT, WARM, Picture, Sheet, picture
+from pdtrim_plugins.reports.html.svg import ACCENT, INK, LINE, QUIET, SMALL, SURFACE, TEXT, TINT, WARM, Picture, Sheet, picture
 from pdtrim_plugins.reports.html.wording import counted, cut, element, plain, signed, with_error
 
 ROW = 26
 MOST_ROWS = 30
 """A picture with more lines tells no more; the table below it has all."""
-_LOOKS: tuple[Mapping[str, Any], ...] = (
-    {"color": QUIET, "marker": "o", "markerfacecolor": SURFACE},
-    {"color": WARM, "marker": "s"},
-    {"color": ACCENT, "marker": "o"},
-    {"color": INK, "marker": "^"},
-    {"color": INK, "marker": "v", "markerfacecolor": SURFACE},
-)
+BEFORE: Mapping[str, Any] = {"color": QUIET, "marker": "o", "markerfacecolor": SURFACE}
+BETWEEN: Mapping[str, Any] = {"color": WARM, "marker": "s"}
+AFTER: Mapping[str, Any] = {"color": ACCENT, "marker": "o"}
+LOOKS = (BEFORE, BETWEEN, AFTER, {"color": INK, "marker": "^"}, {"color": INK, "marker": "v", "markerfacecolor": SURFACE})
+"""How up to five series look. Colours are told apart by who cannot see all of them, shapes by who sees none."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +29,28 @@ class Dot:
 
 
 def dots(
-    name: str, rows: Mapping[str, Mapping[str, Dot]], series: Sequence[str], *, title: str, unit: str, narrow_rows: bool = False
+    name: str,
+    rows: Mapping[str, Mapping[str, Dot]],
+    series: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str,
+    unit: str,
 ) -> Picture:
-    """Return values by row and series: the points of a row lie one below the other, bars are standard errors."""
-    slim = 15 if narrow_rows else 12
-    height = max(ROW, slim * len(series) + 10)
+    """Return values by row and series: the points of a row lie one below the other, bars are standard errors.
+
+    `series` has the look of each of them.
+    """
+    slim = 12
+    height = max(ROW, slim * len(series) + 12)
 
     def draw(sheet: Sheet) -> None:
-        left, labels = _labels(sheet, list(rows))
-        (axes,) = sheet.panels(height * len(rows), left=left, top=8 + 18 * sheet.legend_rows(len(series)))
+        axes = _lines(sheet, list(rows), height, legend=len(series), unit=unit)
         handles = []
-        for number, one in enumerate(series):
+        for number, (one, look) in enumerate(series.items()):
             shift = (number - (len(series) - 1) / 2) * slim / height
             there = [(row + shift, values[one]) for row, values in enumerate(rows.values()) if one in values]
             if there:
-                handles.append(_points(axes, there, label=one, **_LOOKS[number % len(_LOOKS)]))
-        _by_name(axes, labels, unit)
+                handles.append(_points(axes, there, label=one, **look))
         sheet.legend(handles)
 
     clauses = [f"{row}: {', '.join(_told(one, values[one]) for one in series if one in values)}" for row, values in rows.items()]
@@ -62,17 +66,15 @@ def gains(found: Sequence[Gain], threshold: float | None) -> Picture:
     shown = sorted(found, key=lambda gain: -gain.gain)[:MOST_ROWS]
 
     def draw(sheet: Sheet) -> None:
-        left, labels = _labels(sheet, [_name_of(gain.element) for gain in shown])
-        (axes,) = sheet.panels(22 * len(shown), left=left, top=8 + 18 * sheet.legend_rows(3))
+        axes = _lines(sheet, [_name_of(gain.element) for gain in shown], 22, legend=3, unit="points gained")
         handles = []
-        for spared, label, look in ((True, "given back to prefill", _LOOKS[2]), (False, "lost in prefill too", _LOOKS[0])):
+        for spared, label, look in ((True, "given back to prefill", AFTER), (False, "lost in prefill too", BEFORE)):
             there = [(row, Dot(gain.gain, gain.error)) for row, gain in enumerate(shown) if gain.spared == spared]
             if there:
                 handles.append(_points(axes, there, label=label, **look))
         axes.axvline(0, color=LINE, linewidth=1.2, zorder=0)
         if threshold is not None:
             handles.append(axes.axvline(threshold, color=WARM, linestyle=(0, (5, 3)), linewidth=1.3, label="threshold"))
-        _by_name(axes, labels, "points gained")
         sheet.legend(handles)
 
     told = [f"{_name_of(gain.element)} {signed(gain.gain)} ({'given back' if gain.spared else 'lost too'})" for gain in shown]
@@ -94,8 +96,8 @@ def merges(results: Sequence[MergeResult]) -> Picture:
     )
 
     def draw(sheet: Sheet) -> None:
-        left, labels = _labels(sheet, ["+".join(map(str, merge.pair)) for merge in shown])
-        (axes,) = sheet.panels(ROW * len(shown), left=left, top=8 + 18 * sheet.legend_rows(3))
+        names = ["+".join(map(str, merge.pair)) for merge in shown]
+        axes = _lines(sheet, names, ROW, legend=3, unit="mean squared error of the stream behind it")
         for row, merge in enumerate(shown):
             axes.plot([merge.untrained, merge.trained], [row, row], color=TINT, linewidth=4, solid_capstyle="butt")
         handles = []
@@ -103,7 +105,6 @@ def merges(results: Sequence[MergeResult]) -> Picture:
             values = [getattr(merge, field) for merge in shown]
             style = {"markersize": 6.5, "linestyle": "none", **look}
             handles += axes.plot(values, range(len(shown)), label=label, **style)
-        _by_name(axes, labels, "mean squared error of the stream behind it")
         if min(min(m.untrained, m.trained, m.drop) for m in shown) > 0:
             axes.set_xscale("log")
         sheet.legend(handles)
@@ -118,18 +119,16 @@ def costs(shares: Mapping[str, float]) -> Picture:
     """Return what is left of each cost, in percent of the dense model's."""
 
     def draw(sheet: Sheet) -> None:
-        left, labels = _labels(sheet, list(shares))
-        (axes,) = sheet.panels(ROW * len(shares), left=left, top=4)
-        rows = range(len(shares))
-        axes.barh(rows, [100] * len(shares), height=0.5, color=TINT, linewidth=0)
-        axes.barh(rows, [100 * share for share in shares.values()], height=0.5, color=ACCENT, linewidth=0)
+        axes = _lines(sheet, list(shares), ROW, legend=0, unit="percent of the dense model's")
+        rows, thick = range(len(shares)), 15 * len(shares) / axes.bbox.height
+        axes.barh(rows, [100] * len(shares), height=thick, color=TINT, linewidth=0)
+        axes.barh(rows, [100 * share for share in shares.values()], height=thick, color=ACCENT, linewidth=0)
         for row, share in enumerate(shares.values()):
             inside = share > 0.25
             axes.text(
                 100 * share + (-2 if inside else 2), row, f"{plain(100 * share)} %", va="center", ha="right" if inside else "left",
-                color=SURFACE if inside else INK, fontsize=11,
+                color=SURFACE if inside else INK, fontsize=SMALL,
             )  # fmt: skip
-        _by_name(axes, labels, "percent of the dense model's")
         axes.set_xlim(0, max(100, *(100 * share for share in shares.values())))
         axes.grid(visible=False)
 
@@ -142,11 +141,28 @@ def more_than_shown(count: int) -> str:
     return f" The picture shows {MOST_ROWS} of {counted(count, 'line')}, the table all." if count > MOST_ROWS else ""
 
 
-def _labels(sheet: Sheet, names: Sequence[str]) -> tuple[float, list[str]]:
-    """Return the room that names need on the left, and the names cut to fit into it."""
-    most = 17 if sheet.is_narrow else 42
+def _lines(sheet: Sheet, names: Sequence[str], height: float, *, legend: int, unit: str) -> Any:
+    """Return axes with a line a name: on the left of it, or above it where there is little room."""
+    from matplotlib.transforms import ScaledTranslation, blended_transform_factory  # noqa: PLC0415 - listings must not load it
+
+    above = sheet.is_narrow and max(map(len, names)) > 12
+    most = 46 if above else 14 if sheet.is_narrow else 42
     labels = [cut(name, most) for name in names]
-    return 6.6 * max(map(len, labels)) + 12, labels
+    height += 26 if above else 0
+    left = 10 if above else 7 * max(map(len, labels)) + 14
+    (axes,) = sheet.panels(height * len(names), left=left, top=(12 if legend else 4) + 18 * sheet.legend_rows(legend) * bool(legend))
+    axes.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), xlabel=unit)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    if not above:
+        axes.set_yticklabels(labels, fontsize=TEXT, color=INK)
+        return axes
+    axes.set_yticklabels([])
+    lift = ScaledTranslation(-left / 72, 0, sheet.figure.dpi_scale_trans)
+    place = blended_transform_factory(axes.transAxes, axes.transData) + lift
+    for row, label in enumerate(labels):
+        axes.text(0, row - 0.5 + 9 / height, label, transform=place, va="center", ha="left", color=INK)
+    return axes
 
 
 def _points(axes: Any, there: Sequence[tuple[float, Dot]], *, label: str, **look: Any) -> Any:
@@ -158,10 +174,3 @@ def _points(axes: Any, there: Sequence[tuple[float, Dot]], *, label: str, **look
     (points,) = axes.plot([dot.value for dot in values], rows, label=label, **{"markersize": 6, "linestyle": "none", **look})
     return points
 
-
-def _by_name(axes: Any, labels: Sequence[str], unit: str) -> None:
-    axes.set(ylim=(len(labels) - 0.5, -0.5), yticks=range(len(labels)), xlabel=unit)
-    axes.set_yticklabels(labels, fontsize=12, color=INK)
-    axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x")
-    axes.tick_params(axis="x", labelcolor=SOFT)

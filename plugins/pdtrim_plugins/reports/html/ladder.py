@@ -62,9 +62,9 @@ def _draw(sheet: Sheet, plan: Plan, block_count: int) -> None:
     used = [state for state in MEANING if any(state in row for row in states.values())]
     length = _line_length(block_count, narrow=sheet.is_narrow)
     cell = min(34.0, (sheet.width - LABELS - 2) / length)
-    height, between = 26, 22
+    height, between = 28, 22
     lines = -(-block_count // length)
-    legend = 26 + 18 * (len(used) - 1 if sheet.is_narrow else 0)
+    legend = 28 + 18 * (len(used) - 1 if sheet.is_narrow else 0)
     (axes,) = sheet.panels(lines * (2 * height + between), left=0, top=legend, bottom=2)
     axes.set(xlim=(0, sheet.width - 12), ylim=(lines * (2 * height + between), 0))
     axes.set_axis_off()
@@ -79,7 +79,7 @@ def _draw(sheet: Sheet, plan: Plan, block_count: int) -> None:
                 _cell(axes, place, states[stage], block, first=first, stop=stop)
     shown = [Patch(label=MEANING[state], **_STYLES[state]) for state in used]
     sheet.figure.legend(
-        handles=shown, loc="upper left", bbox_to_anchor=(0, 1), ncols=1 if sheet.is_narrow else len(shown),
+        handles=shown, loc="upper left", bbox_to_anchor=(0, 1 - 4 / (sheet.figure.get_figheight() * 72)), ncols=1 if sheet.is_narrow else len(shown),
         handlelength=1.2, handleheight=1.0, handletextpad=0.6, columnspacing=1.8,
     )  # fmt: skip
 

@@ -37,9 +37,10 @@ def results_section(outcome: Outcome) -> Section:
     values: dict[str, Mapping[str, Value | None]] = {
         row.name: {APART: row.held_out, SEARCHED: row.calibration} for row in outcome.rows
     }
-    series = [SEARCHED, *([APART] if any(of[APART] for of in values.values()) else [])]
+    looks = {SEARCHED: dots.BEFORE, APART: dots.AFTER}
+    series = [one for one in looks if any(of[one] for of in values.values())]
     rows = {name: {one: dots.Dot(v.points, v.error) for one in series if (v := of[one])} for name, of in values.items()}
-    picture = dots.dots("results", rows, series, title="Results", unit=f"{outcome.objective}, points")
+    picture = dots.dots("results", rows, {one: looks[one] for one in series}, title="Results", unit=f"{outcome.objective}, points")
     head = ["", *(f"{value.items} {one}" if (value := values["dense"][one]) else one for one in series)]
     body = [[words(name, strong=name == "staged"), *(_value(of[one]) for one in series)] for name, of in values.items()]
     return Section(
@@ -65,7 +66,7 @@ def tasks_section(record: RunRecord) -> Section:
     parts: list[Part] = []
     if shares:
         rows = {task: {side: tasks.dot(metric) for side, metric in row.items()} for task, row in shares.items()}
-        picture = dots.dots("tasks", rows, sides, title="Benchmarks", unit="percent")
+        picture = dots.dots("tasks", rows, dict(zip(sides, dots.LOOKS, strict=False)), title="Benchmarks", unit="percent")
         parts.append(Figure(picture, "Points with one standard error to both sides."))
     body = []
     for task, row in table.items():
@@ -83,11 +84,10 @@ def costs_section(outcome: Outcome) -> Section:
     after = "replaced" if outcome.saved_plan is None else "pruned"
     body = [
         [
-            words(cost.name),
+            words(f"{cost.name} ({cost.unit})"),
             number(cost.dense, amount(cost.dense)),
             number(cost.plan, amount(cost.plan)),
             number(-cost.saved, change(cost.saved)),
-            words(cost.unit),
         ]
         for cost in outcome.costs
     ]
@@ -96,7 +96,7 @@ def costs_section(outcome: Outcome) -> Section:
     return Section(
         "costs",
         "What it saves",
-        parts=[Figure(picture, caption), Table(["cost", "dense", after, "change", "unit"], body, "Costs before and after")],
+        parts=[Figure(picture, caption), Table(["cost", "dense", after, "change"], body, "Costs before and after")],
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pdtrim_core import Drop, Element, KvOnly, Merge, Outcome, Plan, RunRecord, Shrink
-from pdtrim_plugins.reports.html.wording import counted, element, joined, plain, ranges
+from pdtrim_plugins.reports.html.wording import counted, element, joined, ranges
 
 
 def sentence(record: RunRecord) -> str:
@@ -52,8 +52,9 @@ def _reason(outcome: Outcome) -> str:
     if "pruner" in outcome.recipe:
         return f"as {_use(outcome, 'pruner')} chose"
     items, tried = outcome.rows[0].calibration.items, len(outcome.search)
-    among = f" of {tried} candidates that {_use(outcome, 'searcher')} tried" if tried > 1 else f" that {_use(outcome, 'searcher')} found"
-    return f"the best by {outcome.objective} on {counted(items, 'item')}{among}"
+    searcher = _use(outcome, "searcher")
+    best = f"the best of {tried} candidates that {searcher} tried" if tried > 1 else f"which {searcher} chose"
+    return f"{best}, by {outcome.objective} on {counted(items, 'item')}"
 
 
 def _prefill(outcome: Outcome, plan: Plan) -> str:
@@ -63,14 +64,14 @@ def _prefill(outcome: Outcome, plan: Plan) -> str:
     if not len(plan.decode):
         text = "prefill computes less"
     elif not kept:
-        beside = f", since giving back any one of them brings less than {plain(needed, 2)} points" if _all_below(outcome) else ""
+        beside = f", since giving back any one of them brings less than {needed:.3g} points" if _all_below(outcome) else ""
         text = f"prefill loses the same{beside}"
     else:
-        worth = f", which bring at least {plain(needed, 2)} points each" if _spared_above(outcome) else ""
+        worth = f", which bring at least {needed:.3g} points each" if _spared_above(outcome) else ""
         what = f"all {len(kept)}" if not lost else f"{len(kept)} of {len(plan.decode)} ({joined(_names(kept))})"
         text = f"prefill gets {what} back{worth}"
     passed = [e.slot for e in plan.prefill if isinstance(e, KvOnly)]
-    return f"{text}, and computes of block{'s' * (len(passed) > 1)} {ranges(passed)} only the K/V" if passed else text
+    return f"{text}, and of block{'s' * (len(passed) > 1)} {ranges(passed)} it computes only the K/V" if passed else text
 
 
 def _names(elements: Sequence[Element]) -> list[str]:

@@ -82,7 +82,7 @@ class Sheet:
         self.is_narrow = width == NARROW
         self.figure: Any = None
 
-    def panels(self, *heights: float, left: float = 44, top: float = 26, bottom: float = 40, gap: float = 16) -> list[Any]:
+    def panels(self, *heights: float, left: float = 54, top: float = 26, bottom: float = 40, gap: float = 16) -> list[Any]:
         """Return axes one below the other, of these heights in pixels; `top` has room for the legend, `bottom` for the axis."""
         from matplotlib.figure import Figure  # noqa: PLC0415 - listings must not load it
 
@@ -108,7 +108,7 @@ class Sheet:
         self.figure.legend(
             handles=list(handles),
             loc="upper left",
-            bbox_to_anchor=(0, 1.0),
+            bbox_to_anchor=(0, 1 - 4 / (self.figure.get_figheight() * 72)),
             ncols=2 if self.is_narrow else max(1, len(handles)),
             handletextpad=0.5,
             columnspacing=1.6,

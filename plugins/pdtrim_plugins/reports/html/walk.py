@@ -49,8 +49,8 @@ def walk(steps: Sequence[SearchStep], dense: float | None, *, what: str = "candi
         warm = [step.temperature for step in steps]
         has_temperature = any(value is not None for value in warm)
         handles_most = 5
-        top = 8 + 18 * sheet.legend_rows(handles_most)
-        above, *below = sheet.panels(210, *([54] if has_temperature else []), left=46, top=top, gap=10)
+        top = 12 + 18 * sheet.legend_rows(handles_most)
+        above, *below = sheet.panels(210, *([54] if has_temperature else []), top=top, gap=10)
         handles = _candidates(above, steps) + _marks(above, steps)
         if dense is not None:
             handles.append(above.axhline(dense, color=SOFT, linestyle=(0, (1.5, 2.5)), linewidth=1.3, label="dense model"))
