@@ -49,9 +49,9 @@ def _caption(pairs: Sequence[float], threshold: float | None, merged: set[tuple[
     if threshold is None:
         return f"{told} No threshold d_T: nothing was to be merged."
     above = sum(score >= threshold for score in pairs)
-    reach = f"{above} of {len(pairs)} pairs reach" if above else "no pair reaches"
+    reach = f"{above} of {len(pairs)} pairs reach" if above else "No pair reaches"
     framed = " Framed: pairs that decode merges." if merged else ""
-    return f"{told} Of pairs, {reach} the threshold d_T = {threshold:.4g}.{framed}"
+    return f"{told} {reach} the threshold d_T = {threshold:.4g}.{framed}"
 
 
 def search_section(record: RunRecord) -> Section:
@@ -71,7 +71,9 @@ def _search(steps: Sequence[SearchStep], dense: float | None, what: str, lead: s
         return Section("search", "The search")
     taken = {place for way in paths(steps) for place in way}
     path = " The line is the path taken: a worse candidate is taken now and then, the less often the colder it is." if taken else ""
-    caption = f"Up is better. Cut short: measuring stopped once a candidate could not reach what it had to.{path}"
+    short = any(step.points is None for step in steps)
+    stopped = " Cut short: measuring stopped once a candidate could not reach what it had to." if short else ""
+    caption = f"Up is better.{stopped}{path}"
     parts = [Figure(walk(steps, dense, what=what), caption), steps_table(steps, taken, best_of(steps))]
     return Section("search", "The search", lead, parts)
 

@@ -23,7 +23,7 @@ def similarity(
     lost = {*removed, *(block for pair in merged for block in pair)}
 
     def draw(sheet: Sheet) -> None:
-        above, below = sheet.panels(180, 44 if pairs else 22, top=12 + 18 * sheet.legend_rows(4), gap=8)
+        above, below = sheet.panels(180, 44 if pairs else 22, top=sheet.legend_height(["block", "pair", "lost by decode", "d_T"]), gap=8)
         scale = _Scale((*blocks, *pairs))
         handles = [_dots(above, range(len(blocks)), blocks, scale, color=ACCENT, marker="o", label="block")]
         if pairs:
@@ -31,7 +31,7 @@ def similarity(
             handles.append(_dots(above, places, pairs, scale, color=QUIET, marker="D", label="pair"))
         handles += _rings(above, [scale.height(score) for score in blocks], lost)
         if threshold is not None and scale.reaches(threshold):
-            handles.append(above.axhline(scale.height(threshold), color=WARM, linestyle=(0, (5, 3)), linewidth=1.2, label="d_T"))
+            handles.append(above.axhline(scale.place(threshold), color=WARM, linestyle=(0, (5, 3)), linewidth=1.2, label="d_T"))
         above.set(ylabel="score", xlim=(-0.8, len(blocks) - 0.2))
         scale.label(above)
         sheet.legend(handles)
@@ -77,7 +77,11 @@ class _Scale:
 
     def height(self, value: float) -> float:
         """Return how high a score stands, from 0 for the lowest to 1 for the highest."""
-        low, high, here = (self._raw(one) for one in (self.low, self.high, min(max(value, self.low), self.high)))
+        return self.place(min(max(value, self.low), self.high))
+
+    def place(self, value: float) -> float:
+        """Return how high a value stands that need not be a score, so that it may stand outside."""
+        low, high, here = (self._raw(one) for one in (self.low, self.high, value))
         return (here - low) / (high - low) if high > low else 1.0
 
     def off(self, value: float) -> bool:
@@ -86,20 +90,20 @@ class _Scale:
 
     def reaches(self, value: float) -> bool:
         """Tell whether a threshold can be shown among the scores."""
-        return self.low <= value <= self.high
+        return -0.08 <= self.place(value) <= 1.1
 
     def label(self, axes: Any) -> None:
         """Write round scores beside an axis of heights."""
         if self.is_cosine:
-            ticks = [tick for tick in (0.99, 0.98, 0.95, 0.9, 0.8, 0.5, 0.0, -0.5) if self.low <= tick <= self.high]
+            ticks = [tick for tick in (0.99, 0.98, 0.97, 0.95, 0.9, 0.8, 0.5, 0.0, -0.5) if self.reaches(tick)]
         else:
             from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - listings must not load it
 
-            ticks = [tick for tick in MaxNLocator(5).tick_values(self.low, self.high) if self.low <= tick <= self.high]
-        axes.set(ylim=(-0.08, 1.1), yticks=[self.height(tick) for tick in ticks], yticklabels=[f"{tick:g}" for tick in ticks])
+            ticks = [tick for tick in MaxNLocator(5).tick_values(self.low, self.high) if self.reaches(tick)]
+        axes.set(ylim=(-0.08, 1.1), yticks=[self.place(tick) for tick in ticks], yticklabels=[f"{tick:g}" for tick in ticks])
 
     def _raw(self, value: float) -> float:
-        return -math.log(1 + NEAR_ONE - value) if self.is_cosine else value
+        return -math.log(max(1 + NEAR_ONE - value, NEAR_ONE / 10)) if self.is_cosine else value
 
 
 def _dots(axes: Any, places: Sequence[float], values: Sequence[float], scale: _Scale, **look: Any) -> Any:

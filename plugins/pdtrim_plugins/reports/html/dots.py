@@ -19,6 +19,8 @@ AFTER: Mapping[str, Any] = {"color": ACCENT, "marker": "o"}
 LOOKS = (BEFORE, BETWEEN, AFTER, {"color": INK, "marker": "^"}, {"color": INK, "marker": "v", "markerfacecolor": SURFACE})
 """How up to five series look. Colours are told apart by who cannot see all of them, shapes by who sees none."""
 
+GIVEN, LOST = "given back to prefill", "lost in prefill too"
+
 
 @dataclass(frozen=True)
 class Dot:
@@ -44,7 +46,7 @@ def dots(
     height = max(ROW, slim * len(series) + 12)
 
     def draw(sheet: Sheet) -> None:
-        axes = _lines(sheet, list(rows), height, legend=len(series), unit=unit)
+        axes = _lines(sheet, list(rows), height, legend=list(series), unit=unit)
         handles = []
         for number, (one, look) in enumerate(series.items()):
             shift = (number - (len(series) - 1) / 2) * slim / height
@@ -66,9 +68,9 @@ def gains(found: Sequence[Gain], threshold: float | None) -> Picture:
     shown = sorted(found, key=lambda gain: -gain.gain)[:MOST_ROWS]
 
     def draw(sheet: Sheet) -> None:
-        axes = _lines(sheet, [_name_of(gain.element) for gain in shown], 22, legend=3, unit="points gained")
+        axes = _lines(sheet, [element(gain.element) for gain in shown], 22, legend=[GIVEN, LOST, "threshold"], unit="points gained")
         handles = []
-        for spared, label, look in ((True, "given back to prefill", AFTER), (False, "lost in prefill too", BEFORE)):
+        for spared, label, look in ((True, GIVEN, AFTER), (False, LOST, BEFORE)):
             there = [(row, Dot(gain.gain, gain.error)) for row, gain in enumerate(shown) if gain.spared == spared]
             if there:
                 handles.append(_points(axes, there, label=label, **look))
@@ -77,13 +79,9 @@ def gains(found: Sequence[Gain], threshold: float | None) -> Picture:
             handles.append(axes.axvline(threshold, color=WARM, linestyle=(0, (5, 3)), linewidth=1.3, label="threshold"))
         sheet.legend(handles)
 
-    told = [f"{_name_of(gain.element)} {signed(gain.gain)} ({'given back' if gain.spared else 'lost too'})" for gain in shown]
+    told = [f"{element(gain.element)} {signed(gain.gain)} ({'given back' if gain.spared else 'lost too'})" for gain in shown]
     beside = "" if threshold is None else f" The threshold is {plain(threshold, 2)} points."
     return picture("gains", draw, title="Gain of each element", description=f"{'; '.join(told)}.{beside}")
-
-
-def _name_of(text: str) -> str:
-    return element(text) if "." in text else f"block{'s' if '+' in text else ''} {text}"
 
 
 def merges(results: Sequence[MergeResult]) -> Picture:
@@ -97,7 +95,7 @@ def merges(results: Sequence[MergeResult]) -> Picture:
 
     def draw(sheet: Sheet) -> None:
         names = ["+".join(map(str, merge.pair)) for merge in shown]
-        axes = _lines(sheet, names, ROW, legend=3, unit="mean squared error of the stream behind it")
+        axes = _lines(sheet, names, ROW, legend=[one[0] for one in series], unit="mean squared error of the stream behind it")
         for row, merge in enumerate(shown):
             axes.plot([merge.untrained, merge.trained], [row, row], color=TINT, linewidth=4, solid_capstyle="butt")
         handles = []
@@ -107,6 +105,7 @@ def merges(results: Sequence[MergeResult]) -> Picture:
             handles += axes.plot(values, range(len(shown)), label=label, **style)
         if min(min(m.untrained, m.trained, m.drop) for m in shown) > 0:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         sheet.legend(handles)
 
     told = [
@@ -119,7 +118,7 @@ def costs(shares: Mapping[str, float]) -> Picture:
     """Return what is left of each cost, in percent of the dense model's."""
 
     def draw(sheet: Sheet) -> None:
-        axes = _lines(sheet, list(shares), ROW, legend=0, unit="percent of the dense model's")
+        axes = _lines(sheet, list(shares), ROW, legend=(), unit="percent of the dense model's")
         rows, thick = range(len(shares)), 15 * len(shares) / axes.bbox.height
         axes.barh(rows, [100] * len(shares), height=thick, color=TINT, linewidth=0)
         axes.barh(rows, [100 * share for share in shares.values()], height=thick, color=ACCENT, linewidth=0)
@@ -141,7 +140,7 @@ def more_than_shown(count: int) -> str:
     return f" The picture shows {MOST_ROWS} of {counted(count, 'line')}, the table all." if count > MOST_ROWS else ""
 
 
-def _lines(sheet: Sheet, names: Sequence[str], height: float, *, legend: int, unit: str) -> Any:
+def _lines(sheet: Sheet, names: Sequence[str], height: float, *, legend: Sequence[str], unit: str) -> Any:
     """Return axes with a line a name: on the left of it, or above it where there is little room."""
     from matplotlib.transforms import ScaledTranslation, blended_transform_factory  # noqa: PLC0415 - listings must not load it
 
@@ -150,7 +149,7 @@ def _lines(sheet: Sheet, names: Sequence[str], height: float, *, legend: int, un
     labels = [cut(name, most) for name in names]
     height += 26 if above else 0
     left = 10 if above else 7 * max(map(len, labels)) + 14
-    (axes,) = sheet.panels(height * len(names), left=left, top=(12 if legend else 4) + 18 * sheet.legend_rows(legend) * bool(legend))
+    (axes,) = sheet.panels(height * len(names), left=left, top=sheet.legend_height(legend))
     axes.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), xlabel=unit)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")

@@ -40,12 +40,18 @@ def _losses(elements: Sequence[Element] | Any, block_count: int) -> str:
     shrunk = sorted({e.block for e in elements if isinstance(e, Shrink)})
     clauses = []
     if drops:
-        clauses.append(f"runs without {counted(len(drops), 'block')} of {block_count} ({ranges(drops)})")
+        clauses.append(f"runs without {counted(len(drops), 'block')} of {block_count} ({_which(drops)})")
     if merges:
         clauses.append(f"runs {joined([f'blocks {ranges(merge.blocks)}' for merge in merges])} as one{' each' * (len(merges) > 1)}")
     if shrunk:
         clauses.append(f"runs {len(shrunk)} of {block_count} blocks with fewer heads or channels")
     return joined(clauses) if clauses else "loses nothing"
+
+
+def _which(blocks: Sequence[int]) -> str:
+    """Return the blocks by number, or where they lie if there are many."""
+    named = ranges(blocks)
+    return named if len(named) <= 40 else f"between {blocks[0]} and {blocks[-1]}"
 
 
 def _reason(outcome: Outcome) -> str:
@@ -64,20 +70,19 @@ def _prefill(outcome: Outcome, plan: Plan) -> str:
     if not len(plan.decode):
         text = "prefill computes less"
     elif not kept:
-        beside = f", since giving back any one of them brings less than {needed:.3g} points" if _all_below(outcome) else ""
+        beside = f", since giving back any one of them brings less than {_points(needed)}" if _all_below(outcome) else ""
         text = f"prefill loses the same{beside}"
     else:
-        worth = f", which bring at least {needed:.3g} points each" if _spared_above(outcome) else ""
-        what = f"all {len(kept)}" if not lost else f"{len(kept)} of {len(plan.decode)} ({joined(_names(kept))})"
+        worth = f", which bring at least {_points(needed)} each" if _spared_above(outcome) else ""
+        named = f" ({joined([element(str(e)) for e in kept])})" if len(kept) <= 4 else ""
+        what = "all of that" if not lost else f"{len(kept)} of {len(plan.decode)}{named}"
         text = f"prefill gets {what} back{worth}"
     passed = [e.slot for e in plan.prefill if isinstance(e, KvOnly)]
     return f"{text}, and of block{'s' * (len(passed) > 1)} {ranges(passed)} it computes only the K/V" if passed else text
 
 
-def _names(elements: Sequence[Element]) -> list[str]:
-    most = 6
-    names = [element(str(e)) for e in elements]
-    return names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+def _points(needed: float | None) -> str:
+    return "" if needed is None else f"{needed:.3g} point{'' if needed == 1 else 's'}"
 
 
 def threshold_of(outcome: Outcome) -> float | None:

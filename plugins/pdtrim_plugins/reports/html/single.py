@@ -10,10 +10,10 @@ from pdtrim_core import Outcome, RunRecord
 from pdtrim_plugins.reports.html import choice, sections
 from pdtrim_plugins.reports.html.parts import Page, Part, Section, Table, Text, Tile, number, words
 from pdtrim_plugins.reports.html.sentences import sentence
-from pdtrim_plugins.reports.html.wording import change, counted, duration, with_error
+from pdtrim_plugins.reports.html.wording import amount, change, counted, duration, with_error
 
 TILES = {
-    "decode weight traffic": "weights read a token",
+    "decode weight traffic": "weights decode reads",
     "prefill work for 1024 tokens": "prefill work",
     "K/V shipped to decode": "K/V shipped",
 }
@@ -62,17 +62,14 @@ def tiles(outcome: Outcome) -> list[Tile]:
     """Return the figures at the top: the objective of the pair, and what it saves."""
     rows = {row.name: row.held_out or row.calibration for row in outcome.rows}
     last, dense = list(rows.values())[-1], rows["dense"]
-    told = f"{outcome.objective}, {'items kept apart' if outcome.rows[0].held_out else 'items searched on'}"
-    beside = f"dense {with_error(dense.points, dense.error)}"
-    found = [Tile(told, with_error(last.points, last.error), beside)]
+    beside = f"dense {with_error(dense.points, dense.error)}, on items {'kept apart' if outcome.rows[0].held_out else 'searched on'}"
+    found = [Tile(outcome.objective, with_error(last.points, last.error), beside)]
     costs = {cost.name: cost for cost in outcome.costs}
     return found + [
-        Tile(label, change(costs[name].saved), _stage(name)) for name, label in TILES.items() if name in costs
+        Tile(label, change(cost.saved), f"{amount(cost.plan)} of {amount(cost.dense)} {cost.unit}")
+        for name, label in TILES.items()
+        if (cost := costs.get(name))
     ]
-
-
-def _stage(cost: str) -> str:
-    return {"decode weight traffic": "decode", "K/V shipped to decode": "from prefill to decode"}.get(cost, "1024 tokens")
 
 
 def made_section(record: RunRecord) -> Section:

@@ -99,9 +99,13 @@ class Sheet:
             below -= gap
         return made
 
-    def legend_rows(self, count: int) -> int:
-        """Return how many rows a legend of so many entries takes."""
-        return -(-count // 2) if self.is_narrow else 1
+    def legend_height(self, labels: Sequence[str]) -> float:
+        """Return the height of a legend of these labels, with some air."""
+        return 12 + 18 * -(-len(labels) // self._columns(labels)) if labels else 4
+
+    def _columns(self, labels: Sequence[str]) -> int:
+        """Return how many columns of a legend fit: the widest label decides."""
+        return max(1, min(len(labels), int((self.width + 18) // (6.2 * max(map(len, labels)) + 38))))
 
     def legend(self, handles: Sequence[Any]) -> None:
         """Put the legend into the strip above the panels, in as many columns as the width has room for."""
@@ -109,7 +113,7 @@ class Sheet:
             handles=list(handles),
             loc="upper left",
             bbox_to_anchor=(0, 1 - 4 / (self.figure.get_figheight() * 72)),
-            ncols=2 if self.is_narrow else max(1, len(handles)),
+            ncols=self._columns([handle.get_label() for handle in handles]),
             handletextpad=0.5,
             columnspacing=1.6,
             handlelength=1.4,

@@ -48,8 +48,7 @@ def walk(steps: Sequence[SearchStep], dense: float | None, *, what: str = "candi
     def draw(sheet: Sheet) -> None:
         warm = [step.temperature for step in steps]
         has_temperature = any(value is not None for value in warm)
-        handles_most = 5
-        top = 12 + 18 * sheet.legend_rows(handles_most)
+        top = sheet.legend_height(["candidate", "at most (cut short)", "path taken", "best", "dense model"])
         above, *below = sheet.panels(210, *([54] if has_temperature else []), top=top, gap=10)
         handles = _candidates(above, steps) + _marks(above, steps)
         if dense is not None:

@@ -33,9 +33,9 @@ def ranges(blocks: Iterable[int]) -> str:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """Return a number with its sign; nothing is +0.0."""
-    text = f"{round(value, digits) + 0.0:+.{digits}f}"
-    return text.replace("-", MINUS)
+    """Return a number with its sign; nothing has none."""
+    short = round(value, digits) + 0.0
+    return f"{short:+.{digits}f}".replace("-", MINUS) if short else f"{short:.{digits}f}"
 
 
 def plain(value: float, digits: int = 1) -> str:
@@ -70,12 +70,11 @@ def duration(seconds: float) -> str:
 
 
 def element(text: str) -> str:
-    """Return an element of a plan as the page names it: of a shrunk part, the part and how many units it loses."""
+    """Return an element of a plan as the page names it: a block, the blocks of a merge, or the part of a block that shrinks."""
     block, dot, part = text.partition(".")
     if not dot:
-        return text
-    name, _, units = part.rpartition("-")
-    return f"{block} {name} ({units})"
+        return f"block{'s' if '+' in text else ''} {text}"
+    return f"{'MLP' if part.startswith('mlp') else 'attention'} of block {block}"
 
 
 def cut(text: str, length: int) -> str:
