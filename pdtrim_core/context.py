@@ -101,4 +101,5 @@ class ScoreContext:
 
 def _total_length(states_BTD: Tensor, is_token_BT: Tensor) -> Tensor:
     """Return the sum of the Euclidean norms of all real tokens' states, in float64."""
-    return states_BTD.float().norm(dim=-1)[is_token_BT].double().sum()
+    lengths_BT: Tensor = states_BTD.float().norm(dim=-1)
+    return lengths_BT[is_token_BT].double().sum()

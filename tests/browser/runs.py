@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,8 +38,11 @@ def value(points: float, error: float = 2.8, items: int = 256) -> Value:
 def outcome(plan: Plan | None, block_count: int, **changes: Any) -> Outcome:
     """Return what a run of that plan could have said."""
     rng = Random(block_count)
-    scores = [0.01 if b == 0 else min(0.995, 0.93 + 0.06 * math.sin(b / block_count * 3) + rng.gauss(0, 0.01)) for b in range(block_count)]
-    pairs = [min(0.99, (a + b) / 2 - 0.01) for a, b in zip(scores, scores[1:], strict=False)]
+    scores = [
+        0.01 if b == 0 else min(0.995, 0.93 + 0.06 * math.sin(b / block_count * 3) + rng.gauss(0, 0.01))
+        for b in range(block_count)
+    ]
+    pairs = [min(0.99, (a + b) / 2 - 0.01) for a, b in pairwise(scores)]
     name, weights = "some-maker/Some-Model-70B-Instruct", "0" * 64
     saved = None if plan is None else json.loads(SavedPlan(plan, name, weights, block_count).to_json())
     kinds = {"dense": DENSE, "unified": UNIFIED, **({} if plan is None else {"staged": STAGED})}
@@ -64,7 +68,9 @@ def outcome(plan: Plan | None, block_count: int, **changes: Any) -> Outcome:
         seconds={"open the model": 4.2, "search": 3671.0, "write": 0.1},
         peak_memory=3 * 2**30,
         candidates={"measured": 36, "remembered": 4, "cut_short": 12},
-        environment=Environment({"python": "3.11.7", "torch": "2.13.0"}, "Linux x86_64, 2 cores", 2, "cpu", weights, "1" * 64, "2" * 64),
+        environment=Environment(
+            {"python": "3.11.7", "torch": "2.13.0"}, "Linux x86_64, 2 cores", 2, "cpu", weights, "1" * 64, "2" * 64
+        ),
         recipe=RECIPE,
         norms=tuple(10.0 * 1.06**block for block in range(block_count + 1)),
         search=walked(),
@@ -110,7 +116,7 @@ def merged() -> Outcome:
 
 def narrowed() -> Outcome:
     """Heads and channels of all blocks, found by a pruner: no scores, no search, many gains."""
-    thin = [Shrink(block, part, (0, 1)) for block in range(32) for part in ("attention", "mlp")]  # type: ignore[arg-type]
+    thin = [Shrink(block, part, (0, 1)) for block in range(32) for part in ("attention", "mlp")]
     recipe = {**{key: of for key, of in RECIPE.items() if key not in ("scorer", "searcher")}, "pruner": {"use": "llm-pruner"}}
     return outcome(
         Plan(Removal(thin[3:]), Removal(thin)), 32, block_scores=(), pair_scores=(), norms=(), search=(), recipe=recipe
@@ -142,7 +148,9 @@ def write_run(folder: Path, of: Outcome, *, tasks: bool = False) -> Path:
 def write_unfinished(folder: Path) -> Path:
     """Write the folder of a run that stopped in its search."""
     folder.mkdir(parents=True)
-    (folder / "recipe.toml").write_text('out = "runs/x"\n[model]\nuse = "hub"\npath = "some/model"\n[searcher]\nuse = "annealing"\n')
+    (folder / "recipe.toml").write_text(
+        'out = "runs/x"\n[model]\nuse = "hub"\npath = "some/model"\n[searcher]\nuse = "annealing"\n'
+    )
     whole = outcome(Plan(), 30)
     scores = {"index_base": 0, "block": whole.block_scores, "pair": whole.pair_scores, "similarity": True}
     (folder / "scores.json").write_text(json.dumps(scores))

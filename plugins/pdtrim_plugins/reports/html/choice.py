@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pdtrim_core import Outcome, Plan, Reading, RunRecord, SearchStep
 from pdtrim_plugins.reports.html import depth
+from pdtrim_plugins.reports.html.ladder import ladder
 from pdtrim_plugins.reports.html.parts import NOTHING, Figure, Part, Section, Table, number, words
 from pdtrim_plugins.reports.html.sections import blocks_table, lost_blocks
 from pdtrim_plugins.reports.html.walk import best_of, paths, walk
@@ -13,6 +14,7 @@ from pdtrim_plugins.reports.html.wording import plain
 
 SEARCHED_PARTS = ("calibration", "untrained")
 """The parts of a journal that a search measured; other parts were measured once it was over."""
+HEAT = "Below, the same scores as a heat map: the fuller a cell, the higher the score."
 
 
 def similarity_section(record: RunRecord) -> Section:
@@ -25,14 +27,17 @@ def similarity_section(record: RunRecord) -> Section:
         threshold = outcome.sets.threshold if outcome else None
         removed, merged = lost_blocks(outcome) if outcome else (set(), set())
         picture = depth.similarity(blocks, pairs, removed=removed, merged=merged, threshold=threshold)
-        parts.append(Figure(picture, _caption(pairs, threshold, merged)))
+        told = _caption(pairs, threshold, merged) if outcome else HEAT
+        parts.append(Figure(picture, told))
     if norms:
         told = "The mean length of the hidden state of a token in front of each block, and behind the last one."
         parts.append(Figure(depth.norms(norms), told))
     if outcome and parts:
         parts.append(blocks_table(outcome))
     unknown = "" if norms else " Norms by depth are not known: no scorer of this run noted them."
-    lead = f"The higher its score, the less a block changes the stream, and the safer it looks to remove.{unknown}" if parts else ""
+    lead = (
+        f"The higher its score, the less a block changes the stream, and the safer it looks to remove.{unknown}" if parts else ""
+    )
     return Section("similarity", "Similarity by depth", lead, parts)
 
 
@@ -43,15 +48,14 @@ def _scores(record: RunRecord) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _caption(pairs: Sequence[float], threshold: float | None, merged: set[tuple[int, ...]]) -> str:
-    told = "Below, the same scores as a heat map: the fuller a cell, the higher the score."
     if not pairs:
-        return told
+        return HEAT
     if threshold is None:
-        return f"{told} No threshold d_T: nothing was to be merged."
+        return f"{HEAT} No threshold d_T: nothing was to be merged."
     above = sum(score >= threshold for score in pairs)
     reach = f"{above} of {len(pairs)} pairs reach" if above else "No pair reaches"
     framed = " Framed: pairs that decode merges." if merged else ""
-    return f"{told} {reach} the threshold d_T = {threshold:.4g}.{framed}"
+    return f"{HEAT} {reach} the threshold d_T = {threshold:.4g}.{framed}"
 
 
 def search_section(record: RunRecord) -> Section:
@@ -70,16 +74,34 @@ def _search(steps: Sequence[SearchStep], dense: float | None, what: str, lead: s
     if not steps:
         return Section("search", "The search")
     taken = {place for way in paths(steps) for place in way}
-    path = " The line is the path taken: a worse candidate is taken now and then, the less often the colder it is." if taken else ""
+    path = (
+        " The line is the path taken: a worse candidate is taken now and then, the less often the colder it is." if taken else ""
+    )
     short = any(step.points is None for step in steps)
     stopped = " Cut short: measuring stopped once a candidate could not reach what it had to." if short else ""
     caption = f"Up is better.{stopped}{path}"
-    parts = [Figure(walk(steps, dense, what=what), caption), steps_table(steps, taken, best_of(steps))]
+    parts: list[Part] = [Figure(walk(steps, dense, what=what), caption), steps_table(steps, taken, best_of(steps))]
     return Section("search", "The search", lead, parts)
 
 
 def _dense(outcome: Outcome) -> float | None:
     return next((row.calibration.points for row in outcome.rows if row.name == "dense"), None)
+
+
+def best_section(record: RunRecord) -> Section:
+    """Show the best plan in the journal of a run that has not finished."""
+    count = len(record.scores.get("block", ()))
+    known = [
+        (reading.points, plan)
+        for part in SEARCHED_PARTS
+        for plan, reading in record.readings.get(part, {}).items()
+        if reading.points is not None and plan != Plan()
+    ]
+    if not known or not count:
+        return Section("ladder", "The best so far")
+    points, plan = max(known, key=lambda entry: entry[0])
+    caption = f"It has {plain(points)} points; the search was not over, and nothing has been given back to prefill."
+    return Section("ladder", "The best so far", parts=[Figure(ladder("ladder", plan, count), caption)])
 
 
 def journal_steps(readings: Mapping[str, Mapping[Plan, Reading]]) -> tuple[list[SearchStep], float | None]:

@@ -118,11 +118,17 @@ def _tasks(runs: Runs) -> Section:
     shares = [t for t in named if all(tasks.is_share(metrics[t]) for metrics in columns.values() if t in metrics)]
     staged = {column: metrics for column, metrics in columns.items() if not column.endswith((", prefill", ", decode"))}
     if shares and len(staged) <= MOST_SERIES:
-        rows = {task: {column: tasks.dot(metrics[task]) for column, metrics in staged.items() if task in metrics} for task in shares}
-        picture = dots.dots("tasks", rows, dict(zip(staged, dots.LOOKS, strict=False)), title="Benchmarks of all runs", unit="percent")
+        rows = {
+            task: {column: tasks.dot(metrics[task]) for column, metrics in staged.items() if task in metrics} for task in shares
+        }
+        picture = dots.dots(
+            "tasks", rows, dict(zip(staged, dots.LOOKS, strict=False)), title="Benchmarks of all runs", unit="percent"
+        )
         parts.append(Figure(picture, "Points with one standard error to both sides."))
     if body:
-        parts.append(Table(["task", *columns], body, "Shares in percent, other metrics in their own unit; the best below dense in bold"))
+        parts.append(
+            Table(["task", *columns], body, "Shares in percent, other metrics in their own unit; the best below dense in bold")
+        )
     return Section("tasks", "Benchmarks", parts=parts)
 
 
@@ -131,8 +137,12 @@ def _costs(done: Mapping[str, Outcome]) -> Section:
         return Section("costs", "What it saves")
     named = list(dict.fromkeys(cost.name for outcome in done.values() for cost in outcome.costs))
     found = {name: {cost.name: cost for cost in outcome.costs} for name, outcome in done.items()}
-    rows = {name: {cost: dots.Dot(100 * (1 - costs[cost].saved)) for cost in named if cost in costs} for name, costs in found.items()}
-    picture = dots.dots("costs", rows, dict(zip(named, dots.LOOKS, strict=False)), title="Costs of all runs", unit="percent of the dense model's")
+    rows = {
+        name: {cost: dots.Dot(100 * (1 - costs[cost].saved)) for cost in named if cost in costs} for name, costs in found.items()
+    }
+    picture = dots.dots(
+        "costs", rows, dict(zip(named, dots.LOOKS, strict=False)), title="Costs of all runs", unit="percent of the dense model's"
+    )
     body = [
         [words(name), *(_cost(costs[cost].plan, costs[cost].saved) if cost in costs else NOTHING for cost in named)]
         for name, costs in found.items()

@@ -23,7 +23,9 @@ def similarity(
     lost = {*removed, *(block for pair in merged for block in pair)}
 
     def draw(sheet: Sheet) -> None:
-        above, below = sheet.panels(180, 44 if pairs else 22, top=sheet.legend_height(["block", "pair", "lost by decode", "d_T"]), gap=8)
+        above, below = sheet.panels(
+            180, 44 if pairs else 22, top=sheet.legend_height(["block", "pair", "lost by decode", "d_T"]), gap=8
+        )
         scale = _Scale((*blocks, *pairs))
         handles = [_dots(above, range(len(blocks)), blocks, scale, color=ACCENT, marker="o", label="block")]
         if pairs:
@@ -100,7 +102,16 @@ class _Scale:
             from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - listings must not load it
 
             ticks = [tick for tick in MaxNLocator(5).tick_values(self.low, self.high) if self.reaches(tick)]
+        ticks = self._apart(ticks)
         axes.set(ylim=(-0.08, 1.1), yticks=[self.place(tick) for tick in ticks], yticklabels=[f"{tick:g}" for tick in ticks])
+
+    def _apart(self, ticks: Sequence[float]) -> list[float]:
+        """Return the ticks that have room for their labels: the lower one of two that are too near to each other."""
+        kept: list[float] = []
+        for tick in sorted(ticks):
+            if not kept or self.place(tick) - self.place(kept[-1]) >= 0.1:
+                kept.append(tick)
+        return kept
 
     def _raw(self, value: float) -> float:
         return -math.log(max(1 + NEAR_ONE - value, NEAR_ONE / 10)) if self.is_cosine else value

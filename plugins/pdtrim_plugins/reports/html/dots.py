@@ -68,7 +68,9 @@ def gains(found: Sequence[Gain], threshold: float | None) -> Picture:
     shown = sorted(found, key=lambda gain: -gain.gain)[:MOST_ROWS]
 
     def draw(sheet: Sheet) -> None:
-        axes = _lines(sheet, [element(gain.element) for gain in shown], 22, legend=[GIVEN, LOST, "threshold"], unit="points gained")
+        axes = _lines(
+            sheet, [element(gain.element) for gain in shown], 22, legend=[GIVEN, LOST, "threshold"], unit="points gained"
+        )
         handles = []
         for spared, label, look in ((True, GIVEN, AFTER), (False, LOST, BEFORE)):
             there = [(row, Dot(gain.gain, gain.error)) for row, gain in enumerate(shown) if gain.spared == spared]
@@ -108,9 +110,7 @@ def merges(results: Sequence[MergeResult]) -> Picture:
             axes.xaxis.set_major_formatter("{x:g}")
         sheet.legend(handles)
 
-    told = [
-        f"{'+'.join(map(str, m.pair))} from {m.untrained:.3g} to {m.trained:.3g}, a drop {m.drop:.3g}" for m in shown
-    ]
+    told = [f"{'+'.join(map(str, m.pair))} from {m.untrained:.3g} to {m.trained:.3g}, a drop {m.drop:.3g}" for m in shown]
     return picture("merges", draw, title="Merge losses", description=f"Mean squared errors of {'; '.join(told)}.")
 
 
@@ -124,10 +124,9 @@ def costs(shares: Mapping[str, float]) -> Picture:
         axes.barh(rows, [100 * share for share in shares.values()], height=thick, color=ACCENT, linewidth=0)
         for row, share in enumerate(shares.values()):
             inside = share > 0.25
-            axes.text(
-                100 * share + (-2 if inside else 2), row, f"{plain(100 * share)} %", va="center", ha="right" if inside else "left",
-                color=SURFACE if inside else INK, fontsize=SMALL,
-            )  # fmt: skip
+            side, colour = ("right", SURFACE) if inside else ("left", INK)
+            place = 100 * share + (-2 if inside else 2)
+            axes.text(place, row, f"{plain(100 * share)} %", va="center", ha=side, color=colour, fontsize=SMALL)
         axes.set_xlim(0, max(100, *(100 * share for share in shares.values())))
         axes.grid(visible=False)
 
@@ -160,6 +159,7 @@ def _lines(sheet: Sheet, names: Sequence[str], height: float, *, legend: Sequenc
     lift = ScaledTranslation(-left / 72, 0, sheet.figure.dpi_scale_trans)
     place = blended_transform_factory(axes.transAxes, axes.transData) + lift
     for row, label in enumerate(labels):
+        axes.axhline(row - 0.5, color=LINE, linewidth=0.8)
         axes.text(0, row - 0.5 + 9 / height, label, transform=place, va="center", ha="left", color=INK)
     return axes
 
@@ -172,4 +172,3 @@ def _points(axes: Any, there: Sequence[tuple[float, Dot]], *, label: str, **look
             axes.plot([dot.value - dot.error, dot.value + dot.error], [row, row], color=look["color"], linewidth=1.4)
     (points,) = axes.plot([dot.value for dot in values], rows, label=label, **{"markersize": 6, "linestyle": "none", **look})
     return points
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pdtrim_core import Merge, Plan
+from pdtrim_core import Plan
 from pdtrim_plugins.reports.html.svg import ACCENT, INK, QUIET, SMALL, SOFT, SURFACE, TINT, WARM, Picture, Sheet, picture
 from pdtrim_plugins.reports.html.wording import ranges
 
@@ -64,8 +64,9 @@ def _draw(sheet: Sheet, plan: Plan, block_count: int) -> None:
     cell = min(34.0, (sheet.width - LABELS - 2) / length)
     height, between = 28, 22
     lines = -(-block_count // length)
-    legend = 28 + 18 * (len(used) - 1 if sheet.is_narrow else 0)
-    (axes,) = sheet.panels(lines * (2 * height + between), left=0, top=legend, bottom=2)
+    (axes,) = sheet.panels(
+        lines * (2 * height + between), left=0, top=sheet.legend_height([MEANING[state] for state in used]), bottom=2
+    )
     axes.set(xlim=(0, sheet.width - 12), ylim=(lines * (2 * height + between), 0))
     axes.set_axis_off()
     for line in range(lines):
@@ -78,10 +79,7 @@ def _draw(sheet: Sheet, plan: Plan, block_count: int) -> None:
                 place = (LABELS + (block - first) * cell, top + row * height + 2, cell, height - 4)
                 _cell(axes, place, states[stage], block, first=first, stop=stop)
     shown = [Patch(label=MEANING[state], **_STYLES[state]) for state in used]
-    sheet.figure.legend(
-        handles=shown, loc="upper left", bbox_to_anchor=(0, 1 - 4 / (sheet.figure.get_figheight() * 72)), ncols=1 if sheet.is_narrow else len(shown),
-        handlelength=1.2, handleheight=1.0, handletextpad=0.6, columnspacing=1.8,
-    )  # fmt: skip
+    sheet.legend(shown)
 
 
 _STYLES: Mapping[str, Mapping[str, Any]] = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from pdtrim_core import Drop, Merge, Outcome, RunRecord, SearchStep, Value
+from pdtrim_core import Drop, Merge, Outcome, RunRecord, Value
 from pdtrim_plugins.reports.html import dots, tasks
 from pdtrim_plugins.reports.html.ladder import ladder
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Part, Section, Table, Text, number, words
 from pdtrim_plugins.reports.html.sentences import threshold_of
-from pdtrim_plugins.reports.html.wording import amount, change, element, plain, signed, with_error
+from pdtrim_plugins.reports.html.wording import amount, change, element, signed, with_error
 
 APART, SEARCHED = "items kept apart", "items searched on"
 RESULTS_LEAD = (
@@ -25,11 +25,13 @@ def ladder_section(outcome: Outcome) -> Section:
         lead = "There is no ladder: the replaced model is no selection of the dense model's blocks and channels."
         return Section("ladder", "What each stage runs", lead)
     saved = outcome.plan
-    maker = "decode, so prefill computes nothing behind the last K/V that decode reads" if saved.first_token == "decode" else "prefill"
-    caption = f"Each cell is a block of the dense model, counted from 0. The first token is made by {maker}."
-    return Section(
-        "ladder", "What each stage runs", parts=[Figure(ladder("ladder", saved.plan, outcome.block_count), caption)]
+    maker = (
+        "decode, so prefill computes nothing behind the last K/V that decode reads"
+        if saved.first_token == "decode"
+        else "prefill"
     )
+    caption = f"Each cell is a block of the dense model, counted from 0. The first token is made by {maker}."
+    return Section("ladder", "What each stage runs", parts=[Figure(ladder("ladder", saved.plan, outcome.block_count), caption)])
 
 
 def results_section(outcome: Outcome) -> Section:
@@ -40,7 +42,9 @@ def results_section(outcome: Outcome) -> Section:
     looks = {SEARCHED: dots.BEFORE, APART: dots.AFTER}
     series = [one for one in looks if any(of[one] for of in values.values())]
     rows = {name: {one: dots.Dot(v.points, v.error) for one in series if (v := of[one])} for name, of in values.items()}
-    picture = dots.dots("results", rows, {one: looks[one] for one in series}, title="Results", unit=f"{outcome.objective}, points")
+    picture = dots.dots(
+        "results", rows, {one: looks[one] for one in series}, title="Results", unit=f"{outcome.objective}, points"
+    )
     head = ["", *(f"{value.items} {one}" if (value := values["dense"][one]) else one for one in series)]
     body = [[words(name, strong=name == "staged"), *(_value(of[one]) for one in series)] for name, of in values.items()]
     return Section(
@@ -106,7 +110,11 @@ def gains_section(outcome: Outcome) -> Section:
         return Section("gains", "What prefill gets back")
     threshold = threshold_of(outcome)
     body = [
-        [words(element(gain.element)), number(gain.gain, f"{signed(gain.gain)} \N{PLUS-MINUS SIGN} {gain.error:.1f}"), words(verdict)]
+        [
+            words(element(gain.element)),
+            number(gain.gain, f"{signed(gain.gain)} \N{PLUS-MINUS SIGN} {gain.error:.1f}"),
+            words(verdict),
+        ]
         for gain in outcome.gains
         for verdict in ["given back" if gain.spared else "lost too"]
     ]
@@ -160,7 +168,10 @@ def blocks_table(outcome: Outcome) -> Table:
     head = ["block", "score", "pair with next", "norm in front", "prefill", "decode"]
     kept = [column for column in range(len(head)) if any(row[column].text for row in body)]
     return Table(
-        [head[column] for column in kept], [[row[column] for column in kept] for row in body], "Each block", "All blocks as a table"
+        [head[column] for column in kept],
+        [[row[column] for column in kept] for row in body],
+        "Each block",
+        "All blocks as a table",
     )
 
 
@@ -189,4 +200,3 @@ def lost_blocks(outcome: Outcome) -> tuple[set[int], set[tuple[int, ...]]]:
         return set(), set()
     decode = outcome.plan.plan.decode
     return {e.block for e in decode if isinstance(e, Drop)}, {e.blocks for e in decode if isinstance(e, Merge)}
-

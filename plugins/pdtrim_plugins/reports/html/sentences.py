@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from pdtrim_core import Drop, Element, KvOnly, Merge, Outcome, Plan, RunRecord, Shrink
 from pdtrim_plugins.reports.html.wording import counted, element, joined, ranges
@@ -34,7 +33,8 @@ def _use(outcome: Outcome, kind: str) -> str:
     return str(outcome.recipe.get(kind, {}).get("use", kind))
 
 
-def _losses(elements: Sequence[Element] | Any, block_count: int) -> str:
+def _losses(elements: Iterable[Element], block_count: int) -> str:
+    elements = tuple(elements)
     drops = [e.block for e in elements if isinstance(e, Drop)]
     merges = [e for e in elements if isinstance(e, Merge)]
     shrunk = sorted({e.block for e in elements if isinstance(e, Shrink)})
@@ -42,7 +42,9 @@ def _losses(elements: Sequence[Element] | Any, block_count: int) -> str:
     if drops:
         clauses.append(f"runs without {counted(len(drops), 'block')} of {block_count} ({_which(drops)})")
     if merges:
-        clauses.append(f"runs {joined([f'blocks {ranges(merge.blocks)}' for merge in merges])} as one{' each' * (len(merges) > 1)}")
+        clauses.append(
+            f"runs {joined([f'blocks {ranges(merge.blocks)}' for merge in merges])} as one{' each' * (len(merges) > 1)}"
+        )
     if shrunk:
         clauses.append(f"runs {len(shrunk)} of {block_count} blocks with fewer heads or channels")
     return joined(clauses) if clauses else "loses nothing"

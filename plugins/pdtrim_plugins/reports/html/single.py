@@ -24,7 +24,12 @@ def single(record: RunRecord) -> Page:
     """Return the page of a run, finished or not."""
     outcome = record.outcome
     if outcome is None:
-        found = [choice.similarity_section(record), choice.search_section(record), sections.tasks_section(record)]
+        found = [
+            choice.best_section(record),
+            choice.similarity_section(record),
+            choice.search_section(record),
+            sections.tasks_section(record),
+        ]
         return Page(
             record.name,
             _model_of(record),
@@ -62,7 +67,9 @@ def tiles(outcome: Outcome) -> list[Tile]:
     """Return the figures at the top: the objective of the pair, and what it saves."""
     rows = {row.name: row.held_out or row.calibration for row in outcome.rows}
     last, dense = list(rows.values())[-1], rows["dense"]
-    beside = f"dense {with_error(dense.points, dense.error)}, on items {'kept apart' if outcome.rows[0].held_out else 'searched on'}"
+    beside = (
+        f"dense {with_error(dense.points, dense.error)}, on items {'kept apart' if outcome.rows[0].held_out else 'searched on'}"
+    )
     found = [Tile(outcome.objective, with_error(last.points, last.error), beside)]
     costs = {cost.name: cost for cost in outcome.costs}
     return found + [

@@ -89,7 +89,8 @@ class Sheet:
         right = 12
         height = top + sum(heights) + gap * (len(heights) - 1) + bottom
         self.figure = Figure(figsize=(self.width / 72, height / 72), dpi=72)
-        made, below = [], height - top
+        made: list[Any] = []
+        below = height - top
         for number, panel in enumerate(heights):
             below -= panel
             place = (left / self.width, below / height, (self.width - left - right) / self.width, panel / height)
@@ -137,7 +138,8 @@ def picture(name: str, draw: Callable[[Sheet], None], *, title: str, description
             nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
             sheet.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
         texts.append(_of_page(file.getvalue(), f"{name}-{width}"))
-    return Picture(*texts, title=title, description=description)
+    wide, narrow = texts
+    return Picture(wide, narrow, title, description)
 
 
 def _of_page(svg: str, name: str) -> str:
