@@ -104,7 +104,8 @@ class Page:
 
 def number(value: float, text: str | None = None, *, strong: bool = False) -> Cell:
     """Return the cell of a number."""
-    return Cell(f"{value:g}" if text is None else text, value, strong)
+    # A whole number is a float once it was in a file, and the page must not differ by that.
+    return Cell(f"{value:g}" if text is None else text, float(value), strong)
 
 
 def words(text: str, *, strong: bool = False) -> Cell:

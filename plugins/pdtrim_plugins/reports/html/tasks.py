@@ -24,13 +24,13 @@ def by_task(results: Sequence[TaskResult]) -> Cells:
     for result in results:
         same[result.task].append(result)
     table: dict[str, dict[str, Metric]] = {}
-    for task, group in sorted(same.items()):
+    for task, group in same.items():
         varying = _varying(group)
         for result in group:
             told = ", ".join(f"{key} {_short(result.settings.get(key))}" for key in varying)
             label = f"{task} ({result.main}{', ' + told if told else ''})"
             table.setdefault(label, {})[result.side] = result.metrics[result.main]
-    return table
+    return dict(sorted(table.items()))
 
 
 def _varying(group: Sequence[TaskResult]) -> list[str]:
