@@ -54,12 +54,14 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [380, 800, 1400])
+VIEWS = [(width, dark) for width in (380, 800, 1400) for dark in (False, True)]
+
+
+@pytest.mark.parametrize(("width", "dark"), VIEWS, ids=[f"{width}-{'dark' if dark else 'light'}" for width, dark in VIEWS])
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_clean_and_readable(
-    name: str, width: int, dark: bool, pages: dict[str, Path], browser: Chromium, shots: Path
-) -> None:
+def test_a_page_is_clean_and_readable(request: pytest.FixtureRequest, name: str, width: int, dark: bool, shots: Path) -> None:
+    pages: dict[str, Path] = request.getfixturevalue("pages")
+    browser: Chromium = request.getfixturevalue("browser")
     browser.open(pages[name], width=width, dark=dark)
     shot = browser.screenshot(shots / f"{name}-{width}-{'dark' if dark else 'light'}.png")
     assert shot.stat().st_size > 10_000
@@ -82,15 +84,17 @@ def test_a_page_on_paper_is_clean_and_light(name: str, pages: dict[str, Path], b
         browser.ask("Emulation.setEmulatedMedia", media="")
 
 
+LYING = "<p style='position:absolute;top:0'>a text</p>"
+LABEL = "<svg viewBox='0 0 40 20' width='40' height='20' style='overflow:visible'>{}</svg>"
 FLAWS = {
-    "on each other": "<div style='position:relative'><p style='position:absolute'>one text</p><p style='position:absolute'>two text</p></div>",
+    "on each other": f"<div style='position:relative'>{LYING}{LYING}</div>",
     "the page is": "<p style='width:2000px'>wide</p>",
     "beyond the viewport": "<p style='margin-left:370px;white-space:nowrap'>far to the right</p>",
     "clipped in": "<div style='overflow:hidden;width:40px;white-space:nowrap'>a text that is longer than that</div>",
     "contrast": "<p style='color:#bbbbbb;background:#ffffff'>pale</p>",
     "small": "<p style='font-size:7px'>small</p>",
-    "outside its picture": "<svg viewBox='0 0 40 20' width='40' height='20' style='overflow:visible'><text x='0' y='15'>a long label</text></svg>",
-    "only": "<svg viewBox='0 0 800 100' width='200' height='25'><text x='0' y='50' style='font-size:20px'>tiny</text></svg>",
+    "outside its picture": LABEL.format("<text x='0' y='15'>a long label</text>"),
+    "only": LABEL.format("<text x='0' y='15' style='font-size:6px'>tiny</text>"),
 }
 
 

@@ -98,7 +98,10 @@ def test_every_picture_has_words_that_stand_for_it(merged: Reader) -> None:
         "The search", "Gain of each element", "Merge losses",
     ]  # fmt: skip
     assert "merged into one: 8, 12 and 20; gone: 25" in merged.pictures[0]
-    assert "Prefill, by block. runs: 0 to 7, 11, 14 to 24 and 26 to 28; merged into one: 8; K/V only: 12 and 29" in merged.pictures[0]
+    assert (
+        "Prefill, by block. runs: 0 to 7, 11, 14 to 24 and 26 to 28; merged into one: 8; K/V only: 12 and 29"
+        in merged.pictures[0]
+    )
     assert "staged: items searched on 66.4 \N{PLUS-MINUS SIGN} 2.8" in merged.pictures[1]
     assert "The threshold is 3.00 points." in merged.pictures[7]
     assert "12+13 from 3.73 to 1.64, a drop 3.33" in merged.pictures[8]
@@ -108,7 +111,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = runs.write_run(tmp_path / "run", runs.big(), tasks=True)
     first = Html().page([read_record(folder)], folder / "report.html").read_bytes()
     assert Html().page([read_record(folder)], folder / "report.html").read_bytes() == first
-    assert Html().report(runs.big(), folder).read_bytes() == first, 'an outcome that has been in a file tells the same'
+    assert Html().report(runs.big(), folder).read_bytes() == first, "an outcome that has been in a file tells the same"
 
 
 def test_colours_and_the_font_are_those_of_the_page(tmp_path: Path) -> None:
