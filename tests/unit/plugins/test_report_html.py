@@ -184,7 +184,11 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     page = Reader(file.read_text(encoding="utf-8"))
     assert "4 runs side by side: one, two, three and four." in page.sections[""]
     assert "Not finished, and shown where there is something to show: four." in page.sections[""]
-    assert [label.partition(".")[0] for label in page.pictures] == ["one", "two", "Results of all runs", "Costs of all runs"]
+    assert [label.partition(".")[0] for label in page.pictures] == [
+        "one", "two", "Results of all runs", "Benchmarks of all runs", "Costs of all runs",
+    ]  # fmt: skip
+    assert "arc_challenge (acc): dense " in page.pictures[3]
+    assert ", one " in page.pictures[3]
     assert "one, dense" in page.sections["tasks"]
     assert "two, staged" in page.sections["tasks"]
     assert "pruner.use\nslicegpt" in page.sections["recipes"]

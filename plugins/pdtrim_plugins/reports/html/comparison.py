@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pdtrim_core import Outcome, RunRecord, Value
+from pdtrim_core import Metric, Outcome, RunRecord, Value
 from pdtrim_plugins.reports.html import dots, tasks
 from pdtrim_plugins.reports.html.ladder import ladder
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Page, Part, Section, Table, number, words
@@ -115,21 +115,31 @@ def _tasks(runs: Runs) -> Section:
         cells = [number(row[c].value, tasks.told(row[c]), strong=c in best) if c in row else NOTHING for c in columns]
         body.append([words(task), *cells])
     parts: list[Part] = []
+    series = _series(by_run)
     shares = [t for t in named if all(tasks.is_share(metrics[t]) for metrics in columns.values() if t in metrics)]
-    staged = {column: metrics for column, metrics in columns.items() if not column.endswith((", prefill", ", decode"))}
-    if shares and len(staged) <= MOST_SERIES:
-        rows = {
-            task: {column: tasks.dot(metrics[task]) for column, metrics in staged.items() if task in metrics} for task in shares
-        }
-        picture = dots.dots(
-            "tasks", rows, dict(zip(staged, dots.LOOKS, strict=False)), title="Benchmarks of all runs", unit="percent"
-        )
+    if shares and len(series) <= MOST_SERIES:
+        rows = {task: {one: tasks.dot(metrics[task]) for one, metrics in series.items() if task in metrics} for task in shares}
+        looks = dict(zip(series, dots.LOOKS, strict=False))
+        picture = dots.dots("tasks", rows, looks, title="Benchmarks of all runs", unit="percent")
         parts.append(Figure(picture, "Points with one standard error to both sides."))
     if body:
         parts.append(
             Table(["task", *columns], body, "Shares in percent, other metrics in their own unit; the best below dense in bold")
         )
     return Section("tasks", "Benchmarks", parts=parts)
+
+
+def _series(by_run: Mapping[str, tasks.Cells]) -> dict[str, dict[str, Metric]]:
+    """Return what the picture of benchmarks shows: the pair of each run, and the dense model where all runs have the same."""
+
+    def of(table: tasks.Cells, side: str) -> dict[str, Metric]:
+        return {task: row[side] for task, row in table.items() if side in row}
+
+    dense = [of(table, "dense") for table in by_run.values()]
+    same = {task for metrics in dense for task in metrics if len({one[task].value for one in dense if task in one}) == 1}
+    series = {"dense": {task: metric for metrics in dense for task, metric in metrics.items() if task in same}}
+    series |= {name: of(table, "staged") or of(table, "unified") for name, table in by_run.items()}
+    return {name: metrics for name, metrics in series.items() if metrics}
 
 
 def _costs(done: Mapping[str, Outcome]) -> Section:

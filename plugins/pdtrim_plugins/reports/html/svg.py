@@ -132,7 +132,10 @@ def picture(name: str, draw: Callable[[Sheet], None], *, title: str, description
     texts = []
     for width in (WIDE, NARROW):
         sheet = Sheet(width)
-        with mpl.rc_context(_SETTINGS):
+        with mpl.rc_context():
+            # Whatever the user has set for pictures of their own: the same run gives the same bytes.
+            mpl.rcdefaults()
+            mpl.rcParams.update(_SETTINGS)
             draw(sheet)
             file = io.StringIO()
             nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
