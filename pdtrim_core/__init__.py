@@ -30,16 +30,18 @@ from pdtrim_core.components import (
 )
 from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
+from pdtrim_core.evaluations import Metric, TaskResult
 from pdtrim_core.files import cache_folder, write_whole
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.ladder import draw_ladder
-from pdtrim_core.outcome import Outcome
+from pdtrim_core.outcome import Gain, MergeResult, Outcome, SearchStep, Value
 from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.pruned import Pruned
 from pdtrim_core.recipe import Recipe
+from pdtrim_core.records import RunRecord, read_record
 from pdtrim_core.scores import Scores, pair_scores
-from pdtrim_core.search import Candidate, Points
+from pdtrim_core.search import Candidate, Points, Reading
 from pdtrim_core.shared import Shared
 from pdtrim_core.space import SearchSpace
 
@@ -84,12 +86,15 @@ __all__ = [
     "Drop",
     "Element",
     "Exporter",
+    "Gain",
     "HiddenStates",
     "Item",
     "KvOnly",
     "LoadedModel",
     "LoadedRun",
     "Merge",
+    "MergeResult",
+    "Metric",
     "ModelSource",
     "Note",
     "Objective",
@@ -104,16 +109,19 @@ __all__ = [
     "PruneContext",
     "Pruned",
     "Pruner",
+    "Reading",
     "Recipe",
     "RecipeError",
     "Removal",
     "Report",
+    "RunRecord",
     "Sample",
     "SavedPlan",
     "ScoreContext",
     "Scorer",
     "Scores",
     "SearchSpace",
+    "SearchStep",
     "Searcher",
     "Shared",
     "Shrink",
@@ -122,9 +130,11 @@ __all__ = [
     "Staged",
     "StagedModel",
     "Student",
+    "TaskResult",
     "TeacherBatch",
     "TeacherBatches",
     "Trunk",
+    "Value",
     "cache_folder",
     "draw_ladder",
     "hookimpl",
@@ -133,6 +143,7 @@ __all__ = [
     "load_run",
     "pair_scores",
     "python_reference",
+    "read_record",
     "run",
     "write_whole",
 ]

@@ -14,14 +14,14 @@ from pdtrim_core.errors import PdtrimError, PluginError
 from pdtrim_core.measuring import Measurement
 from pdtrim_core.merging import Merges
 from pdtrim_core.model import BlockModel
-from pdtrim_core.outcome import Gain, Row, Value
+from pdtrim_core.outcome import Gain, Row, SearchStep, Value
 from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.pruning import Pruning
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import RunFolder
 from pdtrim_core.run_log import RunLog
-from pdtrim_core.search import Ledger, Points, drive
+from pdtrim_core.search import Asked, Ledger, Points, drive
 from pdtrim_core.shared import Shared, keys_of, values_keys
 from pdtrim_core.space import SearchSpace
 from pdtrim_core.stages import StagedModel
@@ -132,7 +132,16 @@ class Bench:
         searcher = self._recipe.searcher
         label = self._host.label_of(searcher)
         asks = searcher.search(space, self._rng("search"))
-        best, _ = drive(asks, self.ledger, label=label, problems=space.problems, note=self._log.note)
+        # Should there be a second search, over other sets, it is the one that counts.
+        self._log.search.clear()
+        best, _ = drive(
+            asks,
+            self.ledger,
+            label=label,
+            problems=space.problems,
+            note=self._log.note,
+            told=lambda asked: self._log.search.append(_step(asked)),
+        )
         if best is None:
             raise PluginError(f"{label} asked for no plan at all")
         return best.plan
@@ -228,6 +237,12 @@ def _scale(model: BlockModel) -> float:
     """How much coarser than float32 the weights' number format is."""
     dtype = next(model.model.parameters()).dtype
     return torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+
+
+def _step(asked: Asked) -> SearchStep:
+    prefill, decode = (", ".join(str(element) for element in asked.plan.removal(stage)) for stage in ("prefill", "decode"))
+    reading = asked.reading
+    return SearchStep(prefill, decode, reading.points, reading.ceiling, asked.floor, asked.temperature, asked.may_win)
 
 
 def _value(points: Points, items: int) -> Value:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pdtrim_core.outcome import Outcome
     from pdtrim_core.pruned import Pruned
     from pdtrim_core.pruning import PruneContext
+    from pdtrim_core.records import RunRecord
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Ask for a plan's value only if it reaches a floor (points); measuring may stop as soon as it cannot."""
+    """Ask for a plan's value only if it reaches a floor (points); measuring may stop as soon as it cannot.
+
+    A plan that reaches it is taken. `temperature` (points) is what a search by annealing had at this step; reports show it.
+    """
 
     plan: Plan | Probe
     floor: float
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -311,9 +316,19 @@ class Report(Component):
 
     kind = "report"
 
+    file: ClassVar[str] = ""
+    """The name of the file that it writes into a run's folder; empty where it gives text."""
+
     @abstractmethod
     def report(self, outcome: Outcome, out: Path) -> str | Path:
-        """Return text to print, or the path of a file written under `out`."""
+        """Return text to print, or the path of a file written under `out`, the run's folder."""
+
+    def page(self, records: Sequence[RunRecord], file: Path) -> Path:
+        """Write one file about runs as their folders have them, finished or not; several stand side by side. Return its path.
+
+        `pdtrim-core report` asks for it, of reports that have a `file`.
+        """
+        raise NotImplementedError
 
 
 KINDS: dict[str, type[Component]] = {

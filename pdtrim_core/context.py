@@ -28,7 +28,8 @@ class HiddenStates:
 class ScoreContext:
     """The dense model and the token sequences that block scores are taken over.
 
-    Only one batch of hidden states is in memory at a time.
+    Only one batch of hidden states is in memory at a time. Once all batches have been looked at, `norms` has the mean length
+    of the states in front of each block and behind the last one (L + 1 numbers), over all real tokens.
     """
 
     def __init__(self, model: BlockModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None) -> None:
@@ -36,9 +37,11 @@ class ScoreContext:
         self.block_count = model.block_count
         self._sequences = [tuple(sequence) for sequence in sequences]
         self._batch_tokens = batch_tokens or model.fitting_batch
+        self.norms: tuple[float, ...] = ()
 
     def batches(self) -> Iterator[HiddenStates]:
         """Yield the hidden states of all sequences, batch by batch, sorted by length and padded on the right."""
+        lengths, tokens = torch.zeros(self.block_count + 1, dtype=torch.float64), 0
         for group in self._groups():
             width = len(group[-1])
             ids_BT = torch.tensor([[*s, *[0] * (width - len(s))] for s in group], device=self.model.device)
@@ -48,7 +51,11 @@ class ScoreContext:
                 hidden = [recording.hidden_BTD]
                 for index in range(self.block_count):
                     hidden.append(self.model.run(index, hidden[-1], recording.calls))
+                lengths += torch.stack([_total_length(states_BTD, is_token_BT) for states_BTD in hidden]).cpu()
+                tokens += int(is_token_BT.sum())
                 yield HiddenStates(tuple(hidden), is_token_BT)
+        if tokens:
+            self.norms = tuple((lengths / tokens).tolist())
 
     def _groups(self) -> Iterator[list[tuple[int, ...]]]:
         group: list[tuple[int, ...]] = []
@@ -90,3 +97,9 @@ class ScoreContext:
                     alike_BT = similarity(states[index], states[index + length])
                     sums[index] += alike_BT[batch.is_token_BT].double().sum().item()
         return tuple(tuple((sums / tokens).tolist()) for sums in found)
+
+
+def _total_length(states_BTD: Tensor, is_token_BT: Tensor) -> Tensor:
+    """Return the sum of the Euclidean norms of all real tokens' states, in float64."""
+    lengths_BT: Tensor = states_BTD.float().norm(dim=-1)
+    return lengths_BT[is_token_BT].double().sum()

@@ -111,11 +111,36 @@ class MergeResult:
 
 
 @dataclass(frozen=True)
+class SearchStep:
+    """A plan that the searcher asked for, its elements in words: its points, or the most it could have if it was cut short.
+
+    `floor` are the points from which the search took it, None where it did not say; `temperature` (points) is that of
+    annealing. A plan that may not win is no result, only on the way to one.
+    """
+
+    prefill: str
+    decode: str
+    points: float | None
+    ceiling: float
+    floor: float | None = None
+    temperature: float | None = None
+    may_win: bool = True
+
+    @property
+    def taken(self) -> bool:
+        """Whether the search went on from here: the floor was reached, or there was none."""
+        return self.points is not None and (self.floor is None or self.points >= self.floor)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run did. `outcome.json` holds it, and every report is made from it.
 
     `saved_plan` is None where a pruner replaced the whole model: then no plan of the dense model says what is run, and the
     row `unified` and the costs are those of the replaced model.
+
+    `norms` are the mean lengths of the hidden states in front of each block, and behind the last one, over the calibration
+    tokens; empty where no scorer looked at them. `search` has every plan that the searcher asked for, in order.
     """
 
     model: str
@@ -136,6 +161,8 @@ class Outcome:
     environment: Environment
     recipe: dict[str, Any]
     merges: tuple[MergeResult, ...] = ()
+    norms: tuple[float, ...] = ()
+    search: tuple[SearchStep, ...] = ()
     format: int = field(default=OUTCOME_FORMAT)
 
     @cached_property

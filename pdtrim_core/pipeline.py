@@ -71,8 +71,10 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False, shared: Shared
                 gains=bench.gains(found, plan),
                 merges=start.merges.results(plan),
                 costs=costs_of(start.model, plan, start.replaced),
+                norms=start.space.scores.norms,
+                search=tuple(log.search),
                 notes=tuple(log.notes),
-                seconds=log.seconds,
+                seconds=dict(log.seconds),
                 peak_memory=peak_memory(),
                 candidates=vars(bench.ledger.tally),
                 environment=start.environment,
@@ -235,7 +237,7 @@ def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Cali
     problems = scores.problems(model.block_count)
     if problems:
         raise PluginError(f"{label} returned {problems[0]}")
-    return scores
+    return replace(scores, norms=context.norms)
 
 
 def threshold_of(recipe: Recipe, scores: Scores) -> float:

@@ -124,11 +124,15 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str =
             yield f"{place}{key}"
 
 
-def _read_journal(path: Path) -> dict[str, dict[Plan, Reading]]:
-    """Return the readings of a journal by part. A last line that was torn by a crash is dropped."""
+def _read_journal(path: Path, *, mend: bool = True) -> dict[str, dict[Plan, Reading]]:
+    """Return the readings of a journal by part.
+
+    A last line that was torn by a crash is dropped, and with `mend` cut off: a run that goes on writes behind it. One who only
+    reads leaves it, for a run may be writing it now.
+    """
     known: dict[str, dict[Plan, Reading]] = {}
     whole, _, torn = path.read_bytes().rpartition(b"\n")
-    if torn:
+    if torn and mend:
         with path.open("r+b") as file:
             file.truncate(len(whole) + (1 if whole else 0))
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
@@ -166,7 +170,7 @@ def measured_in(path: Path) -> dict[str, dict[Plan, Reading]]:
     """Return the readings in a run folder's journal, by the part of the items that they were made on."""
     if not (path / "journal.jsonl").is_file():
         raise PdtrimError(f"{path} has no journal.jsonl: name the folder of a run")
-    return _read_journal(path / "journal.jsonl")
+    return _read_journal(path / "journal.jsonl", mend=False)
 
 
 def load_plan(path: Path) -> SavedPlan:

@@ -1,4 +1,4 @@
-"""The steps of a run as events, with the seconds that each took and the notes made on the way."""
+"""The steps of a run as events, with what the outcome keeps of them: seconds, notes, what the search asked for."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
+from pdtrim_core.outcome import SearchStep
 from pdtrim_core.plugins import PluginHost
 
 
 @dataclass
 class RunLog:
-    """The steps of a run as events, with the seconds that each took and the notes made on the way."""
+    """The steps of a run as events, with the seconds that each took, the notes made on the way, and the steps of the search."""
 
     host: PluginHost
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    search: list[SearchStep] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         return self

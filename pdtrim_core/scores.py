@@ -15,12 +15,14 @@ class Scores:
 
     `block` has one number for each of L blocks, `pair` one for each of the L - 1 pairs (i, i + 1), or none where a
     scorer cannot say (then nothing is merged). `similarity` tells that the numbers are cosines: only those have a
-    scale of their own, so that a search may weigh by them and a threshold may be a value (PDTrim, Eq. 8).
+    scale of their own, so that a search may weigh by them and a threshold may be a value (PDTrim, Eq. 8). `norms`, one more
+    than there are blocks, are for reports alone: the core puts in the mean lengths of the states that the scorer looked at.
     """
 
     block: tuple[float, ...]
     pair: tuple[float, ...] = ()
     similarity: bool = False
+    norms: tuple[float, ...] = ()
 
     def problems(self, block_count: int) -> list[str]:
         """Return what is wrong with these scores for a model of so many blocks."""
@@ -41,6 +43,8 @@ class Scores:
     def to_json(self) -> str:
         """Return the text of `scores.json`."""
         data: dict[str, Any] = {"index_base": 0, "block": self.block, "pair": self.pair, "similarity": self.similarity}
+        if self.norms:
+            data["norms"] = self.norms
         return json.dumps(data, indent=1) + "\n"
 
 

@@ -160,6 +160,10 @@ class Ledger:
         reading = self._known.get(plan)
         return None if reading is None or reading.points is None else Points(reading)
 
+    def latest(self, plan: Plan) -> Reading:
+        """Return the last reading of a plan that has been asked for, whole or cut short."""
+        return self._known[plan]
+
     def _tell(
         self, plan: Plan, reading: Reading, floor: float | None, *, may_win: bool, remembered: bool, seconds: float
     ) -> None:
@@ -184,6 +188,21 @@ class Found:
     points: Points
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a searcher or splitter asked for, and what it was told.
+
+    `floor` are the points that the plan had to reach to be taken, `temperature` (points) is that of annealing, `may_win` tells
+    that the plan may be the result.
+    """
+
+    plan: Plan
+    reading: Reading
+    floor: float | None
+    temperature: float | None
+    may_win: bool
+
+
 def drive(
     asks: Generator[Ask, Answer, T],
     ledger: Ledger,
@@ -191,12 +210,13 @@ def drive(
     label: str,
     problems: Callable[[Plan], Iterable[str]] = lambda plan: (),
     note: Callable[[str], None] = lambda text: None,
+    told: Callable[[Asked], None] = lambda asked: None,
 ) -> tuple[Found | None, T]:
     """Run a searcher or splitter to its end; return the best plan it asked for and what it returned.
 
     `label` names the component in errors, `problems` says why a plan may not be asked for, `note` takes what it has to
-    say. Raises `PluginError` when
-    the component raises, or yields something that is no `Ask`.
+    say, `told` everything that it asked for. Raises `PluginError` when the component raises, or yields something that is no
+    `Ask`.
     """
     best: Found | None = None
     answer: Answer = None
@@ -215,8 +235,10 @@ def drive(
         for plan, is_result in wanted:
             for problem in problems(plan) if is_result else ():
                 raise PluginError(f"{label} asked for the plan {plan}: {problem}")
-        floor = ask.floor if isinstance(ask, AtLeast) else None
+        floor, temperature = (ask.floor, ask.temperature) if isinstance(ask, AtLeast) else (None, None)
         answers = [ledger.points(plan, floor, may_win=is_result) for plan, is_result in wanted]
+        for plan, is_result in wanted:
+            told(Asked(plan, ledger.latest(plan), floor, temperature, is_result))
         for (plan, is_result), points in zip(wanted, answers, strict=True):
             if is_result and points is not None and (best is None or points > best.points):
                 best = Found(plan, points)

@@ -42,8 +42,12 @@ def _whole_run(path: Path) -> None:
     outcome = load_outcome(path)
     host = load_plugins(file for file in plugin_files(outcome.recipe, path) if file.is_file())
     reports = resolve_reports(outcome.recipe, host, where=str(path / "recipe.toml"))
-    for text in reporting.reports(reports, host, outcome, path):
+    there = [path / report.file for report in reports if report.file and (path / report.file).is_file()]
+    missing = [report for report in reports if path / report.file not in there]
+    for text in reporting.reports(missing, host, outcome, path):
         print(text)
+    for file in there:
+        print(f"report: {file}")
 
 
 def _side_by_side(run: Path, other: Path) -> str:

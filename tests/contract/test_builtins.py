@@ -40,6 +40,7 @@ from pdtrim_plugins.pruners import (
     Streamline,
     TorchPruning,
 )
+from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
@@ -377,6 +378,10 @@ class TestPlanFile(ExporterContract):
 
 class TestTable(ReportContract):
     component = Table
+
+
+class TestHtml(ReportContract):
+    component = Html
 
 
 def write_checkpoint(folder: Path) -> str:

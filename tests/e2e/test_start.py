@@ -17,7 +17,7 @@ try:
     main()
 except SystemExit as end:
     code = end.code
-heavy = {"torch", "transformers", "accelerate", "gguf", "safetensors"} & set(sys.modules)
+heavy = {"torch", "transformers", "accelerate", "gguf", "safetensors", "matplotlib", "jinja2"} & set(sys.modules)
 print("HEAVY", sorted(heavy), file=sys.stderr)
 sys.exit(code)
 """
@@ -36,6 +36,7 @@ RECIPE = 'model = "package:none"\nprune = {blocks = 1}\n'
         ("run", "r.toml", "--dry-run"),
         ("--help",),
         ("run", "--help"),
+        ("report", "--help"),
         ("--version",),
     ],
     ids=" ".join,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdtrim_core import Report, hookimpl
+from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 
 
 @hookimpl
 def pdtrim_reports() -> Iterable[type[Report]]:
     """Yield the reports."""
-    yield Table
+    yield from (Table, Html)

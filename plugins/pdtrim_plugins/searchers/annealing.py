@@ -40,7 +40,7 @@ def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> G
         neighbour = space.neighbour(current, rng)
         # exp(-(value - new) / T) >= u, solved for new; 1 - random() is never 0.
         floor = value + temperature * math.log(1 - rng.random())
-        reached = yield AtLeast(Plan.unified(neighbour), floor)
+        reached = yield AtLeast(Plan.unified(neighbour), floor, temperature)
         if reached is not None:
             current, value = neighbour, reached
 

@@ -68,8 +68,9 @@ class Joint(Searcher):
         current, value = max(seen.items(), key=lambda entry: entry[1])
         for temperature in self._cooling.temperatures():
             neighbour = self._neighbour(current, space, rng)
-            floor = value + temperature / 100 * before * math.log(1 - rng.random())
-            reached = yield AtLeast(Probe(neighbour), floor)
+            in_points = temperature / 100 * before
+            floor = value + in_points * math.log(1 - rng.random())
+            reached = yield AtLeast(Probe(neighbour), floor, in_points)
             if reached is not None:
                 current, value = neighbour, reached
                 seen[current] = value

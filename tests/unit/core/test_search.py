@@ -14,7 +14,7 @@ from pdtrim_core.components import Answer, Ask, AtLeast, Note, Probe
 from pdtrim_core.elements import Drop, Removal
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan import Plan
-from pdtrim_core.search import Candidate, Found, Ledger, Points, Reading, drive, standard_error
+from pdtrim_core.search import Asked, Candidate, Found, Ledger, Points, Reading, drive, standard_error
 from tests.unit.core.examples import given
 
 LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
@@ -347,3 +347,17 @@ def test_a_probe_is_answered_and_remembered_but_never_the_result() -> None:
     best, _ = drive(asks(), Ledger(measure), label="searcher 'x'", problems=lambda plan: [] if plan == whole else ["too few"])
     assert best is not None
     assert (best.plan, seen, measured) == (whole, [90.0, 90.0, 10.0], [few, whole])
+
+
+def test_everything_that_was_asked_is_told_with_its_reading_floor_and_temperature() -> None:
+    told: list[Asked] = []
+    asks = (drop(0), AtLeast(Probe(drop(1)), 60.0, 5.0), AtLeast(drop(4), 60.0), [drop(2), drop(0)], Note("well"))
+    drive_all(Ledger(Table(TABLE, torn=True)), *asks, told=told.append)
+    assert [(asked.plan, asked.floor, asked.temperature, asked.may_win) for asked in told] == [
+        (drop(0), None, None, True),
+        (drop(1), 60.0, 5.0, False),
+        (drop(4), 60.0, None, True),
+        (drop(2), None, None, True),
+        (drop(0), None, None, True),
+    ]
+    assert [(asked.reading.points, asked.reading.ceiling) for asked in told[1:3]] == [(70.0, 100.0), (None, 20.0)]

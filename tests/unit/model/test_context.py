@@ -152,3 +152,32 @@ def test_the_two_sets_and_the_first_removal_of_the_real_model_are_the_reference(
         assert len(sets.drops) == case["P_final_size"]
         first = [tuple(b) if isinstance(b, list) else (b,) for b in case["B_initial"]]
         assert sorted(e.blocks for e in sets.first_removal(case["k"])) == sorted(first)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 8, 512])
+def test_norms_are_the_mean_lengths_of_all_real_tokens_states(batch_tokens: int) -> None:
+    model = tiny_llama()
+    lengths = torch.zeros(7, dtype=torch.float64)
+    for sequence in SEQUENCES:
+        (batch,) = ScoreContext(model, [sequence]).batches()
+        lengths += torch.stack([states[0].norm(dim=-1).double().sum() for states in batch.hidden])
+    context = ScoreContext(model, SEQUENCES, batch_tokens=batch_tokens)
+    assert context.norms == ()
+    context.mean_over_tokens(cosine)
+    expected = lengths / sum(map(len, SEQUENCES))
+    # Sums in float32 over another padding: a few units in the last place.
+    assert context.norms == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_norms_behind_each_block_are_the_scores_of_the_scorer_norm(host: PluginHost) -> None:
+    scorer = host.find("scorer", "norm").component()
+    assert isinstance(scorer, Scorer)
+    context = ScoreContext(tiny_llama(), SEQUENCES)
+    assert context.norms[1:] == ()
+    assert scorer.score(context).block == pytest.approx(context.norms[1:], rel=1e-6)
+
+
+def test_norms_are_not_known_before_all_batches_were_seen() -> None:
+    context = ScoreContext(tiny_llama(), SEQUENCES, batch_tokens=1)
+    next(context.batches())
+    assert context.norms == ()

@@ -1,0 +1,49 @@
+"""The page of a run: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pdtrim_core import PdtrimError, Report, read_record, write_whole
+
+if TYPE_CHECKING:
+    from pdtrim_core import Outcome, RunRecord
+
+
+class Html(Report):
+    """Writes report.html, a page with pictures: what was removed and why, what it does to the answers, what it saves.
+
+    The file needs no network and no other file. `pdtrim-core report` makes it again, and puts several runs side by side.
+    """
+
+    name = "html"
+    file: ClassVar[str] = "report.html"
+
+    def report(self, outcome: Outcome, out: Path) -> Path:
+        """Write the page of a run that has finished, with what its folder has besides."""
+        return self.page([read_record(out, outcome)], out / self.file)
+
+    def page(self, records: Sequence[RunRecord], file: Path) -> Path:
+        """Write the page of a run, or one page with several side by side."""
+        # Here, because listings must load neither jinja2 nor what draws.
+        from pdtrim_plugins.reports.html.comparison import comparison  # noqa: PLC0415
+        from pdtrim_plugins.reports.html.single import single  # noqa: PLC0415
+
+        page = single(records[0]) if len(records) == 1 else comparison(records)
+        return write_whole(file, _rendered(page))
+
+
+def _rendered(page: object) -> str:
+    try:
+        import jinja2  # noqa: PLC0415 - listings must not load it
+    except ImportError:
+        raise PdtrimError(
+            "report 'html' needs jinja2, which is not installed: pip install jinja2, then pdtrim-core report RUN"
+        ) from None
+    here = jinja2.PackageLoader("pdtrim_plugins.reports.html", ".")
+    templates = jinja2.Environment(
+        loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return templates.get_template("page.j2").render(page=page)

@@ -1,0 +1,218 @@
+"""One page about several runs, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pdtrim_core import Metric, Outcome, RunRecord, Value
+from pdtrim_plugins.reports.html import dots, tasks
+from pdtrim_plugins.reports.html.ladder import ladder
+from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Page, Part, Section, Table, number, words
+from pdtrim_plugins.reports.html.sections import APART, RESULTS_LEAD, SEARCHED
+from pdtrim_plugins.reports.html.sentences import sentence
+from pdtrim_plugins.reports.html.wording import amount, change, counted, duration, joined, plain, with_error
+
+Runs = Mapping[str, RunRecord]
+MOST_SERIES = 5
+"""More series than this in one picture cannot be told apart."""
+
+
+def comparison(records: Sequence[RunRecord]) -> Page:
+    """Return the page of several runs."""
+    runs = _named(records)
+    done = {name: record.outcome for name, record in runs.items() if record.outcome is not None}
+    open_ones = [name for name in runs if name not in done]
+    models = sorted({outcome.model for outcome in done.values()})
+    warning = f"Not finished, and shown where there is something to show: {joined(open_ones)}." if open_ones else ""
+    return Page(
+        "Comparison of runs",
+        joined(models),
+        f"{counted(len(runs), 'run')} side by side: {joined(list(runs))}.",
+        warning,
+        sections=[
+            _ladders(runs),
+            _results(done),
+            _tasks(runs),
+            _costs(done),
+            _work(done),
+            _recipes(runs),
+            Section("notes", "Notes of the runs", parts=_notes(done)),
+            Section("made", "How these were made", parts=[_environments(done)] if done else []),
+        ],
+    )
+
+
+def _named(records: Sequence[RunRecord]) -> dict[str, RunRecord]:
+    """Return the runs by the names of their folders, by their paths where two are called the same."""
+    counts = Counter(record.name for record in records)
+    return {record.name if counts[record.name] == 1 else str(record.path): record for record in records}
+
+
+def _ladders(runs: Runs) -> Section:
+    parts: list[Part] = []
+    for place, (name, record) in enumerate(runs.items()):
+        outcome = record.outcome
+        if outcome is None or outcome.saved_plan is None:
+            parts.append(Listing([f"{name}: {sentence(record)}"]))
+            continue
+        picture = ladder(f"ladder-{place}", outcome.plan.plan, outcome.block_count, title=name)
+        parts.append(Figure(picture, sentence(record), heading=name))
+    return Section("ladder", "What each stage runs", parts=parts)
+
+
+def _results(done: Mapping[str, Outcome]) -> Section:
+    if not done:
+        return Section("results", "What it does to the answers")
+    apart = all(row.held_out for outcome in done.values() for row in outcome.rows)
+    kinds = dict(zip(("dense", "unified", "staged"), dots.LOOKS, strict=False))
+    rows = {
+        name: {row.name: dots.Dot(value.points, value.error) for row in outcome.rows if (value := _of(row, apart=apart))}
+        for name, outcome in done.items()
+    }
+    objectives = sorted({outcome.objective for outcome in done.values()})
+    what = APART if apart else SEARCHED
+    picture = dots.dots("results", rows, kinds, title="Results of all runs", unit=f"{' or '.join(objectives)}, points")
+    body = []
+    for name, outcome in done.items():
+        found = {row.name: row for row in outcome.rows}
+        cells = [_value(_of(found[kind], apart=both)) if kind in found else NOTHING for kind in kinds for both in (False, True)]
+        body.append([words(name), words(outcome.objective), *cells])
+    head = ["run", "objective", *(f"{kind}, {short}" for kind in kinds for short in ("searched on", "kept apart"))]
+    warning = "" if len(objectives) == 1 else " The runs have different objectives, whose points are no common scale."
+    return Section(
+        "results",
+        "What it does to the answers",
+        f"{RESULTS_LEAD}{warning}",
+        [Figure(picture, f"On the {what}, with one standard error to both sides."), Table(head, body, "Points of all runs")],
+    )
+
+
+def _of(row: Any, *, apart: bool) -> Value | None:
+    value: Value | None = row.held_out if apart else row.calibration
+    return value
+
+
+def _value(value: Value | None) -> Cell:
+    return NOTHING if value is None else number(value.points, with_error(value.points, value.error))
+
+
+def _tasks(runs: Runs) -> Section:
+    by_run = {name: tasks.by_task(record.results) for name, record in runs.items() if record.results}
+    named = sorted({task for table in by_run.values() for task in table})
+    columns = {
+        f"{name}, {side}": {task: row[side] for task, row in table.items() if side in row}
+        for name, table in by_run.items()
+        for side in tasks.SIDES
+        if any(side in row for row in table.values())
+    }
+    body = []
+    for task in named:
+        row = {column: metrics[task] for column, metrics in columns.items() if task in metrics}
+        best = tasks.best({f"{column}": metric for column, metric in row.items() if not column.endswith(", dense")})
+        cells = [number(row[c].value, tasks.told(row[c]), strong=c in best) if c in row else NOTHING for c in columns]
+        body.append([words(task), *cells])
+    parts: list[Part] = []
+    series = _series(by_run)
+    shares = [t for t in named if all(tasks.is_share(metrics[t]) for metrics in columns.values() if t in metrics)]
+    if shares and len(series) <= MOST_SERIES:
+        rows = {task: {one: tasks.dot(metrics[task]) for one, metrics in series.items() if task in metrics} for task in shares}
+        looks = dict(zip(series, dots.LOOKS, strict=False))
+        picture = dots.dots("tasks", rows, looks, title="Benchmarks of all runs", unit="percent")
+        parts.append(Figure(picture, "Points with one standard error to both sides."))
+    if body:
+        parts.append(
+            Table(["task", *columns], body, "Shares in percent, other metrics in their own unit; the best below dense in bold")
+        )
+    return Section("tasks", "Benchmarks", parts=parts)
+
+
+def _series(by_run: Mapping[str, tasks.Cells]) -> dict[str, dict[str, Metric]]:
+    """Return what the picture of benchmarks shows: the pair of each run, and the dense model where all runs have the same."""
+
+    def of(table: tasks.Cells, side: str) -> dict[str, Metric]:
+        return {task: row[side] for task, row in table.items() if side in row}
+
+    dense = [of(table, "dense") for table in by_run.values()]
+    same = {task for metrics in dense for task in metrics if len({one[task].value for one in dense if task in one}) == 1}
+    series = {"dense": {task: metric for metrics in dense for task, metric in metrics.items() if task in same}}
+    series |= {name: of(table, "staged") or of(table, "unified") for name, table in by_run.items()}
+    return {name: metrics for name, metrics in series.items() if metrics}
+
+
+def _costs(done: Mapping[str, Outcome]) -> Section:
+    if not done:
+        return Section("costs", "What it saves")
+    named = list(dict.fromkeys(cost.name for outcome in done.values() for cost in outcome.costs))
+    found = {name: {cost.name: cost for cost in outcome.costs} for name, outcome in done.items()}
+    rows = {
+        name: {cost: dots.Dot(100 * (1 - costs[cost].saved)) for cost in named if cost in costs} for name, costs in found.items()
+    }
+    picture = dots.dots(
+        "costs", rows, dict(zip(named, dots.LOOKS, strict=False)), title="Costs of all runs", unit="percent of the dense model's"
+    )
+    body = [
+        [words(name), *(_cost(costs[cost].plan, costs[cost].saved) if cost in costs else NOTHING for cost in named)]
+        for name, costs in found.items()
+    ]
+    caption = "What is left of each cost. From the sizes of the models alone: no clock was read."
+    table = Table(["run", *named], body, "Costs, with the change from the dense model")
+    return Section("costs", "What it saves", parts=[Figure(picture, caption), table])
+
+
+def _cost(plan: float, saved: float) -> Cell:
+    return number(plan, f"{amount(plan)} ({change(saved)})")
+
+
+def _work(done: Mapping[str, Outcome]) -> Section:
+    body = []
+    for name, outcome in done.items():
+        finder = outcome.recipe.get("pruner") or outcome.recipe.get("searcher") or {}
+        best = max((s.points for s in outcome.search if s.points is not None and s.may_win), default=None)
+        counts = outcome.candidates
+        seconds = sum(outcome.seconds.values())
+        body.append(
+            [
+                words(name),
+                words(str(finder.get("use", ""))),
+                number(counts["measured"]),
+                number(counts["cut_short"]),
+                NOTHING if best is None else number(best, plain(best)),
+                number(seconds, duration(seconds)),
+            ]
+        )
+    head = ["run", "found by", "candidates measured", "cut short", "best points", "time"]
+    return Section("search", "The search", parts=[Table(head, body, "What finding took")] if body else [])
+
+
+def _recipes(runs: Runs) -> Section:
+    """Show the keys in which the recipes differ."""
+    flat = {name: dict(_leaves(record.recipe)) for name, record in runs.items()}
+    keys = sorted({key for recipe in flat.values() for key in recipe if key != "out"})
+    varying = [key for key in keys if len({recipe.get(key, "") for recipe in flat.values()}) > 1]
+    body = [[words(key), *(words(recipe.get(key, "")) for recipe in flat.values())] for key in varying]
+    parts = [Table(["key", *flat], body, "Keys of the recipes that differ")] if body else []
+    return Section("recipes", "How the recipes differ", parts=parts)
+
+
+def _leaves(data: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _notes(done: Mapping[str, Outcome]) -> list[Part]:
+    told = [f"{name}: {note}" for name, outcome in done.items() for note in outcome.notes]
+    return [Listing(told)] if told else []
+
+
+def _environments(done: Mapping[str, Outcome]) -> Table:
+    environments = [outcome.environment for outcome in done.values()]
+    facts = [{**one.versions, "machine": one.machine, "device": one.device} for one in environments]
+    keys = dict.fromkeys(key for of_run in facts for key in of_run)
+    body = [[words(key), *(words(str(of_run.get(key, ""))) for of_run in facts)] for key in keys]
+    return Table(["", *done], body, "Versions and machines", "Versions and machines")

@@ -1,0 +1,112 @@
+"""The ladder of blocks as a picture: what each stage does at every block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pdtrim_core import Plan
+from pdtrim_plugins.reports.html.svg import ACCENT, INK, QUIET, SMALL, SOFT, SURFACE, TINT, WARM, Picture, Sheet, picture
+from pdtrim_plugins.reports.html.wording import ranges
+
+STAGES = ("prefill", "decode")
+MEANING: Mapping[str, str] = {
+    "run": "runs",
+    "shrunk": "runs with fewer heads or channels",
+    "merged": "merged into one",
+    "kv-only": "K/V only",
+    "gone": "gone",
+}
+"""What a stage does at a block, in the words of the legend; `into` belongs to the cell in front of it."""
+LABELS = 52
+"""Pixels for the names of the stages."""
+BLOCKS_A_LINE = {True: 10, False: 30}
+
+
+def ladder(name: str, plan: Plan, block_count: int, *, title: str = "The ladder of blocks") -> Picture:
+    """Return the ladder of a plan."""
+    return picture(
+        name, lambda sheet: _draw(sheet, plan, block_count), title=title, description=ladder_in_words(plan, block_count)
+    )
+
+
+def ladder_in_words(plan: Plan, block_count: int) -> str:
+    """Return the ladder as sentences, for whoever cannot see it."""
+    sentences = []
+    for stage, states in _states(plan, block_count).items():
+        clauses = []
+        for state, meaning in MEANING.items():
+            blocks = [block for block, found in enumerate(states) if found == state]
+            if blocks:
+                clauses.append(f"{meaning}: {ranges(blocks)}")
+        inside = [block for block, found in enumerate(states) if found == "into"]
+        if inside:
+            clauses.append(f"stands in the block before: {ranges(inside)}")
+        sentences.append(f"{stage.capitalize()}, by block. {'; '.join(clauses)}.")
+    return " ".join(sentences)
+
+
+def _states(plan: Plan, block_count: int) -> dict[str, list[str]]:
+    return {stage: [plan.state(stage, block) for block in range(block_count)] for stage in ("prefill", "decode")}
+
+
+def _line_length(block_count: int, *, narrow: bool) -> int:
+    """Return how many blocks stand on a line: all of a model of up to 32, on a desk; else round numbers."""
+    return block_count if not narrow and block_count <= 32 else BLOCKS_A_LINE[narrow]
+
+
+def _draw(sheet: Sheet, plan: Plan, block_count: int) -> None:
+    from matplotlib.patches import Patch  # noqa: PLC0415 - listings must not load it
+
+    states = _states(plan, block_count)
+    used = [state for state in MEANING if any(state in row for row in states.values())]
+    length = _line_length(block_count, narrow=sheet.is_narrow)
+    cell = min(34.0, (sheet.width - LABELS - 2) / length)
+    height, between = 28, 22
+    lines = -(-block_count // length)
+    (axes,) = sheet.panels(
+        lines * (2 * height + between), left=0, top=sheet.legend_height([MEANING[state] for state in used]), bottom=2
+    )
+    axes.set(xlim=(0, sheet.width - 12), ylim=(lines * (2 * height + between), 0))
+    axes.set_axis_off()
+    for line in range(lines):
+        top = line * (2 * height + between) + 14
+        first, stop = line * length, min(block_count, (line + 1) * length)
+        for row, stage in enumerate(STAGES):
+            middle = top + row * height + height / 2
+            axes.text(0, middle, stage, va="center", ha="left", color=SOFT)
+            for block in range(first, stop):
+                place = (LABELS + (block - first) * cell, top + row * height + 2, cell, height - 4)
+                _cell(axes, place, states[stage], block, first=first, stop=stop)
+    shown = [Patch(label=MEANING[state], **_STYLES[state]) for state in used]
+    sheet.legend(shown)
+
+
+_STYLES: Mapping[str, Mapping[str, Any]] = {
+    "run": {"facecolor": ACCENT, "edgecolor": ACCENT},
+    "shrunk": {"facecolor": TINT, "edgecolor": ACCENT},
+    "merged": {"facecolor": WARM, "edgecolor": WARM},
+    "kv-only": {"facecolor": "none", "edgecolor": ACCENT},
+    "gone": {"facecolor": "none", "edgecolor": QUIET, "linestyle": (0, (2.5, 2))},
+}
+_NUMBER_COLOUR = {"run": SURFACE, "shrunk": INK, "merged": SURFACE, "kv-only": SOFT, "gone": QUIET}
+
+
+def _cell(axes: Any, place: tuple[float, float, float, float], states: list[str], block: int, *, first: int, stop: int) -> None:
+    """Draw one block; one that stands in the block before is drawn on from it, unless a line begins between them."""
+    from matplotlib.patches import Rectangle  # noqa: PLC0415 - listings must not load it
+
+    left, top, width, height = place
+    state = next(found for found in reversed(states[: block + 1]) if found != "into")
+    joins_left = states[block] == "into" and block > first
+    joins_right = block + 1 < stop and states[block + 1] == "into"
+    left, width = left + (0 if joins_left else 1), width - (not joins_left) - (not joins_right)
+    style = dict(_STYLES[state])
+    if joins_left or joins_right:
+        style["edgecolor"] = "none" if state != "kv-only" else ACCENT
+    axes.add_patch(Rectangle((left, top), width, height, linewidth=1, clip_on=False, **style))
+    if state == "kv-only":
+        axes.add_patch(Rectangle((left, top + height * 0.72), width, height * 0.28, color=ACCENT, linewidth=0, clip_on=False))
+    size = SMALL - 1 if place[2] > 20 else SMALL - 2
+    middle = top + height * (0.38 if state == "kv-only" else 0.52)
+    axes.text(left + width / 2, middle, str(block), ha="center", va="center", fontsize=size, color=_NUMBER_COLOUR[state])

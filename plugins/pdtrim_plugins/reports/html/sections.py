@@ -1,0 +1,202 @@
+"""The sections about what one run did."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from pdtrim_core import Drop, Merge, Outcome, RunRecord, Value
+from pdtrim_plugins.reports.html import dots, tasks
+from pdtrim_plugins.reports.html.ladder import ladder
+from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Part, Section, Table, Text, number, words
+from pdtrim_plugins.reports.html.sentences import threshold_of
+from pdtrim_plugins.reports.html.wording import amount, change, element, signed, with_error
+
+APART, SEARCHED = "items kept apart", "items searched on"
+RESULTS_LEAD = (
+    "Dense is the model as it was; unified loses in both stages what decode loses; staged is the plan. "
+    "Points run from 0 to 100, more is better; each number has its standard error."
+)
+
+
+def ladder_section(outcome: Outcome) -> Section:
+    """Say what each stage runs."""
+    if outcome.saved_plan is None:
+        lead = "There is no ladder: the replaced model is no selection of the dense model's blocks and channels."
+        return Section("ladder", "What each stage runs", lead)
+    saved = outcome.plan
+    maker = (
+        "decode, so prefill computes nothing behind the last K/V that decode reads"
+        if saved.first_token == "decode"
+        else "prefill"
+    )
+    caption = f"Each cell is a block of the dense model, counted from 0. The first token is made by {maker}."
+    return Section("ladder", "What each stage runs", parts=[Figure(ladder("ladder", saved.plan, outcome.block_count), caption)])
+
+
+def results_section(outcome: Outcome) -> Section:
+    """Compare dense, unified and staged."""
+    values: dict[str, Mapping[str, Value | None]] = {
+        row.name: {APART: row.held_out, SEARCHED: row.calibration} for row in outcome.rows
+    }
+    looks = {SEARCHED: dots.BEFORE, APART: dots.AFTER}
+    series = [one for one in looks if any(of[one] for of in values.values())]
+    rows = {name: {one: dots.Dot(v.points, v.error) for one in series if (v := of[one])} for name, of in values.items()}
+    picture = dots.dots(
+        "results", rows, {one: looks[one] for one in series}, title="Results", unit=f"{outcome.objective}, points"
+    )
+    head = ["", *(f"{value.items} {one}" if (value := values["dense"][one]) else one for one in series)]
+    body = [[words(name, strong=name == "staged"), *(_value(of[one]) for one in series)] for name, of in values.items()]
+    return Section(
+        "results",
+        "What it does to the answers",
+        RESULTS_LEAD,
+        [
+            Figure(picture, "Items kept apart were seen by neither the search nor the splitter: believe those."),
+            Table(head, body, f"{outcome.objective}, in points"),
+        ],
+    )
+
+
+def _value(value: Value | None) -> Cell:
+    return NOTHING if value is None else number(value.points, with_error(value.points, value.error))
+
+
+def tasks_section(record: RunRecord) -> Section:
+    """Show the benchmarks that the folder has results of."""
+    table = tasks.by_task(record.results)
+    sides = [side for side in tasks.SIDES if any(side in row for row in table.values())]
+    shares = {task: row for task, row in table.items() if all(tasks.is_share(metric) for metric in row.values())}
+    parts: list[Part] = []
+    if shares:
+        rows = {task: {side: tasks.dot(metric) for side, metric in row.items()} for task, row in shares.items()}
+        picture = dots.dots("tasks", rows, dict(zip(sides, dots.LOOKS, strict=False)), title="Benchmarks", unit="percent")
+        parts.append(Figure(picture, "Points with one standard error to both sides."))
+    body = []
+    for task, row in table.items():
+        best = tasks.best(row)
+        cells = [number(row[s].value, tasks.told(row[s]), strong=s in best) if s in row else NOTHING for s in sides]
+        body.append([words(task), *cells])
+    if body:
+        caption = "Shares in percent, other metrics in their own unit; the best below dense in bold"
+        parts.append(Table(["task", *sides], body, caption))
+    return Section("tasks", "Benchmarks", parts=parts)
+
+
+def costs_section(outcome: Outcome) -> Section:
+    """Show each cost before and after."""
+    after = "replaced" if outcome.saved_plan is None else "pruned"
+    body = [
+        [
+            words(f"{cost.name} ({cost.unit})"),
+            number(cost.dense, amount(cost.dense)),
+            number(cost.plan, amount(cost.plan)),
+            number(-cost.saved, change(cost.saved)),
+        ]
+        for cost in outcome.costs
+    ]
+    picture = dots.costs({cost.name: 1 - cost.saved for cost in outcome.costs})
+    caption = "What is left of each cost. From the sizes of the model alone: no clock was read."
+    return Section(
+        "costs",
+        "What it saves",
+        parts=[Figure(picture, caption), Table(["cost", "dense", after, "change"], body, "Costs before and after")],
+    )
+
+
+def gains_section(outcome: Outcome) -> Section:
+    """Show what it brings to give each element back to prefill."""
+    if not outcome.gains:
+        return Section("gains", "What prefill gets back")
+    threshold = threshold_of(outcome)
+    body = [
+        [
+            words(element(gain.element)),
+            number(gain.gain, f"{signed(gain.gain)} \N{PLUS-MINUS SIGN} {gain.error:.1f}"),
+            words(verdict),
+        ]
+        for gain in outcome.gains
+        for verdict in ["given back" if gain.spared else "lost too"]
+    ]
+    caption = "Each element of decode's removal given back to prefill alone; bars are standard errors, paired over items."
+    return Section(
+        "gains",
+        "What prefill gets back",
+        "Prefill reads the prompt once and in parallel, so a block costs it less than decode, and may bring it more.",
+        [
+            Figure(dots.gains(outcome.gains, threshold), caption + dots.more_than_shown(len(outcome.gains))),
+            Table(["element", "gain in points", "prefill"], body, "Gain when given back", "All gains as a table"),
+        ],
+    )
+
+
+def merges_section(outcome: Outcome) -> Section:
+    """Show how merges came out."""
+    if not outcome.merges:
+        return Section("merges", "Merges")
+    body = [
+        [
+            words("+".join(map(str, merge.pair))),
+            NOTHING if merge.score is None else number(merge.score, f"{merge.score:.4f}"),
+            *(number(error, f"{error:.3g}") for error in (merge.untrained, merge.trained, merge.drop)),
+            words("merged" if merge.chosen else "not chosen" if merge.kept else "worse than a drop"),
+        ]
+        for merge in outcome.merges
+    ]
+    caption = "Mean squared difference from the dense model's stream behind the merged blocks: less is better."
+    return Section(
+        "merges",
+        "What merging loses",
+        "A merged block is trained to stand for its neighbours. One that ends farther from the dense model than dropping a "
+        "block would is not used.",
+        [
+            Figure(dots.merges(outcome.merges), caption + dots.more_than_shown(len(outcome.merges))),
+            Table(["blocks", "d", "before", "after", "a drop", "decode"], body, "Errors of merges"),
+        ],
+    )
+
+
+def blocks_table(outcome: Outcome) -> Table:
+    """Return all that is known of each block."""
+    plan = None if outcome.saved_plan is None else outcome.plan.plan
+    body = []
+    for block in range(outcome.block_count):
+        cells = [number(block)]
+        cells += [number(s[block], f"{s[block]:.4f}") if block < len(s) else NOTHING for s in _by_block(outcome)]
+        cells += [words("" if plan is None else plan.state(stage, block)) for stage in ("prefill", "decode")]
+        body.append(cells)
+    head = ["block", "score", "pair with next", "norm in front", "prefill", "decode"]
+    kept = [column for column in range(len(head)) if any(row[column].text for row in body)]
+    return Table(
+        [head[column] for column in kept],
+        [[row[column] for column in kept] for row in body],
+        "Each block",
+        "All blocks as a table",
+    )
+
+
+def _by_block(outcome: Outcome) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
+    return outcome.block_scores, outcome.pair_scores, outcome.norms[:-1]
+
+
+def notes_section(outcome: Outcome) -> Section:
+    """Repeat what the run said."""
+    return Section("notes", "Notes of the run", parts=[Listing(outcome.notes)] if outcome.notes else [])
+
+
+def serve_section(record: RunRecord) -> Section:
+    """Say what to type to serve the pair."""
+    path = shlex.quote(str(record.path))
+    if record.outcome is None or record.outcome.saved_plan is None:
+        what = "has not finished" if record.outcome is None else "replaced the whole model and has no plan of two stages"
+        return Section("serve", "Serve it", f"There is no pair to serve: this run {what}.")
+    commands = f"pdtrim-core export {path} --to vllm\npdtrim-core serve {path}"
+    return Section("serve", "Serve it", "Write the two models for an engine, or serve them from here:", [Text(commands)])
+
+
+def lost_blocks(outcome: Outcome) -> tuple[set[int], set[tuple[int, ...]]]:
+    """Return the blocks that decode drops, and the runs that it merges."""
+    if outcome.saved_plan is None:
+        return set(), set()
+    decode = outcome.plan.plan.decode
+    return {e.block for e in decode if isinstance(e, Drop)}, {e.blocks for e in decode if isinstance(e, Merge)}

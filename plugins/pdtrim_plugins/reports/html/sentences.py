@@ -1,0 +1,110 @@
+"""What was removed and why, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pdtrim_core import Drop, Element, KvOnly, Merge, Outcome, Plan, RunRecord, Shrink
+from pdtrim_plugins.reports.html.wording import counted, element, joined, ranges
+
+
+def sentence(record: RunRecord) -> str:
+    """Return the sentence of a run."""
+    outcome = record.outcome
+    if outcome is None:
+        return f"This run on {_model(record)} has not finished, so nothing is removed yet; below is what it has measured so far."
+    if outcome.saved_plan is None:
+        return (
+            f"{_use(outcome, 'pruner')} replaced the whole of {outcome.model} by a smaller model, the same in both stages: "
+            "no blocks were removed one by one."
+        )
+    plan = outcome.plan.plan
+    if not len(plan.decode) and not len(plan.prefill):
+        return f"Both stages run all {outcome.block_count} blocks of {outcome.model}: nothing was removed."
+    return f"Decode {_losses(plan.decode, outcome.block_count)}, {_reason(outcome)}; {_prefill(outcome, plan)}."
+
+
+def _model(record: RunRecord) -> str:
+    model = record.recipe.get("model", {})
+    return str(model.get("path", "a model") if isinstance(model, dict) else model)
+
+
+def _use(outcome: Outcome, kind: str) -> str:
+    return str(outcome.recipe.get(kind, {}).get("use", kind))
+
+
+def _losses(elements: Iterable[Element], block_count: int) -> str:
+    elements = tuple(elements)
+    drops = [e.block for e in elements if isinstance(e, Drop)]
+    merges = [e for e in elements if isinstance(e, Merge)]
+    shrunk = sorted({e.block for e in elements if isinstance(e, Shrink)})
+    clauses = []
+    if drops:
+        clauses.append(f"runs without {counted(len(drops), 'block')} of {block_count} ({_which(drops)})")
+    if merges:
+        clauses.append(
+            f"runs {joined([f'blocks {ranges(merge.blocks)}' for merge in merges])} as one{' each' * (len(merges) > 1)}"
+        )
+    if shrunk:
+        clauses.append(f"runs {len(shrunk)} of {block_count} blocks with fewer heads or channels")
+    return joined(clauses) if clauses else "loses nothing"
+
+
+def _which(blocks: Sequence[int]) -> str:
+    """Return the blocks by number, or where they lie if there are many."""
+    named = ranges(blocks)
+    return named if len(named) <= 40 else f"between {blocks[0]} and {blocks[-1]}"
+
+
+def _reason(outcome: Outcome) -> str:
+    if "pruner" in outcome.recipe:
+        return f"as {_use(outcome, 'pruner')} chose"
+    items, tried = outcome.rows[0].calibration.items, len(outcome.search)
+    searcher = _use(outcome, "searcher")
+    best = f"the best of {tried} candidates that {searcher} tried" if tried > 1 else f"which {searcher} chose"
+    return f"{best}, by {outcome.objective} on {counted(items, 'item')}"
+
+
+def _prefill(outcome: Outcome, plan: Plan) -> str:
+    lost = [e for e in plan.decode if e in plan.prefill]
+    kept = [e for e in plan.decode if e not in plan.prefill and KvOnly(e.blocks[0]) not in plan.prefill]
+    needed = threshold_of(outcome)
+    if not len(plan.decode):
+        text = "prefill computes less"
+    elif not kept:
+        beside = f", since giving back any one of them brings less than {_points(needed)}" if _all_below(outcome) else ""
+        text = f"prefill loses the same{beside}"
+    else:
+        worth = f", which bring at least {_points(needed)} each" if _spared_above(outcome) else ""
+        named = f" ({joined([element(str(e)) for e in kept])})" if len(kept) <= 4 else ""
+        what = "all of that" if not lost else f"{len(kept)} of {len(plan.decode)}{named}"
+        text = f"prefill gets {what} back{worth}"
+    passed = [e.slot for e in plan.prefill if isinstance(e, KvOnly)]
+    return f"{text}, and of block{'s' * (len(passed) > 1)} {ranges(passed)} it computes only the K/V" if passed else text
+
+
+def _points(needed: float | None) -> str:
+    return "" if needed is None else f"{needed:.3g} point{'' if needed == 1 else 's'}"
+
+
+def threshold_of(outcome: Outcome) -> float | None:
+    """Return the gain in points from which the splitter gives an element back, where it has such a threshold."""
+    splitter = outcome.recipe.get("splitter", {})
+    needed = splitter.get("threshold")
+    if not isinstance(needed, int | float):
+        return None
+    unified = next((row.calibration.points for row in outcome.rows if row.name == "unified"), None)
+    if splitter.get("unit") == "relative":
+        return None if unified is None else needed / 100 * unified
+    return float(needed)
+
+
+def _all_below(outcome: Outcome) -> bool:
+    needed = threshold_of(outcome)
+    return needed is not None and bool(outcome.gains) and all(gain.gain < needed for gain in outcome.gains)
+
+
+def _spared_above(outcome: Outcome) -> bool:
+    needed = threshold_of(outcome)
+    spared = [gain.gain for gain in outcome.gains if gain.spared]
+    return needed is not None and bool(spared) and min(spared) >= needed

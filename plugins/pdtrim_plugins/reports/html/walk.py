@@ -1,0 +1,119 @@
+"""The search as a picture: every candidate, the path that was taken, the best, and the temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pdtrim_core import SearchStep
+from pdtrim_plugins.reports.html.svg import ACCENT, QUIET, SOFT, SURFACE, WARM, Picture, Sheet, picture
+from pdtrim_plugins.reports.html.wording import counted, plain
+
+
+def paths(steps: Sequence[SearchStep]) -> list[list[int]]:
+    """Return the ways that a search took, as positions of its steps; none for a search that names no floors.
+
+    A way begins with plans asked for without a floor, at the best of them, and goes on with every plan that reached its floor.
+    """
+    found: list[list[int]] = []
+    begins = True
+    for place, step in enumerate(steps):
+        if step.floor is None:
+            if begins and found:
+                start = found[-1]
+                start[0] = max(start[0], place, key=lambda one: (_value(steps[one]), -one))
+            else:
+                found.append([place])
+            begins = True
+            continue
+        begins = False
+        if step.taken and found:
+            found[-1].append(place)
+    return [way for way in found if len(way) > 1]
+
+
+def best_of(steps: Sequence[SearchStep]) -> int | None:
+    """Return the position of the best plan that may be the result, the first of equal ones."""
+    able = [place for place, step in enumerate(steps) if step.may_win and step.points is not None and step.taken]
+    return max(able, key=lambda place: (_value(steps[place]), -place), default=None)
+
+
+def _value(step: SearchStep) -> float:
+    return -1.0 if step.points is None else step.points
+
+
+def walk(steps: Sequence[SearchStep], dense: float | None, *, what: str = "candidate") -> Picture:
+    """Return a search as a picture. `dense` are the dense model's points, `what` names a step."""
+
+    def draw(sheet: Sheet) -> None:
+        warm = [step.temperature for step in steps]
+        has_temperature = any(value is not None for value in warm)
+        top = sheet.legend_height(["candidate", "at most (cut short)", "path taken", "best", "dense model"])
+        above, *below = sheet.panels(210, *([54] if has_temperature else []), top=top, gap=10)
+        handles = _candidates(above, steps) + _marks(above, steps)
+        if dense is not None:
+            handles.append(above.axhline(dense, color=SOFT, linestyle=(0, (1.5, 2.5)), linewidth=1.3, label="dense model"))
+        above.set(ylabel="points", xlim=(0, len(steps) + 1))
+        above.margins(y=0.1)
+        for axes in below:
+            known = [(place, value) for place, value in enumerate(warm, start=1) if value is not None]
+            axes.fill_between(*zip(*known, strict=True), color=WARM, alpha=0.35, linewidth=0, step="mid")
+            axes.set(ylabel="temp.", ylim=(0, max(value for _, value in known) * 1.1))
+            axes.yaxis.set_major_locator(_few_ticks())
+        (below or [above])[0].set_xlabel(what)
+        above.xaxis.set_major_locator(_few_ticks(8, integer=True))
+        sheet.legend(handles)
+
+    return picture("search", draw, title="The search", description=in_words(steps, dense))
+
+
+def _few_ticks(most: int = 2, *, integer: bool = False) -> Any:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - listings must not load it
+
+    return MaxNLocator(most, integer=integer)
+
+
+def _candidates(axes: Any, steps: Sequence[SearchStep]) -> list[Any]:
+    """Draw the candidates that were not gone on from: measured in full, or cut short at what they could have had at most."""
+    handles = []
+    taken = {place for way in paths(steps) for place in way}
+    left = [(place + 1, step.points) for place, step in enumerate(steps) if step.points is not None and place not in taken]
+    short = [(place + 1, step.ceiling) for place, step in enumerate(steps) if step.points is None]
+    if left:
+        look = {"markerfacecolor": SURFACE, "markeredgecolor": QUIET, "markersize": 5.5, "linestyle": "none"}
+        handles += axes.plot(*zip(*left, strict=True), marker="o", label="candidate", **look)
+    if short:
+        look = {"color": QUIET, "markersize": 5.5, "linestyle": "none"}
+        handles += axes.plot(*zip(*short, strict=True), marker=7, label="at most (cut short)", **look)
+    return handles
+
+
+def _marks(axes: Any, steps: Sequence[SearchStep]) -> list[Any]:
+    """Draw the path and the best."""
+    handles: list[Any] = []
+    for number, way in enumerate(paths(steps)):
+        points = [(place + 1, steps[place].points) for place in way]
+        drawn = axes.plot(
+            *zip(*points, strict=True), color=ACCENT, marker="o", markersize=5.5, drawstyle="steps-post", label="path taken"
+        )
+        handles += drawn if number == 0 else []
+    best = best_of(steps)
+    if best is not None:
+        look = {"markersize": 13, "markerfacecolor": WARM, "markeredgecolor": SURFACE, "linestyle": "none"}
+        handles += axes.plot([best + 1], [steps[best].points], marker="*", label="best", **look)
+    return handles
+
+
+def in_words(steps: Sequence[SearchStep], dense: float | None) -> str:
+    """Return a search as sentences."""
+    short = sum(step.points is None for step in steps)
+    told = [f"{counted(len(steps), 'candidate')}, of which {short} cut short."]
+    taken = sum(len(way) - 1 for way in paths(steps))
+    if taken:
+        told.append(f"The search went on from {taken} of them.")
+    best = best_of(steps)
+    if best is not None:
+        told.append(f"The best is candidate {best + 1} with {plain(_value(steps[best]))} points.")
+    if dense is not None:
+        told.append(f"The dense model has {plain(dense)} points.")
+    return " ".join(told)

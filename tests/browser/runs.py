@@ -1,0 +1,186 @@
+"""Run folders of many sorts, made without a run: what a page must be able to show."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pdtrim_core import Drop, KvOnly, Merge, Metric, Outcome, Plan, Reading, Removal, SavedPlan, SearchStep, Shrink, TaskResult
+from pdtrim_core.evaluations import Answer, Side, write_result
+from pdtrim_core.outcome import Cost, Environment, Gain, MergeResult, Row, Sets, Value
+from pdtrim_core.plan import plan_to_json
+
+RECIPE: dict[str, Any] = {
+    "recipe": 1,
+    "seed": 0,
+    "out": "runs/example",
+    "plugins": [],
+    "model": {"use": "hub", "path": "some-maker/Some-Model-70B-Instruct"},
+    "prune": {"blocks": 5},
+    "scorer": {"use": "cosine"},
+    "searcher": {"use": "annealing", "t0": 15.0},
+    "splitter": {"use": "gain", "threshold": 3.0, "unit": "points"},
+    "objective": {"use": "accuracy"},
+    "report": [{"use": "html"}],
+}
+DENSE, UNIFIED, STAGED = 71.9, 60.2, 66.4
+
+
+def value(points: float, error: float = 2.8, items: int = 256) -> Value:
+    return Value(points / 100, points, error, items)
+
+
+def outcome(plan: Plan | None, block_count: int, **changes: Any) -> Outcome:
+    """Return what a run of that plan could have said."""
+    rng = Random(block_count)
+    scores = [
+        0.01 if b == 0 else min(0.995, 0.93 + 0.06 * math.sin(b / block_count * 3) + rng.gauss(0, 0.01))
+        for b in range(block_count)
+    ]
+    pairs = [min(0.99, (a + b) / 2 - 0.01) for a, b in pairwise(scores)]
+    name, weights = "some-maker/Some-Model-70B-Instruct", "0" * 64
+    saved = None if plan is None else json.loads(SavedPlan(plan, name, weights, block_count).to_json())
+    kinds = {"dense": DENSE, "unified": UNIFIED, **({} if plan is None else {"staged": STAGED})}
+    made = Outcome(
+        model=name,
+        license="Apache-2.0",
+        block_count=block_count,
+        objective="accuracy",
+        saved_plan=saved,
+        block_scores=tuple(scores),
+        pair_scores=tuple(pairs),
+        sets=Sets((), (), (), 0.95),
+        rows=tuple(Row(kind, value(points), value(points - 3, items=64)) for kind, points in kinds.items()),
+        gains=tuple(Gain(str(e), 5.0 - 0.7 * n, 1.5, spared=n < 3) for n, e in enumerate(plan.decode if plan else ())),
+        costs=(
+            Cost("parameters of prefill", "weights", 70.6e9, 62.1e9),
+            Cost("parameters of decode", "weights", 70.6e9, 61.0e9),
+            Cost("prefill work for 1024 tokens", "FLOPs", 1.43e14, 1.21e14),
+            Cost("decode weight traffic", "bytes a token", 1.41e11, 1.22e11),
+            Cost("K/V shipped to decode", "bytes a prompt token", 327_680, 286_720),
+        ),
+        notes=("splitter gain: the threshold of 3 points is below the standard error of a gain (3.1 points)",),
+        seconds={"open the model": 4.2, "search": 3671.0, "write": 0.1},
+        peak_memory=3 * 2**30,
+        candidates={"measured": 36, "remembered": 4, "cut_short": 12},
+        environment=Environment(
+            {"python": "3.11.7", "torch": "2.13.0"}, "Linux x86_64, 2 cores", 2, "cpu", weights, "1" * 64, "2" * 64
+        ),
+        recipe=RECIPE,
+        norms=tuple(10.0 * 1.06**block for block in range(block_count + 1)),
+        search=walked(),
+    )
+    return replace(made, **changes)
+
+
+def walked(count: int = 37) -> tuple[SearchStep, ...]:
+    """Return the steps of a walk that cools down."""
+    rng, current = Random(1), 48.0
+    steps = [SearchStep("3, 5", "3, 5", current, current)]
+    for number in range(count - 1):
+        temperature = 15 * 0.85**number
+        floor = current + temperature * math.log(1 - rng.random())
+        points = round(rng.gauss(52 + number / 4, 6), 4)
+        if points >= floor:
+            current = points
+        told = points if points >= floor or number % 3 else None
+        blocks = ", ".join(str(block) for block in sorted(rng.sample(range(30), 5)))
+        steps.append(SearchStep(blocks, blocks, told, points if told else points + 4, floor, temperature))
+    return tuple(steps)
+
+
+def big() -> Outcome:
+    """80 blocks, of which 17 go; prefill gets three of them back."""
+    gone = [Drop(block) for block in range(40, 74, 2)]
+    return outcome(Plan(Removal(gone[3:]), Removal(gone)).free_tail(80), 80)
+
+
+def merged() -> Outcome:
+    """Merges of two and of three blocks, one of which prefill keeps as K/V only; a drop."""
+    three, two, frozen = Merge(8, 10), Merge(13, 12), Merge(20, 21, "frozen")
+    decode = Removal([three, two, frozen, Drop(25)])
+    plan = Plan(Removal([three, KvOnly(12), Drop(25)]), decode).free_tail(30)
+    results = (
+        MergeResult((8, 9, 10), None, 0.748, 0.31, 0.8, kept=True, chosen=True),
+        MergeResult((12, 13), 0.9617, 3.73, 1.64, 3.33, kept=True, chosen=True),
+        MergeResult((15, 16), 0.9669, 3.73, 3.64, 3.33, kept=False, chosen=False),
+        MergeResult((20, 21), 0.9548, 23.3, 5.24, 20.36, kept=True, chosen=True),
+    )
+    return outcome(plan, 30, merges=results)
+
+
+def narrowed() -> Outcome:
+    """Heads and channels of all blocks, found by a pruner: no scores, no search, many gains."""
+    thin = [Shrink(block, part, (0, 1)) for block in range(32) for part in ("attention", "mlp")]
+    recipe = {**{key: of for key, of in RECIPE.items() if key not in ("scorer", "searcher")}, "pruner": {"use": "llm-pruner"}}
+    return outcome(
+        Plan(Removal(thin[3:]), Removal(thin)), 32, block_scores=(), pair_scores=(), norms=(), search=(), recipe=recipe
+    )
+
+
+def joint() -> Outcome:
+    """A prefill that passes by many blocks, keeping their K/V."""
+    decode = Removal(Drop(block) for block in (5, 6, 7, 8, 9))
+    return outcome(Plan(Removal([Drop(5), Drop(6), *(KvOnly(b) for b in range(20, 30))]), decode), 30)
+
+
+def replaced() -> Outcome:
+    """A model that was replaced as a whole: no plan, no ladder."""
+    recipe = {key: of for key, of in RECIPE.items() if key not in ("scorer", "searcher", "splitter")}
+    nothing: dict[str, Any] = {"block_scores": (), "pair_scores": (), "norms": (), "search": (), "gains": (), "notes": ()}
+    return outcome(None, 30, recipe={**recipe, "pruner": {"use": "slicegpt"}}, sets=Sets((), (), (), None), **nothing)
+
+
+def write_run(folder: Path, of: Outcome, *, tasks: bool = False) -> Path:
+    """Write a finished run's folder."""
+    folder.mkdir(parents=True)
+    (folder / "outcome.json").write_text(of.to_json())
+    if tasks:
+        write_tasks(folder)
+    return folder
+
+
+def write_unfinished(folder: Path) -> Path:
+    """Write the folder of a run that stopped in its search."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(
+        'out = "runs/x"\n[model]\nuse = "hub"\npath = "some/model"\n[searcher]\nuse = "annealing"\n'
+    )
+    whole = outcome(Plan(), 30)
+    scores = {"index_base": 0, "block": whole.block_scores, "pair": whole.pair_scores, "similarity": True}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    plans = [Plan(), *(Plan.unified(Removal([Drop(block), Drop(block + 1)])) for block in range(1, 12))]
+    lines = []
+    for number, plan in enumerate(plans):
+        cut = number % 4 == 3
+        reading = Reading(None if cut else 60.0 - number, None if cut else 0.6, (1.0, 0.0), 100.0, 62.0 - number)
+        lines.append(json.dumps({"part": "calibration", "plan": plan_to_json(plan), **vars(reading)}))
+    (folder / "journal.jsonl").write_text("\n".join(lines) + '\n{"part": "calib')
+    return folder
+
+
+SIDES: tuple[Side, ...] = ("dense", "unified", "staged")
+
+
+def write_tasks(folder: Path) -> None:
+    """Write results of benchmarks: shares, a perplexity, one without an error, one task with two numbers of shots."""
+    rng = Random(7)
+    for task in ("mmlu", "arc_challenge", "hellaswag", "piqa", "winogrande", "humaneval"):
+        for side, loss in zip(SIDES, (0.0, 0.11, 0.06), strict=True):
+            error = None if task == "humaneval" else 0.021
+            metric = Metric(round(0.4 + 0.3 * rng.random() - loss, 4), error)
+            write_result(folder, result(task, side, metric, "acc", limit=50))
+    for side, loss in zip(SIDES, (13.2, 19.9, 15.125), strict=True):
+        write_result(folder, result("wikitext", side, Metric(loss, 0.2, higher_is_better=False), "word_perplexity"))
+    for shots in (0, 5):
+        write_result(folder, result("boolq", "staged", Metric(0.6 + shots / 50, 0.03), "acc", num_fewshot=shots))
+
+
+def result(task: str, side: Side, metric: Metric, main: str, **settings: Any) -> TaskResult:
+    answers = (Answer("0", {main: metric.value}, 1),)
+    return TaskResult(task, side, {main: metric}, main, answers, {"side": side, **settings}, {"lm_eval": "0.4"}, 1.0)

@@ -1,0 +1,298 @@
+"""The page of a run, without a browser: what it says, that it needs nothing else, and that it is the same every time."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pdtrim_core import Drop, KvOnly, Metric, Outcome, PdtrimError, Plan, Removal, SearchStep, read_record
+from pdtrim_core.evaluations import write_result
+from pdtrim_core.outcome import Gain
+from pdtrim_plugins.reports.html import Html
+from pdtrim_plugins.reports.html.sentences import sentence
+from pdtrim_plugins.reports.html.tasks import best, by_task, told
+from pdtrim_plugins.reports.html.walk import best_of, paths
+from pdtrim_plugins.reports.html.wording import change, duration, element, ranges
+from tests.browser import runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Reader(HTMLParser):
+    """Reads a page: its sections with their texts, ids, addresses, and what stands for pictures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sections: dict[str, str] = {"": ""}
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.pictures: list[str] = []
+        self.open: list[str] = []
+        self._section = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {key: value or "" for key, value in attrs}
+        self.ids += [found["id"]] if "id" in found else []
+        self.addresses += [found[key] for key in ("href", "src") if key in found]
+        self.pictures += [found["aria-label"]] if found.get("role") == "img" else []
+        if tag == "section":
+            self._section = found["id"]
+            self.sections[self._section] = ""
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.remove(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open and "script" not in self.open and data.strip():
+            self.sections[self._section] += data.strip() + "\n"
+
+
+def page_of(folder: Path) -> Reader:
+    return Reader(Html().page([read_record(folder)], folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    return page_of(runs.write_run(tmp_path_factory.mktemp("merged") / "run", runs.merged(), tasks=True))
+
+
+def said(of: Outcome, path: Path) -> str:
+    """Return the sentence of an outcome."""
+    return sentence(read_record(path, of))
+
+
+def test_a_page_has_every_section(merged: Reader) -> None:
+    expected = "ladder results tasks costs similarity search gains merges notes serve made"
+    assert [name for name in merged.sections if name] == expected.split()
+
+
+def test_a_page_needs_nothing_but_itself(merged: Reader) -> None:
+    assert all(address.startswith(("#", "data:")) for address in merged.addresses)
+    wanted = {address[1:] for address in merged.addresses if address.startswith("#")}
+    assert wanted <= set(merged.ids)
+
+
+def test_identities_are_unique_and_tags_are_closed(merged: Reader) -> None:
+    assert len(set(merged.ids)) == len(merged.ids)
+    assert merged.open == []
+
+
+def test_every_picture_has_words_that_stand_for_it(merged: Reader) -> None:
+    titles = [label.partition(".")[0] for label in merged.pictures]
+    assert titles == [
+        "The ladder of blocks", "Results", "Benchmarks", "Costs that are left", "Similarity by depth", "Norms by depth",
+        "The search", "Gain of each element", "Merge losses",
+    ]  # fmt: skip
+    assert "merged into one: 8, 12 and 20; gone: 25" in merged.pictures[0]
+    assert (
+        "Prefill, by block. runs: 0 to 7, 11, 14 to 24 and 26 to 28; merged into one: 8; K/V only: 12 and 29"
+        in merged.pictures[0]
+    )
+    assert "staged: items searched on 66.4 \N{PLUS-MINUS SIGN} 2.8" in merged.pictures[1]
+    assert "The threshold is 3.00 points." in merged.pictures[7]
+    assert "12+13 from 3.73 to 1.64, a drop 3.33" in merged.pictures[8]
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = runs.write_run(tmp_path / "run", runs.big(), tasks=True)
+    first = Html().page([read_record(folder)], folder / "report.html").read_bytes()
+    assert Html().page([read_record(folder)], folder / "report.html").read_bytes() == first
+    assert Html().report(runs.big(), folder).read_bytes() == first, "an outcome that has been in a file tells the same"
+
+
+def test_colours_and_the_font_are_those_of_the_page(tmp_path: Path) -> None:
+    folder = runs.write_run(tmp_path / "run", runs.merged())
+    text = Html().page([read_record(folder)], folder / "report.html").read_text(encoding="utf-8")
+    pictures = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert "var(--accent)" in pictures
+    assert not re.findall(r"#[0-9a-f]{6}\b(?!\")", re.sub(r"(?:url\(|href=\")#[^)\"]*", "", pictures))
+    assert "font-family" not in pictures
+    assert "DejaVu" not in text
+
+
+def test_what_a_run_says_cannot_become_markup(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script> & $x^2$"
+    outcome = replace(runs.big(), model=evil, notes=(evil,), gains=(Gain("4", 1.0, 0.5, spared=False),), objective=evil)
+    text = Html().page([read_record(tmp_path, outcome)], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert Reader(text).open == []
+
+
+def test_tables_have_the_numbers(merged: Reader) -> None:
+    assert "staged\n66.4 \N{PLUS-MINUS SIGN} 2.8\n63.4 \N{PLUS-MINUS SIGN} 2.8" in merged.sections["results"]
+    assert "decode weight traffic (bytes a token)\n141.00 G\n122.00 G\n\N{MINUS SIGN}13.5 %" in merged.sections["costs"]
+    assert "15+16\n0.9669\n3.73\n3.64\n3.33\nworse than a drop" in merged.sections["merges"]
+    assert "pdtrim-core serve" in merged.sections["serve"]
+    assert "Linux x86_64, 2 cores" in merged.sections["made"]
+    assert 'use = "annealing"' in merged.sections["made"]
+
+
+def test_a_replaced_model_has_no_ladder_and_nothing_to_serve(tmp_path: Path) -> None:
+    page = page_of(runs.write_run(tmp_path / "run", runs.replaced()))
+    assert "There is no ladder" in page.sections["ladder"]
+    assert "There is no pair to serve" in page.sections["serve"]
+    assert "slicegpt replaced the whole of" in page.sections[""]
+    assert not {"similarity", "search", "gains", "merges"} & set(page.sections)
+
+
+def test_a_run_that_has_not_finished_shows_what_there_is(tmp_path: Path) -> None:
+    page = page_of(runs.write_unfinished(tmp_path / "run"))
+    assert "has not finished" in page.sections[""]
+    assert "It has 59.0 points" in page.sections["ladder"]
+    assert "The plans in the journal, in order; the search is not over." in page.sections["search"]
+    assert "11 candidates, of which 3 cut short. The best is candidate 1 with 59.0 points." in page.pictures[2]
+    assert "Norms by depth are not known" in page.sections["similarity"]
+    assert "results" not in page.sections
+
+
+def test_a_run_that_only_began_has_a_page_too(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text("")
+    page = page_of(tmp_path)
+    assert "has not finished" in page.sections[""]
+
+
+def test_a_run_from_before_steps_and_norms_were_kept_shows_its_journal(tmp_path: Path) -> None:
+    folder = runs.write_unfinished(tmp_path / "run")
+    (folder / "outcome.json").write_text(replace(runs.big(), norms=(), search=()).to_json())
+    page = page_of(folder)
+    assert "has not noted which of them it went on from" in page.sections["search"]
+    assert "Norms by depth are not known: no scorer of this run noted them." in page.sections["similarity"]
+
+
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    folders = [
+        runs.write_run(tmp_path / "one", runs.big(), tasks=True),
+        runs.write_run(tmp_path / "two", runs.merged(), tasks=True),
+        runs.write_run(tmp_path / "three", runs.replaced()),
+        runs.write_unfinished(tmp_path / "four"),
+    ]
+    file = Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html")
+    page = Reader(file.read_text(encoding="utf-8"))
+    assert "4 runs side by side: one, two, three and four." in page.sections[""]
+    assert "Not finished, and shown where there is something to show: four." in page.sections[""]
+    assert [label.partition(".")[0] for label in page.pictures] == [
+        "one", "two", "Results of all runs", "Benchmarks of all runs", "Costs of all runs",
+    ]  # fmt: skip
+    assert "arc_challenge (acc): dense " in page.pictures[3]
+    assert ", one " in page.pictures[3]
+    assert "one, dense" in page.sections["tasks"]
+    assert "two, staged" in page.sections["tasks"]
+    assert "pruner.use\nslicegpt" in page.sections["recipes"]
+    assert len(set(page.ids)) == len(page.ids)
+
+
+def test_runs_whose_folders_are_called_the_same_are_told_by_their_paths(tmp_path: Path) -> None:
+    folders = [runs.write_run(tmp_path / name / "run", runs.joint()) for name in ("a", "b")]
+    file = Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html")
+    assert f"{folders[0]} and {folders[1]}" in file.read_text(encoding="utf-8")
+
+
+def test_the_sentence_says_what_went_and_why(tmp_path: Path) -> None:
+    assert said(runs.joint(), tmp_path) == (
+        "Decode runs without 5 blocks of 30 (5 to 9), the best of 37 candidates that annealing tried, by accuracy on 256 items; "
+        "prefill gets 3 of 5 (block 7, block 8 and block 9) back, which bring at least 3 points each, and of blocks 20 to 29 it "
+        "computes only the K/V."
+    )
+    assert said(runs.narrowed(), tmp_path).startswith(
+        "Decode runs 32 of 32 blocks with fewer heads or channels, as llm-pruner chose; prefill gets 3 of 64 "
+    )
+    assert "runs without 17 blocks of 80 (between 40 and 72)" in said(runs.big(), tmp_path)
+
+
+def test_the_sentence_gives_no_reason_that_does_not_hold(tmp_path: Path) -> None:
+    weak = tuple(replace(gain, gain=1.0) for gain in runs.joint().gains)
+    assert "which bring" not in said(replace(runs.joint(), gains=weak), tmp_path)
+    plan = Plan.unified(Removal([Drop(3), Drop(4)]))
+    strong = runs.outcome(plan, 30)
+    assert "prefill loses the same." in said(strong, tmp_path)
+    lost = tuple(Gain(str(e), 2.0, 1.0, spared=False) for e in plan.decode)
+    assert "since giving back any one of them brings less than 3 points" in said(replace(strong, gains=lost), tmp_path)
+
+
+def test_the_sentence_of_plans_at_the_edges(tmp_path: Path) -> None:
+    assert "nothing was removed" in said(runs.outcome(Plan(), 30), tmp_path)
+    kept = Plan(decode=Removal([Drop(3)]))
+    assert "prefill gets all of that back" in said(runs.outcome(kept, 30), tmp_path)
+    passed = Plan(Removal([KvOnly(29)]), Removal())
+    assert "Decode loses nothing" in said(runs.outcome(passed, 30), tmp_path)
+
+
+def step(points: float | None, floor: float | None = None, *, may_win: bool = True) -> SearchStep:
+    return SearchStep("", "", points, points or 0.0, floor, None, may_win)
+
+
+def test_the_path_begins_without_a_floor_and_goes_on_where_one_is_reached() -> None:
+    steps = [step(50), step(40, 45.0), step(60, 30.0), step(None, 55.0), step(60, 55.0)]
+    assert paths(steps) == [[0, 2, 4]]
+    assert best_of(steps) == 2
+
+
+def test_every_walk_has_its_own_path_and_the_better_of_two_starts_begins_it() -> None:
+    steps = [step(50), step(52, may_win=False), step(51, 40.0), step(45), step(46, 45.0)]
+    assert paths(steps) == [[1, 2], [3, 4]]
+    assert best_of(steps) == 2
+
+
+def test_a_search_without_floors_has_no_path() -> None:
+    assert paths([step(50), step(60), step(70)]) == []
+    assert best_of([]) is None
+
+
+def test_tasks_that_were_measured_in_several_ways_are_told_apart(tmp_path: Path) -> None:
+    runs.write_tasks(tmp_path)
+    table = by_task(read_record(tmp_path, runs.big()).results)
+    assert [task for task in table if task.startswith("boolq")] == ["boolq (acc, num_fewshot 0)", "boolq (acc, num_fewshot 5)"]
+    perplexity = table["wikitext (word_perplexity)"]
+    assert told(perplexity["staged"]) == "15.125 \N{PLUS-MINUS SIGN} 0.200"
+    assert best(perplexity) == {"staged"}
+    assert told(Metric(0.4567)) == "45.7"
+
+
+def test_a_broken_result_is_named(tmp_path: Path) -> None:
+    write_result(tmp_path, runs.result("piqa", "dense", Metric(0.5), "acc"))
+    (file,) = (tmp_path / "evaluations").glob("*/*.json")
+    file.write_text("{")
+    with pytest.raises(PdtrimError, match="is no result of an evaluation: delete it and evaluate again"):
+        read_record(tmp_path, runs.big())
+
+
+@pytest.mark.parametrize(("package", "what"), [("matplotlib", "draws with matplotlib"), ("jinja2", "needs jinja2")])
+def test_a_missing_package_is_named(package: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(PdtrimError) as caught:
+        Html().report(runs.joint(), tmp_path)
+    install = f"pip install {package}, then pdtrim-core report RUN"
+    assert str(caught.value) == f"report 'html' {what}, which is not installed: {install}"
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (ranges([0, 1, 2, 4, 6, 7]), "0 to 2, 4, 6 and 7"),
+        (ranges([5]), "5"),
+        (change(0.132), "\N{MINUS SIGN}13.2 %"),
+        (change(0.0), "0.0 %"),
+        (change(-0.5), "+50.0 %"),
+        (duration(59.6), "1 min 0 s"),
+        (duration(3671), "1 h 1 min"),
+        (element("13"), "block 13"),
+        (element("9+10"), "blocks 9+10"),
+        (element("7.mlp-337"), "MLP of block 7"),
+    ],
+)
+def test_wording(made: Any, text: str) -> None:
+    assert made == text
