@@ -89,9 +89,11 @@ def _objective_gaps(one: Candidate, first: Candidate, *, apart: bool) -> list[fl
         known: Mapping[Plan, Reading] = measured_in(each.path).get("held-out" if apart else "calibration", {})
         readings.append(known[wanted].items if wanted in known else ())
     own, others = readings
-    if not own or len(own) != len(others) or None in own or None in others:
+    if not own or len(own) != len(others):
         return None
-    return [mine - its for mine, its in zip(own, others, strict=True)]
+    gaps = [mine - its for mine, its in zip(own, others, strict=True) if mine is not None and its is not None]
+    # A reading that was cut short has no value for some items.
+    return gaps if len(gaps) == len(own) else None
 
 
 def _row_name(one: Candidate) -> str:

@@ -7,7 +7,7 @@ a cache from its entry 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -227,9 +227,13 @@ def _end_at_kv(model: BlockModel, step: Step) -> None:
     vars(step.module)["forward"] = forward
     for name in model.place.attention[:1]:
         queries = step.module.get_submodule(name)
-        vars(queries)["forward"] = lambda hidden, width=queries.weight.shape[0]: hidden.new_zeros(1).expand(
-            *hidden.shape[:-1], width
-        )
+        vars(queries)["forward"] = _nothing(queries)
+
+
+def _nothing(queries: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a forward that gives zeros in the shape of a projection's output, at no cost."""
+    width = next(queries.parameters()).shape[0]
+    return lambda hidden: hidden.new_zeros(1).expand(*hidden.shape[:-1], width)
 
 
 def _ending(value: Any) -> Any:
