@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,11 +170,12 @@ def _cell(result: TaskResult, base: TaskResult | None, column: Column, notes: li
 def _item_values(result: TaskResult, metric: str) -> dict[str, float] | None:
     """Return a metric's values by item, where the metric is their mean; else None."""
     # The same name may come twice in a task of several parts; their order tells them apart.
-    values = {
-        f"{number} {answer.item}": answer.values[metric]
-        for number, answer in enumerate(result.answers)
-        if metric in answer.values
-    }
+    times: Counter[str] = Counter()
+    values = {}
+    for answer in result.answers:
+        times[answer.item] += 1
+        if metric in answer.values:
+            values[f"{answer.item} {times[answer.item]}"] = answer.values[metric]
     if not values or len(values) < len(result.answers):
         return None
     value = result.metrics[metric].value

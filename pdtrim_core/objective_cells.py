@@ -82,6 +82,8 @@ def _objective_gaps(one: Candidate, first: Candidate, *, apart: bool) -> list[fl
         first.outcome.saved_plan,
     ):
         return None
+    if not all((each.path / "journal.jsonl").is_file() for each in (one, first)):
+        return None
     readings = []
     for each in (one, first):
         plan = each.outcome.plan.plan
