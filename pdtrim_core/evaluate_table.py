@@ -12,8 +12,8 @@ class Evaluate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tasks: tuple[str, ...] = Field(min_length=1, description="tasks by the names of lm-evaluation-harness")
-    sides: tuple[Side, ...] = Field(("staged",), min_length=1, description="what answers; a row of the table each")
+    tasks: tuple[str, ...] = Field(description="tasks by the names of lm-evaluation-harness")
+    sides: tuple[Side, ...] = Field(("staged",), description="what answers; a row of the table each")
     data: str = Field("", description="folder with the items as files (default: from the hub)")
     items: int | None = Field(None, ge=1, description="items of each file, evenly spaced (default: all)")
     limit: float | None = Field(
@@ -24,3 +24,8 @@ class Evaluate(BaseModel):
     max_new_tokens: int | None = Field(None, ge=1, description="most tokens that are generated (default: the task's)")
     prompt_share: float = Field(0.0, ge=0, lt=1, description="share of each window of running text that is prompt")
     confirm_run_unsafe_code: bool = Field(default=False, description="whether tasks may run programs that the model wrote")
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with it beyond single values."""
+        return [f"evaluate.{key}: name at least one" for key in ("tasks", "sides") if not getattr(self, key)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -57,7 +58,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 def peak_beside(run: Callable[[], object], device: torch.device) -> int | None:
     """Return the most bytes that a call had in use beyond what was in use before; None where the system does not tell.
 
-    On a processor it is the process' resident memory, which does not see what fits into memory freed before.
+    On a processor it is the process' resident memory, on systems that can forget its earlier peak (Linux).
     """
     if device.type != "cpu":
         memory = torch.get_device_module(device)
@@ -68,12 +69,20 @@ def peak_beside(run: Callable[[], object], device: torch.device) -> int | None:
         memory.synchronize()
         return int(memory.max_memory_allocated(device) - before)
     try:
+        _return_freed()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = _resident("VmRSS")
         run()
         return max(0, _resident("VmHWM") - before)
     except (OSError, StopIteration):
         return None
+
+
+def _return_freed() -> None:
+    """Give freed memory back to the system, else what is used again would not be seen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident(what: str) -> int:

@@ -142,7 +142,8 @@ def read_sweep(path: Path, host: PluginHost, changes: Changes = NO_CHANGES, *, n
     evaluate = file.evaluate
     if evaluate is not None and changes.data is not None:
         evaluate = evaluate.model_copy(update={"data": evaluate.data.replace(DATA, str(changes.data))})
-    problems += _uses_data({"evaluate.data": evaluate.data}) if evaluate is not None and need_data else []
+    if evaluate is not None:
+        problems += evaluate.problems + (_uses_data({"evaluate.data": evaluate.data}) if need_data else [])
     if problems:
         raise RecipeError(str(path), problems)
     out = changes.out or Path(file.out or f"runs/{path.stem}")

@@ -158,3 +158,59 @@ def test_what_compare_cannot_do_is_said(cli: Cli, tmp_path: Path, words: tuple[s
     done = cli("compare", *words)
     assert (done.code, done.out) == (code, "")
     assert error in done.err
+
+
+SWEEP = """\
+sweep = 1
+about = "Two searchers"
+out = "s"
+recipe = "recipe.toml"
+[[runs]]
+name = "random"
+set.searcher = { use = "random", tries = 2 }
+[[runs]]
+name = "greedy"
+set.searcher = "greedy"
+[evaluate]
+tasks = ["piqa", "rte"]
+sides = ["staged", "dense"]
+"""
+
+
+def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
+    cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pdtrim_core import sweep_evaluating
+
+    def evaluate(run: Any, wanted: Any, say: Any) -> None:
+        for side in sweep_evaluating.sides_of(run, wanted):
+            for task in wanted.tasks:
+                good = side == "dense" or run.path.name == "greedy"
+                answers = tuple(Answer(str(n), {"acc": float(good or n > 1)}) for n in range(4))
+                value = Metric(sum(answer.values["acc"] for answer in answers) / 4, 0.1)
+                write_result(run.path, TaskResult(task, side, {"acc": value}, "acc", answers, {"limit": 4}, {}, 1.0))
+                say(f"{task}, {side}: running")
+
+    monkeypatch.setattr(sweep_evaluating, "check", lambda wanted: None)
+    monkeypatch.setattr(sweep_evaluating, "evaluate", evaluate)
+    recipe.with_name("sweep.toml").write_text(SWEEP)
+    done = cli("sweep", "sweep.toml")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0] == "Two searchers"
+    assert lines[1].split()[:3] == ["method", "piqa", "rte"]
+    assert [line.split()[0] for line in lines[2:5]] == ["dense", "random", "greedy"]
+    assert lines[3].split()[:4] == ["random", "50.0", "(-50.0", "+-"]
+    assert "piqa, staged: running" in done.err
+    found = json.loads(cli("sweep", "sweep.toml", "--json").out)
+    assert [row["run"] for row in found["rows"]] == ["random", "greedy"]
+    assert [row["name"] for row in found["comparison"]["rows"]] == ["dense", "random", "greedy"]
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(sweep_evaluating, "evaluate", fail)
+    again = cli("sweep", "sweep.toml")
+    assert again.code == 1
+    assert "greedy: OSError: the disk is full" in again.err
+    assert again.out == done.out

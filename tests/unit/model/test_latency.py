@@ -149,11 +149,16 @@ def test_footprints_are_those_of_sizes_with_the_memory_beside_them() -> None:
     }
 
 
-def test_memory_beside_the_weights_is_seen() -> None:
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
+def test_memory_beside_the_weights_is_seen_again_and_again() -> None:
     from pdtrim_core.stopwatch import peak_beside
 
-    found = peak_beside(lambda: torch.ones(64 * 2**20), torch.device("cpu"))
-    assert found is None or found > 200 * 2**20
+    def many() -> None:
+        # Small parts, which a process keeps when they are freed.
+        assert [torch.ones(2**14) for _ in range(1024)]
+
+    for _ in range(2):
+        assert 60e6 < (peak_beside(many, torch.device("cpu")) or 0) < 100e6
 
 
 def test_batches_are_halved_until_they_fit_and_both_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
