@@ -40,6 +40,9 @@ def _measure(subjects: Subjects, grid: Grid, path: Path | None, say: Callable[[s
     found = _begun(subjects, bench)
     part = None if path is None else path.with_name(f"{path.name}.part")
     before = _before(part, found)
+    if part is not None and not before:
+        # A place that cannot be written to shall say so before minutes are spent.
+        write_latencies(part, found)
     for number, setting in enumerate(bench.settings, start=1):
         timings = before.get(setting)
         if timings is None:

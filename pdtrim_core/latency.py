@@ -51,7 +51,7 @@ class Grid:
     def check_fits(self, model: BlockModel) -> None:
         """Raise `PdtrimError` for prompts and contexts beyond the model's window."""
         window = getattr(model.config, "max_position_embeddings", None)
-        longest = {"--prompt-lengths": max(self.prompt_lengths, default=0), "the forward": self.forward}
+        longest = {"--prompt-lengths": max(self.prompt_lengths, default=0), "--forward": self.forward}
         longest["--contexts"] = max(self.contexts, default=0) + DECODED
         for option, tokens in longest.items():
             if window is not None and tokens > window:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,9 @@ def _carry_out(wanted: Sweep, host: PluginHost, *, fresh: bool, debug: bool) -> 
     from pdtrim_core.sweeping import Begins, carry_out  # noqa: PLC0415 - imports torch
 
     host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    if not sys.stderr.isatty():
+        # Where benchmarks are asked for: their harness draws bars wherever it is.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     ended: list[Ended] = []
     for event in carry_out(wanted, host, fresh=fresh, say=_say):
         if isinstance(event, Begins):

@@ -115,7 +115,7 @@ def test_options_of_bench_that_do_not_go_together_are_refused(cli: Cli, words: t
         (("--random-weights", "TINY", "--blocks", 6), "has 6 blocks: decode can lose 1 to 5 of them"),
         (
             ("--random-weights", "TINY", "--blocks", 1, "--contexts", 999),
-            "error: the forward: 1024 tokens do not fit in the window",
+            "error: --forward: 1024 tokens do not fit in the window",
         ),
     ],
 )

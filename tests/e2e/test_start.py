@@ -36,6 +36,8 @@ RECIPE = 'model = "package:none"\nprune = {blocks = 1}\n'
         ("run", "r.toml", "--dry-run"),
         ("--help",),
         ("run", "--help"),
+        ("bench", "--help"),
+        ("compare", "--help"),
         ("--version",),
     ],
     ids=" ".join,

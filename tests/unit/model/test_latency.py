@@ -202,7 +202,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
     ("grid", "words"),
     [
         (Grid(prompt_lengths=(16, 999)), "--prompt-lengths: 999 tokens do not fit in the window of tiny llama, which has 512"),
-        (Grid(forward=600, contexts=()), "the forward: 600 tokens"),
+        (Grid(forward=600, contexts=()), "--forward: 600 tokens"),
         (Grid(forward=0, prompt_lengths=(), contexts=(510,)), "--contexts: 514 tokens"),
     ],
 )
@@ -268,6 +268,14 @@ def test_what_was_measured_of_other_settings_is_not_taken(tmp_path: Path, monkey
     more = measure(all_of(model), replace(SMALL, repeats=3), path)
     assert all(timing.repeats == 3 for timing in more.timings)
     assert found.subject != more.subject
+
+
+def test_a_place_that_cannot_be_written_to_says_so_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatencyBench, "measure", lambda *_: pytest.fail("it was timed"))
+    with pytest.raises(PdtrimError, match=r"cannot write .*bench.json.part: No such file or directory"):
+        measure(all_of(tiny_model()), SMALL, tmp_path / "nowhere" / "bench.json")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}'])
