@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
@@ -21,21 +21,26 @@ from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.recipe import Recipe, plugin_files, resolve
 from pdtrim_core.run_folder import load_outcome
+from pdtrim_core.shared import Shared, keys_of
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A finished run; the model and the modules are read when they are first asked for."""
+    """A finished run; the model and the modules are read when they are first asked for.
+
+    Runs that are given the same `shared` open their model once, if it is the same.
+    """
 
     path: Path
     outcome: Outcome
     recipe: Recipe
     host: PluginHost
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     @cached_property
     def dense(self) -> BlockModel:
         """The model that was pruned. Raises `PdtrimError` where its weights are not those of the run any more."""
-        model = open_model(self.recipe.model, self.host)
+        model = self.shared.latest("model", keys_of(self.recipe).model, lambda: open_model(self.recipe.model, self.host))
         before = self.outcome.environment.weights
         if model.fingerprint != before:
             raise PdtrimError(
@@ -78,7 +83,7 @@ class LoadedRun:
         return Plan.unified(plan.decode if side != "prefill" else _alone(plan, self.outcome.block_count))
 
 
-def load_run(path: Path | str, host: PluginHost | None = None) -> LoadedRun:
+def load_run(path: Path | str, host: PluginHost | None = None, shared: Shared | None = None) -> LoadedRun:
     """Open the folder of a finished run, with the plugins that it names unless others are given.
 
     Raises `PdtrimError` for a folder without one, or with one of another version, and for parts that are not installed.
@@ -86,7 +91,8 @@ def load_run(path: Path | str, host: PluginHost | None = None) -> LoadedRun:
     path = Path(path)
     outcome = load_outcome(path)
     host = host or load_plugins(plugin_files(outcome.recipe, path / "recipe.toml"))
-    return LoadedRun(path, outcome, resolve(outcome.recipe, host, where=str(path / "recipe.toml"), out=path), host)
+    recipe = resolve(outcome.recipe, host, where=str(path / "recipe.toml"), out=path)
+    return LoadedRun(path, outcome, recipe, host, shared or Shared())
 
 
 def _alone(plan: Plan, block_count: int) -> Removal:

@@ -127,7 +127,7 @@ class BlockModel:
                 calls.append(call)
                 # One token is enough behind the last block: nobody reads what the head makes of it.
                 last = index == self.block_count - 1
-                return self._wrap(index, hidden.new_zeros(1, 1, self._last_width) if last else hidden)
+                return self.wrap(index, hidden.new_zeros(1, 1, self._last_width) if last else hidden)
 
             return forward
 
@@ -224,10 +224,10 @@ class BlockModel:
         """Return the output of the model, or of its part without the head, as if its blocks had made these streams."""
 
         def hand_over(*_args: Any, **_kwargs: Any) -> Any:
-            return self._wrap(self.block_count - 1, hidden_ND[:, None])
+            return self.wrap(self.block_count - 1, hidden_ND[:, None])
 
         def hand_through(*args: Any, **kwargs: Any) -> Any:
-            return self._wrap(0, _split(args, kwargs)[0])
+            return self.wrap(0, _split(args, kwargs)[0])
 
         patches = dict.fromkeys(range(self.block_count - 1), hand_through)
         with self.patched({**patches, self.block_count - 1: hand_over}):
@@ -270,7 +270,8 @@ class BlockModel:
             mask_BTT = blocked.masked_fill(~mask_BTT, torch.finfo(weight.dtype).min)
         return {"attention_mask": mask_BTT, "position_ids": positions_BT}
 
-    def _wrap(self, index: int, hidden_BTD: Tensor) -> Any:
+    def wrap(self, index: int, hidden_BTD: Tensor) -> Any:
+        """Return a stream in the form of a block's output."""
         rest = self._returns[index]
         return hidden_BTD if rest is None else (hidden_BTD, *rest)
 

@@ -81,6 +81,10 @@ class ModelSizes:
                 flops += 2 * tokens * (tokens + 1) * round(self.blocks[index].attention_width * heads)
         return flops + 2 * tokens * self._shadows(plan)
 
+    def forward_flops(self, plan: Plan, tokens: int = PREFILL_TOKENS) -> int:
+        """Return the FLOPs of prefill's blocks over a prompt with logits behind every token, as training frameworks run it."""
+        return self.prefill_flops(plan, tokens) + 2 * (tokens - 1) * self.head
+
     def decode_bytes(self, plan: Plan) -> int:
         """Return the bytes of weights that decode reads a token, the head included."""
         numbers = self.head + sum(self._kept_of_block(plan, "decode", i, "active", "kv_parameters") for i in self._all())
@@ -91,6 +95,10 @@ class ModelSizes:
         slots = plan.slots(len(self.blocks))
         widths = (self.blocks[slot.block].kv_width * self.blocks[slot.block].heads_kept(slot.shrinks) for slot in slots)
         return round(sum(widths)) * self.bytes_per_number
+
+    def step_bytes(self, plan: Plan, *, batch: int, context: int) -> int:
+        """Return the bytes that decode reads for one token of each sequence in a batch: weights once, K/V of every sequence."""
+        return self.decode_bytes(plan) + batch * context * self.kv_bytes(plan)
 
     def cost(self, plan: Plan, stage: Stage) -> float:
         """Return a stage's cost as a share of the dense model's: FLOPs of prefill, bytes a token of decode."""

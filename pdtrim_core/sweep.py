@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pdtrim_core.errors import RecipeError, did_you_mean
+from pdtrim_core.evaluate_table import Evaluate
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe, checked, load, parse_setting, plugin_files, put, resolve
 from pdtrim_core.sweep_table import COLUMNS, DEFAULT_COLUMNS, short_keys
@@ -54,6 +55,7 @@ class SweepFile(BaseModel):
     )
     runs: tuple[Entry, ...] = Field((), description="single runs; with a grid, each of them in all its combinations")
     columns: tuple[str, ...] = Field(DEFAULT_COLUMNS, description="columns of the table, behind the settings")
+    evaluate: Evaluate | None = Field(None, description="benchmarks for every run, which then make the table")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Sweep:
     columns: tuple[str, ...]
     keys: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
+    evaluate: Evaluate | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,11 @@ def read_sweep(path: Path, host: PluginHost, changes: Changes = NO_CHANGES, *, n
     forced = [(".".join(keys), value) for keys, value in map(parse_setting, changes.settings)]
     common = _with(base, [*_flat(file.set, "set", problems), *forced])
     problems += [*_wrong_columns(file), *_wrong_changes(changes, forced, points)]
+    evaluate = file.evaluate
+    if evaluate is not None and changes.data is not None:
+        evaluate = evaluate.model_copy(update={"data": evaluate.data.replace(DATA, str(changes.data))})
+    if evaluate is not None:
+        problems += evaluate.problems + (_uses_data({"evaluate.data": evaluate.data}) if need_data else [])
     if problems:
         raise RecipeError(str(path), problems)
     out = changes.out or Path(file.out or f"runs/{path.stem}")
@@ -146,7 +154,7 @@ def read_sweep(path: Path, host: PluginHost, changes: Changes = NO_CHANGES, *, n
     recipes = _resolve_all(wanted, host, path, out, need_data=need_data)
     keys = dict.fromkeys(key for point in points for key in point.settings if not _said_by_name(key, file))
     runs = tuple(PlannedRun(point, recipes[point.name]) for point in points)
-    return Sweep(path.stem, file.about, out, file.columns, tuple(keys), runs)
+    return Sweep(path.stem, file.about, out, file.columns, tuple(keys), runs, evaluate)
 
 
 def _resolve_all(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from pdtrim_core import pipeline
+from pdtrim_core import pipeline, sweep_evaluating
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.evaluate_table import Evaluate
+from pdtrim_core.loading import load_run
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe
@@ -22,7 +24,7 @@ from pdtrim_core.sweep import PlannedRun, Sweep
 
 @dataclass(frozen=True)
 class Ended:
-    """A run of a sweep that is over: its outcome, or why it has none, and where that came from.
+    """A run of a sweep that is over: its outcome, or why it or its evaluations have none, and where that came from.
 
     The traceback is text, since an exception would keep alive what the run had in memory.
     """
@@ -42,22 +44,50 @@ class Begins:
     count: int
 
 
-def carry_out(sweep: Sweep, host: PluginHost, *, fresh: bool = False) -> Iterator[Begins | Ended]:
-    """Yield every run of a sweep when it ends, and those that are not done yet when they begin.
+def carry_out(
+    sweep: Sweep, host: PluginHost, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Begins | Ended]:
+    """Yield every run of a sweep when it ends, evaluated if the sweep says so, and those that are not done yet when they begin.
 
     A run that fails does not stop the others. Runs that were done before are read from their folders, unless `fresh`.
     """
-    todo = []
+    shared, todo = Shared(), []
+    evaluated = Evaluator(sweep.evaluate, host, shared, say)
     for run in sweep.runs:
         done = None if fresh else finished(run.recipe)
         if done is None:
             todo.append(run)
         else:
-            yield Ended(run, done)
-    shared = Shared()
+            yield evaluated(Ended(run, done))
     for number, run in enumerate(neighbours(todo), start=1):
         yield Begins(run, number, len(todo))
-        yield _carry_out(run, host, shared, fresh=fresh)
+        yield evaluated(_carry_out(run, host, shared, fresh=fresh))
+
+
+class Evaluator:
+    """Evaluates runs of a sweep that are over, on the model that they share; without benchmarks it leaves them as they are.
+
+    Raises `PdtrimError` for tasks that cannot be evaluated, before any run begins.
+    """
+
+    def __init__(self, wanted: Evaluate | None, host: PluginHost, shared: Shared, say: Callable[[str], None]) -> None:
+        self._parts = (host, shared, say)
+        self._wanted = wanted
+        if wanted is not None:
+            sweep_evaluating.check(wanted)
+
+    def __call__(self, end: Ended) -> Ended:
+        """Evaluate a run; what was measured before is read. Returns it with the problem where that fails."""
+        if self._wanted is None or end.outcome is None:
+            return end
+        host, shared, say = self._parts
+        try:
+            sweep_evaluating.evaluate(load_run(end.run.recipe.out, host, shared), self._wanted, say)
+        except PdtrimError as error:
+            return replace(end, problem=str(error), traceback=traceback.format_exc())
+        except Exception as error:  # noqa: BLE001 - a run that cannot be evaluated does not stop the others; it is told at the end
+            return replace(end, problem=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        return end
 
 
 def _carry_out(run: PlannedRun, host: PluginHost, shared: Shared, *, fresh: bool) -> Ended:

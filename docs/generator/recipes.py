@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from generator.components import options_table, toml_value
 from generator.markup import doc, summary, table
 from pdtrim_core.components import KINDS
+from pdtrim_core.evaluate_table import Evaluate
 from pdtrim_core.recipe import DEFAULTS, LISTS
 from pdtrim_core.settings import Evaluation, Prune, Quantile, Settings
 from pdtrim_core.sweep import Entry, SweepFile
@@ -69,6 +70,9 @@ def sweep_page() -> str:
             options_table(SweepFile.model_fields),
             "## `[[runs]]`",
             options_table(Entry.model_fields),
+            "## `[evaluate]`",
+            doc(Evaluate),
+            options_table(Evaluate.model_fields),
             "## Settings",
             "`[set]`, `[grid]` and the `set` of a run name keys of the recipe: nested (`[grid.searcher]`, `t0 = [5, 10]`), with "
             "dots (`searcher.t0 = [5, 10]`) or quoted. A table with the key `use` names a component anew, as in a recipe; any "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pdtrim_core.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
 from pdtrim_core.sweep_table import table_of
 
 if TYPE_CHECKING:
+    from pdtrim_core.comparing import Comparison
     from pdtrim_core.sweeping import Ended
 
 
@@ -47,8 +49,14 @@ def sweep(
     from pdtrim_core.sweeping import results  # noqa: PLC0415 - imports torch
 
     found = results(wanted, ended)
-    print(json.dumps(found, indent=1)) if as_json else _print_table(found)
-    failed = [end for end in ended if end.outcome is None]
+    comparison = _comparison(wanted, ended)
+    if as_json:
+        print(json.dumps(found if comparison is None else {**found, "comparison": json.loads(comparison.to_json())}, indent=1))
+    elif comparison is None:
+        _print_table(found)
+    else:
+        _print_comparison(found["about"], comparison)
+    failed = [end for end in ended if end.problem]
     if failed:
         causes = "".join(f"\n  {end.run.point.name}: {end.problem}" for end in failed)
         raise PdtrimError(f"{len(failed)} of {len(ended)} runs failed; mend this and run the same command again{causes}")
@@ -58,13 +66,16 @@ def _carry_out(wanted: Sweep, host: PluginHost, *, fresh: bool, debug: bool) -> 
     from pdtrim_core.sweeping import Begins, carry_out  # noqa: PLC0415 - imports torch
 
     host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    if not sys.stderr.isatty():
+        # Where benchmarks are asked for: their harness draws bars wherever it is.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     ended: list[Ended] = []
-    for event in carry_out(wanted, host, fresh=fresh):
+    for event in carry_out(wanted, host, fresh=fresh, say=_say):
         if isinstance(event, Begins):
             _say(f"[{event.number}/{event.count}] {event.run.point.name}")
             continue
         ended.append(event)
-        if event.outcome is None:
+        if event.problem:
             _say(event.traceback if debug else f"failed: {event.problem}")
     return ended
 
@@ -75,6 +86,29 @@ def _print_plan(wanted: Sweep, *, as_json: bool) -> None:
         return
     for run in wanted.runs:
         print(run.recipe.out)
+
+
+def _comparison(wanted: Sweep, ended: Sequence[Ended]) -> Comparison | None:
+    """Return the evaluated runs side by side; None where nothing was evaluated, or the runs cannot stand in one table."""
+    by_name = {end.run.point.name: end for end in ended if end.outcome is not None}
+    paths = [run.recipe.out for run in wanted.runs if run.point.name in by_name]
+    if wanted.evaluate is None or not paths:
+        return None
+    from pdtrim_core.comparing import compare  # noqa: PLC0415 - only sweeps with benchmarks need it
+
+    try:
+        return compare(paths, wanted.evaluate.sides)
+    except PdtrimError as error:
+        _say(f"no table of benchmarks: {error}")
+        return None
+
+
+def _print_comparison(about: str, comparison: Comparison) -> None:
+    from pdtrim_core.cli.compare import print_comparison  # noqa: PLC0415 - as above
+
+    if about:
+        print(about)
+    print_comparison(comparison)
 
 
 def _print_table(found: dict[str, Any]) -> None:

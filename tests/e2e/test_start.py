@@ -37,6 +37,8 @@ RECIPE = 'model = "package:none"\nprune = {blocks = 1}\n'
         ("--help",),
         ("run", "--help"),
         ("report", "--help"),
+        ("bench", "--help"),
+        ("compare", "--help"),
         ("--version",),
     ],
     ids=" ".join,

@@ -1,0 +1,74 @@
+"""`pdtrim-core compare`: runs side by side in one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+
+from pdtrim_core.errors import RecipeError, did_you_mean
+from pdtrim_core.evaluations import Side
+
+if TYPE_CHECKING:
+    from pdtrim_core.comparing import Comparison
+
+
+def compare(
+    runs: Annotated[list[Path] | None, typer.Argument(help="The folders of finished runs.", show_default=False)] = None,
+    sides: Annotated[
+        str, typer.Option(help="What answers, a row each: staged, unified, prefill, decode, dense, with commas between.")
+    ] = "staged",
+    tasks: Annotated[str, typer.Option(help="The tasks to show, in this order (default: all that were measured).")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_latex: Annotated[bool, typer.Option("--latex", help="Print the table as LaTeX.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Print one table of runs by tasks, with paired differences to the first row, what each stage loses, and what that costs."""
+    del debug  # main() reads it
+    wanted = _words(sides)
+    problems = [
+        f"--sides: there is no side '{side}'{did_you_mean(side, get_args(Side))}" for side in wanted if side not in get_args(Side)
+    ]
+    problems += [] if wanted else ["--sides: name at least one side"]
+    if as_json + as_markdown + as_latex > 1:
+        problems.append("--json, --markdown, --latex: choose one")
+    if problems:
+        raise RecipeError("pdtrim-core compare", problems)
+    from pdtrim_core import comparing, comparison_text  # noqa: PLC0415 - the other commands do without
+
+    found = comparing.compare(runs or [], cast("list[Side]", wanted), _words(tasks))
+    if as_json:
+        print(found.to_json(), end="")
+    elif as_markdown:
+        print(comparison_text.markdown(found), end="")
+    elif as_latex:
+        print(comparison_text.latex(found), end="")
+    else:
+        print_comparison(found)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print a comparison in the terminal, the best in bold."""
+    from rich.console import Console  # noqa: PLC0415 - not every command draws
+    from rich.table import Table  # noqa: PLC0415 - the same
+    from rich.text import Text  # noqa: PLC0415 - the same
+
+    from pdtrim_core.comparison_text import grid_of, notes_of  # noqa: PLC0415 - the other commands do without
+
+    grid = grid_of(comparison)
+    table = Table(box=None, pad_edge=False)
+    for number, title in enumerate(grid.heading):
+        table.add_column(title, no_wrap=True, justify="left" if number == 0 else "right")
+    for row, cells in enumerate(grid.rows):
+        # In capitals or with a mark it would be no number; where a terminal shows no bold there is --markdown.
+        table.add_row(*(Text(cell, "bold" if (row, column) in grid.best else "") for column, cell in enumerate(cells)))
+    console = Console(highlight=False, markup=False, width=10_000)
+    console.print(table)
+    for note in notes_of(comparison):
+        console.print(f"note: {note}")
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

@@ -1,0 +1,249 @@
+"""Runs side by side: methods by tasks, with paired differences to the first row, what each stage loses, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from pdtrim_core.errors import PdtrimError, did_you_mean
+from pdtrim_core.evaluations import Side, TaskResult, results_in
+from pdtrim_core.objective_cells import Candidate, Cell, objective_cells
+from pdtrim_core.outcome import Outcome
+from pdtrim_core.result_groups import Column, choose
+from pdtrim_core.run_folder import load_outcome
+from pdtrim_core.search import standard_error
+
+COMPARISON_FORMAT = 1
+NOT_PRUNING = ("open the model", "evaluate", "write")
+"""Steps of a run that are no part of its pruning time."""
+SAME = 1e-6
+"""How near the mean over items must be to a metric's value for the metric to be that mean."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model that was measured: a side of a run, what its stages lose as shares of the parameters, and what it costs."""
+
+    name: str
+    run: str
+    side: Side
+    cells: Mapping[str, Cell]
+    average: Cell | None
+    prefill_removed: float | None
+    decode_removed: float | None
+    pruning_seconds: float | None
+    decode_bytes: float | None
+    kv_bytes: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of rows by columns. `best` has for each column (and "average") the rows, by number, that are best of the pruned."""
+
+    model: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    best: Mapping[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+    format: int = field(default=COMPARISON_FORMAT)
+
+    def to_json(self) -> str:
+        """Return the table as JSON."""
+        return TypeAdapter(Comparison).dump_json(self, indent=1).decode() + "\n"
+
+
+def compare(paths: Sequence[Path], sides: Sequence[Side] = ("staged",), tasks: Sequence[str] = ()) -> Comparison:
+    """Compare finished runs by the tasks that they were evaluated on, or else by their own objective.
+
+    Raises `PdtrimError` for runs of different models and for runs that have no task in common.
+    """
+    candidates, notes = _candidates(paths, sides)
+    known = {result.task for one in candidates for _, result in one.results}
+    unknown = [task for task in tasks if task not in known]
+    if unknown:
+        raise PdtrimError(f"none of these rows has a result of the task '{unknown[0]}'{did_you_mean(unknown[0], known)}")
+    wanted = tasks or sorted(known)
+    if wanted:
+        columns, found = choose({one.name: one.results for one in candidates}, wanted, notes)
+        _check_common(candidates, found)
+        cells = _task_cells(candidates, columns, found, notes)
+    else:
+        columns, cells = objective_cells(candidates, notes)
+    rows = tuple(_row(one, cells[one.name], columns) for one in candidates)
+    return Comparison(candidates[0].outcome.model, columns, rows, _best(rows, columns), tuple(dict.fromkeys(notes)))
+
+
+def _candidates(paths: Sequence[Path], sides: Sequence[Side]) -> tuple[list[Candidate], list[str]]:
+    """Return the rows to be, the dense model first; what there is of a run whose model was replaced is unified."""
+    if not paths:
+        raise PdtrimError("name the folders of the runs to compare")
+    outcomes = {path: load_outcome(path) for path in paths}
+    if len(outcomes) < len(paths):
+        raise PdtrimError(f"{next(path for path in paths if list(paths).count(path) > 1)} is named twice")
+    _check_one_model(outcomes)
+    names = _short_names(list(outcomes))
+    results = {path: [(path, result) for result in results_in(path)] for path in outcomes}
+    notes: list[str] = []
+    candidates = []
+    if "dense" in sides:
+        path, outcome = next(iter(outcomes.items()))
+        dense = tuple(pair for of_run in results.values() for pair in of_run if pair[1].side == "dense")
+        candidates.append(Candidate("dense", path, outcome, "dense", dense))
+    for path, outcome in outcomes.items():
+        of_run: dict[Side, None] = dict.fromkeys(
+            "unified" if outcome.saved_plan is None else side for side in sides if side != "dense"
+        )
+        for side in of_run:
+            own = tuple(pair for pair in results[path] if pair[1].side == side)
+            name = f"{names[path]} ({side})" if len(of_run) > 1 or side != "staged" else names[path]
+            candidates.append(Candidate(name, path, outcome, side, own))
+            others = sorted({result.side for _, result in results[path]} - {side})
+            if not own and any(results.values()):
+                hint = f"; it has some on its {', '.join(others)} side" if others else ""
+                notes.append(f"{names[path]} has no evaluations on its {side} side{hint}")
+    return candidates, notes
+
+
+def _check_one_model(outcomes: Mapping[Path, Outcome]) -> None:
+    (first, of_first), *others = outcomes.items()
+    for path, outcome in others:
+        if outcome.environment.weights != of_first.environment.weights:
+            raise PdtrimError(
+                f"{first} is a run on {of_first.model} ({of_first.environment.weights[:12]}), {path} on {outcome.model} "
+                f"({outcome.environment.weights[:12]}): compare runs on the same weights"
+            )
+
+
+def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    last = [path.resolve().name for path in paths]
+    return {path: name if last.count(name) == 1 else str(path) for path, name in zip(paths, last, strict=True)}
+
+
+def _check_common(candidates: Sequence[Candidate], found: Mapping[str, Mapping[str, TaskResult]]) -> None:
+    with_results = [one for one in candidates if one.results]
+    if len(with_results) > 1 and not any(len(of_task) > 1 for of_task in found.values()):
+        having = "; ".join(f"{one.name} has {', '.join(sorted({r.task for _, r in one.results}))}" for one in with_results)
+        raise PdtrimError(f"no task was measured on two of these rows with the same settings ({having}): see pdtrim-core eval")
+
+
+def _task_cells(
+    candidates: Sequence[Candidate], columns: Sequence[Column], found: Mapping[str, Mapping[str, TaskResult]], notes: list[str]
+) -> dict[str, dict[str, Cell]]:
+    """Return the cells of each row by task."""
+    cells: dict[str, dict[str, Cell]] = {one.name: {} for one in candidates}
+    first = candidates[0].name
+    for column in columns:
+        of_task = found[column.name]
+        for name, result in of_task.items():
+            base = of_task.get(first) if name != first else None
+            cells[name][column.name] = _cell(result, base, column, notes)
+        missing = [one.name for one in candidates if one.name not in of_task and one.results]
+        if missing:
+            notes.append(f"{column.name} was not measured with these settings on {', '.join(missing)}")
+    return cells
+
+
+def _cell(result: TaskResult, base: TaskResult | None, column: Column, notes: list[str]) -> Cell:
+    metric, scale = result.metrics[column.metric], column.scale
+    error = None if metric.error is None else scale * metric.error
+    plain = Cell(scale * metric.value, error, items=len(result.answers))
+    if base is None:
+        return plain
+    there = base.metrics[column.metric]
+    own, others = _item_values(result, column.metric), _item_values(base, column.metric)
+    difference = plain.value - scale * there.value
+    if own is not None and others is not None and own.keys() == others.keys():
+        gap = scale * standard_error([own[item] - others[item] for item in own])
+        return Cell(plain.value, error, difference, gap, paired=True, items=plain.items)
+    reason = "the items are not the same" if own and others else "its value is no mean over items"
+    notes.append(f"{column.name}: {reason}, so that errors of differences are not paired")
+    known = metric.error is not None and there.error is not None
+    gap_or_none = scale * math.hypot(metric.error or 0, there.error or 0) if known else None
+    return Cell(plain.value, error, difference, gap_or_none, items=plain.items)
+
+
+def _item_values(result: TaskResult, metric: str) -> dict[str, float] | None:
+    """Return a metric's values by item, where the metric is their mean; else None."""
+    # The same name may come twice in a task of several parts; their order tells them apart.
+    times: Counter[str] = Counter()
+    values = {}
+    for answer in result.answers:
+        times[answer.item] += 1
+        if metric in answer.values:
+            values[f"{answer.item} {times[answer.item]}"] = answer.values[metric]
+    if not values or len(values) < len(result.answers):
+        return None
+    value = result.metrics[metric].value
+    return values if abs(sum(values.values()) / len(values) - value) <= SAME * max(1.0, abs(value)) else None
+
+
+def _row(one: Candidate, cells: Mapping[str, Cell], columns: Sequence[Column]) -> Row:
+    costs = {cost.name: cost for cost in one.outcome.costs}
+    prefill, decode = (costs[f"parameters of {stage}"].saved for stage in ("prefill", "decode"))
+    # The run's costs are those of the pair; alone, a model is the same in both stages.
+    lost: Mapping[Side, tuple[float, float]] = {
+        "staged": (prefill, decode),
+        "unified": (decode, decode),
+        "decode": (decode, decode),
+        "prefill": (prefill, prefill),
+        "dense": (0.0, 0.0),
+    }
+    traffic, kv = costs["decode weight traffic"], costs["K/V shipped to decode"]
+    dense, unknown = one.side == "dense", one.side == "prefill"
+    seconds = sum(taken for step, taken in one.outcome.seconds.items() if step not in NOT_PRUNING)
+    return Row(
+        name=one.name,
+        run=str(one.path),
+        side=one.side,
+        cells=cells,
+        average=_average([cells.get(column.name) for column in columns if column.percent]),
+        prefill_removed=lost[one.side][0],
+        decode_removed=lost[one.side][1],
+        pruning_seconds=None if dense else round(seconds, 1),
+        decode_bytes=None if unknown else traffic.dense if dense else traffic.plan,
+        kv_bytes=None if unknown else kv.dense if dense else kv.plan,
+    )
+
+
+def _average(cells: Sequence[Cell | None]) -> Cell | None:
+    """Return the mean over tasks, with errors as of independent tasks; None where a task is missing or there is but one."""
+    if len(cells) < 2 or None in cells:
+        return None
+    known = [cell for cell in cells if cell is not None]
+    differences = [cell.difference for cell in known if cell.difference is not None]
+    return Cell(
+        value=sum(cell.value for cell in known) / len(known),
+        error=_of_mean([cell.error for cell in known]),
+        difference=sum(differences) / len(known) if len(differences) == len(known) else None,
+        difference_error=_of_mean([cell.difference_error for cell in known]),
+        paired=all(cell.paired for cell in known),
+        items=sum(cell.items for cell in known),
+    )
+
+
+def _of_mean(errors: Sequence[float | None]) -> float | None:
+    given = [error for error in errors if error is not None]
+    return math.hypot(*given) / len(given) if len(given) == len(errors) else None
+
+
+def _best(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, tuple[int, ...]]:
+    """Return the best pruned rows of each column; nothing is best among fewer than two."""
+    values: dict[str, dict[int, float]] = {}
+    for number, row in enumerate(rows):
+        if row.side != "dense":
+            for column in columns:
+                if column.name in row.cells:
+                    sign = 1 if column.higher_is_better else -1
+                    values.setdefault(column.name, {})[number] = sign * row.cells[column.name].value
+            if row.average is not None:
+                values.setdefault("average", {})[number] = row.average.value
+    return {
+        name: tuple(number for number, value in of_rows.items() if value == max(of_rows.values()))
+        for name, of_rows in values.items()
+        if len(of_rows) > 1
+    }

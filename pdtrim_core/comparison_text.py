@@ -1,0 +1,132 @@
+"""The text of a comparison: a heading, rows of cells, and which of them are best, as Markdown, as LaTeX, or for a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pdtrim_core.comparing import Comparison, Row
+from pdtrim_core.objective_cells import Cell
+
+NOTHING = "-"
+_COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("prefill removed", lambda row: _percent(row.prefill_removed)),
+    ("decode removed", lambda row: _percent(row.decode_removed)),
+    ("pruning s", lambda row: NOTHING if row.pruning_seconds is None else f"{row.pruning_seconds:.0f}"),
+    ("decode MB a token", lambda row: NOTHING if row.decode_bytes is None else f"{row.decode_bytes / 1e6:.1f}"),
+    ("K/V KB a token", lambda row: NOTHING if row.kv_bytes is None else f"{row.kv_bytes / 1e3:.1f}"),
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text: its heading, its rows, and the places (row, column) that are best."""
+
+    heading: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]]
+
+
+def grid_of(comparison: Comparison) -> Grid:
+    """Return a comparison as text cells: a value with its error in the first row, with the difference to it in the others."""
+    averaged = any(row.average is not None for row in comparison.rows)
+    titles = [_title(column.name, column.metric, higher=column.higher_is_better) for column in comparison.columns]
+    heading = ("method", *titles, *(["average"] if averaged else []), *(title for title, _ in _COSTS))
+    rows = []
+    for row in comparison.rows:
+        cells = [_cell(row.cells.get(column.name)) for column in comparison.columns]
+        rows.append((row.name, *cells, *([_cell(row.average)] if averaged else []), *(cost(row) for _, cost in _COSTS)))
+    names = [column.name for column in comparison.columns] + ["average"]
+    best = frozenset(
+        (row, names.index(name) + 1) for name, numbers in comparison.best.items() for row in numbers if name in names
+    )
+    return Grid(heading, tuple(rows), best)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return a comparison as a Markdown table, the best in bold, with its notes below."""
+    grid = grid_of(comparison)
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "| --- |" + " ---: |" * (len(grid.heading) - 1)
+    rows = [
+        line([_marked(cell, "**{}**") if (row, column) in grid.best else cell for column, cell in enumerate(cells)])
+        for row, cells in enumerate(grid.rows)
+    ]
+    return "\n".join([line(grid.heading), rule, *rows, *(f"\n{note}" for note in notes_of(comparison))]) + "\n"
+
+
+def latex(comparison: Comparison) -> str:
+    """Return a comparison as a LaTeX table for the package booktabs, the best in bold, with its notes as comments."""
+    grid = grid_of(comparison)
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    rows = [
+        line(
+            [
+                _marked(_escaped(cell), r"\textbf{{{}}}") if (row, column) in grid.best else _escaped(cell)
+                for column, cell in enumerate(cells)
+            ]
+        )
+        for row, cells in enumerate(grid.rows)
+    ]
+    return (
+        "\n".join(
+            [
+                *(f"% {note}" for note in notes_of(comparison)),
+                rf"\begin{{tabular}}{{l{'r' * (len(grid.heading) - 1)}}}",
+                r"\toprule",
+                line([_escaped(cell) for cell in grid.heading]),
+                r"\midrule",
+                *rows,
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
+        )
+        + "\n"
+    )
+
+
+def notes_of(comparison: Comparison) -> list[str]:
+    """Return what stands below a comparison."""
+    about = "in brackets: the difference to the first row and its standard error, paired over items where not said otherwise"
+    return [*([about] if len(comparison.rows) > 1 else []), *comparison.notes]
+
+
+def _title(name: str, metric: str, *, higher: bool) -> str:
+    shown = name if metric in ("acc", "points") else f"{name} {metric}"
+    return shown if higher else f"{shown} (lower is better)"
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return NOTHING
+    if cell.difference is None:
+        return _number(cell.value) + ("" if cell.error is None else f" +- {_number(cell.error)}")
+    error = "" if cell.difference_error is None else f" +- {_number(cell.difference_error)}"
+    return f"{_number(cell.value)} ({'-' if cell.difference < 0 else '+'}{_number(abs(cell.difference))}{error})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{100 * share + 0.0:.1f} %"
+
+
+def _marked(cell: str, form: str) -> str:
+    """Mark the value of a cell, not its difference."""
+    value, _, rest = cell.partition(" ")
+    return form.format(value) + (f" {rest}" if rest else "")
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    text = re.sub(r"[\\~^%&_#{}$]", lambda found: special.get(found[0], "\\" + found[0]), text)
+    return text.replace("+-", r"$\pm$").replace("(-", "($-$")

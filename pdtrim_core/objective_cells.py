@@ -1,0 +1,102 @@
+"""Cells of a comparison, and those of runs that were never evaluated: their own objective, paired by their journals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.evaluations import Side, TaskResult
+from pdtrim_core.outcome import Outcome
+from pdtrim_core.plan import Plan
+from pdtrim_core.result_groups import Column
+from pdtrim_core.run_folder import measured_in
+from pdtrim_core.search import Reading, standard_error
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with its standard error, and its difference to the first row with the error of that, in the column's unit."""
+
+    value: float
+    error: float | None = None
+    difference: float | None = None
+    difference_error: float | None = None
+    paired: bool = False
+    items: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row to be: its name, its run, its side, and all that was measured of it."""
+
+    name: str
+    path: Path
+    outcome: Outcome
+    side: Side
+    results: tuple[tuple[Path, TaskResult], ...]
+
+
+def objective_cells(candidates: Sequence[Candidate], notes: list[str]) -> tuple[tuple[Column, ...], dict[str, dict[str, Cell]]]:
+    """Return the one column that runs have by themselves: their objective, on the items kept apart where there are some."""
+    objectives = {one.outcome.objective for one in candidates}
+    if len(objectives) > 1:
+        raise PdtrimError(
+            f"these runs have no evaluations, and their objectives differ ({', '.join(sorted(objectives))}): evaluate them with "
+            "pdtrim-core eval"
+        )
+    apart = all(row.held_out is not None for one in candidates for row in one.outcome.rows)
+    what = "held out" if apart else "calibration"
+    if len({one.outcome.environment.data for one in candidates}) > 1:
+        notes.append("the runs measured on different items")
+    notes.append(f"no evaluations of these rows: shown is the runs' own objective ({what}), in points; see pdtrim-core eval")
+    column = Column(f"{objectives.pop()} ({what})", "points", percent=False)
+    cells: dict[str, dict[str, Cell]] = {}
+    for one in candidates:
+        cells[one.name] = {column.name: _objective_cell(one, candidates[0], notes, apart=apart)}
+    return (column,), cells
+
+
+def _objective_cell(one: Candidate, first: Candidate, notes: list[str], *, apart: bool) -> Cell:
+    own, base = ({row.name: row for row in each.outcome.rows}[_row_name(each)] for each in (one, first))
+    value, there = (row.held_out if apart and row.held_out else row.calibration for row in (own, base))
+    if one is first:
+        return Cell(value.points, value.error, items=value.items)
+    difference = value.points - there.points
+    gaps = _objective_gaps(one, first, apart=apart)
+    if gaps is None or value.mean == there.mean:
+        if gaps is None:
+            notes.append("errors of differences are not paired: the runs' journals do not have the same items")
+        return Cell(value.points, value.error, difference, math.hypot(value.error, there.error), items=value.items)
+    # Points are not linear in every objective; between the two means they rise by this much.
+    slope = abs(difference / (value.mean - there.mean))
+    return Cell(value.points, value.error, difference, slope * standard_error(gaps), paired=True, items=value.items)
+
+
+def _objective_gaps(one: Candidate, first: Candidate, *, apart: bool) -> list[float] | None:
+    """Return differences item by item, from the journals of two runs on the same items."""
+    if one.outcome.environment.data != first.outcome.environment.data or None in (
+        one.outcome.saved_plan,
+        first.outcome.saved_plan,
+    ):
+        return None
+    if not all((each.path / "journal.jsonl").is_file() for each in (one, first)):
+        return None
+    readings = []
+    for each in (one, first):
+        plan = each.outcome.plan.plan
+        wanted = {"staged": plan, "unified": Plan.unified(plan.decode), "dense": Plan()}[_row_name(each)]
+        known: Mapping[Plan, Reading] = measured_in(each.path).get("held-out" if apart else "calibration", {})
+        readings.append(known[wanted].items if wanted in known else ())
+    own, others = readings
+    if not own or len(own) != len(others):
+        return None
+    gaps = [mine - its for mine, its in zip(own, others, strict=True) if mine is not None and its is not None]
+    # A reading that was cut short has no value for some items.
+    return gaps if len(gaps) == len(own) else None
+
+
+def _row_name(one: Candidate) -> str:
+    return one.side if one.side in ("dense", "staged") else "unified"

@@ -1,0 +1,52 @@
+"""The benchmarks of a sweep: what its file asks for, in the words of `pdtrim-core eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pdtrim_core.evaluate_table import Evaluate
+from pdtrim_core.evaluations import Side
+from pdtrim_core.loading import LoadedRun
+
+
+def check(wanted: Evaluate) -> None:
+    """Raise `PdtrimError` for tasks that cannot be evaluated, or where the harness is not installed."""
+    from pdtrim_core.harness import check_installed  # noqa: PLC0415 - an extra
+    from pdtrim_core.harness.tasks import check_names, hub_tasks  # noqa: PLC0415 - heavy
+
+    check_installed()
+    hub = None if wanted.data else hub_tasks()
+    check_names(wanted.tasks, _options(wanted).source, hub, runs_code=wanted.confirm_run_unsafe_code)
+
+
+def evaluate(run: LoadedRun, wanted: Evaluate, say: Callable[[str], None]) -> None:
+    """Evaluate a run; the results lie in its folder then. What is known is not measured again."""
+    from pdtrim_core.harness.evaluate import Evaluation  # noqa: PLC0415 - heavy, and an extra
+
+    for _ in Evaluation(run, _options(wanted), say).results(wanted.tasks, sides_of(run, wanted)):
+        # Each result is written when it is there.
+        pass
+
+
+def sides_of(run: LoadedRun, wanted: Evaluate) -> list[Side]:
+    """Return the sides that a run has of those that are wanted: a model that was replaced is unified."""
+    if run.outcome.saved_plan is not None:
+        return list(wanted.sides)
+    sides: list[Side] = ["dense" if side == "dense" else "unified" for side in wanted.sides]
+    return list(dict.fromkeys(sides))
+
+
+def _options(wanted: Evaluate) -> Any:
+    from pdtrim_core.harness.evaluate import Options  # noqa: PLC0415 - heavy, and an extra
+    from pdtrim_core.harness.tasks import Source  # noqa: PLC0415 - the same
+
+    return Options(
+        source=Source(Path(wanted.data) if wanted.data else None, wanted.items, wanted.num_fewshot),
+        limit=wanted.limit,
+        chat_template=wanted.apply_chat_template,
+        max_new_tokens=wanted.max_new_tokens,
+        prompt_share=wanted.prompt_share,
+        runs_code=wanted.confirm_run_unsafe_code,
+    )
