@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdtrim_core import Exporter, hookimpl
+from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from pdtrim_plugins.exporters.plan import PlanFile
 
 
 @hookimpl
 def pdtrim_exporters() -> Iterable[type[Exporter]]:
     """Yield the exporters."""
-    yield PlanFile
+    yield from (PlanFile, Checkpoints)
