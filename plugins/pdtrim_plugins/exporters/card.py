@@ -94,9 +94,9 @@ def _told(removal: Removal) -> str:
     merges = [str(e) for e in removal if isinstance(e, Merge)]
     kv_only = [str(e.blocks[0]) for e in removal if not isinstance(e, Drop | Merge | Shrink)]
     parts = [
-        f"without the blocks {', '.join(drops)}" if drops else "",
-        f"one block each for {', '.join(merges)}" if merges else "",
-        f"only the K/V of {', '.join(kv_only)}" if kv_only else "",
+        f"gone: {', '.join(drops)}" if drops else "",
+        f"merged into one block: {', '.join(merges)}" if merges else "",
+        f"K/V alone: {', '.join(kv_only)}" if kv_only else "",
         *_shrinks([e for e in removal if isinstance(e, Shrink)]),
     ]
     return "; ".join(part for part in parts if part) or "the dense model"

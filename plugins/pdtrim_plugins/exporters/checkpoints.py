@@ -79,7 +79,7 @@ def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, An
     except PdtrimError:
         if not any(block.widths for block in stored):
             raise
-        return formed(model, stored, told, renumber=True), False
+        return formed(model, stored, told), False
     config.pdtrim = told
     return config, True
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import PdtrimError
+from pdtrim_core import PdtrimError, head_dim_of
 from pdtrim_plugins.exporters.stages import StoredBlock, place_of, widths_of
 
 if TYPE_CHECKING:
@@ -29,20 +29,28 @@ def ordinary(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
     Raises `PdtrimError` with the reason where the family's config cannot say what the blocks are.
     """
     data = _renumbered(model, [block.like for block in stored])
-    if any(block.widths for block in stored):
-        _set_widths(model, stored, data)
+    first = stored[0].widths
+    if any(dict(block.widths) != dict(first) for block in stored) or "bias" in first:
+        raise PdtrimError(f"{model.name}: blocks have widths or biases of their own, which no config of this family can say")
+    _set_widths(model, first, data)
     config = _read(type(model.model.config), data, model)
     check(model, stored, type(model.model), config)
     return config
 
 
-def formed(model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, Any], *, renumber: bool) -> Any:
-    """Return a config of our own class of the family, for blocks that differ from one another."""
+def formed(model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, Any], *, common: Mapping[str, int] | None = None) -> Any:
+    """Return a config of our own class of the family, for blocks that differ from one another.
+
+    Blocks are renumbered, unless `told` says which of them are gone. `common` are widths of all of them, which go where the
+    family's config has its own.
+    """
     from pdtrim_plugins.checkpoints import CONFIG_KEY, classes_of  # noqa: PLC0415 - listings must not import torch
 
     family = model.model.config.model_type
     config_class, model_class = classes_of(family)
-    data = _renumbered(model, [block.like for block in stored]) if renumber else model.model.config.to_dict()
+    kept = range(model.block_count) if "removed" in told else [block.like for block in stored]
+    data = _renumbered(model, kept)
+    _set_widths(model, common or {}, data)
     data |= {"model_type": config_class.model_type, "architectures": [model_class.__name__]}
     data[CONFIG_KEY] = {**told, "widths": widths_of(stored), "place": place_of(model.place)}
     config = _read(config_class, data, model)
@@ -52,14 +60,10 @@ def formed(model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, 
 
 def check(model: BlockModel, stored: Sequence[StoredBlock], model_class: type[Any], config: Any) -> None:
     """Raise `PdtrimError` unless a model made from a config has, block by block, what is stored."""
-    import torch  # noqa: PLC0415 - listings must not import torch
-
     for key in BY_NUMBER:
         if getattr(model.config, key, False):
             raise PdtrimError(f"{model.name}: its blocks compute with their own number ({key}), so they cannot get another one")
-    with torch.device("meta"):
-        made = model_class(copy.deepcopy(config))
-    blocks = made.get_submodule(model.place.blocks)
+    blocks = _made(model, model_class, config).get_submodule(model.place.blocks)
     for block in stored:
         if block.parts is not None:
             continue
@@ -68,6 +72,18 @@ def check(model: BlockModel, stored: Sequence[StoredBlock], model_class: type[An
                 f"{model.name}: the config of this family cannot say what block {block.like} is as block {block.index} of the "
                 f"checkpoint: {difference}"
             )
+
+
+def _made(model: BlockModel, model_class: type[Any], config: Any) -> Any:
+    """Return a model without weights."""
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    try:
+        with torch.device("meta"):
+            return model_class(copy.deepcopy(config))
+    except Exception as error:
+        # Some families check their settings only here.
+        raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {_line(error)}") from error
 
 
 def _renumbered(model: BlockModel, likes: Sequence[int]) -> dict[str, Any]:
@@ -89,26 +105,18 @@ def _has_experts(model: BlockModel, block: int) -> bool:
     return any(".experts." in f".{name}." for name, _ in model.blocks[block].named_parameters())
 
 
-def _set_widths(model: BlockModel, stored: Sequence[StoredBlock], data: dict[str, Any]) -> None:
-    """Put the one width of all blocks into a config. Raises `PdtrimError` where they have several."""
-    first, text = stored[0].widths, data if model.config is model.model.config else data["text_config"]
-    if any(dict(block.widths) != dict(first) for block in stored) or "bias" in first:
-        raise PdtrimError(f"{model.name}: blocks have widths or biases of their own, which no config of this family can say")
-    if "attention" in first:
-        dense = model.units(stored[0].like).count("attention")
-        text["head_dim"] = _head_dim(model)
-        heads = _key(model, "num_attention_heads")
-        text[heads] = text[heads] * first["attention"] // dense
-        kv_heads = _key(model, "num_key_value_heads")
+def _set_widths(model: BlockModel, widths: Mapping[str, int], data: dict[str, Any]) -> None:
+    """Put one width of all blocks into a config."""
+    text = data if model.config is model.model.config else data["text_config"]
+    if "attention" in widths:
+        text["head_dim"] = head_dim_of(model.config)
+        heads, kv_heads = _key(model, "num_attention_heads"), _key(model, "num_key_value_heads")
+        text[heads] = text[heads] * widths["attention"] // model.units(0).count("attention")
         if kv_heads in text:
-            text[kv_heads] = first["attention"]
-    if "mlp" in first:
+            text[kv_heads] = widths["attention"]
+    if "mlp" in widths:
         (key,) = [key for key in CHANNELS if key in text]
-        text[key] = first["mlp"]
-
-
-def _head_dim(model: BlockModel) -> int:
-    return int(getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads)
+        text[key] = widths["mlp"]
 
 
 def _key(model: BlockModel, name: str) -> str:
