@@ -72,7 +72,7 @@ def write_checkpoint(
     _write_tokenizer(model.tokenizer, folder)
     writer = ShardWriter(folder, storage.shard_bytes, number_format)
     # The state dict names what the model holds; nothing is copied yet.
-    writer.add(_on_disk(model, _outside(model, head=head), stock=stock))
+    writer.add(_on_disk(model, outside(model, head=head), stock=stock))
     for block in stored:
         writer.add(_on_disk(model, block.tensors(model.place.blocks), stock=stock))
     writer.finish()
@@ -93,7 +93,7 @@ def link_checkpoint(whole: Path, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
 
 
-def _outside(model: BlockModel, *, head: bool) -> dict[str, Tensor]:
+def outside(model: BlockModel, *, head: bool) -> dict[str, Tensor]:
     """Return the tensors outside the blocks, tied ones once."""
     tied: Mapping[str, str] = getattr(model.model, "all_tied_weights_keys", None) or {}
     ignored = set(getattr(model.model, "_keys_to_ignore_on_save", None) or ())

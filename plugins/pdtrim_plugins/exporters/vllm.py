@@ -41,11 +41,11 @@ class Vllm(Exporter):
         """Write the three folders, after a look at everything that could be refused."""
         saved = plan_of(outcome, model)
         _refuse(model, saved)
-        saved = replace(saved, plan=saved.plan.free_tail(model.block_count))
         parts = Parts(model, out / "merges")
         _check_decode(model, decode_blocks(parts, saved.plan))
         storage = Storage(self.dtype, int(self.max_shard * 1e9))
-        prefill = prefill_blocks(parts, saved.plan)
+        plan = saved.plan.free_tail(model.block_count)
+        prefill = prefill_blocks(parts, plan)
         told = {"format": 1, "plan_hash": saved.digest, "first_token": saved.first_token, **prefill.told, "head": False}
         config, stored = _prefill_config(model, prefill.stored, told)
         write_decode(outcome, model, saved, out, storage)
@@ -57,11 +57,11 @@ class Vllm(Exporter):
                 "logits mean nothing. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core installed; the "
                 "folder serve/ has the command lines."
             )
-            (folder / CARD).write_text(card(outcome, model, saved, role="prefill", text=text, run=out), encoding="utf-8")
+            (folder / CARD).write_text(card(outcome, model, saved, role="prefill", text=text, run=out, plan=plan), encoding="utf-8")
         yield out / "prefill"
         with export_folder(out / "serve") as folder:
             text = "What starts the pair: `sh serve.sh` on one machine. The script says what to change for two."
-            (folder / CARD).write_text(card(outcome, model, saved, role="serve", text=text, run=out), encoding="utf-8")
+            (folder / CARD).write_text(card(outcome, model, saved, role="serve", text=text, run=out, plan=plan), encoding="utf-8")
             write_serve(folder, saved, len(prefill.told["decode_index"]))
         yield out / "serve"
 
