@@ -32,7 +32,11 @@ COMMANDS = (
     (plugins.plugins, "List all components and where they come from.", "plugins --json"),
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),
     (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
-    (export.export, "Write checkpoints and files for engines.", "export runs/quickstart --to checkpoints --out exports/quickstart"),
+    (
+        export.export,
+        "Write checkpoints and files for engines.",
+        "export runs/quickstart --to checkpoints --out exports/quickstart",
+    ),
     (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
 )
 """Each command with its line in the overview and the example that ends its help; its name is its function's."""

@@ -65,7 +65,12 @@ def small_run() -> tuple[Outcome, BlockModel]:
 
 
 def run_with_plan(
-    model: BlockModel, plan: Plan, run: Path, modules: Mapping[Merge | Shrink, nn.Module] | None = None, *, first: FirstToken = "decode"
+    model: BlockModel,
+    plan: Plan,
+    run: Path,
+    modules: Mapping[Merge | Shrink, nn.Module] | None = None,
+    *,
+    first: FirstToken = "decode",
 ) -> Outcome:
     """Return the outcome of `small_run` with another model and plan; the plan's modules are written where exporters read them.
 

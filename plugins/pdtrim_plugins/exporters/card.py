@@ -31,8 +31,7 @@ def card(  # noqa: PLR0913 - what a card tells of
         _front(model, role),
         f"# {_short(model.name)}, {role}",
         text,
-        f"Made with pdtrim-core {metadata.version('pdtrim-core')} from `{model.name}` (weights `{saved.fingerprint[:12]}`); "
-        f"plan_hash `{saved.digest}`. {_license_text(model)}",
+        _origin(model, saved),
         "## What was removed",
         f"Of {saved.block_count} blocks, which count from 0:",
         "\n".join(f"* {stage}: {_told(plan.removal(stage))}" for stage in ("prefill", "decode")),
@@ -46,6 +45,13 @@ def card(  # noqa: PLR0913 - what a card tells of
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _origin(model: BlockModel, saved: SavedPlan) -> str:
+    return (
+        f"Made with pdtrim-core {metadata.version('pdtrim-core')} from `{model.name}` (weights `{saved.fingerprint[:12]}`); "
+        f"plan_hash `{saved.digest}`. {_license_text(model)}"
+    )
+
+
 def _front(model: BlockModel, role: str) -> str:
     license_of = _license(model)
     lines = ["---", *(f"{key}: {value}" for key, value in license_of.items())]
@@ -54,7 +60,12 @@ def _front(model: BlockModel, role: str) -> str:
     if HUB_ID.fullmatch(model.name) and not Path(model.name).exists():
         lines += [f"base_model: {model.name}", "base_model_relation: finetune"]
     tags = ["pdtrim", "pruned", role]
-    lines += [f"library_name: {LIBRARIES.get(role, 'transformers')}", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags)]
+    lines += [
+        f"library_name: {LIBRARIES.get(role, 'transformers')}",
+        "pipeline_tag: text-generation",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
     return "\n".join([*lines, "---"])
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core import Exporter, PdtrimError, head_dim_of
+from pdtrim_core import Exporter, PdtrimError
 from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, outside
 from pdtrim_plugins.exporters.checkpoints import plan_of
@@ -43,7 +43,9 @@ class Gguf(Exporter):
     dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = Field(
         "auto", description="number format of the matrices; auto: the one that the model is loaded in; vectors stay in float32"
     )
-    pre: str | None = Field(None, description="what llama.cpp calls the way in which the tokenizer cuts a text; found out by default")
+    pre: str | None = Field(
+        None, description="what llama.cpp calls the way in which the tokenizer cuts a text; found out by default"
+    )
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write the folder: the file and its card."""
@@ -90,18 +92,20 @@ def _refuse(model: BlockModel) -> None:
     family = model.model.config.model_type
     if family not in ARCHITECTURES:
         raise PdtrimError(
-            f"GGUF files are written of the families {', '.join(ARCHITECTURES)}, which were read back and compared, and {model.name} "
-            f"is {family}: export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
+            f"GGUF files are written of the families {', '.join(ARCHITECTURES)}, which were read back and compared, and "
+            f"{model.name} is {family}: export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
         )
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         raise PdtrimError(
-            f"{model.name} has {rope['rope_type']} rotary embeddings, which no reader at hand reads back from a GGUF file: export "
-            "--to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
+            f"{model.name} has {rope['rope_type']} rotary embeddings, which no reader at hand reads back from a GGUF file: "
+            "export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
         )
     kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
     if kinds or (getattr(model.config, "sliding_window", None) and not hasattr(model.config, "layer_types")):
-        raise PdtrimError(f"{model.name} has a sliding window, which llama.cpp's {family} has not: it would compute something else")
+        raise PdtrimError(
+            f"{model.name} has a sliding window, which llama.cpp's {family} has not: it would compute something else"
+        )
 
 
 def _config(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
@@ -119,6 +123,8 @@ def _dtype_of(model: BlockModel) -> str:
 
 def _write_settings(writer: GGUFWriter, model: BlockModel, config: Any, kind: str) -> None:
     import gguf  # noqa: PLC0415 - listings do without
+
+    from pdtrim_core import head_dim_of  # noqa: PLC0415 - listings must not import torch
 
     head_dim = head_dim_of(model.config)
     writer.add_name(model.name)
@@ -157,6 +163,8 @@ def _tensors(model: BlockModel, stored: Sequence[StoredBlock], architecture: str
 
 def _permuted(tensor: Tensor, model: BlockModel) -> Tensor:
     """Return the rows of Q or K in llama.cpp's order: the halves of a head interleaved."""
+    from pdtrim_core import head_dim_of  # noqa: PLC0415 - listings must not import torch
+
     head_dim = head_dim_of(model.config)
     heads = tensor.shape[0] // head_dim
     return tensor.reshape(heads, 2, head_dim // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

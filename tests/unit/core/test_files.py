@@ -94,13 +94,18 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     with whole_folder(path) as folder:
         (folder / "config.json").write_text("old")
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
-        with pytest.raises((PdtrimError, KeyboardInterrupt)) as caught, whole_folder(path) as folder:
-            (folder / "config.json").write_text("half")
-            raise error
+        with pytest.raises((PdtrimError, KeyboardInterrupt)) as caught:
+            _fail_inside(path, error)
         assert (path / "config.json").read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
         if isinstance(caught.value, PdtrimError):
             assert str(caught.value) == f"cannot write {path}: No space left on device{KEPT}"
+
+
+def _fail_inside(path: Path, error: BaseException) -> None:
+    with whole_folder(path) as folder:
+        (folder / "config.json").write_text("half")
+        raise error
 
 
 def test_a_folder_that_was_between_its_two_names_comes_back(tmp_path: Path) -> None:
@@ -116,5 +121,8 @@ def test_a_folder_that_was_between_its_two_names_comes_back(tmp_path: Path) -> N
 
 def test_where_nothing_can_be_written_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PdtrimError, match="cannot write .*file/decode: Not a directory"), whole_folder(tmp_path / "file" / "decode"):
+    with (
+        pytest.raises(PdtrimError, match=r"cannot write .*file/decode: Not a directory"),
+        whole_folder(tmp_path / "file" / "decode"),
+    ):
         pass

@@ -54,6 +54,4 @@ def thin(model: BlockModel, block: int, units: Sequence[int]) -> list[Shrink]:
     """Return shrinks of all parts of a block that can be narrowed: the first K/V head, and channels by number."""
     found = model.units(block)
     parts = {"attention": (0,), "mlp": tuple(units)}
-    return [Shrink(block, part, parts[part]) for part in ("attention", "mlp") if found.has(part)]  # type: ignore[arg-type]
-
-
+    return [Shrink(block, part, parts[part]) for part in ("attention", "mlp") if found.has(part)]

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Drop, Merge, PdtrimError, Shrink
+from pdtrim_core import BlockModel, Drop, Element, Merge, PdtrimError, Shrink
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.models import save_tiny_model
 from pdtrim_plugins.exporters.gguf_file import Gguf
 from tests.unit.plugins.exported import decode_logits, export, logits_of, read_back
 
-WIDE = {"hidden_size": 64, "intermediate_size": 96}
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
 """Rows that fall into Q8_0's blocks of 32."""
 
 
@@ -46,28 +46,30 @@ def read_gguf(out: Path) -> Any:
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_every_family_comes_back_with_the_same_logits(family: str, tied: bool, tmp_path: Path, tokenizer: Any) -> None:
     # transformers takes the heads of every qwen3 for the 128 numbers that those of the real ones have.
-    shape = {"head_dim": 128} if family == "qwen3" else {}
+    shape: dict[str, Any] = {"head_dim": 128} if family == "qwen3" else {}
     model = with_tokenizer(tiny_model(family, tie_word_embeddings=tied, **shape), tokenizer)
-    plan = [Drop(0), Merge(3, 2)]
+    plan: list[Element] = [Drop(0), Merge(3, 2)]
     export(Gguf(), model, plan, tmp_path)
     assert sorted(file.name for file in (tmp_path / "gguf").iterdir()) == ["README.md", f"tiny-{family}-F32.gguf"]
     # Exact: no number is changed on the way, and rows that were interleaved come back in order.
     assert torch.equal(logits_of(read_gguf(tmp_path)), decode_logits(model, plan, tmp_path))
 
 
-@pytest.mark.parametrize(("dtype", "kind", "share"), [("float16", "F16", 1e-3), ("bfloat16", "BF16", 1e-2), ("q8_0", "Q8_0", 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "share"), [("float16", "F16", 1e-3), ("bfloat16", "BF16", 1e-2), ("q8_0", "Q8_0", 2e-2)]
+)
 def test_number_formats_err_by_what_they_leave_out(dtype: Any, kind: str, share: float, tmp_path: Path, tokenizer: Any) -> None:
     model = with_tokenizer(tiny_llama(**WIDE), tokenizer)
     export(Gguf(dtype=dtype), model, [Drop(1)], tmp_path)
     assert (tmp_path / "gguf" / f"tiny-llama-{kind}.gguf").is_file()
     wanted, found = decode_logits(model, [Drop(1)], tmp_path), logits_of(read_gguf(tmp_path))
-    # A weight is off by 2^-12, 2^-9, or half of its block's largest / 127; some dozens of them in a row add up to a few times that.
+    # A weight is off by 2^-12, 2^-9, or half of its block's largest / 127; dozens of them in a row add up to a few times that.
     assert 0 < float((found - wanted).square().mean().sqrt()) < 4 * share * float(wanted.square().mean().sqrt())
 
 
 def test_one_width_of_all_blocks_comes_back(tmp_path: Path, tokenizer: Any) -> None:
     model = with_tokenizer(tiny_llama(), tokenizer)
-    plan = [Shrink(b, part, (1,)) for b in range(6) for part in ("attention", "mlp")]  # type: ignore[arg-type]
+    plan = [Shrink(b, part, (1,)) for b in range(6) for part in ("attention", "mlp")]
     export(Gguf(), model, plan, tmp_path)
     assert torch.equal(logits_of(read_gguf(tmp_path)), decode_logits(model, plan, tmp_path))
 
@@ -112,14 +114,14 @@ def test_what_would_be_read_wrong_is_refused(tmp_path: Path, tokenizer: Any) -> 
 
     convert = ": export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
     assert refused(tiny_model("opt"), [Drop(1)], tmp_path) == (
-        "GGUF files are written of the families llama, mistral, qwen2, qwen3, which were read back and compared, and tiny opt is opt"
-        + convert
+        "GGUF files are written of the families llama, mistral, qwen2, qwen3, which were read back and compared, and tiny opt is "
+        "opt" + convert
     )
     assert "no byte-level BPE tokenizer" in refused(tiny_llama(), [Drop(1)], tmp_path)
     other = AutoTokenizer.from_pretrained(save_tiny_model(tmp_path / "source"))
     unknown = refused(with_tokenizer(tiny_llama(), other), [Drop(1)], tmp_path)
     assert "say --set pre=NAME, one of llama.cpp's names" in unknown
-    assert 'in a GGUF file all blocks are alike' in refused(tiny_llama(), [Shrink(1, "mlp", (1,))], tmp_path)
+    assert "in a GGUF file all blocks are alike" in refused(tiny_llama(), [Shrink(1, "mlp", (1,))], tmp_path)
     assert "has a sliding window" in refused(tiny_model("mistral", sliding_window=8), [Drop(1)], tmp_path)
     scaled = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     stretched = tiny_llama(rope_parameters={**scaled, "original_max_position_embeddings": 64})
@@ -137,6 +139,6 @@ def test_a_full_disk_keeps_the_earlier_file(tmp_path: Path, tokenizer: Any, monk
         raise OSError("29 requested and 3 written")
 
     monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", full)
-    with pytest.raises(PdtrimError, match="cannot write .*gguf: 29 requested and 3 written"):
+    with pytest.raises(PdtrimError, match=r"cannot write .*gguf: 29 requested and 3 written"):
         export(Gguf(), model, [Drop(2)], tmp_path)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

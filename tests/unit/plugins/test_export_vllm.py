@@ -12,7 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Drop, Element, KvOnly, Merge, PdtrimError, Plan, Removal, SavedPlan, Shrink, load_modules, two_phase
+from pdtrim_core import (
+    BlockModel,
+    Drop,
+    Element,
+    KvOnly,
+    Merge,
+    PdtrimError,
+    Plan,
+    Removal,
+    SavedPlan,
+    Shrink,
+    load_modules,
+    two_phase,
+)
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan
 from pdtrim_plugins.exporters.vllm import Vllm
@@ -101,7 +114,9 @@ def test_the_config_says_what_a_model_class_needs(tmp_path: Path) -> None:
     assert told["merged"] == {"2": {"blocks": [2, 3], "keep": 3, "kv": "shadow", "prefill": "blocks"}}
     assert told["decode_index"] == {"0": 0, "2": 1, "4": 2, "5": 3}
     assert told["first_token"] == "decode"
-    hashes = {json.loads((tmp_path / folder / "config.json").read_text())["pdtrim"]["plan_hash"] for folder in ("decode", "prefill")}
+    hashes = {
+        json.loads((tmp_path / folder / "config.json").read_text())["pdtrim"]["plan_hash"] for folder in ("decode", "prefill")
+    }
     assert hashes == {outcome.plan.digest}
 
 
@@ -201,10 +216,11 @@ def test_what_cannot_be_served_is_refused_with_the_reason(tmp_path: Path) -> Non
 
 def test_widths_by_block_are_refused_with_the_reason(tmp_path: Path) -> None:
     heads = Plan(decode=Removal([Shrink(2, "attention", (1,))]))
-    assert "decode has fewer K/V heads than prefill in the blocks 2: K/V widths by block need a plugin on the decode side" in refused(
-        tiny_llama(), heads, tmp_path
+    assert (
+        "decode has fewer K/V heads than prefill in the blocks 2: K/V widths by block need a plugin on the decode side"
+        in refused(tiny_llama(), heads, tmp_path)
     )
-    assert 'this decode model\'s are not' in refused(tiny_llama(), Plan(decode=Removal(CHANNELS[:1])), tmp_path)
+    assert "this decode model's are not" in refused(tiny_llama(), Plan(decode=Removal(CHANNELS[:1])), tmp_path)
     assert "vLLM's qwen2 takes the size of a head from the number of heads" in refused(
         tiny_model("qwen2"), Plan.unified(Removal(HEADS)), tmp_path
     )
