@@ -54,8 +54,8 @@ class Vllm(Exporter):
             write_checkpoint(folder, model, config, stored, storage)
             text = (
                 "The model that reads prompts for the decode model beside it. It computes the K/V that decode needs and no more: "
-                "its logits mean nothing. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core installed; "
-                "the folder serve/ has the command lines."
+                "its logits mean nothing. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
+                "installed; the folder serve/ has the command lines."
             )
             (folder / CARD).write_text(
                 card(outcome, model, saved, role="prefill", text=text, run=out, plan=plan), encoding="utf-8"
@@ -111,8 +111,8 @@ def _check_decode(model: BlockModel, stored: Sequence[StoredBlock]) -> None:
         if not any(block.widths for block in stored):
             raise
         raise PdtrimError(
-            f'decode is stock vLLM, whose blocks are all alike, and this decode model\'s are not ({error}): say '
-            f'width = "uniform" in the pruner{ADVICE}"
+            f"decode is stock vLLM, whose blocks are all alike, and this decode model's are not ({error}): say "
+            f'width = "uniform" in the pruner{ADVICE}'
         ) from error
 
 
