@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.cli import bench, check, compare, describe, plugins, report, run, schema, show, sweep
+from pdtrim_core.cli import bench, check, compare, describe, export, plugins, report, run, schema, show, sweep
 from pdtrim_core.errors import PdtrimError
 
 INTERRUPTED = 130
@@ -35,6 +35,11 @@ COMMANDS = (
     (report.report, "Make the page of a run, or of several side by side.", "report runs/quickstart"),
     (compare.compare, "Compare runs in one table.", "compare runs/a runs/b --sides staged,unified,dense"),
     (bench.bench, "Time the models of a run.", "bench runs/quickstart"),
+    (
+        export.export,
+        "Write checkpoints and files for engines.",
+        "export runs/quickstart --to checkpoints --out exports/quickstart",
+    ),
     (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
 )
 """Each command with its line in the overview and the example that ends its help; its name is its function's."""

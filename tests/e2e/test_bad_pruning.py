@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core.testing.models import tiny_transformers
-
 if TYPE_CHECKING:
     from tests.e2e.conftest import Cli
 
@@ -25,7 +23,7 @@ def error_of(cli: Cli, recipe: Path, pruner: str, **settings: Any) -> str:
         **{key.replace("__", "."): value for key, value in settings.items()},
     }
     path = recipe.parent / "pruning.toml"
-    lines = ['recipe = 1', 'out = "run"', '[calibration]', 'samples = 8', 'held_out = 4']
+    lines = ["recipe = 1", 'out = "run"', "[calibration]", "samples = 8", "held_out = 4"]
     path.write_text("\n".join(lines) + "\n")
     words = [word for key, value in data.items() for word in ("--set", f"{key}={toml(value)}")]
     done = cli("run", path, *words)
