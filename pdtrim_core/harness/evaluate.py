@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from pdtrim_core.evaluations import Side, TaskResult, find_result, write_result
 from pdtrim_core.files import cache_folder
 from pdtrim_core.harness import tasks
 from pdtrim_core.harness.model import ROWS, PdtrimLM
-from pdtrim_core.harness.results import answers_of, main_of, metrics_of
+from pdtrim_core.harness.results import answers_of, main_of, metrics_of, with_errors
 from pdtrim_core.harness.tasks import Source
 from pdtrim_core.loading import LoadedRun
 from pdtrim_core.module_store import MODULES, REPLACED
@@ -149,13 +150,14 @@ class Evaluation:
             gen_kwargs={"max_gen_toks": options.max_new_tokens} if options.max_new_tokens else None,
             confirm_run_unsafe_code=options.runs_code,
         )
-        metrics = metrics_of(found, task)
+        answers = answers_of(found["samples"])
+        metrics = with_errors(metrics_of(found, task), answers)
         return TaskResult(
             task=task,
             side=side,
             metrics=metrics,
             main=main_of(metrics),
-            answers=answers_of(found["samples"]),
+            answers=answers,
             settings=settings,
             versions=versions(PACKAGES),
             seconds=round(time.perf_counter() - started, 2),
@@ -179,7 +181,9 @@ def _quiet() -> Iterator[None]:
         for log in logs:
             log.setLevel(logging.ERROR)
         datasets.disable_progress_bars()
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            # A class without items has no F1; scikit-learn takes 0 and says so each time.
+            warnings.filterwarnings("ignore", message="F-score is ill-defined")
             yield
     finally:
         for log, level in zip(logs, levels, strict=True):

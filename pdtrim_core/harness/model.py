@@ -18,6 +18,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from pdtrim_core.bench import packing_agrees
 from pdtrim_core.calibration import Item
@@ -78,8 +79,8 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
     def _open(self, run: LoadedRun, batch_size: int | str, **options: Any) -> None:
         """Let the harness set itself up around the dense model, whose tokenizer, window and templates all sides share."""
         tokenizer = run.dense.tokenizer
-        if getattr(tokenizer, "eos_token_id", None) is None:
-            raise PdtrimError(f"the tokenizer of {run.dense.name} has no end-of-text token, which the harness needs")
+        if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.eos_token_id is None:
+            raise PdtrimError(f"the harness needs a tokenizer of transformers with an end-of-text token; {run.dense.name} has none")
         log = logging.getLogger("lm_eval.models.huggingface")
         level = log.level
         log.setLevel(logging.ERROR)  # it warns of models that are open already
@@ -158,7 +159,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
             self._packed = packing_agrees(self.blocks, tuple(items[:PACKING_TRIALS]), batch_tokens=self._batch_tokens)
         found: dict[Item, tuple[Scored, ...]] = {}
         groups = self._trunk().groups(items)
-        bar = tqdm(total=len(items), desc=f"{self.side}", unit=" items", disable=silent)
+        bar = tqdm(total=len(items), desc=f"{self.side}", unit=" items", disable=silent or not sys.stderr.isatty())
         while groups:
             group = groups.pop(0)
             try:

@@ -10,6 +10,8 @@ from pdtrim_core.calibration import Item
 from pdtrim_core.errors import PdtrimError
 
 Tokens = tuple[int, ...]
+CHOICE_TOKENS = 256
+"""Tokens that the choices of an item may have whatever the length of their context."""
 
 
 class Request(NamedTuple):
@@ -48,17 +50,33 @@ class Items:
 
 
 def items_of(requests: Sequence[Request]) -> Items:
-    """Return requests as items, one a context; equal requests are one choice."""
-    numbers: dict[Tokens, int] = {}
+    """Return requests as items, those behind the same context together as far as that saves more than it costs.
+
+    Equal requests of an item are one choice.
+    """
+    open_items: dict[Tokens, int] = {}
     choices: list[dict[Tokens, int]] = []
+    contexts: list[Tokens] = []
     places = []
     for context, continuation in requests:
-        number = numbers.setdefault(context, len(numbers))
-        if number == len(choices):
+        number = open_items.get(context)
+        if number is None or not _has_room(choices[number], request=Request(context, continuation)):
+            number = open_items[context] = len(contexts)
+            contexts.append(context)
             choices.append({})
         places.append((number, choices[number].setdefault(continuation, len(choices[number]))))
     items = tuple(
         Item((context,), tuple(of_item), 0, (1,) * len(of_item), str(number))
-        for (context, number), of_item in zip(numbers.items(), choices, strict=True)
+        for number, (context, of_item) in enumerate(zip(contexts, choices, strict=True))
     )
     return Items(items, tuple(places))
+
+
+def _has_room(choices: dict[Tokens, int], request: Request) -> bool:
+    """Tell whether one more choice is worth a place beside others.
+
+    Side by side they save the pass over their context, but each of them is masked from all others: texts of their own that
+    merely begin with the same token are better apart.
+    """
+    beside = sum(map(len, choices)) + len(request.continuation)
+    return request.continuation in choices or beside <= max(CHOICE_TOKENS, 4 * len(request.context))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
 from typing import Any
 
 from pdtrim_core.evaluations import Answer, Metric
@@ -37,6 +39,21 @@ def _values(own: Mapping[str, Any]) -> Iterator[tuple[str, float, float | None]]
         if isinstance(own[key], int | float):
             shown = key if several else metric
             yield shown, float(own[key]), float(error) if isinstance(error, int | float) and math.isfinite(error) else None
+
+
+def with_errors(metrics: Mapping[str, Metric], answers: Sequence[Answer]) -> dict[str, Metric]:
+    """Return metrics with the standard error of the mean over items, where the harness gave none and the metric is that mean.
+
+    It gives none to a group that has a part with a single item.
+    """
+    return {name: replace(metric, error=_error(metric, name, answers)) for name, metric in metrics.items()}
+
+
+def _error(metric: Metric, name: str, answers: Sequence[Answer]) -> float | None:
+    values = [answer.values[name] for answer in answers if name in answer.values]
+    if metric.error is not None or len(values) < 2 or not math.isclose(fmean(values), metric.value, abs_tol=1e-9):
+        return metric.error
+    return stdev(values) / math.sqrt(len(values))
 
 
 def main_of(metrics: Mapping[str, Metric]) -> str:
