@@ -15,8 +15,9 @@ def main() -> None:
     """Register `pdtrim` and hand over to the harness."""
     try:
         check_installed()
-        import pdtrim_core.harness.model  # noqa: F401, PLC0415 - registers the class
         from lm_eval.__main__ import cli_evaluate  # noqa: PLC0415 - the same
+
+        import pdtrim_core.harness.model  # noqa: F401, PLC0415 - registers the class
 
         cli_evaluate()
     except PdtrimError as error:

@@ -107,7 +107,7 @@ class Evaluation:
         options, model = self._options, self._model(side)
         return {
             "weights": self._run.outcome.environment.weights,
-            "plan": None if side == "dense" else self._plan_digest(side, model),
+            "plan": None if side == "dense" else self._plan_digest(model),
             "first_token": model.first_token if side == "staged" else None,
             "dtype": str(next(model.blocks.model.parameters()).dtype).removeprefix("torch."),
             "window": model.max_length,
@@ -119,7 +119,7 @@ class Evaluation:
             "harness": versions(PACKAGES)["lm_eval"],
         }
 
-    def _plan_digest(self, side: Side, model: PdtrimLM) -> str:
+    def _plan_digest(self, model: PdtrimLM) -> str:
         """Return a hash of what a side runs: its plan, the modules of that plan, or the model that replaced the dense one."""
         folder = self._run.path / (MODULES if self._run.replaced is None else REPLACED)
         names = sorted(folder.glob("*.safetensors")) if model.modules or self._run.replaced is not None else []

@@ -80,7 +80,9 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         """Let the harness set itself up around the dense model, whose tokenizer, window and templates all sides share."""
         tokenizer = run.dense.tokenizer
         if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.eos_token_id is None:
-            raise PdtrimError(f"the harness needs a tokenizer of transformers with an end-of-text token; {run.dense.name} has none")
+            raise PdtrimError(
+                f"the harness needs a tokenizer of transformers with an end-of-text token; {run.dense.name} has none"
+            )
         log = logging.getLogger("lm_eval.models.huggingface")
         level = log.level
         log.setLevel(logging.ERROR)  # it warns of models that are open already

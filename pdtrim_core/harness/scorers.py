@@ -58,9 +58,7 @@ def pass_at_1() -> tuple[Callable[..., Any], str | None]:
 
 def _pass_at_1(references: list[str], predictions: list[list[str]], **_: Any) -> dict[str, float]:
     passed = [
-        passes(f"{program}\n{test}")
-        for test, programs in zip(references, predictions, strict=True)
-        for program in programs
+        passes(f"{program}\n{test}") for test, programs in zip(references, predictions, strict=True) for program in programs
     ]
     return {"pass@1": sum(passed) / len(passed)}
 
@@ -105,7 +103,7 @@ def _untrained() -> Iterator[None]:
     words = functools.partial(nltk.word_tokenize, preserve_line=True)
     splitter = nltk.tokenize.punkt.PunktSentenceTokenizer()
     with (
-        mock.patch.object(instructions_util, "_get_sentence_tokenizer", lambda: splitter),
+        mock.patch.object(instructions_util, "_get_sentence_tokenizer", return_value=splitter),
         mock.patch.object(nltk, "word_tokenize", words),
     ):
         yield

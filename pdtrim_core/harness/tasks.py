@@ -81,7 +81,9 @@ def check_names(names: Sequence[str], source: Source, hub: Any, *, runs_code: bo
         if source.data is None and task not in hub.all_tasks:
             raise PdtrimError(f"lm-evaluation-harness has no task '{task}'{did_you_mean(task, hub.all_tasks)}")
         if task in RUNS_CODE and not runs_code:
-            raise PdtrimError(f"{task} runs programs that the model writes, on this machine: allow it with --confirm-run-unsafe-code")
+            raise PdtrimError(
+                f"{task} runs programs that the model writes, on this machine: allow it with --confirm-run-unsafe-code"
+            )
     return tasks
 
 
@@ -108,7 +110,7 @@ def load_task(task: str, source: Source, hub: Any) -> Loaded:
         reason = str(error).strip().split("\n")[0]
         here = "read it from files with --data DIR, or " if task in NAMES else ""
         raise PdtrimError(
-            f"the items of '{task}' could not be had from the hub ({type(error).__name__}: {reason}): {here}connect to the network"
+            f"the hub did not give the items of '{task}' ({type(error).__name__}: {reason}): {here}connect to the network"
         ) from error
     return Loaded(found["groups"].get(task) or list(found["tasks"].values()))
 

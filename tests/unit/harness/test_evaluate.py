@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shortened(tmp_path: Path) -> Iterator[Path]:
+def shortened(tmp_path: Path) -> Path:
     """The developers' files, with articles of WikiText that are short: a tiny model takes every letter for a token."""
     folder = tmp_path / "shared"
     folder.mkdir()
@@ -48,7 +47,7 @@ def shortened(tmp_path: Path) -> Iterator[Path]:
     pages = [doc["page"][:700] for doc in data_files.read_docs(SHARED / "wikitext2" / "test.txt", "wikitext")]
     (folder / "wikitext2").mkdir()
     (folder / "wikitext2" / "test.txt").write_text("\n".join(pages), encoding="utf-8")
-    yield folder
+    return folder
 
 
 @pytest.mark.shared
