@@ -49,5 +49,5 @@ $(VENV)/.model: | $(VENV)/.venv
 	touch $@
 
 $(VENV)/.test-tools: pyproject.toml constraints.txt | $(VENV)/.dependencies
-	$(PIP) pytest pytest-xdist hypothesis sybil ruff mypy import-linter
+	$(PIP) pytest pytest-xdist hypothesis sybil ruff mypy import-linter 'lm-eval[ifeval]'
 	touch $@

@@ -18,7 +18,7 @@ from torch import nn
 
 from pdtrim_core import BlockModel, Item, Objective, Sample
 
-MISSING = "this benchmark compares with lm-evaluation-harness, which is not installed: pip install lm_eval==0.4.13"
+MISSING = "this benchmark compares with lm-evaluation-harness, which is not installed: pip install 'pdtrim-core[eval]'"
 
 
 class Timed(NamedTuple):

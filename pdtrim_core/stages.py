@@ -11,8 +11,9 @@ count, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,13 @@ StandIns = Mapping[Merge | Shrink, nn.Module]
 less some columns."""
 
 
+class Scored(NamedTuple):
+    """The summed log-probability (nats) of a choice, and whether each of its tokens is the one that is likeliest there."""
+
+    logprob: float
+    greedy: bool
+
+
 class StagedModel:
     """A model under a plan. Making one is cheap; the trunk holds what plans share.
 
@@ -51,25 +59,33 @@ class StagedModel:
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
-        sums: dict[Item, list[float]] = {}
-        for group, of_choices in self._scored(items):
-            sums.update(zip(group, of_choices, strict=True))
-        return [tuple(sums[item]) for item in items]
+        return [tuple(scored.logprob for scored in choices) for choices in self._scored(items, greedy=False)]
 
-    def _scored(self, items: Sequence[Item]) -> Iterator[tuple[tuple[Item, ...], list[list[float]]]]:
+    def scores(self, items: Sequence[Item]) -> list[tuple[Scored, ...]]:
+        """Return for each item its choices' log-probabilities, as `loglikelihoods` does, and whether each is decoded greedily."""
+        return self._scored(items, greedy=True)
+
+    def _scored(self, items: Sequence[Item], *, greedy: bool) -> list[tuple[Scored, ...]]:
+        found: dict[Item, list[Scored]] = {}
         for group, prepared in self._trunk.batches(items):
             with torch.inference_mode():
-                logprobs = self._target_logprobs(prepared)
-            sums = [[0.0] * len(item.choices) for item in group]
-            for (item, choice), logprob in zip(prepared.batch.owners, logprobs.tolist(), strict=True):
-                sums[item][choice] += logprob
-            yield group, sums
+                logprobs, likeliest = self._targets(prepared, greedy=greedy)
+            of_group = [[Scored(0.0, greedy)] * len(item.choices) for item in group]
+            for (item, choice), logprob, first in zip(prepared.batch.owners, logprobs.tolist(), likeliest.tolist(), strict=True):
+                before = of_group[item][choice]
+                of_group[item][choice] = Scored(before.logprob + logprob, before.greedy and first)
+            found.update(zip(group, of_group, strict=True))
+        return [tuple(found[item]) for item in items]
 
-    def _target_logprobs(self, prepared: PreparedBatch) -> Tensor:
-        """Return the log-probability of each target token of a batch, in float32."""
+    def _targets(self, prepared: PreparedBatch, *, greedy: bool) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of each target token of a batch, in float32, and whether no other is likelier there.
+
+        The second is only looked at where it is wanted, with `greedy`.
+        """
         batch = prepared.batch
         stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
         found = torch.empty(len(batch.targets), dtype=torch.float32)
+        likeliest = torch.zeros(len(batch.targets), dtype=torch.bool)
         start = 0
         for logits_NV in self._model.head(stream_ND):
             here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
@@ -78,8 +94,10 @@ class StagedModel:
             at = at.to(logits_NV.device)
             # log_softmax in float32 is off by about 1e-5 a token, always to the same side; logsumexp is not.
             found[here.cpu()] = (logits_NV[at, targets].float() - _normaliser(logits_NV)[at]).cpu()
+            if greedy:
+                likeliest[here.cpu()] = (logits_NV.argmax(dim=-1)[at] == targets).cpu()
             start += len(logits_NV)
-        return found
+        return found, likeliest
 
     def divergences(self, items: Sequence[Item]) -> list[float]:
         """Return for each item how far this plan is from the dense model, 0 or more.
@@ -189,6 +207,18 @@ class StagedModel:
         _ = self._path  # holds the narrowed blocks from one prompt to the next
         return two_phase.generate(
             self._model, self.plan, prompt, max_new_tokens, recompute=self._recomputed(recompute), stand_ins=self._stand_ins
+        )
+
+    def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
+        """Return prompts with what follows each, in two phases; see `two_phase.generate_batch`."""
+        return two_phase.generate_batch(
+            self._model,
+            self.plan,
+            ids_BT,
+            mask_BT,
+            first_token=self._trunk.first_token,
+            stand_ins=self._stand_ins,
+            **options,
         )
 
     def continuation_logits(self, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:

@@ -1,12 +1,14 @@
 """Prefill with a cache, hand the K/V over, decode token by token: what a serving engine does, in one process.
 
-This is slow and plain on purpose. It is the reference that scoring in one pass and real engines are tested against.
+One sequence at a time this is slow and plain on purpose: the reference that scoring in one pass and real engines are tested
+against. Batches are for tasks that generate.
 Each phase runs the model's own forward over its own list of blocks, renumbered, because transformers takes the length of
 a cache from its entry 0.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from pdtrim_core.elements import Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model import BlockModel
-from pdtrim_core.plan import Plan
+from pdtrim_core.plan import FirstToken, Plan
 
 
 @dataclass(frozen=True)
@@ -85,29 +87,104 @@ def continuation_logits(
     return torch.stack(rows)
 
 
+def generate_batch(
+    model: BlockModel,
+    plan: Plan,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    first_token: FirstToken,
+    stand_ins: Mapping[Merge | Shrink, nn.Module],
+    **options: Any,
+) -> Tensor:
+    """Return prompts with what follows each, `[B, T + new]`; each phase is `transformers`' own `generate`, given `options`.
+
+    Prompts are padded on the left, where `mask_BT` is 0; texts that end early are padded on the right. The options have at least
+    `max_length`, in which the prompt counts, and `pad_token_id`.
+    """
+    with torch.inference_mode():
+        begun_BT, cache = _prefill_batch(model, plan, ids_BT, mask_BT, first_token=first_token, stand_ins=stand_ins, **options)
+        if begun_BT.shape[1] >= options["max_length"]:
+            return begun_BT
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(ids_BT), begun_BT.shape[1] - ids_BT.shape[1])], dim=1)
+        with _as_stage(model, _decode_steps(model, plan, stand_ins)):
+            whole_BT: Tensor = model.model.generate(begun_BT, attention_mask=mask_BT, past_key_values=cache, **options)
+        if first_token == "prefill":
+            # Decode does not know that prefill's token may have been the last one.
+            stops = torch.tensor(sorted(_stop_tokens(model)), dtype=torch.long, device=begun_BT.device)
+            whole_BT[torch.isin(begun_BT[:, -1], stops), begun_BT.shape[1] :] = options["pad_token_id"]
+    return whole_BT
+
+
+def _prefill_batch(
+    model: BlockModel,
+    plan: Plan,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    first_token: FirstToken,
+    stand_ins: Mapping[Merge | Shrink, nn.Module],
+    **options: Any,
+) -> tuple[Tensor, Any]:
+    """Run prefill; return the prompts, with their first token where prefill makes it, and the cache that decode starts from."""
+    cache, width = _new_cache(), ids_BT.shape[1]
+    if first_token == "decode" and width == 1:
+        return ids_BT, cache
+    steps = _prefill_steps(model, plan, stand_ins)
+    with _as_stage(model, _something(steps)):
+        if first_token == "prefill":
+            one_more = {**options, "max_length": width + 1}
+            ids_BT = model.model.generate(ids_BT, attention_mask=mask_BT, past_key_values=cache, **one_more)
+        else:
+            _read(model, ids_BT[:, :-1], mask_BT[:, :-1], cache)
+    return ids_BT, _hand_over(model, plan, steps, cache)
+
+
+def _read(model: BlockModel, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> None:
+    """Run padded prompts into a cache; each counts its positions from its own first token."""
+    positions: dict[str, Tensor] = {}
+    if "position_ids" in inspect.signature(model.model.forward).parameters:
+        positions["position_ids"] = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)
+    # The head has nothing to say here; one position of it is the least that models compute.
+    model.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions)
+
+
+def _new_cache() -> Any:
+    from transformers import DynamicCache  # noqa: PLC0415 - slow to import, and only generation wants it
+
+    # A cache that knows the config cuts sliding windows and then loses the length; a plain one keeps everything.
+    return DynamicCache()
+
+
 def _prefill(
     model: BlockModel, plan: Plan, prompt: Sequence[int], recompute: int, stand_ins: Mapping[Merge | Shrink, nn.Module]
 ) -> tuple[Any, Tensor]:
     """Run prefill; return the cache that decode starts from, and prefill's logits behind its last token."""
-    from transformers import DynamicCache  # noqa: PLC0415 - slow to import, and only generation wants it
-
-    handed_over = DynamicCache()
+    cache = _new_cache()
     read = prompt[: len(prompt) - recompute]
     if not read:
-        return handed_over, torch.empty(0)
-    # A cache that knows the config cuts sliding windows and then loses the length; a plain one keeps everything.
-    cache = DynamicCache()
+        return cache, torch.empty(0)
     steps = _prefill_steps(model, plan, stand_ins)
+    with _as_stage(model, _something(steps)):
+        logits_V = _forward(model, read, cache)
+    return _hand_over(model, plan, steps, cache), logits_V
+
+
+def _something(steps: Sequence[Step]) -> Sequence[Step]:
     if not steps:
         raise PdtrimError("this plan leaves prefill nothing to run and decode needs K/V")
-    with _as_stage(model, steps):
-        logits_V = _forward(model, read, cache)
+    return steps
+
+
+def _hand_over(model: BlockModel, plan: Plan, steps: Sequence[Step], cache: Any) -> Any:
+    """Return the cache that decode starts from: of prefill's K/V, those of the blocks that decode keeps."""
+    handed_over = _new_cache()
     entries = {step.slot: number for number, step in enumerate(steps) if step.slot is not None}
     for source in plan.kv_map(model.block_count):
         layer = cache.layers[entries[source.slot]]
         kept = [head for head in range(layer.keys.shape[1]) if head not in source.removed_heads]
         handed_over.update(layer.keys[:, kept].clone(), layer.values[:, kept].clone(), source.slot)
-    return handed_over, logits_V
+    return handed_over
 
 
 def _prefill_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
@@ -156,10 +233,10 @@ def _forward(model: BlockModel, tokens: Sequence[int], cache: Any) -> Tensor:
     return logits[0, -1].float().cpu()
 
 
-def _stop_tokens(model: BlockModel) -> set[int | None]:
+def _stop_tokens(model: BlockModel) -> set[int]:
     config = getattr(model.model, "generation_config", None) or model.config
     stop = getattr(config, "eos_token_id", None)
-    return set(stop) if isinstance(stop, list) else {stop}
+    return {token for token in (stop if isinstance(stop, list) else [stop]) if token is not None}
 
 
 @contextmanager

@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.cli import bench, check, compare, describe, export, plugins, report, run, schema, show, sweep
+from pdtrim_core.cli import (
+    bench,
+    check,
+    compare,
+    describe,
+    eval,  # noqa: A004 - named as its command is
+    export,
+    plugins,
+    report,
+    run,
+    schema,
+    show,
+    sweep,
+)
 from pdtrim_core.errors import PdtrimError
 
 INTERRUPTED = 130
@@ -31,6 +44,7 @@ COMMANDS = (
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
     (plugins.plugins, "List all components and where they come from.", "plugins --json"),
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),
+    (eval.eval, "Evaluate a run on benchmarks.", "eval runs/quickstart --tasks arc_easy,piqa --stage staged,dense"),
     (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
     (report.report, "Make the page of a run, or of several side by side.", "report runs/quickstart"),
     (compare.compare, "Compare runs in one table.", "compare runs/a runs/b --sides staged,unified,dense"),

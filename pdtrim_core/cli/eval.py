@@ -1,0 +1,145 @@
+"""`pdtrim-core eval`: the benchmarks of lm-evaluation-harness on a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from pdtrim_core.errors import PdtrimError, did_you_mean
+from pdtrim_core.evaluations import Metric, Side, TaskResult, path_of
+from pdtrim_core.harness import check_installed
+
+
+class FirstToken(StrEnum):
+    """The stage that makes the first token."""
+
+    decode = "decode"
+    prefill = "prefill"
+
+
+def eval(  # noqa: A001 - a command is named as its function is
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    tasks: Annotated[str, typer.Option(help="Tasks by the harness' names, with commas between them.", show_default=False)],
+    stage: Annotated[
+        str, typer.Option(help="What answers: staged (the pair), unified, prefill, decode or dense; several with commas.")
+    ] = "staged",
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Read the items from files in this folder, not from the hub.")
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Use the first items of each task alone: so many, or below 1 that share.")
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option(min=1, help="With --data: use so many items of each task, evenly spaced over its file.")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in front of each item (default: the task's).")] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Put prompts into the tokenizer's chat template.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Generate so many tokens at most (default: the task's).")
+    ] = None,
+    first_token: Annotated[
+        FirstToken | None, typer.Option(help="The stage that makes the first token (default: the run's).")
+    ] = None,
+    prompt_share: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="Share of each window of running text that is prompt and is not scored.")
+    ] = 0.0,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens a batch that is scored.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that generate together.")] = 16,
+    unsafe_code: Annotated[
+        bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run programs which the model wrote.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Evaluate a run on benchmarks of lm-evaluation-harness; print one table."""
+    del debug  # main() reads it
+    names, sides = _names(tasks), _sides(stage)
+    if items is not None and data is None:
+        raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
+    check_installed()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws bars wherever it is
+    from pdtrim_core.harness.evaluate import Evaluation, Options  # noqa: PLC0415 - imports torch and the harness
+    from pdtrim_core.harness.tasks import Source  # noqa: PLC0415 - the same
+    from pdtrim_core.loading import load_run  # noqa: PLC0415 - imports torch
+
+    options = Options(
+        source=Source(data, items, num_fewshot),
+        limit=limit,
+        chat_template=apply_chat_template,
+        first_token=None if first_token is None else first_token.value,
+        prompt_share=prompt_share,
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+        runs_code=unsafe_code,
+    )
+    evaluation = Evaluation(load_run(run), options, lambda text: print(text, file=sys.stderr, flush=True))
+    results = list(evaluation.results(names, sides, fresh=fresh))
+    print(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, sides)
+
+
+def _names(tasks: str) -> list[str]:
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise PdtrimError("--tasks is empty: name tasks such as arc_easy,piqa")
+    return names
+
+
+def _sides(stage: str) -> list[Side]:
+    sides: list[Side] = []
+    for name in dict.fromkeys(part.strip() for part in stage.split(",")):
+        if name not in get_args(Side):
+            raise PdtrimError(f"unknown stage '{name}'{did_you_mean(name, get_args(Side))}")
+        sides += [side for side in get_args(Side) if side == name]
+    return sides
+
+
+def _data(run: Path, result: TaskResult) -> dict[str, object]:
+    return {
+        "task": result.task,
+        "stage": result.side,
+        "main": result.main,
+        "metrics": {name: vars(metric) for name, metric in result.metrics.items()},
+        "items": len(result.answers),
+        "settings": result.settings,
+        "versions": result.versions,
+        "seconds": result.seconds,
+        "notes": result.notes,
+        "file": str(path_of(run, result.task, result.side, result.settings)),
+    }
+
+
+def _print(results: Sequence[TaskResult], sides: Sequence[Side]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - not every command draws
+    from rich.table import Table  # noqa: PLC0415 - the same
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("task", "metric", "items", *sides):
+        table.add_column(title, no_wrap=True, justify="left" if title in ("task", "metric") else "right")
+    by_task = {result.task: [other for other in results if other.task == result.task] for result in results}
+    for task, of_task in by_task.items():
+        for metric in of_task[0].metrics:
+            if "/" not in metric:  # the parts of a group are in the files
+                table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics[metric]) for one in of_task))
+    # Rows may be longer than the terminal is wide, and a cell that is folded cannot be read.
+    Console(highlight=False, markup=False, width=10_000).print(table)
+    first = {result.settings["first_token"] for result in results if result.side == "staged"}
+    if first:
+        print(f"\nstaged: the first token is {' and '.join(sorted(first))}'s")
+    for note in dict.fromkeys(f"{result.task}, {result.side}: {note}" for result in results for note in result.notes):
+        print(note)
+
+
+def _shown(metric: Metric) -> str:
+    return f"{metric.value:.4f}" + ("" if metric.error is None else f" +- {metric.error:.4f}")

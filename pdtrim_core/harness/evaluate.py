@@ -1,0 +1,192 @@
+"""Tasks of the harness on the sides of a run: each is measured once, and its result is kept in the run folder.
+
+Results of the dense model do not depend on the run. They are also kept in the user's cache, where other runs find them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.evaluations import Side, TaskResult, find_result, write_result
+from pdtrim_core.files import cache_folder
+from pdtrim_core.harness import tasks
+from pdtrim_core.harness.model import ROWS, PdtrimLM
+from pdtrim_core.harness.results import answers_of, main_of, metrics_of, with_errors
+from pdtrim_core.harness.tasks import Source
+from pdtrim_core.loading import LoadedRun
+from pdtrim_core.module_store import MODULES, REPLACED
+from pdtrim_core.outcome import versions
+from pdtrim_core.plan import FirstToken, plan_to_json
+
+PACKAGES = ("lm_eval", "datasets")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tasks are run, in the harness' words; nothing here but `batch_tokens` and `batch_size` leaves the numbers alone."""
+
+    source: Source = field(default_factory=Source)
+    limit: float | None = None
+    chat_template: bool = False
+    first_token: FirstToken | None = None
+    prompt_share: float = 0.0
+    max_new_tokens: int | None = None
+    batch_tokens: int | None = None
+    batch_size: int = ROWS
+    runs_code: bool = False
+
+
+class Evaluation:
+    """Evaluates one run; `say` is told what begins and what was found."""
+
+    def __init__(self, run: LoadedRun, options: Options, say: Callable[[str], None] = lambda text: None) -> None:
+        self._run = run
+        self._options = options
+        self._say = say
+        self._models: dict[Side, PdtrimLM] = {}
+
+    @cached_property
+    def _hub(self) -> Any:
+        """The harness' own tasks, where they are used."""
+        return tasks.hub_tasks() if self._options.source.data is None else None
+
+    def results(self, names: Sequence[str], sides: Sequence[Side], *, fresh: bool = False) -> Iterator[TaskResult]:
+        """Yield each task's result on each side, the sides of a task together; `fresh` measures what is known again."""
+        with _quiet():
+            known = tasks.check_names(names, self._options.source, self._hub, runs_code=self._options.runs_code)
+            for side in sides:
+                self._run.plan_of(side)
+            for task in known:
+                for side in sides:
+                    yield self._result(task, side, fresh=fresh)
+
+    def _result(self, task: str, side: Side, *, fresh: bool) -> TaskResult:
+        settings = self.settings(task, side)
+        places = [self._run.path, *([cache_folder()] if side == "dense" else [])]
+        for place in places if not fresh else ():
+            found = find_result(place, task, side, settings)
+            if found is not None:
+                self._say(f"{task}, {side}: known")
+                return self._keep(found, places[:1] if place != self._run.path else [])
+        self._say(f"{task}, {side}: running")
+        return self._keep(self._measure(task, side, settings), places)
+
+    def _keep(self, result: TaskResult, places: Sequence[Path]) -> TaskResult:
+        for place in places:
+            write_result(place, result)
+        return result
+
+    def _model(self, side: Side) -> PdtrimLM:
+        if side not in self._models:
+            options = self._options
+            self._models[side] = PdtrimLM(
+                self._run,
+                stage=side,
+                first_token=options.first_token,
+                prompt_share=options.prompt_share,
+                batch_tokens=options.batch_tokens,
+                batch_size=options.batch_size,
+            )
+        return self._models[side]
+
+    def settings(self, task: str, side: Side) -> dict[str, Any]:
+        """Return all that decides the numbers of a task on a side."""
+        options, model = self._options, self._model(side)
+        return {
+            "weights": self._run.outcome.environment.weights,
+            "plan": None if side == "dense" else self._plan_digest(model),
+            "first_token": model.first_token if side == "staged" else None,
+            "dtype": str(next(model.blocks.model.parameters()).dtype).removeprefix("torch."),
+            "window": model.max_length,
+            **options.source.settings(task, self._hub),
+            "limit": options.limit,
+            "chat_template": _digest(self._template(model)) if options.chat_template else None,
+            "prompt_share": options.prompt_share,
+            "max_new_tokens": options.max_new_tokens,
+            "harness": versions(PACKAGES)["lm_eval"],
+        }
+
+    def _plan_digest(self, model: PdtrimLM) -> str:
+        """Return a hash of what a side runs: its plan, the modules of that plan, or the model that replaced the dense one."""
+        folder = self._run.path / (MODULES if self._run.replaced is None else REPLACED)
+        names = sorted(folder.glob("*.safetensors")) if model.modules or self._run.replaced is not None else []
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+        return _digest(json.dumps([plan_to_json(model.plan), files], sort_keys=True))
+
+    def _template(self, model: PdtrimLM) -> str:
+        template = getattr(model.tokenizer, "chat_template", None)
+        if template is None:
+            raise PdtrimError(f"the tokenizer of {model.blocks.name} has no chat template: leave out --apply-chat-template")
+        return json.dumps(template)
+
+    def _measure(self, task: str, side: Side, settings: dict[str, Any]) -> TaskResult:
+        from lm_eval import simple_evaluate  # noqa: PLC0415 - heavy
+        from lm_eval.tasks import TaskManager  # noqa: PLC0415 - the same
+
+        options, model = self._options, self._model(side)
+        loaded = tasks.load_task(task, options.source, self._hub)
+        model.start_notes()
+        started = time.perf_counter()
+        found = simple_evaluate(
+            model=model,
+            tasks=loaded.task,
+            task_manager=self._hub or TaskManager(include_defaults=False),
+            num_fewshot=options.source.shots if options.source.data is None else None,
+            limit=options.limit,
+            apply_chat_template=options.chat_template,
+            gen_kwargs={"max_gen_toks": options.max_new_tokens} if options.max_new_tokens else None,
+            confirm_run_unsafe_code=options.runs_code,
+        )
+        answers = answers_of(found["samples"])
+        metrics = with_errors(metrics_of(found, task), answers)
+        return TaskResult(
+            task=task,
+            side=side,
+            metrics=metrics,
+            main=main_of(metrics),
+            answers=answers,
+            settings=settings,
+            versions=versions(PACKAGES),
+            seconds=round(time.perf_counter() - started, 2),
+            notes=(*loaded.notes, *model.notes),
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the harness and its libraries say along the way out of the results."""
+    import datasets  # noqa: PLC0415 - heavy
+
+    logs = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
+    levels = [log.level for log in logs]
+    bars = datasets.are_progress_bars_disabled()
+    try:
+        for log in logs:
+            log.setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            # A class without items has no F1; scikit-learn takes 0 and says so each time.
+            warnings.filterwarnings("ignore", message="F-score is ill-defined")
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()

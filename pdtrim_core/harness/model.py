@@ -1,0 +1,234 @@
+"""The model class `pdtrim` of lm-evaluation-harness: a finished run, or one side of it.
+
+All that surrounds the model is the harness' own: where context and continuation part, the token in front of an empty context,
+rolling windows, chat templates, stop sequences. Only what runs is ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from pdtrim_core.bench import packing_agrees
+from pdtrim_core.calibration import Item
+from pdtrim_core.elements import KvOnly
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.evaluations import Side
+from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
+from pdtrim_core.loading import LoadedRun, load_run
+from pdtrim_core.plan import FirstToken, Plan
+from pdtrim_core.stages import Scored, StagedModel
+from pdtrim_core.trunk import Trunk
+
+ROWS = 16
+"""Prompts that generate together, where nobody says how many."""
+PACKING_TRIALS = 4
+"""Items on which it is tried whether a model's numbers stay the same when items share rows."""
+
+
+@register_model("pdtrim")
+class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
+    """One side of a finished run.
+
+    `run` is its folder; `stage` is staged, unified, prefill, decode or dense; `first_token` is the stage that makes the first
+    output token (default: the run's own). `prompt_share` is the share of each window of running text that counts as prompt and
+    is not scored. `batch_tokens` are the tokens of a batch that is scored, `batch_size` the prompts that generate together.
+    `device` and `max_batch_size` are what the harness passes on; the run's recipe says where its model goes.
+    """
+
+    def __init__(  # noqa: PLR0913 - the harness passes its options by keyword
+        self,
+        run: str | LoadedRun,
+        *,
+        stage: Side = "staged",
+        first_token: FirstToken | None = None,
+        prompt_share: float = 0.0,
+        batch_tokens: int | None = None,
+        batch_size: int | str = ROWS,
+        max_length: int | None = None,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        del device, max_batch_size
+        opened = run if isinstance(run, LoadedRun) else load_run(Path(run))
+        self.side = stage
+        self.plan = opened.plan_of(stage)
+        self.first_token = _checked(first_token, stage, opened)
+        self.prompt_share = _share(prompt_share)
+        self.blocks = opened.model_of(stage)
+        self.cut = 0
+        self.rolled = 0
+        self.modules = {} if stage == "dense" else opened.modules
+        self._batch_tokens = batch_tokens or self.blocks.fitting_batch
+        self._packed: bool | None = None
+        self._open(opened, batch_size, max_length=max_length, add_bos_token=add_bos_token, prefix_token_id=prefix_token_id)
+
+    def _open(self, run: LoadedRun, batch_size: int | str, **options: Any) -> None:
+        """Let the harness set itself up around the dense model, whose tokenizer, window and templates all sides share."""
+        tokenizer = run.dense.tokenizer
+        if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.eos_token_id is None:
+            raise PdtrimError(
+                f"the harness needs a tokenizer of transformers with an end-of-text token; {run.dense.name} has none"
+            )
+        log = logging.getLogger("lm_eval.models.huggingface")
+        level = log.level
+        log.setLevel(logging.ERROR)  # it warns of models that are open already
+        try:
+            # A copy, because the harness may give it a padding token.
+            super().__init__(
+                pretrained=run.dense.model,
+                tokenizer=copy.deepcopy(tokenizer),
+                batch_size=ROWS if str(batch_size).startswith("auto") else int(batch_size),
+                **options,
+            )
+        finally:
+            log.setLevel(level)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results must know, of all that was scored since the last `start_notes`."""
+        found = []
+        if self.cut:
+            found.append(f"{self.cut} prompts were longer than the model's {self.max_length} tokens and were cut from the left")
+        if self.rolled and self.prompt_share:
+            found.append(
+                f"the first {self.prompt_share:.0%} of each window of text is prompt and is not scored; what follows counts for "
+                "the whole window"
+            )
+        elif self.rolled:
+            found.append("running text has no prompt: every token is decode's, and prefill has no part in these figures")
+        return found
+
+    def start_notes(self) -> None:
+        """Forget what the notes count."""
+        self.cut = self.rolled = 0
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:  # noqa: FBT001, FBT002 - the harness' form
+        """Score continuations; bars are for terminals."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:  # noqa: FBT001, FBT002 - the same
+        """Score running text, window by window."""
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:  # noqa: FBT001, FBT002 - the same
+        """Generate behind prompts, up to a stop sequence."""
+        return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, Sequence[int], Sequence[int]]],
+        disable_tqdm: bool = False,  # noqa: FBT001, FBT002 - the harness' form
+        **_options: Any,
+    ) -> list[tuple[float, bool]]:
+        """Return the summed log-probability (nats) of each continuation, and whether it is what greedy decoding makes."""
+        prepared, weights = [], []
+        for text, context, continuation in requests:
+            whole = Request(tuple(context), tuple(continuation))
+            request = fitted(whole, self.max_length)
+            self.cut += len(request.context) < len(whole.context)
+            # A window of running text has no text of its own here.
+            rolling = text is None
+            self.rolled += rolling
+            scored = with_prompt(request, self.prompt_share) if rolling and self.prompt_share else request
+            prepared.append(scored)
+            weights.append(len(request.continuation) / len(scored.continuation))
+        of_items = items_of(prepared)
+        scores = self._scores(of_items.items, silent=disable_tqdm)
+        answers = []
+        for (text, _, _), (item, choice), weight in zip(requests, of_items.places, weights, strict=True):
+            answer = (scores[item][choice].logprob * weight, scores[item][choice].greedy)
+            answers.append(answer)
+            if text is not None:
+                self.cache_hook.add_partial("loglikelihood", text, answer)
+        return answers
+
+    def _scores(self, items: Sequence[Item], *, silent: bool) -> list[tuple[Scored, ...]]:
+        if self._packed is None:
+            self._packed = packing_agrees(self.blocks, tuple(items[:PACKING_TRIALS]), batch_tokens=self._batch_tokens)
+        found: dict[Item, tuple[Scored, ...]] = {}
+        groups = self._trunk().groups(items)
+        bar = tqdm(total=len(items), desc=f"{self.side}", unit=" items", disable=silent or not sys.stderr.isatty())
+        while groups:
+            group = groups.pop(0)
+            try:
+                # A trunk for each group: nothing is kept, however many items there are.
+                found.update(zip(group, self._staged().scores(group), strict=True))
+                bar.update(len(group))
+            except torch.OutOfMemoryError:
+                if self._batch_tokens < 2 or len(group) == 1:
+                    raise PdtrimError("the device has no memory left, even for the smallest batch") from None
+                self._batch_tokens //= 2
+                groups = self._trunk().groups([*group, *(item for other in groups for item in other)])
+        bar.close()
+        return [found[item] for item in items]
+
+    def _trunk(self) -> Trunk:
+        return Trunk(
+            self.blocks, first_token=self.first_token, batch_tokens=self._batch_tokens, budget=0, packed=bool(self._packed)
+        )
+
+    def _staged(self) -> StagedModel:
+        return StagedModel(self._trunk(), self.plan, self.modules)
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        """Return prompts with what follows them, in two phases with a hand-over of K/V."""
+        from lm_eval.models.utils_hf import stop_sequences_criteria  # noqa: PLC0415 - only tasks that generate want it
+
+        if not options.get("do_sample"):
+            # Zero temperature means greedy to the harness, and nothing that transformers would take.
+            options = {**options, "do_sample": False}
+            options.pop("temperature", None)
+        mask = options.pop("attention_mask", None)
+        return self._staged().generate_batch(
+            context,
+            torch.ones_like(context) if mask is None else mask,
+            max_length=max_length,
+            stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0]),
+            pad_token_id=self.tokenizer.pad_token_id,
+            **options,
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what the harness writes of a model."""
+        return {"model_name": self.blocks.name, "stage": self.side, "first_token": self.first_token, "plan": str(self.plan)}
+
+
+def _checked(first_token: FirstToken | None, side: Side, run: LoadedRun) -> FirstToken:
+    """Return who makes the first token. Raises `PdtrimError` where prefill cannot."""
+    if side != "staged":
+        return "decode"  # it is the same model in both stages, so nothing depends on it
+    saved = run.outcome.plan
+    wanted = first_token or saved.first_token
+    if wanted not in ("decode", "prefill"):
+        raise PdtrimError(f"first_token is decode or prefill, not '{wanted}'")
+    if wanted == "prefill" and saved.first_token == "decode" and _freed(saved.plan, saved.block_count):
+        raise PdtrimError(
+            f"prefill of {run.path} computes nothing behind the last K/V that decode reads, so it makes no token: run its recipe "
+            "with evaluation.first_token = 'prefill', or leave out --first-token"
+        )
+    return wanted
+
+
+def _freed(plan: Plan, block_count: int) -> bool:
+    """Tell whether prefill computes nothing behind the last K/V that decode reads."""
+    return KvOnly(plan.slots(block_count)[-1].block) in plan.prefill
+
+
+def _share(share: float) -> float:
+    if not 0 <= share < 1:
+        raise PdtrimError(f"prompt_share is a share from 0 up to, but not, 1; it is {share}")
+    return float(share)
