@@ -57,12 +57,16 @@ class Comparison:
         return TypeAdapter(Comparison).dump_json(self, indent=1).decode() + "\n"
 
 
-def compare(paths: Sequence[Path], sides: Sequence[Side] = ("staged",), tasks: Sequence[str] = ()) -> Comparison:
+def compare(
+    paths: Sequence[Path], sides: Sequence[Side] | Mapping[Path, Sequence[Side]] = ("staged",), tasks: Sequence[str] = ()
+) -> Comparison:
     """Compare finished runs by the tasks that they were evaluated on, or else by their own objective.
+
+    `sides` are the same for all runs, or given for each.
 
     Raises `PdtrimError` for runs of different models and for runs that have no task in common.
     """
-    candidates, notes = _candidates(paths, sides)
+    candidates, notes = _candidates(paths, sides if isinstance(sides, Mapping) else dict.fromkeys(paths, sides))
     known = {result.task for one in candidates for _, result in one.results}
     unknown = [task for task in tasks if task not in known]
     if unknown:
@@ -78,7 +82,7 @@ def compare(paths: Sequence[Path], sides: Sequence[Side] = ("staged",), tasks: S
     return Comparison(candidates[0].outcome.model, columns, rows, _best(rows, columns), tuple(dict.fromkeys(notes)))
 
 
-def _candidates(paths: Sequence[Path], sides: Sequence[Side]) -> tuple[list[Candidate], list[str]]:
+def _candidates(paths: Sequence[Path], sides: Mapping[Path, Sequence[Side]]) -> tuple[list[Candidate], list[str]]:
     """Return the rows to be, the dense model first; what there is of a run whose model was replaced is unified."""
     if not paths:
         raise PdtrimError("name the folders of the runs to compare")
@@ -90,13 +94,13 @@ def _candidates(paths: Sequence[Path], sides: Sequence[Side]) -> tuple[list[Cand
     results = {path: [(path, result) for result in results_in(path)] for path in outcomes}
     notes: list[str] = []
     candidates = []
-    if "dense" in sides:
+    if any("dense" in of_run for of_run in sides.values()):
         path, outcome = next(iter(outcomes.items()))
         dense = tuple(pair for of_run in results.values() for pair in of_run if pair[1].side == "dense")
         candidates.append(Candidate("dense", path, outcome, "dense", dense))
     for path, outcome in outcomes.items():
         of_run: dict[Side, None] = dict.fromkeys(
-            "unified" if outcome.saved_plan is None else side for side in sides if side != "dense"
+            "unified" if outcome.saved_plan is None else side for side in sides[path] if side != "dense"
         )
         for side in of_run:
             own = tuple(pair for pair in results[path] if pair[1].side == side)

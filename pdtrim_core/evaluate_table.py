@@ -23,7 +23,6 @@ class Evaluate(BaseModel):
     apply_chat_template: bool = Field(default=False, description="whether prompts are put into the chat template")
     max_new_tokens: int | None = Field(None, ge=1, description="most tokens that are generated (default: the task's)")
     prompt_share: float = Field(0.0, ge=0, lt=1, description="share of each window of running text that is prompt")
-    confirm_run_unsafe_code: bool = Field(default=False, description="whether tasks may run programs that the model wrote")
 
     @property
     def problems(self) -> list[str]:

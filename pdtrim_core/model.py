@@ -186,7 +186,7 @@ class BlockModel:
             yield logits_NV
 
     def _at_once(self, hidden_ND: Tensor) -> tuple[Tensor, ...]:
-        return hidden_ND.split(max(1, HEAD_NUMBERS // self.config.vocab_size))
+        return torch.split(hidden_ND, max(1, HEAD_NUMBERS // self.config.vocab_size))
 
     @contextmanager
     def _head_writes_over(self) -> Iterator[None]:

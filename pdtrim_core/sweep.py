@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.evaluate_table import Evaluate
+from pdtrim_core.evaluations import Side
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe, checked, load, parse_setting, plugin_files, put, resolve
 from pdtrim_core.sweep_table import COLUMNS, DEFAULT_COLUMNS, short_keys
@@ -38,6 +39,7 @@ class Entry(BaseModel):
 
     name: str = Field("", description="name of the run and of its folder (default: made from the settings)")
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, as in [grid] but with one value each")
+    sides: tuple[Side, ...] = Field((), description="what answers of this run, instead of the sides of [evaluate]")
 
 
 class SweepFile(BaseModel):
@@ -60,11 +62,12 @@ class SweepFile(BaseModel):
 
 @dataclass(frozen=True)
 class Point:
-    """One line of the table: the name of its run, the name that the file gave it, and the values that vary."""
+    """One line of the table: the name of its run, the name that the file gave it, the values that vary, what is evaluated."""
 
     name: str
     given_name: str
     settings: Settings
+    sides: tuple[Side, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,20 @@ class Sweep:
     keys: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
     evaluate: Evaluate | None = None
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What the command line changes in a sweep: `--set`, `--out`, and the folder that `${data}` stands for."""
+    """What the command line says about a sweep.
+
+    `--set`, `--out`, the folder that `${data}` stands for, and whether benchmarks may run programs that a model wrote.
+    """
 
     settings: Sequence[str] = ()
     out: Path | None = None
     data: Path | None = None
+    runs_code: bool = False
 
 
 NO_CHANGES = Changes()
@@ -154,7 +162,7 @@ def read_sweep(path: Path, host: PluginHost, changes: Changes = NO_CHANGES, *, n
     recipes = _resolve_all(wanted, host, path, out, need_data=need_data)
     keys = dict.fromkeys(key for point in points for key in point.settings if not _said_by_name(key, file))
     runs = tuple(PlannedRun(point, recipes[point.name]) for point in points)
-    return Sweep(path.stem, file.about, out, file.columns, tuple(keys), runs, evaluate)
+    return Sweep(path.stem, file.about, out, file.columns, tuple(keys), runs, evaluate, changes.runs_code)
 
 
 def _resolve_all(
@@ -191,21 +199,26 @@ def _points(file: SweepFile, problems: list[str]) -> list[Point]:
             problems.append(f"grid.{key}: an empty list gives no runs")
     if not grid and not file.runs:
         problems.append("nothing varies: give [grid], [[runs]] or both")
-    own = [(entry.name, dict(_flat(entry.set, f"runs.{number}.set", problems))) for number, entry in enumerate(file.runs)]
-    for number, (_, settings) in enumerate(own):
+    own = [(entry, dict(_flat(entry.set, f"runs.{number}.set", problems))) for number, entry in enumerate(file.runs)]
+    for number, (entry, settings) in enumerate(own):
         # A grid may vary an option of what a run names anew; it comes after it.
         problems += [f"runs.{number}.set.{key}: is in [grid] too" for key in settings if _within(key, grid)]
+        if entry.sides and file.evaluate is None:
+            problems.append(f"runs.{number}.sides: there is no table [evaluate] that says what they are evaluated on")
     count = math.prod(len(values) for values in grid.values() if isinstance(values, list)) * max(1, len(own))
     if count > MOST_RUNS:
         problems.append(f"grid: these are {count} runs, more than {MOST_RUNS}")
-    return [] if problems else _named(own or [("", {})], grid, problems)
+    return [] if problems else _named(own or [(Entry(), {})], file, grid, problems)
 
 
-def _named(own: Sequence[tuple[str, Settings]], grid: Mapping[str, Sequence[Any]], problems: list[str]) -> list[Point]:
+def _named(
+    own: Sequence[tuple[Entry, Settings]], file: SweepFile, grid: Mapping[str, Sequence[Any]], problems: list[str]
+) -> list[Point]:
     """Return each run in each combination of the grid; a name is made from what it leaves open."""
     labels = short_keys([*grid, *dict.fromkeys(key for _, settings in own for key in settings)])
     points: dict[str, Point] = {}
-    for given_name, settings in own:
+    for entry, settings in own:
+        given_name, sides = entry.name, entry.sides or (file.evaluate.sides if file.evaluate else ())
         for values in itertools.product(*grid.values()):
             combination = dict(zip(grid, values, strict=True))
             open_keys = combination if given_name else {**settings, **combination}
@@ -215,7 +228,7 @@ def _named(own: Sequence[tuple[str, Settings]], grid: Mapping[str, Sequence[Any]
                 problems.append(f"runs: '{name}' is no name for a folder: give a name of letters, digits and . _ = , + -")
             elif name in points:
                 problems.append(f"runs: two runs are called '{name}': give each a name of its own")
-            points[name] = Point(name, given_name, {**settings, **combination})
+            points[name] = Point(name, given_name, {**settings, **combination}, sides)
     return list(points.values())
 
 

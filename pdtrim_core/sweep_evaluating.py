@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,30 @@ from pdtrim_core.evaluations import Side
 from pdtrim_core.loading import LoadedRun
 
 
-def check(wanted: Evaluate) -> None:
+def check(wanted: Evaluate, *, runs_code: bool) -> None:
     """Raise `PdtrimError` for tasks that cannot be evaluated, or where the harness is not installed."""
     from pdtrim_core.harness import check_installed  # noqa: PLC0415 - an extra
     from pdtrim_core.harness.tasks import check_names, hub_tasks  # noqa: PLC0415 - heavy
 
     check_installed()
     hub = None if wanted.data else hub_tasks()
-    check_names(wanted.tasks, _options(wanted).source, hub, runs_code=wanted.confirm_run_unsafe_code)
+    check_names(wanted.tasks, _options(wanted).source, hub, runs_code=runs_code)
 
 
-def evaluate(run: LoadedRun, wanted: Evaluate, say: Callable[[str], None]) -> None:
-    """Evaluate a run; the results lie in its folder then. What is known is not measured again."""
+def evaluate(run: LoadedRun, wanted: Evaluate, sides: Sequence[Side], say: Callable[[str], None], *, runs_code: bool) -> None:
+    """Evaluate some sides of a run; the results lie in its folder then. What is known is not measured again."""
     from pdtrim_core.harness.evaluate import Evaluation  # noqa: PLC0415 - heavy, and an extra
 
-    for _ in Evaluation(run, _options(wanted), say).results(wanted.tasks, sides_of(run, wanted)):
+    for _ in Evaluation(run, replace(_options(wanted), runs_code=runs_code), say).results(wanted.tasks, sides_of(run, sides)):
         # Each result is written when it is there.
         pass
 
 
-def sides_of(run: LoadedRun, wanted: Evaluate) -> list[Side]:
+def sides_of(run: LoadedRun, wanted: Sequence[Side]) -> list[Side]:
     """Return the sides that a run has of those that are wanted: a model that was replaced is unified."""
     if run.outcome.saved_plan is not None:
-        return list(wanted.sides)
-    sides: list[Side] = ["dense" if side == "dense" else "unified" for side in wanted.sides]
+        return list(wanted)
+    sides: list[Side] = ["dense" if side == "dense" else "unified" for side in wanted]
     return list(dict.fromkeys(sides))
 
 
@@ -48,5 +49,4 @@ def _options(wanted: Evaluate) -> Any:
         chat_template=wanted.apply_chat_template,
         max_new_tokens=wanted.max_new_tokens,
         prompt_share=wanted.prompt_share,
-        runs_code=wanted.confirm_run_unsafe_code,
     )

@@ -12,7 +12,6 @@ from pydantic import TypeAdapter
 
 from pdtrim_core import pipeline, sweep_evaluating
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.evaluate_table import Evaluate
 from pdtrim_core.loading import load_run
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plugins import PluginHost
@@ -52,7 +51,7 @@ def carry_out(
     A run that fails does not stop the others. Runs that were done before are read from their folders, unless `fresh`.
     """
     shared, todo = Shared(), []
-    evaluated = Evaluator(sweep.evaluate, host, shared, say)
+    evaluated = Evaluator(sweep, host, shared, say)
     for run in sweep.runs:
         done = None if fresh else finished(run.recipe)
         if done is None:
@@ -70,11 +69,12 @@ class Evaluator:
     Raises `PdtrimError` for tasks that cannot be evaluated, before any run begins.
     """
 
-    def __init__(self, wanted: Evaluate | None, host: PluginHost, shared: Shared, say: Callable[[str], None]) -> None:
+    def __init__(self, sweep: Sweep, host: PluginHost, shared: Shared, say: Callable[[str], None]) -> None:
         self._parts = (host, shared, say)
-        self._wanted = wanted
-        if wanted is not None:
-            sweep_evaluating.check(wanted)
+        self._wanted = sweep.evaluate
+        self._runs_code = sweep.runs_code
+        if self._wanted is not None:
+            sweep_evaluating.check(self._wanted, runs_code=self._runs_code)
 
     def __call__(self, end: Ended) -> Ended:
         """Evaluate a run; what was measured before is read. Returns it with the problem where that fails."""
@@ -82,7 +82,8 @@ class Evaluator:
             return end
         host, shared, say = self._parts
         try:
-            sweep_evaluating.evaluate(load_run(end.run.recipe.out, host, shared), self._wanted, say)
+            run, sides = load_run(end.run.recipe.out, host, shared), end.run.point.sides
+            sweep_evaluating.evaluate(run, self._wanted, sides, say, runs_code=self._runs_code)
         except PdtrimError as error:
             return replace(end, problem=str(error), traceback=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - a run that cannot be evaluated does not stop the others; it is told at the end

@@ -20,6 +20,7 @@ from pdtrim_core.sweep_table import table_of
 
 if TYPE_CHECKING:
     from pdtrim_core.comparing import Comparison
+    from pdtrim_core.evaluations import Side
     from pdtrim_core.sweeping import Ended
 
 
@@ -32,6 +33,9 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="The folder of the sweep, instead of the file's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all runs and list them.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folders have.")] = False,
+    unsafe_code: Annotated[
+        bool, typer.Option("--confirm-run-unsafe-code", help="Allow benchmarks that run programs which a model wrote.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -41,7 +45,7 @@ def sweep(
         raise RecipeError(str(file), ["the key sweep = 1 is missing: a recipe is carried out by pdtrim-core run"])
     base = base_recipe(given, file)
     host = load_plugins(recipes.plugin_files(base, file))
-    wanted = read_sweep(file, host, Changes(settings or (), out, data), need_data=not dry_run)
+    wanted = read_sweep(file, host, Changes(settings or (), out, data, unsafe_code), need_data=not dry_run)
     if dry_run:
         _print_plan(wanted, as_json=as_json)
         return
@@ -49,13 +53,14 @@ def sweep(
     from pdtrim_core.sweeping import results  # noqa: PLC0415 - imports torch
 
     found = results(wanted, ended)
-    comparison = _comparison(wanted, ended)
+    comparisons = _comparisons(wanted, ended)
     if as_json:
-        print(json.dumps(found if comparison is None else {**found, "comparison": json.loads(comparison.to_json())}, indent=1))
-    elif comparison is None:
-        _print_table(found)
+        tables = {"comparisons": [json.loads(one.to_json()) for one in comparisons]} if wanted.evaluate else {}
+        print(json.dumps({**found, **tables}, indent=1))
+    elif comparisons:
+        _print_comparisons(found["about"], comparisons)
     else:
-        _print_comparison(found["about"], comparison)
+        _print_table(found)
     failed = [end for end in ended if end.problem]
     if failed:
         causes = "".join(f"\n  {end.run.point.name}: {end.problem}" for end in failed)
@@ -88,27 +93,36 @@ def _print_plan(wanted: Sweep, *, as_json: bool) -> None:
         print(run.recipe.out)
 
 
-def _comparison(wanted: Sweep, ended: Sequence[Ended]) -> Comparison | None:
-    """Return the evaluated runs side by side; None where nothing was evaluated, or the runs cannot stand in one table."""
-    by_name = {end.run.point.name: end for end in ended if end.outcome is not None}
-    paths = [run.recipe.out for run in wanted.runs if run.point.name in by_name]
-    if wanted.evaluate is None or not paths:
-        return None
+def _comparisons(wanted: Sweep, ended: Sequence[Ended]) -> list[Comparison]:
+    """Return the evaluated runs side by side, a table a model; none where nothing was evaluated."""
+    if wanted.evaluate is None:
+        return []
     from pdtrim_core.comparing import compare  # noqa: PLC0415 - only sweeps with benchmarks need it
 
-    try:
-        return compare(paths, wanted.evaluate.sides)
-    except PdtrimError as error:
-        _say(f"no table of benchmarks: {error}")
-        return None
+    outcomes = {end.run.point.name: end.outcome for end in ended if end.outcome is not None}
+    of_models: dict[str, dict[Path, tuple[Side, ...]]] = {}
+    for run in wanted.runs:
+        if run.point.name in outcomes:
+            weights = outcomes[run.point.name].environment.weights
+            of_models.setdefault(weights, {})[run.recipe.out] = run.point.sides
+    found = []
+    for sides in of_models.values():
+        try:
+            found.append(compare(list(sides), sides, wanted.evaluate.tasks))
+        except PdtrimError as error:
+            _say(f"no table of benchmarks: {error}")
+    return found
 
 
-def _print_comparison(about: str, comparison: Comparison) -> None:
+def _print_comparisons(about: str, comparisons: Sequence[Comparison]) -> None:
     from pdtrim_core.cli.compare import print_comparison  # noqa: PLC0415 - as above
 
     if about:
         print(about)
-    print_comparison(comparison)
+    for comparison in comparisons:
+        if len(comparisons) > 1:
+            print(f"\n{comparison.model}")
+        print_comparison(comparison)
 
 
 def _print_table(found: dict[str, Any]) -> None:

@@ -182,8 +182,9 @@ def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
 ) -> None:
     from pdtrim_core import sweep_evaluating
 
-    def evaluate(run: Any, wanted: Any, say: Any) -> None:
-        for side in sweep_evaluating.sides_of(run, wanted):
+    def evaluate(run: Any, wanted: Any, sides: Any, say: Any, *, runs_code: bool) -> None:
+        assert not runs_code
+        for side in sweep_evaluating.sides_of(run, sides):
             for task in wanted.tasks:
                 good = side == "dense" or run.path.name == "greedy"
                 answers = tuple(Answer(str(n), {"acc": float(good or n > 1)}) for n in range(4))
@@ -191,7 +192,7 @@ def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
                 write_result(run.path, TaskResult(task, side, {"acc": value}, "acc", answers, {"limit": 4}, {}, 1.0))
                 say(f"{task}, {side}: running")
 
-    monkeypatch.setattr(sweep_evaluating, "check", lambda wanted: None)
+    monkeypatch.setattr(sweep_evaluating, "check", lambda wanted, runs_code: None)
     monkeypatch.setattr(sweep_evaluating, "evaluate", evaluate)
     recipe.with_name("sweep.toml").write_text(SWEEP)
     done = cli("sweep", "sweep.toml")
@@ -204,9 +205,9 @@ def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
     assert "piqa, staged: running" in done.err
     found = json.loads(cli("sweep", "sweep.toml", "--json").out)
     assert [row["run"] for row in found["rows"]] == ["random", "greedy"]
-    assert [row["name"] for row in found["comparison"]["rows"]] == ["dense", "random", "greedy"]
+    assert [row["name"] for row in found["comparisons"][0]["rows"]] == ["dense", "random", "greedy"]
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(sweep_evaluating, "evaluate", fail)

@@ -44,7 +44,13 @@ def test_a_head_that_is_no_plain_product_is_left_alone(change: str) -> None:
     calls: list[int] = []
     if change == "wrapped":
         plain = head.forward
-        vars(head)["forward"] = lambda hidden: (calls.append(1), plain(hidden))[1]
+
+        def counted(hidden: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            found: torch.Tensor = plain(hidden)
+            return found
+
+        vars(head)["forward"] = counted
     if change == "biased":
         head.bias = torch.nn.Parameter(torch.ones(head.out_features), requires_grad=False)
     stream_ND = torch.randn(3, model.config.hidden_size, requires_grad=change == "with gradients")

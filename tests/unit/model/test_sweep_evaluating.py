@@ -18,7 +18,9 @@ from pdtrim_core.sweeping import Begins, Ended, carry_out, results
 from pdtrim_core.testing.contracts.small_run import small_run, tiny_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from pdtrim_core.evaluations import Side
 
 SWEEP = """\
 sweep = 1
@@ -47,12 +49,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LoadedRun, Evaluate]]:
     """Keep what is asked of the harness, which is not started."""
     seen: list[tuple[LoadedRun, Evaluate]] = []
 
-    def evaluate(run: LoadedRun, wanted: Evaluate, say: Callable[[str], None]) -> None:
+    def evaluate(run: LoadedRun, wanted: Evaluate, sides: Sequence[Side], say: Callable[[str], None], *, runs_code: bool) -> None:
+        assert (tuple(sides), runs_code) == (wanted.sides, False)
         say(f"piqa of {run.path.name}")
         seen.append((run, wanted))
 
     monkeypatch.setattr(sweep_evaluating, "evaluate", evaluate)
-    monkeypatch.setattr(sweep_evaluating, "check", lambda wanted: None)
+    monkeypatch.setattr(sweep_evaluating, "check", lambda wanted, runs_code: None)
     return seen
 
 
@@ -110,7 +113,8 @@ def test_an_evaluation_that_fails_is_told_and_stops_no_other(
 
 
 def test_tasks_are_checked_before_any_run_begins(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(wanted: Evaluate) -> None:
+    def refuse(wanted: Evaluate, *, runs_code: bool) -> None:
+        assert not runs_code
         raise PdtrimError(f"unknown task '{wanted.tasks[0]}'")
 
     monkeypatch.setattr(sweep_evaluating, "check", refuse)
@@ -127,8 +131,8 @@ def test_a_sweep_without_the_table_evaluates_nothing(sweep: Sweep, asked: list[A
 def test_a_model_that_was_replaced_has_one_side_for_all_that_are_pruned(tmp_path: Path) -> None:
     outcome, host = small_run()[0], tiny_host()
     run = LoadedRun(tmp_path, outcome, None, host)  # type: ignore[arg-type]
-    wanted = Evaluate(tasks=("piqa",), sides=("staged", "unified", "dense"))
-    assert sides_of(run, wanted) == ["staged", "unified", "dense"]
+    wanted: list[Side] = ["staged", "unified", "dense"]
+    assert sides_of(run, wanted) == wanted
     assert sides_of(replace(run, outcome=replace(outcome, saved_plan=None)), wanted) == ["unified", "dense"]
 
 
@@ -161,3 +165,31 @@ def test_a_bad_table_is_a_problem_of_the_file(line: str, words: str, tmp_path: P
         read_sweep(path, tiny_host())
     assert len(caught.value.problems) == 1
     assert words in caught.value.problems[0]
+
+
+RUNS = """\
+sweep = 1
+recipe = {model = "tiny:llama", prune = {blocks = 2}}
+[[runs]]
+name = "one"
+sides = ["unified"]
+[[runs]]
+name = "two"
+"""
+
+
+def test_a_run_may_have_sides_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(RUNS + '[evaluate]\ntasks = ["piqa"]\nsides = ["dense", "staged"]\n')
+    sweep = read_sweep(tmp_path / "s.toml", tiny_host())
+    assert [run.point.sides for run in sweep.runs] == [("unified",), ("dense", "staged")]
+    (tmp_path / "s.toml").write_text(RUNS)
+    with pytest.raises(RecipeError, match=r"runs.0.sides: there is no table \[evaluate\]"):
+        read_sweep(tmp_path / "s.toml", tiny_host())
+
+
+def test_consent_to_run_programs_comes_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SWEEP)
+    assert read_sweep(tmp_path / "s.toml", tiny_host(), Changes(runs_code=True)).runs_code
+    (tmp_path / "s.toml").write_text(SWEEP + "confirm_run_unsafe_code = true\n")
+    with pytest.raises(RecipeError, match="evaluate.confirm_run_unsafe_code: unknown key"):
+        read_sweep(tmp_path / "s.toml", tiny_host())
