@@ -36,6 +36,7 @@ RECIPE = 'model = "package:none"\nprune = {blocks = 1}\n'
         ("run", "r.toml", "--dry-run"),
         ("--help",),
         ("run", "--help"),
+        ("eval", "--help"),
         ("--version",),
     ],
     ids=" ".join,
