@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -67,8 +66,6 @@ def eval(  # noqa: A001 - a command is named as its function is
     if items is not None and data is None:
         raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
     check_installed()
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws bars wherever it is
     from pdtrim_core.harness.evaluate import Evaluation, Options  # noqa: PLC0415 - imports torch and the harness
     from pdtrim_core.harness.tasks import Source  # noqa: PLC0415 - the same
     from pdtrim_core.loading import load_run  # noqa: PLC0415 - imports torch

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.evaluations import Side, TaskResult, find_result, write_result
@@ -171,8 +172,10 @@ def _digest(text: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the harness and its libraries say along the way out of the results."""
+    """Keep what the harness and its libraries say along the way out of the results, and its bars out of files."""
     import datasets  # noqa: PLC0415 - heavy
+    from lm_eval import evaluator  # noqa: PLC0415 - the same
+    from lm_eval.api import task  # noqa: PLC0415 - the same
 
     logs = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
     levels = [log.level for log in logs]
@@ -181,12 +184,23 @@ def _quiet() -> Iterator[None]:
         for log in logs:
             log.setLevel(logging.ERROR)
         datasets.disable_progress_bars()
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            stack.enter_context(warnings.catch_warnings())
             # A class without items has no F1; scikit-learn takes 0 and says so each time.
             warnings.filterwarnings("ignore", message="F-score is ill-defined")
+            # It asks git and pip about the folder and the machine, which takes seconds and which nobody reads here.
+            for name in ("get_git_commit_hash", "add_env_info"):
+                stack.enter_context(mock.patch.object(evaluator, name))
+            if not sys.stderr.isatty():
+                stack.enter_context(mock.patch.object(task, "tqdm", _without_bar))
             yield
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
+
+
+def _without_bar(things: Any, **_: Any) -> Any:
+    return things

@@ -39,6 +39,7 @@ RECIPE = 'model = "package:none"\nprune = {blocks = 1}\n'
         ("report", "--help"),
         ("bench", "--help"),
         ("compare", "--help"),
+        ("eval", "--help"),
         ("--version",),
     ],
     ids=" ".join,

@@ -191,5 +191,5 @@ def test_consent_to_run_programs_comes_from_the_command_line(tmp_path: Path) -> 
     (tmp_path / "s.toml").write_text(SWEEP)
     assert read_sweep(tmp_path / "s.toml", tiny_host(), Changes(runs_code=True)).runs_code
     (tmp_path / "s.toml").write_text(SWEEP + "confirm_run_unsafe_code = true\n")
-    with pytest.raises(RecipeError, match="evaluate.confirm_run_unsafe_code: unknown key"):
+    with pytest.raises(RecipeError, match=r"evaluate\.confirm_run_unsafe_code: unknown key"):
         read_sweep(tmp_path / "s.toml", tiny_host())
