@@ -30,16 +30,16 @@ import torch
 
 import pdtrim_plugins
 from pdtrim_core import BlockModel, LoadedModel, ModelSource, PdtrimError, PluginHost, Recipe, Shared, hookimpl, load_plugins
-from pdtrim_core.benching import device_name, measure
 from pdtrim_core.cli.latency_tables import print_latencies
-from pdtrim_core.latency import Grid
-from pdtrim_core.latency_subjects import Budget, subjects_of_shape
 from pdtrim_core.outcome import machine, versions
 from pdtrim_core.pipeline import open_model, run
 from pdtrim_core.plugins import GROUP, Origin
 from pdtrim_core.recipe import resolve
-from pdtrim_core.shapes import random_model, read_shape
 from pdtrim_core.shared import keys_of
+from pdtrim_core.timing.bench import device_name, measure
+from pdtrim_core.timing.latency import Grid
+from pdtrim_core.timing.shapes import random_model, read_shape
+from pdtrim_core.timing.subjects import Budget, subjects_of_shape
 
 ROOT = Path(__file__).parents[2]
 NOT_COUNTED = ("open the model", "evaluate", "write")

@@ -13,7 +13,7 @@ from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from pdtrim_core.latency_subjects import Subjects
+    from pdtrim_core.timing.subjects import Subjects
 
 
 def bench(
@@ -60,8 +60,8 @@ def bench(
         problems.append(f"--forward: must be 0 or more (got {forward})")
     if problems:
         raise RecipeError("pdtrim-core bench", problems)
-    from pdtrim_core.benching import measure  # noqa: PLC0415 - imports torch
-    from pdtrim_core.latency import Grid  # noqa: PLC0415 - the same
+    from pdtrim_core.timing.bench import measure  # noqa: PLC0415 - imports torch
+    from pdtrim_core.timing.latency import Grid  # noqa: PLC0415 - the same
 
     subjects = _subjects(run, random_weights, given, dtype)
     grid = Grid(forward=forward, repeats=repeats, **lengths)
@@ -73,8 +73,8 @@ def bench(
 
 
 def _subjects(run: Path | None, shape: str | None, given: dict[str, Any], dtype: Any) -> Subjects:
-    from pdtrim_core.latency_subjects import Budget, subjects_of_run, subjects_of_shape  # noqa: PLC0415 - imports torch
     from pdtrim_core.run_folder import load_outcome  # noqa: PLC0415 - only one way needs it
+    from pdtrim_core.timing.subjects import Budget, subjects_of_run, subjects_of_shape  # noqa: PLC0415 - imports torch
 
     if shape is not None:
         like = None if run is None else load_outcome(run)
@@ -108,7 +108,7 @@ def _numbers(option: str, text: str, problems: list[str]) -> tuple[int, ...]:
 
 
 def _dtypes() -> tuple[str, ...]:
-    from pdtrim_core.latency_subjects import Dtype  # noqa: PLC0415 - imports torch
+    from pdtrim_core.timing.subjects import Dtype  # noqa: PLC0415 - imports torch
 
     return get_args(Dtype)
 

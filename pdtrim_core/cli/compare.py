@@ -11,7 +11,7 @@ from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.evaluations import Side
 
 if TYPE_CHECKING:
-    from pdtrim_core.comparing import Comparison
+    from pdtrim_core.comparing.compare import Comparison
 
 
 def compare(
@@ -36,15 +36,16 @@ def compare(
         problems.append("--json, --markdown, --latex: choose one")
     if problems:
         raise RecipeError("pdtrim-core compare", problems)
-    from pdtrim_core import comparing, comparison_text  # noqa: PLC0415 - the other commands do without
+    from pdtrim_core.comparing import text  # noqa: PLC0415 - the other commands do without
+    from pdtrim_core.comparing.compare import compare as compared  # noqa: PLC0415 - the other commands do without
 
-    found = comparing.compare(runs or [], cast("list[Side]", wanted), _words(tasks))
+    found = compared(runs or [], cast("list[Side]", wanted), _words(tasks))
     if as_json:
         print(found.to_json(), end="")
     elif as_markdown:
-        print(comparison_text.markdown(found), end="")
+        print(text.markdown(found), end="")
     elif as_latex:
-        print(comparison_text.latex(found), end="")
+        print(text.latex(found), end="")
     else:
         print_comparison(found)
 
@@ -55,7 +56,7 @@ def print_comparison(comparison: Comparison) -> None:
     from rich.table import Table  # noqa: PLC0415 - the same
     from rich.text import Text  # noqa: PLC0415 - the same
 
-    from pdtrim_core.comparison_text import grid_of, notes_of  # noqa: PLC0415 - the other commands do without
+    from pdtrim_core.comparing.text import grid_of, notes_of  # noqa: PLC0415 - the other commands do without
 
     grid = grid_of(comparison)
     table = Table(box=None, pad_edge=False)

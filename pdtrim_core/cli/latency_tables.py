@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pdtrim_core.latencies import Footprint, Latencies, Timing
+    from pdtrim_core.timing.results import Footprint, Latencies, Timing
 
 MEASURES = {"forward": "forward, ms", "prefill": "prefill, tokens/s", "decode": "decode, ms a token"}
 

@@ -19,7 +19,7 @@ from pdtrim_core.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
 from pdtrim_core.sweep_table import table_of
 
 if TYPE_CHECKING:
-    from pdtrim_core.comparing import Comparison
+    from pdtrim_core.comparing.compare import Comparison
     from pdtrim_core.evaluations import Side
     from pdtrim_core.sweeping import Ended
 
@@ -97,7 +97,7 @@ def _comparisons(wanted: Sweep, ended: Sequence[Ended]) -> list[Comparison]:
     """Return the evaluated runs side by side, a table a model; none where nothing was evaluated."""
     if wanted.evaluate is None:
         return []
-    from pdtrim_core.comparing import compare  # noqa: PLC0415 - only sweeps with benchmarks need it
+    from pdtrim_core.comparing.compare import compare  # noqa: PLC0415 - only sweeps with benchmarks need it
 
     outcomes = {end.run.point.name: end.outcome for end in ended if end.outcome is not None}
     of_models: dict[str, dict[Path, tuple[Side, ...]]] = {}

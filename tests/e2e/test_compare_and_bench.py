@@ -71,7 +71,7 @@ def test_bench_takes_the_counts_of_a_run_to_another_shape(cli: Cli, run: Path, t
 
 
 def test_an_interrupted_bench_keeps_what_it_has(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pdtrim_core.latency import LatencyBench
+    from pdtrim_core.timing.latency import LatencyBench
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

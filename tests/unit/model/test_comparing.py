@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pdtrim_core import PdtrimError, Plan
-from pdtrim_core.comparing import Comparison, compare
-from pdtrim_core.comparison_text import grid_of, latex, markdown
+from pdtrim_core.comparing.compare import Comparison, compare
+from pdtrim_core.comparing.text import grid_of, latex, markdown
 from pdtrim_core.evaluations import Answer, Metric, Side, TaskResult, path_of, write_result
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plan import plan_to_json

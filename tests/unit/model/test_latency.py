@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from pdtrim_core import BlockModel, Drop, KvOnly, PdtrimError, Plan, Removal, Shrink
-from pdtrim_core import latency as latencies_module
-from pdtrim_core.benching import measure
-from pdtrim_core.latencies import read_latencies
-from pdtrim_core.latency import DECODED, Grid, LatencyBench, Subject
-from pdtrim_core.latency_subjects import Subjects
 from pdtrim_core.plan import plan_to_json
-from pdtrim_core.stopwatch import in_turn, quartiles
 from pdtrim_core.testing import FAMILIES, tiny_model
+from pdtrim_core.timing import latency as latencies_module
+from pdtrim_core.timing.bench import measure
+from pdtrim_core.timing.latency import DECODED, Grid, LatencyBench, Subject
+from pdtrim_core.timing.results import read_latencies
+from pdtrim_core.timing.stopwatch import in_turn, quartiles
+from pdtrim_core.timing.subjects import Subjects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def test_logits_are_made_where_a_stage_makes_a_token(first_token: Any, of_prefil
 def test_a_cache_with_room_gives_the_logits_of_a_growing_one(family: str) -> None:
     from transformers import DynamicCache
 
-    from pdtrim_core.roomy_cache import set_length
+    from pdtrim_core.timing.roomy_cache import set_length
 
     model = tiny_model(family)
     decode = subjects(model)[3]
@@ -151,7 +151,7 @@ def test_footprints_are_those_of_sizes_with_the_memory_beside_them() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
 def test_memory_beside_the_weights_is_seen_again_and_again() -> None:
-    from pdtrim_core.stopwatch import peak_beside
+    from pdtrim_core.timing.stopwatch import peak_beside
 
     def many() -> None:
         # Small parts, which a process keeps when they are freed.

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pdtrim_core import Merge, PdtrimError, Plan, pipeline
-from pdtrim_core.latency import Grid, LatencyBench
-from pdtrim_core.latency_subjects import Budget, plan_for, subjects_of_run
 from pdtrim_core.loading import LoadedRun, load_run
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.recipe import resolve
-from pdtrim_core.shapes import read_shape
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
+from pdtrim_core.timing.latency import Grid, LatencyBench
+from pdtrim_core.timing.shapes import read_shape
+from pdtrim_core.timing.subjects import Budget, plan_for, subjects_of_run
 
 SMALL = Grid(forward=16, prompt_lengths=(8,), batches=(2,), contexts=(8,), repeats=1)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, Removal
-from pdtrim_core.latency_subjects import Budget, plan_for, subjects_of_shape
 from pdtrim_core.plan import SavedPlan
-from pdtrim_core.shapes import SHAPES, Shape, random_model, read_shape
 from pdtrim_core.testing import tiny_config
 from pdtrim_core.testing.contracts.small_run import small_run
+from pdtrim_core.timing.shapes import SHAPES, Shape, random_model, read_shape
+from pdtrim_core.timing.subjects import Budget, plan_for, subjects_of_shape
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost

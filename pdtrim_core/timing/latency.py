@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from pdtrim_core.elements import Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.latencies import Footprint, Measure, ModelName, Timing
 from pdtrim_core.model import BlockModel
 from pdtrim_core.plan import FirstToken, Plan
-from pdtrim_core.stopwatch import Prepared, in_turn, peak_beside, quartiles
+from pdtrim_core.timing.results import Footprint, Measure, ModelName, Timing
+from pdtrim_core.timing.stopwatch import Prepared, in_turn, peak_beside, quartiles
 from pdtrim_core.trunk import free_memory
 from pdtrim_core.two_phase import stage_alone
 
@@ -93,7 +93,7 @@ class Subject:
     @contextmanager
     def decoding(self, cache: Any, context: int) -> Iterator[Callable[[], object]]:
         """Give a call that makes a few tokens of each sequence behind a context in the cache."""
-        from pdtrim_core.roomy_cache import set_length  # noqa: PLC0415 - imports transformers
+        from pdtrim_core.timing.roomy_cache import set_length  # noqa: PLC0415 - imports transformers
 
         ids_B1 = torch.ones((len(cache.layers[0].keys), 1), dtype=torch.long, device=self.model.device)
 
@@ -109,7 +109,7 @@ class Subject:
         """Return a cache of this model's decode blocks."""
         from transformers import DynamicCache  # noqa: PLC0415 - slow to import
 
-        from pdtrim_core.roomy_cache import roomy_cache  # noqa: PLC0415 - imports transformers
+        from pdtrim_core.timing.roomy_cache import roomy_cache  # noqa: PLC0415 - imports transformers
 
         small = DynamicCache()
         with self._alone("decode"), torch.inference_mode():

@@ -11,14 +11,14 @@ import torch
 
 from pdtrim_core.elements import Drop, Removal
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.latency import Subject
 from pdtrim_core.loading import LoadedRun
 from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plan import FirstToken, Plan, SavedPlan, plan_to_json
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.run_folder import load_plan
-from pdtrim_core.shapes import Shape, random_model, read_shape
+from pdtrim_core.timing.latency import Subject
+from pdtrim_core.timing.shapes import Shape, random_model, read_shape
 
 PAPER_SHARE = 0.1358
 """The share of LLaMA3.1-8B's parameters that the first row of the paper's Table 3 removes: 5 blocks of 32."""

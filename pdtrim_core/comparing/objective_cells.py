@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdtrim_core.comparing.groups import Column
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.evaluations import Side, TaskResult
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plan import Plan
-from pdtrim_core.result_groups import Column
 from pdtrim_core.run_folder import measured_in
 from pdtrim_core.search import Reading, standard_error
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pdtrim_core.comparing import Comparison, Row
-from pdtrim_core.objective_cells import Cell
+from pdtrim_core.comparing.compare import Comparison, Row
+from pdtrim_core.comparing.objective_cells import Cell
 
 NOTHING = "-"
 _COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (

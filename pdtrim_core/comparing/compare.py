@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from pdtrim_core.comparing.groups import Column, choose
+from pdtrim_core.comparing.objective_cells import Candidate, Cell, objective_cells
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.evaluations import Side, TaskResult, results_in
-from pdtrim_core.objective_cells import Candidate, Cell, objective_cells
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.result_groups import Column, choose
 from pdtrim_core.run_folder import load_outcome
 from pdtrim_core.search import standard_error
 

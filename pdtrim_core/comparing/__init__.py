@@ -1,0 +1,1 @@
+"""Runs side by side: which results belong together, the table, and its texts."""
