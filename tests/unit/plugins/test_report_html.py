@@ -144,6 +144,7 @@ def test_tables_have_the_numbers(merged: Reader) -> None:
 def test_a_replaced_model_has_no_ladder_and_nothing_to_serve(tmp_path: Path) -> None:
     page = page_of(runs.write_run(tmp_path / "run", runs.replaced()))
     assert "There is no ladder" in page.sections["ladder"]
+    assert "unified is the one that replaced it, in both stages" in page.sections["results"]
     assert "There is no pair to serve" in page.sections["serve"]
     assert "slicegpt replaced the whole of" in page.sections[""]
     assert not {"similarity", "search", "gains", "merges"} & set(page.sections)
@@ -190,6 +191,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert "arc_challenge (acc): dense " in page.pictures[3]
     assert ", one " in page.pictures[3]
     assert "one, dense" in page.sections["tasks"]
+    assert "three\n\N{MINUS SIGN}12.0 %" in page.sections["costs"]
     assert "two, staged" in page.sections["tasks"]
     assert "pruner.use\nslicegpt" in page.sections["recipes"]
     assert len(set(page.ids)) == len(page.ids)

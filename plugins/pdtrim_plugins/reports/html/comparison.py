@@ -13,7 +13,7 @@ from pdtrim_plugins.reports.html.ladder import ladder
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Page, Part, Section, Table, number, words
 from pdtrim_plugins.reports.html.sections import APART, RESULTS_LEAD, SEARCHED
 from pdtrim_plugins.reports.html.sentences import sentence
-from pdtrim_plugins.reports.html.wording import amount, change, counted, duration, joined, plain, with_error
+from pdtrim_plugins.reports.html.wording import change, counted, duration, joined, plain, with_error
 
 Runs = Mapping[str, RunRecord]
 MOST_SERIES = 5
@@ -79,8 +79,12 @@ def _results(done: Mapping[str, Outcome]) -> Section:
     for name, outcome in done.items():
         found = {row.name: row for row in outcome.rows}
         cells = [_value(_of(found[kind], apart=both)) if kind in found else NOTHING for kind in kinds for both in (False, True)]
-        body.append([words(name), words(outcome.objective), *cells])
-    head = ["run", "objective", *(f"{kind}, {short}" for kind in kinds for short in ("searched on", "kept apart"))]
+        body.append([words(name), *([words(outcome.objective)] if len(objectives) > 1 else []), *cells])
+    head = [
+        "run",
+        *(["objective"] if len(objectives) > 1 else []),
+        *(f"{kind}, {short}" for kind in kinds for short in ("searched on", "kept apart")),
+    ]
     warning = "" if len(objectives) == 1 else " The runs have different objectives, whose points are no common scale."
     return Section(
         "results",
@@ -154,16 +158,12 @@ def _costs(done: Mapping[str, Outcome]) -> Section:
         "costs", rows, dict(zip(named, dots.LOOKS, strict=False)), title="Costs of all runs", unit="percent of the dense model's"
     )
     body = [
-        [words(name), *(_cost(costs[cost].plan, costs[cost].saved) if cost in costs else NOTHING for cost in named)]
+        [words(name), *(number(-costs[cost].saved, change(costs[cost].saved)) if cost in costs else NOTHING for cost in named)]
         for name, costs in found.items()
     ]
     caption = "What is left of each cost. From the sizes of the models alone: no clock was read."
-    table = Table(["run", *named], body, "Costs, with the change from the dense model")
+    table = Table(["run", *named], body, "Change of each cost from the dense model")
     return Section("costs", "What it saves", parts=[Figure(picture, caption), table])
-
-
-def _cost(plan: float, saved: float) -> Cell:
-    return number(plan, f"{amount(plan)} ({change(saved)})")
 
 
 def _work(done: Mapping[str, Outcome]) -> Section:

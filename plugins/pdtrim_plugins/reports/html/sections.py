@@ -17,6 +17,11 @@ RESULTS_LEAD = (
     "Dense is the model as it was; unified loses in both stages what decode loses; staged is the plan. "
     "Points run from 0 to 100, more is better; each number has its standard error."
 )
+REPLACED_LEAD = (
+    "Dense is the model as it was; unified is the one that replaced it, in both stages. "
+    "Points run from 0 to 100, more is better; each number has its standard error."
+)
+APART_CAPTION = "Items kept apart had no say in what was removed: believe those."
 
 
 def ladder_section(outcome: Outcome) -> Section:
@@ -50,9 +55,9 @@ def results_section(outcome: Outcome) -> Section:
     return Section(
         "results",
         "What it does to the answers",
-        RESULTS_LEAD,
+        RESULTS_LEAD if outcome.saved_plan is not None else REPLACED_LEAD,
         [
-            Figure(picture, "Items kept apart were seen by neither the search nor the splitter: believe those."),
+            Figure(picture, APART_CAPTION if APART in series else "No items were kept apart: these chose what they measure."),
             Table(head, body, f"{outcome.objective}, in points"),
         ],
     )
