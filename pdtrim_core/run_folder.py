@@ -22,7 +22,7 @@ from pdtrim_core.search import Reading
 
 UNCOMPARED = ("out", "plugins", "exporter", "report")
 """Recipe keys that may differ between a run and its continuation: they change no measurement."""
-OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json")
+OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json", "report.html")
 
 
 OWN_FOLDERS = ("merges", "replaced", "evaluations")
