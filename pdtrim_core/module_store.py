@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pdtrim_core.elements import Merge, Shrink
+from pdtrim_core.elements import Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files import write_whole, writing
 from pdtrim_core.model import BlockModel
@@ -43,6 +43,17 @@ def load_modules(plan: Plan, model: BlockModel, folder: Path) -> dict[Merge | Sh
         elif isinstance(element, Merge):
             raise PdtrimError(f"the plan merges {element}, but {path} does not exist: run its recipe again")
     return modules
+
+
+def added_biases(removal: Removal, model: BlockModel, modules: Mapping[Merge | Shrink, nn.Module]) -> int:
+    """Return how many numbers a stage has in biases of projections that have none in the dense model."""
+    added = 0
+    for element in removal:
+        bias = getattr(modules.get(element), "bias", None) if isinstance(element, Shrink) else None
+        if isinstance(element, Shrink) and isinstance(bias, nn.Parameter):
+            dense = model.units(element.block).projections(element.part)[-1]
+            added += bias.numel() if dense.bias is None else 0
+    return added
 
 
 def save_replaced(replaced: BlockModel, dense: BlockModel, folder: Path) -> None:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 from typing import Any
 
 import torch
+from torch import nn
 
 from pdtrim_core.bench import Bench, rows_of
 from pdtrim_core.budget import removed_blocks
 from pdtrim_core.calibration import Calibration, calibrate
 from pdtrim_core.components import ModelSource
 from pdtrim_core.context import ScoreContext
+from pdtrim_core.elements import Merge, Shrink
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.exporting import write_exports
 from pdtrim_core.merging import Merges
 from pdtrim_core.model import BlockModel
+from pdtrim_core.module_store import added_biases
 from pdtrim_core.outcome import Cost, Environment, Outcome, Sets, machine, peak_memory, versions
 from pdtrim_core.plan import Plan, SavedPlan
 from pdtrim_core.plugins import PluginHost
@@ -71,7 +75,7 @@ def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False, shared: Shared
                 rows=rows,
                 gains=bench.gains(found, plan),
                 merges=start.merges.results(plan),
-                costs=costs_of(start.model, plan, start.replaced),
+                costs=costs_of(start.model, plan, start.merges.modules, start.replaced),
                 norms=start.space.scores.norms,
                 search=tuple(log.search),
                 notes=tuple(log.notes),
@@ -259,14 +263,18 @@ def threshold_of(recipe: Recipe, scores: Scores) -> float:
     )
 
 
-def costs_of(model: BlockModel, plan: Plan, replaced: BlockModel | None = None) -> tuple[Cost, ...]:
-    """Return what the plan, or the model that replaced the dense one, saves beside the dense model."""
+def costs_of(
+    model: BlockModel, plan: Plan, modules: Mapping[Merge | Shrink, nn.Module], replaced: BlockModel | None = None
+) -> tuple[Cost, ...]:
+    """Return what the plan with its modules, or the model that replaced the dense one, saves beside the dense model."""
     before, after, dense = model.sizes, (replaced or model).sizes, Plan()
+    in_prefill, in_decode = (added_biases(removal, model, modules) for removal in (plan.prefill, plan.decode))
+    traffic = after.decode_bytes(plan) + in_decode * after.bytes_per_number
     return (
-        Cost("parameters of prefill", "weights", before.parameters, after.kept_parameters(plan, "prefill")),
-        Cost("parameters of decode", "weights", before.parameters, after.kept_parameters(plan, "decode")),
+        Cost("parameters of prefill", "weights", before.parameters, after.kept_parameters(plan, "prefill") + in_prefill),
+        Cost("parameters of decode", "weights", before.parameters, after.kept_parameters(plan, "decode") + in_decode),
         Cost("prefill work for 1024 tokens", "FLOPs", before.prefill_flops(dense), after.prefill_flops(plan)),
-        Cost("decode weight traffic", "bytes a token", before.decode_bytes(dense), after.decode_bytes(plan)),
+        Cost("decode weight traffic", "bytes a token", before.decode_bytes(dense), traffic),
         Cost("K/V shipped to decode", "bytes a prompt token", before.kv_bytes(dense), after.kv_bytes(plan)),
     )
 

@@ -21,7 +21,7 @@ from pdtrim_core.elements import Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, blame
 from pdtrim_core.measuring import Measurement
 from pdtrim_core.model import BlockModel
-from pdtrim_core.module_store import MODULES, REPLACED, save_modules, save_replaced
+from pdtrim_core.module_store import MODULES, REPLACED, added_biases, save_modules, save_replaced
 from pdtrim_core.outcome import MergeResult
 from pdtrim_core.plan import Plan
 from pdtrim_core.pruned import Pruned
@@ -231,12 +231,10 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
             f"{label} replaced the whole model: no removal of blocks or channels says what it is, so there is no plan for two "
             "stages and no plan.json, and prefill and decode would both run it ('unified')"
         )
-    gone = model.sizes.parameters - pruned.kept_parameters(model.sizes)
-    added = _added_biases(pruned, model)
+    kept = pruned.kept_parameters(model.sizes) + added_biases(removal, model, pruned.modules)
     log.note(
-        f"{label} removed {100 * gone / model.sizes.parameters:.2f} % of the parameters; "
+        f"{label} removed {100 * (1 - kept / model.sizes.parameters):.2f} % of the parameters; "
         f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
-        + (f"; {added} numbers of biases that it added are not counted" if added else "")
     )
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
@@ -248,16 +246,6 @@ def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:
     fraction = recipe.settings.prune.fraction
     share = model.sizes.share_of_parameters(blocks) if fraction is None else fraction
     return round(share * model.sizes.parameters)
-
-
-def _added_biases(pruned: Pruned, model: BlockModel) -> int:
-    """Return how many numbers there are in biases of projections that have none in the dense model."""
-    added = 0
-    for element, module in pruned.modules.items():
-        if isinstance(element, Shrink) and isinstance(own := getattr(module, "bias", None), nn.Parameter):
-            dense = model.units(element.block).projections(element.part)[-1]
-            added += own.numel() if dense.bias is None else 0
-    return added
 
 
 def _check(pruned: Pruned, pruner: Pruner, model: BlockModel, label: str) -> None:
