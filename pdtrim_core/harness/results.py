@@ -91,8 +91,9 @@ def _number(metric: str, value: Any) -> float | None:
             return math.exp(min(-total / count, 700))
         case (float(total), int(count)) if metric == "bits_per_byte":
             return -total / count / math.log(2)
-    scalar = hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0  # a number of numpy's
-    return float(value.item()) if scalar else None
+        case _ if getattr(value, "ndim", 1) == 0:  # a number of numpy's
+            return float(value)
+    return None
 
 
 def _name(doc: Any, otherwise: str) -> str:
