@@ -51,7 +51,17 @@ def benchmarks_page() -> str:
             "Evaluating",
             "Sets of tasks on the dense model: the model class of `pdtrim-core eval` and lm-evaluation-harness' own `HFLM`, task "
             "by task and in turn in one process. Seconds of the processor, from loaded task to metrics.",
-            ["tasks", "items of each", "format", "ours", "`HFLM`", "ratio", "on the clock", "metrics that differ", "nats a token"],
+            [
+                "tasks",
+                "items of each",
+                "format",
+                "ours",
+                "`HFLM`",
+                "ratio",
+                "on the clock",
+                "metrics that differ",
+                "nats a token",
+            ],
             eval_row,
         ),
     }
