@@ -47,6 +47,23 @@ def benchmarks_page() -> str:
             ["tokens", "threads", "ours", "nothing kept", "ratio", "memory beyond the weights", "error before", "error after"],
             merge_row,
         ),
+        "eval_speed": (
+            "Evaluating",
+            "Sets of tasks on the dense model: the model class of `pdtrim-core eval` and lm-evaluation-harness' own `HFLM`, task "
+            "by task and in turn in one process. Seconds of the processor, from loaded task to metrics.",
+            [
+                "tasks",
+                "items of each",
+                "format",
+                "ours",
+                "`HFLM`",
+                "ratio",
+                "on the clock",
+                "metrics that differ",
+                "nats a token",
+            ],
+            eval_row,
+        ),
     }
     parts = [
         "# Benchmarks",
@@ -129,9 +146,19 @@ def merge_row(result: Mapping[str, Any]) -> list[str]:
     return [f"{result['tokens']:,}", f"{own['threads']:.0f}", *seconds, *figures]
 
 
+def eval_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `eval_speed`."""
+    cpu, tasks = result["cpu"], result["tasks"]
+    seconds = [f"{cpu[who]:.0f} s" for who in ("ours", "theirs")]
+    ratios = [f"{cpu['ratio']:.1f} x", f"{result['ratio']:.1f} x"]
+    same = [str(result["metrics_differ"]), f"{result['largest_difference']:.0e}"]
+    names = ", ".join(task["task"] for task in tasks)
+    return [names, str(tasks[0]["items"]), result["dtype"], *seconds, *ratios, *same]
+
+
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """Return what else a result says: where the time goes, or which plans were found."""
-    if result["benchmark"] == "merge_cost":
+    if result["benchmark"] in ("merge_cost", "eval_speed"):
         return []
     if result["benchmark"] == "search_cost":
         shares = result["shares"]

@@ -91,10 +91,8 @@ def _number(metric: str, value: Any) -> float | None:
             return math.exp(min(-total / count, 700))
         case (float(total), int(count)) if metric == "bits_per_byte":
             return -total / count / math.log(2)
-    if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:  # a number of numpy's
-        number: Any = value
-        return float(number.item())
-    return None
+    number: Any = value if getattr(value, "ndim", 1) == 0 else None  # one of numpy's
+    return None if number is None else float(number)
 
 
 def _name(doc: Any, otherwise: str) -> str:
