@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from pdtrim_core.components import (
     Searcher,
     StageSplitter,
 )
-from pdtrim_core.errors import PdtrimError, RecipeError, blame, did_you_mean
+from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.settings import Settings
 
@@ -284,12 +285,20 @@ def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSourc
 
 
 def _source_for(path: str, host: PluginHost) -> str | None:
-    """Return the first source that accepts a path; other people's come before ours, which take any name at the end."""
+    """Return the first source that accepts a path; other people's come before ours, which take any name at the end.
+
+    Every source is asked about every path, so one that fails is passed by with a warning: the path may not be meant for it.
+    """
     sources = sorted(host.of_kind("model"), key=lambda provided: provided.origin.source == OWN_DISTRIBUTION)
     for provided in sources:
-        with blame(provided.label):
-            if cast("type[ModelSource]", provided.component).accepts(path):
-                return provided.component.name
+        try:
+            accepted = cast("type[ModelSource]", provided.component).accepts(path)
+        except Exception as error:  # noqa: BLE001 - foreign code, which a run of another model does not need
+            what = f"{provided.label} failed when it was asked about '{path}', and is passed by"
+            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        if accepted:
+            return provided.component.name
     return None
 
 
