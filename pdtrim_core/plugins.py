@@ -42,7 +42,7 @@ _REGISTRIES = {
     "pdtrim_exporters": "exporter",
     "pdtrim_reports": "report",
 }
-_NAME = re.compile(r"[a-z][a-z0-9]*([-+][a-z0-9]+)*")
+NAME = re.compile(r"[a-z][a-z0-9]*([-+][a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _problem_with(component: object, kind: str) -> str | None:
     problem = problem_with_methods(component, kind)
     if problem:
         return problem
-    if not (isinstance(component.name, str) and _NAME.fullmatch(component.name)):
+    if not (isinstance(component.name, str) and NAME.fullmatch(component.name)):
         return f"{component.__name__} has the name {component.name!r}: use lower-case words joined by '-'"
     return None
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.cli import check, describe, plugins, run, schema, show, sweep
+from pdtrim_core.cli import cache, check, describe, new, plugins, run, runs, schema, score, show, sweep
 from pdtrim_core.errors import PdtrimError
 
 INTERRUPTED = 130
@@ -28,10 +28,14 @@ app = typer.Typer(
 COMMANDS = (
     (run.run, "Carry out a recipe.", "run examples/quickstart.toml --set searcher.t0=5"),
     (sweep.sweep, "Carry out a table of runs.", "sweep examples/paper/small/table11.toml"),
+    (score.score, "Rank the blocks of a model.", "score examples/quickstart.toml"),
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
     (plugins.plugins, "List all components and where they come from.", "plugins --json"),
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),
     (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
+    (runs.runs, "List runs with their sizes, or clean up.", "runs --unfinished --clean"),
+    (cache.cache, "List what is cached, or clean it up.", "cache merges --clean"),
+    (new.new, "Begin a plugin package.", "new scorer norm-ratio"),
     (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
 )
 """Each command with its line in the overview and the example that ends its help; its name is its function's."""

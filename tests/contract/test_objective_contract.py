@@ -87,7 +87,7 @@ class CountsBlocks(Right):
 
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
         lost = len(staged.plan.decode) if isinstance(staged, StagedModel) else 0
-        return [max(0.0, value - 1e-3 * (6 - lost)) for value in super().item_values(staged, items)]
+        return [value * 0.99 ** (6 - lost) for value in super().item_values(staged, items)]
 
 
 class WeightlessItems(Right):

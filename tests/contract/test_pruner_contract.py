@@ -78,7 +78,9 @@ class MissesTheChannels(Middle):
     """Counts channels that are not there."""
 
     def prune(self, context: PruneContext) -> Pruned:
-        return Pruned(Removal([Shrink(block, "mlp", tuple(range(40, 40 + 60 * context.blocks))) for block in (0,) * (context.blocks > 0)]))
+        return Pruned(
+            Removal([Shrink(block, "mlp", tuple(range(40, 40 + 60 * context.blocks))) for block in (0,) * (context.blocks > 0)])
+        )
 
 
 class FailsInARun(Middle):
