@@ -30,7 +30,9 @@ def apply(
     first_token: FirstToken | None = None,
     host: PluginHost | None = None,
 ) -> StagedModel:
-    """Return a transformers model that is already loaded as a plan's two stages: `generate(tokens, count)`, `loglikelihoods(items)`.
+    """Return a transformers model that is already loaded as the two stages of a plan.
+
+    The result has `generate(tokens, count)` and `loglikelihoods(items)`, as prefill and decode give them together.
 
     `plan` may also be the folder of a run, its `plan.json`, or what `load_run` returned; merged blocks then come from there,
     and otherwise from `modules`. `first_token` is who makes the first token of an answer, where the plan does not say: decode.

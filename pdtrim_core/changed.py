@@ -42,7 +42,7 @@ def problem_with_methods(component: type, kind: str) -> str | None:
     """Return why a component cannot be called as its kind is: a method it must define is missing, or takes other arguments."""
     wanted = KINDS[kind]
     if inspect.isabstract(component):
-        missing = sorted(component.__abstractmethods__)
+        missing = sorted(getattr(component, "__abstractmethods__", ()))
         old = [f"{wanted.__name__}.{name}" for name in vars(component) if f"{wanted.__name__}.{name}" in CHANGES]
         change = f": {old[0]} {CHANGES[old[0]]}" if old else ""
         return f"{component.__name__} does not define {', '.join(missing)}{change}"
@@ -54,9 +54,9 @@ def problem_with_methods(component: type, kind: str) -> str | None:
             inspect.signature(getattr(component, name)).bind(*called)
         except TypeError as error:
             arguments = ", ".join(argument for argument in called if argument != "self")
-            change = CHANGES.get(f"{wanted.__name__}.{name}")
+            changed = CHANGES.get(f"{wanted.__name__}.{name}")
             said = f"{component.__name__}.{name} cannot be called as {name}({arguments}): {error}"
-            return said + (f"; {wanted.__name__}.{name} {change}" if change else "")
+            return said + (f"; {wanted.__name__}.{name} {changed}" if changed else "")
         except ValueError:
             # A function written in C may have no signature to read.
             continue

@@ -23,12 +23,13 @@ from pdtrim_core import hookspecs
 from pdtrim_core.changed import hook_names, problem_with_hook, problem_with_methods
 from pdtrim_core.components import KINDS, Component
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, did_you_mean
-from pdtrim_core.installed import ONLY, Imported, import_plugin, installed_plugins
-from pdtrim_core.installed import Origin as Origin
+from pdtrim_core.installed import ONLY, Imported, Origin, import_plugin, installed_plugins
 from pdtrim_core.tracing import traced
 
 if TYPE_CHECKING:
     from pdtrim_core.place import BlockPlace
+
+__all__ = ["NAME", "Failure", "Origin", "PluginHost", "Provided", "load_plugins"]
 
 _REGISTRIES = {
     "pdtrim_scorers": "scorer",

@@ -35,7 +35,7 @@ def traced(hook: str, who: str, **facts: object) -> Iterator[Found]:
 def _say(hook: str, who: str, facts: dict[str, object], result: str) -> None:
     if os.environ.get(SWITCH, "0") not in ("", "0"):
         told = ", ".join(f"{name}={_short(value)}" for name, value in facts.items())
-        print(f"trace: {who} {hook}({told}){result}", file=sys.stderr)
+        print(f"trace: {who} {hook}({told}){result}", file=sys.stderr)  # noqa: T201 - a trace is for reading
 
 
 def _short(value: object) -> str:

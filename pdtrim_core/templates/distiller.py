@@ -28,7 +28,7 @@ class Example(Distiller):
             for batch in batches:
                 loss = torch.nn.functional.huber_loss(student(batch), batch.after_BTD, delta=self.delta)
                 optimizer.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 total += float(loss.detach())
             yield total / len(batches)

@@ -23,7 +23,8 @@ class Example(SimilarityScorer):
     def similarity(self, before: Tensor, after: Tensor) -> Tensor:
         """Return minus the distance of the ratio from 1: `[batch, token]` from `[batch, token, hidden]` twice."""
         ratio = after.norm(dim=-1) / before.norm(dim=-1)
-        return -(ratio**self.power - 1).abs()
+        change: Tensor = (ratio**self.power - 1).abs()
+        return -change
 
 
 @hookimpl

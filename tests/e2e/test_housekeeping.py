@@ -65,7 +65,7 @@ def test_unfinished_runs_are_deleted_after_a_yes(
     answers(monkeypatch, answer)
     done = cli("runs", "--unfinished", "--clean")
     assert (done.code, done.out) == (0, "")
-    assert "Delete 1 run, 37 B?" in done.err
+    assert "Delete 1 run, 36 B?" in done.err
     assert {path.name for path in two_runs.iterdir()} == left
 
 

@@ -217,10 +217,8 @@ def test_a_source_that_fails_to_look_at_a_path_is_passed_by_with_a_warning() -> 
     assert host.failures == []
     with pytest.warns(UserWarning, match="picky") as caught:
         assert problems_of(host, seed=-1) == ["seed: must be greater than or equal to 0 (got -1)"]
-    assert [str(warning.message) for warning in caught] == [
-        "model 'picky' (elsewhere 1.0) failed when it was asked about 'package:none', and is passed by: IndexError: string index "
-        "out of range"
-    ]
+    what = "model 'picky' (elsewhere 1.0) failed when it was asked about 'package:none', and is passed by"
+    assert [str(warning.message) for warning in caught] == [f"{what}: IndexError: string index out of range"]
 
 
 @pytest.mark.parametrize(

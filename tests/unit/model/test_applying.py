@@ -78,7 +78,7 @@ def test_the_model_itself_answers_as_before() -> None:
 def test_a_finished_run_is_applied_by_its_folder_its_plan_file_or_itself(tmp_path: Path) -> None:
     outcome = run(recipe(tmp_path / "run"))
     model = tiny_transformers("llama")
-    plans = [tmp_path / "run", str(tmp_path / "run" / "plan.json"), load_run(tmp_path / "run", tiny_host()), outcome.plan]
+    plans: list[Any] = [tmp_path / "run", str(tmp_path / "run" / "plan.json"), load_run(tmp_path / "run", tiny_host()), outcome.plan]
     staged = [apply(plan, model) for plan in plans]
     assert {one.plan for one in staged} == {outcome.plan.plan}
     assert len({tuple(one.generate(PROMPT, 6)) for one in staged}) == 1
