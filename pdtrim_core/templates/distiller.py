@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Distiller, Student, TeacherBatches, hookimpl
+from pdtrim_core import Distiller, hookimpl
+
+if TYPE_CHECKING:
+    # These load torch, which listings do without.
+    from pdtrim_core import Student, TeacherBatches
 
 
 class Example(Distiller):

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import BlockModel, Exporter, Outcome, hookimpl, write_whole
+from pdtrim_core import Exporter, Outcome, hookimpl, write_whole
+
+if TYPE_CHECKING:
+    # It loads torch, which listings do without.
+    from pdtrim_core import BlockModel
 
 
 class Example(Exporter):

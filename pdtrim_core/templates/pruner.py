@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Drop, PruneContext, Pruned, Pruner, Removal, hookimpl
+from pdtrim_core import Drop, Pruned, Pruner, Removal, hookimpl
+
+if TYPE_CHECKING:
+    # It loads torch, which listings do without.
+    from pdtrim_core import PruneContext
 
 
 class Example(Pruner):
