@@ -59,6 +59,7 @@ def _python(example: Example) -> None:
     if _saved(example) or "not run" in _directives(example):
         compile(_whole(example.parsed), example.path, "exec")
     else:
+        example.parsed = _whole(example.parsed)
         PythonEvaluator()(example)
 
 
