@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import tomli
-from sybil import Document, Example
+from sybil import Document, Example, Lexeme
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
@@ -59,7 +59,8 @@ def _python(example: Example) -> None:
     if _saved(example) or "not run" in _directives(example):
         compile(_whole(example.parsed), example.path, "exec")
     else:
-        example.parsed = _whole(example.parsed)
+        if SNIPPET.search(example.parsed):
+            example.parsed = Lexeme(_whole(example.parsed), example.parsed.offset, example.parsed.line_offset)
         PythonEvaluator()(example)
 
 

@@ -47,7 +47,11 @@ def test_plugins_are_imported_without_torch() -> None:
 @pytest.mark.model
 def test_the_notebook_sized_example_runs(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / "python_api.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / "python_api.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "decode   ########## ###..##.## #####..###" in done.stdout

@@ -29,7 +29,7 @@ from pdtrim_core import (
     run,
 )
 from pdtrim_core.module_store import save_modules
-from pdtrim_core.testing import ByteTokenizer, tiny_llama, tiny_transformers
+from pdtrim_core.testing import FAMILIES, ByteTokenizer, tiny_llama, tiny_model, tiny_transformers
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 
 PROMPT = list(b"A prompt of some length")
@@ -66,6 +66,15 @@ def test_dropping_a_silent_block_from_a_loaded_model_changes_nothing() -> None:
     assert pruned.generate(PROMPT, 8) == dense.generate(PROMPT, 8)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_silent_block_is_the_identity_in_every_family(family: str) -> None:
+    model = tiny_model(family, silent={2})
+    items = [encode(Sample("Ice is", (" cold", " hot")), ByteTokenizer())]
+    dense, pruned = (apply(Plan.unified(Removal(lost)), model).loglikelihoods(items) for lost in ([], [Drop(2)]))
+    assert pruned == dense
+    assert apply(Plan.unified(Removal([Drop(3)])), model).loglikelihoods(items) != dense
+
+
 def test_the_model_itself_answers_as_before() -> None:
     model = tiny_transformers("llama")
     ids = torch.tensor([PROMPT])
@@ -78,7 +87,12 @@ def test_the_model_itself_answers_as_before() -> None:
 def test_a_finished_run_is_applied_by_its_folder_its_plan_file_or_itself(tmp_path: Path) -> None:
     outcome = run(recipe(tmp_path / "run"))
     model = tiny_transformers("llama")
-    plans: list[Any] = [tmp_path / "run", str(tmp_path / "run" / "plan.json"), load_run(tmp_path / "run", tiny_host()), outcome.plan]
+    plans: list[Any] = [
+        tmp_path / "run",
+        str(tmp_path / "run" / "plan.json"),
+        load_run(tmp_path / "run", tiny_host()),
+        outcome.plan,
+    ]
     staged = [apply(plan, model) for plan in plans]
     assert {one.plan for one in staged} == {outcome.plan.plan}
     assert len({tuple(one.generate(PROMPT, 6)) for one in staged}) == 1

@@ -52,7 +52,9 @@ def _channels(model: BlockModel, blocks: list[int], parameters: int) -> int:
         return 0
     units = model.units(blocks[0])
     if not units.has("mlp"):
-        raise PdtrimError(f"{model.name} has MLPs that cannot lose channels (experts, or fused): say depth = 1, or use another pruner")
+        raise PdtrimError(
+            f"{model.name} has MLPs that cannot lose channels (experts, or fused): say depth = 1, or use another pruner"
+        )
     count = round(parameters / (units.parameters("mlp") * len(blocks)))
     if count >= units.count("mlp"):
         raise PdtrimError("the MLPs do not hold that much: prune less, or say a larger depth")
