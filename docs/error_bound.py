@@ -130,8 +130,11 @@ def measure() -> list[Row]:
         found = list(cases(length))
         for name in ("decode alone", "both stages"):
             own = [case for way, case in found if way == name]
-            means = [math.fsum(getattr(case, key) for case in own) / len(own) for key in ("error", "first_order", "bound")]
-            rows.append(Row(length, name, len(own), *means, max(case.error / case.bound for case in own)))
+            error, first_order, bound = (
+                math.fsum(getattr(case, key) for case in own) / len(own) for key in ("error", "first_order", "bound")
+            )
+            largest = max(case.error / case.bound for case in own)
+            rows.append(Row(length, name, len(own), error, first_order, bound, largest))
     return rows
 
 
