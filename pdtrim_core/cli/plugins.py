@@ -41,6 +41,7 @@ def _data(host: PluginHost) -> dict[str, object]:
             }
             for p in host.provided
         ],
+        "clashes": [{"kind": kind, "name": name, "choices": choices} for kind, name, choices in _clashes(host)],
         "slow": [{"plugin": o.plugin, "source": str(o), "seconds": round(seconds, 2)} for o, seconds in _slow(host)],
         "left_out": list(host.left_out),
         "failures": [{"plugin": f.origin.plugin, "source": str(f.origin), "problem": f.problem} for f in host.failures],
@@ -56,6 +57,12 @@ def _text(host: PluginHost) -> str:
     if host.failures:
         lines.append("failed")
         lines += [f"  {failure.origin.plugin} ({failure.origin}): {failure.problem}" for failure in host.failures]
+    if clashes := _clashes(host):
+        lines.append("clashes")
+        lines += [
+            f"  {kind} '{name}' has {len(choices)} origins: say use = {' or '.join(map(repr, choices))}"
+            for kind, name, choices in clashes
+        ]
     if slow := _slow(host):
         lines.append("slow")
         advice = "every command waits for it; it should import what is heavy inside its functions"
@@ -63,6 +70,14 @@ def _text(host: PluginHost) -> str:
     if host.left_out:
         lines += ["left out", f"  {', '.join(host.left_out)}: not in {ONLY}"]
     return "\n".join(lines)
+
+
+def _clashes(host: PluginHost) -> list[tuple[str, str, list[str]]]:
+    """Return the names that two plugins offer for one kind, with what a recipe may say instead."""
+    offered: dict[tuple[str, str], list[str]] = {}
+    for p in host.provided:
+        offered.setdefault((p.component.kind, p.component.name), []).append(f"{p.origin.source}/{p.component.name}")
+    return [(kind, name, choices) for (kind, name), choices in offered.items() if len(choices) > 1]
 
 
 def _slow(host: PluginHost) -> list[tuple[Origin, float]]:

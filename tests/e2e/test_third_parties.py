@@ -36,9 +36,10 @@ def test_plugins_shows_what_is_broken_and_why_what_is_slow_and_what_clashes(prog
     done = program("plugins", PYTHONPATH=path)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    failed = lines[lines.index("failed") + 1 : lines.index("slow")]
+    failed = lines[lines.index("failed") + 1 : lines.index("clashes")]
     assert "  parts (broken-import 1.0): cannot import broken_import: ModuleNotFoundError: No module named" in "\n".join(failed)
     assert {line.split("(")[1].split(" ")[0] for line in failed} >= {"broken-hook", "broken-old", "broken-hostile"}
+    assert "  scorer 'twin' has 2 origins: say use = 'twin-one/twin' or 'twin-two/twin'" in lines[lines.index("clashes") + 1 :]
     slow = lines[lines.index("slow") + 1]
     assert slow.startswith("  parts (broken-slow 1.0): took ")
     assert slow.endswith(" s to import: every command waits for it; it should import what is heavy inside its functions")
@@ -49,7 +50,7 @@ def test_plugins_can_be_left_out(program: Cli, path: str) -> None:
     done = program("plugins", "--json", PYTHONPATH=path, PDTRIM_PLUGINS="pdtrim-core,twin-one")
     data = json.loads(done.out)
     assert {component["source"] for component in data["components"]} == {"pdtrim-core", "twin-one"}
-    assert (data["failures"], data["slow"]) == ([], [])
+    assert (data["failures"], data["slow"], data["clashes"]) == ([], [], [])
     assert "broken-import" in data["left_out"]
 
 
