@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class DepthAndWidth(Pruner):
     """Drops whole blocks for one part of the budget, and takes the weakest MLP channels of the others for the rest.
 
-    Blocks go by the cosine of their input and output, the most alike first. Channels go by the length of what they write into
-    the stream for one unit of activation, the same number in each block. A splitter can give prefill back each dropped block
+    Blocks go by the cosine of their input and output, the most alike first. Channels go by how much they write into the stream
+    over the calibration tokens, the same number in each block. A splitter can give prefill back each dropped block
     and each block's channels by themselves.
     """
 
@@ -37,7 +37,8 @@ class DepthAndWidth(Pruner):
         dropped, kept = by_score[: int(self.depth * context.blocks)], by_score[int(self.depth * context.blocks) :]
         left = context.parameters - sum(model.sizes.blocks[block].parameters for block in dropped)
         channels = _channels(model, kept, left)
-        shrinks = [Shrink(block, "mlp", _weakest(model, block, channels)) for block in kept if channels]
+        written = _written(context, kept) if channels else {}
+        shrinks = [Shrink(block, "mlp", tuple(sorted(order[:channels]))) for block, order in written.items()]
         return Pruned(Removal([*map(Drop, dropped), *shrinks]), block_scores=scores)
 
 
@@ -61,10 +62,28 @@ def _channels(model: BlockModel, blocks: list[int], parameters: int) -> int:
     return count
 
 
-def _weakest(model: BlockModel, block: int, count: int) -> tuple[int, ...]:
-    """Return the channels of a block whose columns of the output projection are shortest, in rising order."""
-    lengths = model.units(block).projections("mlp")[-1].get_parameter("weight").float().norm(dim=0)
-    return tuple(sorted(lengths.argsort(stable=True)[:count].tolist()))
+def _written(context: PruneContext, blocks: list[int]) -> dict[int, list[int]]:
+    """Return the channels of each block in the order of what they write: activation times column of the output projection."""
+    from pdtrim_core import ScoreContext  # it loads torch
+
+    outputs = {block: context.model.units(block).projections("mlp")[-1] for block in blocks}
+    squares: dict[int, Tensor] = {}
+
+    def add(block: int, activations_BTC: Tensor) -> None:
+        squares[block] = activations_BTC.double().square().sum(dim=(0, 1)) + squares.get(block, 0.0)
+
+    hooks = [
+        output.register_forward_pre_hook(lambda _, args, block=block: add(block, args[0])) for block, output in outputs.items()
+    ]
+    try:
+        # One sequence at a time: padding writes nothing.
+        for _ in ScoreContext(context.model, context.sequences, batch_tokens=1).batches():
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    lengths = {block: output.get_parameter("weight").double().norm(dim=0) for block, output in outputs.items()}
+    return {block: (squares[block].sqrt() * lengths[block]).argsort(stable=True).tolist() for block in blocks}
 
 
 @hookimpl
