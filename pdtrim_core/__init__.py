@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.calibration import Item, Sample, python_reference
+from pdtrim_core.calibration import Item, Sample, encode, python_reference
 from pdtrim_core.components import (
     Answer,
     Ask,
@@ -46,6 +46,7 @@ from pdtrim_core.shared import Shared
 from pdtrim_core.space import SearchSpace
 
 if TYPE_CHECKING:
+    from pdtrim_core.applying import apply
     from pdtrim_core.context import HiddenStates, ScoreContext
     from pdtrim_core.loading import LoadedRun, load_run
     from pdtrim_core.merges import Student, TeacherBatch, TeacherBatches
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from pdtrim_core.trunk import Trunk
 
 _LAZY = {
+    "apply": "pdtrim_core.applying",
     "BlockModel": "pdtrim_core.model",
     "BlockPlace": "pdtrim_core.place",
     "LoadedRun": "pdtrim_core.loading",
@@ -138,8 +140,10 @@ __all__ = [
     "TeacherBatches",
     "Trunk",
     "Value",
+    "apply",
     "cache_folder",
     "draw_ladder",
+    "encode",
     "head_dim_of",
     "hookimpl",
     "load_modules",

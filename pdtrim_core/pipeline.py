@@ -46,15 +46,17 @@ from pdtrim_core.space import (
 from pdtrim_core.threads import fitting_threads, threads
 
 
-def run(recipe: Recipe, host: PluginHost, *, fresh: bool = False, shared: Shared | None = None) -> Outcome:
+def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, shared: Shared | None = None) -> Outcome:
     """Carry out a recipe and return what came out; the run folder has it all.
+
+    `host` has the plugins, which are those that the recipe was made with unless others are given.
 
     An interrupted run of the same recipe in the same folder goes on where it stopped, unless `fresh`. Runs that are given
     the same `shared` do together what they have in common. Raises `PdtrimError` for whatever the user can mend; what was
     measured until then stays in the journal.
     """
     evaluation = recipe.settings.evaluation
-    shared = shared or Shared()
+    shared, host = shared or Shared(), host or recipe.host
     with open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder, threads(evaluation.threads), RunLog(host) as log:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         start = prepare(recipe, host, folder, log, shared=shared)

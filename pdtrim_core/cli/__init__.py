@@ -12,15 +12,19 @@ import typer
 
 from pdtrim_core.cli import (
     bench,
+    cache,
     check,
     compare,
     describe,
     eval,  # noqa: A004 - named as its command is
     export,
+    new,
     plugins,
     report,
     run,
+    runs,
     schema,
+    score,
     show,
     sweep,
 )
@@ -41,6 +45,7 @@ app = typer.Typer(
 COMMANDS = (
     (run.run, "Carry out a recipe.", "run examples/quickstart.toml --set searcher.t0=5"),
     (sweep.sweep, "Carry out a table of runs.", "sweep examples/paper/small/table11.toml"),
+    (score.score, "Rank the blocks of a model.", "score examples/quickstart.toml"),
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
     (plugins.plugins, "List all components and where they come from.", "plugins --json"),
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),
@@ -54,6 +59,9 @@ COMMANDS = (
         "Write checkpoints and files for engines.",
         "export runs/quickstart --to checkpoints --out exports/quickstart",
     ),
+    (runs.runs, "List runs with their sizes, or clean up.", "runs --unfinished --clean"),
+    (cache.cache, "List what is cached, or clean it up.", "cache merges --clean"),
+    (new.new, "Begin a plugin package.", "new scorer norm-ratio"),
     (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
 )
 """Each command with its line in the overview and the example that ends its help; its name is its function's."""

@@ -98,7 +98,7 @@ def tiny_model(
     dropping them must change no logit. `settings` change the config (and `dtype` the number format).
     """
     model = tiny_transformers(family, seed=seed, **settings)
-    place = (host or load_plugins()).hook.pdtrim_find_blocks(model=model)
+    place = (host or load_plugins()).find_blocks(model, f"tiny {family}")
     for index in silent:
         _silence(model.get_submodule(place.blocks)[index])
     return BlockModel(model, ByteTokenizer(), place, name=f"tiny {family}")

@@ -24,9 +24,17 @@ def failing(tmp_path: Path) -> Callable[..., set[str]]:
 
 
 def _fails(test: Callable[..., None], folder: Path) -> bool:
-    folder.mkdir()
-    try:
-        test(**({"tmp_path": folder} if "tmp_path" in inspect.signature(test).parameters else {}))
-    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a broken component may raise anything
-        return True
+    for number, arguments in enumerate(_parameters(test)):
+        own = folder / str(number)
+        own.mkdir(parents=True)
+        try:
+            test(**arguments, **({"tmp_path": own} if "tmp_path" in inspect.signature(test).parameters else {}))
+        except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a broken component may raise anything
+            return True
     return False
+
+
+def _parameters(test: Callable[..., None]) -> list[dict[str, Any]]:
+    """Return the arguments of each case of a test with one parameter; none for a test without."""
+    marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+    return [{mark.args[0]: value} for mark in marks for value in mark.args[1]] or [{}]

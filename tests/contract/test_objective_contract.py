@@ -11,6 +11,7 @@ from pdtrim_core import (
     Item,
     Objective,
     Staged,
+    StagedModel,
 )
 from pdtrim_core.testing import (
     ObjectiveContract,
@@ -81,6 +82,14 @@ class TooLowABest(Right):
     best_item: ClassVar[float | None] = 0.5
 
 
+class CountsBlocks(Right):
+    """Takes a little off for each block that is still there, which no answer tells."""
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        lost = len(staged.plan.decode) if isinstance(staged, StagedModel) else 0
+        return [value * 0.99 ** (6 - lost) for value in super().item_values(staged, items)]
+
+
 class WeightlessItems(Right):
     """Counts the items with many choices only."""
 
@@ -102,6 +111,7 @@ def test_a_good_objective_passes_every_test(failing: Failing) -> None:
         (Unbounded, "test_points_go_from_0_to_100_and_rise_with_the_right_choice"),
         (EdgeWithoutSlope, "test_points_have_a_slope_everywhere"),
         (TooLowABest, "test_no_item_is_better_than_the_best_item"),
+        (CountsBlocks, "test_losing_a_silent_block_changes_no_value"),
         (WeightlessItems, "test_every_weight_is_positive"),
     ],
 )

@@ -101,6 +101,21 @@ class TakesNoneForANumber(Searcher):
         assert value + other >= 0
 
 
+class RemembersSearches(Searcher):
+    """Goes on where its last search, in another run, ended."""
+
+    name = "remembers-searches"
+
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+        SEARCHES.append(rng)
+        yield Plan.unified(space.first)
+        for _ in range(len(SEARCHES)):
+            yield AtLeast(Plan.unified(space.neighbour(space.first, rng)), 99.9)
+
+
+SEARCHES: list[Random] = []
+
+
 class NeverEnds(Searcher):
     """Waits for a value that does not come."""
 
@@ -124,6 +139,7 @@ def test_a_good_searcher_passes_every_test(failing: Failing) -> None:
         (Unseeded, "test_the_same_seed_gives_the_same_search"),
         (SilentSearcher, "test_the_best_plan_is_no_worse_than_the_first"),
         (TakesNoneForANumber, "test_it_copes_with_candidates_that_miss_their_floor"),
+        (RemembersSearches, "test_early_stopping_changes_nothing"),
         (NeverEnds, "test_every_plan_removes_the_blocks_asked_for"),
     ],
 )

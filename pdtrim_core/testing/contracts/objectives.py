@@ -16,6 +16,7 @@ from pdtrim_core.elements import Drop, Removal
 from pdtrim_core.plan import Plan
 from pdtrim_core.stages import StagedModel
 from pdtrim_core.testing.contracts.shared import (
+    SILENT,
     TOLERANCE,
     check_component,
     contract,
@@ -110,6 +111,14 @@ class ObjectiveContract:
         assert len(values) == len(items)
         weights = [made.weight(item) for item in items]
         assert 0 <= made.points(math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)) <= 100
+
+    def test_losing_a_silent_block_changes_no_value(self) -> None:
+        """A value comes from what the model answers, not from what the plan says."""
+        made = self.component(**self.options)
+        items = [encode(sample, ByteTokenizer()) for sample in _choices()]
+        trunk = Trunk(tiny_llama(silent={SILENT}))
+        dense, without = (StagedModel(trunk, Plan.unified(Removal(lost))) for lost in ([], [Drop(SILENT)]))
+        assert list(made.item_values(without, items)) == list(made.item_values(dense, items))
 
     def _staged(self, right: float | None = None) -> FixedStaged:
         """Return random log-probabilities; `right` is that of every right choice."""

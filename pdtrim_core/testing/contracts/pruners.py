@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -12,9 +13,11 @@ from pdtrim_core import pipeline
 from pdtrim_core.calibration import Item, Sample, encode
 from pdtrim_core.components import Pruner
 from pdtrim_core.elements import Shrink
+from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import read_replaced, save_replaced
 from pdtrim_core.plan import Plan
+from pdtrim_core.plugins import Origin
 from pdtrim_core.pruned import Pruned
 from pdtrim_core.pruning import PruneContext
 from pdtrim_core.recipe import resolve
@@ -110,7 +113,7 @@ class PrunerContract:
         """A whole recipe: prune, split by gains (but a replaced model), measure."""
         data = {
             "model": {"path": TINY},
-            "pruner": {"use": self.component.name, **self.options},
+            "pruner": {"use": f"contract/{self.component.name}", **self.options},
             "prune": {"blocks": 2},
             "calibration": {"use": "mini", "samples": 8, "held_out": 4},
             "objective": "margin",
@@ -118,6 +121,8 @@ class PrunerContract:
             **({} if self.component.replaces_model else {"splitter": {"use": "gain", "threshold": 0}}),
         }
         host = tiny_host()
+        # A plain file's pruner is not installed.
+        host.register(SimpleNamespace(pdtrim_pruners=hookimpl(lambda: [self.component])), Origin("contract", "contract"))
         outcome = pipeline.run(resolve(data, host, where="pruner.toml", out=tmp_path / "run"), host)
         points = {row.name: row.calibration.points for row in outcome.rows}
         if self.component.replaces_model:

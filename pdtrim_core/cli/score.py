@@ -1,0 +1,49 @@
+"""`pdtrim-core score`: what a recipe's scorer makes of the model's blocks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pdtrim_core import recipe as recipes
+from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.plugins import Origin, load_plugins
+
+if TYPE_CHECKING:
+    from pdtrim_core.scoring import Ranking
+
+
+def score(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Rank the blocks of a recipe's model by its scorer, the safest to remove first; measure nothing."""
+    del debug  # main() reads it
+    host = load_plugins(recipes.plugin_files(recipes.load(recipe), recipe))
+    read = recipes.read(recipe, host, settings=settings or ())
+    host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    from pdtrim_core.scoring import rank  # noqa: PLC0415 - imports torch
+
+    ranking = rank(read)
+    print(json.dumps(_data(ranking), indent=1) if as_json else _text(ranking))
+
+
+def _data(ranking: Ranking) -> dict[str, object]:
+    scores = ranking.scores
+    return {**vars(ranking), "scores": list(scores.block), "pairs": list(scores.pair), "ranking": list(scores.ranking())}
+
+
+def _text(ranking: Ranking) -> str:
+    scores = ranking.scores
+    lines = [f"{ranking.model}: scorer {ranking.scorer} over {ranking.items} items; higher is safer to remove", ""]
+    lines.append(f"{'rank':>4}  {'block':>5}  {'score':>12}")
+    lines += [f"{place:>4}  {block:>5}  {scores.block[block]:>12.6g}" for place, block in enumerate(scores.ranking(), start=1)]
+    return "\n".join(lines)

@@ -1,0 +1,23 @@
+"""Offers a searcher that takes other arguments than it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+
+from pdtrim_core import Answer, Ask, Plan, Searcher, SearchSpace, hookimpl
+
+
+class Seedless(Searcher):
+    """Knows of no rng."""
+
+    name = "seedless"
+
+    def search(self, space: SearchSpace) -> Generator[Ask, Answer, None]:  # type: ignore[override]
+        """Ask once."""
+        yield Plan.unified(space.first)
+
+
+@hookimpl
+def pdtrim_searchers() -> Iterable[type[Searcher]]:
+    """Yield the searcher."""
+    yield Seedless

@@ -1,0 +1,160 @@
+"""Broken components are caught by the pruner contract, each by the test that is meant for it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+import torch
+
+from pdtrim_core import BlockModel, Drop, Merge, PruneContext, Pruned, Pruner, Removal, Shrink
+from pdtrim_core.testing import PrunerContract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    Failing = Callable[..., set[str]]
+
+
+class Middle(Pruner):
+    """Drops the blocks in the middle."""
+
+    name = "middle"
+
+    def prune(self, context: PruneContext) -> Pruned:
+        return Pruned(_middle(context.model.block_count, context.blocks))
+
+
+def _middle(count: int, blocks: int) -> Removal:
+    first = (count - blocks) // 2
+    return Removal(Drop(first + number) for number in range(blocks))
+
+
+class OneMore(Middle):
+    """Goes one block too far."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        return Pruned(_middle(context.model.block_count, context.blocks + 1))
+
+
+class NeverNothing(Middle):
+    """Always finds a channel to take."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        removal = _middle(context.model.block_count, context.blocks)
+        return Pruned(removal.with_(Shrink(0, "mlp", (0,))))
+
+
+class MergesWithoutABlock(Middle):
+    """Merges, and forgets the block that stands for the pair."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        return Pruned(Removal([Merge(keep=2 * number, drop=2 * number + 1) for number in range(context.blocks)]))
+
+
+class DrawsGlobally(Middle):
+    """Draws from torch's generator."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        drawn = torch.randperm(context.model.block_count)[: context.blocks].tolist()
+        return Pruned(Removal(Drop(block) for block in drawn))
+
+
+class LeavesAGradient(Middle):
+    """Looks at gradients and does not clear them away."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        weight = next(context.model.blocks[0].parameters())
+        weight.grad = torch.zeros_like(weight)
+        return super().prune(context)
+
+
+class MissesTheChannels(Middle):
+    """Counts channels that are not there."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        return Pruned(
+            Removal([Shrink(block, "mlp", tuple(range(40, 40 + 60 * context.blocks))) for block in (0,) * (context.blocks > 0)])
+        )
+
+
+class FailsInARun(Middle):
+    """Works on the models of tests alone."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        if context.batch_tokens is None:
+            raise ValueError("no batch size was given")
+        return super().prune(context)
+
+
+class Scaled(Pruner):
+    """Gives a copy of the model without the blocks in the middle."""
+
+    name = "scaled"
+    replaces_model: ClassVar[bool] = True
+
+    def prune(self, context: PruneContext) -> Pruned:
+        return Pruned(replaced=_without(context.model, context.blocks))
+
+    def restore(self, model: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
+        copied = _without(model, model.block_count - 1 - max(int(name.split(".")[2]) for name in weights if ".layers." in name))
+        copied.model.load_state_dict(weights, strict=False)
+        return copied
+
+
+def _without(model: BlockModel, blocks: int) -> BlockModel:
+    """Return a copy of a model with the last blocks cut off."""
+    copied = copy.deepcopy(model.model)
+    copied.model.layers = copied.model.layers[: model.block_count - blocks]
+    copied.config.num_hidden_layers -= blocks
+    return BlockModel(copied, model.tokenizer, model.place, name=model.name)
+
+
+class ReplacesInSecret(Scaled):
+    """Gives a model, and its class does not say so."""
+
+    replaces_model: ClassVar[bool] = False
+
+
+class ChangesWithNothingToDo(Scaled):
+    """Changes the function of the model even for a budget of nothing."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        copied = _without(context.model, context.blocks)
+        copied.model.lm_head.weight.data.mul_(1.5)
+        return Pruned(replaced=copied)
+
+
+class RestoresTheDense(Scaled):
+    """Restores the wrong model."""
+
+    def restore(self, model: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
+        del weights
+        return model
+
+
+@pytest.mark.parametrize("component", [Middle, Scaled])
+def test_a_good_pruner_passes_every_test(component: type[Pruner], failing: Failing) -> None:
+    assert failing(PrunerContract, component) == set()
+
+
+@pytest.mark.parametrize(
+    ("component", "test"),
+    [
+        (OneMore, "test_what_it_removes_is_near_the_budget"),
+        (ReplacesInSecret, "test_what_it_removes_is_near_the_budget"),
+        (NeverNothing, "test_nothing_goes_where_nothing_is_asked_for"),
+        (ChangesWithNothingToDo, "test_nothing_goes_where_nothing_is_asked_for"),
+        (MergesWithoutABlock, "test_its_plan_can_be_measured_and_refined"),
+        (DrawsGlobally, "test_the_same_model_and_tokens_give_the_same_removal"),
+        (LeavesAGradient, "test_the_model_is_left_as_it_was"),
+        (MissesTheChannels, "test_shrinks_name_units_that_the_blocks_have"),
+        (RestoresTheDense, "test_a_replaced_model_can_be_read_again"),
+        (FailsInARun, "test_a_run_refines_its_removal"),
+    ],
+)
+def test_a_broken_pruner_is_caught(component: type[Pruner], test: str, failing: Failing) -> None:
+    assert test in failing(PrunerContract, component)
