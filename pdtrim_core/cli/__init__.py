@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.cli import check, describe, plugins, run, schema, show, sweep
+from pdtrim_core.cli import check, describe, plugins, run, schema, serve, show, sweep
 from pdtrim_core.errors import PdtrimError
 
 INTERRUPTED = 130
@@ -31,6 +31,7 @@ COMMANDS = (
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
     (plugins.plugins, "List all components and where they come from.", "plugins --json"),
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),
+    (serve.serve, "Serve an exported pair on vLLM.", "serve runs/quickstart -- --max-model-len 4096"),
     (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
     (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
 )
