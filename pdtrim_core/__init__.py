@@ -30,7 +30,8 @@ from pdtrim_core.components import (
 )
 from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
-from pdtrim_core.files import cache_folder, write_whole
+from pdtrim_core.evaluations import results_in
+from pdtrim_core.files import cache_folder, whole_folder, write_whole
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.outcome import Outcome
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from pdtrim_core.merges import Student, TeacherBatch, TeacherBatches
     from pdtrim_core.model import BlockModel
     from pdtrim_core.module_store import load_modules
+    from pdtrim_core.narrowing import head_dim_of, narrowed
     from pdtrim_core.pipeline import run
     from pdtrim_core.place import BlockPlace
     from pdtrim_core.pruning import PruneContext
@@ -61,6 +63,8 @@ _LAZY = {
     "LoadedRun": "pdtrim_core.loading",
     "load_modules": "pdtrim_core.module_store",
     "load_run": "pdtrim_core.loading",
+    "head_dim_of": "pdtrim_core.narrowing",
+    "narrowed": "pdtrim_core.narrowing",
     "HiddenStates": "pdtrim_core.context",
     "PruneContext": "pdtrim_core.pruning",
     "ScoreContext": "pdtrim_core.context",
@@ -127,13 +131,17 @@ __all__ = [
     "Trunk",
     "cache_folder",
     "draw_ladder",
+    "head_dim_of",
     "hookimpl",
     "load_modules",
     "load_plugins",
     "load_run",
+    "narrowed",
     "pair_scores",
     "python_reference",
+    "results_in",
     "run",
+    "whole_folder",
     "write_whole",
 ]
 

@@ -1,8 +1,9 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,42 @@ def write_whole(path: Path, content: str | bytes) -> Path:
         finally:
             beside.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; what is in it at the end takes the name, and the place of what was there.
+
+    Until then a folder that was there stays as it is, and so it does after an error. Raises `PdtrimError` naming the folder
+    and the reason where the system refuses to write.
+    """
+    beside, before = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.before")
+    with writing(path):
+        if before.exists() and not path.exists():
+            # An earlier export was killed between its two renames.
+            before.replace(path)
+        for left in (beside, before):
+            shutil.rmtree(left, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            _settle(beside)
+            if path.exists():
+                path.replace(before)
+            beside.replace(path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Wait until the files of a folder are on the disk."""
+    for file in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
+        opened = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 @contextmanager

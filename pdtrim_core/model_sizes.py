@@ -17,12 +17,14 @@ def sizes_of(model: Any, place: BlockPlace) -> ModelSizes:
     config = model.config.get_text_config()
     blocks = tuple(_block_sizes(block, config, place) for block in model.get_submodule(place.blocks))
     unique = {id(parameter): parameter for parameter in model.parameters()}
-    head = model.get_output_embeddings()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    of_head = list(head.parameters()) if head is not None else []
     return ModelSizes(
         blocks=blocks,
         parameters=sum(parameter.numel() for parameter in unique.values()),
-        head=sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0,
+        head=sum(parameter.numel() for parameter in of_head),
         bytes_per_number=next(iter(unique.values())).element_size(),
+        own_head=sum(parameter.numel() for parameter in of_head if parameter is not embedding.weight),
     )
 
 
@@ -41,10 +43,16 @@ def _block_sizes(block: nn.Module, config: Any, place: BlockPlace) -> BlockSizes
         kv_width=2 * kv_heads * head_dim,
         attention_width=heads * head_dim,
         units={part: (units.count(part), units.parameters(part)) for part in PARTS if units.has(part)},
+        kv_norms=_kv_norms(block, place),
     )
 
 
 def _kv_parameters(block: nn.Module, place: BlockPlace) -> int:
-    """Return the weights of a block's K and V projections, whose inputs a replaced model may have cut; 0 where they are fused."""
-    linears = [block.get_submodule(name) for name in place.attention[1:3]]
-    return sum(linear.weight.numel() for linear in linears if isinstance(linear, nn.Linear))
+    """Return what a block's K and V projections hold, whose inputs a replaced model may have cut; 0 where they are fused."""
+    return sum(parameter.numel() for name in place.attention[1:3] for parameter in block.get_submodule(name).parameters())
+
+
+def _kv_norms(block: nn.Module, place: BlockPlace) -> int:
+    """Return what K and V take beside their projections: the norm in front, and K's own."""
+    names = [name for name in place.kv if name not in place.attention]
+    return sum(parameter.numel() for name in names for parameter in block.get_submodule(name).parameters())

@@ -18,6 +18,7 @@ from pdtrim_core.calibration import Calibration, calibrate
 from pdtrim_core.components import ModelSource
 from pdtrim_core.context import ScoreContext
 from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.exporting import write_exports
 from pdtrim_core.merging import Merges
 from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Cost, Environment, Outcome, Sets, machine, peak_memory, versions
@@ -269,14 +270,9 @@ def costs_of(model: BlockModel, plan: Plan, replaced: BlockModel | None = None) 
 
 
 def export(recipe: Recipe, host: PluginHost, outcome: Outcome, model: BlockModel) -> None:
-    """Let the exporters write. Raises `PluginError` for one that writes outside the run folder."""
-    for exporter in recipe.exporters:
-        label = host.label_of(exporter)
-        with blame(label):
-            paths = list(exporter.export(outcome, model, recipe.out))
-        for path in paths:
-            if not path.resolve().is_relative_to(recipe.out.resolve()):
-                raise PluginError(f"{label} wrote {path}, which is not under {recipe.out}")
+    """Let the exporters of a recipe write. Raises `PluginError` for one that writes outside the run folder."""
+    for _ in write_exports(recipe.exporters, host, outcome, model, recipe.out):
+        pass
 
 
 def _told(sets: TwoSets, threshold: float) -> Sets:

@@ -6,6 +6,7 @@ its K/V in what prefill computed", is checked where the plan is made, so that no
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -249,6 +250,11 @@ class SavedPlan:
     fingerprint: str
     block_count: int
     first_token: FirstToken = "decode"
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of the text of `plan.json`: what the two stages of one pair have in common."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the text of `plan.json`; the same plan gives the same bytes."""

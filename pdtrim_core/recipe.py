@@ -188,11 +188,16 @@ def read(path: Path, host: PluginHost, *, settings: Sequence[str] = (), out: Pat
 
 def resolve_reports(data: Mapping[str, Any], host: PluginHost, *, where: str) -> tuple[Report, ...]:
     """Make the reports that resolved recipe data name, and nothing else: an old run needs none of its other parts."""
+    return tuple(make_parts("report", data.get("report", DEFAULTS["report"]), host, where=where))
+
+
+def make_parts(kind: str, given: Any, host: PluginHost, *, where: str) -> list[Any]:
+    """Make the components of a kind that recipes list. Raises `RecipeError` with all problems at once."""
     problems: list[str] = []
-    reports = _make_all("report", data.get("report", DEFAULTS["report"]), host, problems)
+    parts: list[Any] = _make_all(kind, given, host, problems)
     if problems:
         raise RecipeError(where, problems)
-    return tuple(reports)
+    return parts
 
 
 def _conflicts(data: Mapping[str, Any]) -> list[str]:

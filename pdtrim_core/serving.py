@@ -15,8 +15,6 @@ from typing import Any, Literal
 from pdtrim_core.errors import PdtrimError
 
 Connector = Literal["nixl", "example"]
-PLACES = ("export/vllm", "vllm", "export", ".")
-"""Where in a run folder an export for vLLM lies."""
 HASH_SHOWN = 12
 OWN_FLAGS = ("--model", "--host", "--port", "--served-model-name", "--kv-transfer-config")
 CPU_BLOCK = 32
@@ -83,19 +81,18 @@ class Command:
 
 
 def open_export(path: Path, name: str | None = None) -> Export:
-    """Return the export in a folder, or in the folder of a run.
+    """Return the export in a folder; `pdtrim-core export` writes it into the folder of its run unless told otherwise.
 
     Raises `PdtrimError` where there is none, where prefill and decode are of two plans, and for plans whose first token
     prefill makes: on vLLM decode makes it.
     """
     if not path.is_dir():
         raise PdtrimError(f"{path} is not a folder: name the folder of a run, or of an export for vLLM")
-    folder = next((path / place for place in PLACES if (path / place / "serve" / "plan.json").is_file()), None)
-    if folder is None:
+    folder = path.resolve()
+    if not (folder / "serve" / "plan.json").is_file():
         run = (path / "outcome.json").is_file()
         advice = f"run: pdtrim-core export {path} --to vllm" if run else "name the folder of a run, or of an export for vLLM"
         raise PdtrimError(f"{path} has no serve/plan.json: {advice}")
-    folder = folder.resolve()
     plan = _json_of(folder / "serve" / "plan.json")
     _check_hashes(folder, plan)
     if plan.get("first_token") == "prefill":

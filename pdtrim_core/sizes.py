@@ -20,9 +20,9 @@ PREFILL_TOKENS = 1024
 class BlockSizes:
     """One block: all its parameters, those a token reads (fewer in a mixture of experts), and its attention.
 
-    `kv_parameters` are the K and V projections' weights, `kv_width` the numbers of K and V a token, `attention_width`
-    the query heads times their size. `units` has for each part that can be shrunk how many units it has and how many
-    parameters each of them holds.
+    `kv_parameters` are the K and V projections', `kv_norms` the norms' that K and V take as well, `kv_width` the numbers of K
+    and V a token, `attention_width` the query heads times their size. `units` has for each part that can be shrunk how many
+    units it has and how many parameters each of them holds.
     """
 
     parameters: int
@@ -31,6 +31,7 @@ class BlockSizes:
     kv_width: int
     attention_width: int
     units: Mapping[Part, tuple[int, int]] = field(default_factory=dict)
+    kv_norms: int = 0
 
     def lost(self, shrinks: Iterable[Shrink]) -> int:
         """Return the parameters that go with the units of some shrinks. Raises `PdtrimError` where a part has no units."""
@@ -49,12 +50,16 @@ class BlockSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """A model: its blocks, all parameters (tied weights once), the head's weights, and the bytes of one number."""
+    """A model: its blocks, all parameters (tied weights once), the head's weights, and the bytes of one number.
+
+    `own_head` are those of the head's weights that are not the embedding's too.
+    """
 
     blocks: tuple[BlockSizes, ...]
     parameters: int
     head: int
     bytes_per_number: int
+    own_head: int = 0
 
     def share_of_parameters(self, count: int) -> float:
         """Return the share of all parameters that so many average blocks hold, as a fraction of 1."""
@@ -66,8 +71,13 @@ class ModelSizes:
         return min(counts, key=lambda count: (abs(self.share_of_parameters(count) - fraction), count))
 
     def kept_parameters(self, plan: Plan, stage: Stage) -> int:
-        """Return the parameters that a stage keeps, tied weights once; K/V-only blocks keep their K/V projections."""
+        """Return the parameters that a stage keeps, tied weights once.
+
+        K/V-only blocks keep their K/V projections and the norms in front of K and V; a prefill with a free tail has no head.
+        """
         outside = self.parameters - sum(block.parameters for block in self.blocks)
+        if stage == "prefill" and plan.prefill and plan == plan.free_tail(len(self.blocks)):
+            outside -= self.own_head
         blocks = sum(self._kept_of_block(plan, stage, block, "parameters", "kv_parameters") for block in self._all())
         return outside + blocks + (self._shadows(plan) if stage == "prefill" else 0)
 
@@ -101,7 +111,8 @@ class ModelSizes:
     def _shadows(self, plan: Plan) -> int:
         """Return the K/V projections that prefill has beside its own blocks, for merges that only decode made."""
         sources = plan.kv_map(len(self.blocks))
-        return sum(self.blocks[source.block].kv_parameters for source in sources if source.source == "shadow")
+        shadowed = [self.blocks[source.block] for source in sources if source.source == "shadow"]
+        return sum(block.kv_parameters + block.kv_norms for block in shadowed)
 
     def _all(self) -> range:
         return range(len(self.blocks))
@@ -113,7 +124,7 @@ class ModelSizes:
                 kept: int = getattr(self.blocks[index], whole)
             case "kv-only":
                 heads = self.blocks[index].heads_kept(plan.decode.shrinks_at(index))
-                kept = round(getattr(self.blocks[index], kv) * heads)
+                kept = round(getattr(self.blocks[index], kv) * heads) + self.blocks[index].kv_norms
             case "gone" | "into":
                 kept = 0
             case "shrunk":

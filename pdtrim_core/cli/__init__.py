@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.cli import check, describe, plugins, run, schema, serve, show, sweep
+from pdtrim_core.cli import check, describe, export, plugins, run, schema, serve, show, sweep
 from pdtrim_core.errors import PdtrimError
 
 INTERRUPTED = 130
@@ -33,6 +33,7 @@ COMMANDS = (
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),
     (serve.serve, "Serve an exported pair on vLLM.", "serve runs/quickstart -- --max-model-len 4096"),
     (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
+    (export.export, "Write checkpoints and files for engines.", "export runs/quickstart --to checkpoints --out exports/quickstart"),
     (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
 )
 """Each command with its line in the overview and the example that ends its help; its name is its function's."""

@@ -21,6 +21,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.serving import Command, Connector, Engine, Export, Ports
 
 PROXY_SECONDS = 60.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve(
@@ -94,7 +95,7 @@ def _stopped_by_signals() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in ENDING}
     try:
         yield
     finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdtrim_core import Exporter, hookimpl
+from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from pdtrim_plugins.exporters.plan import PlanFile
+from pdtrim_plugins.exporters.vllm import Vllm
 
 
 @hookimpl
 def pdtrim_exporters() -> Iterable[type[Exporter]]:
     """Yield the exporters."""
-    yield PlanFile
+    yield from (PlanFile, Checkpoints, Vllm)

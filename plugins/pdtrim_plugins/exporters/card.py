@@ -1,0 +1,159 @@
+"""The model card of an exported folder: what was removed, from which model, measured how, with which numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdtrim_core import Drop, Merge, Removal, Shrink, results_in
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel, Outcome, SavedPlan
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FRONT = re.compile(r"^---\n(.*?)\n---", re.DOTALL)
+LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+def card(outcome: Outcome, model: BlockModel, saved: SavedPlan, *, role: str, text: str, run: Path) -> str:
+    """Return the text of README.md. `role` names the folder, `text` says how it is used, `run` may hold benchmark results."""
+    parts = [
+        _front(model, role),
+        f"# {_short(model.name)}, {role}",
+        text,
+        f"Made with pdtrim-core {metadata.version('pdtrim-core')} from `{model.name}` (weights `{saved.fingerprint[:12]}`); "
+        f"plan_hash `{saved.digest}`. {_license_text(model)}",
+        "## What was removed",
+        f"Of {saved.block_count} blocks, which count from 0:",
+        "\n".join(f"* {stage}: {_told(saved.plan.removal(stage))}" for stage in ("prefill", "decode")),
+        "## How it was measured",
+        _measured(outcome, saved),
+        _table(["", f"{outcome.objective}, searched on", "kept apart"], _rows(outcome)),
+        _benchmarks(run),
+        "## What it saves",
+        _table(["", "dense", "pruned", "change"], _costs(outcome)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front(model: BlockModel, role: str) -> str:
+    license_of = _license(model)
+    lines = ["---", *(f"{key}: {value}" for key, value in license_of.items())]
+    if not license_of:
+        lines += ["license: other", "license_name: that-of-the-base-model"]
+    if HUB_ID.fullmatch(model.name) and not Path(model.name).exists():
+        lines += [f"base_model: {model.name}", "base_model_relation: finetune"]
+    tags = ["pdtrim", "pruned", role]
+    return "\n".join([*lines, "library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _license(model: BlockModel) -> dict[str, str]:
+    """Return the licence of the source model as front matter: what its source knows, or what its own card says."""
+    if model.license:
+        return {"license": model.license.lower()}
+    for readme in _cards_of(model):
+        found = FRONT.match(readme.read_text(encoding="utf-8", errors="replace"))
+        if found:
+            lines = dict(re.findall(r"^(\w+): *(\S.*?) *$", found[1], re.MULTILINE))
+            return {key: lines[key] for key in LICENSE_KEYS if key in lines}
+    return {}
+
+
+def _cards_of(model: BlockModel) -> Iterable[Path]:
+    folder = Path(model.name).expanduser()
+    if folder.is_dir():
+        readme = folder / "README.md"
+    elif HUB_ID.fullmatch(model.name):
+        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - comes with transformers
+
+        cached = try_to_load_from_cache(model.name, "README.md")
+        readme = Path(cached) if isinstance(cached, str) else folder
+    else:
+        return
+    if readme.is_file():
+        yield readme
+
+
+def _license_text(model: BlockModel) -> str:
+    found = _license(model)
+    name = found.get("license_name") or found.get("license")
+    if name is None:
+        return "The licence of the source model applies; it was not found beside the model, so look it up before you share this."
+    return f"The licence of the source model applies: {name}."
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")
+
+
+def _told(removal: Removal) -> str:
+    drops = [str(e) for e in removal if isinstance(e, Drop)]
+    merges = [str(e) for e in removal if isinstance(e, Merge)]
+    kv_only = [str(e.blocks[0]) for e in removal if not isinstance(e, Drop | Merge | Shrink)]
+    parts = [
+        f"gone: {', '.join(drops)}" if drops else "",
+        f"merged into one block: {', '.join(merges)}" if merges else "",
+        f"K/V alone: {', '.join(kv_only)}" if kv_only else "",
+        *_shrinks([e for e in removal if isinstance(e, Shrink)]),
+    ]
+    return "; ".join(part for part in parts if part) or "the dense model"
+
+
+def _shrinks(shrinks: Sequence[Shrink]) -> Iterable[str]:
+    for part, unit in (("attention", "K/V heads"), ("mlp", "MLP channels")):
+        lost = [f"{len(e.units)} in block {e.block}" for e in shrinks if e.part == part]
+        if lost:
+            yield f"fewer {unit}: {', '.join(lost)}"
+
+
+def _measured(outcome: Outcome, saved: SavedPlan) -> str:
+    recipe, environment = outcome.recipe, outcome.environment
+    parts = {
+        "objective": outcome.objective,
+        "calibration": _use(recipe.get("calibration")),
+        "scorer": _use(recipe.get("scorer")),
+        "searcher": _use(recipe.get("searcher")),
+        "pruner": _use(recipe.get("pruner")),
+        "splitter": _use(recipe.get("splitter")),
+        "seed": str(recipe.get("seed", "")),
+        "first token": f"made by {saved.first_token}",
+        "machine": f"{environment.machine}, {environment.device}",
+        "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
+    }
+    return "\n".join(f"* {name}: {value}" for name, value in parts.items() if value)
+
+
+def _use(part: Any) -> str:
+    if isinstance(part, Mapping):
+        options = [f"{key} = {value}" for key, value in part.items() if key != "use" and not isinstance(value, Mapping | list)]
+        return f"{part.get('use', '')} ({', '.join(options)})" if options else str(part.get("use", ""))
+    return str(part or "")
+
+
+def _rows(outcome: Outcome) -> list[list[str]]:
+    found = []
+    for row in outcome.rows:
+        values = [f"{v.points:.1f} +- {v.error:.1f} ({v.items} items)" if v else "" for v in (row.calibration, row.held_out)]
+        found.append([row.name, *values])
+    return found
+
+
+def _benchmarks(run: Path) -> str:
+    rows = [
+        [result.task, result.side, result.main, f"{metric.value:.4g}" + (f" +- {metric.error:.2g}" if metric.error else "")]
+        for result in results_in(run)
+        if (metric := result.metrics.get(result.main)) is not None
+    ]
+    return "Benchmarks:\n\n" + _table(["task", "side", "metric", "value"], rows) if rows else ""
+
+
+def _costs(outcome: Outcome) -> list[list[str]]:
+    return [[f"{c.name} ({c.unit})", f"{c.dense:,.0f}", f"{c.plan:,.0f}", f"{-100 * c.saved:+.1f} %"] for c in outcome.costs]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,0 +1,137 @@
+"""A checkpoint as a folder: config, weights, tokenizer, model card; whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdtrim_core import PdtrimError, whole_folder
+from pdtrim_plugins.exporters.shards import ShardWriter
+from pdtrim_plugins.exporters.stages import StoredBlock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pdtrim_core import BlockModel
+
+OURS = ("config.json", "plan.json", "README.md")
+"""Files by which an earlier export is known: one of them names a plan by its hash."""
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How weights are stored: the number format ("auto" for the model's own), and the largest shard in bytes."""
+
+    dtype: str
+    shard_bytes: int
+
+    def number_format(self, model: BlockModel) -> Any:
+        """Return the number format as torch has it."""
+        import torch  # noqa: PLC0415 - listings must not import torch
+
+        return next(model.model.parameters()).dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+
+
+@contextmanager
+def export_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` at the end; only an earlier export may be there.
+
+    Raises `PdtrimError` for a folder with other things in it.
+    """
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _is_ours(path))):
+        raise PdtrimError(f"{path} exists and is no earlier export: move it away, or choose another folder with --out")
+    with whole_folder(path) as folder:
+        yield folder
+
+
+def _is_ours(path: Path) -> bool:
+    return any("plan_hash" in (path / name).read_text(encoding="utf-8", errors="replace") for name in OURS if (path / name).is_file())
+
+
+def write_checkpoint(
+    folder: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], storage: Storage, *, stock: bool, head: bool = True
+) -> int:
+    """Write config, weights, generation config and tokenizer; return the number of parameters.
+
+    `stock` gives tensors the names that the family's checkpoints have on disk; without `head` the head's own weights stay out.
+    """
+    number_format = storage.number_format(model)
+    config.dtype = number_format
+    config.architectures = config.architectures if not stock else [type(model.model).__name__]
+    (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+    generation = getattr(model.model, "generation_config", None)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
+    _write_tokenizer(model.tokenizer, folder)
+    writer = ShardWriter(folder, storage.shard_bytes, number_format)
+    # The state dict names what the model holds; nothing is copied yet.
+    writer.add(_on_disk(model, _outside(model, head=head), stock=stock))
+    for block in stored:
+        writer.add(_on_disk(model, block.tensors(model.place.blocks), stock=stock))
+    writer.finish()
+    return writer.parameters
+
+
+def link_checkpoint(whole: Path, folder: Path) -> None:
+    """Put the files of a checkpoint, but for its card, into another folder: links where the disk has them, else copies."""
+    for file in whole.iterdir():
+        if file.name == CARD:
+            continue
+        if file.is_dir():
+            shutil.copytree(file, folder / file.name)
+            continue
+        try:
+            os.link(file, folder / file.name)
+        except OSError:
+            shutil.copy2(file, folder / file.name)
+
+
+def _outside(model: BlockModel, *, head: bool) -> dict[str, Tensor]:
+    """Return the tensors outside the blocks, tied ones once."""
+    tied: Mapping[str, str] = getattr(model.model, "all_tied_weights_keys", None) or {}
+    ignored = set(getattr(model.model, "_keys_to_ignore_on_save", None) or ())
+    output = model.model.get_output_embeddings()
+    of_head = {id(parameter) for parameter in output.parameters()} if output is not None and not head else set()
+    embedding = model.model.get_input_embeddings().weight
+    left_out = {name for name, tensor in model.model.named_parameters() if id(tensor) in of_head and tensor is not embedding}
+    tensors = model.model.state_dict()
+    found = {}
+    for name, tensor in tensors.items():
+        same = name in tied and tied[name] in tensors and tensors[tied[name]].data_ptr() == tensor.data_ptr()
+        if not (same or name in ignored or name in left_out or name.startswith(f"{model.place.blocks}.")):
+            found[name] = tensor.detach()
+    return found
+
+
+def _on_disk(model: BlockModel, tensors: dict[str, Tensor], *, stock: bool) -> dict[str, Tensor]:
+    """Return tensors in the form that the family's checkpoints have, in which experts, for one, are apart."""
+    if not stock:
+        return tensors
+    from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415 - slow to import
+
+    found: dict[str, Tensor] = revert_weight_conversion(model.model, tensors)
+    return found
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    if not hasattr(tokenizer, "save_pretrained"):
+        return
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except OSError:
+        raise
+    except Exception as error:
+        # The tokenizers library has an error of its own for a full disk.
+        raise PdtrimError(f"cannot write the tokenizer to {folder}: {' '.join(str(error).split())}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write data as JSON for people and programs."""
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,96 @@
+"""Checkpoints of transformers: the decode model, and the same model for both stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pdtrim_core import Exporter, PdtrimError, PlanError, SavedPlan
+from pdtrim_plugins.exporters.card import card
+from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, link_checkpoint, write_checkpoint
+from pdtrim_plugins.exporters.configs import formed, ordinary
+from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel, Outcome
+
+Format = Literal["auto", "float32", "float16", "bfloat16"]
+FORMAT_HELP = "number format of the weights; auto: the one that the model is loaded in"
+SHARD_HELP = "largest file of weights, in GB"
+
+
+class Checkpoints(Exporter):
+    """Writes decode/ and unified/: the decode model as a checkpoint that transformers and engines load.
+
+    Both hold the same weights, since a unified model is decode's removal in both stages; where the disk can, the second one
+    takes no room. Blocks are renumbered, and a merged block is a block like any other. Where all blocks have one width the
+    checkpoint is an ordinary one of its family; otherwise it needs `import pdtrim_plugins.checkpoints` to be loaded.
+    """
+
+    name = "checkpoints"
+
+    dtype: Format = Field("auto", description=FORMAT_HELP)
+    max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
+
+    def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
+        """Write both folders."""
+        saved = plan_of(outcome, model)
+        storage = Storage(self.dtype, int(self.max_shard * 1e9))
+        write_decode(outcome, model, saved, out, storage)
+        yield out / "decode"
+        with export_folder(out / "unified") as folder:
+            link_checkpoint(out / "decode", folder)
+            text = f"One model for both stages: the same weights as in the folder decode/.\n\n{_usage(out / 'decode')}"
+            (folder / CARD).write_text(card(outcome, model, saved, role="unified", text=text, run=out), encoding="utf-8")
+        yield out / "unified"
+
+
+def plan_of(outcome: Outcome, model: BlockModel) -> SavedPlan:
+    """Return the plan of a run. Raises `PdtrimError` for a run without one, and for a model that it was not made for."""
+    try:
+        saved = outcome.plan
+    except PlanError as error:
+        raise PlanError(
+            f"{error}; its blocks have shapes that no class of transformers or of an engine has, so there is nothing to export: "
+            "load the run with pdtrim_core.load_run"
+        ) from None
+    saved.check_meets(model.name, model.fingerprint)
+    return saved
+
+
+def write_decode(outcome: Outcome, model: BlockModel, saved: SavedPlan, out: Path, storage: Storage) -> None:
+    """Write decode/: an ordinary checkpoint where the family's config can say what it is, or else one of our own class."""
+    stored = decode_blocks(Parts(model, out / "merges"), saved.plan)
+    told = {"format": 1, "plan_hash": saved.digest}
+    config, stock = _config(model, stored, told)
+    with export_folder(out / "decode") as folder:
+        write_checkpoint(folder, model, config, stored, storage, stock=stock)
+        text = f"The model that decodes: block by block what is left of the dense one, renumbered.\n\n{_usage(folder)}"
+        (folder / CARD).write_text(card(outcome, model, saved, role="decode", text=text, run=out), encoding="utf-8")
+
+
+def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, Any]) -> tuple[Any, bool]:
+    """Return a config, and whether it is the family's own."""
+    try:
+        config = ordinary(model, stored)
+    except PdtrimError:
+        if not any(block.widths for block in stored):
+            raise
+        return formed(model, stored, told), False
+    config.pdtrim = told
+    return config, True
+
+
+def _usage(folder: Path) -> str:
+    """Return how a checkpoint is loaded."""
+    ours = '"pdtrim_' in (folder / "config.json").read_text(encoding="utf-8")
+    note = "Its blocks differ in width, so its class comes with pdtrim-core (`pip install pdtrim-core`).\n\n" if ours else ""
+    first = "import pdtrim_plugins.checkpoints  # registers the class\n" if ours else ""
+    return (
+        f"{note}```python\n{first}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("this folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("this folder")\n```'
+    )

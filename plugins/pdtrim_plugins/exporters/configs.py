@@ -1,0 +1,163 @@
+"""The config of a pruned checkpoint, and the proof that it makes the very blocks that are stored."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pdtrim_core import PdtrimError, head_dim_of
+from pdtrim_plugins.exporters.stages import StoredBlock, place_of, widths_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pdtrim_core import BlockModel
+
+NOT_BY_BLOCK = {"architectures", "eos_token_id", "bos_token_id", "pad_token_id", "mlp_only_layers"}
+"""Lists of a config that are not one entry a block, however many entries they have."""
+CHANNELS = ("intermediate_size", "ffn_dim")
+BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
+"""Settings by which a block computes with its own number, so that it cannot get another one."""
+UNCOMPARED = {"training", "layer_idx", "config", "gradient_checkpointing"}
+Plain = (bool, int, float, str, type(None))
+
+
+def ordinary(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
+    """Return the family's own config, renumbered, for a checkpoint that stock classes load.
+
+    Raises `PdtrimError` with the reason where the family's config cannot say what the blocks are.
+    """
+    data = _renumbered(model, [block.like for block in stored])
+    first = stored[0].widths
+    if any(dict(block.widths) != dict(first) for block in stored) or "bias" in first:
+        raise PdtrimError(f"{model.name}: blocks have widths or biases of their own, which no config of this family can say")
+    _set_widths(model, first, data)
+    config = _read(type(model.model.config), data, model)
+    check(model, stored, type(model.model), config)
+    return config
+
+
+def formed(model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, Any], *, common: Mapping[str, int] | None = None) -> Any:
+    """Return a config of our own class of the family, for blocks that differ from one another.
+
+    Blocks are renumbered, unless `told` says which of them are gone. `common` are widths of all of them, which go where the
+    family's config has its own.
+    """
+    from pdtrim_plugins.checkpoints import CONFIG_KEY, classes_of  # noqa: PLC0415 - listings must not import torch
+
+    family = model.model.config.model_type
+    config_class, model_class = classes_of(family)
+    kept = range(model.block_count) if "removed" in told else [block.like for block in stored]
+    data = _renumbered(model, kept)
+    _set_widths(model, common or {}, data)
+    data |= {"model_type": config_class.model_type, "architectures": [model_class.__name__]}
+    data[CONFIG_KEY] = {**told, "widths": widths_of(stored), "place": place_of(model.place)}
+    config = _read(config_class, data, model)
+    check(model, stored, model_class, config)
+    return config
+
+
+def check(model: BlockModel, stored: Sequence[StoredBlock], model_class: type[Any], config: Any) -> None:
+    """Raise `PdtrimError` unless a model made from a config has, block by block, what is stored."""
+    for key in BY_NUMBER:
+        if getattr(model.config, key, False):
+            raise PdtrimError(f"{model.name}: its blocks compute with their own number ({key}), so they cannot get another one")
+    blocks = _made(model, model_class, config).get_submodule(model.place.blocks)
+    for block in stored:
+        if block.parts is not None:
+            continue
+        for difference in _differences(block.make(), blocks[block.index]):
+            raise PdtrimError(
+                f"{model.name}: the config of this family cannot say what block {block.like} is as block {block.index} of the "
+                f"checkpoint: {difference}"
+            )
+
+
+def _made(model: BlockModel, model_class: type[Any], config: Any) -> Any:
+    """Return a model without weights."""
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    try:
+        with torch.device("meta"):
+            return model_class(copy.deepcopy(config))
+    except Exception as error:
+        # Some families check their settings only here.
+        raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {_line(error)}") from error
+
+
+def _renumbered(model: BlockModel, likes: Sequence[int]) -> dict[str, Any]:
+    """Return the config as data, its lists of one entry a block cut to the blocks that are kept."""
+    data: dict[str, Any] = copy.deepcopy(model.model.config.to_dict())
+    text = data if model.config is model.model.config else data["text_config"]
+    for key, value in text.items():
+        if isinstance(value, list | tuple) and len(value) == model.block_count and key not in NOT_BY_BLOCK:
+            text[key] = [value[like] for like in likes]
+    text[_key(model, "num_hidden_layers")] = len(likes)
+    if "decoder_sparse_step" in text:
+        # Which blocks have experts follows from their number; a list of those without says the same of any numbers.
+        text["mlp_only_layers"] = [number for number, like in enumerate(likes) if not _has_experts(model, like)]
+        text["decoder_sparse_step"] = 1
+    return data
+
+
+def _has_experts(model: BlockModel, block: int) -> bool:
+    return any(".experts." in f".{name}." for name, _ in model.blocks[block].named_parameters())
+
+
+def _set_widths(model: BlockModel, widths: Mapping[str, int], data: dict[str, Any]) -> None:
+    """Put one width of all blocks into a config."""
+    text = data if model.config is model.model.config else data["text_config"]
+    if "attention" in widths:
+        text["head_dim"] = head_dim_of(model.config)
+        heads, kv_heads = _key(model, "num_attention_heads"), _key(model, "num_key_value_heads")
+        text[heads] = text[heads] * widths["attention"] // model.units(0).count("attention")
+        if kv_heads in text:
+            text[kv_heads] = widths["attention"]
+    if "mlp" in widths:
+        (key,) = [key for key in CHANNELS if key in text]
+        text[key] = widths["mlp"]
+
+
+def _key(model: BlockModel, name: str) -> str:
+    """Return what a family calls one of the common settings."""
+    return str(getattr(model.config, "attribute_map", {}).get(name, name))
+
+
+def _read(config_class: type[Any], data: dict[str, Any], model: BlockModel) -> Any:
+    for key in ("_name_or_path", "transformers_version"):
+        data.pop(key, None)
+    try:
+        return config_class.from_dict(data)
+    except Exception as error:
+        # Each family checks its config in its own way.
+        raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _differences(ours: nn.Module, theirs: nn.Module) -> Iterator[str]:
+    """Yield in what two blocks differ: tensors, kinds of module, plain attributes."""
+    wanted, made = ({name: tuple(t.shape) for name, t in block.state_dict().items() if not _beside(name)} for block in (ours, theirs))
+    for name in sorted({*wanted, *made}):
+        if wanted.get(name) != made.get(name):
+            yield f"{name} is {_shape(wanted.get(name))}, and would be {_shape(made.get(name))}"
+    modules = dict(theirs.named_modules())
+    for name, module in ours.named_modules():
+        other = modules[name]
+        for key, value in vars(module).items():
+            if key.startswith("_") or key in UNCOMPARED or not isinstance(value, Plain):
+                continue
+            if vars(other).get(key, value) != value:
+                yield f"{name}.{key} is {value!r}, and would be {vars(other)[key]!r}".lstrip(".")
+
+
+def _beside(name: str) -> bool:
+    """Whether a tensor is that of another block's K/V, which stand beside the block's own."""
+    return name.startswith("shadow.")
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "a number"

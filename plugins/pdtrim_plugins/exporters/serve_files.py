@@ -1,0 +1,110 @@
+"""The files that start a pair: values for --kv-transfer-config, a script for one machine, the plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdtrim_plugins.exporters.checkpoint_folder import write_json
+
+if TYPE_CHECKING:
+    from pdtrim_core import SavedPlan
+
+MODULE = "pdtrim_plugins.vllm.connector"
+STORAGE = "/tmp/pdtrim-kv"  # noqa: S108 - an example, which the user changes
+
+
+def write_serve(folder: Path, saved: SavedPlan, decode_layers: int) -> None:
+    """Write plan.json, the four connector files and serve.sh."""
+    write_json(folder / "plan.json", {"plan_hash": saved.digest, **json.loads(saved.to_json())})
+    for name, value in connector_files(decode_layers).items():
+        write_json(folder / name, value)
+    script = folder / "serve.sh"
+    script.write_text(SCRIPT, encoding="utf-8")
+    script.chmod(0o755)
+
+
+def connector_files(decode_layers: int) -> dict[str, dict[str, Any]]:
+    """Return the values of --kv-transfer-config, by file: NIXL, and files in a shared folder to try things out."""
+    shared = [f"model.layers.{index}.self_attn.attn" for index in range(decode_layers)]
+    # The two models differ by design, so the engine's own check that they are one is off; plan_hash takes its place.
+    nixl: dict[str, Any] = {"enforce_handshake_compat": False}
+    stored = {"shared_storage_path": STORAGE}
+    ours = {"kv_connector_module_path": MODULE, "kv_role": "kv_producer", "kv_load_failure_policy": "fail"}
+    stock = {"kv_role": "kv_consumer", "kv_load_failure_policy": "fail"}
+    return {
+        "prefill.json": {
+            "kv_connector": "PDTrimNixlConnector",
+            **ours,
+            "kv_connector_extra_config": {**nixl, "shared_layers": shared},
+        },
+        "decode.json": {"kv_connector": "NixlConnector", **stock, "kv_connector_extra_config": nixl},
+        "prefill-example.json": {
+            "kv_connector": "PDTrimExampleConnector",
+            **ours,
+            "kv_connector_extra_config": {**stored, "shared_layers": shared},
+        },
+        "decode-example.json": {"kv_connector": "ExampleConnector", **stock, "kv_connector_extra_config": stored},
+    }
+
+
+SCRIPT = r"""#!/bin/sh
+# Starts the pair on one machine: prefill, decode, and the router that hands requests from one to the other.
+# `pdtrim-core serve` does the same and also waits, checks and stops. Settings come from the environment:
+#   PDTRIM_DEVICE=cpu      without an accelerator (one is expected otherwise)
+#   PREFILL_GPU, DECODE_GPU    which accelerator each one takes (0 and 1)
+#   PREFILL_PORT, DECODE_PORT, PORT    8100, 8200, and 8000 for the router
+#
+# Two machines: run the part "prefill" on one and "decode" on the other. On each, set VLLM_NIXL_SIDE_CHANNEL_HOST to that
+# machine's own address, which the other one must reach on the side channel's port, and change --host to it. Let the router's
+# two addresses point there. Copy decode/ to the decode machine: it needs no pdtrim-core, only stock vLLM and NIXL. Both
+# plan_hash entries, in prefill/config.json and decode/config.json, must be the same.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+PREFILL_PORT=${PREFILL_PORT:-8100} DECODE_PORT=${DECODE_PORT:-8200} PORT=${PORT:-8000}
+
+hash_of() { sed -n 's/.*"plan_hash": *"\([0-9a-f]*\)".*/\1/p' "$1"; }
+if [ "$(hash_of "$here/../prefill/config.json")" != "$(hash_of "$here/../decode/config.json")" ]; then
+    echo "prefill/ and decode/ are of two exports: export the run again" >&2
+    exit 1
+fi
+
+prefill_kv=$(cat "$here/prefill.json")
+decode_kv=$(cat "$here/decode.json")
+more=
+if [ "${PDTRIM_DEVICE:-}" = cpu ]; then
+    # NIXL keeps the K/V in main memory, and vLLM's attention on a CPU wants blocks of a multiple of 32 tokens.
+    prefill_kv=$(printf %s "$prefill_kv" | sed '1s/{/{"kv_buffer_device": "cpu",/')
+    decode_kv=$(printf %s "$decode_kv" | sed '1s/{/{"kv_buffer_device": "cpu",/')
+    more="--block-size 32 --dtype float32"
+    export VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+fi
+
+started=
+trap 'kill $started 2>/dev/null || true; wait' EXIT
+trap 'exit 130' INT TERM
+
+# prefill: pdtrim-core is installed here and gives vLLM the model class and the connector.
+CUDA_VISIBLE_DEVICES=${PREFILL_GPU:-0} VLLM_NIXL_SIDE_CHANNEL_HOST=${PREFILL_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5600 \
+    python -m vllm.entrypoints.openai.api_server --model "$here/../prefill" --served-model-name pdtrim \
+    --host 127.0.0.1 --port "$PREFILL_PORT" --kv-transfer-config "$prefill_kv" $more &
+started="$started $!"
+
+# decode: stock. No prefix caching, or a chat's own answers would stand for what prefill computes of them.
+CUDA_VISIBLE_DEVICES=${DECODE_GPU:-1} VLLM_NIXL_SIDE_CHANNEL_HOST=${DECODE_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5700 \
+    VLLM_PLUGINS="" \
+    python -m vllm.entrypoints.openai.api_server --model "$here/../decode" --served-model-name pdtrim \
+    --host 127.0.0.1 --port "$DECODE_PORT" --no-enable-prefix-caching --kv-transfer-config "$decode_kv" $more &
+started="$started $!"
+
+# router: a request goes to prefill for one token, which is thrown away, and then with the place of its K/V to decode.
+python -m pdtrim_plugins.vllm.proxy --prefill "http://127.0.0.1:$PREFILL_PORT" --decode "http://127.0.0.1:$DECODE_PORT" \
+    --port "$PORT" &
+started="$started $!"
+echo "when all three say that they are ready:" >&2
+echo "curl http://127.0.0.1:$PORT/v1/completions -H 'Content-Type: application/json'" \
+    "-d '{\"model\": \"pdtrim\", \"prompt\": \"Hello\", \"max_tokens\": 16}'" >&2
+wait
+"""
