@@ -57,7 +57,7 @@ def bytes_a_step(export: Export, batch: int, context: float) -> float:
             weights += sum(tensors.get_tensor(name).nbytes for name in names)
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     kv = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim * 4
-    return weights + batch * context * kv
+    return float(weights + batch * context * kv)
 
 
 class Stream(threading.Thread):
@@ -102,9 +102,7 @@ def rates(export: Export, options: argparse.Namespace, logs: Path) -> dict[int, 
         wait_until_healthy(servers, START_SECONDS)
         url = servers[-1].command.url
         rate(url, export.name, max(options.batches), options)
-        return {
-            batch: max(rate(url, export.name, batch, options) for _ in range(options.repeats)) for batch in options.batches
-        }
+        return {batch: max(rate(url, export.name, batch, options) for _ in range(options.repeats)) for batch in options.batches}
 
 
 def compared(exports: Sequence[Export], found: Sequence[dict[int, float]], options: argparse.Namespace) -> list[dict[str, float]]:
@@ -145,14 +143,23 @@ def main() -> None:
         found = []
         for one in exports:
             found.append(rates(one, options, Path(folder) / f"{one.name}-logs"))
-            print(f"{one.name:7}" + "".join(f"   {rate:7.1f} tokens/s at batch {batch}" for batch, rate in found[-1].items()), flush=True)
+            print(
+                f"{one.name:7}" + "".join(f"   {rate:7.1f} tokens/s at batch {batch}" for batch, rate in found[-1].items()),
+                flush=True,
+            )
         rows = compared(exports, found, options)
     for row in rows:
         print(
-            f"batch {row['batch']:<3} {row['ratio']:.3f} times as fast; bytes allow {row['ideal']:.3f}: {row['share_of_ideal']:.1%} of it"
-            f" (goal {GOAL:.0%})"
+            f"batch {row['batch']:<3} {row['ratio']:.3f} times as fast; bytes allow {row['ideal']:.3f}: "
+            f"{row['share_of_ideal']:.1%} of it (goal {GOAL:.0%})"
         )
-    figures = {"ratio": rows[0]["ratio"], "ours": rows[0]["ours"], "theirs": rows[0]["theirs"], "unit": "tokens/s", "batches": rows}
+    figures = {
+        "ratio": rows[0]["ratio"],
+        "ours": rows[0]["ours"],
+        "theirs": rows[0]["theirs"],
+        "unit": "tokens/s",
+        "batches": rows,
+    }
     told = {"benchmark": "serve", "goal": GOAL, "blocks": options.blocks, "tokens": options.tokens, "compile": options.compile}
     write(options.json, where, {**told, "vllm": look_at(options.python).vllm, **figures})
 

@@ -62,7 +62,9 @@ def check_engine(python: str, found: Found, *, wants_nixl: bool) -> None:
         raise PdtrimError(f"{python} has no vLLM: name the interpreter of an environment that has it with --python")
     lacks = [name for name in found.lacks if wants_nixl or name != "nixl"]
     if lacks:
-        raise PdtrimError(f"{python} has vLLM {found.vllm}, but lacks {', '.join(lacks)}: {python} -m pip install {' '.join(lacks)}")
+        raise PdtrimError(
+            f"{python} has vLLM {found.vllm}, but lacks {', '.join(lacks)}: {python} -m pip install {' '.join(lacks)}"
+        )
 
 
 def check_free(urls: Iterable[str]) -> None:
@@ -155,7 +157,7 @@ def running(commands: Sequence[Command], logs: Path) -> Iterator[list[Server]]:
     servers: list[Server] = []
     try:
         for command in commands:
-            servers.append(Server(command, logs))
+            servers.append(Server(command, logs))  # noqa: PERF401 - those that started are stopped if the next one does not
         yield servers
     finally:
         with _undisturbed():
@@ -202,8 +204,8 @@ def wait_until_healthy(servers: Sequence[Server], seconds: float, say: Callable[
         if waiting and time.monotonic() - begun > seconds:
             late = waiting[0]
             raise PdtrimError(
-                f"{late.command.name} is not well after {seconds:.0f} s: see {late.log}, or wait longer with --timeout; its end:\n"
-                f"{late.problem or late.tail()}"
+                f"{late.command.name} is not well after {seconds:.0f} s: see {late.log}, or wait longer with --timeout; its "
+                f"end:\n{late.problem or late.tail()}"
             )
         if waiting:
             time.sleep(POLL_SECONDS)

@@ -98,7 +98,7 @@ def open_export(path: Path, name: str | None = None) -> Export:
     if plan.get("first_token") == "prefill":
         raise PdtrimError(
             f'{folder} is of a plan with first_token = "prefill", but on vLLM decode makes the first token: run the recipe with '
-            '--set first_token=decode, and export again'
+            "--set first_token=decode, and export again"
         )
     name = name or _short(str(plan.get("model", {}).get("name", "")))
     if not name or "@" in name or any(letter.isspace() for letter in name):
@@ -196,7 +196,9 @@ def _check_ports(ports: Ports) -> None:
         if not 0 < number < 2**16:
             raise PdtrimError(f"{number} is no port: ports go from 1 to 65535")
         if numbers.count(number) > 1:
-            raise PdtrimError(f"port {number} is named twice: the proxy, prefill, decode and NIXL (two ports in a row) each need one")
+            raise PdtrimError(
+                f"port {number} is named twice: the proxy, prefill, decode and NIXL (two ports in a row) each need one"
+            )
 
 
 def example_request(export: Export, url: str) -> str:

@@ -33,7 +33,11 @@ COMMANDS = (
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),
     (serve.serve, "Serve an exported pair on vLLM.", "serve runs/quickstart -- --max-model-len 4096"),
     (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
-    (export.export, "Write checkpoints and files for engines.", "export runs/quickstart --to checkpoints --out exports/quickstart"),
+    (
+        export.export,
+        "Write checkpoints and files for engines.",
+        "export runs/quickstart --to checkpoints --out exports/quickstart",
+    ),
     (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
 )
 """Each command with its line in the overview and the example that ends its help; its name is its function's."""

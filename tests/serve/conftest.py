@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core import Drop, KvOnly, Merge, Plan, Removal, SavedPlan
+from pdtrim_core import Drop, KvOnly, Merge, Plan, Removal, SavedPlan, Shrink
 from pdtrim_core.servers import Server, stop, wait_until_healthy
 from pdtrim_core.serving import CPU_BLOCK, Connector, Engine, Export, Ports, commands, open_export
 
@@ -31,7 +31,7 @@ LENGTHS = (1, 2, 5, 31, 32, 33, 34, 40, 63, 64, 65, 66, 96, 97, 100, 127, 128, 1
 """Prompts of one cache block and of several, whole ones, and one token more or less."""
 NEW_TOKENS = 16
 START_SECONDS = 500.0
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_size": 256,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -70,7 +70,7 @@ class Subject:
         """The formula: K and V of all decode layers for the tokens of one cache block, in float32."""
         config = self.model.config
         heads, size = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-        return len(self.plan.slots(self.model.block_count)) * 2 * heads * size * 4 * CPU_BLOCK
+        return int(len(self.plan.slots(self.model.block_count)) * 2 * heads * size * 4 * CPU_BLOCK)
 
 
 @dataclass
@@ -208,7 +208,7 @@ def _merged(model: BlockModel, merge: Merge) -> Any:
 def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name: str) -> Subject:
     from pdtrim_core import StagedModel, Trunk
 
-    modules = {e: _merged(model, e) for e in plan.decode if isinstance(e, Merge)}
+    modules: dict[Merge | Shrink, Any] = {e: _merged(model, e) for e in plan.decode if isinstance(e, Merge)}
     staged = StagedModel(Trunk(model, first_token="decode"), plan, modules)
     prompts = _prompts(vocabulary)
     ends_at_once: tuple[int, ...] = ()
@@ -229,7 +229,7 @@ def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subje
         from pdtrim_core.testing import tiny_model
 
         if family not in made:
-            more = {"head_dim": 64} if family == "qwen3" else {}
+            more: dict[str, Any] = {"head_dim": 64} if family == "qwen3" else {}
             model = tiny_model(family, **{**TINY, **more})
             decode = Removal([Drop(0), Drop(3), Merge(4, 5), Drop(7)])
             plan = Plan(prefill=Removal([Drop(0), KvOnly(2), Drop(3)]), decode=decode)
@@ -253,7 +253,11 @@ def run_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     running: list[Pair] = []
 
     def run(
-        subject: Subject, *, connector: Connector = "nixl", kv_only: str = "attention", arguments: Sequence[str] = ("--enforce-eager",)
+        subject: Subject,
+        *,
+        connector: Connector = "nixl",
+        kv_only: str = "attention",
+        arguments: Sequence[str] = ("--enforce-eager",),
     ) -> Pair:
         while running:
             running.pop().close()

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("kv_only", ["cache", "attention"])
-def test_tokens_are_those_of_the_reference(kv_only: str, make_tiny: Callable[[str], Subject], run_pair: Callable[..., Pair]) -> None:
+def test_tokens_are_those_of_the_reference(
+    kv_only: str, make_tiny: Callable[[str], Subject], run_pair: Callable[..., Pair]
+) -> None:
     subject = make_tiny("qwen2")
     pair = run_pair(subject, kv_only=kv_only, arguments=())
     assert pair.complete_all(subject.prompts) == [subject.expected(prompt) for prompt in subject.prompts]

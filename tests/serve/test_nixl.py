@@ -52,7 +52,14 @@ def test_what_ends_an_answer_early_does_not_end_prefill(pair: Any) -> None:
 
 def test_what_a_pair_cannot_do_is_refused(pair: Any) -> None:
     asked = pair.question(pair.subject.prompts[3])
-    for more in ({"prompt_logprobs": 1}, {"echo": True}, {"n": 2}, {"prompt": [[1], [2]]}, {"kv_transfer_params": {}}):
+    refused: tuple[dict[str, Any], ...] = (
+        {"prompt_logprobs": 1},
+        {"echo": True},
+        {"n": 2},
+        {"prompt": [[1], [2]]},
+        {"kv_transfer_params": {}},
+    )
+    for more in refused:
         answer = pair.post({**asked, **more})
         assert answer.status == 400, more
         assert next(iter(more)).split("_")[0] in answer.data["error"]["message"]

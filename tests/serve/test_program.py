@@ -32,7 +32,11 @@ class Program:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=300) as answer:
-            return [json.loads(line[6:]) for line in answer if line.startswith(b"data: {")] if body.get("stream") else json.load(answer)
+            return (
+                [json.loads(line[6:]) for line in answer if line.startswith(b"data: {")]
+                if body.get("stream")
+                else json.load(answer)
+            )
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +46,19 @@ def program(real: Subject, tmp_path_factory: pytest.TempPathFactory, free_ports:
     words += ["--name", "smollm", "--logs", tmp_path_factory.mktemp("logs")]
     for option, port in zip(("--port", "--prefill-port", "--decode-port", "--nixl-port"), ports, strict=True):
         words += [option, port]
-    words += ["--prefill-args", "--additional-config '{\"pdtrim_kv_only\": \"cache\"}'"]
+    words += ["--prefill-args", '--additional-config \'{"pdtrim_kv_only": "cache"}\'']
     words += ["--", "--dtype", "float32", "--enforce-eager", "--max-model-len", "640", "--max-num-seqs", "16"]
     said = tmp_path_factory.mktemp("said") / "stderr"
-    with said.open("w") as errors, subprocess.Popen(
-        list(map(str, words)), stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, "VLLM_NO_USAGE_STATS": "1"}
-    ) as process:
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(
+            list(map(str, words)),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "VLLM_NO_USAGE_STATS": "1"},
+        ) as process,
+    ):
         assert process.stdout is not None
         curl = process.stdout.readline()
         assert curl, said.read_text()

@@ -1,4 +1,4 @@
-"""Vllm's example connector, which passes whole cache blocks through files: decode computes what is behind them itself."""
+"""vLLM's example connector, which passes whole cache blocks through files: decode computes what is behind them itself."""
 
 from __future__ import annotations
 
@@ -26,8 +26,18 @@ def recomputed(length: int) -> int:
 
 def test_tokens_are_those_of_the_reference(pair: Pair) -> None:
     subject = pair.subject
-    expected = [subject.expected(prompt, recomputed(len(prompt))) for prompt in subject.prompts]
-    assert pair.complete_all(subject.prompts) == expected
+    prompts = [prompt for prompt in subject.prompts if len(prompt) > 1]
+    assert len(prompts) > 20
+    assert pair.complete_all(prompts) == [subject.expected(prompt, recomputed(len(prompt))) for prompt in prompts]
+
+
+def test_a_prompt_of_one_token_does_not_end_decode(pair: Pair) -> None:
+    answer = pair.complete(pair.subject.prompts[0])
+    assert (answer.status, answer.data["error"]["message"]) == (
+        502,
+        "vLLM's example connector cannot take a prompt of one token: use NIXL",
+    )
+    assert pair.complete(pair.subject.prompts[1]).status == 200
 
 
 def test_decode_that_runs_other_tokens_itself_gives_other_answers(pair: Pair) -> None:

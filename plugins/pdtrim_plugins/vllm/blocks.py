@@ -24,7 +24,7 @@ OPTION = "pdtrim_kv_only"
 """Key of vLLM's --additional-config: "attention" (public interfaces only) or "cache" (no attention is computed)."""
 
 
-def block(layer: type[nn.Module], *, prefix: str, **given: Any) -> nn.Module:
+def block(layer: Any, *, prefix: str, **given: Any) -> nn.Module:
     """Return what prefill runs at a block: this is what vLLM's models take as `layer_type` or `decoder_layer_type`.
 
     `layer` is the engine's own class of such a block; `prefix` is the name that vLLM would give it.
@@ -38,9 +38,10 @@ def block(layer: type[nn.Module], *, prefix: str, **given: Any) -> nn.Module:
     if number in layout.widths:
         given["config"] = copy.copy(config)
         given["config"].intermediate_size = layout.widths[number]
-    made = shadowed(layer)(prefix=layout.own_prefix(prefix), **given) if number in layout.shadows else None
-    if made is None:
-        return layer(prefix=layout.own_prefix(prefix), **given)
+    if number not in layout.shadows:
+        made: nn.Module = layer(prefix=layout.own_prefix(prefix), **given)
+        return made
+    made = shadowed(layer)(prefix=layout.own_prefix(prefix), **given)
     made.shadow = KvOnly(layer(prefix=layout.decode_prefix(prefix), **given))
     return made
 
@@ -60,7 +61,7 @@ class KvOnly(nn.Module):
     It is made of a whole block of the engine and keeps its input norm and its way to K/V.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.input_layernorm = layer.input_layernorm
         self.self_attn = KvOnlyAttention(layer.self_attn)
@@ -130,10 +131,10 @@ def _way(attention: Any) -> str:
 
 
 @functools.cache
-def shadowed(layer: type[nn.Module]) -> type[nn.Module]:
+def shadowed(layer: Any) -> type[nn.Module]:
     """Return the engine's class of a block with one thing more: its `shadow` keeps K/V of the stream before the block runs."""
 
-    class Shadowed(layer):  # type: ignore[misc, valid-type]  # which family's it is, is known at run time
+    class Shadowed(layer):  # type: ignore[misc]  # which family's it is, is known at run time
         shadow: KvOnly
 
         def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **given: Any) -> Stream:

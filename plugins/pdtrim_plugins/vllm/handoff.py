@@ -24,32 +24,34 @@ OF_SAMPLING = (
 """What changes no prompt, and could end prefill's one token early, or make it wait."""
 
 
-class Refused(PdtrimError):
+class RefusedError(PdtrimError):
     """A request that a pair cannot serve as it was meant."""
 
 
-class NotHandedOver(PdtrimError):
+class HandOverError(PdtrimError):
     """Prefill answered, but gave no K/V that decode could fetch."""
 
 
 def check(request: Mapping[str, Any]) -> None:
-    """Raise `Refused` for what needs prefill's logits, or more than one hand-over of the same K/V."""
+    """Raise `RefusedError` for what needs prefill's logits, or more than one hand-over of the same K/V."""
     if request.get("prompt_logprobs") is not None:
-        raise Refused("prompt_logprobs: prefill is a pruned model without a head, so a pair has no log-probabilities of a prompt")
+        raise RefusedError(
+            "prompt_logprobs: prefill is a pruned model without a head, so a pair has no log-probabilities of a prompt"
+        )
     if request.get("echo"):
-        raise Refused("echo: a pair does not return the prompt; put it in front of the answer yourself")
+        raise RefusedError("echo: a pair does not return the prompt; put it in front of the answer yourself")
     for key in ("n", "best_of"):
         if (request.get(key) or 1) != 1:
-            raise Refused(f"{key} = {request[key]}: the K/V of a prompt are handed over once; send {request[key]} requests")
+            raise RefusedError(f"{key} = {request[key]}: the K/V of a prompt are handed over once; send {request[key]} requests")
     if request.get("use_beam_search"):
-        raise Refused("use_beam_search: the K/V of a prompt are handed over once, beams need them several times")
+        raise RefusedError("use_beam_search: the K/V of a prompt are handed over once, beams need them several times")
     if request.get("kv_transfer_params") is not None:
-        raise Refused("kv_transfer_params: the proxy makes them itself; leave them out")
+        raise RefusedError("kv_transfer_params: the proxy makes them itself; leave them out")
     if request.get("prompt_embeds") is not None:
-        raise Refused("prompt_embeds: a pair takes text or token ids")
+        raise RefusedError("prompt_embeds: a pair takes text or token ids")
     prompt = request.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        raise Refused(f"{len(prompt)} prompts in one request: send one request for each")
+        raise RefusedError(f"{len(prompt)} prompts in one request: send one request for each")
 
 
 def for_prefill(request: Mapping[str, Any], model: str, *, storage: bool = False) -> Request:
@@ -70,16 +72,19 @@ def for_prefill(request: Mapping[str, Any], model: str, *, storage: bool = False
 def for_decode(request: Mapping[str, Any], model: str, answer: Mapping[str, Any], *, storage: bool = False) -> Request:
     """Return what decode is asked: the client's request, with where the K/V are.
 
-    Raises `NotHandedOver` where prefill's answer does not say it: decode would take such a request and compute the prompt
+    Raises `HandOverError` where prefill's answer does not say it: decode would take such a request and compute the prompt
     with the decode model, which is another model.
     """
     asked = {**request, "model": model}
     if storage:
+        if answer.get("usage", {}).get("prompt_tokens", 2) < 2:
+            # Decode would look for a negative number of tokens, and end (seen in vLLM 0.32).
+            raise HandOverError("vLLM's example connector cannot take a prompt of one token: use NIXL")
         return asked
     params = answer.get("kv_transfer_params")
     if not isinstance(params, Mapping):
-        raise NotHandedOver("prefill answered without kv_transfer_params: it runs with no connector, or the request was aborted")
+        raise HandOverError("prefill answered without kv_transfer_params: it runs with no connector, or the request was aborted")
     missing = [key for key in NEEDED if params.get(key) is None]
     if missing or not params.get("do_remote_prefill") or not any(params.get("remote_block_ids") or ()):
-        raise NotHandedOver(f"prefill's kv_transfer_params name no K/V to fetch (without: {', '.join(missing) or 'blocks'})")
+        raise HandOverError(f"prefill's kv_transfer_params name no K/V to fetch (without: {', '.join(missing) or 'blocks'})")
     return {**asked, "kv_transfer_params": dict(params)}

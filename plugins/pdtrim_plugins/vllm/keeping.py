@@ -11,7 +11,7 @@ from vllm.model_executor.layers.attention.attention import unified_kv_cache_upda
 from vllm.model_executor.layers.attention.kv_transfer_utils import maybe_transfer_kv_layer
 
 
-@maybe_transfer_kv_layer
+@maybe_transfer_kv_layer  # type: ignore[untyped-decorator]  # vLLM's
 def _keep(key: Tensor, value: Tensor, layer_name: str) -> Tensor:
     done: Tensor = unified_kv_cache_update(key, value, layer_name)
     return done
@@ -20,7 +20,8 @@ def _keep(key: Tensor, value: Tensor, layer_name: str) -> Tensor:
 @torch.library.custom_op("pdtrim::keep_kv", mutates_args=())
 def keep_kv(key_NHE: Tensor, value_NHE: Tensor, layer_name: str) -> Tensor:
     """Write K/V into the cache of a layer, hand them to its connector, and return an empty tensor that says so."""
-    return _keep(key_NHE, value_NHE, layer_name)
+    done: Tensor = _keep(key_NHE, value_NHE, layer_name)
+    return done
 
 
 @keep_kv.register_fake

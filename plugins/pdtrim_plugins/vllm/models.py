@@ -61,8 +61,10 @@ class PrefillModel(nn.Module):
         found: set[str] = set()
         loaded: set[str] = super().load_weights(_noting(weights, found))  # type: ignore[misc]  # the family's
         # With quantised weights the engine's parameters are other ones than the checkpoint's, and it checks them itself.
-        missing = [] if self.quant_config is not None else missing_tensors(
-            (name for name, _ in self.named_parameters()), self._stacked(), found
+        missing = (
+            []
+            if self.quant_config is not None
+            else missing_tensors((name for name, _ in self.named_parameters()), self._stacked(), found)
         )
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -72,7 +74,7 @@ class PrefillModel(nn.Module):
     def _stacked(self) -> dict[str, tuple[str, ...]]:
         """Return of which checkpoint modules each of the engine's stacked modules is made, by full name."""
         found = {}
-        for name, module in self.named_modules():
+        for name, _ in self.named_modules():
             parent, _, last = name.rpartition(".")
             if last in STACKED:
                 alone = isinstance(self.get_submodule(parent), KvOnlyAttention)

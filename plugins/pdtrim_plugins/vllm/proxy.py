@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import aiohttp
 from aiohttp import web
 
 from pdtrim_core import PdtrimError
-from pdtrim_plugins.vllm.handoff import NotHandedOver, Refused, check, for_decode, for_prefill
+from pdtrim_plugins.vllm.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 LARGEST_REQUEST = 64 * 2**20
@@ -60,10 +59,10 @@ class Proxy:
         try:
             asked = await request.json()
             if not isinstance(asked, dict):
-                raise Refused("a request is a JSON object")
+                raise RefusedError("a request is a JSON object")
             check(asked)
             model = await self._model_of(asked)
-        except (ValueError, Refused) as error:
+        except (ValueError, RefusedError) as error:
             return _error(400, f"{error}")
         except (*UNREACHABLE, PdtrimError) as error:
             return _error(503, f"{error}")
@@ -75,7 +74,7 @@ class Proxy:
             return answer
         try:
             asked = for_decode(asked, model, answer, storage=self._storage)
-        except NotHandedOver as error:
+        except HandOverError as error:
             return _error(502, f"{error}")
         return await self._decode(request, asked, headers)
 
@@ -184,4 +183,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

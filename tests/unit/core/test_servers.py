@@ -82,10 +82,16 @@ def test_servers_are_waited_for_and_leave_nothing_behind(tmp_path: Path) -> None
 
 
 def test_an_error_stops_them_too(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), running([server()], tmp_path) as started:
-        child = child_in(started[0].log)
-        raise KeyboardInterrupt
-    assert gone(child)
+    children: list[int] = []
+
+    def fail() -> None:
+        with running([server()], tmp_path) as started:
+            children.append(child_in(started[0].log))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert gone(children[0])
 
 
 def test_a_server_that_ends_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
@@ -98,10 +104,11 @@ def test_a_server_that_ends_is_told_with_the_end_of_its_log(tmp_path: Path) -> N
 
 
 def test_a_server_that_ends_later_is_told_too(tmp_path: Path) -> None:
-    with pytest.raises(PdtrimError, match=r"^decode ended \(-9\)"), running([server()], tmp_path) as started:
+    with running([server()], tmp_path) as started:
         wait_until_healthy(started, 30)
         started[0].signal(signal.SIGKILL)
-        watch(started)
+        with pytest.raises(PdtrimError, match=r"^decode ended \(-9\)"):
+            watch(started)
 
 
 def test_a_server_that_is_not_well_says_why(tmp_path: Path) -> None:
@@ -116,7 +123,8 @@ def test_servers_end_with_the_program_that_is_killed(tmp_path: Path) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux tells a child of its parent's death")
     text = (
-        "import sys, time; from pathlib import Path; from pdtrim_core.servers import running; from pdtrim_core.serving import Command\n"
+        "import sys, time; from pathlib import Path\n"
+        "from pdtrim_core.servers import running; from pdtrim_core.serving import Command\n"
         "with running([Command('decode', (sys.executable, '-c', 'import os, time; print(1, os.getpid(), flush=True); "
         f"time.sleep(600)'), {{}}, 'http://x')], Path({str(tmp_path)!r})): time.sleep(600)"
     )
@@ -143,7 +151,7 @@ def test_an_interpreter_is_asked_what_it_has() -> None:
 
 
 def test_an_interpreter_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(PdtrimError, match="nothing does not run as a Python interpreter .*: name one with --python$"):
+    with pytest.raises(PdtrimError, match=r"nothing does not run as a Python interpreter .*: name one with --python$"):
         look_at(str(tmp_path / "nothing"))
     (tmp_path / "other").write_text("#!/bin/sh\necho hello\n")
     os.chmod(tmp_path / "other", 0o755)  # noqa: PTH101
@@ -152,8 +160,8 @@ def test_an_interpreter_that_is_none(tmp_path: Path) -> None:
 
 
 def test_what_an_interpreter_lacks_is_said() -> None:
-    with pytest.raises(PdtrimError, match="^py has no vLLM: name the interpreter of an environment that has it with --python$"):
+    with pytest.raises(PdtrimError, match=r"^py has no vLLM: name the interpreter of an environment that has it with --python$"):
         check_engine("py", Found(None, cpu=False, lacks=("nixl",)), wants_nixl=True)
-    with pytest.raises(PdtrimError, match="^py has vLLM 1.0, but lacks nixl, pdtrim-core: py -m pip install nixl pdtrim-core$"):
+    with pytest.raises(PdtrimError, match=r"^py has vLLM 1\.0, but lacks nixl, pdtrim-core: py -m pip install nixl pdtrim-core$"):
         check_engine("py", Found("1.0", cpu=False, lacks=("nixl", "pdtrim-core")), wants_nixl=True)
     check_engine("py", Found("1.0", cpu=False, lacks=("nixl",)), wants_nixl=False)

@@ -149,8 +149,10 @@ def test_the_example_request_names_the_model(tmp_path: Path) -> None:
         ({"serve/plan.json": {"first_token": "decode"}}, "HERE/serve/plan.json has no plan hash: export the run again"),
         (
             {"decode/config.json": {"pdtrim": {"plan_hash": "f" * 64}}},
-            "the parts of HERE are of different plans (serve/plan.json has 0123456789ab, prefill/config.json has 0123456789ab, "
-            "decode/config.json has ffffffffffff): export the run again",
+            (
+                "the parts of HERE are of different plans (serve/plan.json has 0123456789ab, "
+                "prefill/config.json has 0123456789ab, decode/config.json has ffffffffffff): export the run again"
+            ),
         ),
         (
             {"serve/plan.json": {**PLAN, "first_token": "prefill"}},
@@ -176,7 +178,9 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["--model", "--port=3", "--kv-transfer-config"])
 def test_arguments_that_are_ours_to_give(word: str, tmp_path: Path) -> None:
-    with pytest.raises(PdtrimError, match=f"^{word.partition('=')[0]} is not yours to give: pdtrim-core serve sets it, see its options$"):
+    with pytest.raises(
+        PdtrimError, match=f"^{word.partition('=')[0]} is not yours to give: pdtrim-core serve sets it, see its options$"
+    ):
         made(tmp_path, engine(decode=(word,)))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pdtrim_plugins.vllm.handoff import NotHandedOver, Refused, check, for_decode, for_prefill
+from pdtrim_plugins.vllm.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
 
 ASKED = {"model": "m", "prompt": "Hello", "max_tokens": 9}
 PARAMS = {
@@ -57,7 +57,12 @@ def test_decode_is_asked_what_the_client_asked_and_told_where_the_kv_are() -> No
 
 def test_storage_needs_no_words() -> None:
     assert "kv_transfer_params" not in for_prefill(ASKED, "m@1", storage=True)
-    assert for_decode(ASKED, "m@1", {}, storage=True) == {**ASKED, "model": "m@1"}
+    assert for_decode(ASKED, "m@1", {"usage": {"prompt_tokens": 2}}, storage=True) == {**ASKED, "model": "m@1"}
+
+
+def test_a_prompt_of_one_token_would_end_decode_where_kv_go_through_files() -> None:
+    with pytest.raises(HandOverError, match="^vLLM's example connector cannot take a prompt of one token: use NIXL$"):
+        for_decode(ASKED, "m@1", {"usage": {"prompt_tokens": 1}}, storage=True)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,10 @@ def test_storage_needs_no_words() -> None:
     [
         ({}, "prefill answered without kv_transfer_params: it runs with no connector, or the request was aborted"),
         ({"kv_transfer_params": None}, "prefill answered without kv_transfer_params: "),
-        ({"kv_transfer_params": {**PARAMS, "remote_block_ids": [[]]}}, "prefill's kv_transfer_params name no K/V to fetch (without: blocks)"),
+        (
+            {"kv_transfer_params": {**PARAMS, "remote_block_ids": [[]]}},
+            "prefill's kv_transfer_params name no K/V to fetch (without: blocks)",
+        ),
         ({"kv_transfer_params": {**PARAMS, "do_remote_prefill": False}}, "prefill's kv_transfer_params name no K/V to fetch"),
         (
             {"kv_transfer_params": {**PARAMS, "remote_host": None, "remote_port": None}},
@@ -74,7 +82,7 @@ def test_storage_needs_no_words() -> None:
     ],
 )
 def test_no_request_reaches_decode_without_kv(answer: dict[str, Any], message: str) -> None:
-    with pytest.raises(NotHandedOver) as caught:
+    with pytest.raises(HandOverError) as caught:
         for_decode(ASKED, "m@1", answer)
     assert str(caught.value).startswith(message)
 
@@ -94,7 +102,7 @@ def test_no_request_reaches_decode_without_kv(answer: dict[str, Any], message: s
     ],
 )
 def test_what_a_pair_cannot_do(more: dict[str, Any], message: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RefusedError) as caught:
         check({**ASKED, **more})
     assert str(caught.value).startswith(message)
 

@@ -28,7 +28,7 @@ def layout(**changes: Any) -> Layout:
 
 def test_a_layout_reads_its_block() -> None:
     found = layout()
-    assert (found.removed, found.kv_only, found.shadows) == ({0}, {4}, {3})
+    assert [set(blocks) for blocks in (found.removed, found.kv_only, found.shadows)] == [{0}, {4}, {3}]
     assert found.decode_index == {1: 0, 3: 1, 4: 2}
     assert (found.head, found.widths) == (False, {1: 40})
 
@@ -55,7 +55,10 @@ def test_every_name_has_one_number_in_it() -> None:
     [
         (SimpleNamespace(), "config.json has no 'pdtrim' block: this is not what pdtrim-core export wrote to prefill/"),
         (SimpleNamespace(pdtrim={"format": 2}), "config.json has pdtrim format 2, this version reads 1: export again"),
-        (SimpleNamespace(pdtrim={"format": 1}), "the 'pdtrim' block of config.json is damaged (KeyError('removed')): export again"),
+        (
+            SimpleNamespace(pdtrim={"format": 1}),
+            "the 'pdtrim' block of config.json is damaged (KeyError('removed')): export again",
+        ),
         (
             SimpleNamespace(pdtrim={**BLOCK, "decode_index": {"a": 1}}),
             "the 'pdtrim' block of config.json is damaged (ValueError(",
@@ -69,7 +72,7 @@ def test_a_config_that_says_nothing_of_use(config: Any, message: str) -> None:
 
 
 def test_a_block_that_decode_has_no_place_for() -> None:
-    with pytest.raises(PdtrimError, match="^the 'pdtrim' block of config.json gives block 9 no decode_index: export again$"):
+    with pytest.raises(PdtrimError, match=r"^the 'pdtrim' block of config\.json gives block 9 no decode_index: export again$"):
         layout().decode_prefix("model.layers.9")
 
 

@@ -38,12 +38,14 @@ class Fake:
 
     def server(self) -> TestServer:
         app = web.Application()
-        app.add_routes([
-            web.get("/health", self._health),
-            web.get("/v1/models", self._models),
-            web.post("/v1/completions", self._generate),
-            web.post("/v1/chat/completions", self._generate),
-        ])
+        app.add_routes(
+            [
+                web.get("/health", self._health),
+                web.get("/v1/models", self._models),
+                web.post("/v1/completions", self._generate),
+                web.post("/v1/chat/completions", self._generate),
+            ]
+        )
         return TestServer(app)
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -130,7 +132,9 @@ def test_a_stream_that_breaks_says_so_and_never_that_it_is_done() -> None:
     talk(Fake(), decode, what)
 
 
-@pytest.mark.parametrize(("without", "message"), [("prefill", "prefill did not answer: "), ("decode", "decode did not answer to the end: ")])
+@pytest.mark.parametrize(
+    ("without", "message"), [("prefill", "prefill did not answer: "), ("decode", "decode did not answer to the end: ")]
+)
 def test_a_server_that_is_gone_is_an_error(without: str, message: str) -> None:
     prefill, decode = Fake(), Fake()
 
