@@ -40,6 +40,15 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 1024,
 }
 """vLLM's attention on a processor wants heads of 32 numbers or more."""
+WITH_EVERYTHING = Plan(
+    prefill=Removal([Drop(0), KvOnly(2), Drop(3)]), decode=Removal([Drop(0), Drop(3), Merge(4, 5), Drop(7)])
+)
+"""Decode lost its first, a middle and its last block, and merged a pair; prefill lost two, and of a third all but its K/V."""
+NARROWED = Plan(
+    prefill=Removal([Drop(0), Shrink(2, "mlp", tuple(range(64))), Shrink(5, "mlp", tuple(range(64)))]),
+    decode=Removal([Drop(0), *(Shrink(block, "mlp", tuple(range(64))) for block in range(1, 8))]),
+)
+"""All blocks of decode have as many channels, as stock vLLM wants it; of prefill's, two have fewer than the others."""
 SERVER_ARGS = ("--dtype", "float32", "--max-model-len", "640", "--max-num-seqs", "16")
 
 
@@ -222,7 +231,7 @@ def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name:
 
 @pytest.fixture(scope="session")
 def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
-    """Make a tiny model of a family: decode lost its first, a middle and its last block, and merged a pair; prefill lost two."""
+    """Make a tiny model of a family, with the plan that has everything, or for Mistral the one with narrowed blocks."""
     made: dict[str, Subject] = {}
 
     def make(family: str) -> Subject:
@@ -231,8 +240,7 @@ def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subje
         if family not in made:
             more: dict[str, Any] = {"head_dim": 64} if family == "qwen3" else {}
             model = tiny_model(family, **{**TINY, **more})
-            decode = Removal([Drop(0), Drop(3), Merge(4, 5), Drop(7)])
-            plan = Plan(prefill=Removal([Drop(0), KvOnly(2), Drop(3)]), decode=decode)
+            plan = NARROWED if family == "mistral" else WITH_EVERYTHING
             made[family] = _subject(model, plan, tmp_path_factory.mktemp(family), 256, f"tiny-{family}")
         return made[family]
 
