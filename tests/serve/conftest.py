@@ -40,9 +40,7 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 1024,
 }
 """vLLM's attention on a processor wants heads of 32 numbers or more."""
-WITH_EVERYTHING = Plan(
-    prefill=Removal([Drop(0), KvOnly(2), Drop(3)]), decode=Removal([Drop(0), Drop(3), Merge(4, 5), Drop(7)])
-)
+WITH_EVERYTHING = Plan(prefill=Removal([Drop(0), KvOnly(2), Drop(3)]), decode=Removal([Drop(0), Drop(3), Merge(4, 5), Drop(7)]))
 """Decode lost its first, a middle and its last block, and merged a pair; prefill lost two, and of a third all but its K/V."""
 NARROWED = Plan(
     prefill=Removal([Drop(0), Shrink(2, "mlp", tuple(range(64))), Shrink(5, "mlp", tuple(range(64)))]),
@@ -99,7 +97,7 @@ class Pair:
 
     def __init__(self, subject: Subject, engine: Engine, folder: Path) -> None:
         self.subject = subject
-        self._folder = folder
+        self.folder = folder
         ports = _free_ports(4)
         found = commands(subject.export, engine, Ports(*ports), folder / "storage")
         (folder / "storage").mkdir()
@@ -108,7 +106,7 @@ class Pair:
 
     def start(self, *names: str) -> None:
         for name in names:
-            self.servers[name] = Server(self.commands[name], self._folder)
+            self.servers[name] = Server(self.commands[name], self.folder)
         waiting = [self.servers[name] for name in names if name != "proxy"]
         wait_until_healthy(waiting, START_SECONDS)
         wait_until_healthy([self.servers["proxy"]], 60)
@@ -255,20 +253,17 @@ def real(smollm: BlockModel, tmp_path_factory: pytest.TempPathFactory) -> Subjec
     return _subject(smollm, plan, tmp_path_factory.mktemp("smollm"), 40000, "smollm")
 
 
-@pytest.fixture(scope="module")
-def run_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Pair]]:
-    """Start a pair; it is stopped behind the last test of the module, or when the module starts another."""
-    running: list[Pair] = []
+@pytest.fixture(scope="session")
+def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
+    """Make a pair that does not run yet."""
 
-    def run(
+    def make(
         subject: Subject,
         *,
         connector: Connector = "nixl",
         kv_only: str = "attention",
         arguments: Sequence[str] = ("--enforce-eager",),
     ) -> Pair:
-        while running:
-            running.pop().close()
         ids_alone = () if subject.export.name == "smollm" else ("--skip-tokenizer-init",)
         engine = Engine(
             os.environ["PDTRIM_SERVE_PYTHON"],
@@ -280,10 +275,23 @@ def run_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
             environment={"both": {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}},
             connector=connector,
         )
-        running.append(Pair(subject, engine, tmp_path_factory.mktemp("pair")))
-        running[0].start("prefill", "decode", "proxy")
-        return running[0]
+        return Pair(subject, engine, tmp_path_factory.mktemp("pair"))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run_pair(make_pair: Callable[..., Pair]) -> Iterator[Callable[..., Pair]]:
+    """Start a pair; it is stopped behind the last test of the module, or when the module starts another."""
+    started: list[Pair] = []
+
+    def run(subject: Subject, **how: Any) -> Pair:
+        while started:
+            started.pop().close()
+        started.append(make_pair(subject, **how))
+        started[0].start("prefill", "decode", "proxy")
+        return started[0]
 
     yield run
-    for pair in running:
+    for pair in started:
         pair.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ PATHS = ("/v1/completions", "/v1/chat/completions")
 LARGEST_REQUEST = 64 * 2**20
 HEADERS = ("Authorization", "X-Request-Id")
 """What is passed on of a client's headers."""
+KEY = "VLLM_API_KEY"
+"""The variable in which vLLM, too, finds its key. The proxy uses it for its own questions alone: clients bring theirs."""
 UNREACHABLE = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 
@@ -68,7 +71,7 @@ class Proxy:
             return _error(503, f"{error}")
         if model is None:
             return _error(404, f"the model '{asked.get('model')}' does not exist; there is {', '.join(self._names)}")
-        headers = {name: request.headers[name] for name in HEADERS if name in request.headers}
+        headers = _passed_on(request)
         answer = await self._prefill(request.path, for_prefill(asked, model, storage=self._storage), headers)
         if isinstance(answer, web.Response):
             return answer
@@ -134,12 +137,16 @@ class Proxy:
         return {name.rpartition("@")[0]: name for name in both}
 
     async def _names_at(self, stage: str) -> list[str]:
-        async with self._client.get(f"{self._urls[stage]}/v1/models") as answer:
+        key = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        async with self._client.get(f"{self._urls[stage]}/v1/models", headers=headers) as answer:
+            if answer.status != 200:
+                raise PdtrimError(f"{stage} does not say which models it has ({answer.status}); has it an API key? Set {KEY}")
             return [str(model["id"]) for model in (await answer.json())["data"]]
 
-    async def _models(self, _: web.Request) -> web.Response:
+    async def _models(self, request: web.Request) -> web.Response:
         try:
-            async with self._client.get(f"{self._urls['decode']}/v1/models") as answer:
+            async with self._client.get(f"{self._urls['decode']}/v1/models", headers=_passed_on(request)) as answer:
                 return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
         except UNREACHABLE as error:
             return _error(503, f"decode did not answer: {_words(error)}")
@@ -154,6 +161,10 @@ class Proxy:
         except (*UNREACHABLE, PdtrimError) as error:
             return _error(503, _words(error))
         return web.json_response({"models": self._names})
+
+
+def _passed_on(request: web.Request) -> dict[str, str]:
+    return {name: request.headers[name] for name in HEADERS if name in request.headers}
 
 
 def _problem(code: int, message: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Fake:
         self.headers: list[Any] = []
         self.answer: tuple[int, dict[str, Any]] = (200, {"choices": [], "kv_transfer_params": PARAMS})
         self.broken = False
+        self.key = ""
 
     def server(self) -> TestServer:
         app = web.Application()
@@ -51,7 +52,9 @@ class Fake:
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
 
-    async def _models(self, _: web.Request) -> web.Response:
+    async def _models(self, request: web.Request) -> web.Response:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
         return web.json_response({"data": [{"id": name} for name in self.names]})
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
@@ -233,6 +236,25 @@ def test_files_need_no_transfer_parameters() -> None:
     talk(prefill, decode, what, storage=True)
     assert "kv_transfer_params" not in prefill.asked[0]
     assert decode.asked == [{**ASKED, "model": "m@1"}]
+
+
+def test_a_key_is_for_the_proxys_own_questions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefill, decode = Fake(), Fake()
+    prefill.key = decode.key = "secret"
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        answer = await client.get("/health")
+        assert answer.status == 503
+        assert (await answer.json())["error"]["message"] == (
+            "prefill does not say which models it has (401); has it an API key? Set VLLM_API_KEY"
+        )
+        monkeypatch.setenv("VLLM_API_KEY", "secret")
+        assert (await client.get("/health")).status == 200
+        assert (await client.get("/v1/models")).status == 401
+        assert (await client.post("/v1/completions", json=ASKED)).status == 200
+
+    talk(prefill, decode, what)
+    assert "Authorization" not in prefill.headers[0]
 
 
 def test_models_are_those_of_decode() -> None:
