@@ -29,7 +29,7 @@ def test_one_part_of_a_stacked_tensor_is_missed(
     save_file(tensors, file, metadata={"format": "pt"})
     pair = make_pair(replace(whole, export=replace(whole.export, folder=folder)))
     with running([pair.commands["prefill"]], pair.folder) as servers:
-        with pytest.raises(PdtrimError, match="^prefill ended"):
+        with pytest.raises(PdtrimError, match=r"^prefill ended"):
             wait_until_healthy(servers, 500)
         told = servers[0].log.read_text(errors="replace")
     assert "lacks model.layers.4.shadow.self_attn.v_proj.weight: it is damaged, export it again" in told
