@@ -28,7 +28,9 @@ def make_exporters(names: Sequence[str], options: Mapping[str, Any], host: Plugi
     """
     known = {name: {key for key, _ in options_of(host.find("exporter", name).component)} for name in names}
     everything = set().union(*known.values())
-    unknown = [f"{key}: {', '.join(names)} has no such option{did_you_mean(key, everything)}" for key in options if key not in everything]
+    unknown = [
+        f"{key}: {', '.join(names)} has no such option{did_you_mean(key, everything)}" for key in options if key not in everything
+    ]
     if unknown:
         raise RecipeError("--set", unknown)
     given = [{"use": name, **{key: value for key, value in options.items() if key in known[name]}} for name in names]

@@ -69,7 +69,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PdtrimError(
-            f"cannot write {path}: {error.strerror}; what was measured before is kept: mend this and run the same command again"
+            f"cannot write {path}: {error.strerror or error}; what was measured before is kept: mend this and run the same "
+            "command again"
         ) from error
 
 

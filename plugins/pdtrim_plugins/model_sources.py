@@ -41,7 +41,7 @@ class PackageModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the converted copy in the user's cache; make that copy the first time. The package is never imported."""
-        file = self._file()
+        file = self.file()
         _, expected, license_id = KNOWN_PACKAGES.get(self._package, ("", "", ""))
         copy = _copy_of(file)
         if expected and copy.name != expected:
@@ -56,7 +56,7 @@ class PackageModel(ModelSource):
 
     def open_config(self) -> Any:
         """Return the config of the converted copy, or else the one that is written in the GGUF file."""
-        file = self._file()
+        file = self.file()
         copy = _copy_of(file)
         if (copy / "config.json").is_file():
             return _config(str(copy), self.path)
@@ -66,7 +66,8 @@ class PackageModel(ModelSource):
     def _package(self) -> str:
         return self.path.removeprefix(PACKAGE)
 
-    def _file(self) -> Path:
+    def file(self) -> Path:
+        """Return the GGUF file. Raises `PdtrimError` where the package is missing or has none."""
         spec = importlib.util.find_spec(self._package) if self._package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             install = KNOWN_PACKAGES.get(self._package, (self._package.replace("_", "-"), "", ""))[0]
@@ -297,6 +298,13 @@ def _convert(file: Path, copy: Path) -> None:
         # safetensors has an error of its own for a full disk.
         reason = getattr(error, "strerror", None) or error
         raise PdtrimError(f"cannot write the converted model to {copy}: {reason}; set XDG_CACHE_HOME to another place") from error
+
+
+def gguf_behind(path: str) -> Path | None:
+    """Return the GGUF file that a model's name stands for; None where it stands for something else."""
+    if GgufModel.accepts(path):
+        return _existing_gguf(Path(path))
+    return PackageModel(path=path).file() if PackageModel.accepts(path) else None
 
 
 def _copy_of(file: Path) -> Path:

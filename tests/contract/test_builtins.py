@@ -23,9 +23,13 @@ from pdtrim_core.testing import (
     TinyModel,
     tiny_transformers,
 )
+from pdtrim_core.testing.contracts import small_run
 from pdtrim_plugins.calibrations import Jsonl, Mini, Text
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
+from pdtrim_plugins.exporters.checkpoints import Checkpoints
+from pdtrim_plugins.exporters.gguf_file import Gguf
 from pdtrim_plugins.exporters.plan import PlanFile
+from pdtrim_plugins.exporters.vllm import Vllm
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
 from pdtrim_plugins.pruners import (
@@ -373,6 +377,35 @@ class TestTinyModel(ModelSourceContract):
 
 class TestPlanFile(ExporterContract):
     component = PlanFile
+
+
+class TestCheckpoints(ExporterContract):
+    component = Checkpoints
+
+
+class TestVllm(ExporterContract):
+    component = Vllm
+
+
+class TestGguf(ExporterContract):
+    component = Gguf
+
+    @pytest.fixture(autouse=True)
+    def _real_tokenizer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A GGUF file needs a vocabulary; the tiny models' tokenizer of bytes has none to give."""
+        outcome, model = small_run()
+        model.tokenizer = byte_level_tokenizer()
+        monkeypatch.setattr("pdtrim_core.testing.contracts.writers.small_run", lambda: (outcome, model))
+
+
+def byte_level_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 class TestTable(ReportContract):

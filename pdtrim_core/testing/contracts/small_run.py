@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import json
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from pdtrim_core import pipeline
 from pdtrim_core.components import LoadedModel, ModelSource
+from pdtrim_core.elements import Merge, Shrink
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.model import BlockModel
+from pdtrim_core.module_store import MODULES, save_modules
 from pdtrim_core.outcome import Outcome
+from pdtrim_core.plan import FirstToken, Plan, SavedPlan
 from pdtrim_core.plugins import Origin, PluginHost, load_plugins
 from pdtrim_core.recipe import resolve
 from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_transformers
@@ -54,6 +62,38 @@ def tiny_host() -> PluginHost:
 def small_run() -> tuple[Outcome, BlockModel]:
     """Return the outcome of a real run on a tiny model, made once, and a fresh copy of that model."""
     return _outcome(), pipeline.open_model(TinyModel(path=TINY), load_plugins())
+
+
+def run_with_plan(
+    model: BlockModel,
+    plan: Plan,
+    run: Path,
+    modules: Mapping[Merge | Shrink, nn.Module] | None = None,
+    *,
+    first: FirstToken = "decode",
+) -> Outcome:
+    """Return the outcome of `small_run` with another model and plan; the plan's modules are written where exporters read them.
+
+    A merge without a module gets the block that it keeps, its weights a little larger.
+    """
+    given = dict(modules or {})
+    for element in dict.fromkeys((*plan.prefill, *plan.decode)):
+        if isinstance(element, Merge) and element not in given:
+            given[element] = grown(model, element)
+    save_modules(plan, given, run / MODULES)
+    saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, first)
+    return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=json.loads(saved.to_json()))
+
+
+def grown(model: BlockModel, merge: Merge) -> nn.Module:
+    """Return a block for a merge: the one it keeps, 5 % larger, but for what makes K and V where those are frozen."""
+    block = copy.deepcopy(model.blocks[merge.keep])
+    kept = model.place.kv if merge.kv == "frozen" else ()
+    frozen = {id(parameter) for name in kept for parameter in block.get_submodule(name).parameters()}
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(1.0 if id(parameter) in frozen else 1.05)
+    return block
 
 
 TINY = "tiny:llama"

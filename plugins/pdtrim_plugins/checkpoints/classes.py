@@ -33,9 +33,9 @@ def classes_of(family: str) -> tuple[type[Any], type[Any]]:
     """Return the config and model class of a family (a `model_type` of transformers), registered with the Auto classes."""
     stock_config = CONFIG_MAPPING[family]
     stock_model = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
-    config = type(f"PDTrim{stock_config.__name__}", (stock_config,), _told(family, stock_config))
+    config: type[Any] = type(f"PDTrim{stock_config.__name__}", (stock_config,), _told(family, stock_config))
     model = _model_class(stock_model, config)
-    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoConfig.register(PREFIX + family, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
     return config, model
 

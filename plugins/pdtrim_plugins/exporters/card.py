@@ -11,24 +11,30 @@ from typing import TYPE_CHECKING, Any
 from pdtrim_core import Drop, Merge, Removal, Shrink, results_in
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, Outcome, SavedPlan
+    from pdtrim_core import BlockModel, Outcome, Plan, SavedPlan
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FRONT = re.compile(r"^---\n(.*?)\n---", re.DOTALL)
+LIBRARIES = {"gguf": "gguf", "prefill": "vllm", "serve": "vllm"}
 LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
-def card(outcome: Outcome, model: BlockModel, saved: SavedPlan, *, role: str, text: str, run: Path) -> str:
-    """Return the text of README.md. `role` names the folder, `text` says how it is used, `run` may hold benchmark results."""
+def card(  # noqa: PLR0913 - what a card tells of
+    outcome: Outcome, model: BlockModel, saved: SavedPlan, *, role: str, text: str, run: Path, plan: Plan | None = None
+) -> str:
+    """Return the text of README.md. `role` names the folder, `text` says how it is used, `run` may hold benchmark results.
+
+    `plan` is what is in the folder where that is not the very plan of the run.
+    """
+    plan = plan or saved.plan
     parts = [
         _front(model, role),
         f"# {_short(model.name)}, {role}",
         text,
-        f"Made with pdtrim-core {metadata.version('pdtrim-core')} from `{model.name}` (weights `{saved.fingerprint[:12]}`); "
-        f"plan_hash `{saved.digest}`. {_license_text(model)}",
+        _origin(model, saved),
         "## What was removed",
         f"Of {saved.block_count} blocks, which count from 0:",
-        "\n".join(f"* {stage}: {_told(saved.plan.removal(stage))}" for stage in ("prefill", "decode")),
+        "\n".join(f"* {stage}: {_told(plan.removal(stage))}" for stage in ("prefill", "decode")),
         "## How it was measured",
         _measured(outcome, saved),
         _table(["", f"{outcome.objective}, searched on", "kept apart"], _rows(outcome)),
@@ -39,6 +45,13 @@ def card(outcome: Outcome, model: BlockModel, saved: SavedPlan, *, role: str, te
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _origin(model: BlockModel, saved: SavedPlan) -> str:
+    return (
+        f"Made with pdtrim-core {metadata.version('pdtrim-core')} from `{model.name}` (weights `{saved.fingerprint[:12]}`); "
+        f"plan_hash `{saved.digest}`. {_license_text(model)}"
+    )
+
+
 def _front(model: BlockModel, role: str) -> str:
     license_of = _license(model)
     lines = ["---", *(f"{key}: {value}" for key, value in license_of.items())]
@@ -47,7 +60,13 @@ def _front(model: BlockModel, role: str) -> str:
     if HUB_ID.fullmatch(model.name) and not Path(model.name).exists():
         lines += [f"base_model: {model.name}", "base_model_relation: finetune"]
     tags = ["pdtrim", "pruned", role]
-    return "\n".join([*lines, "library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags), "---"])
+    lines += [
+        f"library_name: {LIBRARIES.get(role, 'transformers')}",
+        "pipeline_tag: text-generation",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
+    return "\n".join([*lines, "---"])
 
 
 def _license(model: BlockModel) -> dict[str, str]:

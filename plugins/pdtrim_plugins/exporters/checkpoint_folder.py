@@ -52,19 +52,22 @@ def export_folder(path: Path) -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    return any("plan_hash" in (path / name).read_text(encoding="utf-8", errors="replace") for name in OURS if (path / name).is_file())
+    return any(
+        "plan_hash" in (path / name).read_text(encoding="utf-8", errors="replace") for name in OURS if (path / name).is_file()
+    )
 
 
-def write_checkpoint(
-    folder: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], storage: Storage, *, stock: bool, head: bool = True
-) -> int:
-    """Write config, weights, generation config and tokenizer; return the number of parameters.
+def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], storage: Storage) -> None:
+    """Write config, weights, generation config and tokenizer.
 
-    `stock` gives tensors the names that the family's checkpoints have on disk; without `head` the head's own weights stay out.
+    Under the family's own config tensors get the names that its checkpoints have on disk; the head's own weights stay out
+    where the config says that there is no head.
     """
+    stock = config.model_type == model.model.config.model_type
+    head = getattr(config, "pdtrim", {}).get("head", True)
     number_format = storage.number_format(model)
     config.dtype = number_format
-    config.architectures = config.architectures if not stock else [type(model.model).__name__]
+    config.architectures = [type(model.model).__name__] if stock else config.architectures
     (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
     generation = getattr(model.model, "generation_config", None)
     if generation is not None:
@@ -72,11 +75,10 @@ def write_checkpoint(
     _write_tokenizer(model.tokenizer, folder)
     writer = ShardWriter(folder, storage.shard_bytes, number_format)
     # The state dict names what the model holds; nothing is copied yet.
-    writer.add(_on_disk(model, _outside(model, head=head), stock=stock))
+    writer.add(_on_disk(model, outside(model, head=head), stock=stock))
     for block in stored:
         writer.add(_on_disk(model, block.tensors(model.place.blocks), stock=stock))
     writer.finish()
-    return writer.parameters
 
 
 def link_checkpoint(whole: Path, folder: Path) -> None:
@@ -93,7 +95,7 @@ def link_checkpoint(whole: Path, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
 
 
-def _outside(model: BlockModel, *, head: bool) -> dict[str, Tensor]:
+def outside(model: BlockModel, *, head: bool) -> dict[str, Tensor]:
     """Return the tensors outside the blocks, tied ones once."""
     tied: Mapping[str, str] = getattr(model.model, "all_tied_weights_keys", None) or {}
     ignored = set(getattr(model.model, "_keys_to_ignore_on_save", None) or ())

@@ -65,23 +65,23 @@ def write_decode(outcome: Outcome, model: BlockModel, saved: SavedPlan, out: Pat
     """Write decode/: an ordinary checkpoint where the family's config can say what it is, or else one of our own class."""
     stored = decode_blocks(Parts(model, out / "merges"), saved.plan)
     told = {"format": 1, "plan_hash": saved.digest}
-    config, stock = _config(model, stored, told)
+    config = _config(model, stored, told)
     with export_folder(out / "decode") as folder:
-        write_checkpoint(folder, model, config, stored, storage, stock=stock)
+        write_checkpoint(folder, model, config, stored, storage)
         text = f"The model that decodes: block by block what is left of the dense one, renumbered.\n\n{_usage(folder)}"
         (folder / CARD).write_text(card(outcome, model, saved, role="decode", text=text, run=out), encoding="utf-8")
 
 
-def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, Any]) -> tuple[Any, bool]:
-    """Return a config, and whether it is the family's own."""
+def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, Any]) -> Any:
+    """Return the family's own config, or one of our class where that cannot say what the blocks are."""
     try:
         config = ordinary(model, stored)
     except PdtrimError:
         if not any(block.widths for block in stored):
             raise
-        return formed(model, stored, told), False
+        return formed(model, stored, told)
     config.pdtrim = told
-    return config, True
+    return config
 
 
 def _usage(folder: Path) -> str:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import PdtrimError, head_dim_of
+from pdtrim_core import PdtrimError
 from pdtrim_plugins.exporters.stages import StoredBlock, place_of, widths_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def ordinary(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
     return config
 
 
-def formed(model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, Any], *, common: Mapping[str, int] | None = None) -> Any:
+def formed(
+    model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, Any], *, common: Mapping[str, int] | None = None
+) -> Any:
     """Return a config of our own class of the family, for blocks that differ from one another.
 
     Blocks are renumbered, unless `told` says which of them are gone. `common` are widths of all of them, which go where the
@@ -107,6 +109,8 @@ def _has_experts(model: BlockModel, block: int) -> bool:
 
 def _set_widths(model: BlockModel, widths: Mapping[str, int], data: dict[str, Any]) -> None:
     """Put one width of all blocks into a config."""
+    from pdtrim_core import head_dim_of  # noqa: PLC0415 - listings must not import torch
+
     text = data if model.config is model.model.config else data["text_config"]
     if "attention" in widths:
         text["head_dim"] = head_dim_of(model.config)
@@ -140,7 +144,9 @@ def _line(error: Exception) -> str:
 
 def _differences(ours: nn.Module, theirs: nn.Module) -> Iterator[str]:
     """Yield in what two blocks differ: tensors, kinds of module, plain attributes."""
-    wanted, made = ({name: tuple(t.shape) for name, t in block.state_dict().items() if not _beside(name)} for block in (ours, theirs))
+    wanted, made = (
+        {name: tuple(t.shape) for name, t in block.state_dict().items() if not _beside(name)} for block in (ours, theirs)
+    )
     for name in sorted({*wanted, *made}):
         if wanted.get(name) != made.get(name):
             yield f"{name} is {_shape(wanted.get(name))}, and would be {_shape(made.get(name))}"

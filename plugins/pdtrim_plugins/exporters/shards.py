@@ -64,7 +64,7 @@ class ShardWriter:
         if count == 1:
             self._part(0).replace(self._folder / SINGLE)
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = SHARD.format(number + 1, count)
             self._part(number).replace(self._folder / file)
@@ -102,7 +102,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], number_format: dtype |
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
             numbers = tensor.detach().to(device="cpu", dtype=_stored_as(tensor, number_format)).contiguous()
-            file.write(memoryview(numbers.reshape(-1).view(torch.uint8).numpy()))
+            file.write(numbers.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _stored_as(tensor: Tensor, number_format: dtype | None) -> dtype:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import KvOnly, Merge, PdtrimError, Plan, Removal, Shrink, head_dim_of, load_modules, narrowed
+from pdtrim_core import KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,11 +51,13 @@ class Parts:
 
     def merged(self, merge: Merge) -> nn.Module:
         """Return the block that stands for a run."""
-        return load_modules(Plan(decode=Removal([merge])), self.model, self.folder)[merge]
+        return self._modules([merge])[merge]
 
     def shrunk(self, shrinks: Sequence[Shrink]) -> nn.Module:
         """Return a block less the units that shrinks of it remove."""
-        outputs = load_modules(Plan(decode=Removal(shrinks)), self.model, self.folder)
+        from pdtrim_core import head_dim_of, narrowed  # noqa: PLC0415 - listings must not import torch
+
+        outputs = {e: module for e, module in self._modules(shrinks).items() if isinstance(e, Shrink)}
         block = self.model.blocks[shrinks[0].block]
         return narrowed(block, self.model.place, head_dim_of(self.model.config), shrinks, outputs)
 
@@ -65,12 +67,18 @@ class Parts:
             return {}
         units = self.model.units(shrinks[0].block)
         found: dict[str, Any] = {shrink.part: units.count(shrink.part) - len(shrink.units) for shrink in shrinks}
-        biased = []
-        for shrink, module in load_modules(Plan(decode=Removal(shrinks)), self.model, self.folder).items():
-            dense = units.projections(shrink.part)[-1]  # type: ignore[union-attr]
-            if getattr(module, "bias", None) is not None and getattr(dense, "bias", None) is None:
-                biased.append(shrink.part)  # type: ignore[union-attr]
+        modules = self._modules(shrinks)
+        biased = [shrink.part for shrink in shrinks if shrink in modules and self._adds_bias(shrink, modules[shrink])]
         return {**found, "bias": sorted(biased)} if biased else found
+
+    def _adds_bias(self, shrink: Shrink, out: nn.Module) -> bool:
+        dense = self.model.units(shrink.block).projections(shrink.part)[-1]
+        return getattr(out, "bias", None) is not None and getattr(dense, "bias", None) is None
+
+    def _modules(self, elements: Sequence[Merge | Shrink]) -> dict[Merge | Shrink, nn.Module]:
+        from pdtrim_core import load_modules  # noqa: PLC0415 - listings must not import torch
+
+        return load_modules(Plan(decode=Removal(elements)), self.model, self.folder)
 
 
 def decode_blocks(parts: Parts, plan: Plan) -> list[StoredBlock]:
@@ -160,8 +168,8 @@ def _maker(make: Callable[[Any], nn.Module], argument: Any) -> Callable[[], nn.M
 def _kv(place: BlockPlace, model: BlockModel) -> tuple[str, ...]:
     if not place.kv:
         raise PdtrimError(
-            f"{model.name}: this family computes K and V together with Q, so prefill cannot have them alone: use the decode model "
-            "in both stages (--to checkpoints)"
+            f"{model.name}: this family computes K and V together with Q, so prefill cannot have them alone: use the decode "
+            "model in both stages (--to checkpoints)"
         )
     return place.kv
 

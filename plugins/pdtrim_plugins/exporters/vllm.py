@@ -41,27 +41,29 @@ class Vllm(Exporter):
         """Write the three folders, after a look at everything that could be refused."""
         saved = plan_of(outcome, model)
         _refuse(model, saved)
-        saved = replace(saved, plan=saved.plan.free_tail(model.block_count))
         parts = Parts(model, out / "merges")
         _check_decode(model, decode_blocks(parts, saved.plan))
         storage = Storage(self.dtype, int(self.max_shard * 1e9))
-        prefill = prefill_blocks(parts, saved.plan)
+        plan = saved.plan.free_tail(model.block_count)
+        prefill = prefill_blocks(parts, plan)
         told = {"format": 1, "plan_hash": saved.digest, "first_token": saved.first_token, **prefill.told, "head": False}
         config, stored = _prefill_config(model, prefill.stored, told)
         write_decode(outcome, model, saved, out, storage)
         yield out / "decode"
         with export_folder(out / "prefill") as folder:
-            write_checkpoint(folder, model, config, stored, storage, stock=False, head=False)
+            write_checkpoint(folder, model, config, stored, storage)
             text = (
-                "The model that reads prompts for the decode model beside it. It computes the K/V that decode needs and no more: its "
-                "logits mean nothing. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core installed; the "
-                "folder serve/ has the command lines."
+                "The model that reads prompts for the decode model beside it. It computes the K/V that decode needs and no more: "
+                "its logits mean nothing. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
+                "installed; the folder serve/ has the command lines."
             )
-            (folder / CARD).write_text(card(outcome, model, saved, role="prefill", text=text, run=out), encoding="utf-8")
+            (folder / CARD).write_text(
+                card(outcome, model, saved, role="prefill", text=text, run=out, plan=plan), encoding="utf-8"
+            )
         yield out / "prefill"
         with export_folder(out / "serve") as folder:
             text = "What starts the pair: `sh serve.sh` on one machine. The script says what to change for two."
-            (folder / CARD).write_text(card(outcome, model, saved, role="serve", text=text, run=out), encoding="utf-8")
+            (folder / CARD).write_text(card(outcome, model, saved, role="serve", text=text, run=out, plan=plan), encoding="utf-8")
             write_serve(folder, saved, len(prefill.told["decode_index"]))
         yield out / "serve"
 
@@ -77,14 +79,14 @@ def _refuse(model: BlockModel, saved: SavedPlan) -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds or (getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")):
         raise PdtrimError(
-            f"{model.name} has {', '.join(sorted(kinds)) or 'sliding_attention'} beside or instead of full attention: vLLM puts such "
-            f"blocks into cache groups of their own, and prefill's and decode's would not match{ADVICE}"
+            f"{model.name} has {', '.join(sorted(kinds)) or 'sliding_attention'} beside or instead of full attention: vLLM puts "
+            f"such blocks into cache groups of their own, and prefill's and decode's would not match{ADVICE}"
         )
     if family not in FAMILIES:
         raise PdtrimError(f"a pair for vLLM can be of the families {', '.join(FAMILIES)}, and {model.name} is {family}{ADVICE}")
     if saved.first_token != "decode":
         raise PdtrimError(
-            "the run measured with first_token = \"prefill\", and in vLLM decode makes the first token: what was measured would "
+            'the run measured with first_token = "prefill", and in vLLM decode makes the first token: what was measured would '
             'not be served; run the recipe with evaluation.first_token = "decode"'
         )
     sliced = [source.block for source in saved.plan.kv_map(model.block_count) if source.removed_heads]
@@ -109,8 +111,8 @@ def _check_decode(model: BlockModel, stored: Sequence[StoredBlock]) -> None:
         if not any(block.widths for block in stored):
             raise
         raise PdtrimError(
-            f"decode is stock vLLM, whose blocks are all alike, and this decode model's are not ({error}): say width = \"uniform\" "
-            f"in the pruner{ADVICE}"
+            f"decode is stock vLLM, whose blocks are all alike, and this decode model's are not ({error}): say "
+            f'width = "uniform" in the pruner{ADVICE}'
         ) from error
 
 
@@ -119,19 +121,18 @@ def _prefill_config(model: BlockModel, stored: Sequence[StoredBlock], told: Mapp
 
     Raises `PdtrimError` where blocks differ in their K/V heads, because vLLM's cache has one shape.
     """
-    heads = {block.widths.get("attention") for block in stored}
+    heads: set[Any] = {block.widths.get("attention") for block in stored}
     if len(heads) > 1:
         raise PdtrimError(
-            f"{model.name}: prefill's blocks differ in their K/V heads, and K/V widths by block need a plugin on the decode side, "
-            f"which is stock here{ADVICE}; or let both stages lose the same heads"
+            f"{model.name}: prefill's blocks differ in their K/V heads, and K/V widths by block need a plugin on the decode "
+            f"side, which is stock here{ADVICE}; or let both stages lose the same heads"
         )
-    channels = {block.widths.get("mlp") for block in stored if block.parts is None}
-    common = {
-        part: widths.pop()
-        for part, widths in (("attention", heads), ("mlp", channels))
-        if len(widths) == 1 and widths != {None}
-    }
-    thin = [replace(block, widths={part: width for part, width in block.widths.items() if part not in common}) for block in stored]
+    channels: set[Any] = {block.widths.get("mlp") for block in stored if block.parts is None}
+    shared = {"attention": heads, "mlp": channels}
+    common: dict[str, int] = {part: next(iter(found)) for part, found in shared.items() if len(found) == 1 and None not in found}
+    thin = [
+        replace(block, widths={part: width for part, width in block.widths.items() if part not in common}) for block in stored
+    ]
     config = formed(model, thin, told, common=common)
     # Nobody reads prefill's logits, so its head has no weights of its own: tied, a stock class neither makes nor misses them.
     config.tie_word_embeddings = True

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.files import write_whole, writing
+from pdtrim_core.files import whole_folder, write_whole, writing
 
 KEPT = "; what was measured before is kept: mend this and run the same command again"
 
@@ -75,3 +75,54 @@ def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
 def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), writing(tmp_path):
         raise ZeroDivisionError
+
+
+def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "exports" / "decode"
+    for text in ("old", "new"):
+        with whole_folder(path) as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / "config.json").write_text(text)
+            assert folder != path
+            assert path.exists() is (text == "new")
+        assert (path / "inner" / "config.json").read_text() == text
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "decode"
+    with whole_folder(path) as folder:
+        (folder / "config.json").write_text("old")
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        with pytest.raises((PdtrimError, KeyboardInterrupt)) as caught:
+            _fail_inside(path, error)
+        assert (path / "config.json").read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+        if isinstance(caught.value, PdtrimError):
+            assert str(caught.value) == f"cannot write {path}: No space left on device{KEPT}"
+
+
+def _fail_inside(path: Path, error: BaseException) -> None:
+    with whole_folder(path) as folder:
+        (folder / "config.json").write_text("half")
+        raise error
+
+
+def test_a_folder_that_was_between_its_two_names_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "decode"
+    before = tmp_path / ".decode.before"
+    before.mkdir()
+    (before / "config.json").write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_folder(path):
+        _ = 1 / 0
+    assert (path / "config.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_written_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(PdtrimError, match=r"cannot write .*file/decode: Not a directory"),
+        whole_folder(tmp_path / "file" / "decode"),
+    ):
+        pass

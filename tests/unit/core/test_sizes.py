@@ -34,6 +34,16 @@ def plan(prefill: list[Element], decode: list[Element]) -> Plan:
     return Plan(Removal(prefill), Removal(decode))
 
 
+def test_what_k_and_v_take_beside_their_projections_is_kept_with_them() -> None:
+    block = BlockSizes(parameters=100, active=100, kv_parameters=20, kv_width=4, attention_width=8, kv_norms=3)
+    sizes = ModelSizes((block,) * 3, 340, 40, 4, own_head=30)
+    assert sizes.kept_parameters(plan([KvOnly(0)], []), "prefill") == 340 - 100 + 20 + 3
+    assert sizes.kept_parameters(plan([], [Merge(0, 1)]), "prefill") == 340 + 20 + 3
+    # Nobody reads what a head behind a free tail would say.
+    assert sizes.kept_parameters(plan([], []).free_tail(3), "prefill") == 340 - 100 + 20 + 3 - 30
+    assert sizes.kept_parameters(plan([], []).free_tail(3), "decode") == 340
+
+
 @pytest.mark.parametrize(
     ("prefill", "decode", "flops"),
     [
@@ -159,7 +169,7 @@ def test_a_mixture_of_experts_reads_its_chosen_experts() -> None:
     sizes = tiny_model("mixtral").sizes
     rest = attention + norms + router
     heads: dict[Part, tuple[int, int]] = {"attention": (2, attention // 2)}
-    assert sizes.blocks == (BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads),) * 6
+    assert sizes.blocks == (BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads, kv_norms=32),) * 6
     assert sizes.decode_bytes(Plan()) == 4 * (6 * (rest + 2 * expert) + 260 * 32)
 
 
@@ -170,7 +180,7 @@ def test_many_small_experts_are_counted_too() -> None:
     expert = 3 * 32 * 24
     heads: dict[Part, tuple[int, int]] = {"attention": (2, 32 * 32 + 32 * 16)}
     sizes = tiny_model("qwen3-moe").sizes
-    assert sizes.blocks[0] == BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads)
+    assert sizes.blocks[0] == BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads, kv_norms=32 + 8)
 
 
 def test_tied_weights_count_once_as_parameters_and_are_still_read_as_head(host: PluginHost) -> None:

@@ -1,0 +1,199 @@
+"""One GGUF file for llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pdtrim_core import Exporter, PdtrimError
+from pdtrim_plugins.exporters.card import card
+from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, outside
+from pdtrim_plugins.exporters.checkpoints import plan_of
+from pdtrim_plugins.exporters.configs import ordinary
+from pdtrim_plugins.exporters.gguf_tokenizer import copy_fields, write_fields
+from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
+from pdtrim_plugins.model_sources import gguf_behind
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import GGUFWriter
+    from torch import Tensor
+
+    from pdtrim_core import BlockModel, Outcome
+
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""What GGUF calls the families whose files were read back with the same logits."""
+TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+PERMUTED = ("self_attn.q_proj.", "self_attn.k_proj.")
+"""llama.cpp's llama rotates neighbouring numbers of a head, transformers' the two halves."""
+
+
+class Gguf(Exporter):
+    """Writes gguf/: one file with the decode model for llama.cpp, where one model does both stages.
+
+    K/V cannot go from one model to another in llama.cpp, so there is no pair. Of a model that came from a GGUF file the
+    tokenizer is copied as it is.
+    """
+
+    name = "gguf"
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = Field(
+        "auto", description="number format of the matrices; auto: the one that the model is loaded in; vectors stay in float32"
+    )
+    pre: str | None = Field(
+        None, description="what llama.cpp calls the way in which the tokenizer cuts a text; found out by default"
+    )
+
+    def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
+        """Write the folder: the file and its card."""
+        saved = plan_of(outcome, model)
+        _refuse(model)
+        stored = decode_blocks(Parts(model, out / "merges"), saved.plan)
+        config = _config(model, stored)
+        kind = TYPES[_dtype_of(model) if self.dtype == "auto" else self.dtype]
+        name = model.name.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:").removesuffix(".gguf").replace(" ", "-")
+        file = f"{name}-{kind}.gguf"
+        with export_folder(out / "gguf") as folder:
+            text = f"One model for both stages, for llama.cpp:\n\n```sh\nllama-cli -m {file}\n```"
+            readme = card(outcome, model, saved, role="gguf", text=text, run=out)
+            (folder / CARD).write_text(readme, encoding="utf-8")
+            self._write(folder / file, model, config, stored, kind)
+        yield out / "gguf"
+
+    def _write(self, path: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], kind: str) -> None:
+        import gguf  # noqa: PLC0415 - listings do without
+
+        architecture = ARCHITECTURES[model.model.config.model_type]
+        writer = gguf.GGUFWriter(path, architecture)
+        try:
+            _write_settings(writer, model, config, kind)
+            source = gguf_behind(model.name)
+            if source is not None and self.pre is None:
+                copy_fields(source, writer)
+            else:
+                write_fields(model.tokenizer, config.vocab_size, self.pre, writer)
+            # Two walks over the tensors: the head of the file has the sizes of all of them.
+            for name, tensor in _tensors(model, stored, architecture):
+                shape, stored_as = tuple(tensor.shape), _stored_as(tensor, kind)
+                writer.add_tensor_info(name, *_told(shape, stored_as), raw_dtype=stored_as)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for _, tensor in _tensors(model, stored, architecture):
+                writer.write_tensor_data(_numbers(tensor, _stored_as(tensor, kind)))
+        finally:
+            writer.close()
+
+
+def _refuse(model: BlockModel) -> None:
+    family = model.model.config.model_type
+    if family not in ARCHITECTURES:
+        raise PdtrimError(
+            f"GGUF files are written of the families {', '.join(ARCHITECTURES)}, which were read back and compared, and "
+            f"{model.name} is {family}: export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
+        )
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        raise PdtrimError(
+            f"{model.name} has {rope['rope_type']} rotary embeddings, which no reader at hand reads back from a GGUF file: "
+            "export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
+        )
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds or (getattr(model.config, "sliding_window", None) and not hasattr(model.config, "layer_types")):
+        raise PdtrimError(
+            f"{model.name} has a sliding window, which llama.cpp's {family} has not: it would compute something else"
+        )
+
+
+def _config(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
+    try:
+        return ordinary(model, stored)
+    except PdtrimError as error:
+        if not any(block.widths for block in stored):
+            raise
+        raise PdtrimError(f'in a GGUF file all blocks are alike ({error}): say width = "uniform" in the pruner') from error
+
+
+def _dtype_of(model: BlockModel) -> str:
+    return str(next(model.model.parameters()).dtype).removeprefix("torch.")
+
+
+def _write_settings(writer: GGUFWriter, model: BlockModel, config: Any, kind: str) -> None:
+    import gguf  # noqa: PLC0415 - listings do without
+
+    from pdtrim_core import head_dim_of  # noqa: PLC0415 - listings must not import torch
+
+    head_dim = head_dim_of(model.config)
+    writer.add_name(model.name)
+    if model.license:
+        writer.add_license(model.license)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _tensors(model: BlockModel, stored: Sequence[StoredBlock], architecture: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors by GGUF's names, one block after the other."""
+    import gguf  # noqa: PLC0415 - listings do without
+
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, len(stored))
+    for tensors in (outside(model, head=True), *(block.tensors(model.place.blocks) for block in stored)):
+        for name, tensor in tensors.items():
+            known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if known is None:
+                raise PdtrimError(f"{model.name}: GGUF has no name for the tensor {name} of this family")
+            permuted = architecture == "llama" and any(part in name for part in PERMUTED)
+            yield known, _permuted(tensor, model) if permuted else tensor
+
+
+def _permuted(tensor: Tensor, model: BlockModel) -> Tensor:
+    """Return the rows of Q or K in llama.cpp's order: the halves of a head interleaved."""
+    from pdtrim_core import head_dim_of  # noqa: PLC0415 - listings must not import torch
+
+    head_dim = head_dim_of(model.config)
+    heads = tensor.shape[0] // head_dim
+    return tensor.reshape(heads, 2, head_dim // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _stored_as(tensor: Tensor, kind: str) -> Any:
+    """Return GGUF's type of a tensor: vectors are in float32, and rows that do not fall into blocks of eight bits in float16."""
+    import gguf  # noqa: PLC0415 - listings do without
+
+    if tensor.dim() == 1:
+        return gguf.GGMLQuantizationType.F32
+    wanted = gguf.GGMLQuantizationType[kind]
+    block, _ = gguf.GGML_QUANT_SIZES[wanted]
+    return wanted if tensor.shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
+
+
+def _told(shape: tuple[int, ...], stored_as: Any) -> tuple[tuple[int, ...], Any, int]:
+    """Return what the writer wants to be told of a tensor: shape, number format and bytes as they lie in the file."""
+    import gguf  # noqa: PLC0415 - listings do without
+    import numpy as np  # noqa: PLC0415 - comes with torch
+
+    plain = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}
+    if stored_as in plain:
+        return shape, np.dtype(plain[stored_as]), int(np.prod(shape)) * np.dtype(plain[stored_as]).itemsize
+    of_bytes = gguf.quants.quant_shape_to_byte_shape(shape, stored_as)
+    return of_bytes, np.dtype(np.uint8), int(np.prod(of_bytes))
+
+
+def _numbers(tensor: Tensor, stored_as: Any) -> np.ndarray[Any, Any]:
+    import gguf  # noqa: PLC0415 - listings do without
+
+    return gguf.quants.quantize(tensor.float().cpu().contiguous().numpy(), stored_as)  # type: ignore[no-any-return]

@@ -1,0 +1,113 @@
+"""The vocabulary of a tokenizer as the fields of a GGUF file: from the model's own GGUF file, or from a tokenizer of bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdtrim_core import PdtrimError
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+SPLITS = {
+    f"{ENDINGS}|{LETTERS}|\\p{{N}}{{1,3}}{REST}": "llama-bpe",
+    f"{ENDINGS}|{LETTERS}|\\p{{N}}{REST}": "qwen2",
+}
+"""What llama.cpp calls the patterns by which tokenizers cut a text before they merge bytes."""
+SPECIAL = ("bos", "eos", "unk", "pad")
+
+
+def copy_fields(source: Path, writer: GGUFWriter) -> None:
+    """Copy the tokenizer of a GGUF file into another one."""
+    from gguf import GGUFReader, GGUFValueType  # noqa: PLC0415 - listings do without
+
+    for name, found in GGUFReader(source).fields.items():
+        if name.startswith("tokenizer."):
+            sub = found.types[-1] if found.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, found.contents(), found.types[0], sub)
+
+
+def write_fields(tokenizer: Any, vocabulary: int, pre: str | None, writer: GGUFWriter) -> None:
+    """Write a byte-level tokenizer; `vocabulary` is how many tokens the model has, `pre` what llama.cpp calls the way it cuts.
+
+    Raises `PdtrimError` for another sort of tokenizer, and where `pre` is needed and not given.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    data = json.loads(backend.to_str()) if backend is not None else {}
+    if data.get("model", {}).get("type") != "BPE" or not _is_of_bytes(data):
+        raise PdtrimError(
+            f"{type(tokenizer).__name__} is no byte-level BPE tokenizer, and only those go into a GGUF file here: prune the GGUF "
+            "file of this model, whose tokenizer is copied"
+        )
+    tokens, types = _tokens(data, vocabulary)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre or _pre(data))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]])
+    writer.add_add_bos_token(_adds_bos(tokenizer))
+    _write_special(tokenizer, writer)
+    if isinstance(getattr(tokenizer, "chat_template", None), str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _is_of_bytes(data: Mapping[str, Any]) -> bool:
+    return any(part["type"] == "ByteLevel" for part in _cuts(data)) and not data["model"].get("byte_fallback")
+
+
+def _cuts(data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the steps of cutting a text, in order."""
+    cut = data.get("pre_tokenizer") or {}
+    steps: Sequence[Mapping[str, Any]] = cut.get("pretokenizers", [cut] if cut else [])
+    return steps
+
+
+def _pre(data: Mapping[str, Any]) -> str:
+    steps = _cuts(data)
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
+        return "smollm"
+    patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
+    if len(patterns) == 1 and patterns[0] in SPLITS:
+        return SPLITS[patterns[0]]
+    raise PdtrimError(
+        "it cannot be told what llama.cpp calls the way in which this tokenizer cuts a text, and with another one it would read "
+        "other tokens: say --set pre=NAME, one of llama.cpp's names such as gpt-2, llama-bpe, qwen2 or smollm"
+    )
+
+
+def _tokens(data: Mapping[str, Any], vocabulary: int) -> tuple[list[str], list[int]]:
+    """Return all tokens by number and their types; numbers that the tokenizer leaves out are tokens of no use."""
+    from gguf import TokenType  # noqa: PLC0415 - listings do without
+
+    tokens = [f"[PAD{number}]" for number in range(vocabulary)]
+    types = [int(TokenType.UNUSED)] * vocabulary
+    known = {number: (text, TokenType.NORMAL) for text, number in data["model"]["vocab"].items()}
+    for added in data.get("added_tokens", ()):
+        known[added["id"]] = (added["content"], TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
+    if max(known) >= vocabulary:
+        raise PdtrimError(f"the tokenizer has {max(known) + 1} tokens, and the model {vocabulary}")
+    for number, (text, kind) in known.items():
+        tokens[number], types[number] = text, int(kind)
+    return tokens, types
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return bos is not None and bos in tokenizer("a")["input_ids"][:1]
+
+
+def _write_special(tokenizer: Any, writer: GGUFWriter) -> None:
+    writers = (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id, writer.add_pad_token_id)
+    for name, write in zip(SPECIAL, writers, strict=True):
+        number = getattr(tokenizer, f"{name}_token_id", None)
+        if number is not None:
+            write(number)
