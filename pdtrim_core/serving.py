@@ -98,7 +98,7 @@ def open_export(path: Path, name: str | None = None) -> Export:
     if plan.get("first_token") == "prefill":
         raise PdtrimError(
             f'{folder} is of a plan with first_token = "prefill", but on vLLM decode makes the first token: run the recipe with '
-            "--set first_token=decode, and export again"
+            "--set evaluation.first_token=decode, and export again"
         )
     name = name or _short(str(plan.get("model", {}).get("name", "")))
     if not name or "@" in name or any(letter.isspace() for letter in name):
