@@ -51,6 +51,6 @@ class PDTrimExampleConnector(SharedLayersMixin, ExampleConnector):  # type: igno
     """Shared storage: files in a folder; to try things out."""
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Return that nothing is loaded: of a prompt that was seen before, the files have decode's layers, not all of prefill's."""
+        """Return that nothing is loaded: of a prompt seen before, the files have decode's layers, not all of prefill's."""
         del request, num_computed_tokens
         return 0, False
