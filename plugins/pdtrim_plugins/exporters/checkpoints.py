@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pdtrim_core import Exporter, PdtrimError, PlanError, SavedPlan
+from pdtrim_plugins.architectures import PLACES
 from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, link_checkpoint, write_checkpoint
 from pdtrim_plugins.exporters.configs import formed, ordinary
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from pdtrim_core import BlockModel, Outcome
 
 Format = Literal["auto", "float32", "float16", "bfloat16"]
+OUR_PREFIX = "pdtrim_"
 FORMAT_HELP = "number format of the weights; auto: the one that the model is loaded in"
 SHARD_HELP = "largest file of weights, in GB"
 
@@ -86,9 +89,13 @@ def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, An
 
 def _usage(folder: Path) -> str:
     """Return how a checkpoint is loaded."""
-    ours = '"pdtrim_' in (folder / "config.json").read_text(encoding="utf-8")
+    family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"].removeprefix(OUR_PREFIX)
+    ours = f'"{OUR_PREFIX}{family}"' in (folder / "config.json").read_text(encoding="utf-8")
     note = "Its blocks differ in width, so its class comes with pdtrim-core (`pip install pdtrim-core`).\n\n" if ours else ""
-    first = "import pdtrim_plugins.checkpoints  # registers the class\n" if ours else ""
+    # Importing the package registers the families that are built in; one that a plugin added is made when it is asked for.
+    known = "import pdtrim_plugins.checkpoints  # registers the class"
+    other = f'from pdtrim_plugins.checkpoints import classes_of\n\nclasses_of("{family}")  # registers the class'
+    first = f"{known if family in PLACES else other}\n" if ours else ""
     return (
         f"{note}```python\n{first}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("this folder")\n'

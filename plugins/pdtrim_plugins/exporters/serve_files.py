@@ -70,15 +70,19 @@ if [ "$(hash_of "$here/../prefill/config.json")" != "$(hash_of "$here/../decode/
     exit 1
 fi
 
+# Both servers have a second name with the plan in it, by which the router asks: a server of another plan answers 404.
+names="pdtrim pdtrim@$(hash_of "$here/../decode/config.json" | cut -c1-12)"
+
 prefill_kv=$(cat "$here/prefill.json")
 decode_kv=$(cat "$here/decode.json")
-more=
+# The K/V of blocks that prefill passes by are made by an operation that graphs of an accelerator may not swallow.
+more= prefill_more='--compilation-config {"cudagraph_mode":"NONE"}'
 if [ "${PDTRIM_DEVICE:-}" = cpu ]; then
     # NIXL keeps the K/V in main memory, and vLLM's attention on a CPU wants blocks of a multiple of 32 tokens.
     prefill_kv=$(printf %s "$prefill_kv" | sed '1s/{/{"kv_buffer_device": "cpu",/')
     decode_kv=$(printf %s "$decode_kv" | sed '1s/{/{"kv_buffer_device": "cpu",/')
-    more="--block-size 32 --dtype float32"
-    export VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
+    more="--block-size 32" prefill_more=
+    export VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-4}"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 fi
 
@@ -88,20 +92,20 @@ trap 'exit 130' INT TERM
 
 # prefill: pdtrim-core is installed here and gives vLLM the model class and the connector.
 CUDA_VISIBLE_DEVICES=${PREFILL_GPU:-0} VLLM_NIXL_SIDE_CHANNEL_HOST=${PREFILL_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5600 \
-    python -m vllm.entrypoints.openai.api_server --model "$here/../prefill" --served-model-name pdtrim \
-    --host 127.0.0.1 --port "$PREFILL_PORT" --kv-transfer-config "$prefill_kv" $more &
+    python -m vllm.entrypoints.openai.api_server --model "$here/../prefill" --served-model-name $names \
+    --host 127.0.0.1 --port "$PREFILL_PORT" --kv-transfer-config "$prefill_kv" $more $prefill_more &
 started="$started $!"
 
 # decode: stock. No prefix caching, or a chat's own answers would stand for what prefill computes of them.
-CUDA_VISIBLE_DEVICES=${DECODE_GPU:-1} VLLM_NIXL_SIDE_CHANNEL_HOST=${DECODE_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5700 \
+CUDA_VISIBLE_DEVICES=${DECODE_GPU:-1} VLLM_NIXL_SIDE_CHANNEL_HOST=${DECODE_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5601 \
     VLLM_PLUGINS="" \
-    python -m vllm.entrypoints.openai.api_server --model "$here/../decode" --served-model-name pdtrim \
+    python -m vllm.entrypoints.openai.api_server --model "$here/../decode" --served-model-name $names \
     --host 127.0.0.1 --port "$DECODE_PORT" --no-enable-prefix-caching --kv-transfer-config "$decode_kv" $more &
 started="$started $!"
 
 # router: a request goes to prefill for one token, which is thrown away, and then with the place of its K/V to decode.
 python -m pdtrim_plugins.vllm.proxy --prefill "http://127.0.0.1:$PREFILL_PORT" --decode "http://127.0.0.1:$DECODE_PORT" \
-    --port "$PORT" &
+    --host 127.0.0.1 --port "$PORT" &
 started="$started $!"
 echo "when all three say that they are ready:" >&2
 echo "curl http://127.0.0.1:$PORT/v1/completions -H 'Content-Type: application/json'" \

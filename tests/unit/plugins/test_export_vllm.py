@@ -175,8 +175,11 @@ def test_the_script_starts_both_servers_and_the_router(device: str, tmp_path: Pa
     assert ran.returncode == 0, ran.stderr
     started = (tmp_path / "log").read_text()
     assert started.count("vllm.entrypoints.openai.api_server") == 2
-    assert "--prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200 --port 8000" in started
+    assert "--prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200 --host 127.0.0.1 --port 8000" in started
     assert started.count('"kv_buffer_device": "cpu"') == (2 if device else 0)
+    plan = json.loads((tmp_path / "serve" / "plan.json").read_text())["plan_hash"]
+    assert started.count(f"--served-model-name pdtrim pdtrim@{plan[:12]} ") == 2
+    assert started.count('--compilation-config {"cudagraph_mode":"NONE"}') == (0 if device else 1)
     assert started.count("--no-enable-prefix-caching") == 1
     (tmp_path / "decode" / "config.json").write_text('{"pdtrim": {"plan_hash": "0"}}')
     ran = subprocess.run([tmp_path / "serve" / "serve.sh"], env=told, capture_output=True, text=True, timeout=20, check=False)
