@@ -3,10 +3,11 @@
     python benchmarks/serve.py --python VENV/bin/python [--blocks 8] [--batches 1 8] [--tokens 96] [--rounds 2] [--json FILE]
 
 Both are exported, and served by prefill, decode and the proxy of `pdtrim-core serve`, one pair at a time and in turn. Answers are
-streamed; the rate counts the tokens that come while all requests of a batch are being answered, and the fastest one stands, because
-whatever else the machine does only slows it. It has to be quiet all the same: with others at work the figures mean nothing. A step of decode reads the weights that it runs once, and the K/V of each
-request: what the dense pair reads divided by what the pruned one reads is the most that pruning could bring. The goal is 95 %
-of that.
+streamed; the rate counts the tokens that come while all requests of a batch are being answered, and the fastest one stands, as
+whatever else the machine does only slows it. It has to be quiet all the same: with others at work the figures mean nothing.
+
+A step of decode reads the weights that it runs once, and the K/V of each request: what the dense pair reads divided by what the
+pruned one reads is the most that pruning could bring. The goal is 95 % of that.
 """
 
 from __future__ import annotations
