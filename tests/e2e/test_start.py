@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ RECIPE = 'model = "package:none"\nprune = {blocks = 1}\n'
         ("bench", "--help"),
         ("compare", "--help"),
         ("eval", "--help"),
+        ("serve", "--help"),
         ("--version",),
     ],
     ids=" ".join,
@@ -53,6 +55,20 @@ def test_listings_start_without_torch(words: tuple[str, ...], tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, "HEAVY []\n")
     assert done.stdout.strip()
     assert done.stdout.isascii()
+
+
+def test_the_commands_of_servers_are_printed_without_torch(tmp_path: Path) -> None:
+    plan = {"plan_hash": "ab" * 32, "first_token": "decode", "model": {"name": "tiny"}}
+    files = {"serve/plan.json": plan, "serve/prefill.json": {}, "serve/decode.json": {}}
+    for stage in ("prefill", "decode"):
+        files[f"{stage}/config.json"] = {"pdtrim": {"plan_hash": "ab" * 32}}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    words = [sys.executable, "-c", PROBE, "serve", ".", "--dry-run", "--cpu"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "HEAVY []\n")
+    assert len(done.stdout.splitlines()) == 3
 
 
 def test_output_into_a_pipe_that_closes_is_no_error(tmp_path: Path) -> None:

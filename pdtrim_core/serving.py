@@ -1,0 +1,219 @@
+"""What serves an exported pair on one machine: the commands of prefill, decode and the proxy in front of them.
+
+Nothing here runs anything, and nothing imports vLLM, which usually lives in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pdtrim_core.errors import PdtrimError
+
+Connector = Literal["nixl", "example"]
+HASH_SHOWN = 12
+OWN_FLAGS = ("--model", "--host", "--port", "--served-model-name", "--kv-transfer-config")
+CPU_BLOCK = 32
+"""Tokens of a cache block on a processor: vLLM's attention there takes multiples of this."""
+CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
+"""On a processor both servers share the cores, and take 1 GiB of cache each unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported pair: its folder, the name that clients call it by, and the hash of its plan."""
+
+    folder: Path
+    name: str
+    plan_hash: str
+
+    @property
+    def checked_name(self) -> str:
+        """The name under which the proxy asks both servers, so that one of another plan does not answer."""
+        return f"{self.name}@{self.plan_hash[:HASH_SHOWN]}"
+
+    def connector(self, stage: str, connector: Connector) -> dict[str, Any]:
+        """Return the `--kv-transfer-config` that the export has for a stage."""
+        suffix = "" if connector == "nixl" else f"-{connector}"
+        return _json_of(self.folder / "serve" / f"{stage}{suffix}.json")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the three listen, and where NIXL's two sides meet."""
+
+    proxy: int = 8000
+    prefill: int = 8100
+    decode: int = 8200
+    nixl: int = 5600
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to start vLLM: the interpreter that has it, and whether it computes on the processor.
+
+    `arguments` and `environment` are for both servers ("both") or for one of them ("prefill", "decode").
+    """
+
+    python: str
+    cpu: bool
+    arguments: Mapping[str, Sequence[str]]
+    environment: Mapping[str, Mapping[str, str]]
+    connector: Connector = "nixl"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One process: its words, what it finds in its environment beside everything else, and where it answers."""
+
+    name: str
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
+    url: str
+
+    def __str__(self) -> str:
+        settings = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*settings, shlex.join(self.words)])
+
+
+def open_export(path: Path, name: str | None = None) -> Export:
+    """Return the export in a folder; `pdtrim-core export` writes it into the folder of its run unless told otherwise.
+
+    Raises `PdtrimError` where there is none, where prefill and decode are of two plans, and for plans whose first token
+    prefill makes: on vLLM decode makes it.
+    """
+    if not path.is_dir():
+        raise PdtrimError(f"{path} is not a folder: name the folder of a run, or of an export for vLLM")
+    folder = path.resolve()
+    if not (folder / "serve" / "plan.json").is_file():
+        run = (path / "outcome.json").is_file()
+        advice = f"run: pdtrim-core export {path} --to vllm" if run else "name the folder of a run, or of an export for vLLM"
+        raise PdtrimError(f"{path} has no serve/plan.json: {advice}")
+    plan = _json_of(folder / "serve" / "plan.json")
+    _check_hashes(folder, plan)
+    if plan.get("first_token") == "prefill":
+        raise PdtrimError(
+            f'{folder} is of a plan with first_token = "prefill", but on vLLM decode makes the first token: run the recipe with '
+            "--set evaluation.first_token=decode, and export again"
+        )
+    name = name or _short(str(plan.get("model", {}).get("name", "")))
+    if not name or "@" in name or any(letter.isspace() for letter in name):
+        raise PdtrimError(f"'{name}' cannot be a model's name here: give one without @ and spaces, with --name")
+    return Export(folder, name, str(plan["plan_hash"]))
+
+
+def _check_hashes(folder: Path, plan: Mapping[str, Any]) -> None:
+    hashes = {"serve/plan.json": plan.get("plan_hash")}
+    for stage in ("prefill", "decode"):
+        told = _json_of(folder / stage / "config.json").get("pdtrim")
+        hashes[f"{stage}/config.json"] = told.get("plan_hash") if isinstance(told, Mapping) else None
+    missing = [file for file, found in hashes.items() if not isinstance(found, str) or not found]
+    if missing:
+        raise PdtrimError(f"{folder / missing[0]} has no plan hash: export the run again")
+    if len(set(hashes.values())) > 1:
+        parts = ", ".join(f"{file} has {str(found)[:HASH_SHOWN]}" for file, found in hashes.items())
+        raise PdtrimError(f"the parts of {folder} are of different plans ({parts}): export the run again")
+
+
+def _short(model: str) -> str:
+    """Return the last part of a model's path or id."""
+    return model.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf").replace(" ", "-")
+
+
+def commands(export: Export, engine: Engine, ports: Ports, storage: Path) -> tuple[Command, ...]:
+    """Return what to start, in order: prefill, decode, proxy. `storage` is where the example connector keeps K/V.
+
+    Raises `PdtrimError` for arguments that only this module may give, and for ports that are named twice.
+    """
+    _check_ports(ports)
+    for words in engine.arguments.values():
+        for word in words:
+            if word.partition("=")[0] in OWN_FLAGS:
+                raise PdtrimError(f"{word.partition('=')[0]} is not yours to give: pdtrim-core serve sets it, see its options")
+    prefill = _server(export, engine, "prefill", (ports.prefill, ports.nixl), storage)
+    decode = _server(export, engine, "decode", (ports.decode, ports.nixl + 1), storage)
+    proxy = [engine.python, "-m", "pdtrim_plugins.vllm.proxy", "--prefill", prefill.url, "--decode", decode.url]
+    proxy += ["--port", str(ports.proxy), *(["--storage"] if engine.connector == "example" else [])]
+    return prefill, decode, Command("proxy", tuple(proxy), {}, f"http://127.0.0.1:{ports.proxy}")
+
+
+def _server(export: Export, engine: Engine, stage: str, ports: tuple[int, int], storage: Path) -> Command:
+    port, nixl_port = ports
+    return Command(
+        stage,
+        (
+            *(engine.python, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(export.folder / stage)),
+            *("--served-model-name", export.name, export.checked_name),
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *("--kv-transfer-config", json.dumps(_transfer(export, engine, stage, storage))),
+            *_stage_flags(stage, engine),
+            *engine.arguments.get("both", ()),
+            *engine.arguments.get(stage, ()),
+        ),
+        {
+            **(CPU_ENVIRONMENT if engine.cpu else {}),
+            **({"VLLM_NIXL_SIDE_CHANNEL_PORT": str(nixl_port)} if engine.connector == "nixl" else {}),
+            **engine.environment.get("both", {}),
+            **engine.environment.get(stage, {}),
+        },
+        f"http://127.0.0.1:{port}",
+    )
+
+
+def _transfer(export: Export, engine: Engine, stage: str, storage: Path) -> dict[str, Any]:
+    """Return a stage's connector; decode never computes a prompt by itself, whatever the file says."""
+    config = export.connector(stage, engine.connector)
+    config["kv_load_failure_policy"] = "fail"
+    if engine.connector == "nixl" and engine.cpu:
+        config["kv_buffer_device"] = "cpu"
+    if engine.connector == "example":
+        config["kv_connector_extra_config"] = {
+            **config.get("kv_connector_extra_config", {}),
+            "shared_storage_path": str(storage),
+        }
+    return config
+
+
+def _stage_flags(stage: str, engine: Engine) -> Iterator[str]:
+    if engine.cpu:
+        yield from ("--block-size", str(CPU_BLOCK))
+    if stage == "decode":
+        # K/V that decode made itself while it answered are not what prefill would have made of the same tokens.
+        yield "--no-enable-prefix-caching"
+    elif not engine.cpu:
+        # A graph of a prompt's pass would hold our own operation, which vLLM does not split graphs at.
+        yield from ("--compilation-config", json.dumps({"cudagraph_mode": "NONE"}))
+
+
+def _check_ports(ports: Ports) -> None:
+    numbers = [ports.proxy, ports.prefill, ports.decode, ports.nixl, ports.nixl + 1]
+    for number in numbers:
+        if not 0 < number < 2**16:
+            raise PdtrimError(f"{number} is no port: ports go from 1 to 65535")
+        if numbers.count(number) > 1:
+            raise PdtrimError(
+                f"port {number} is named twice: the proxy, prefill, decode and NIXL (two ports in a row) each need one"
+            )
+
+
+def example_request(export: Export, url: str) -> str:
+    """Return a command that asks the pair for something."""
+    body = json.dumps({"model": export.name, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0})
+    return f"curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PdtrimError(f"{file} does not exist: export the run again") from None
+    except ValueError as error:
+        raise PdtrimError(f"{file} is damaged ({error}): export the run again") from None
+    if not isinstance(found, dict):
+        raise PdtrimError(f"{file} is damaged (it holds no JSON object): export the run again")
+    return found

@@ -1,0 +1,21 @@
+"""The prefill side of a pair on vLLM: model classes and connectors. Decode is stock.
+
+vLLM finds `register` through the entry point group `vllm.general_plugins`. Nothing else of pdtrim-core imports this package,
+and it imports vLLM only where vLLM is running. How to serve a pair is in `docs/how-to/serve.md`.
+"""
+
+from __future__ import annotations
+
+MODELS = ("PDTrimLlamaForCausalLM", "PDTrimMistralForCausalLM", "PDTrimQwen2ForCausalLM", "PDTrimQwen3ForCausalLM")
+
+
+def register() -> None:
+    """Tell vLLM the architectures of prefill checkpoints. vLLM calls this in each of its processes, before it reads a config."""
+    from vllm import ModelRegistry  # noqa: PLC0415 - only vLLM calls this
+
+    from pdtrim_plugins import checkpoints  # noqa: PLC0415 - imports transformers
+
+    checkpoints.register()
+    for name in MODELS:
+        # By name: the class is imported, and with it everything that wants an accelerator, where a model is made.
+        ModelRegistry.register_model(name, f"pdtrim_plugins.vllm.models:{name}")

@@ -1,0 +1,145 @@
+"""Blocks of a prefill model, made around the engine's own: skipped ones, K/V alone, and a block with a shadow beside it.
+
+Shape suffixes: N token, D hidden, H heads, E head size.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.layers.linear import QKVParallelLinear
+
+from pdtrim_core import PdtrimError
+from pdtrim_plugins.vllm.keeping import after, keep_kv
+from pdtrim_plugins.vllm.layout import Layout
+
+Stream = tuple[Tensor, Tensor | None]
+"""What vLLM hands from block to block: the last block's output and what it is to be added to, None in front of block 0."""
+OPTION = "pdtrim_kv_only"
+"""Key of vLLM's --additional-config: "attention" (public interfaces only) or "cache" (no attention is computed)."""
+
+
+def block(layer: Any, *, prefix: str, **given: Any) -> nn.Module:
+    """Return what prefill runs at a block: this is what vLLM's models take as `layer_type` or `decoder_layer_type`.
+
+    `layer` is the engine's own class of such a block; `prefix` is the name that vLLM would give it.
+    """
+    config = given.get("config") or given["vllm_config"].model_config.hf_config
+    layout, number = Layout.of(config), int(prefix.rpartition(".")[2])
+    if number in layout.removed:
+        return Skipped()
+    if number in layout.kv_only:
+        return KvOnly(layer(prefix=layout.decode_prefix(prefix), **given))
+    if number in layout.widths:
+        given["config"] = copy.copy(config)
+        given["config"].intermediate_size = layout.widths[number]
+    if number not in layout.shadows:
+        made: nn.Module = layer(prefix=layout.own_prefix(prefix), **given)
+        return made
+    made = shadowed(layer)(prefix=layout.own_prefix(prefix), **given)
+    made.shadow = KvOnly(layer(prefix=layout.decode_prefix(prefix), **given))
+    return made
+
+
+class Skipped(nn.Module):
+    """A block that is not there: the stream passes by."""
+
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **_: Any) -> Stream:
+        """Return the stream as it came."""
+        del positions
+        return hidden_states, residual
+
+
+class KvOnly(nn.Module):
+    """The K/V of a block on the stream in front of it; the stream passes by.
+
+    It is made of a whole block of the engine and keeps its input norm and its way to K/V.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.input_layernorm = layer.input_layernorm
+        self.self_attn = KvOnlyAttention(layer.self_attn)
+
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **_: Any) -> Stream:
+        """Keep the K/V; return the stream as it came."""
+        # The engine's norm with two arguments works in place; with one it leaves the stream alone.
+        stream_ND = hidden_states if residual is None else hidden_states + residual
+        done = self.self_attn(positions, self.input_layernorm(stream_ND))
+        # Where no block ran at all, the engine's final norm still wants both parts.
+        return after(hidden_states, done), torch.zeros_like(hidden_states) if residual is None else residual
+
+
+class KvOnlyAttention(nn.Module):
+    """The projections to K and V with what the family does to K before it is cached."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        stock = attention.qkv_proj
+        # The engine's own class, with no query heads, so that weights load, and are spread over devices, as its own are.
+        self.qkv_proj = QKVParallelLinear(
+            stock.hidden_size,
+            stock.head_size,
+            total_num_heads=0,
+            total_num_kv_heads=stock.total_num_kv_heads,
+            bias=stock.bias is not None,
+            quant_config=attention.attn.quant_config,
+            prefix=stock.prefix,
+        )
+        self.k_norm = getattr(attention, "k_norm", None)
+        self.rotary_emb = attention.rotary_emb
+        self.attn = attention.attn
+        self._attends = _way(self.attn) == "attention"
+
+    def forward(self, positions: Tensor, normed_ND: Tensor) -> Tensor:
+        """Put K/V into the cache; return something that was computed behind that."""
+        kv, _ = self.qkv_proj(normed_ND)
+        key, value = kv.chunk(2, dim=-1)
+        if self.k_norm is not None:
+            key = self.k_norm(key.reshape(-1, self.attn.num_kv_heads, self.attn.head_size)).flatten(1)
+        key, _ = self.rotary_emb(positions, key.contiguous(), None)
+        keep = self._attend if self._attends else self._keep
+        return keep(key, value.contiguous())
+
+    def _attend(self, key: Tensor, value: Tensor) -> Tensor:
+        """Attend with queries of zeros, by vLLM's public interface, for the sake of what it does to the cache."""
+        queries = key.new_zeros(len(key), self.attn.num_heads * self.attn.head_size)
+        done: Tensor = self.attn(queries, key, value)
+        return done
+
+    def _keep(self, key: Tensor, value: Tensor) -> Tensor:
+        key_NHE, value_NHE = (kv.view(-1, self.attn.num_kv_heads, self.attn.head_size) for kv in (key, value))
+        done: Tensor = keep_kv(key_NHE, value_NHE, self.attn.layer_name)
+        return done
+
+
+def _way(attention: Any) -> str:
+    way = get_current_vllm_config().additional_config.get(OPTION, "attention")
+    if way not in ("attention", "cache"):
+        raise PdtrimError(f"--additional-config has {OPTION} = {way!r}: it is 'attention' or 'cache'")
+    if way == "cache" and attention.attn_backend.forward_includes_kv_cache_update:
+        raise PdtrimError(
+            f"the attention backend {attention.attn_backend.get_name()} writes K/V only while it attends: say {OPTION} = "
+            "'attention', or choose another backend"
+        )
+    return str(way)
+
+
+@functools.cache
+def shadowed(layer: Any) -> type[nn.Module]:
+    """Return the engine's class of a block with one thing more: its `shadow` keeps K/V of the stream before the block runs."""
+
+    class Shadowed(layer):  # type: ignore[misc]  # which family's it is, is known at run time
+        shadow: KvOnly
+
+        def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **given: Any) -> Stream:
+            kept, _ = self.shadow(positions, hidden_states, residual)
+            stream: Stream = super().forward(positions, kept, residual, **given)
+            return stream
+
+    return Shadowed

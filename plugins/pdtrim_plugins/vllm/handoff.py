@@ -1,0 +1,90 @@
+"""One request of a client as two: what prefill is asked, what decode is asked, and what cannot be asked of a pair.
+
+Free of torch, vLLM and the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pdtrim_core import PdtrimError
+
+Request = dict[str, Any]
+
+ASKS_PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
+NEEDED = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
+"""Without all of these vLLM's NIXL connector takes the request, warns, and lets decode compute the prompt by itself."""
+OF_SAMPLING = (
+    "allowed_token_ids", "bad_words", "best_of", "guided_choice", "guided_decoding_backend", "guided_grammar", "guided_json",
+    "guided_regex", "include_stop_str_in_output", "logit_bias", "logprob_token_ids", "logprobs", "max_completion_tokens",
+    "min_tokens", "n", "prompt_logprobs", "repetition_detection", "response_format", "stop", "stop_token_ids", "stream",
+    "stream_options", "structured_outputs", "thinking_token_budget", "top_logprobs", "use_beam_search",
+)  # fmt: skip
+"""What changes no prompt, and could end prefill's one token early, or make it wait."""
+
+
+class RefusedError(PdtrimError):
+    """A request that a pair cannot serve as it was meant."""
+
+
+class HandOverError(PdtrimError):
+    """Prefill answered, but gave no K/V that decode could fetch."""
+
+
+def check(request: Mapping[str, Any]) -> None:
+    """Raise `RefusedError` for what needs prefill's logits, or more than one hand-over of the same K/V."""
+    if request.get("prompt_logprobs") is not None:
+        raise RefusedError(
+            "prompt_logprobs: prefill is a pruned model without a head, so a pair has no log-probabilities of a prompt"
+        )
+    if request.get("echo"):
+        raise RefusedError("echo: a pair does not return the prompt; put it in front of the answer yourself")
+    for key in ("n", "best_of"):
+        if (request.get(key) or 1) != 1:
+            raise RefusedError(f"{key} = {request[key]}: the K/V of a prompt are handed over once; send {request[key]} requests")
+    if request.get("use_beam_search"):
+        raise RefusedError("use_beam_search: the K/V of a prompt are handed over once, beams need them several times")
+    if request.get("kv_transfer_params") is not None:
+        raise RefusedError("kv_transfer_params: the proxy makes them itself; leave them out")
+    if request.get("prompt_embeds") is not None:
+        raise RefusedError("prompt_embeds: a pair takes text or token ids")
+    prompt = request.get("prompt")
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        raise RefusedError(f"{len(prompt)} prompts in one request: send one request for each")
+
+
+def for_prefill(request: Mapping[str, Any], model: str, *, storage: bool = False) -> Request:
+    """Return what prefill is asked: the same prompt, and one token that nobody reads and nothing can stop.
+
+    vLLM hands K/V over only for requests that ended by their length, so an end-of-sequence token must not count. `storage`
+    is for connectors that pass K/V through files and need no words about it.
+    """
+    asked = {key: value for key, value in request.items() if key not in OF_SAMPLING}
+    asked.update(model=model, max_tokens=1, ignore_eos=True, stream=False)
+    if "messages" in request:
+        asked["max_completion_tokens"] = 1
+    if not storage:
+        asked["kv_transfer_params"] = dict(ASKS_PREFILL)
+    return asked
+
+
+def for_decode(request: Mapping[str, Any], model: str, answer: Mapping[str, Any], *, storage: bool = False) -> Request:
+    """Return what decode is asked: the client's request, with where the K/V are.
+
+    Raises `HandOverError` where prefill's answer does not say it: decode would take such a request and compute the prompt
+    with the decode model, which is another model.
+    """
+    asked = {**request, "model": model}
+    if storage:
+        if answer.get("usage", {}).get("prompt_tokens", 2) < 2:
+            # Decode would look for a negative number of tokens, and end (seen in vLLM 0.32).
+            raise HandOverError("vLLM's example connector cannot take a prompt of one token: use NIXL")
+        return asked
+    params = answer.get("kv_transfer_params")
+    if not isinstance(params, Mapping):
+        raise HandOverError("prefill answered without kv_transfer_params: it runs with no connector, or the request was aborted")
+    missing = [key for key in NEEDED if params.get(key) is None]
+    if missing or not params.get("do_remote_prefill") or not any(params.get("remote_block_ids") or ()):
+        raise HandOverError(f"prefill's kv_transfer_params name no K/V to fetch (without: {', '.join(missing) or 'blocks'})")
+    return {**asked, "kv_transfer_params": dict(params)}

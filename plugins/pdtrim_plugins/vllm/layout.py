@@ -1,0 +1,83 @@
+"""What a prefill checkpoint says about its blocks, and the names by which the engine knows their K/V; free of torch and vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pdtrim_core import PdtrimError
+
+FORMAT = 1
+OWN = "prefill_layers"
+"""Where `layers` stands in the name of a block whose K/V decode has no use for, so that it never has the name of another's."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What prefill does at each block, by block numbers of the dense model.
+
+    A block of `shadows` runs, and beside it the K/V of the merged block are computed on the same input. `decode_index` says
+    which decode layer takes the K/V of a block, or of its shadow. `widths` has the MLP widths that differ from the config's.
+    """
+
+    removed: frozenset[int]
+    kv_only: frozenset[int]
+    shadows: frozenset[int]
+    decode_index: Mapping[int, int]
+    head: bool
+    widths: Mapping[int, int]
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Read the `pdtrim` block of a config. Raises `PdtrimError` where it is missing or of another format."""
+        block = getattr(config, "pdtrim", None)
+        if not isinstance(block, Mapping):
+            raise PdtrimError("config.json has no 'pdtrim' block: this is not what pdtrim-core export wrote to prefill/")
+        if block.get("format") != FORMAT:
+            raise PdtrimError(f"config.json has pdtrim format {block.get('format')}, this version reads {FORMAT}: export again")
+        try:
+            return cls(
+                removed=frozenset(block["removed"]),
+                kv_only=frozenset(block["kv_only"]),
+                shadows=frozenset(block["shadows"]),
+                decode_index={int(number): index for number, index in block["decode_index"].items()},
+                head=bool(block["head"]),
+                widths={int(number): sizes["mlp"] for number, sizes in block.get("widths", {}).items() if "mlp" in sizes},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PdtrimError(f"the 'pdtrim' block of config.json is damaged ({error!r}): export again") from error
+
+    def own_prefix(self, prefix: str) -> str:
+        """Return the name of a block's own attention, given the one that vLLM would use, such as `model.layers.7`."""
+        parent, number = _split(prefix)
+        if number in self.decode_index and number not in self.shadows:
+            return self.decode_prefix(prefix)
+        return f"{parent.removesuffix('layers')}{OWN}.{number}"
+
+    def decode_prefix(self, prefix: str) -> str:
+        """Return the name that a block has in decode, whose K/V this block or its shadow makes."""
+        parent, number = _split(prefix)
+        if number not in self.decode_index:
+            raise PdtrimError(f"the 'pdtrim' block of config.json gives block {number} no decode_index: export again")
+        return f"{parent}.{self.decode_index[number]}"
+
+
+def _split(prefix: str) -> tuple[str, int]:
+    parent, _, number = prefix.rpartition(".")
+    return parent, int(number)
+
+
+def missing_tensors(parameters: Iterable[str], stacked: Mapping[str, tuple[str, ...]], found: set[str]) -> list[str]:
+    """Return the checkpoint tensors that a model needs and that were not among those it was given, in order.
+
+    `parameters` are the model's own names; `stacked` says of which checkpoint modules one of the model's is made, by the full
+    name of the module. vLLM itself does not notice where one of several stacked tensors is missing.
+    """
+    return sorted(name for parameter in parameters for name in _sources(parameter, stacked) if name not in found)
+
+
+def _sources(parameter: str, stacked: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    module, _, leaf = parameter.rpartition(".")
+    for source in stacked.get(module, (module,)):
+        yield f"{source}.{leaf}"

@@ -1,0 +1,121 @@
+"""vLLM's models of the families, with the blocks of a prefill checkpoint in place of theirs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from vllm.model_executor.models.mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
+from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
+from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
+from vllm.model_executor.models.utils import maybe_prefix
+
+from pdtrim_core import PdtrimError
+from pdtrim_plugins.vllm.blocks import KvOnlyAttention, block
+from pdtrim_plugins.vllm.layout import Layout, missing_tensors
+
+STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+class PrefillModel(nn.Module):
+    """What the families have in common: the model without a head where nobody reads its logits, and strict loading."""
+
+    inner: Callable[..., nn.Module]
+    """Makes the family's model without its head."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        nn.Module.__init__(self)
+        if get_pp_group().world_size > 1:
+            raise PdtrimError("prefill checkpoints of pdtrim-core run on one pipeline stage: leave out --pipeline-parallel-size")
+        config = vllm_config.model_config.hf_config
+        self.config = config
+        self.quant_config = vllm_config.quant_config
+        self.has_head = Layout.of(config).head
+        self.model = type(self).inner(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
+        self.lm_head = self._head(maybe_prefix(prefix, "lm_head")) if self.has_head else nn.Identity()
+        self.logits_processor = LogitsProcessor(config.vocab_size, scale=getattr(config, "logit_scale", 1.0))
+        self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
+
+    def _head(self, prefix: str) -> nn.Module:
+        config = self.config
+        head = ParallelLMHead(config.vocab_size, config.hidden_size, quant_config=self.quant_config, prefix=prefix)
+        tied: nn.Module = head.tie_weights(self.model.embed_tokens) if config.tie_word_embeddings else head
+        return tied
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """Return logits, or zeros where the checkpoint has no head: decode makes the first token, and this one is dropped."""
+        if not self.has_head:
+            return hidden_states.new_zeros(len(hidden_states), self.config.vocab_size)
+        logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)
+        return logits
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load a checkpoint. Raises `PdtrimError` where a tensor is missing; vLLM raises where one is too many."""
+        found: set[str] = set()
+        loaded: set[str] = super().load_weights(_noting(weights, found))  # type: ignore[misc]  # the family's
+        # With quantised weights the engine's parameters are other ones than the checkpoint's, and it checks them itself.
+        missing = (
+            []
+            if self.quant_config is not None
+            else missing_tensors((name for name, _ in self.named_parameters()), self._stacked(), found)
+        )
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise PdtrimError(f"the prefill checkpoint lacks {', '.join(missing[:3])}{more}: it is damaged, export it again")
+        return loaded
+
+    def _stacked(self) -> dict[str, tuple[str, ...]]:
+        """Return of which checkpoint modules each of the engine's stacked modules is made, by full name."""
+        found = {}
+        for name, _ in self.named_modules():
+            parent, _, last = name.rpartition(".")
+            if last in STACKED:
+                alone = isinstance(self.get_submodule(parent), KvOnlyAttention)
+                found[name] = tuple(f"{parent}.{source}" for source in STACKED[last][1 if alone else 0 :])
+        return found
+
+
+def _noting(weights: Iterable[tuple[str, Tensor]], found: set[str]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in weights:
+        found.add(name)
+        yield name, tensor
+
+
+class _Qwen3Model(Qwen3Model):  # type: ignore[misc]
+    decoder_layer_type = staticmethod(functools.partial(block, Qwen3DecoderLayer))
+
+
+def _with(model: Any, **hook: Any) -> Any:
+    """Return vLLM's model of a family with another class of blocks; not a method of whoever holds it."""
+    return staticmethod(functools.partial(model, **hook))
+
+
+class PDTrimLlamaForCausalLM(PrefillModel, LlamaForCausalLM):  # type: ignore[misc]
+    """Llama."""
+
+    inner = _with(LlamaModel, layer_type=functools.partial(block, LlamaDecoderLayer))
+
+
+class PDTrimMistralForCausalLM(PrefillModel, MistralForCausalLM):  # type: ignore[misc]
+    """Mistral."""
+
+    inner = _with(MistralModel, layer_type=functools.partial(block, MistralDecoderLayer))
+
+
+class PDTrimQwen2ForCausalLM(PrefillModel, Qwen2ForCausalLM):  # type: ignore[misc]
+    """Qwen2 and Qwen2.5."""
+
+    inner = _with(Qwen2Model, decoder_layer_type=functools.partial(block, Qwen2DecoderLayer))
+
+
+class PDTrimQwen3ForCausalLM(PrefillModel, Qwen3ForCausalLM):  # type: ignore[misc]
+    """Qwen3."""
+
+    inner = _with(_Qwen3Model)

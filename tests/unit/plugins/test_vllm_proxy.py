@@ -1,0 +1,264 @@
+"""The proxy in front of two servers that only pretend: what each is asked, and what a client is told when one fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+aiohttp = pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
+from aiohttp import web  # noqa: E402
+from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
+
+from pdtrim_plugins.vllm.proxy import Proxy  # noqa: E402
+
+PARAMS = {
+    "do_remote_prefill": True,
+    "remote_block_ids": [[1]],
+    "remote_engine_id": "e",
+    "remote_request_id": "r",
+    "remote_host": "h",
+    "remote_port": 1,
+}
+ASKED = {"model": "m", "prompt": "Hello", "max_tokens": 3, "stop": ["."]}
+
+
+class Fake:
+    """A server that notes what it is asked. `answer` is a status and JSON data, `broken` ends a stream in the middle."""
+
+    def __init__(self, *, plan: str = "1") -> None:
+        self.names = ["m", f"m@{plan}"]
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+        self.answer: tuple[int, dict[str, Any]] = (200, {"choices": [], "kv_transfer_params": PARAMS})
+        self.broken = False
+        self.key = ""
+
+    def server(self) -> TestServer:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/health", self._health),
+                web.get("/v1/models", self._models),
+                web.post("/v1/completions", self._generate),
+                web.post("/v1/chat/completions", self._generate),
+            ]
+        )
+        return TestServer(app)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return web.json_response({"data": [{"id": name} for name in self.names]})
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(await request.json())
+        self.headers.append(request.headers)
+        if not self.asked[-1].get("stream"):
+            return web.json_response(self.answer[1], status=self.answer[0])
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for number in range(3):
+            await response.write(f'data: {{"number": {number}}}\n\n'.encode())
+            if self.broken:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+Talk = Callable[[TestClient[Any, Any]], Awaitable[None]]
+
+
+def talk(prefill: Fake, decode: Fake, what: Talk, *, storage: bool = False, without: str = "") -> None:
+    """Talk to a proxy in front of two servers; `without` names one that is gone by then."""
+
+    async def run() -> None:
+        async with prefill.server() as first, decode.server() as second:
+            urls = {"prefill": str(first.make_url("")), "decode": str(second.make_url(""))}
+            proxy = Proxy(urls["prefill"], urls["decode"], storage=storage)
+            async with TestClient(TestServer(proxy.app())) as client:
+                if without:
+                    assert (await client.get("/health")).status == 200
+                    await {"prefill": first, "decode": second}[without].close()
+                await what(client)
+
+    asyncio.run(run())
+
+
+def test_prefill_is_asked_first_and_decode_gets_its_kv() -> None:
+    prefill, decode = Fake(), Fake()
+    decode.answer = (200, {"choices": [{"text": " there"}]})
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        answer = await client.post("/v1/completions", json=ASKED, headers={"Authorization": "Bearer x", "X-Request-Id": "7"})
+        assert (answer.status, await answer.json()) == (200, decode.answer[1])
+
+    talk(prefill, decode, what)
+    assert prefill.asked[0]["kv_transfer_params"] == {"do_remote_decode": True, "do_remote_prefill": False}
+    assert (prefill.asked[0]["max_tokens"], prefill.asked[0]["ignore_eos"], "stop" in prefill.asked[0]) == (1, True, False)
+    assert decode.asked == [{**ASKED, "model": "m@1", "kv_transfer_params": PARAMS}]
+    for server in (prefill, decode):
+        assert (server.headers[0]["Authorization"], server.headers[0]["X-Request-Id"]) == ("Bearer x", "7")
+
+
+def test_a_stream_is_passed_on() -> None:
+    decode = Fake()
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        answer = await client.post("/v1/chat/completions", json=asked)
+        assert answer.content_type == "text/event-stream"
+        assert (await answer.text()).split("\n\n")[-3:] == ['data: {"number": 2}', "data: [DONE]", ""]
+
+    talk(Fake(), decode, what)
+    assert decode.asked[0]["stream"] is True
+
+
+def test_a_stream_that_breaks_says_so_and_never_that_it_is_done() -> None:
+    decode = Fake()
+    decode.broken = True
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        events = (await (await client.post("/v1/completions", json={**ASKED, "stream": True})).text()).strip().split("\n\n")
+        assert events[0] == 'data: {"number": 0}'
+        assert "decode did not answer to the end" in json.loads(events[-1].removeprefix("data: "))["error"]["message"]
+        assert "data: [DONE]" not in events
+
+    talk(Fake(), decode, what)
+
+
+@pytest.mark.parametrize(
+    ("without", "message"), [("prefill", "prefill did not answer: "), ("decode", "decode did not answer to the end: ")]
+)
+def test_a_server_that_is_gone_is_an_error(without: str, message: str) -> None:
+    prefill, decode = Fake(), Fake()
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        answer = await client.post("/v1/completions", json=ASKED)
+        assert answer.status == 502
+        assert (await answer.json())["error"]["message"].startswith(message)
+        # From then on it looks first whether both are there.
+        assert (await client.post("/v1/completions", json=ASKED)).status == 503
+        assert (await client.get("/health")).status == 503
+
+    talk(prefill, decode, what, without=without)
+    assert decode.asked == []
+
+
+def test_prefill_without_kv_keeps_a_request_from_decode() -> None:
+    prefill, decode = Fake(), Fake()
+    prefill.answer = (200, {"choices": []})
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        answer = await client.post("/v1/completions", json=ASKED)
+        assert answer.status == 502
+        assert "without kv_transfer_params" in (await answer.json())["error"]["message"]
+
+    talk(prefill, decode, what)
+    assert decode.asked == []
+
+
+def test_what_prefill_refuses_the_client_is_told() -> None:
+    prefill, decode = Fake(), Fake()
+    prefill.answer = (400, {"error": {"message": "too long"}})
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        answer = await client.post("/v1/completions", json=ASKED)
+        assert (answer.status, await answer.json()) == prefill.answer
+
+    talk(prefill, decode, what)
+    assert decode.asked == []
+
+
+def test_servers_of_two_plans_are_not_served() -> None:
+    prefill, decode = Fake(plan="1"), Fake(plan="2")
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        for answer in (await client.get("/health"), await client.post("/v1/completions", json=ASKED)):
+            assert answer.status == 503
+            assert (await answer.json())["error"]["message"] == (
+                "prefill serves m, m@1 and decode m, m@2: they need the same MODEL@PLAN as second --served-model-name, or are of "
+                "two plans"
+            )
+
+    talk(prefill, decode, what)
+    assert prefill.asked == decode.asked == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "message"),
+    [
+        ({**ASKED, "echo": True}, 400, "echo: a pair does not return the prompt; put it in front of the answer yourself"),
+        ({**ASKED, "model": "other"}, 404, "the model 'other' does not exist; there is m"),
+        ([1], 400, "a request is a JSON object"),
+        ("{", 400, "Expecting property name"),
+    ],
+)
+def test_requests_that_are_refused(asked: Any, status: int, message: str) -> None:
+    prefill, decode = Fake(), Fake()
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        body = asked if isinstance(asked, str) else json.dumps(asked)
+        answer = await client.post("/v1/completions", data=body, headers={"Content-Type": "application/json"})
+        assert answer.status == status
+        assert (await answer.json())["error"]["message"].startswith(message)
+
+    talk(prefill, decode, what)
+    assert prefill.asked == decode.asked == []
+
+
+def test_a_request_may_leave_the_model_out_or_name_its_plan() -> None:
+    decode = Fake()
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        for asked in ({"prompt": "Hello"}, {"prompt": "Hello", "model": "m@1"}):
+            assert (await client.post("/v1/completions", json=asked)).status == 200
+
+    talk(Fake(), decode, what)
+    assert [asked["model"] for asked in decode.asked] == ["m@1", "m@1"]
+
+
+def test_files_need_no_transfer_parameters() -> None:
+    prefill, decode = Fake(), Fake()
+    prefill.answer = (200, {"choices": []})
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        assert (await client.post("/v1/completions", json=ASKED)).status == 200
+
+    talk(prefill, decode, what, storage=True)
+    assert "kv_transfer_params" not in prefill.asked[0]
+    assert decode.asked == [{**ASKED, "model": "m@1"}]
+
+
+def test_a_key_is_for_the_proxys_own_questions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefill, decode = Fake(), Fake()
+    prefill.key = decode.key = "secret"
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        answer = await client.get("/health")
+        assert answer.status == 503
+        assert (await answer.json())["error"]["message"] == (
+            "prefill does not say which models it has (401); has it an API key? Set VLLM_API_KEY"
+        )
+        monkeypatch.setenv("VLLM_API_KEY", "secret")
+        assert (await client.get("/health")).status == 200
+        assert (await client.get("/v1/models")).status == 401
+        assert (await client.post("/v1/completions", json=ASKED)).status == 200
+
+    talk(prefill, decode, what)
+    assert "Authorization" not in prefill.headers[0]
+
+
+def test_models_are_those_of_decode() -> None:
+    async def what(client: TestClient[Any, Any]) -> None:
+        assert (await (await client.get("/v1/models")).json())["data"][0]["id"] == "m"
+
+    talk(Fake(), Fake(), what)
