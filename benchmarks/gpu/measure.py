@@ -31,9 +31,10 @@ import torch
 import pdtrim_plugins
 from pdtrim_core import BlockModel, LoadedModel, ModelSource, PdtrimError, PluginHost, Recipe, Shared, hookimpl, load_plugins
 from pdtrim_core.cli.latency_tables import print_latencies
+from pdtrim_core.hookspecs import PROJECT
 from pdtrim_core.outcome import machine, versions
 from pdtrim_core.pipeline import open_model, run
-from pdtrim_core.plugins import GROUP, Origin
+from pdtrim_core.plugins import Origin
 from pdtrim_core.recipe import resolve
 from pdtrim_core.shared import keys_of
 from pdtrim_core.timing.bench import device_name, measure
@@ -80,7 +81,7 @@ def device() -> torch.device:
 def host_of_checkout() -> PluginHost:
     """Return a host with the built-ins; a checkout that is not installed has no entry points, so they are taken in by hand."""
     host = load_plugins()
-    if not any(point.module.startswith("pdtrim_plugins") for point in importlib.metadata.entry_points(group=GROUP)):
+    if not any(point.module.startswith("pdtrim_plugins") for point in importlib.metadata.entry_points(group=PROJECT)):
         for found in pkgutil.iter_modules(pdtrim_plugins.__path__):
             module = importlib.import_module(f"pdtrim_plugins.{found.name}")
             host.register(module, Origin(found.name, "pdtrim-core"))
