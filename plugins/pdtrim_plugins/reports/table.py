@@ -126,11 +126,12 @@ def _work(outcome: Outcome) -> str:
 
 
 def _next(outcome: Outcome, out: Path) -> str:
-    """Name the files, and the two next looks: at this run, and at how much another draw of items changes."""
+    """Name the files, and what to do next: look again, see how much another draw of items changes, serve the pair."""
     seed = outcome.recipe["seed"] + 1
     plan = f"{out}/plan.json, " if outcome.saved_plan is not None else ""
     again = f"pdtrim-core run {out}/recipe.toml --set seed={seed} --out {out}-seed{seed}"
-    return f"files: {plan}{out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}"
+    pair = f"\n       pdtrim-core export {out} --to vllm && pdtrim-core serve {out}" if outcome.saved_plan is not None else ""
+    return f"files: {plan}{out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}{pair}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -110,7 +110,8 @@ def test_the_work_is_counted(tmp_path: Path) -> None:
 def test_the_end_names_the_files_and_what_to_do_next(tmp_path: Path) -> None:
     assert parts(outcome_with(), tmp_path)[-1] == (
         f"files: {tmp_path}/plan.json, {tmp_path}/outcome.json\nnext:  pdtrim-core show {tmp_path}\n"
-        f"       pdtrim-core run {tmp_path}/recipe.toml --set seed=1 --out {tmp_path}-seed1"
+        f"       pdtrim-core run {tmp_path}/recipe.toml --set seed=1 --out {tmp_path}-seed1\n"
+        f"       pdtrim-core export {tmp_path} --to vllm && pdtrim-core serve {tmp_path}"
     )
 
 
