@@ -68,13 +68,17 @@ class Stream(threading.Thread):
         super().__init__()
         self._request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         self.times: list[float] = []
+        self.error = "it ended early"
 
     def run(self) -> None:
         with urllib.request.urlopen(self._request, timeout=600) as answer:
             for line in answer:
                 if line.startswith(b"data: {"):
-                    count = len(json.loads(line[6:])["choices"][0]["token_ids"] or ())
-                    self.times += [time.perf_counter()] * count
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        self.error = event["error"]["message"]
+                        return
+                    self.times += [time.perf_counter()] * len(event["choices"][0]["token_ids"] or ())
 
 
 def rate(url: str, name: str, batch: int, options: argparse.Namespace) -> float:
@@ -86,9 +90,12 @@ def rate(url: str, name: str, batch: int, options: argparse.Namespace) -> float:
         stream.start()
     for stream in streams:
         stream.join()
-    if any(len(stream.times) != options.tokens for stream in streams):
-        raise SystemExit("a request was not answered to the end: see the logs of the servers")
+    for stream in streams:
+        if len(stream.times) != options.tokens:
+            raise SystemExit(f"a request was not answered to the end: {stream.error}")
     begun, ended = max(stream.times[0] for stream in streams), min(stream.times[-1] for stream in streams)
+    if ended <= begun:
+        raise SystemExit(f"no moment had all {batch} requests in it: give more --tokens")
     return sum(begun < at <= ended for stream in streams for at in stream.times) / (ended - begun)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,20 @@ def test_a_server_of_another_plan_does_not_answer(pair: Any) -> None:
     asked = {**pair.question(pair.subject.prompts[3]), "model": pair.subject.export.name + "@0123456789ab"}
     assert pair.post(asked, at="prefill").status == 404
     assert pair.post(asked, at="decode").status == 404
+
+
+def test_decode_that_stands_still_finds_its_kv_untouched(pair: Any) -> None:
+    # vLLM's own lease ends after 30 seconds, and what is fetched then may be another request's.
+    prompt = pair.subject.prompts[-1]
+    with ThreadPoolExecutor(1) as pool:
+        pair.servers["decode"].signal(signal.SIGSTOP)
+        waiting = pool.submit(pair.complete, prompt)
+        time.sleep(45)
+        pair.servers["decode"].signal(signal.SIGCONT)
+        assert waiting.result().tokens == pair.subject.expected(prompt)
+    log = pair.servers["prefill"].log.read_text(errors="replace")
+    assert "before lease expired" not in log
+    assert "Potentially invalid KV" not in log
 
 
 def test_decode_that_dies_gives_an_error_and_the_next_request_is_right(pair: Any) -> None:

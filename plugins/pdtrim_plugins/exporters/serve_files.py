@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 MODULE = "pdtrim_plugins.vllm.connector"
 STORAGE = "/tmp/pdtrim-kv"  # noqa: S108 - an example, which the user changes
 
+LEASE = 600
+"""Seconds that prefill keeps K/V for a decode that says nothing. vLLM's 30 are too few for one that is very busy: it would fetch
+what other requests have written there meanwhile, and nobody but prefill's log would say so."""
+
 
 def write_serve(folder: Path, saved: SavedPlan, decode_layers: int) -> None:
     """Write plan.json, the four connector files and serve.sh."""
@@ -37,7 +41,7 @@ def connector_files(decode_layers: int) -> dict[str, dict[str, Any]]:
         "prefill.json": {
             "kv_connector": "PDTrimNixlConnector",
             **ours,
-            "kv_connector_extra_config": {**nixl, "shared_layers": shared},
+            "kv_connector_extra_config": {**nixl, "kv_lease_duration": LEASE, "shared_layers": shared},
         },
         "decode.json": {"kv_connector": "NixlConnector", **stock, "kv_connector_extra_config": nixl},
         "prefill-example.json": {

@@ -50,7 +50,9 @@ class Proxy:
     async def _connections(self, _: web.Application) -> Any:
         # An answer takes as long as it takes; a server that is not there should be noticed at once.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self._session:
+        # A connection for each request: one that is kept may be closed by the server just when a request goes out on it.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
             yield
 
     @property
