@@ -70,9 +70,9 @@ def test_a_run_goes_whole_and_nothing_beside_it(runs: Path) -> None:
     a_run(runs / "a")
     a_run(runs / "b")
     (runs / "notes.txt").write_text("keep")
-    (runs / "a" / "report.html").write_text("goes with the run")
+    (runs / "a" / "notes.md").write_text("goes with the run")
     (run,) = [run for run in find_runs([runs]) if run.path.name == "a"]
-    assert run.besides == ("report.html",)
+    assert run.besides == ("notes.md",)
     remove_run(run)
     assert sorted(path.name for path in runs.iterdir()) == ["b", "notes.txt"]
 

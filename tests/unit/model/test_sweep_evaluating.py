@@ -102,7 +102,7 @@ def test_runs_opened_apart_share_nothing_and_with_shared_they_do(sweep: Sweep, a
 def test_an_evaluation_that_fails_is_told_and_stops_no_other(
     sweep: Sweep, asked: list[Any], error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(sweep_evaluating, "evaluate", fail)
