@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from generator.markup import table
+from pdtrim_core.comparing.compare import Comparison
+from pdtrim_core.comparing.objective_cells import Cell
 from pdtrim_core.sweep_table import shown, table_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -184,7 +188,10 @@ def results(text: str) -> str:
     def made(found: re.Match[str]) -> str:
         file = next(path for folder in (RESULTS, BENCHMARKS) if (path := folder / f"{found[1]}.json").exists())
         data = json.loads(file.read_text(encoding="utf-8"))
-        shown_table = joint_table(data) if data.get("benchmark") == "joint" else results_table(data)
+        if data.get("benchmark") == "joint":
+            shown_table = joint_table(data)
+        else:
+            shown_table = comparisons(data) if "comparisons" in data else results_table(data)
         return f"<!-- results: {found[1]} -->\n\n{shown_table}\n\n<!-- end of results -->"
 
     return re.sub(r"<!-- results: ([a-z0-9-]+) -->.*?<!-- end of results -->", made, text, flags=re.DOTALL)
@@ -207,6 +214,42 @@ def joint_table(data: Mapping[str, Any]) -> str:
     return f"{table(header, rows)}\n\n{data['dtype']}, {data['machine']}; {versions_of(data)}."
 
 
+def comparisons(data: Mapping[str, Any]) -> str:
+    """Return a sweep's runs side by side on benchmarks: a column a method, a row a benchmark."""
+    tables = [TypeAdapter(Comparison).validate_python(one) for one in data["comparisons"]]
+    return "\n\n".join([*(side_by_side(one) for one in tables), where_of(data)])
+
+
+def side_by_side(comparison: Comparison) -> str:
+    """Return one comparison: values, the best of the pruned ones in bold, and differences of the averages to the first."""
+    rows = []
+    for column in comparison.columns:
+        values = [row.cells[column.name].value if column.name in row.cells else None for row in comparison.rows]
+        title = column.name if column.metric == "acc" else f"{column.name}, {column.metric}"
+        rows.append([title, *(_value(value, n in comparison.best.get(column.name, ())) for n, value in enumerate(values))])
+    averages = [row.average for row in comparison.rows]
+    if all(average is not None for average in averages):
+        best = comparison.best.get("average", ())
+        rows.append(["average", *(_value(a and a.value, n in best) for n, a in enumerate(averages))])
+        rows.append(["to the first", *("" if a is None or a.difference is None else _gap(a) for a in averages)])
+    for title, share in (("prefill loses", "prefill_removed"), ("decode loses", "decode_removed")):
+        rows.append([title, *(f"{100 * (getattr(row, share) or 0):.1f} %" for row in comparison.rows)])
+    notes = "".join(f"\n\n{note}." for note in comparison.notes)
+    return table(["", *(row.name for row in comparison.rows)], rows) + notes
+
+
+def _value(value: float | None, best: bool) -> str:  # noqa: FBT001 - said by its name where it is called
+    if value is None:
+        return ""
+    shown_value = f"{value:,.0f}" if value >= 10_000 else f"{value:.1f}"
+    return f"**{shown_value}**" if best else shown_value
+
+
+def _gap(cell: Cell) -> str:
+    error = "" if cell.difference_error is None else f" +- {cell.difference_error:.1f}"
+    return f"{cell.difference:+.1f}{error}"
+
+
 def results_table(data: Mapping[str, Any]) -> str:
     """Return a sweep's table, and where and how long it ran; scores alone stand one block a row."""
     if data["columns"] == ["scores"]:
@@ -215,10 +258,14 @@ def results_table(data: Mapping[str, Any]) -> str:
         rows = [[str(block), *(f"{score:.4g}" for score in scores)] for block, scores in enumerate(blocks)]
     else:
         heading, rows = table_of(data)
+    return f"{table(heading, rows)}\n\n{where_of(data)}"
+
+
+def where_of(data: Mapping[str, Any]) -> str:
+    """Return where and how long a sweep ran, its evaluations not counted."""
     versions, threads = data["versions"], data["threads"]
     seconds = sum(sum(row["seconds"].values()) for row in data["rows"])
-    where = (
+    return (
         f"pdtrim-core {versions['pdtrim-core']}, torch {versions['torch'].partition('+')[0]}, {data['machine']}, "
         f"{threads} thread{'s' * (threads != 1)}: {seconds:.0f} s in all."
     )
-    return f"{table(heading, rows)}\n\n{where}"
