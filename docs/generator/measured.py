@@ -227,11 +227,11 @@ def side_by_side(comparison: Comparison) -> str:
         values = [row.cells[column.name].value if column.name in row.cells else None for row in comparison.rows]
         title = column.name if column.metric == "acc" else f"{column.name}, {column.metric}"
         rows.append([title, *(_value(value, n in comparison.best.get(column.name, ())) for n, value in enumerate(values))])
-    averages = [row.average for row in comparison.rows]
-    if all(average is not None for average in averages):
+    averages = [row.average for row in comparison.rows if row.average is not None]
+    if len(averages) == len(comparison.rows):
         best = comparison.best.get("average", ())
-        rows.append(["average", *(_value(a and a.value, n in best) for n, a in enumerate(averages))])
-        rows.append(["to the first", *("" if a is None or a.difference is None else _gap(a) for a in averages)])
+        rows.append(["average", *(_value(average.value, n in best) for n, average in enumerate(averages))])
+        rows.append(["to the first", *("" if average.difference is None else _gap(average) for average in averages)])
     for title, share in (("prefill loses", "prefill_removed"), ("decode loses", "decode_removed")):
         rows.append([title, *(f"{100 * (getattr(row, share) or 0):.1f} %" for row in comparison.rows)])
     notes = "".join(f"\n\n{note}." for note in comparison.notes)
