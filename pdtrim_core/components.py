@@ -154,7 +154,7 @@ class Pruner(Component):
 
         Only asked of pruners that say `replaces_model`. The dense model must be left as it is.
         """
-        raise NotImplementedError
+        raise NotImplementedError("a pruner that says replaces_model must define restore(model, weights)")
 
 
 class Distiller(Component):
@@ -328,7 +328,7 @@ class Report(Component):
 
         `pdtrim-core report` asks for it, of reports that have a `file`.
         """
-        raise NotImplementedError
+        raise NotImplementedError("a report that has a file must define page(records, file)")
 
 
 KINDS: dict[str, type[Component]] = {
