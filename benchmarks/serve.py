@@ -30,8 +30,8 @@ from subject import environment, write
 from pdtrim_core import BlockModel, Drop, Plan, Removal, SavedPlan, load_plugins
 from pdtrim_core.pipeline import open_model
 from pdtrim_core.recipe import resolve
-from pdtrim_core.servers import check_engine, look_at, running, wait_until_healthy
-from pdtrim_core.serving import Engine, Export, Ports, commands, open_export
+from pdtrim_core.serving.commands import Engine, Export, Ports, commands_for, open_export
+from pdtrim_core.serving.servers import check_engine, look_at, running, wait_until_healthy
 from pdtrim_core.testing.contracts import small_run
 from pdtrim_plugins.exporters.vllm import Vllm
 
@@ -106,7 +106,7 @@ def rates(export: Export, options: argparse.Namespace, logs: Path) -> dict[int, 
     settings = {"OMP_NUM_THREADS": str(options.threads), "VLLM_NO_USAGE_STATS": "1"}
     engine = Engine(options.python, look_at(options.python).cpu, {"both": (*arguments, *more)}, {"both": settings})
     ports = Ports(options.port, options.port + 1, options.port + 2, options.port + 3)
-    with running(commands(export, engine, ports, logs / "storage"), logs) as servers:
+    with running(commands_for(export, engine, ports, logs / "storage"), logs) as servers:
         wait_until_healthy(servers, START_SECONDS)
         url = servers[-1].command.url
         rate(url, export.name, max(options.batches), options)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from generator.markup import table
 from pdtrim_core.comparing.compare import Comparison
 from pdtrim_core.comparing.objective_cells import Cell
-from pdtrim_core.sweep_table import shown, table_of
+from pdtrim_core.sweeping.table import shown, table_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
 

@@ -11,7 +11,7 @@ import typer
 from pdtrim_core import recipe as recipes
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.plugins import PluginHost, load_plugins
-from pdtrim_core.sweep import Changes, base_recipe, is_sweep, read_sweep
+from pdtrim_core.sweeping.sweep import Changes, base_recipe, is_sweep, read_sweep
 
 
 def check(

@@ -13,7 +13,7 @@ from pdtrim_core.cli import reporting
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.plugins import Origin, load_plugins
-from pdtrim_core.sweep import is_sweep
+from pdtrim_core.sweeping.sweep import is_sweep
 
 
 def run(

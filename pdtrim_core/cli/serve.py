@@ -16,9 +16,20 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core import servers, serving
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.serving import Command, Connector, Engine, Export, Ports
+from pdtrim_core.serving import servers
+from pdtrim_core.serving.commands import (
+    CPU_ENVIRONMENT,
+    HASH_SHOWN,
+    Command,
+    Connector,
+    Engine,
+    Export,
+    Ports,
+    commands_for,
+    example_request,
+    open_export,
+)
 
 PROXY_SECONDS = 60.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -46,7 +57,7 @@ def serve(
 ) -> None:
     """Serve a pair: prefill, decode and a proxy that speaks OpenAI's protocol, until Ctrl-C."""
     del debug  # main() reads it
-    export = serving.open_export(path, name)
+    export = open_export(path, name)
     python = python or sys.executable
     found = None if dry_run and cpu is not None else servers.look_at(python)
     engine = Engine(
@@ -59,7 +70,7 @@ def serve(
     ports = Ports(port, prefill_port, decode_port, nixl_port)
     if dry_run:
         storage = Path(tempfile.gettempdir()) / "pdtrim-serve" / "storage"
-        for command in serving.commands(export, engine, ports, storage):
+        for command in commands_for(export, engine, ports, storage):
             print(command)
         return
     assert found is not None
@@ -67,7 +78,7 @@ def serve(
     folder = logs or Path(tempfile.mkdtemp(prefix="pdtrim-serve-"))
     storage = Path(tempfile.mkdtemp(prefix="pdtrim-storage-"))
     try:
-        _serve(export, serving.commands(export, engine, ports, storage), folder, timeout)
+        _serve(export, commands_for(export, engine, ports, storage), folder, timeout)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
@@ -81,8 +92,8 @@ def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: flo
             servers.wait_until_healthy(started[:-1], timeout, _say)
             # The proxy is well when both servers are, and when both serve the same plan.
             servers.wait_until_healthy(started[-1:], PROXY_SECONDS, _say)
-            _say(f"prefill and decode are both of plan {export.plan_hash[: serving.HASH_SHOWN]}; stop with Ctrl-C")
-            print(serving.example_request(export, proxy.url), flush=True)
+            _say(f"prefill and decode are both of plan {export.plan_hash[:HASH_SHOWN]}; stop with Ctrl-C")
+            print(example_request(export, proxy.url), flush=True)
             servers.watch(started)
     except KeyboardInterrupt:
         _say("stopped")
@@ -105,7 +116,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 def _told() -> dict[str, str]:
     """Return what the user's own environment says already of what we would set."""
-    return {key: os.environ[key] for key in serving.CPU_ENVIRONMENT if key in os.environ}
+    return {key: os.environ[key] for key in CPU_ENVIRONMENT if key in os.environ}
 
 
 def _words(text: str) -> list[str]:

@@ -15,13 +15,13 @@ from pdtrim_core import recipe as recipes
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.plugins import Origin, PluginHost, load_plugins
-from pdtrim_core.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
-from pdtrim_core.sweep_table import table_of
+from pdtrim_core.sweeping.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
+from pdtrim_core.sweeping.table import table_of
 
 if TYPE_CHECKING:
     from pdtrim_core.comparing.compare import Comparison
     from pdtrim_core.evaluations import Side
-    from pdtrim_core.sweeping import Ended
+    from pdtrim_core.sweeping.running import Ended
 
 
 def sweep(
@@ -50,7 +50,7 @@ def sweep(
         _print_plan(wanted, as_json=as_json)
         return
     ended = _carry_out(wanted, host, fresh=fresh, debug=debug)
-    from pdtrim_core.sweeping import results  # noqa: PLC0415 - imports torch
+    from pdtrim_core.sweeping.running import results  # noqa: PLC0415 - imports torch
 
     found = results(wanted, ended)
     comparisons = _comparisons(wanted, ended)
@@ -68,7 +68,7 @@ def sweep(
 
 
 def _carry_out(wanted: Sweep, host: PluginHost, *, fresh: bool, debug: bool) -> list[Ended]:
-    from pdtrim_core.sweeping import Begins, carry_out  # noqa: PLC0415 - imports torch
+    from pdtrim_core.sweeping.running import Begins, carry_out  # noqa: PLC0415 - imports torch
 
     host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     if not sys.stderr.isatty():

@@ -28,7 +28,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 from pdtrim_core import load_plugins
 from pdtrim_core.recipe import plugin_files, resolve
-from pdtrim_core.sweep import base_recipe, is_sweep, read_sweep
+from pdtrim_core.sweeping.sweep import base_recipe, is_sweep, read_sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

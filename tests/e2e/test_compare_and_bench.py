@@ -180,11 +180,11 @@ sides = ["staged", "dense"]
 def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
     cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pdtrim_core import sweep_evaluating
+    from pdtrim_core.sweeping import evaluating
 
     def evaluate(run: Any, wanted: Any, sides: Any, say: Any, *, runs_code: bool) -> None:
         assert not runs_code
-        for side in sweep_evaluating.sides_of(run, sides):
+        for side in evaluating.sides_of(run, sides):
             for task in wanted.tasks:
                 good = side == "dense" or run.path.name == "greedy"
                 answers = tuple(Answer(str(n), {"acc": float(good or n > 1)}) for n in range(4))
@@ -192,8 +192,8 @@ def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
                 write_result(run.path, TaskResult(task, side, {"acc": value}, "acc", answers, {"limit": 4}, {}, 1.0))
                 say(f"{task}, {side}: running")
 
-    monkeypatch.setattr(sweep_evaluating, "check", lambda wanted, runs_code: None)
-    monkeypatch.setattr(sweep_evaluating, "evaluate", evaluate)
+    monkeypatch.setattr(evaluating, "check", lambda wanted, runs_code: None)
+    monkeypatch.setattr(evaluating, "evaluate", evaluate)
     recipe.with_name("sweep.toml").write_text(SWEEP)
     done = cli("sweep", "sweep.toml")
     assert done.code == 0, done.err
@@ -210,7 +210,7 @@ def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
     def fail(*_: object, **__: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(sweep_evaluating, "evaluate", fail)
+    monkeypatch.setattr(evaluating, "evaluate", fail)
     again = cli("sweep", "sweep.toml")
     assert again.code == 1
     assert "greedy: OSError: the disk is full" in again.err

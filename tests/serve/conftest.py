@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core import Drop, KvOnly, Merge, Plan, Removal, SavedPlan, Shrink
-from pdtrim_core.servers import Server, stop, wait_until_healthy
-from pdtrim_core.serving import CPU_BLOCK, Connector, Engine, Export, Ports, commands, open_export
+from pdtrim_core.serving.commands import CPU_BLOCK, Connector, Engine, Export, Ports, commands_for, open_export
+from pdtrim_core.serving.servers import Server, stop, wait_until_healthy
 
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel, StagedModel
@@ -99,7 +99,7 @@ class Pair:
         self.subject = subject
         self.folder = folder
         ports = _free_ports(4)
-        found = commands(subject.export, engine, Ports(*ports), folder / "storage")
+        found = commands_for(subject.export, engine, Ports(*ports), folder / "storage")
         (folder / "storage").mkdir()
         self.commands = {command.name: command for command in found}
         self.servers: dict[str, Server] = {}

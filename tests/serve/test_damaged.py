@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pdtrim_core import PdtrimError
-from pdtrim_core.servers import running, wait_until_healthy
+from pdtrim_core.serving.servers import running, wait_until_healthy
 
 if TYPE_CHECKING:
     from tests.serve.conftest import Pair, Subject

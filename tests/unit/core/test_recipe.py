@@ -18,7 +18,7 @@ from pdtrim_core.components import KINDS
 from pdtrim_core.plugins import Origin
 from pdtrim_core.recipe import DEFAULTS, Recipe, load, override, plugin_files, read, resolve, schema
 from pdtrim_core.settings import Quantile
-from pdtrim_core.sweep import is_sweep
+from pdtrim_core.sweeping.sweep import is_sweep
 from tests.unit.core.examples import given
 
 ROOT = Path(__file__).parents[3]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.servers import Found, check_engine, check_free, look_at, running, wait_until_healthy, watch
-from pdtrim_core.serving import Command
+from pdtrim_core.serving.commands import Command
+from pdtrim_core.serving.servers import Found, check_engine, check_free, look_at, running, wait_until_healthy, watch
 
 ANSWERS = """
 import http.server, os, subprocess, sys
@@ -124,7 +124,7 @@ def test_servers_end_with_the_program_that_is_killed(tmp_path: Path) -> None:
         pytest.skip("only Linux tells a child of its parent's death")
     text = (
         "import sys, time; from pathlib import Path\n"
-        "from pdtrim_core.servers import running; from pdtrim_core.serving import Command\n"
+        "from pdtrim_core.serving.servers import running; from pdtrim_core.serving.commands import Command\n"
         "with running([Command('decode', (sys.executable, '-c', 'import os, time; print(1, os.getpid(), flush=True); "
         f"time.sleep(600)'), {{}}, 'http://x')], Path({str(tmp_path)!r})): time.sleep(600)"
     )

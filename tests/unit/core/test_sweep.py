@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 
 from pdtrim_core import PluginHost, RecipeError
-from pdtrim_core.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
+from pdtrim_core.sweeping.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
 
 ROOT = Path(__file__).parents[3]
 PAPER = sorted(path for path in (ROOT / "examples" / "paper").rglob("*.toml") if path.stem.startswith(("table", "figure")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdtrim_core.sweep_table import COLUMNS, DEFAULT_COLUMNS, short_keys, shown, table_of
+from pdtrim_core.sweeping.table import COLUMNS, DEFAULT_COLUMNS, short_keys, shown, table_of
 
 
 def value(points: float) -> dict[str, Any]:

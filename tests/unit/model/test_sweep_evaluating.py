@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core import PdtrimError, RecipeError, pipeline, sweep_evaluating
-from pdtrim_core.evaluate_table import Evaluate
+from pdtrim_core import PdtrimError, RecipeError, pipeline
 from pdtrim_core.loading import LoadedRun, load_run
 from pdtrim_core.shared import Shared
-from pdtrim_core.sweep import Changes, Sweep, read_sweep
-from pdtrim_core.sweep_evaluating import sides_of
-from pdtrim_core.sweeping import Begins, Ended, carry_out, results
+from pdtrim_core.sweeping import evaluating
+from pdtrim_core.sweeping.evaluate_table import Evaluate
+from pdtrim_core.sweeping.evaluating import sides_of
+from pdtrim_core.sweeping.running import Begins, Ended, carry_out, results
+from pdtrim_core.sweeping.sweep import Changes, Sweep, read_sweep
 from pdtrim_core.testing.contracts.small_run import small_run, tiny_host
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LoadedRun, Evaluate]]:
         say(f"piqa of {run.path.name}")
         seen.append((run, wanted))
 
-    monkeypatch.setattr(sweep_evaluating, "evaluate", evaluate)
-    monkeypatch.setattr(sweep_evaluating, "check", lambda wanted, runs_code: None)
+    monkeypatch.setattr(evaluating, "evaluate", evaluate)
+    monkeypatch.setattr(evaluating, "check", lambda wanted, runs_code: None)
     return seen
 
 
@@ -105,7 +106,7 @@ def test_an_evaluation_that_fails_is_told_and_stops_no_other(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(sweep_evaluating, "evaluate", fail)
+    monkeypatch.setattr(evaluating, "evaluate", fail)
     ended = [event for event in carry_out(sweep, tiny_host()) if isinstance(event, Ended)]
     assert [end.problem for end in ended] == [words, words]
     assert all(end.outcome is not None and "Traceback" in end.traceback for end in ended)
@@ -117,7 +118,7 @@ def test_tasks_are_checked_before_any_run_begins(sweep: Sweep, monkeypatch: pyte
         assert not runs_code
         raise PdtrimError(f"unknown task '{wanted.tasks[0]}'")
 
-    monkeypatch.setattr(sweep_evaluating, "check", refuse)
+    monkeypatch.setattr(evaluating, "check", refuse)
     with pytest.raises(PdtrimError, match="unknown task 'piqa'"):
         next(carry_out(sweep, tiny_host()))
     assert not sweep.out.exists()

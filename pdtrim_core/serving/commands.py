@@ -124,7 +124,7 @@ def _short(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf").replace(" ", "-")
 
 
-def commands(export: Export, engine: Engine, ports: Ports, storage: Path) -> tuple[Command, ...]:
+def commands_for(export: Export, engine: Engine, ports: Ports, storage: Path) -> tuple[Command, ...]:
     """Return what to start, in order: prefill, decode, proxy. `storage` is where the example connector keeps K/V.
 
     Raises `PdtrimError` for arguments that only this module may give, and for ports that are named twice.

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pdtrim_core import pipeline, sweep_evaluating
+from pdtrim_core import pipeline
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.loading import load_run
 from pdtrim_core.outcome import Outcome
@@ -18,7 +18,8 @@ from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import changed_keys, load_outcome
 from pdtrim_core.shared import Key, Shared, keys_of
-from pdtrim_core.sweep import PlannedRun, Sweep
+from pdtrim_core.sweeping import evaluating
+from pdtrim_core.sweeping.sweep import PlannedRun, Sweep
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Evaluator:
         self._wanted = sweep.evaluate
         self._runs_code = sweep.runs_code
         if self._wanted is not None:
-            sweep_evaluating.check(self._wanted, runs_code=self._runs_code)
+            evaluating.check(self._wanted, runs_code=self._runs_code)
 
     def __call__(self, end: Ended) -> Ended:
         """Evaluate a run; what was measured before is read. Returns it with the problem where that fails."""
@@ -83,7 +84,7 @@ class Evaluator:
         host, shared, say = self._parts
         try:
             run, sides = load_run(end.run.recipe.out, host, shared), end.run.point.sides
-            sweep_evaluating.evaluate(run, self._wanted, sides, say, runs_code=self._runs_code)
+            evaluating.evaluate(run, self._wanted, sides, say, runs_code=self._runs_code)
         except PdtrimError as error:
             return replace(end, problem=str(error), traceback=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - a run that cannot be evaluated does not stop the others; it is told at the end

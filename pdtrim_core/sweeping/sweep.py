@@ -14,11 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pdtrim_core.errors import RecipeError, did_you_mean
-from pdtrim_core.evaluate_table import Evaluate
 from pdtrim_core.evaluations import Side
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe, checked, load, parse_setting, plugin_files, put, resolve
-from pdtrim_core.sweep_table import COLUMNS, DEFAULT_COLUMNS, short_keys
+from pdtrim_core.sweeping.evaluate_table import Evaluate
+from pdtrim_core.sweeping.table import COLUMNS, DEFAULT_COLUMNS, short_keys
 
 MOST_RUNS = 1000
 LONGEST_NAME = 200

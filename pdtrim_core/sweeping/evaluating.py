@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core.evaluate_table import Evaluate
 from pdtrim_core.evaluations import Side
 from pdtrim_core.loading import LoadedRun
+from pdtrim_core.sweeping.evaluate_table import Evaluate
 
 
 def check(wanted: Evaluate, *, runs_code: bool) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files import writing
-from pdtrim_core.serving import Command
+from pdtrim_core.serving.commands import Command
 
 STOP_SECONDS = 20
 POLL_SECONDS = 0.5
