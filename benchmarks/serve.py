@@ -6,6 +6,9 @@ Both are exported, and served by prefill, decode and the proxy of `pdtrim-core s
 streamed; the rate counts the tokens that come while all requests of a batch are being answered, and the fastest one stands, as
 whatever else the machine does only slows it. It has to be quiet all the same: with others at work the figures mean nothing.
 
+K/V go through files, unless told otherwise: NIXL has a thread in each server that never sleeps, and on two cores those two slow
+the engine tenfold. K/V are all there when the first token comes, so the way that they took makes no difference to the rate.
+
 A step of decode reads the weights that it runs once, and the K/V of each request: what the dense pair reads divided by what the
 pruned one reads is the most that pruning could bring. The goal is 95 % of that.
 """
@@ -81,8 +84,8 @@ class Stream(threading.Thread):
                     self.times += [time.perf_counter()] * len(event["choices"][0]["token_ids"] or ())
 
 
-def rate(url: str, name: str, batch: int, options: argparse.Namespace) -> float:
-    """Return tokens a second while all requests of a batch are being answered."""
+def answer(url: str, name: str, batch: int, options: argparse.Namespace) -> list[Stream]:
+    """Ask for a batch of answers at once, and return them when they are whole."""
     prompts = [[(number * 31 + place * 7) % 200 + 10 for place in range(options.prompt)] for number in range(batch)]
     told = {"model": name, "max_tokens": options.tokens, "ignore_eos": True, "temperature": 0, "stream": True}
     streams = [Stream(f"{url}/v1/completions", {**told, "prompt": prompt, "return_token_ids": True}) for prompt in prompts]
@@ -93,6 +96,12 @@ def rate(url: str, name: str, batch: int, options: argparse.Namespace) -> float:
     for stream in streams:
         if len(stream.times) != options.tokens:
             raise SystemExit(f"a request was not answered to the end: {stream.error}")
+    return streams
+
+
+def rate(url: str, name: str, batch: int, options: argparse.Namespace) -> float:
+    """Return tokens a second while all requests of a batch are being answered."""
+    streams = answer(url, name, batch, options)
     begun, ended = max(stream.times[0] for stream in streams), min(stream.times[-1] for stream in streams)
     if ended <= begun:
         raise SystemExit(f"no moment had all {batch} requests in it: give more --tokens")
@@ -104,12 +113,15 @@ def rates(export: Export, options: argparse.Namespace, logs: Path) -> dict[int, 
     arguments = ("--dtype", "float32", "--max-model-len", str(options.prompt + options.tokens + 32), "--max-num-seqs", "8")
     more = () if options.compile else ("--enforce-eager",)
     settings = {"OMP_NUM_THREADS": str(options.threads), "VLLM_NO_USAGE_STATS": "1"}
-    engine = Engine(options.python, look_at(options.python).cpu, {"both": (*arguments, *more)}, {"both": settings})
+    engine = Engine(
+        options.python, look_at(options.python).cpu, {"both": (*arguments, *more)}, {"both": settings}, options.connector
+    )
     ports = Ports(options.port, options.port + 1, options.port + 2, options.port + 3)
     with running(commands_for(export, engine, ports, logs / "storage"), logs) as servers:
         wait_until_healthy(servers, START_SECONDS)
         url = servers[-1].command.url
-        rate(url, export.name, max(options.batches), options)
+        # The first requests wait for a handshake, and need not be in flight together.
+        answer(url, export.name, max(options.batches), options)
         return {batch: max(rate(url, export.name, batch, options) for _ in range(options.repeats)) for batch in options.batches}
 
 
@@ -136,11 +148,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the fastest stands (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="times that each pair is started (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each server (default: %(default)s)")
+    parser.add_argument(
+        "--connector", choices=("example", "nixl"), default="example", help="what K/V go through (default: %(default)s)"
+    )
     parser.add_argument("--port", type=int, default=18000, help="the first of five ports (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="with torch.compile, which takes minutes to start")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     options = parser.parse_args()
-    check_engine(options.python, look_at(options.python), wants_nixl=True)
+    check_engine(options.python, look_at(options.python), wants_nixl=options.connector == "nixl")
     torch.set_num_threads(1)
     host, where = load_plugins(), environment()
     model = open_model(resolve({"model": options.model, "prune": {"blocks": 1}}, host, where="benchmark.toml").model, host)
@@ -171,7 +186,14 @@ def main() -> None:
         "unit": "tokens/s",
         "batches": rows,
     }
-    told = {"benchmark": "serve", "goal": GOAL, "blocks": options.blocks, "tokens": options.tokens, "compile": options.compile}
+    told = {
+        "benchmark": "serve",
+        "goal": GOAL,
+        "blocks": options.blocks,
+        "tokens": options.tokens,
+        "compile": options.compile,
+        "connector": options.connector,
+    }
     write(options.json, where, {**told, "vllm": look_at(options.python).vllm, **figures})
 
 

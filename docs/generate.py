@@ -14,9 +14,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from generator.benchmarks import benchmarks_page
 from generator.code import hooks_page, python_page
 from generator.components import families_page, kind_page, readme
-from generator.measured import benchmarks_page, results
+from generator.measured import results
 from generator.recipes import command_line_page, recipe_page, sweep_page
 
 from pdtrim_core import load_plugins

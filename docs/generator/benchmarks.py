@@ -1,0 +1,198 @@
+# ruff: noqa: ISC004 - long sentences are written over several lines
+"""The page of benchmarks, from what they wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from generator.markup import table
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def benchmarks_page() -> str:
+    """Return the page of results, from what the benchmarks wrote."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(BENCHMARKS.glob("*.json"))]
+    sections: dict[str, tuple[str, str, list[str], Callable[[Mapping[str, Any]], list[list[str]]]]] = {
+        "search_cost": (
+            "Measuring candidates",
+            "Plans that annealing visits, each measured by pdtrim-core and in the plain way (a physically pruned copy in "
+            "lm-evaluation-harness' `HFLM`), in turn in one process. The ratio says how many candidates are measured while the "
+            "plain way measures one. As searched, a candidate stops once it cannot be accepted any more; whole, every item of "
+            "every candidate is measured, and values are compared.",
+            ["items", "format", "as searched", "with set-up", "whole", "values that differ"],
+            lambda result: [search_row(result)],
+        ),
+        "pruning_cost": (
+            "A whole pruning",
+            "Seconds from opened model to plan, against a loop that removes one block after the other and measures all that are "
+            "left each time, in the plain way. Neither merges. Both plans are then measured on items kept apart.",
+            ["items", "objective", "ours", "the loop", "ratio", "items kept apart", "ours there", "the loop there"],
+            lambda result: [pruning_row(result)],
+        ),
+        "merge_cost": (
+            "One merge",
+            "Seconds on the clock to train one merged block with the defaults of the distiller `mse`, each way in a process of "
+            "its own. The plain way runs every batch from the first block on, in every epoch; ours keeps the streams in front of "
+            "the pair and behind it. "
+            "Memory is what the process took at most, Python and torch included, less the weights.",
+            ["tokens", "threads", "ours", "nothing kept", "ratio", "memory beyond the weights", "error before", "error after"],
+            lambda result: [merge_row(result)],
+        ),
+        "eval_speed": (
+            "Evaluating",
+            "Sets of tasks on the dense model: the model class of `pdtrim-core eval` and lm-evaluation-harness' own `HFLM`, task "
+            "by task and in turn in one process. Seconds of the processor, from loaded task to metrics.",
+            [
+                "tasks",
+                "items of each",
+                "format",
+                "ours",
+                "`HFLM`",
+                "ratio",
+                "on the clock",
+                "metrics that differ",
+                "nats a token",
+            ],
+            lambda result: [eval_row(result)],
+        ),
+        "serve": (
+            "Serving",
+            "Tokens a second of decode in vLLM on a processor, a dense pair and a pruned one in turn, on the clock. A step reads "
+            "the weights once and the K/V of each request, so the ratio of bytes is the most that pruning can bring; the last "
+            "column is how much of that arrived.",
+            ["vLLM", "blocks less", "requests at a time", "dense", "pruned", "ratio", "bytes allow", "reached"],
+            serve_rows,
+        ),
+    }
+    parts = [
+        "# Benchmarks",
+        "Ratios of two things timed in one run, as the scripts under `benchmarks/` wrote them to `benchmarks/results/`. Where it "
+        "is not said otherwise they are ratios of processor time, which other work on the machine changes less. To run one of "
+        "them again:",
+        "<!-- not run: takes minutes, and needs lm_eval -->\n\n```sh\npython benchmarks/search_cost.py --json "
+        "benchmarks/results/search-cost-float32.json\npython docs/generate.py\n```",
+    ]
+    for name, (title, about, header, rows) in sections.items():
+        own = [result for result in results if result["benchmark"] == name]
+        if own:
+            lines = [line for result in own for line in rows(result)]
+            parts += [f"## {title}", about, table(header, lines)]
+            parts += [f"- {line}" for result in own for line in remarks(result)]
+    for result in (result for result in results if result["benchmark"] == "refinement"):
+        parts += ["## Other pruners, refined", refinement_about(result), refinement_table(result)]
+    machines = sorted({f"{r['machine']}, {r['threads']} thread{'s' * (r['threads'] > 1)}; {versions_of(r)}" for r in results})
+    return "\n\n".join([*parts, "## Machine", *machines])
+
+
+def refinement_about(result: Mapping[str, Any]) -> str:
+    """Return what a result of `refinement` compares."""
+    return (
+        "Each pruner removes as many parameters as five blocks hold; the splitter gives back to prefill what brings "
+        f"{result['threshold']:g} percent of the unified value, element by element. Compared on {result['items']} that neither "
+        f"saw, by the margin, {result['dtype']}. The difference is staged less unified, in nats, paired over items."
+    )
+
+
+def refinement_table(result: Mapping[str, Any]) -> str:
+    """Return the plans of each pruner, the same in both stages and with a prefill of its own."""
+    header = ["pruner", "decode loses", "prefill saves", "given back", "unified", "staged", "difference"]
+    rows = [
+        [
+            f"`{one['pruner']}`",
+            f"{one['decode']:.1%} of parameters",
+            f"{one['prefill']:.1%} of FLOPs",
+            f"{one['given_back']} of {one['elements']}",
+            f"{one['unified']:.2f}",
+            f"{one['staged']:.2f}",
+            f"{one['difference']:+.3f} +- {one['error']:.3f}",
+        ]
+        for one in result["pruners"]
+    ]
+    return table(header, rows)
+
+
+def versions_of(result: Mapping[str, Any]) -> str:
+    """Return the versions that a result was made with."""
+    return ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+
+
+def search_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `search_cost`."""
+    cpu, count = result["cpu"], result["compared"]
+    differ = f"{result['points_differ']} of {count} plans, {result['items_differ']} items"
+    ratios = [f"{cpu[key]:.1f} x" for key in ("ratio", "ratio_with_once", "ratio_whole")]
+    how = f"{result['dtype']}, compiled" if result.get("compiled") else result["dtype"]
+    return [result["items"], how, *ratios, differ]
+
+
+def pruning_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `pruning_cost`."""
+    apart = result["held_out"]
+    values = [f"{apart[who]['mean']:.3f} +- {apart[who]['mean_error']:.3f} {result['unit']}" for who in ("ours", "theirs")]
+    seconds = [f"{result[who]:.0f} s" for who in ("ours", "theirs")]
+    return [result["items"], result["objective"], *seconds, f"{result['ratio']:.1f} x", str(result["apart"]), *values]
+
+
+def merge_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `merge_cost`."""
+    own = result["ways"]["ours"]
+    seconds = [f"{result[who]:.0f} s" for who in ("ours", "theirs")]
+    figures = [
+        f"{result['ratio']:.1f} x",
+        f"{own['beyond_weights'] / 1e9:.2f} GB",
+        f"{own['untrained']:.3g}",
+        f"{own['trained']:.3g}",
+    ]
+    return [f"{result['tokens']:,}", f"{own['threads']:.0f}", *seconds, *figures]
+
+
+def eval_row(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of one result of `eval_speed`."""
+    cpu, tasks = result["cpu"], result["tasks"]
+    seconds = [f"{cpu[who]:.0f} s" for who in ("ours", "theirs")]
+    ratios = [f"{cpu['ratio']:.1f} x", f"{result['ratio']:.1f} x"]
+    same = [str(result["metrics_differ"]), f"{result['largest_difference']:.0e}"]
+    names = ", ".join(task["task"] for task in tasks)
+    return [names, str(tasks[0]["items"]), result["dtype"], *seconds, *ratios, *same]
+
+
+def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the lines of one result of `serve`, one a batch size."""
+    return [
+        [
+            result["vllm"],
+            str(result["blocks"]),
+            str(row["batch"]),
+            *(f"{row[who]:.1f} tokens/s" for who in ("theirs", "ours")),
+            f"{row['ratio']:.2f} x",
+            f"{row['ideal']:.2f} x",
+            f"{row['share_of_ideal']:.0%}",
+        ]
+        for row in result["batches"]
+    ]
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Return what else a result says: where the time goes, or which plans were found."""
+    if result["benchmark"] in ("merge_cost", "eval_speed", "serve"):
+        return []
+    if result["benchmark"] == "search_cost":
+        shares = result["shares"]
+        floor = sum(share for part, share in shares.items() if part.startswith("matrix"))
+        told = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+        return [
+            f"{search_row(result)[1]}: {told}. With its matrix products and nothing else a candidate would take {floor:.0%} of "
+            f"its time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of "
+            f"{result['compared']} plans were stopped early; set-up took {result['once_seconds']:.1f} s. "
+            f"On the clock: {result['ratio']:.1f} x as searched, at a load of {result['load']}."
+        ]
+    gain, plans = result["held_out"]["gain"], result["plans"]
+    return [
+        f"{result['objective']}: ours is {plans['ours']}; the loop removes {plans['theirs']} in {result['measurements']} "
+        f"measurements. Ours less the loop's, item by item: {gain['mean']:.3f} +- {gain['mean_error']:.3f} {result['unit']}. On "
+        f"the clock, the two at different times: {result['clock']['ratio']:.1f} x."
+    ]
