@@ -37,7 +37,7 @@ class Gain(StageSplitter):
         if coarse > needed:
             yield Note(
                 f"splitter gain: the threshold of {needed:.3g} points is below the standard error of a gain ({coarse:.1f} "
-                "points): use more calibration samples, or a smoother objective such as margin"
+                "points): use more calibration samples; the objective margin is smoother than accuracy"
             )
         if self.mode == "cumulative":
             final, _ = yield from self._one_by_one(start, before, needed)

@@ -137,7 +137,7 @@ def test_a_threshold_below_the_standard_error_is_warned_of() -> None:
     notes = _split_items(Gain(), before, after)
     assert "".join(notes) == (
         f"splitter gain: the threshold of 3 points is below the standard error of a gain ({error:.1f} points): use more "
-        "calibration samples, or a smoother objective such as margin"
+        "calibration samples; the objective margin is smoother than accuracy"
     )
     assert _split_items(Gain(threshold=error + 0.01), before, after) == []
     assert len(_split_items(Gain(threshold=error - 0.01), before, after)) == 1
