@@ -19,7 +19,8 @@ from pdtrim_core.outcome import Outcome
 from pdtrim_core.pipeline import open_model
 from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost, load_plugins
-from pdtrim_core.recipe import Recipe, plugin_files, resolve
+from pdtrim_core.recipe import Recipe, resolve
+from pdtrim_core.recipe_data import plugin_files
 from pdtrim_core.run_folder import load_outcome
 from pdtrim_core.shared import Shared, keys_of
 

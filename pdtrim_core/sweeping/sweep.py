@@ -13,10 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pdtrim_core.checking import checked
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.evaluations import Side
 from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import Recipe, checked, load, parse_setting, plugin_files, put, resolve
+from pdtrim_core.recipe import Recipe, resolve
+from pdtrim_core.recipe_data import load, parse_setting, plugin_files, put
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.table import COLUMNS, DEFAULT_COLUMNS, short_keys
 

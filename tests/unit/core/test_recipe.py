@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from pdtrim_core import ModelSource, PluginHost, RecipeError, Scorer, hookimpl, load_plugins
 from pdtrim_core.components import KINDS
 from pdtrim_core.plugins import Origin
-from pdtrim_core.recipe import DEFAULTS, Recipe, load, override, plugin_files, read, resolve, schema
+from pdtrim_core.recipe import Recipe, read, resolve
+from pdtrim_core.recipe_data import DEFAULTS, load, override, plugin_files
+from pdtrim_core.recipe_schema import schema
 from pdtrim_core.settings import Quantile
 from pdtrim_core.sweeping.sweep import is_sweep
 from tests.unit.core.examples import given
