@@ -35,11 +35,12 @@ from pdtrim_core.files import cache_folder, whole_folder, write_whole
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.outcome import Gain, MergeResult, Outcome, SearchStep, Value
-from pdtrim_core.plan import Plan, SavedPlan
+from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.pruned import Pruned
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.records import RunRecord, read_record
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.scores import Scores, pair_scores
 from pdtrim_core.search import Candidate, Points, Reading
 from pdtrim_core.shared import Shared

@@ -26,12 +26,13 @@ from pdtrim_core.merging import Merges
 from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import added_biases
 from pdtrim_core.outcome import Cost, Environment, Outcome, Sets, machine, peak_memory, versions
-from pdtrim_core.plan import Plan, SavedPlan
+from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.pruning import Pruning, prune
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import RunFolder, open_run_folder
 from pdtrim_core.run_log import RunLog
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.scores import Scores
 from pdtrim_core.settings import Quantile
 from pdtrim_core.shared import Shared, keys_of

@@ -22,9 +22,10 @@ from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import MODULES, save_modules
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import FirstToken, Plan, SavedPlan
+from pdtrim_core.plan import FirstToken, Plan
 from pdtrim_core.plugins import Origin, PluginHost, load_plugins
 from pdtrim_core.recipe import resolve
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_transformers
 
 
