@@ -7,25 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pdtrim_core.asks import Answer, Ask, AtLeast, Note, Probe, Staged
 from pdtrim_core.calibration import Item, Sample, encode, python_reference
 from pdtrim_core.components import (
-    Answer,
-    Ask,
-    AtLeast,
     CalibrationSource,
     Distiller,
     Exporter,
     LoadedModel,
     ModelSource,
-    Note,
     Objective,
-    Probe,
     Pruner,
     Report,
     Scorer,
     Searcher,
-    SimilarityScorer,
-    Staged,
     StageSplitter,
 )
 from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
@@ -44,6 +38,7 @@ from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.scores import Scores, pair_scores
 from pdtrim_core.search import Candidate, Points, Reading
 from pdtrim_core.shared import Shared
+from pdtrim_core.similarity_scorer import SimilarityScorer
 from pdtrim_core.space import SearchSpace
 
 if TYPE_CHECKING:
