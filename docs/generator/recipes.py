@@ -11,7 +11,7 @@ from pdtrim_core.components import KINDS
 from pdtrim_core.recipe_data import DEFAULTS, LISTS
 from pdtrim_core.settings import Evaluation, Prune, Quantile, Settings
 from pdtrim_core.sweeping.evaluate_table import Evaluate
-from pdtrim_core.sweeping.sweep import Entry, SweepFile
+from pdtrim_core.sweeping.sweep_file import Entry, SweepFile
 from pdtrim_core.sweeping.table import COLUMNS
 
 
