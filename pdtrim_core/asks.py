@@ -1,4 +1,4 @@
-"""What components ask of the core while they work: the value of plans, and what the model under a plan answers."""
+"""What components ask of the core while they work, such as the value of a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The points of a sweep: the settings of each run and its name, from a grid and single runs."""
+"""The points of a sweep: the settings of each run, under the name of its folder."""
 
 from __future__ import annotations
 
