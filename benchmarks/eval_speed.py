@@ -27,7 +27,7 @@ from plain_way import MISSING, Timed
 from subject import environment, write
 
 from pdtrim_core import BlockModel, LoadedRun, load_plugins
-from pdtrim_core.pipeline import open_model
+from pdtrim_core.first_steps import open_model
 from pdtrim_core.recipe import resolve
 
 TASKS = "arc_easy,arc_challenge,piqa,hellaswag"

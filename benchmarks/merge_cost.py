@@ -25,8 +25,8 @@ import torch
 from subject import environment, write
 
 from pdtrim_core import Item, Merge, TeacherBatch, load_plugins, merges, python_reference
+from pdtrim_core.first_steps import open_model
 from pdtrim_core.merges import SEQUENCE_TOKENS, MergeStore, TeacherBatches
-from pdtrim_core.pipeline import open_model
 from pdtrim_core.recipe import resolve
 from pdtrim_core.trunk import Trunk
 

@@ -21,10 +21,10 @@ from subject import COUNT, environment, write
 
 from pdtrim_core import PdtrimError, Plan, Pruner, load_plugins
 from pdtrim_core.pipeline import run
-from pdtrim_core.plan import plan_from_json
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import resolve
 from pdtrim_core.run_folder import measured_in
+from pdtrim_core.saved_plan import plan_from_json
 from pdtrim_core.search import standard_error
 from pdtrim_core.shared import Shared
 

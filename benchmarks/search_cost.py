@@ -34,8 +34,8 @@ from torch import nn
 
 from pdtrim_core import Plan
 from pdtrim_core.bench import packing_agrees
+from pdtrim_core.first_steps import score
 from pdtrim_core.measuring import Measurement
-from pdtrim_core.pipeline import score
 from pdtrim_core.search import Ledger, Reading, drive
 from pdtrim_core.space import search_space, two_sets
 from pdtrim_core.stages import StagedModel

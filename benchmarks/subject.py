@@ -18,7 +18,7 @@ import torch
 
 from pdtrim_core import BlockModel, Sample, load_plugins
 from pdtrim_core.calibration import Calibration, calibrate
-from pdtrim_core.pipeline import open_model
+from pdtrim_core.first_steps import open_model
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe, resolve
 

@@ -7,25 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pdtrim_core.asks import Answer, Ask, AtLeast, Note, Probe, Staged
 from pdtrim_core.calibration import Item, Sample, encode, python_reference
 from pdtrim_core.components import (
-    Answer,
-    Ask,
-    AtLeast,
     CalibrationSource,
     Distiller,
     Exporter,
     LoadedModel,
     ModelSource,
-    Note,
     Objective,
-    Probe,
     Pruner,
     Report,
     Scorer,
     Searcher,
-    SimilarityScorer,
-    Staged,
     StageSplitter,
 )
 from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
@@ -35,14 +29,16 @@ from pdtrim_core.files import cache_folder, whole_folder, write_whole
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.outcome import Gain, MergeResult, Outcome, SearchStep, Value
-from pdtrim_core.plan import Plan, SavedPlan
+from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.pruned import Pruned
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.records import RunRecord, read_record
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.scores import Scores, pair_scores
 from pdtrim_core.search import Candidate, Points, Reading
 from pdtrim_core.shared import Shared
+from pdtrim_core.similarity_scorer import SimilarityScorer
 from pdtrim_core.space import SearchSpace
 
 if TYPE_CHECKING:

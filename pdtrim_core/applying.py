@@ -13,9 +13,10 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.loading import LoadedRun
 from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import MODULES, load_modules
-from pdtrim_core.plan import FirstToken, Plan, SavedPlan
+from pdtrim_core.plan import FirstToken, Plan
 from pdtrim_core.plugins import PluginHost, load_plugins
 from pdtrim_core.run_folder import load_plan
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.stages import StagedModel
 from pdtrim_core.trunk import Trunk
 

@@ -11,13 +11,14 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pdtrim_core.asks import Answer, Ask, Staged
 from pdtrim_core.calibration import Item, Sample, python_reference
 from pdtrim_core.plan import Plan
-from pdtrim_core.scores import Scores, pair_scores
+from pdtrim_core.scores import Scores
 from pdtrim_core.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -30,39 +31,6 @@ if TYPE_CHECKING:
     from pdtrim_core.pruned import Pruned
     from pdtrim_core.pruning import PruneContext
     from pdtrim_core.records import RunRecord
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Ask for the value of a plan on the way to one: it may remove fewer blocks, and it is never the result."""
-
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class AtLeast:
-    """Ask for a plan's value only if it reaches a floor (points); measuring may stop as soon as it cannot.
-
-    A plan that reaches it is taken. `temperature` (points) is what a search by annealing had at this step; reports show it.
-    """
-
-    plan: Plan | Probe
-    floor: float
-    temperature: float | None = None
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something that a searcher or splitter has to say to the user; nothing is sent back."""
-
-    text: str
-
-
-Ask = Plan | Probe | list[Plan] | list[Probe] | AtLeast | Note
-"""What a searcher or splitter yields: a plan or a probe, several that are independent of each other, a plan with a floor, or a
-note."""
-Answer = Any
-"""What it is sent back: `Points` (a float), a list of them, or `Points` or None where the floor was not reached."""
 
 
 class Component(BaseModel, ABC):
@@ -90,27 +58,6 @@ class Scorer(Component):
 
         Called once a run, on the dense model. The model must be left as it is.
         """
-
-
-class SimilarityScorer(Scorer):
-    """A scorer that compares hidden states before and after a block; the means and the pairs come with it.
-
-    Set `is_similarity` where the numbers are cosines, in [-1, 1]; others are used by rank.
-    """
-
-    is_similarity: ClassVar[bool] = False
-
-    @abstractmethod
-    def similarity(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return how alike two states are, `[batch, token]` from `[batch, token, hidden]` twice, in float32.
-
-        Higher is more alike, so safer to remove.
-        """
-
-    def score(self, context: ScoreContext) -> Scores:
-        """Return the mean similarity over all real tokens, and the pair scores of PDTrim, Eq. 3."""
-        one, two = context.mean_over_tokens(self.similarity)
-        return Scores(block=one, pair=pair_scores(one, two), similarity=self.is_similarity)
 
 
 class Searcher(Component):
@@ -194,20 +141,6 @@ class StageSplitter(Component):
         """Return about how many measurements a split takes, for the preview; None where that is unknown."""
         del space
         return None
-
-
-class Staged(Protocol):
-    """What an objective may ask of the model under a plan; `stages.StagedModel` is one."""
-
-    def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
-        """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
-
-    def divergences(self, items: Sequence[Item]) -> list[float]:
-        """Return for each item how far the plan is from the dense model, 0 or more.
-
-        It is the mean, over the tokens of the right choice, of KL(dense || plan) in nats between the two distributions of
-        the next token.
-        """
 
 
 class Objective(Component):

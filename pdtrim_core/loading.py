@@ -13,13 +13,14 @@ from torch import nn
 from pdtrim_core.elements import Drop, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.evaluations import Side
+from pdtrim_core.first_steps import open_model
 from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.pipeline import open_model
 from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost, load_plugins
-from pdtrim_core.recipe import Recipe, plugin_files, resolve
+from pdtrim_core.recipe import Recipe, resolve
+from pdtrim_core.recipe_data import plugin_files
 from pdtrim_core.run_folder import load_outcome
 from pdtrim_core.shared import Shared, keys_of
 

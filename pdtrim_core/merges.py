@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pdtrim_core.block_calls import Call
 from pdtrim_core.calibration import Item
 from pdtrim_core.components import Distiller
 from pdtrim_core.elements import Merge
 from pdtrim_core.errors import PdtrimError, PluginError, blame
-from pdtrim_core.model import BlockModel, Call
+from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import read_module, write_module
 from pdtrim_core.trunk import PreparedBatch, Trunk
 

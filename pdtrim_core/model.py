@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
+from pdtrim_core.block_calls import Call, run_block, split_call
+from pdtrim_core.chain import check_config, probe
 from pdtrim_core.elements import Shrink
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model_sizes import sizes_of
@@ -30,15 +31,6 @@ from pdtrim_core.sizes import ModelSizes
 COMPILERS = ("torch._dynamo", "torch._inductor")
 HEAD_NUMBERS = 2**25
 """Logits held at once, in numbers: the head runs over this many divided by the vocabulary positions at a time."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a block is given beside the hidden states, as the model's own forward gives it."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    by_keyword: bool
 
 
 @dataclass(frozen=True)
@@ -64,8 +56,9 @@ class BlockModel:
         self.license = license_id
         self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(place.blocks))
         self.config = model.config.get_text_config()
-        _refuse(model.config, self.config, name)
-        self._returns, self._last_width = self._probe()
+        check_config(model.config, self.config, name)
+        one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, place=place.blocks)
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
         self._logits: Tensor | None = None
@@ -122,7 +115,7 @@ class BlockModel:
 
         def note(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden, call = _split(args, kwargs)
+                hidden, call = split_call(args, kwargs)
                 inputs.append(hidden)
                 calls.append(call)
                 # One token is enough behind the last block: nobody reads what the head makes of it.
@@ -140,7 +133,7 @@ class BlockModel:
         block = self.blocks[index] if module is None else module
         call = calls[index]
         # Training goes on as it is: it changes weights, and keeps what a compiled block would fuse away.
-        run = self._compiled_run if self.compiles and torch.is_inference_mode_enabled() else _run
+        run = self._compiled_run if self.compiles and torch.is_inference_mode_enabled() else run_block
         try:
             return run(block, hidden_BTD, call.args, call.kwargs, by_keyword=call.by_keyword)
         except RuntimeError as error:
@@ -154,7 +147,7 @@ class BlockModel:
     @cached_property
     def _compiled_run(self) -> Callable[..., Tensor]:
         # One compilation for all blocks that are alike, and for batches of all shapes.
-        compiled: Callable[..., Tensor] = torch.compile(_run, dynamic=True)
+        compiled: Callable[..., Tensor] = torch.compile(run_block, dynamic=True)
         return compiled
 
     def units(self, block: int) -> Units:
@@ -227,7 +220,7 @@ class BlockModel:
             return self.wrap(self.block_count - 1, hidden_ND[:, None])
 
         def hand_through(*args: Any, **kwargs: Any) -> Any:
-            return self.wrap(0, _split(args, kwargs)[0])
+            return self.wrap(0, split_call(args, kwargs)[0])
 
         patches = dict.fromkeys(range(self.block_count - 1), hand_through)
         with self.patched({**patches, self.block_count - 1: hand_over}):
@@ -274,73 +267,3 @@ class BlockModel:
         """Return a stream in the form of a block's output."""
         rest = self._returns[index]
         return hidden_BTD if rest is None else (hidden_BTD, *rest)
-
-    def _probe(self) -> tuple[tuple[tuple[Any, ...] | None, ...], int]:
-        """Run one token through the model; learn whether blocks return tensors or tuples and that they form a chain.
-
-        The second number is the width of the stream behind the last block, which a replaced model's first block may not have.
-        """
-        seen: list[tuple[Tensor, Any]] = []
-        hooks = [
-            block.register_forward_hook(
-                lambda module, args, kwargs, output: seen.append((_split(args, kwargs)[0], output)), with_kwargs=True
-            )
-            for block in self.blocks
-        ]
-        try:
-            with torch.inference_mode():
-                self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        chained = len(seen) == self.block_count and all(
-            _first(before).data_ptr() == after.data_ptr() or torch.equal(_first(before), after)
-            for (_, before), (after, _) in pairwise(seen)
-        )
-        if not chained:
-            raise PdtrimError(
-                f"{self.name}: the blocks at {self.place.blocks} are not a plain chain in which each takes the output of "
-                "the one before; this architecture cannot be pruned by blocks"
-            )
-        returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, output in seen)
-        return returns, _first(seen[-1][1]).shape[-1]
-
-
-def _run(block: nn.Module, hidden_BTD: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, by_keyword: bool) -> Tensor:
-    if by_keyword:
-        return _first(block(hidden_states=hidden_BTD, **kwargs))
-    return _first(block(hidden_BTD, *args, **kwargs))
-
-
-def _split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Call]:
-    """Return the hidden states of a block call and the rest of it. Refuses calls that carry a cache."""
-    rest = dict(kwargs)
-    by_keyword = not args
-    hidden = rest.pop("hidden_states") if by_keyword else args[0]
-    for value in (*args[1:], *rest.values()):
-        if isinstance(value, dict) or hasattr(value, "get_seq_length"):
-            raise PdtrimError("blocks of this model share a cache or a dictionary while they run, so they cannot run one by one")
-    return hidden, Call(args[1:], rest, by_keyword)
-
-
-def _first(output: Any) -> Tensor:
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
-
-
-def _refuse(config: Any, text_config: Any, name: str) -> None:
-    """Raise for models that cannot be run by stages, with the reason."""
-    if getattr(config, "is_encoder_decoder", False):
-        raise PdtrimError(f"{name} is an encoder-decoder model; prefill and decode are stages of decoder-only models")
-    if getattr(config, "quantization_config", None) is not None:
-        raise PdtrimError(f"{name} has quantised weights; prune the full-precision checkpoint and quantise the result")
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        kind = parameters.get("rope_type", "default")
-        if kind in ("longrope", "dynamic"):
-            raise PdtrimError(
-                f"{name} uses {kind} rotary embeddings, which change with the length of the batch: measurements would "
-                "depend on what else is in the batch"
-            )
-    if getattr(text_config, "num_kv_shared_layers", 0):
-        raise PdtrimError(f"{name} shares K/V between blocks, so a block cannot go alone")

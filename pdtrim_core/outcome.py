@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.errors import PdtrimError, PlanError
-from pdtrim_core.plan import SavedPlan
+from pdtrim_core.saved_plan import SavedPlan
 
 OUTCOME_FORMAT = 1
 PACKAGES = ("pdtrim-core", "torch", "transformers", "safetensors", "pluggy", "pydantic")

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pdtrim_core.asks import Staged
 from pdtrim_core.calibration import Calibration, Item, digest_of
-from pdtrim_core.components import Objective, Pruner, Staged
+from pdtrim_core.components import Objective, Pruner
 from pdtrim_core.context import ScoreContext
 from pdtrim_core.elements import Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, blame

@@ -1,17 +1,14 @@
-"""Recipes: what a run should do, read from TOML and checked whole, with all problems reported at once."""
+"""Recipes whose every part is made: from data to components, with all problems reported at once."""
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast, get_args
+from typing import Any, Self, cast
 
-import tomli
-from pydantic import BaseModel, ValidationError
-
+from pdtrim_core.checking import checked
 from pdtrim_core.components import (
     KINDS,
     CalibrationSource,
@@ -26,28 +23,12 @@ from pdtrim_core.components import (
     Searcher,
     StageSplitter,
 )
-from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean
+from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.plugins import PluginHost, load_plugins
+from pdtrim_core.recipe_data import DEFAULTS, LISTS, STAGED_SPLITTER, change, load, override, plugin_files
 from pdtrim_core.settings import Settings
 
-M = TypeVar("M", bound=BaseModel)
-
 OWN_DISTRIBUTION = "pdtrim-core"
-
-
-DEFAULTS: dict[str, Any] = {
-    "scorer": "cosine",
-    "searcher": "annealing",
-    "distiller": "mse",
-    "splitter": "gain",
-    "objective": "accuracy",
-    "calibration": "mini",
-    "exporter": ["plan"],
-    "report": ["table"],
-}
-STAGED_SPLITTER = "as-found"
-"""The splitter of a recipe that names none, where its searcher finds both stages."""
-LISTS = ("exporter", "report")
 REPLACED_BY_PRUNER = ("scorer", "searcher")
 
 
@@ -85,7 +66,7 @@ class Recipe:
 
         Raises `RecipeError` with all problems at once. `out` is the run folder, instead of the recipe's.
         """
-        data = _changed(load(Path(path)), changes)
+        data = change(load(Path(path)), changes)
         return cls.from_data(data, where=str(path), out=out, host=host)
 
     @classmethod
@@ -102,7 +83,7 @@ class Recipe:
 
         `where` names it in messages; its folder is where plugin files are looked for, and its stem names the run folder.
         """
-        data = _changed(data, changes)
+        data = change(data, changes)
         host = host or load_plugins(plugin_files(data, Path(where)))
         return cls(**vars(resolve(data, host, where=where, out=None if out is None else Path(out))))
 
@@ -131,65 +112,6 @@ def _component_data(use: str, component: Component) -> dict[str, Any]:
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:
     """Return data without keys that hold None, which TOML cannot say; at every depth."""
     return {key: _without_none(value) if isinstance(value, dict) else value for key, value in data.items() if value is not None}
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Return the data of a recipe file. Raises `RecipeError` naming the line for what is not TOML."""
-    try:
-        return tomli.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(str(path), ["no such file"]) from None
-    except IsADirectoryError:
-        raise RecipeError(str(path), ["this is a folder: name the recipe in it"]) from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(str(path), [f"not text in UTF-8 (byte {error.start})"]) from None
-    except tomli.TOMLDecodeError as error:
-        raise RecipeError(str(path), [f"not valid TOML: {error}"]) from None
-
-
-def plugin_files(data: Mapping[str, Any], recipe: Path) -> list[Path]:
-    """Return the plugin files that a recipe names, relative to its own folder."""
-    names = data.get("plugins", [])
-    return [recipe.parent / name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def override(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Return recipe data with settings of the form "key.subkey=value" put in; a value is TOML, or else a string."""
-    for setting in settings:
-        keys, value = parse_setting(setting)
-        data = put(data, keys, value)
-    return data
-
-
-def _changed(data: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    changed = dict(data)
-    for key, value in (changes or {}).items():
-        changed = put(changed, key.split("."), value)
-    return changed
-
-
-def parse_setting(setting: str) -> tuple[list[str], Any]:
-    """Return the keys and the value of a setting of the form "key.subkey=value"."""
-    key, equals, value = setting.partition("=")
-    if not equals or not all(key.split(".")):
-        raise RecipeError("--set", [f"'{setting}': say KEY=VALUE, such as searcher.t0=5"])
-    return key.strip().split("."), _toml_value(value.strip())
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomli.loads(f"value = {text}")["value"]
-    except tomli.TOMLDecodeError:
-        return text
-
-
-def put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return recipe data with one value put in; a component that was given by its name becomes a table on the way."""
-    if len(keys) == 1:
-        return {**data, keys[0]: value}
-    inner = data.get(keys[0], DEFAULTS.get(keys[0], {}))
-    inner = {"path" if keys[0] == "model" else "use": inner} if isinstance(inner, str) else inner
-    return {**data, keys[0]: put(inner if isinstance(inner, dict) else {}, keys[1:], value)}
 
 
 def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path | None = None) -> Recipe:
@@ -349,69 +271,3 @@ def _source_for(path: str, host: PluginHost) -> str | None:
         if accepted:
             return provided.component.name
     return None
-
-
-def checked(model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()) -> M | None:
-    """Return the model made from data, or None with what is wrong appended to `problems`; `place` names the data."""
-    try:
-        # JSON in strict mode bends nothing: true is no number and "5" is none, but a list may become a tuple.
-        return model.model_validate_json(json.dumps(dict(data), default=_no_json), strict=True)
-    except ValidationError as error:
-        problems += [_sentence(model, detail, place, also) for detail in error.errors()]
-    return None
-
-
-def _no_json(value: object) -> dict[str, str]:
-    """Return something that no option takes for a TOML value that JSON does not know: a date or a time."""
-    return {type(value).__name__: str(value)}
-
-
-def _sentence(model: type[BaseModel], detail: Mapping[str, Any], place: str, also: Iterable[str]) -> str:
-    location = [str(part) for part in detail["loc"] if not str(part).startswith("tag:")]
-    key = ".".join([place, *location] if place else location)
-    if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key{did_you_mean(location[-1], _keys_at(model, location[:-1], also))}"
-    if detail["type"] == "missing":
-        return f"{key}: required key is missing"
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if detail["type"] in ("model_type", "model_attributes_type"):
-        message = "must be a table"
-    return f"{key}: {message} (got {detail['input']!r})"
-
-
-def _keys_at(model: type[BaseModel], path: Sequence[str], also: Iterable[str]) -> list[str]:
-    fields = model.model_fields
-    for part in path:
-        inner = _table_in(fields[part].annotation) if part in fields else None
-        if inner is None:
-            return []
-        fields, also = inner.model_fields, ()
-    return [*fields, *also]
-
-
-def _table_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the table that a field holds, or may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((table for part in get_args(annotation) if (table := _table_in(part)) is not None), None)
-
-
-def schema(host: PluginHost) -> dict[str, Any]:
-    """Return the JSON schema of recipes for the components that are loaded, for editors."""
-    result = Settings.model_json_schema()
-    definitions = result.setdefault("$defs", {})
-    for kind in KINDS:
-        tables = []
-        for provided in host.of_kind(kind):
-            part = provided.component.model_json_schema()
-            definitions.update(part.pop("$defs", {}))
-            names = [provided.component.name, f"{provided.origin.source}/{provided.component.name}"]
-            part["properties"] = {"use": {"enum": names}, **part.get("properties", {})}
-            if kind != "model" and provided.component.name != DEFAULTS.get(kind):
-                part["required"] = ["use", *part.get("required", [])]
-            tables.append(part)
-        names = [name for table in tables for name in table["properties"]["use"]["enum"]]
-        one = {"anyOf": [{"type": "string"} if kind == "model" else {"enum": names}, *tables]}
-        result["properties"][kind] = {"anyOf": [one, {"type": "array", "items": one}]} if kind in LISTS else one
-    result["required"] = ["model", "prune"]
-    return {**result, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pdtrim-core recipe"}

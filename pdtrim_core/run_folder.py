@@ -17,7 +17,8 @@ import tomli_w
 from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.files import write_whole, writing
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import Plan, SavedPlan, plan_from_json, plan_to_json
+from pdtrim_core.plan import Plan
+from pdtrim_core.saved_plan import SavedPlan, plan_from_json, plan_to_json
 from pdtrim_core.search import Reading
 
 UNCOMPARED = ("out", "plugins", "exporter", "report")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pdtrim_core.errors import RecipeError
-from pdtrim_core.pipeline import draw, open_model, score
+from pdtrim_core.first_steps import draw, open_model, score
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_log import RunLog
 from pdtrim_core.scores import Scores

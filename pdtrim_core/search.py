@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, TypeVar
 
-from pdtrim_core.components import Answer, Ask, AtLeast, Note, Probe
+from pdtrim_core.asks import Answer, Ask, AtLeast, Note, Probe
 from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.plan import Plan
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core import two_phase
+from pdtrim_core.block_calls import Call
 from pdtrim_core.calibration import Item
 from pdtrim_core.elements import Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.model import HEAD_NUMBERS, BlockModel, Call
+from pdtrim_core.model import HEAD_NUMBERS, BlockModel
 from pdtrim_core.plan import Plan
 from pdtrim_core.trunk import Branch, Path, Place, PreparedBatch, Trunk
 

@@ -31,9 +31,10 @@ import torch
 import pdtrim_plugins
 from pdtrim_core import BlockModel, LoadedModel, ModelSource, PdtrimError, PluginHost, Recipe, Shared, hookimpl, load_plugins
 from pdtrim_core.cli.latency_tables import print_latencies
+from pdtrim_core.first_steps import open_model
 from pdtrim_core.hookspecs import PROJECT
 from pdtrim_core.outcome import machine, versions
-from pdtrim_core.pipeline import open_model, run
+from pdtrim_core.pipeline import run
 from pdtrim_core.plugins import Origin
 from pdtrim_core.recipe import resolve
 from pdtrim_core.shared import keys_of

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pdtrim_core import recipe as recipes
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.plugins import PluginHost, load_plugins
+from pdtrim_core.recipe import Recipe, read
+from pdtrim_core.recipe_data import load, plugin_files
 from pdtrim_core.sweeping.sweep import Changes, base_recipe, is_sweep, read_sweep
 
 
@@ -51,13 +52,13 @@ def _check(path: Path, settings: list[str], *, budget: bool) -> dict[str, Any]:
     return result
 
 
-def _read(path: Path, settings: list[str]) -> tuple[dict[str | None, recipes.Recipe], PluginHost]:
+def _read(path: Path, settings: list[str]) -> tuple[dict[str | None, Recipe], PluginHost]:
     """Return the recipe in a file, under None, or those of a sweep's runs by name."""
-    data = recipes.load(path)
+    data = load(path)
     if not is_sweep(data):
-        host = load_plugins(recipes.plugin_files(data, path))
-        return {None: recipes.read(path, host, settings=settings)}, host
-    host = load_plugins(recipes.plugin_files(base_recipe(data, path), path))
+        host = load_plugins(plugin_files(data, path))
+        return {None: read(path, host, settings=settings)}, host
+    host = load_plugins(plugin_files(base_recipe(data, path), path))
     return {run.point.name: run.recipe for run in read_sweep(path, host, Changes(settings)).runs}, host
 
 

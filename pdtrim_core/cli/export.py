@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.errors import RecipeError
-from pdtrim_core.recipe import parse_setting
+from pdtrim_core.recipe_data import parse_setting
 
 
 def export(

@@ -10,7 +10,8 @@ import typer
 from pdtrim_core.components import Report
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.plugins import PluginHost, load_plugins
-from pdtrim_core.recipe import plugin_files, resolve_reports
+from pdtrim_core.recipe import resolve_reports
+from pdtrim_core.recipe_data import plugin_files
 from pdtrim_core.records import RunRecord, read_record
 
 COMPARISON = "comparison"

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core import recipe as recipes
 from pdtrim_core.cli import reporting
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.plugins import Origin, load_plugins
+from pdtrim_core.recipe import read
+from pdtrim_core.recipe_data import load, plugin_files
 from pdtrim_core.sweeping.sweep import is_sweep
 
 
@@ -29,11 +30,11 @@ def run(
 ) -> None:
     """Carry out a recipe; go on where an interrupted run of it stopped."""
     del debug  # main() reads it
-    data = recipes.load(recipe)
+    data = load(recipe)
     if is_sweep(data):
         raise RecipeError(str(recipe), ["this is a sweep, a table of runs: carry it out with pdtrim-core sweep"])
-    host = load_plugins(recipes.plugin_files(data, recipe))
-    plan = recipes.read(recipe, host, settings=settings or (), out=out)
+    host = load_plugins(plugin_files(data, recipe))
+    plan = read(recipe, host, settings=settings or (), out=out)
     if dry_run:
         print(reporting.as_toml(plan))
         return

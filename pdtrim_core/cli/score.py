@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pdtrim_core import recipe as recipes
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.plugins import Origin, load_plugins
+from pdtrim_core.recipe import read
+from pdtrim_core.recipe_data import load, plugin_files
 
 if TYPE_CHECKING:
     from pdtrim_core.scoring import Ranking
@@ -27,12 +28,12 @@ def score(
 ) -> None:
     """Rank the blocks of a recipe's model by its scorer, the safest to remove first; measure nothing."""
     del debug  # main() reads it
-    host = load_plugins(recipes.plugin_files(recipes.load(recipe), recipe))
-    read = recipes.read(recipe, host, settings=settings or ())
+    host = load_plugins(plugin_files(load(recipe), recipe))
+    wanted = read(recipe, host, settings=settings or ())
     host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.scoring import rank  # noqa: PLC0415 - imports torch
 
-    ranking = rank(read)
+    ranking = rank(wanted)
     print(json.dumps(_data(ranking), indent=1) if as_json else _text(ranking))
 
 

@@ -13,7 +13,8 @@ from pdtrim_core.elements import Element
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.ladder import draw_ladder
 from pdtrim_core.plugins import load_plugins
-from pdtrim_core.recipe import plugin_files, resolve_reports
+from pdtrim_core.recipe import resolve_reports
+from pdtrim_core.recipe_data import plugin_files
 from pdtrim_core.run_folder import load_outcome, load_plan
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pdtrim_core import recipe as recipes
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.plugins import Origin, PluginHost, load_plugins
+from pdtrim_core.recipe_data import load, plugin_files
 from pdtrim_core.sweeping.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
 from pdtrim_core.sweeping.table import table_of
 
@@ -40,11 +40,11 @@ def sweep(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Carry out a table of runs; do what is not done yet, and print one table."""
-    given = recipes.load(file)
+    given = load(file)
     if not is_sweep(given):
         raise RecipeError(str(file), ["the key sweep = 1 is missing: a recipe is carried out by pdtrim-core run"])
     base = base_recipe(given, file)
-    host = load_plugins(recipes.plugin_files(base, file))
+    host = load_plugins(plugin_files(base, file))
     wanted = read_sweep(file, host, Changes(settings or (), out, data, unsafe_code), need_data=not dry_run)
     if dry_run:
         _print_plan(wanted, as_json=as_json)

@@ -30,7 +30,8 @@ from pdtrim_core.harness.tasks import Source
 from pdtrim_core.loading import LoadedRun
 from pdtrim_core.module_store import MODULES, REPLACED
 from pdtrim_core.outcome import versions
-from pdtrim_core.plan import FirstToken, plan_to_json
+from pdtrim_core.plan import FirstToken
+from pdtrim_core.saved_plan import plan_to_json
 
 PACKAGES = ("lm_eval", "datasets")
 

@@ -1,6 +1,6 @@
 """Measures latency: the dense model against the prefill, the decode and the unified model of a plan, each as it is served.
 
-Each runs the model's own forward over the blocks that it has, with a real cache; see `two_phase.stage_alone`.
+Each runs the model's own forward over the blocks that it has, with a real cache; see `stage_alone.stage_alone`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pdtrim_core.elements import Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model import BlockModel
 from pdtrim_core.plan import FirstToken, Plan
+from pdtrim_core.stage_alone import stage_alone
 from pdtrim_core.timing.results import Footprint, Measure, ModelName, Timing
 from pdtrim_core.timing.stopwatch import Prepared, in_turn, peak_beside, quartiles
 from pdtrim_core.trunk import free_memory
-from pdtrim_core.two_phase import stage_alone
 
 DECODED = 4
 """Tokens of each sequence that one timing of decode makes."""

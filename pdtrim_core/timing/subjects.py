@@ -14,9 +14,10 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.loading import LoadedRun
 from pdtrim_core.model import BlockModel
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import FirstToken, Plan, SavedPlan, plan_to_json
+from pdtrim_core.plan import FirstToken, Plan
 from pdtrim_core.plugins import PluginHost
 from pdtrim_core.run_folder import load_plan
+from pdtrim_core.saved_plan import SavedPlan, plan_to_json
 from pdtrim_core.timing.latency import Subject
 from pdtrim_core.timing.shapes import Shape, random_model, read_shape
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pdtrim_core import load_plugins
-from pdtrim_core.recipe import load, plugin_files, read
+from pdtrim_core.recipe import read
+from pdtrim_core.recipe_data import load, plugin_files
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,13 +18,15 @@ from torch import nn
 from pdtrim_core import pipeline
 from pdtrim_core.components import LoadedModel, ModelSource
 from pdtrim_core.elements import Merge, Shrink
+from pdtrim_core.first_steps import open_model
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import MODULES, save_modules
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import FirstToken, Plan, SavedPlan
+from pdtrim_core.plan import FirstToken, Plan
 from pdtrim_core.plugins import Origin, PluginHost, load_plugins
 from pdtrim_core.recipe import resolve
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_transformers
 
 
@@ -61,7 +63,7 @@ def tiny_host() -> PluginHost:
 
 def small_run() -> tuple[Outcome, BlockModel]:
     """Return the outcome of a real run on a tiny model, made once, and a fresh copy of that model."""
-    return _outcome(), pipeline.open_model(TinyModel(path=TINY), load_plugins())
+    return _outcome(), open_model(TinyModel(path=TINY), load_plugins())
 
 
 def run_with_plan(

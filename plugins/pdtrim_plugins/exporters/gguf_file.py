@@ -15,7 +15,7 @@ from pdtrim_plugins.exporters.checkpoints import plan_of
 from pdtrim_plugins.exporters.configs import ordinary
 from pdtrim_plugins.exporters.gguf_tokenizer import copy_fields, write_fields
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
-from pdtrim_plugins.model_sources import gguf_behind
+from pdtrim_plugins.model_sources.package import gguf_behind
 
 if TYPE_CHECKING:
     import numpy as np

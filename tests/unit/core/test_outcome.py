@@ -12,7 +12,8 @@ import pytest
 from pdtrim_core.elements import Drop, KvOnly, Removal
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.outcome import Cost, Environment, Gain, Outcome, Row, Sets, Value, machine, peak_memory, versions
-from pdtrim_core.plan import Plan, SavedPlan
+from pdtrim_core.plan import Plan
+from pdtrim_core.saved_plan import SavedPlan
 
 SAVED = SavedPlan(Plan(Removal([KvOnly(2)]), Removal([Drop(0)])), "tiny", "abc", 3, "prefill")
 VALUE = Value(mean=-0.5, points=60.653, error=1.25, items=64)

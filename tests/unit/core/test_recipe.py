@@ -11,18 +11,16 @@ from typing import Any
 import pytest
 import tomli
 import tomli_w
-from hypothesis import strategies as st
 
 from pdtrim_core import ModelSource, PluginHost, RecipeError, Scorer, hookimpl, load_plugins
 from pdtrim_core.components import KINDS
 from pdtrim_core.plugins import Origin
-from pdtrim_core.recipe import DEFAULTS, Recipe, load, override, plugin_files, read, resolve, schema
+from pdtrim_core.recipe import Recipe, read, resolve
+from pdtrim_core.recipe_data import DEFAULTS, load, override, plugin_files
 from pdtrim_core.settings import Quantile
-from pdtrim_core.sweeping.sweep import is_sweep
 from tests.unit.core.examples import given
+from tests.unit.core.recipes import BASE, RECIPES
 
-ROOT = Path(__file__).parents[3]
-BASE: dict[str, Any] = {"model": {"path": "package:none"}, "prune": {"blocks": 1}}
 MISSING_MODEL = "model.path: required key is missing (a hub id, a folder, a .gguf file or package:NAME)"
 
 
@@ -313,31 +311,6 @@ def test_kinds_that_begin_with_a_vowel_get_an(host: PluginHost) -> None:
 # Files
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (None, "no such file"),
-        (b"seed = 1\nout = \n", "not valid TOML: Invalid value (at line 2, column 7)"),
-        (b"seed = 1\nseed = 2\n", "not valid TOML: Cannot overwrite a value (at line 2, column 9)"),
-        (b"# \xe4\n", "not text in UTF-8 (byte 2)"),
-    ],
-    ids=str,
-)
-def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, content: bytes | None, problem: str) -> None:
-    file = tmp_path / "r.toml"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(RecipeError) as caught:
-        load(file)
-    assert (caught.value.where, caught.value.problems) == (str(file), (problem,))
-
-
-def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError) as caught:
-        load(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: 1 problem\n  this is a folder: name the recipe in it"
-
-
 def test_reading_puts_overrides_in_and_names_the_file(host: PluginHost, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(tomli_w.dumps({**BASE, "searcher": "annealing"}))
@@ -349,131 +322,7 @@ def test_reading_puts_overrides_in_and_names_the_file(host: PluginHost, tmp_path
     assert str(caught.value) == f"{file}: 1 problem\n  seed: must be greater than or equal to 0 (got -3)"
 
 
-# Overrides
-
-
-@pytest.mark.parametrize(
-    ("setting", "changed"),
-    [
-        ("seed=5", {"seed": 5}),
-        (" seed = 5 ", {"seed": 5}),
-        ("prune.merge_above={quantile = 0.9}", {"prune": {"blocks": 1, "merge_above": {"quantile": 0.9}}}),
-        ("prune.blocks=0", {"prune": {"blocks": 0}}),
-        ("out=runs/mine", {"out": "runs/mine"}),
-        ('out="runs/mine"', {"out": "runs/mine"}),
-        ("out=a=b", {"out": "a=b"}),
-        ("out=", {"out": ""}),
-        ("evaluation.early_stop=false", {"evaluation": {"early_stop": False}}),
-        ("scorer=dot", {"scorer": "dot"}),
-        ("searcher.t0=5", {"searcher": {"use": "annealing", "t0": 5}}),
-        ('exporter=["plan"]', {"exporter": ["plan"]}),
-        ("model.dtype=float16", {"model": {"path": "package:none", "dtype": "float16"}}),
-    ],
-)
-def test_a_setting_is_put_in(setting: str, changed: dict[str, Any]) -> None:
-    assert override(BASE, [setting]) == {**BASE, **changed}
-
-
-def test_a_setting_of_a_named_component_keeps_its_name() -> None:
-    assert override({"searcher": "random"}, ["searcher.tries=5"]) == {"searcher": {"use": "random", "tries": 5}}
-    assert override({"searcher": "annealing"}, ["searcher=greedy"]) == {"searcher": "greedy"}
-
-
-def test_later_settings_win_and_the_data_are_left_alone() -> None:
-    data = {"prune": {"blocks": 1}}
-    assert override(data, ["prune.blocks=2", "seed=1", "prune.blocks=3"]) == {"prune": {"blocks": 3}, "seed": 1}
-    assert data == {"prune": {"blocks": 1}}
-
-
-@pytest.mark.parametrize("setting", ["seed", "=5", "", "searcher..t0=5", ".seed=5", "searcher.=5"])
-def test_what_is_no_setting_is_refused(setting: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        override({}, [setting])
-    assert str(caught.value) == f"--set: 1 problem\n  '{setting}': say KEY=VALUE, such as searcher.t0=5"
-
-
-def test_a_setting_of_a_model_given_by_its_path_keeps_the_path(host: PluginHost, tmp_path: Path) -> None:
-    settings = ["model.dtype=float16", "model.device=cpu"]
-    assert override({"model": "package:none"}, settings) == {
-        "model": {"path": "package:none", "dtype": "float16", "device": "cpu"}
-    }
-    file = tmp_path / "mine.toml"
-    file.write_text('model = "package:none"\n[prune]\nblocks = 1\n')
-    model = read(file, host, settings=settings).model
-    assert (model.name, model.path, model.dtype, model.device) == ("package", "package:none", "float16", "cpu")
-
-
-def test_a_setting_may_change_the_path_of_a_model_given_by_its_path(host: PluginHost) -> None:
-    assert override({"model": "package:none"}, ["model=gpt2"]) == {"model": "gpt2"}
-    data = override({"model": "package:none", "prune": {"blocks": 1}}, ["model.path=gpt2"])
-    assert data["model"] == {"path": "gpt2"}
-    assert resolve(data, host, where="r.toml").model.name == "hub"
-
-
 # There and back
-
-
-NUMBERS = st.floats(min_value=0.01, max_value=0.99)
-COUNTS = st.integers(min_value=1, max_value=999)
-PLAIN = st.text("abcxyz-_.", min_size=1, max_size=8)
-
-
-def options(*required: str, **optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({"use": st.sampled_from(required)} if required else {}, optional=optional)
-
-
-PRUNES = st.fixed_dictionaries(
-    {},
-    optional={"merge_above": st.one_of(NUMBERS, st.integers(min_value=0, max_value=2), NUMBERS.map(lambda q: {"quantile": q}))},
-)
-RECIPES = st.fixed_dictionaries(
-    {
-        "model": st.one_of(
-            st.just("package:none"),
-            st.fixed_dictionaries(
-                {"path": st.sampled_from(["package:none", "./x.gguf", "./folder", "owner/name"])},
-                optional={"dtype": st.sampled_from(["auto", "float32", "bfloat16"]), "device": PLAIN},
-            ),
-            st.fixed_dictionaries({"path": st.just("owner/name"), "use": st.just("hub"), "revision": PLAIN}),
-        ),
-        "prune": st.one_of(
-            st.builds(lambda a, b: {**a, "blocks": b}, PRUNES, st.integers(min_value=0, max_value=99)),
-            st.builds(lambda a, b: {**a, "fraction": b}, PRUNES, NUMBERS),
-        ),
-    },
-    optional={
-        "recipe": st.just(1),
-        "seed": st.integers(min_value=0, max_value=2**40),
-        "out": st.text(min_size=1, max_size=8).filter(lambda text: text.isprintable()),
-        "plugins": st.lists(PLAIN, max_size=2),
-        "scorer": st.sampled_from(["cosine", "dot", {"use": "euclidean"}, "pdtrim-core/cosine"]),
-        "searcher": st.one_of(
-            st.sampled_from(["annealing", "greedy"]),
-            options(t0=NUMBERS, alpha=NUMBERS),
-            options("random", tries=COUNTS),
-        ),
-        "splitter": st.one_of(
-            st.sampled_from(["unified", "dense-prefill"]),
-            options("gain", threshold=NUMBERS, unit=st.sampled_from(["points", "relative"])),
-        ),
-        "objective": st.sampled_from(["accuracy", "margin", {"use": "perplexity"}]),
-        "calibration": options("mini", samples=COUNTS, held_out=COUNTS),
-        "exporter": st.sampled_from(["plan", [], ["plan"], [{"use": "plan"}]]),
-        "report": st.sampled_from(["table", [], ["table", {"use": "table"}]]),
-        "evaluation": options(
-            first_token=st.sampled_from(["decode", "prefill"]),
-            prefill_tail=st.sampled_from(["free", "full"]),
-            batch_tokens=COUNTS,
-            cache_budget=st.integers(min_value=0, max_value=2**50),
-            threads=COUNTS,
-            early_stop=st.booleans(),
-            pack_rows=st.booleans(),
-            compile=st.booleans(),
-            share_tokens=st.booleans(),
-            reuse_plans=st.booleans(),
-        ),
-    },
-)
 
 
 @given(RECIPES)
@@ -590,19 +439,6 @@ def test_a_recipe_knows_by_which_names_its_parts_were_asked_for(host: PluginHost
 # Plugins that are plain files
 
 
-def test_plugin_files_lie_beside_the_recipe() -> None:
-    assert plugin_files({"plugins": ["./a.py", "b/c.py", "/d.py"]}, Path("recipes/r.toml")) == [
-        Path("recipes/a.py"),
-        Path("recipes/b/c.py"),
-        Path("/d.py"),
-    ]
-
-
-@pytest.mark.parametrize("given", [{}, {"plugins": []}, {"plugins": 5}, {"plugins": [5]}, {"plugins": "a.py"}], ids=str)
-def test_what_names_no_plugin_files_is_left_to_the_check(given: dict[str, Any]) -> None:
-    assert plugin_files(given, Path("r.toml")) == []
-
-
 def test_the_resolved_recipe_in_the_run_folder_still_finds_the_plugin_files(tmp_path: Path) -> None:
     plugin, first, second = tmp_path / "mine.py", tmp_path / "r.toml", tmp_path / "runs" / "r" / "recipe.toml"
     plugin.write_text("")
@@ -611,153 +447,3 @@ def test_the_resolved_recipe_in_the_run_folder_still_finds_the_plugin_files(tmp_
     second.parent.mkdir(parents=True)
     second.write_text(tomli_w.dumps(recipe.to_data()))
     assert [file.resolve() for file in plugin_files(load(second), second)] == [plugin]
-
-
-# The schema
-
-
-def meets(part: Any, value: Any, whole: dict[str, Any]) -> bool:
-    """Tell whether a value meets a part of a JSON schema; knows the words that ours uses, and refuses others."""
-    if isinstance(part, bool):
-        return part
-    if "$ref" in part:
-        return meets(whole["$defs"][part["$ref"].removeprefix("#/$defs/")], value, whole)
-    types_of: dict[str, Any] = {
-        "object": dict,
-        "array": list,
-        "string": str,
-        "integer": int,
-        "number": (int, float),
-        "boolean": bool,
-    }
-    kind = part.get("type")
-    is_bool = isinstance(value, bool)
-    checks = [
-        kind is None
-        or (kind == "null" and value is None)
-        or (kind != "null" and isinstance(value, types_of[kind]) and (kind == "boolean" or not is_bool)),
-        "const" not in part or value == part["const"],
-        "enum" not in part or value in part["enum"],
-        "anyOf" not in part or any(meets(choice, value, whole) for choice in part["anyOf"]),
-        "oneOf" not in part or sum(meets(choice, value, whole) for choice in part["oneOf"]) == 1,
-    ]
-    if isinstance(value, (int, float)) and not is_bool:
-        checks += [
-            value >= part.get("minimum", value),
-            value <= part.get("maximum", value),
-            value > part.get("exclusiveMinimum", value - 1),
-            value < part.get("exclusiveMaximum", value + 1),
-        ]
-    if isinstance(value, list):
-        checks += [meets(part.get("items", True), entry, whole) for entry in value]
-        checks += [len(value) >= part.get("minItems", 0)]
-    if isinstance(value, dict):
-        properties = part.get("properties", {})
-        checks += [key in value for key in part.get("required", [])]
-        checks += [meets(properties.get(key, part.get("additionalProperties", True)), v, whole) for key, v in value.items()]
-    return all(checks)
-
-
-@pytest.fixture(scope="module")
-def whole(host: PluginHost) -> dict[str, Any]:
-    return schema(host)
-
-
-def refs(part: Any) -> list[str]:
-    if isinstance(part, dict):
-        own = [part["$ref"]] if isinstance(part.get("$ref"), str) else []
-        return own + [ref for value in part.values() for ref in refs(value)]
-    return [ref for value in part for ref in refs(value)] if isinstance(part, list) else []
-
-
-def test_the_schema_says_what_it_is(whole: dict[str, Any]) -> None:
-    assert whole["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert whole["title"] == "pdtrim-core recipe"
-    assert whole["type"] == "object"
-    assert whole["additionalProperties"] is False
-    assert set(refs(whole)) <= {f"#/$defs/{name}" for name in whole["$defs"]}
-
-
-def test_the_schema_uses_only_words_that_this_file_checks(whole: dict[str, Any]) -> None:
-    told = {"title", "description", "default", "$schema", "$defs", "prefixItems", "uniqueItems", "format"}
-    known = {"$ref", "type", "const", "enum", "anyOf", "oneOf", "items", "properties", "required", "additionalProperties"}
-    known |= {"minItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-
-    def words(part: Any) -> set[str]:
-        if not isinstance(part, dict):
-            return set()
-        inner = [*part.get("properties", {}).values(), *part.get("$defs", {}).values()]
-        inner += [*part.get("anyOf", []), *part.get("oneOf", []), part.get("items"), part.get("additionalProperties")]
-        return set(part).union(*(words(one) for one in inner))
-
-    assert words(whole) <= told | known
-
-
-# Sweeps are read in test_sweep.py; recipes of plugins that are examples themselves are run where those are installed.
-EXAMPLES = [
-    path
-    for path in sorted(ROOT.glob("examples/**/*.toml"))
-    if not path.relative_to(ROOT / "examples").parts[0].startswith(("third_party_", "plain_file")) and not is_sweep(load(path))
-]
-
-
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
-def test_the_schema_takes_the_examples(host: PluginHost, whole: dict[str, Any], file: Path) -> None:
-    data = load(file)
-    assert meets(whole, data, whole)
-    resolve(data, host, where=str(file))
-
-
-@given(RECIPES)
-def test_the_schema_takes_every_resolved_recipe(host: PluginHost, whole: dict[str, Any], data: dict[str, Any]) -> None:
-    assert meets(whole, tomli.loads(tomli_w.dumps(resolve(data, host, where="r.toml").to_data())), whole)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {},
-        {"model": "package:none"},
-        {"searcher": {}},
-        {"searcher": {"t0": 4.0}},
-        {"searcher": {"use": "pdtrim-core/annealing", "t0": 4.0}},
-        {"scorer": "pdtrim-core/cosine"},
-        {"exporter": "plan", "report": [{"use": "table"}]},
-        {"prune": {"blocks": 1, "merge_above": {"quantile": 0.5}}},
-        {"prune": {"blocks": 1, "merge_above": 1}},
-        {"prune": {"blocks": 1, "merge_above": 0.9}},
-    ],
-    ids=str,
-)
-def test_the_schema_takes_what_reading_takes(host: PluginHost, whole: dict[str, Any], keys: dict[str, Any]) -> None:
-    resolved(host, **keys)
-    assert meets(whole, {**BASE, **keys}, whole)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"sceed": 1},
-        {"seed": -1},
-        {"recipe": 2},
-        {"model": {}},
-        {"model": 5},
-        {"model": {"use": "hubb", "path": "x"}},
-        {"prune": {"blocks": -1}},
-        {"prune": {"blocks": True}},
-        {"prune": {"blocks": 1, "merge_above": "x"}},
-        {"prune": {"blocks": 1, "merge_above": True}},
-        {"prune": {"blocks": 1, "merge_above": {"quantil": 0.9}}},
-        {"prune": {"blocks": 1, "merge_above": {"quantile": 9}}},
-        {"report": {}},
-        {"scorer": "cosin"},
-        {"searcher": {"use": "annealing", "t_0": 4}},
-        {"searcher": {"use": "annealing", "alpha": 2.0}},
-        {"report": ["tabel"]},
-        {"evaluation": {"first_token": "x"}},
-    ],
-    ids=str,
-)
-def test_the_schema_refuses_what_reading_refuses(host: PluginHost, whole: dict[str, Any], keys: dict[str, Any]) -> None:
-    assert problems_of(host, **keys)
-    assert not meets(whole, {**BASE, **keys}, whole)

@@ -12,8 +12,9 @@ import tomli
 
 from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.plan import Plan, SavedPlan
+from pdtrim_core.plan import Plan
 from pdtrim_core.run_folder import OWN_FILES, load_outcome, load_plan, open_run_folder
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.search import Reading
 from pdtrim_core.testing.contracts import small_run
 

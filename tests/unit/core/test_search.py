@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from pdtrim_core.components import Answer, Ask, AtLeast, Note, Probe
+from pdtrim_core.asks import Answer, Ask, AtLeast, Note, Probe
 from pdtrim_core.elements import Drop, Removal
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan import Plan

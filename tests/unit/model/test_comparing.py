@@ -18,7 +18,7 @@ from pdtrim_core.comparing.compare import Comparison, compare
 from pdtrim_core.comparing.text import grid_of, latex, markdown
 from pdtrim_core.evaluations import Answer, Metric, Side, TaskResult, path_of, write_result
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import plan_to_json
+from pdtrim_core.saved_plan import plan_to_json
 from pdtrim_core.testing.contracts.small_run import small_run
 
 ITEMS = ("a", "b", "c", "d")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pdtrim_core import BlockModel, Drop, KvOnly, PdtrimError, Plan, Removal, Shrink
-from pdtrim_core.plan import plan_to_json
+from pdtrim_core.saved_plan import plan_to_json
 from pdtrim_core.testing import FAMILIES, tiny_model
 from pdtrim_core.timing import latency as latencies_module
 from pdtrim_core.timing.bench import measure

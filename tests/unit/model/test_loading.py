@@ -13,8 +13,8 @@ import torch
 from pdtrim_core import Drop, KvOnly, PdtrimError, Plan, Removal, pipeline
 from pdtrim_core.evaluations import Side
 from pdtrim_core.loading import LoadedRun, load_run
-from pdtrim_core.plan import SavedPlan
 from pdtrim_core.recipe import resolve
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 
 

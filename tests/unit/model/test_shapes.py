@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, Removal
-from pdtrim_core.plan import SavedPlan
+from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.testing import tiny_config
 from pdtrim_core.testing.contracts.small_run import small_run
 from pdtrim_core.timing.shapes import SHAPES, Shape, random_model, read_shape

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core import PdtrimError, RecipeError, pipeline
+from pdtrim_core.first_steps import open_model
 from pdtrim_core.loading import LoadedRun, load_run
 from pdtrim_core.shared import Shared
 from pdtrim_core.sweeping import evaluating
@@ -76,11 +77,10 @@ def test_every_run_is_evaluated_when_it_is_done(sweep: Sweep, asked: list[tuple[
 
 def test_the_model_is_opened_once(sweep: Sweep, asked: list[tuple[LoadedRun, Evaluate]], monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    whole = pipeline.open_model
 
     def count(*given: Any) -> Any:
         opened.append(given)
-        return whole(*given)
+        return open_model(*given)
 
     monkeypatch.setattr(pipeline, "open_model", count)
     monkeypatch.setattr("pdtrim_core.loading.open_model", count)

@@ -8,8 +8,9 @@ from typing import Any
 
 from pdtrim_core import PluginHost
 from pdtrim_core.recipe import resolve
+from pdtrim_core.sweeping.points import Point
 from pdtrim_core.sweeping.running import finished, neighbours
-from pdtrim_core.sweeping.sweep import PlannedRun, Point
+from pdtrim_core.sweeping.sweep import PlannedRun
 from pdtrim_core.testing.contracts.small_run import small_run
 
 BASE: dict[str, Any] = {"model": {"path": "package:none"}, "prune": {"blocks": 1}}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from pdtrim_core import PdtrimError, Sample, pipeline, python_reference
+from pdtrim_core import PdtrimError, Sample, first_steps, python_reference
 from pdtrim_core.calibration import Calibration
 from pdtrim_core.recipe import resolve
 from pdtrim_core.testing.contracts import tiny_host
@@ -36,7 +36,7 @@ def run_draws(options: dict[str, Any], seed: int = 0) -> Calibration:
     host = tiny_host()
     data = {"seed": seed, "model": {"path": "tiny:llama"}, "prune": {"blocks": 1}, "calibration": options}
     recipe = resolve(data, host, where="small.toml")
-    return pipeline.draw(recipe, host, pipeline.open_model(recipe.model, host))
+    return first_steps.draw(recipe, host, first_steps.open_model(recipe.model, host))
 
 
 def draw(source: Mini | Jsonl | Text, count: int, seed: int = 0) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""Single steps of a run."""
+"""The first steps of a run: what they make of what a recipe says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pdtrim_core import PdtrimError, PluginHost, Scores
-from pdtrim_core.pipeline import threshold_of
+from pdtrim_core.first_steps import threshold_of
 from pdtrim_core.recipe import resolve
 
 COSINES = Scores((0.9,) * 3, (0.97, 0.99), similarity=True)

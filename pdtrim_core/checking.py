@@ -1,0 +1,58 @@
+"""Data checked against a pydantic model, each problem told as one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from pdtrim_core.errors import did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def checked(model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()) -> M | None:
+    """Return the model made from data, or None with what is wrong appended to `problems`; `place` names the data."""
+    try:
+        # JSON in strict mode bends nothing: true is no number and "5" is none, but a list may become a tuple.
+        return model.model_validate_json(json.dumps(dict(data), default=_no_json), strict=True)
+    except ValidationError as error:
+        problems += [_sentence(model, detail, place, also) for detail in error.errors()]
+    return None
+
+
+def _no_json(value: object) -> dict[str, str]:
+    """Return something that no option takes for a TOML value that JSON does not know: a date or a time."""
+    return {type(value).__name__: str(value)}
+
+
+def _sentence(model: type[BaseModel], detail: Mapping[str, Any], place: str, also: Iterable[str]) -> str:
+    location = [str(part) for part in detail["loc"] if not str(part).startswith("tag:")]
+    key = ".".join([place, *location] if place else location)
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(location[-1], _keys_at(model, location[:-1], also))}"
+    if detail["type"] == "missing":
+        return f"{key}: required key is missing"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        message = "must be a table"
+    return f"{key}: {message} (got {detail['input']!r})"
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[str], also: Iterable[str]) -> list[str]:
+    fields = model.model_fields
+    for part in path:
+        inner = _table_in(fields[part].annotation) if part in fields else None
+        if inner is None:
+            return []
+        fields, also = inner.model_fields, ()
+    return [*fields, *also]
+
+
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the table that a field holds, or may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((table for part in get_args(annotation) if (table := _table_in(part)) is not None), None)

@@ -1,0 +1,39 @@
+"""Models in folders with a transformers checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pdtrim_core import LoadedModel, ModelSource, PdtrimError
+from pdtrim_plugins.model_sources.reading import config_of, load
+
+
+class FolderModel(ModelSource):
+    """A folder with a transformers checkpoint."""
+
+    name = "folder"
+
+    @classmethod
+    def accepts(cls, path: str) -> bool:
+        """Take folders that exist, and what can only be meant as one."""
+        # os.path answers for any text, Path raises for one that is too long.
+        return not path.endswith(".gguf") and (os.path.isdir(path) or path.startswith((".", "/", "~")))  # noqa: PTH112
+
+    def open(self) -> LoadedModel:
+        """Load the checkpoint."""
+        model, tokenizer = load(str(self._folder()), self.path, self.dtype, self.device)
+        return LoadedModel(model, tokenizer, self.path)
+
+    def open_config(self) -> Any:
+        """Return the checkpoint's config."""
+        return config_of(str(self._folder()), self.path)
+
+    def _folder(self) -> Path:
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise PdtrimError(f"model folder {self.path} does not exist")
+        if not (folder / "config.json").is_file():
+            raise PdtrimError(f"model folder {self.path} has no config.json: it is not a transformers checkpoint")
+        return folder

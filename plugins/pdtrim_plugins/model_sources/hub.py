@@ -1,0 +1,32 @@
+"""Models of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from pdtrim_core import LoadedModel, ModelSource
+from pdtrim_plugins.model_sources.reading import config_of, load
+
+
+class HubModel(ModelSource):
+    """A model of the Hugging Face hub, by its id."""
+
+    name = "hub"
+
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+
+    @classmethod
+    def accepts(cls, path: str) -> bool:
+        """Take names of the form NAME or OWNER/NAME."""
+        return path.count("/") <= 1 and ":" not in path and not path.startswith((".", "/", "~"))
+
+    def open(self) -> LoadedModel:
+        """Load the model, from the hub's cache where it is there already."""
+        model, tokenizer = load(self.path, self.path, self.dtype, self.device, revision=self.revision)
+        return LoadedModel(model, tokenizer, self.path)
+
+    def open_config(self) -> Any:
+        """Return the model's config."""
+        return config_of(self.path, self.path, revision=self.revision)
