@@ -31,7 +31,8 @@ from pdtrim_core.serving.commands import (
     open_export,
 )
 
-PROXY_SECONDS = 60.0
+PROXY_SECONDS = 300.0
+"""How long the proxy may take, which hands a first prompt over before it says that it is well."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -84,13 +85,13 @@ def serve(
 
 
 def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: float) -> None:
-    servers.check_free(command.url for command in commands)
+    servers.check_free(commands)
     _say(f"serving {export.checked_name} from {export.folder}; logs are in {logs}")
     proxy = commands[-1]
     try:
         with _stopped_by_signals(), servers.running(commands, logs) as started:
             servers.wait_until_healthy(started[:-1], timeout, _say)
-            # The proxy is well when both servers are, and when both serve the same plan.
+            # The proxy is well when both servers are, when both serve the same plan, and when a prompt was handed over.
             servers.wait_until_healthy(started[-1:], PROXY_SECONDS, _say)
             _say(f"prefill and decode are both of plan {export.plan_hash[:HASH_SHOWN]}; stop with Ctrl-C")
             print(example_request(export, proxy.url), flush=True)

@@ -23,6 +23,9 @@ CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPAC
 """On a processor both servers share the cores, and take 1 GiB of cache each unless told otherwise."""
 
 
+SIDE_CHANNEL = "VLLM_NIXL_SIDE_CHANNEL_PORT"
+
+
 @dataclass(frozen=True)
 class Export:
     """An exported pair: its folder, the name that clients call it by, and the hash of its plan."""
@@ -74,6 +77,12 @@ class Command:
     words: tuple[str, ...]
     environment: Mapping[str, str]
     url: str
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports that it listens at."""
+        side = self.environment.get(SIDE_CHANNEL)
+        return (int(self.url.rpartition(":")[2]), *([int(side)] if side else []))
 
     def __str__(self) -> str:
         settings = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
@@ -157,7 +166,7 @@ def _server(export: Export, engine: Engine, stage: str, ports: tuple[int, int], 
         ),
         {
             **(CPU_ENVIRONMENT if engine.cpu else {}),
-            **({"VLLM_NIXL_SIDE_CHANNEL_PORT": str(nixl_port)} if engine.connector == "nixl" else {}),
+            **({SIDE_CHANNEL: str(nixl_port)} if engine.connector == "nixl" else {}),
             **engine.environment.get("both", {}),
             **engine.environment.get(stage, {}),
         },

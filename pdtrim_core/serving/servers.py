@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files import writing
@@ -67,16 +66,19 @@ def check_engine(python: str, found: Found, *, wants_nixl: bool) -> None:
         )
 
 
-def check_free(urls: Iterable[str]) -> None:
-    """Raise `PdtrimError` for the first address that something listens at already."""
-    for url in urls:
-        place = urlsplit(url)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((place.hostname, place.port))
-            except OSError as error:
-                raise PdtrimError(f"port {place.port} is taken ({error.strerror}): choose another, see serve --help") from error
+def check_free(commands: Iterable[Command]) -> None:
+    """Raise `PdtrimError` for the first port that something listens at already.
+
+    That of a side channel too: a server whose side channel is taken calls itself well, and hands nothing over.
+    """
+    for command in commands:
+        for port in command.ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    raise PdtrimError(f"port {port} is taken ({error.strerror}): choose another, see serve --help") from error
 
 
 class Server:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -109,7 +110,7 @@ class Pair:
             self.servers[name] = Server(self.commands[name], self.folder)
         waiting = [self.servers[name] for name in names if name != "proxy"]
         wait_until_healthy(waiting, START_SECONDS)
-        wait_until_healthy([self.servers["proxy"]], 60)
+        wait_until_healthy([self.servers["proxy"]], START_SECONDS)
 
     def kill(self, name: str) -> None:
         import signal
@@ -160,20 +161,19 @@ class Pair:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return free ports, the last of which has a free one behind it."""
+    """Return free ports, the last of which has a free one behind it.
+
+    Below those that the system gives to whoever asks for any: one of these could be taken before its server listens.
+    """
+    from random import Random
+
+    draw = Random()
     while True:
-        sockets = [socket.socket() for _ in range(count + 1)]
-        try:
-            for number, one in enumerate(sockets[:-1]):
-                one.bind(("127.0.0.1", 0))
-                if number == count - 1:
-                    sockets[-1].bind(("127.0.0.1", one.getsockname()[1] + 1))
-            return [one.getsockname()[1] for one in sockets[:-1]]
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
+        ports = draw.sample(range(10_000, 30_000, 2), count)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            for port in (*ports, ports[-1] + 1):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return ports
 
 
 @pytest.fixture(scope="session")

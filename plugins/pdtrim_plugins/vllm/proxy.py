@@ -27,6 +27,10 @@ HEADERS = ("Authorization", "X-Request-Id")
 """What is passed on of a client's headers."""
 KEY = "VLLM_API_KEY"
 """The variable in which vLLM, too, finds its key. The proxy uses it for its own questions alone: clients bring theirs."""
+TRIAL = {"prompt": [1, 2, 3, 4], "max_tokens": 1, "temperature": 0}
+"""What is handed over first, to see that it can be: servers that are well say nothing about the way between them."""
+TRIAL_SECONDS = 2.0
+"""How long a question for the proxy's health waits for that."""
 UNREACHABLE = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 
@@ -38,6 +42,7 @@ class Proxy:
         self._storage = storage
         self._session: aiohttp.ClientSession | None = None
         self._names: dict[str, str] = {}
+        self._trial: asyncio.Task[str] | None = None
 
     def app(self) -> web.Application:
         """Return the application that serves the proxy."""
@@ -92,7 +97,7 @@ class Proxy:
                 told: dict[str, Any] = await answer.json()
                 return told
         except (*UNREACHABLE, ValueError) as error:
-            self._names.clear()
+            self._forget()
             return _error(502, f"prefill did not answer: {_words(error)}")
 
     async def _decode(self, request: web.Request, asked: Mapping[str, Any], headers: Mapping[str, str]) -> web.StreamResponse:
@@ -107,7 +112,7 @@ class Proxy:
                 async for chunk in answer.content.iter_any():
                     await response.write(chunk)
         except UNREACHABLE as error:
-            self._names.clear()
+            self._forget()
             message = f"decode did not answer to the end: {_words(error)}"
             if response is None:
                 return _error(502, message)
@@ -139,9 +144,7 @@ class Proxy:
         return {name.rpartition("@")[0]: name for name in both}
 
     async def _names_at(self, stage: str) -> list[str]:
-        key = os.environ.get(KEY)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        async with self._client.get(f"{self._urls[stage]}/v1/models", headers=headers) as answer:
+        async with self._client.get(f"{self._urls[stage]}/v1/models", headers=_own_key()) as answer:
             if answer.status != 200:
                 raise PdtrimError(f"{stage} does not say which models it has ({answer.status}); has it an API key? Set {KEY}")
             return [str(model["id"]) for model in (await answer.json())["data"]]
@@ -160,9 +163,44 @@ class Proxy:
                     if answer.status != 200:
                         return _error(503, f"{stage} is not healthy ({answer.status})")
             self._names = await self._common_names()
+            problem = await self._tried()
         except (*UNREACHABLE, PdtrimError) as error:
             return _error(503, _words(error))
-        return web.json_response({"models": self._names})
+        return _error(503, problem) if problem else web.json_response({"models": self._names})
+
+    async def _tried(self) -> str:
+        """Return what keeps a prompt from being handed over, nothing once one was; what failed is tried again next time."""
+        # A task of its own: who asks for the health may go away before the answer is there.
+        self._trial = self._trial or asyncio.create_task(self._try(next(iter(self._names.values()))))
+        done, _ = await asyncio.wait({self._trial}, timeout=TRIAL_SECONDS)
+        if not done:
+            return "a first prompt is being handed over"
+        problem = self._trial.result()
+        if problem:
+            self._trial = None
+        return problem
+
+    async def _try(self, model: str) -> str:
+        """Hand a first prompt over, and return what went wrong."""
+        answer = await self._prefill(PATHS[0], for_prefill(TRIAL, model, storage=self._storage), _own_key())
+        if isinstance(answer, web.Response):
+            return f"prefill took no first prompt: {answer.text}"
+        try:
+            asked = for_decode(TRIAL, model, answer, storage=self._storage)
+            async with self._client.post(self._urls["decode"] + PATHS[0], json=asked, headers=_own_key()) as last:
+                return "" if last.status == 200 else f"decode took no first prompt: {await last.text()}"
+        except (*UNREACHABLE, HandOverError) as error:
+            return f"no first prompt came to decode: {_words(error)}"
+
+    def _forget(self) -> None:
+        """Forget what was known of servers one of which is gone."""
+        self._names.clear()
+        self._trial = None
+
+
+def _own_key() -> dict[str, str]:
+    key = os.environ.get(KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _passed_on(request: web.Request) -> dict[str, str]:

@@ -141,8 +141,10 @@ def test_a_port_that_is_taken() -> None:
         one.listen()
         port = one.getsockname()[1]
         with pytest.raises(PdtrimError, match=rf"^port {port} is taken \(.*\): choose another, see serve --help$"):
-            check_free([f"http://127.0.0.1:{port}"])
-    check_free([f"http://127.0.0.1:{free_port()}"])
+            check_free([Command("decode", (), {}, f"http://127.0.0.1:{port}")])
+        with pytest.raises(PdtrimError, match=rf"^port {port} is taken"):
+            check_free([Command("decode", (), {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}, f"http://127.0.0.1:{free_port()}")])
+    check_free([Command("decode", (), {}, f"http://127.0.0.1:{free_port()}")])
 
 
 def test_an_interpreter_is_asked_what_it_has() -> None:

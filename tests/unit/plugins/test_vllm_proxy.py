@@ -87,6 +87,8 @@ def talk(prefill: Fake, decode: Fake, what: Talk, *, storage: bool = False, with
             async with TestClient(TestServer(proxy.app())) as client:
                 if without:
                     assert (await client.get("/health")).status == 200
+                    prefill.asked.clear()
+                    decode.asked.clear()
                     await {"prefill": first, "decode": second}[without].close()
                 await what(client)
 
@@ -254,7 +256,62 @@ def test_a_key_is_for_the_proxys_own_questions_alone(monkeypatch: pytest.MonkeyP
         assert (await client.post("/v1/completions", json=ASKED)).status == 200
 
     talk(prefill, decode, what)
-    assert "Authorization" not in prefill.headers[0]
+    trial, of_client = prefill.headers
+    assert trial["Authorization"] == "Bearer secret"
+    assert "Authorization" not in of_client
+
+
+def test_it_is_well_when_a_first_prompt_was_handed_over() -> None:
+    prefill, decode = Fake(), Fake()
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        for _ in range(2):
+            assert (await client.get("/health")).status == 200
+
+    talk(prefill, decode, what)
+    (asked,) = decode.asked
+    assert (asked["model"], asked["max_tokens"], asked["kv_transfer_params"]) == ("m@1", 1, PARAMS)
+    assert len(prefill.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "answer", "message"),
+    [
+        ("prefill", (400, {"error": "no"}), 'prefill took no first prompt: {"error": "no"}'),
+        ("prefill", (200, {}), "no first prompt came to decode: prefill answered without kv_transfer_params"),
+        ("decode", (500, {"error": "lost"}), 'decode took no first prompt: {"error": "lost"}'),
+    ],
+)
+def test_a_pair_that_hands_nothing_over_is_not_well_and_may_become_so(stage: str, answer: Any, message: str) -> None:
+    prefill, decode = Fake(), Fake()
+    server = {"prefill": prefill, "decode": decode}[stage]
+    good, server.answer = server.answer, answer
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        found = await client.get("/health")
+        assert found.status == 503
+        assert (await found.json())["error"]["message"].startswith(message)
+        server.answer = good
+        assert (await client.get("/health")).status == 200
+
+    talk(prefill, decode, what)
+
+
+def test_a_first_prompt_may_take_longer_than_a_question_for_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdtrim_plugins.vllm.proxy.TRIAL_SECONDS", 0.0)
+    decode = Fake()
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        found = await client.get("/health")
+        assert (found.status, (await found.json())["error"]["message"]) == (503, "a first prompt is being handed over")
+        for _ in range(1000):
+            if (await client.get("/health")).status == 200:
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("it never became well")
+
+    talk(Fake(), decode, what)
+    assert len(decode.asked) == 1
 
 
 def test_models_are_those_of_decode() -> None:
