@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -226,21 +226,32 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     with blame(label):
         pruned = pruner.prune(context)
     _check(pruned, pruner, model, label)
-    removal = pruned.removal
+    for line in _told(pruned, label, model, wanted):
+        log.note(line)
+    space = _space(pruned, model, free_tail=evaluation.frees_tail)
+    return Pruning(pruner, pruned, training, blocks=blocks, parameters=wanted), space
+
+
+def _told(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Iterator[str]:
+    """Yield what a run says of a pruner's work."""
     if pruned.replaced is not None:
-        log.note(
+        yield (
             f"{label} replaced the whole model: no removal of blocks or channels says what it is, so there is no plan for two "
             "stages and no plan.json, and prefill and decode would both run it ('unified')"
         )
-    kept = pruned.kept_parameters(model.sizes) + added_biases(removal, model, pruned.modules)
-    log.note(
+    kept = pruned.kept_parameters(model.sizes) + added_biases(pruned.removal, model, pruned.modules)
+    yield (
         f"{label} removed {100 * (1 - kept / model.sizes.parameters):.2f} % of the parameters; "
         f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
     )
+
+
+def _space(pruned: Pruned, model: BlockModel, *, free_tail: bool) -> SearchSpace:
+    """Return the space that a splitter sees: what the pruner removed, all elements alike."""
+    removal = pruned.removal
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
-    space = SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, free_tail=evaluation.frees_tail)
-    return Pruning(pruner, pruned, training, blocks=blocks, parameters=wanted), space
+    return SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, free_tail=free_tail)
 
 
 def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:

@@ -128,14 +128,7 @@ def prefill_blocks(parts: Parts, plan: Plan) -> Prefill:
                 stored.append(StoredBlock(block, merge.keep, _maker(parts.merged, merge)))
             case "kv-only" if slot is not None:
                 kv_only.append(block)
-                attention = [shrink for shrink in slot.shrinks if shrink.part == "attention"]
-                if slot.merge:
-                    make = _maker(parts.merged, slot.merge)
-                elif attention:
-                    make = _maker(parts.shrunk, attention)
-                else:
-                    make = _maker(model.blocks.__getitem__, block)
-                stored.append(StoredBlock(block, block, make, parts.widths(attention), parts=_kv(model.place, model)))
+                stored.append(_stored_kv(parts, block, slot.merge, slot.shrinks))
             case _:
                 removed.append(block)
     told = {
@@ -149,6 +142,18 @@ def prefill_blocks(parts: Parts, plan: Plan) -> Prefill:
         "tail": _tail(count, {*removed, *kv_only}),
     }
     return Prefill(stored, told)
+
+
+def _stored_kv(parts: Parts, block: int, merge: Merge | None, shrinks: Sequence[Shrink]) -> StoredBlock:
+    """Return what makes the K/V of a block, and nothing else of it."""
+    attention = [shrink for shrink in shrinks if shrink.part == "attention"]
+    if merge:
+        make = _maker(parts.merged, merge)
+    elif attention:
+        make = _maker(parts.shrunk, attention)
+    else:
+        make = _maker(parts.model.blocks.__getitem__, block)
+    return StoredBlock(block, block, make, parts.widths(attention), parts=_kv(parts.model.place, parts.model))
 
 
 def widths_of(stored: Sequence[StoredBlock]) -> dict[str, Any]:
