@@ -59,6 +59,8 @@ class Proxy:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
             yield
+            if self._trial is not None:
+                self._trial.cancel()
 
     @property
     def _client(self) -> aiohttp.ClientSession:
@@ -161,24 +163,26 @@ class Proxy:
             for stage, url in self._urls.items():
                 async with self._client.get(f"{url}/health") as answer:
                     if answer.status != 200:
-                        return _error(503, f"{stage} is not healthy ({answer.status})")
+                        raise PdtrimError(f"{stage} is not healthy ({answer.status})")
             self._names = await self._common_names()
-            problem = await self._tried()
         except (*UNREACHABLE, PdtrimError) as error:
+            # When it is back it may be another process, to which nothing was handed over yet.
+            self._forget()
             return _error(503, _words(error))
+        problem = await self._tried()
         return _error(503, problem) if problem else web.json_response({"models": self._names})
 
     async def _tried(self) -> str:
         """Return what keeps a prompt from being handed over, nothing once one was; what failed is tried again next time."""
         # A task of its own: who asks for the health may go away before the answer is there.
-        self._trial = self._trial or asyncio.create_task(self._try(next(iter(self._names.values()))))
-        done, _ = await asyncio.wait({self._trial}, timeout=TRIAL_SECONDS)
+        trial = self._trial = self._trial or asyncio.create_task(self._try(next(iter(self._names.values()))))
+        done, _ = await asyncio.wait({trial}, timeout=TRIAL_SECONDS)
         if not done:
             return "a first prompt is being handed over"
-        problem = self._trial.result()
-        if problem:
+        # Another question may have begun the next trial meanwhile.
+        if trial.result() and self._trial is trial:
             self._trial = None
-        return problem
+        return trial.result()
 
     async def _try(self, model: str) -> str:
         """Hand a first prompt over, and return what went wrong."""

@@ -35,6 +35,7 @@ class Fake:
         self.headers: list[Any] = []
         self.answer: tuple[int, dict[str, Any]] = (200, {"choices": [], "kv_transfer_params": PARAMS})
         self.broken = False
+        self.health = 200
         self.key = ""
 
     def server(self) -> TestServer:
@@ -50,7 +51,7 @@ class Fake:
         return TestServer(app)
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.Response()
+        return web.Response(status=self.health)
 
     async def _models(self, request: web.Request) -> web.Response:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
@@ -295,6 +296,29 @@ def test_a_pair_that_hands_nothing_over_is_not_well_and_may_become_so(stage: str
         assert (await client.get("/health")).status == 200
 
     talk(prefill, decode, what)
+
+
+def test_a_server_that_was_away_is_tried_again() -> None:
+    decode = Fake()
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        for health, tries in ((200, 1), (500, 1), (200, 2)):
+            decode.health = health
+            found = await client.get("/health")
+            assert (found.status == 200, len(decode.asked)) == (health == 200, tries)
+
+    talk(Fake(), decode, what)
+
+
+def test_two_who_ask_for_its_health_at_once_hear_of_the_same_failure() -> None:
+    decode = Fake()
+    decode.answer = (500, {"error": "lost"})
+
+    async def what(client: TestClient[Any, Any]) -> None:
+        both = await asyncio.gather(client.get("/health"), client.get("/health"))
+        assert [(found.status, "decode took no first prompt" in await found.text()) for found in both] == [(503, True)] * 2
+
+    talk(Fake(), decode, what)
 
 
 def test_a_first_prompt_may_take_longer_than_a_question_for_health(monkeypatch: pytest.MonkeyPatch) -> None:
