@@ -27,8 +27,8 @@ from plain_way import MISSING, Timed
 from subject import environment, write
 
 from pdtrim_core import BlockModel, LoadedRun, load_plugins
-from pdtrim_core.first_steps import open_model
-from pdtrim_core.recipe import resolve
+from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.recipe.recipe import resolve
 
 TASKS = "arc_easy,arc_challenge,piqa,hellaswag"
 """Tasks whose choices have several tokens; where they have one, `HFLM` too runs the context once, and less is left to save."""

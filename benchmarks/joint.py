@@ -27,12 +27,12 @@ import torch
 from subject import COUNT, environment, write
 
 from pdtrim_core import PdtrimError, Plan, load_plugins
-from pdtrim_core.pipeline import run
-from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import resolve
-from pdtrim_core.run_folder import measured_in
-from pdtrim_core.search import Reading, standard_error
-from pdtrim_core.shared import Shared
+from pdtrim_core.data.readings import Reading, standard_error
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.pipeline.pipeline import run
+from pdtrim_core.pipeline.run_cache import Shared
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.results.run_folder import measured_in
 
 SEARCHED, COMPARED = 64, 512
 TWO_STEPS = {1.0: ("gain",), 0.85: ("budget", "pop"), 0.65: ("pop",)}

@@ -24,11 +24,12 @@ from random import Random
 import torch
 from subject import environment, write
 
-from pdtrim_core import Item, Merge, TeacherBatch, load_plugins, merges, python_reference
-from pdtrim_core.first_steps import open_model
-from pdtrim_core.merges import SEQUENCE_TOKENS, MergeStore, TeacherBatches
-from pdtrim_core.recipe import resolve
-from pdtrim_core.trunk import Trunk
+from pdtrim_core import Item, Merge, TeacherBatch, load_plugins, python_reference
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.pipeline import merge_store as merges
+from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore, TeacherBatches
+from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.recipe.recipe import resolve
 
 WAYS = ("ours", "theirs")
 

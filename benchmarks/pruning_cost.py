@@ -27,11 +27,11 @@ from plain_way import PlainWay, Timed
 from subject import COUNT, Subject, add_options, open_subject, write
 
 from pdtrim_core import Drop, Plan, Removal, StagedModel
-from pdtrim_core.calibration import digest_of
-from pdtrim_core.files import cache_folder
-from pdtrim_core.pipeline import run
-from pdtrim_core.search import standard_error
-from pdtrim_core.trunk import Trunk
+from pdtrim_core.data.items import digest_of
+from pdtrim_core.data.readings import standard_error
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.pipeline.pipeline import run
+from pdtrim_core.results.atomic_files import cache_folder
 
 NOT_COUNTED = ("open the model", "evaluate", "write")
 

@@ -20,13 +20,13 @@ import torch
 from subject import COUNT, environment, write
 
 from pdtrim_core import PdtrimError, Plan, Pruner, load_plugins
-from pdtrim_core.pipeline import run
-from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import resolve
-from pdtrim_core.run_folder import measured_in
-from pdtrim_core.saved_plan import plan_from_json
-from pdtrim_core.search import standard_error
-from pdtrim_core.shared import Shared
+from pdtrim_core.data.readings import standard_error
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.pipeline.pipeline import run
+from pdtrim_core.pipeline.run_cache import Shared
+from pdtrim_core.plan.plan_file import plan_from_json
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.results.run_folder import measured_in
 
 SEARCHED, COMPARED = 256, 512
 OF_MINI = 64

@@ -33,13 +33,14 @@ from subject import COUNT, Subject, add_options, open_subject, write
 from torch import nn
 
 from pdtrim_core import Plan
-from pdtrim_core.bench import packing_agrees
-from pdtrim_core.first_steps import score
-from pdtrim_core.measuring import Measurement
-from pdtrim_core.search import Ledger, Reading, drive
-from pdtrim_core.space import search_space, two_sets
-from pdtrim_core.stages import StagedModel
-from pdtrim_core.trunk import Trunk
+from pdtrim_core.data.readings import Reading
+from pdtrim_core.execution.packing import packing_agrees
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.pipeline.objective_value import Measurement
+from pdtrim_core.pipeline.prepare import score
+from pdtrim_core.search.driver import Ledger, drive
+from pdtrim_core.search.space import search_space, two_sets
 
 NO_MERGES = 1.1
 ROUNDING = 1e-2

@@ -31,8 +31,8 @@ from safetensors import safe_open
 from subject import environment, write
 
 from pdtrim_core import BlockModel, Drop, Plan, Removal, SavedPlan, load_plugins
-from pdtrim_core.first_steps import open_model
-from pdtrim_core.recipe import resolve
+from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.serving.commands import Engine, Export, Ports, commands_for, open_export
 from pdtrim_core.serving.servers import check_engine, look_at, running, wait_until_healthy
 from pdtrim_core.testing.contracts import small_run

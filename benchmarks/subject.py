@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from pdtrim_core import BlockModel, Sample, load_plugins
-from pdtrim_core.calibration import Calibration, calibrate
-from pdtrim_core.first_steps import open_model
-from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import Recipe, resolve
+from pdtrim_core.data.items import Calibration, calibrate
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.recipe.recipe import Recipe, resolve
 
 OBJECTIVES = ("accuracy", "margin", "perplexity")
 """Those that need sums of log-probabilities alone: the harness gives nothing else."""

@@ -21,7 +21,7 @@ from generator.measured import results
 from generator.recipes import command_line_page, recipe_page, sweep_page
 
 from pdtrim_core import load_plugins
-from pdtrim_core.components import KINDS
+from pdtrim_core.api.kinds import KINDS
 
 FOLDER = Path(__file__).parent / "reference"
 README = Path(__file__).parents[1] / "README.md"

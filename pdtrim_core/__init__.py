@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.asks import Answer, Ask, AtLeast, Note, Probe, Staged
-from pdtrim_core.calibration import Item, Sample, encode, python_reference
-from pdtrim_core.components import (
+from pdtrim_core.api.hookspecs import hookimpl
+from pdtrim_core.api.kinds import (
     CalibrationSource,
     Distiller,
     Exporter,
@@ -22,57 +21,59 @@ from pdtrim_core.components import (
     Searcher,
     StageSplitter,
 )
-from pdtrim_core.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.api.pruned import Pruned
+from pdtrim_core.api.requests import Answer, Ask, AtLeast, Note, Probe, Staged
+from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.api.similarity_scorer import SimilarityScorer
+from pdtrim_core.data.items import Item, Sample, encode
+from pdtrim_core.data.readings import Candidate, Points, Reading
+from pdtrim_core.data.scores import Scores, pair_scores
+from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
-from pdtrim_core.evaluations import Metric, TaskResult, results_in
-from pdtrim_core.files import cache_folder, whole_folder, write_whole
-from pdtrim_core.hookspecs import hookimpl
-from pdtrim_core.ladder import draw_ladder
-from pdtrim_core.outcome import Gain, MergeResult, Outcome, SearchStep, Value
-from pdtrim_core.plan import Plan
-from pdtrim_core.plugins import PluginHost, load_plugins
-from pdtrim_core.pruned import Pruned
-from pdtrim_core.recipe import Recipe
-from pdtrim_core.records import RunRecord, read_record
-from pdtrim_core.saved_plan import SavedPlan
-from pdtrim_core.scores import Scores, pair_scores
-from pdtrim_core.search import Candidate, Points, Reading
-from pdtrim_core.shared import Shared
-from pdtrim_core.similarity_scorer import SimilarityScorer
-from pdtrim_core.space import SearchSpace
+from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.pipeline.run_cache import Shared
+from pdtrim_core.plan.diagram import draw_ladder
+from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.results.atomic_files import cache_folder, whole_folder, write_whole
+from pdtrim_core.results.outcome import Gain, MergeResult, Outcome, SearchStep, Value
+from pdtrim_core.results.record import RunRecord, read_record
+from pdtrim_core.results.task_results import Metric, TaskResult, results_in
 
 if TYPE_CHECKING:
-    from pdtrim_core.applying import apply
-    from pdtrim_core.context import HiddenStates, ScoreContext
-    from pdtrim_core.loading import LoadedRun, load_run
-    from pdtrim_core.merges import Student, TeacherBatch, TeacherBatches
-    from pdtrim_core.model import BlockModel
-    from pdtrim_core.module_store import load_modules
-    from pdtrim_core.narrowing import head_dim_of, narrowed
-    from pdtrim_core.pipeline import run
-    from pdtrim_core.place import BlockPlace
-    from pdtrim_core.pruning import PruneContext
-    from pdtrim_core.stages import StagedModel
-    from pdtrim_core.trunk import Trunk
+    from pdtrim_core.api.score_context import HiddenStates, ScoreContext
+    from pdtrim_core.execution.prefix_cache import Trunk
+    from pdtrim_core.execution.staged_model import StagedModel
+    from pdtrim_core.model.block_layout import BlockPlace
+    from pdtrim_core.model.block_model import BlockModel
+    from pdtrim_core.model.narrowing import head_dim_of, narrowed
+    from pdtrim_core.model.weights import load_modules
+    from pdtrim_core.pipeline.apply import apply
+    from pdtrim_core.pipeline.merge_store import Student, TeacherBatch, TeacherBatches
+    from pdtrim_core.pipeline.open_run import LoadedRun, load_run
+    from pdtrim_core.pipeline.pipeline import run
+    from pdtrim_core.pipeline.prune import PruneContext
 
 _LAZY = {
-    "apply": "pdtrim_core.applying",
-    "BlockModel": "pdtrim_core.model",
-    "BlockPlace": "pdtrim_core.place",
-    "LoadedRun": "pdtrim_core.loading",
-    "load_modules": "pdtrim_core.module_store",
-    "load_run": "pdtrim_core.loading",
-    "head_dim_of": "pdtrim_core.narrowing",
-    "narrowed": "pdtrim_core.narrowing",
-    "HiddenStates": "pdtrim_core.context",
-    "PruneContext": "pdtrim_core.pruning",
-    "ScoreContext": "pdtrim_core.context",
-    "StagedModel": "pdtrim_core.stages",
-    "Student": "pdtrim_core.merges",
-    "TeacherBatch": "pdtrim_core.merges",
-    "TeacherBatches": "pdtrim_core.merges",
-    "Trunk": "pdtrim_core.trunk",
-    "run": "pdtrim_core.pipeline",
+    "apply": "pdtrim_core.pipeline.apply",
+    "BlockModel": "pdtrim_core.model.block_model",
+    "BlockPlace": "pdtrim_core.model.block_layout",
+    "LoadedRun": "pdtrim_core.pipeline.open_run",
+    "load_modules": "pdtrim_core.model.weights",
+    "load_run": "pdtrim_core.pipeline.open_run",
+    "head_dim_of": "pdtrim_core.model.narrowing",
+    "narrowed": "pdtrim_core.model.narrowing",
+    "HiddenStates": "pdtrim_core.api.score_context",
+    "PruneContext": "pdtrim_core.pipeline.prune",
+    "ScoreContext": "pdtrim_core.api.score_context",
+    "StagedModel": "pdtrim_core.execution.staged_model",
+    "Student": "pdtrim_core.pipeline.merge_store",
+    "TeacherBatch": "pdtrim_core.pipeline.merge_store",
+    "TeacherBatches": "pdtrim_core.pipeline.merge_store",
+    "Trunk": "pdtrim_core.execution.prefix_cache",
+    "run": "pdtrim_core.pipeline.pipeline",
 }
 
 __all__ = [

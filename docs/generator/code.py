@@ -11,8 +11,9 @@ from typing import Any
 
 import pdtrim_core
 from generator.markup import doc, table
-from pdtrim_core import hookspecs, testing
-from pdtrim_core.components import Component
+from pdtrim_core import testing
+from pdtrim_core.api import hookspecs
+from pdtrim_core.api.kinds import Component
 
 ABOUT_NAMES = {
     "Answer": "What a searcher or splitter is sent back for an `Ask`: `Points`, a list of them, or None below a floor.",

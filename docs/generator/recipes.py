@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from generator.components import options_table, toml_value
 from generator.markup import doc, summary, table
-from pdtrim_core.components import KINDS
-from pdtrim_core.recipe_data import DEFAULTS, LISTS
-from pdtrim_core.settings import Evaluation, Prune, Quantile, Settings
+from pdtrim_core.api.kinds import KINDS
+from pdtrim_core.recipe.settings import Evaluation, Prune, Quantile, Settings
+from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.sweep_file import Entry, SweepFile
 from pdtrim_core.sweeping.table import COLUMNS

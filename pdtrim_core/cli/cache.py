@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli.asking import in_words, may_delete
-from pdtrim_core.files import cache_folder
-from pdtrim_core.housekeeping import Cached, chosen, find_cached, remove_cached
+from pdtrim_core.results.atomic_files import cache_folder
+from pdtrim_core.results.cleanup import Cached, chosen, find_cached, remove_cached
 
 
 def cache(

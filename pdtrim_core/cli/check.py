@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.errors import PdtrimError, RecipeError
-from pdtrim_core.plugins import PluginHost, load_plugins
-from pdtrim_core.recipe import Recipe, read
-from pdtrim_core.recipe_data import load, plugin_files
+from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.recipe.recipe import Recipe, read
+from pdtrim_core.recipe.toml_data import load, plugin_files
 from pdtrim_core.sweeping.sweep import Changes, base_recipe, is_sweep, read_sweep
 
 
@@ -40,7 +40,7 @@ def _check(path: Path, settings: list[str], *, budget: bool) -> dict[str, Any]:
         result: dict[str, Any] = {"recipe": str(path), "problems": [], "exit_code": 0}
         result["text"] = f"{path}: ok" if None in wanted else f"{path}: ok, {len(wanted)} run{'s' * (len(wanted) != 1)}"
         if budget:
-            from pdtrim_core.budget import budget_of  # noqa: PLC0415 - imports torch
+            from pdtrim_core.pipeline.budget import budget_of  # noqa: PLC0415 - imports torch
 
             found = {name: budget_of(recipe, host) for name, recipe in wanted.items()}
             result["budget"] = vars(found[None]) if None in found else {name: vars(of_run) for name, of_run in found.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from pdtrim_core.errors import RecipeError, did_you_mean
-from pdtrim_core.evaluations import Side
+from pdtrim_core.results.task_results import Side
 
 if TYPE_CHECKING:
     from pdtrim_core.comparing.compare import Comparison

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pdtrim_core.components import KINDS, options_of
+from pdtrim_core.api.kinds import KINDS, options_of
 from pdtrim_core.errors import RecipeError, did_you_mean
-from pdtrim_core.plugins import PluginHost, Provided, load_plugins
+from pdtrim_core.host.host import PluginHost, Provided, load_plugins
 
 
 def describe(

@@ -12,8 +12,8 @@ from typing import Annotated, get_args
 import typer
 
 from pdtrim_core.errors import PdtrimError, did_you_mean
-from pdtrim_core.evaluations import Metric, Side, TaskResult, path_of
 from pdtrim_core.harness import check_installed
+from pdtrim_core.results.task_results import Metric, Side, TaskResult, path_of
 
 
 class FirstToken(StrEnum):
@@ -68,7 +68,7 @@ def eval(  # noqa: A001 - a command is named as its function is
     check_installed()
     from pdtrim_core.harness.evaluate import Evaluation, Options  # noqa: PLC0415 - imports torch and the harness
     from pdtrim_core.harness.tasks import Source  # noqa: PLC0415 - the same
-    from pdtrim_core.loading import load_run  # noqa: PLC0415 - imports torch
+    from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
 
     options = Options(
         source=Source(data, items, num_fewshot),

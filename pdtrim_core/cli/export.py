@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.errors import RecipeError
-from pdtrim_core.recipe_data import parse_setting
+from pdtrim_core.recipe.toml_data import parse_setting
 
 
 def export(
@@ -27,8 +27,8 @@ def export(
     if not names:
         raise RecipeError("--to", ["name an exporter: pdtrim-core plugins lists them"])
     options = _options(settings or [], dtype)
-    from pdtrim_core.exporting import lent, make_exporters, write_exports  # noqa: PLC0415 - not needed to print --help
-    from pdtrim_core.loading import load_run  # noqa: PLC0415 - imports torch
+    from pdtrim_core.pipeline.export import lent, make_exporters, write_exports  # noqa: PLC0415 - not needed to print --help
+    from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
 
     loaded = load_run(run)
     exporters = make_exporters(names, options, loaded.host)

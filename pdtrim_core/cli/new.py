@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.scaffold import MODEL, package_of, write_package
+from pdtrim_core.scaffold.new_package import MODEL, package_of, write_package
 
 
 def new(

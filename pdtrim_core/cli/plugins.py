@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.components import KINDS
-from pdtrim_core.installed import ONLY
-from pdtrim_core.plugins import Origin, PluginHost, Provided, load_plugins
-from pdtrim_core.recipe import OWN_DISTRIBUTION
+from pdtrim_core.api.kinds import KINDS
+from pdtrim_core.host.discovery import ONLY
+from pdtrim_core.host.host import Origin, PluginHost, Provided, load_plugins
+from pdtrim_core.recipe.recipe import OWN_DISTRIBUTION
 
 SLOW = 1.0
 """Seconds of importing a plugin from which on every command is noticeably late."""

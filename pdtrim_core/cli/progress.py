@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pdtrim_core.hookspecs import hookimpl
+from pdtrim_core.api.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from pdtrim_core.elements import Merge
-    from pdtrim_core.search import Candidate
+    from pdtrim_core.data.readings import Candidate
+    from pdtrim_core.plan.elements import Merge
 
 
 def progress_display(stream: TextIO) -> object:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.components import Report
+from pdtrim_core.api.kinds import Report
 from pdtrim_core.errors import PdtrimError, blame
-from pdtrim_core.plugins import PluginHost, load_plugins
-from pdtrim_core.recipe import resolve_reports
-from pdtrim_core.recipe_data import plugin_files
-from pdtrim_core.records import RunRecord, read_record
+from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.recipe.recipe import resolve_reports
+from pdtrim_core.recipe.toml_data import plugin_files
+from pdtrim_core.results.record import RunRecord, read_record
 
 COMPARISON = "comparison"
 

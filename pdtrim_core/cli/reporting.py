@@ -7,11 +7,11 @@ from pathlib import Path
 
 import tomli_w
 
-from pdtrim_core.components import Report
+from pdtrim_core.api.kinds import Report
 from pdtrim_core.errors import blame
-from pdtrim_core.outcome import Outcome
-from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import Recipe
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.results.outcome import Outcome
 
 
 def reports(made_by: Iterable[Report], host: PluginHost, outcome: Outcome, out: Path) -> Iterator[str]:

@@ -11,9 +11,9 @@ import typer
 from pdtrim_core.cli import reporting
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import RecipeError
-from pdtrim_core.plugins import Origin, load_plugins
-from pdtrim_core.recipe import read
-from pdtrim_core.recipe_data import load, plugin_files
+from pdtrim_core.host.host import Origin, load_plugins
+from pdtrim_core.recipe.recipe import read
+from pdtrim_core.recipe.toml_data import load, plugin_files
 from pdtrim_core.sweeping.sweep import is_sweep
 
 
@@ -39,7 +39,7 @@ def run(
         print(reporting.as_toml(plan))
         return
     host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
-    from pdtrim_core.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
+    from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 
     outcome = run_pipeline(plan, host, fresh=fresh)
     if as_json:

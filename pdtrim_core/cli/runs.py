@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.cli.asking import in_words, may_delete
-from pdtrim_core.housekeeping import StoredRun, find_runs, remove_run, why_not
+from pdtrim_core.results.cleanup import StoredRun, find_runs, remove_run, why_not
 
 DEFAULT = Path("runs")
 

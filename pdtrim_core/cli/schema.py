@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from pdtrim_core import recipe_schema
-from pdtrim_core.plugins import load_plugins
+from pdtrim_core.host.host import load_plugins
+from pdtrim_core.recipe import json_schema as recipe_schema
 
 
 def schema() -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pdtrim_core.cli.progress import progress_display
-from pdtrim_core.plugins import Origin, load_plugins
-from pdtrim_core.recipe import read
-from pdtrim_core.recipe_data import load, plugin_files
+from pdtrim_core.host.host import Origin, load_plugins
+from pdtrim_core.recipe.recipe import read
+from pdtrim_core.recipe.toml_data import load, plugin_files
 
 if TYPE_CHECKING:
-    from pdtrim_core.scoring import Ranking
+    from pdtrim_core.pipeline.rank import Ranking
 
 
 def score(
@@ -31,7 +31,7 @@ def score(
     host = load_plugins(plugin_files(load(recipe), recipe))
     wanted = read(recipe, host, settings=settings or ())
     host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
-    from pdtrim_core.scoring import rank  # noqa: PLC0415 - imports torch
+    from pdtrim_core.pipeline.rank import rank  # noqa: PLC0415 - imports torch
 
     ranking = rank(wanted)
     print(json.dumps(_data(ranking), indent=1) if as_json else _text(ranking))

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli import reporting
-from pdtrim_core.elements import Element
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.ladder import draw_ladder
-from pdtrim_core.plugins import load_plugins
-from pdtrim_core.recipe import resolve_reports
-from pdtrim_core.recipe_data import plugin_files
-from pdtrim_core.run_folder import load_outcome, load_plan
+from pdtrim_core.host.host import load_plugins
+from pdtrim_core.plan.diagram import draw_ladder
+from pdtrim_core.plan.elements import Element
+from pdtrim_core.recipe.recipe import resolve_reports
+from pdtrim_core.recipe.toml_data import plugin_files
+from pdtrim_core.results.run_folder import load_outcome, load_plan
 
 
 def show(

@@ -13,14 +13,14 @@ import typer
 
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import PdtrimError, RecipeError
-from pdtrim_core.plugins import Origin, PluginHost, load_plugins
-from pdtrim_core.recipe_data import load, plugin_files
+from pdtrim_core.host.host import Origin, PluginHost, load_plugins
+from pdtrim_core.recipe.toml_data import load, plugin_files
 from pdtrim_core.sweeping.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
 from pdtrim_core.sweeping.table import table_of
 
 if TYPE_CHECKING:
     from pdtrim_core.comparing.compare import Comparison
-    from pdtrim_core.evaluations import Side
+    from pdtrim_core.results.task_results import Side
     from pdtrim_core.sweeping.running import Ended
 
 

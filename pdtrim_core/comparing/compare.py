@@ -12,11 +12,11 @@ from pydantic import TypeAdapter
 
 from pdtrim_core.comparing.groups import Column, choose
 from pdtrim_core.comparing.objective_cells import Candidate, Cell, objective_cells
+from pdtrim_core.data.readings import standard_error
 from pdtrim_core.errors import PdtrimError, did_you_mean
-from pdtrim_core.evaluations import Side, TaskResult, results_in
-from pdtrim_core.outcome import Outcome
-from pdtrim_core.run_folder import load_outcome
-from pdtrim_core.search import standard_error
+from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.run_folder import load_outcome
+from pdtrim_core.results.task_results import Side, TaskResult, results_in
 
 COMPARISON_FORMAT = 1
 NOT_PRUNING = ("open the model", "evaluate", "write")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdtrim_core.evaluations import TaskResult, key_of, path_of
+from pdtrim_core.results.task_results import TaskResult, key_of, path_of
 
 OF_THE_ROW = ("plan", "weights", "first_token")
 """Settings that say what answered and not what was asked: rows of a table differ in them."""

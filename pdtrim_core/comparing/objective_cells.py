@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdtrim_core.comparing.groups import Column
+from pdtrim_core.data.readings import Reading, standard_error
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.evaluations import Side, TaskResult
-from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import Plan
-from pdtrim_core.run_folder import measured_in
-from pdtrim_core.search import Reading, standard_error
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.run_folder import measured_in
+from pdtrim_core.results.task_results import Side, TaskResult
 
 
 @dataclass(frozen=True)

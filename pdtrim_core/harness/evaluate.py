@@ -21,17 +21,17 @@ from typing import Any
 from unittest import mock
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.evaluations import Side, TaskResult, find_result, write_result
-from pdtrim_core.files import cache_folder
 from pdtrim_core.harness import tasks
 from pdtrim_core.harness.model import ROWS, PdtrimLM
 from pdtrim_core.harness.results import answers_of, main_of, metrics_of, with_errors
 from pdtrim_core.harness.tasks import Source
-from pdtrim_core.loading import LoadedRun
-from pdtrim_core.module_store import MODULES, REPLACED
-from pdtrim_core.outcome import versions
-from pdtrim_core.plan import FirstToken
-from pdtrim_core.saved_plan import plan_to_json
+from pdtrim_core.model.weights import MODULES, REPLACED
+from pdtrim_core.pipeline.open_run import LoadedRun
+from pdtrim_core.plan.plan import FirstToken
+from pdtrim_core.plan.plan_file import plan_to_json
+from pdtrim_core.results.atomic_files import cache_folder
+from pdtrim_core.results.outcome import versions
+from pdtrim_core.results.task_results import Side, TaskResult, find_result, write_result
 
 PACKAGES = ("lm_eval", "datasets")
 

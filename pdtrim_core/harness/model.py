@@ -20,16 +20,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from pdtrim_core.bench import packing_agrees
-from pdtrim_core.calibration import Item
-from pdtrim_core.elements import KvOnly
+from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.evaluations import Side
+from pdtrim_core.execution.packing import packing_agrees
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.staged_model import Scored, StagedModel
 from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
-from pdtrim_core.loading import LoadedRun, load_run
-from pdtrim_core.plan import FirstToken, Plan
-from pdtrim_core.stages import Scored, StagedModel
-from pdtrim_core.trunk import Trunk
+from pdtrim_core.pipeline.open_run import LoadedRun, load_run
+from pdtrim_core.plan.elements import KvOnly
+from pdtrim_core.plan.plan import FirstToken, Plan
+from pdtrim_core.results.task_results import Side
 
 ROWS = 16
 """Prompts that generate together, where nobody says how many."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pdtrim_core.calibration import Item
+from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
 
 Tokens = tuple[int, ...]

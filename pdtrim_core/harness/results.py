@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
-from pdtrim_core.evaluations import Answer, Metric
+from pdtrim_core.results.task_results import Answer, Metric
 
 PREFERRED = ("acc", "word_perplexity", "pass@1", "prompt_level_strict_acc", "exact_match")
 """The metric that tables show, the first of these that a task has."""

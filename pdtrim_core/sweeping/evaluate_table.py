@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pdtrim_core.evaluations import Side
+from pdtrim_core.results.task_results import Side
 
 
 class Evaluate(BaseModel):

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core.evaluations import Side
-from pdtrim_core.loading import LoadedRun
+from pdtrim_core.pipeline.open_run import LoadedRun
+from pdtrim_core.results.task_results import Side
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 
 

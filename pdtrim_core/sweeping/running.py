@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pdtrim_core import pipeline
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.loading import load_run
-from pdtrim_core.outcome import Outcome
-from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import Recipe
-from pdtrim_core.run_folder import changed_keys, load_outcome
-from pdtrim_core.shared import Key, Shared, keys_of
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.pipeline import pipeline
+from pdtrim_core.pipeline.open_run import load_run
+from pdtrim_core.pipeline.run_cache import Key, Shared, keys_of
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.run_folder import changed_keys, load_outcome
 from pdtrim_core.sweeping import evaluating
 from pdtrim_core.sweeping.sweep import PlannedRun, Sweep
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core.checking import checked
 from pdtrim_core.errors import RecipeError, did_you_mean
-from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import Recipe, resolve
-from pdtrim_core.recipe_data import load, parse_setting, plugin_files, put
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.recipe.recipe import Recipe, resolve
+from pdtrim_core.recipe.toml_data import load, parse_setting, plugin_files, put
+from pdtrim_core.recipe.validation import checked
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.points import OWN_KEYS, Point, flat, leaves, overlaps, points_of
 from pdtrim_core.sweeping.sweep_file import SweepFile

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pdtrim_core.evaluations import Side
+from pdtrim_core.results.task_results import Side
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.table import DEFAULT_COLUMNS
 

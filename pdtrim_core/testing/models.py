@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from pdtrim_core.errors import PdtrimError, did_you_mean
-from pdtrim_core.model import BlockModel
-from pdtrim_core.plugins import PluginHost, load_plugins
+from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.model.block_model import BlockModel
 
 VOCABULARY = 260
 _SHAPE: dict[str, Any] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.outcome import machine, versions
-from pdtrim_core.threads import fitting_threads, threads
+from pdtrim_core.execution.threads import fitting_threads, threads
+from pdtrim_core.results.outcome import machine, versions
 from pdtrim_core.timing.latency import Grid, LatencyBench, Setting
 from pdtrim_core.timing.results import Latencies, Timing, read_latencies, write_latencies
 from pdtrim_core.timing.subjects import Subjects

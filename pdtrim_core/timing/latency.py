@@ -14,14 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pdtrim_core.elements import Merge, Shrink, Stage
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.model import BlockModel
-from pdtrim_core.plan import FirstToken, Plan
-from pdtrim_core.stage_alone import stage_alone
+from pdtrim_core.execution.one_stage import stage_alone
+from pdtrim_core.execution.prefix_cache import free_memory
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.plan.elements import Merge, Shrink, Stage
+from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.timing.results import Footprint, Measure, ModelName, Timing
 from pdtrim_core.timing.stopwatch import Prepared, in_turn, peak_beside, quartiles
-from pdtrim_core.trunk import free_memory
 
 DECODED = 4
 """Tokens of each sequence that one timing of decode makes."""

@@ -16,9 +16,9 @@ from pdtrim_core.errors import PdtrimError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-    from pdtrim_core.model import BlockModel
-    from pdtrim_core.plugins import PluginHost
-    from pdtrim_core.sizes import ModelSizes
+    from pdtrim_core.host.host import PluginHost
+    from pdtrim_core.model.block_model import BlockModel
+    from pdtrim_core.plan.costs import ModelSizes
 
 _KEYS = (
     "model_type",
@@ -73,7 +73,7 @@ def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> Shape:
     import torch  # noqa: PLC0415 - the names are listed without it
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
-    from pdtrim_core.model_sizes import sizes_of  # noqa: PLC0415 - imports torch
+    from pdtrim_core.model.sizes import sizes_of  # noqa: PLC0415 - imports torch
 
     name, data = _data_of(given)
     config = _config(name, data)
@@ -94,9 +94,9 @@ def random_model(shape: Shape, host: PluginHost, device: torch.device) -> BlockM
     import torch  # noqa: PLC0415 - as above
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
-    from pdtrim_core.model import BlockModel  # noqa: PLC0415 - imports torch
+    from pdtrim_core.execution.prefix_cache import free_memory  # noqa: PLC0415 - imports torch
+    from pdtrim_core.model.block_model import BlockModel  # noqa: PLC0415 - imports torch
     from pdtrim_core.testing import ByteTokenizer  # noqa: PLC0415 - imports torch
-    from pdtrim_core.trunk import free_memory  # noqa: PLC0415 - imports torch
 
     if shape.weight_bytes > free_memory(device):
         raise PdtrimError(

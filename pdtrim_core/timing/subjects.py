@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import torch
 
-from pdtrim_core.elements import Drop, Removal
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.loading import LoadedRun
-from pdtrim_core.model import BlockModel
-from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import FirstToken, Plan
-from pdtrim_core.plugins import PluginHost
-from pdtrim_core.run_folder import load_plan
-from pdtrim_core.saved_plan import SavedPlan, plan_to_json
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.pipeline.open_run import LoadedRun
+from pdtrim_core.plan.elements import Drop, Removal
+from pdtrim_core.plan.plan import FirstToken, Plan
+from pdtrim_core.plan.plan_file import SavedPlan, plan_to_json
+from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.run_folder import load_plan
 from pdtrim_core.timing.latency import Subject
 from pdtrim_core.timing.shapes import Shape, random_model, read_shape
 

@@ -11,9 +11,9 @@ from random import Random
 from typing import Any
 
 from pdtrim_core import Drop, KvOnly, Merge, Metric, Outcome, Plan, Reading, Removal, SavedPlan, SearchStep, Shrink, TaskResult
-from pdtrim_core.evaluations import Answer, Side, write_result
-from pdtrim_core.outcome import Cost, Environment, Gain, MergeResult, Row, Sets, Value
-from pdtrim_core.saved_plan import plan_to_json
+from pdtrim_core.plan.plan_file import plan_to_json
+from pdtrim_core.results.outcome import Cost, Environment, Gain, MergeResult, Row, Sets, Value
+from pdtrim_core.results.task_results import Answer, Side, write_result
 
 RECIPE: dict[str, Any] = {
     "recipe": 1,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pdtrim_core import testing
-from pdtrim_core.components import KINDS
+from pdtrim_core.api.kinds import KINDS
 
 HERE = Path(__file__).parent
 CONTRACTS = [name for name in testing.__all__ if name.endswith("Contract")]

@@ -27,8 +27,8 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
 from pdtrim_core import load_plugins
-from pdtrim_core.recipe import resolve
-from pdtrim_core.recipe_data import plugin_files
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.toml_data import plugin_files
 from pdtrim_core.sweeping.sweep import base_recipe, is_sweep, read_sweep
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pdtrim_core import load_plugins
-from pdtrim_core.recipe import read
-from pdtrim_core.recipe_data import load, plugin_files
+from pdtrim_core.recipe.recipe import read
+from pdtrim_core.recipe.toml_data import load, plugin_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def test_the_scorer_of_the_readme_is_twelve_lines() -> None:
 
 
 def test_the_scorer_and_the_recipe_of_the_readme_carry_out_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pdtrim_core.pipeline import run
+    from pdtrim_core.pipeline.pipeline import run
     from pdtrim_core.testing import tiny_transformers
 
     monkeypatch.chdir(tmp_path)

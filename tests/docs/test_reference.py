@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pdtrim_core
-from pdtrim_core import hookspecs, load_plugins, testing
-from pdtrim_core.components import KINDS, options_of
-from pdtrim_core.settings import Evaluation, Prune, Settings
+from pdtrim_core import load_plugins, testing
+from pdtrim_core.api import hookspecs
+from pdtrim_core.api.kinds import KINDS, options_of
+from pdtrim_core.recipe.settings import Evaluation, Prune, Settings
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -123,8 +124,8 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 def test_the_hand_written_pages_know_every_file_and_field() -> None:
     from pdtrim_core import Drop, Plan, Removal, SavedPlan
-    from pdtrim_core.run_folder import OWN_FILES, UNCOMPARED
-    from pdtrim_core.search import Reading
+    from pdtrim_core.data.readings import Reading
+    from pdtrim_core.results.run_folder import OWN_FILES, UNCOMPARED
 
     folder = _page("run-folder.md")
     assert [name for name in (*OWN_FILES, *UNCOMPARED, *Reading.__dataclass_fields__) if f"`{name}`" not in folder] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pdtrim_core.components import KINDS
+from pdtrim_core.api.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -30,7 +30,7 @@ def test_what_a_page_includes_is_there(page: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"scorer"}))
 def test_the_page_of_a_kind_shows_its_template(kind: str) -> None:
-    pages = [page for page in DOCS.rglob("write-*.md") if f'"pdtrim_core/templates/{kind}.py"' in page.read_text()]
+    pages = [page for page in DOCS.rglob("write-*.md") if f'"pdtrim_core/scaffold/templates/{kind}.py"' in page.read_text()]
     assert len(pages) == 1
 
 

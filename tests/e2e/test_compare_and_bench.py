@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core.evaluations import Answer, Metric, TaskResult, write_result
+from pdtrim_core.results.task_results import Answer, Metric, TaskResult, write_result
 from pdtrim_core.testing.contracts.small_run import small_run
 
 if TYPE_CHECKING:

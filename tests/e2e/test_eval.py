@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core.evaluations import results_in
+from pdtrim_core.results.task_results import results_in
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Cli

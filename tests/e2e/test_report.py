@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pdtrim_core import Plan
-from pdtrim_core.run_folder import load_outcome, measured_in
+from pdtrim_core.results.run_folder import load_outcome, measured_in
 from tests.browser import runs
 
 if TYPE_CHECKING:

@@ -152,7 +152,7 @@ def test_a_run_that_fails_does_not_stop_the_others(cli: Cli, sweep: Path, tmp_pa
 def test_what_only_a_bug_can_cause_stops_no_other_run_and_shows_its_traceback_when_asked(
     cli: Cli, sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pdtrim_core import pipeline
+    from pdtrim_core.pipeline import pipeline
 
     whole = pipeline.run
 

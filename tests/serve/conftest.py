@@ -189,7 +189,7 @@ def _prompts(vocabulary: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _export(model: BlockModel, plan: Plan, modules: Mapping[Any, Any], folder: Path, name: str) -> Export:
-    from pdtrim_core.module_store import MODULES, save_modules
+    from pdtrim_core.model.weights import MODULES, save_modules
     from pdtrim_core.testing.contracts import small_run
     from pdtrim_plugins.exporters.vllm import Vllm
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pdtrim_core.calibration import Item, Sample, encode
-from pdtrim_core.components import Objective
-from pdtrim_core.elements import Drop, Removal
-from pdtrim_core.plan import Plan
-from pdtrim_core.stages import StagedModel
+from pdtrim_core.api.kinds import Objective
+from pdtrim_core.data.items import Item, Sample, encode
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.plan.elements import Drop, Removal
+from pdtrim_core.plan.plan import Plan
 from pdtrim_core.testing.contracts.shared import (
     SILENT,
     TOLERANCE,
@@ -25,7 +26,6 @@ from pdtrim_core.testing.contracts.shared import (
     rng_of,
 )
 from pdtrim_core.testing.models import ByteTokenizer, tiny_llama
-from pdtrim_core.trunk import Trunk
 
 
 @dataclass(frozen=True)

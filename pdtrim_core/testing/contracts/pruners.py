@@ -9,23 +9,23 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pdtrim_core import pipeline
-from pdtrim_core.calibration import Item, Sample, encode
-from pdtrim_core.components import Pruner
-from pdtrim_core.elements import Shrink
-from pdtrim_core.hookspecs import hookimpl
-from pdtrim_core.model import BlockModel
-from pdtrim_core.module_store import read_replaced, save_replaced
-from pdtrim_core.plan import Plan
-from pdtrim_core.plugins import Origin
-from pdtrim_core.pruned import Pruned
-from pdtrim_core.pruning import PruneContext
-from pdtrim_core.recipe import resolve
-from pdtrim_core.stages import StagedModel
+from pdtrim_core.api.hookspecs import hookimpl
+from pdtrim_core.api.kinds import Pruner
+from pdtrim_core.api.pruned import Pruned
+from pdtrim_core.data.items import Item, Sample, encode
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.host.host import Origin
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.weights import read_replaced, save_replaced
+from pdtrim_core.pipeline import pipeline
+from pdtrim_core.pipeline.prune import PruneContext
+from pdtrim_core.plan.elements import Shrink
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness, rng_of
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_core.testing.models import ByteTokenizer, tiny_llama
-from pdtrim_core.trunk import Trunk
 
 SAME_LOGPROB = 1e-3
 """Nats a choice: a model in another basis rounds differently in float32, by about 1e-5 a token."""

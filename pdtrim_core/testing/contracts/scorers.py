@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pdtrim_core.components import Scorer
-from pdtrim_core.context import ScoreContext
-from pdtrim_core.model import BlockModel
-from pdtrim_core.scores import Scores
+from pdtrim_core.api.kinds import Scorer
+from pdtrim_core.api.score_context import ScoreContext
+from pdtrim_core.data.scores import Scores
+from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.testing.contracts.shared import (
     SILENT,
     TOLERANCE,

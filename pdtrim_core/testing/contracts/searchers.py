@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pdtrim_core.components import Searcher
-from pdtrim_core.plan import Plan
-from pdtrim_core.search import DIGITS, Found
-from pdtrim_core.space import SearchSpace
+from pdtrim_core.api.kinds import Searcher
+from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.data.readings import DIGITS
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.search.driver import Found
 from pdtrim_core.testing.contracts.shared import check_component, contract
 from pdtrim_core.testing.contracts.tables import BLOCKS, Table, rugged, search_on_table, table_spaces
 

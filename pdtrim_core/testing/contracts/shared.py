@@ -13,8 +13,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pdtrim_core.calibration import Sample, encode
-from pdtrim_core.components import (
+from pdtrim_core.api.hookspecs import hookimpl
+from pdtrim_core.api.kinds import (
     CalibrationSource,
     Component,
     Distiller,
@@ -28,14 +28,14 @@ from pdtrim_core.components import (
     StageSplitter,
     options_of,
 )
+from pdtrim_core.data.items import Sample, encode
 from pdtrim_core.errors import did_you_mean
-from pdtrim_core.hookspecs import hookimpl
-from pdtrim_core.model import BlockModel
-from pdtrim_core.plan import Plan
-from pdtrim_core.plugins import Origin, PluginHost
-from pdtrim_core.stages import StagedModel
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.host.host import Origin, PluginHost
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.plan.plan import Plan
 from pdtrim_core.testing.models import ByteTokenizer
-from pdtrim_core.trunk import Trunk
 
 C = TypeVar("C", bound=type)
 

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from pdtrim_core import pipeline
-from pdtrim_core.components import LoadedModel, ModelSource
-from pdtrim_core.elements import Merge, Shrink
-from pdtrim_core.first_steps import open_model
-from pdtrim_core.hookspecs import hookimpl
-from pdtrim_core.model import BlockModel
-from pdtrim_core.module_store import MODULES, save_modules
-from pdtrim_core.outcome import Outcome
-from pdtrim_core.plan import FirstToken, Plan
-from pdtrim_core.plugins import Origin, PluginHost, load_plugins
-from pdtrim_core.recipe import resolve
-from pdtrim_core.saved_plan import SavedPlan
+from pdtrim_core.api.hookspecs import hookimpl
+from pdtrim_core.api.kinds import LoadedModel, ModelSource
+from pdtrim_core.host.host import Origin, PluginHost, load_plugins
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.weights import MODULES, save_modules
+from pdtrim_core.pipeline import pipeline
+from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.plan.elements import Merge, Shrink
+from pdtrim_core.plan.plan import FirstToken, Plan
+from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_transformers
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pdtrim_core.components import StageSplitter
-from pdtrim_core.elements import Drop, Removal
-from pdtrim_core.plan import Plan
+from pdtrim_core.api.kinds import StageSplitter
+from pdtrim_core.plan.elements import Drop, Removal
+from pdtrim_core.plan.plan import Plan
 from pdtrim_core.testing.contracts.shared import SILENT, check_component, contract
 from pdtrim_core.testing.contracts.tables import Table, rugged, split_on_table, table_spaces
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from pdtrim_core.components import Searcher, StageSplitter
-from pdtrim_core.elements import Removal
-from pdtrim_core.plan import Plan
-from pdtrim_core.scores import Scores
-from pdtrim_core.search import DIGITS, Candidate, Found, Ledger, Measure, Reading, drive
-from pdtrim_core.sizes import BlockSizes, ModelSizes
-from pdtrim_core.space import SearchSpace, search_space, two_sets, without_merges
+from pdtrim_core.api.kinds import Searcher, StageSplitter
+from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.data.readings import DIGITS, Candidate, Reading
+from pdtrim_core.data.scores import Scores
+from pdtrim_core.plan.costs import BlockSizes, ModelSizes
+from pdtrim_core.plan.elements import Removal
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.search.driver import Found, Ledger, Measure, drive
+from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts.shared import no_global_randomness, rng_of
 
 BLOCKS = 6

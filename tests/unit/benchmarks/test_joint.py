@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pdtrim_core import Plan
-from pdtrim_core.search import Reading
+from pdtrim_core.data.readings import Reading
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from pdtrim_core import BlockModel, Drop, Plan, Removal, StagedModel
-from pdtrim_core.calibration import calibrate
+from pdtrim_core.data.items import calibrate
+from pdtrim_core.execution.prefix_cache import Trunk
 from pdtrim_core.testing import tiny_model
-from pdtrim_core.trunk import Trunk
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.objectives import Accuracy
-from tests.unit.model.test_stages import some_items
+from tests.unit.execution.test_staged_model import some_items
 
 FILE = Path(__file__).parents[3] / "benchmarks" / "plain_way.py"
 

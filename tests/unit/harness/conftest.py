@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pdtrim_core import Drop, LoadedRun, Plan, Removal, SavedPlan, load_run, pipeline
-from pdtrim_core.plugins import load_plugins
-from pdtrim_core.recipe import resolve
+from pdtrim_core import Drop, LoadedRun, Plan, Removal, SavedPlan, load_run
+from pdtrim_core.host.host import load_plugins
+from pdtrim_core.pipeline import pipeline
+from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing.models import save_tiny_model
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pdtrim_core import LoadedRun, PdtrimError
-from pdtrim_core.evaluations import results_in
 from pdtrim_core.harness import data_files
 from pdtrim_core.harness.tasks import NAMES, Source, load_task
+from pdtrim_core.results.task_results import results_in
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 from lm_eval import simple_evaluate

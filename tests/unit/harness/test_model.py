@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pdtrim_core import LoadedRun, PdtrimError, Plan, StagedModel, Trunk
-from pdtrim_core.evaluations import Side
-from pdtrim_core.plan import FirstToken
+from pdtrim_core.plan.plan import FirstToken
+from pdtrim_core.results.task_results import Side
 from pdtrim_core.testing import ByteTokenizer
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
@@ -103,7 +103,7 @@ def test_running_text_is_decode_alone_unless_a_share_is_prompt(staged_run: Loade
 
 def test_a_share_of_prompt_leaves_the_scale_of_a_text(staged_run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     # With every token equally likely, a text counts the same whatever share of it is scored.
-    from pdtrim_core.stages import Scored
+    from pdtrim_core.execution.staged_model import Scored
 
     monkeypatch.setattr(
         StagedModel, "scores", lambda self, items: [tuple(Scored(-1.0 * len(c), False) for c in i.choices) for i in items]

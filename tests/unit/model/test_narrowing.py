@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from pdtrim_core import BlockModel, Drop, KvOnly, Plan, PlanError, Removal, Shrink, StagedModel
-from pdtrim_core.plan import FirstToken
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
-from pdtrim_core.trunk import Trunk
-
-from .test_stages import some_items, two_phase_sums
+from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 HEAD, CHANNELS = Shrink(2, "attention", (1,)), Shrink(2, "mlp", (0, 3, 17, 40))
 PLANS: Mapping[str, Plan] = {

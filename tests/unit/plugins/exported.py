@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pdtrim_core import BlockModel, Element, Exporter, Plan, Removal, Shrink, load_modules
-from pdtrim_core.stage_blocks import as_stage, decode_steps
+from pdtrim_core.execution.stage_modules import as_stage, decode_steps
 from pdtrim_core.testing.contracts.small_run import run_with_plan
 
 TOKENS = torch.randint(0, 250, (2, 20), generator=torch.Generator().manual_seed(0))

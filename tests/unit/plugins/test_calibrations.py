@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from pdtrim_core import PdtrimError, Sample, first_steps, python_reference
-from pdtrim_core.calibration import Calibration
-from pdtrim_core.recipe import resolve
+from pdtrim_core import PdtrimError, Sample, python_reference
+from pdtrim_core.data.items import Calibration
+from pdtrim_core.pipeline import prepare as first_steps
+from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing.contracts import tiny_host
 from pdtrim_plugins.calibrations import Jsonl, Mini, Text
 

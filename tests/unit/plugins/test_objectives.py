@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pdtrim_core import Drop, Item, Objective, Plan, Removal, StagedModel, Trunk
-from pdtrim_core.measuring import Measurement
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts import FixedStaged
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pdtrim_core import PdtrimError, Plan, PruneContext, Removal, Shrink, StagedModel, Trunk, run
-from pdtrim_core.module_store import load_modules
-from pdtrim_core.recipe import resolve
-from pdtrim_core.run_folder import load_plan
+from pdtrim_core.model.weights import load_modules
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.results.run_folder import load_plan
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import tiny_host
 from pdtrim_plugins.pruners import Flap

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pdtrim_core import Merge, PdtrimError, Plan, PruneContext, StagedModel
+from pdtrim_core.execution.prefix_cache import Trunk
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
-from pdtrim_core.trunk import Trunk
 from pdtrim_plugins.pruners import LaCo
 from pdtrim_plugins.pruners.laco import Likeness, Run, fold, folded_block, norm_weights
-from tests.unit.model.test_stages import some_items, two_phase_sums
+from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel, Pruned

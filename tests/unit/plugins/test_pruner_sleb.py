@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pdtrim_core import Drop, PdtrimError, Plan, PruneContext, Removal
-from pdtrim_core.search import Ledger
+from pdtrim_core.search.driver import Ledger
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.pruners import Sleb
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pdtrim_core import BlockModel
-    from pdtrim_core.measuring import Measurement
+    from pdtrim_core.pipeline.objective_value import Measurement
 
 SHARED = Path(__file__).parents[4] / "shared"
 SEQUENCES = [Random(number).choices(range(256), k=11) for number in range(4)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pdtrim_core import BlockModel, Item, PdtrimError, Plan, PruneContext, StagedModel, Trunk
-from pdtrim_core.calibration import calibrate
+from pdtrim_core.data.items import calibrate
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.pruners import SliceGpt

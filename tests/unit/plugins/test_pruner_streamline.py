@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import Merge, PdtrimError, Plan, PruneContext, Removal, StagedModel, pipeline
-from pdtrim_core.context import ScoreContext
-from pdtrim_core.merges import MergeStore
-from pdtrim_core.recipe import resolve
-from pdtrim_core.run_folder import open_run_folder
-from pdtrim_core.run_log import RunLog
-from pdtrim_core.shared import Shared
+from pdtrim_core import Merge, PdtrimError, Plan, PruneContext, Removal, StagedModel
+from pdtrim_core.api.score_context import ScoreContext
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.pipeline import pipeline
+from pdtrim_core.pipeline.events import RunLog
+from pdtrim_core.pipeline.merge_store import MergeStore
+from pdtrim_core.pipeline.run_cache import Shared
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.results.run_folder import open_run_folder
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
-from pdtrim_core.trunk import Trunk
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
 from pdtrim_plugins.pruners import Streamline
 from pdtrim_plugins.pruners.streamline import most_alike, scaled_cosine
-from tests.unit.model.test_stages import some_items, two_phase_sums
+from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel, Pruned

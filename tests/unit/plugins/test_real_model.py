@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core.calibration import calibrate
-from pdtrim_core.plan import Plan
-from pdtrim_core.stages import StagedModel
-from pdtrim_core.trunk import Trunk
+from pdtrim_core.data.items import calibrate
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.plan.plan import Plan
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.objectives import Accuracy
 

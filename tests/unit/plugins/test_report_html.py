@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core import Drop, KvOnly, Metric, Outcome, PdtrimError, Plan, Removal, SearchStep, read_record
-from pdtrim_core.evaluations import write_result
-from pdtrim_core.outcome import Gain
+from pdtrim_core.results.outcome import Gain
+from pdtrim_core.results.task_results import write_result
 from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.html.sentences import sentence
 from pdtrim_plugins.reports.html.tasks import best, by_task, told

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_ladder
-from pdtrim_core.outcome import Cost, Gain, Row, Value
+from pdtrim_core.results.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
 from pdtrim_plugins.reports.table import Table, columns
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, Removal
-from pdtrim_core.search import Ledger, Reading, drive
+from pdtrim_core.data.readings import Reading
+from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.testing.contracts import Table, rugged, table_space
 from pdtrim_plugins.searchers import Joint
-from tests.unit.core.examples import given
+from tests.unit.examples import given
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core import Drop, Merge, Plan, Removal
-from pdtrim_core.search import Reading
+from pdtrim_core.data.readings import Reading
 from pdtrim_core.testing.contracts import Table, split_on_table, table_space
 from pdtrim_plugins.splitters import DensePrefill, Gain, Unified
-from tests.unit.core.examples import given
+from tests.unit.examples import given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, Removal
-from pdtrim_core.search import Ledger, drive
-from pdtrim_core.sizes import BlockSizes, ModelSizes
+from pdtrim_core.plan.costs import BlockSizes, ModelSizes
+from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.testing.contracts import Table, split_on_table, table_space
 from pdtrim_plugins.splitters import Budget, Pop
-from tests.unit.core.examples import given
+from tests.unit.examples import given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,0 +1,154 @@
+"""Every hook, on one page.
+
+The name tells the sort: a plural noun is a registry (yield component classes, all are kept), a verb phrase is a question
+(answer, or return None to let the next plugin try), a past tense is an event (look, do not touch; a listener that fails
+is muted).
+
+A plugin marks its functions with `hookimpl` and is found through the entry point group `pdtrim`::
+
+    from pdtrim_core import SimilarityScorer, hookimpl
+
+    class NormRatio(SimilarityScorer):
+        name = "norm-ratio"
+
+        def similarity(self, before, after):
+            return -(after.norm(dim=-1) / before.norm(dim=-1) - 1).abs()
+
+    @hookimpl
+    def pdtrim_scorers():
+        yield NormRatio
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pdtrim_core.api.kinds import (
+        CalibrationSource,
+        Distiller,
+        Exporter,
+        ModelSource,
+        Objective,
+        Pruner,
+        Report,
+        Scorer,
+        Searcher,
+        StageSplitter,
+    )
+    from pdtrim_core.data.readings import Candidate
+    from pdtrim_core.model.block_layout import BlockPlace
+    from pdtrim_core.plan.elements import Merge
+    from pdtrim_core.results.outcome import Outcome
+
+PROJECT = "pdtrim"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# Registries
+
+
+@hookspec
+def pdtrim_scorers() -> Iterable[type[Scorer]]:  # type: ignore[empty-body]
+    """Yield classes that score blocks and pairs."""
+
+
+@hookspec
+def pdtrim_searchers() -> Iterable[type[Searcher]]:  # type: ignore[empty-body]
+    """Yield classes that search for what decode loses."""
+
+
+@hookspec
+def pdtrim_pruners() -> Iterable[type[Pruner]]:  # type: ignore[empty-body]
+    """Yield classes of other methods that find what decode loses."""
+
+
+@hookspec
+def pdtrim_distillers() -> Iterable[type[Distiller]]:  # type: ignore[empty-body]
+    """Yield classes that train one block to stand for two."""
+
+
+@hookspec
+def pdtrim_splitters() -> Iterable[type[StageSplitter]]:  # type: ignore[empty-body]
+    """Yield classes that decide what of a removal prefill can be spared."""
+
+
+@hookspec
+def pdtrim_objectives() -> Iterable[type[Objective]]:  # type: ignore[empty-body]
+    """Yield classes that value a plan item by item."""
+
+
+@hookspec
+def pdtrim_calibrations() -> Iterable[type[CalibrationSource]]:  # type: ignore[empty-body]
+    """Yield classes that give samples."""
+
+
+@hookspec
+def pdtrim_model_sources() -> Iterable[type[ModelSource]]:  # type: ignore[empty-body]
+    """Yield classes that open models."""
+
+
+@hookspec
+def pdtrim_exporters() -> Iterable[type[Exporter]]:  # type: ignore[empty-body]
+    """Yield classes that write what other programs use."""
+
+
+@hookspec
+def pdtrim_reports() -> Iterable[type[Report]]:  # type: ignore[empty-body]
+    """Yield classes that tell a person what a run did."""
+
+
+# Questions
+
+
+@hookspec(firstresult=True)
+def pdtrim_find_blocks(model: Any) -> BlockPlace | None:
+    """Say where a transformers model keeps its list of blocks; None for a family you do not know."""
+
+
+# Events
+
+
+@hookspec
+def pdtrim_run_started(recipe: Mapping[str, Any], out: Path) -> None:
+    """A run begins, with its resolved recipe (the data of recipe.toml) and its folder."""
+
+
+@hookspec
+def pdtrim_step_started(step: str, about: int | None) -> None:
+    """A step of the pipeline begins, with about how many measurements it will take (None: it takes none)."""
+
+
+@hookspec
+def pdtrim_note_made(note: str) -> None:
+    """The run has something to say: a preview of the search, a warning, a choice it made."""
+
+
+@hookspec
+def pdtrim_candidate_measured(candidate: Candidate) -> None:
+    """A plan has its value: measured, remembered, or cut short."""
+
+
+@hookspec
+def pdtrim_merge_trained(merge: Merge, trained: float, untrained: float) -> None:
+    """A merged block is trained, or was found in the store; errors are mean squared differences of the stream."""
+
+
+@hookspec
+def pdtrim_step_finished(step: str, seconds: float) -> None:
+    """A step of the pipeline has ended."""
+
+
+@hookspec
+def pdtrim_run_finished(outcome: Outcome) -> None:
+    """A run has come to its end, and its outcome is written."""
+
+
+@hookspec
+def pdtrim_run_ended() -> None:
+    """A run is over: finished, failed or interrupted. Put away what you opened."""

@@ -1,0 +1,288 @@
+"""The kinds of component, one abstract class each; a component's fields are its options.
+
+A component is a frozen pydantic class. Its fields declare, once, what a recipe may say, what `pdtrim-core describe` prints,
+what is checked and what is recorded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pdtrim_core.api.requests import Answer, Ask, Staged
+from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.data.items import Item, Sample
+from pdtrim_core.data.scores import Scores
+from pdtrim_core.data.texts import python_reference
+from pdtrim_core.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pdtrim_core.api.pruned import Pruned
+    from pdtrim_core.api.score_context import ScoreContext
+    from pdtrim_core.model.block_model import BlockModel
+    from pdtrim_core.pipeline.merge_store import Student, TeacherBatches
+    from pdtrim_core.pipeline.prune import PruneContext
+    from pdtrim_core.results.outcome import Outcome
+    from pdtrim_core.results.record import RunRecord
+
+
+class Component(BaseModel, ABC):
+    """A part that a recipe names. Subclass the abstract class of a kind, not this one.
+
+    `name` is what recipes say: lower-case words joined by hyphens. `cites` is the source of the method. The first line of
+    the docstring is what listings show.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    cites: ClassVar[str] = ""
+
+
+class Scorer(Component):
+    """Says how safe it is to remove each block and to merge each pair, before anything is measured."""
+
+    kind = "scorer"
+
+    @abstractmethod
+    def score(self, context: ScoreContext) -> Scores:
+        """Return one score a block and one a pair (or no pair scores); higher is safer to remove.
+
+        Called once a run, on the dense model. The model must be left as it is.
+        """
+
+
+class Searcher(Component):
+    """Finds what decode loses: yields plans and is sent their values in points (0 to 100, higher is better)."""
+
+    kind = "searcher"
+
+    staged: ClassVar[bool] = False
+    """Whether it finds what prefill loses, too: without a `splitter`, a recipe then gets `as-found` and not the default one."""
+
+    @abstractmethod
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+        """Yield plans whose decode removes exactly `space.count` blocks; the best one measured is taken.
+
+        All randomness comes from `rng`. Measuring, remembering and the best so far are the core's work.
+        """
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return about how many measurements a search takes, for the preview; None where that is unknown."""
+        del space
+        return None
+
+
+class Pruner(Component):
+    """Another method that finds what decode loses; it takes the place of scorer, searcher and merges."""
+
+    kind = "pruner"
+
+    replaces_model: ClassVar[bool] = False
+    """Whether it gives a whole other model, `Pruned(replaced=...)`, and no removal: a recipe then has nothing to split."""
+
+    @abstractmethod
+    def prune(self, context: PruneContext) -> Pruned:
+        """Return what decode loses, or what replaces the model, as near to the budget as the method's steps allow.
+
+        The dense model must be left as it is. Raises `PdtrimError` for a budget or a model that the method cannot do.
+        """
+
+    def restore(self, model: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
+        """Return the replaced model again: `weights` are its own parameters by name, those shared with the dense one left out.
+
+        Only asked of pruners that say `replaces_model`. The dense model must be left as it is.
+        """
+        raise NotImplementedError("a pruner that says replaces_model must define restore(model, weights)")
+
+
+class Distiller(Component):
+    """Trains one block to stand for two neighbours."""
+
+    kind = "distiller"
+
+    kv: Literal["shadow", "frozen"] = Field(
+        "shadow",
+        description="shadow: prefill also computes the merged block's K/V; frozen: they stay those of the pair's first block",
+    )
+    tokens: int = Field(20_000, gt=0, description="training tokens")
+    train: Literal["before-search", "after-search"] = Field(
+        "before-search",
+        description="before-search: the search measures trained merges; after-search: only those it chose are trained, and until "
+        "then the block that training starts from stands for a pair",
+    )
+
+    @abstractmethod
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        """Train `student.parameters()` in place and yield the mean loss of each epoch.
+
+        `batches` may be gone through again and again. The dense model must be left as it is.
+        """
+
+
+class StageSplitter(Component):
+    """Decides what of a removal prefill can be spared: yields trial plans with the same decode."""
+
+    kind = "splitter"
+
+    @abstractmethod
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+        """Yield trial plans and return the final one. Its decode is that of `plan`."""
+
+    def steps(self, space: SearchSpace) -> int | None:
+        """Return about how many measurements a split takes, for the preview; None where that is unknown."""
+        del space
+        return None
+
+
+class Objective(Component):
+    """Values a plan, item by item, in a unit of its own; the core averages and turns the mean into points."""
+
+    kind = "objective"
+
+    unit: ClassVar[str] = ""
+    best_item: ClassVar[float | None] = None
+    """The best value that an item can have, so that the core may stop early; None where there is no bound."""
+
+    @abstractmethod
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        """Return one value an item, each the same whatever other items stand beside it."""
+
+    @abstractmethod
+    def points(self, mean: float) -> float:
+        """Return the points, 0 to 100 and higher is better, that a mean over items is worth.
+
+        It is also asked slightly beyond the means that can occur, for its slope.
+        """
+
+    def weight(self, item: Item) -> float:
+        """Return the item's weight in the mean."""
+        del item
+        return 1.0
+
+    def problems(self, items: Sequence[Item]) -> list[str]:
+        """Return why these items cannot be measured by this objective."""
+        del items
+        return []
+
+
+class CalibrationSource(Component):
+    """Gives the samples that a run measures on, and those it keeps apart until the end."""
+
+    kind = "calibration"
+
+    samples: int = Field(256, gt=0, description="number of items to measure on (the paper: 256)")
+    held_out: int = Field(64, ge=0, description="number of items kept apart to evaluate on at the end")
+
+    @abstractmethod
+    def draw(self, count: int, rng: Random) -> Iterable[Sample]:
+        """Return so many samples drawn with `rng`. Where there are no more, return fewer, or raise `PdtrimError`."""
+
+    def training_texts(self, rng: Random) -> Iterable[str]:
+        """Return texts to train merges on, disjoint from what measures; the prose of the Python reference unless overridden."""
+        texts = python_reference()
+        rng.shuffle(texts)
+        return texts
+
+    def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample] | None:
+        """Return samples of another origin to keep apart; None to take them from a larger `draw`."""
+        del count, rng
+        return None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model of transformers with its tokenizer, and what is known of its origin."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    license: str = ""
+
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ModelSource(Component):
+    """Opens a model from one sort of place; the first source that accepts a path opens it."""
+
+    kind = "model"
+
+    path: str = Field(description="hub id, folder, GGUF file, or package:NAME")
+    dtype: DType = Field("auto", description="number format of the weights; auto is float32 on CPU, else the checkpoint's")
+    device: str = Field("auto", description="device of the weights as torch names it; auto takes an accelerator if there is one")
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, path: str) -> bool:
+        """Tell whether this source is meant by a path. Called without loading anything."""
+
+    @abstractmethod
+    def open(self) -> LoadedModel:
+        """Load weights and tokenizer. Raises `PdtrimError` that names the path and what is wrong with it."""
+
+    @abstractmethod
+    def open_config(self) -> Any:
+        """Return the model's transformers config, without weights."""
+
+
+class Exporter(Component):
+    """Writes something that another program uses."""
+
+    kind = "exporter"
+
+    @abstractmethod
+    def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
+        """Write under `out` and return the paths written."""
+
+
+class Report(Component):
+    """Tells a person what a run did."""
+
+    kind = "report"
+
+    file: ClassVar[str] = ""
+    """The name of the file that it writes into a run's folder; empty where it gives text."""
+
+    @abstractmethod
+    def report(self, outcome: Outcome, out: Path) -> str | Path:
+        """Return text to print, or the path of a file written under `out`, the run's folder."""
+
+    def page(self, records: Sequence[RunRecord], file: Path) -> Path:
+        """Write one file about runs as their folders have them, finished or not; several stand side by side. Return its path.
+
+        `pdtrim-core report` asks for it, of reports that have a `file`.
+        """
+        raise NotImplementedError("a report that has a file must define page(records, file)")
+
+
+KINDS: dict[str, type[Component]] = {
+    cls.kind: cls
+    for cls in (
+        Scorer,
+        Searcher,
+        Pruner,
+        Distiller,
+        StageSplitter,
+        Objective,
+        CalibrationSource,
+        ModelSource,
+        Exporter,
+        Report,
+    )
+}
+"""The kinds of component by the recipe key that names them."""
+
+
+def options_of(component: type[Component]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the pydantic field of each option of a component."""
+    yield from component.model_fields.items()

@@ -1,0 +1,1 @@
+"""Samples, items, scores and readings. No torch."""

@@ -1,0 +1,76 @@
+"""What measuring a plan gave: readings, and the points made of them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from pdtrim_core.plan.plan import Plan
+
+T = TypeVar("T")
+
+
+DIGITS = 4
+"""Points are rounded to so many digits before they are compared: the last digits of float32 decide nothing."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one measurement gave.
+
+    `mean` is in the objective's own unit, `items` has one value an item in the order of the items (None where measuring
+    stopped before it), `slope` is how many points a unit of the mean is worth there. A reading that was cut short has
+    `points` None and `ceiling`, the most that it could have reached.
+    """
+
+    points: float | None
+    mean: float | None
+    items: tuple[float | None, ...] = ()
+    slope: float = 0.0
+    ceiling: float = 100.0
+
+
+class Points(float):
+    """The points of a plan: a number that knows the reading behind it, so that two can be compared item by item."""
+
+    reading: Reading
+
+    def __new__(cls, reading: Reading) -> Self:
+        """Make the number of a reading that was not cut short."""
+        assert reading.points is not None
+        points = super().__new__(cls, reading.points)
+        points.reading = reading
+        return points
+
+    def error_of_gain_over(self, other: Points) -> float:
+        """Return the standard error, in points, of this number less the other one, paired over items."""
+        pairs = zip(self.reading.items, other.reading.items, strict=True)
+        slope = (self.reading.slope + other.reading.slope) / 2
+        return abs(slope) * standard_error([new - old for new, old in pairs if new is not None and old is not None])
+
+    @property
+    def error(self) -> float:
+        """The standard error, in points, over items."""
+        return abs(self.reading.slope) * standard_error([value for value in self.reading.items if value is not None])
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of a mean; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was asked for: its number, its reading, the best so far, and what it cost."""
+
+    number: int
+    plan: Plan
+    reading: Reading
+    best: float | None
+    remembered: bool
+    seconds: float

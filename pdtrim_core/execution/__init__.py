@@ -1,0 +1,1 @@
+"""A model under a plan: scoring in one pass, generating in two phases."""

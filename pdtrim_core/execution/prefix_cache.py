@@ -1,0 +1,225 @@
+"""Streams that plans share, kept: a candidate begins where it first differs from the dense model and from earlier plans.
+
+Shape suffixes: B batch, T token, D hidden, N positions where the logits count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core.data.items import Item
+from pdtrim_core.execution.batching import ROW_TOKENS, Batch, Layout, Rows
+from pdtrim_core.execution.grouping import Shape, group_by_length
+from pdtrim_core.model.block_model import BlockModel, Recording
+from pdtrim_core.plan.plan import FirstToken
+
+SHARE_OF_FREE_MEMORY = 0.25
+PACKING_TOLERANCE = 1e-3
+"""Largest difference of a choice's log-probability (nats) at which packed rows count as the same; mixed-up masks or
+positions give whole nats, rounding gives 1e-5."""
+
+Branch = tuple[tuple[int, nn.Module | None], ...]
+"""What one stage runs at a place: blocks by index, or modules that stand in with the arguments of that block."""
+
+
+class Place(NamedTuple):
+    """One block, or a pair that is merged, with what each stage runs there."""
+
+    block: int
+    prefill: Branch
+    decode: Branch
+
+
+Path = tuple[Place, ...]
+"""What the two stages run, place by place from block 0 on. Plans whose paths begin the same share streams so far."""
+
+
+class Trunk:
+    """Batches of items with streams that plans share, kept for all plans that are measured.
+
+    The dense model's streams are kept at evenly spaced depths, as many as `budget` bytes hold (None: a quarter of the
+    free memory); with `reuse_plans` the rest of the budget holds those of the plans that were measured last. Reuse
+    changes no number. `batch_tokens` None is what suits the device. `packed` lets the choices of an item, and several items,
+    share a row, `shared_tokens` the tokens that choices begin with. `dense` is the model that divergences are taken from
+    where `model` is another one in its place.
+    """
+
+    def __init__(  # noqa: PLR0913 - the ways to measure, each with a default
+        self,
+        model: BlockModel,
+        *,
+        first_token: FirstToken = "decode",
+        batch_tokens: int | None = None,
+        budget: int | None = None,
+        packed: bool = False,
+        shared_tokens: bool = True,
+        reuse_plans: bool = True,
+        dense: BlockModel | None = None,
+    ) -> None:
+        self.model = model
+        self.first_token: FirstToken = first_token
+        self.batch_tokens = batch_tokens or model.fitting_batch
+        # Our mask has no sliding window in it, so a row with several things in it must be shorter than one.
+        self._window = getattr(model.config, "sliding_window", None) or math.inf
+        self._apart = Layout(first_token)
+        self._packed = Layout(first_token, int(min(ROW_TOKENS, self._window - 1)), shared_tokens) if packed else self._apart
+        self._reuse_plans = reuse_plans
+        self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if budget is None else budget)
+        self._spent = 0
+        self._prepared: dict[tuple[Item, ...], PreparedBatch] = {}
+        self.of_plans = Streams()
+        self.of_dense = self if dense is None else Trunk(dense, batch_tokens=batch_tokens, budget=0)
+
+    def groups(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+        """Return the items in groups that run as one batch each; a group's own grouping is itself."""
+        return group_by_length(items, self.batch_tokens, self._shape)
+
+    def batches(self, items: Sequence[Item]) -> list[tuple[tuple[Item, ...], PreparedBatch]]:
+        """Return the items in groups with their prepared batches; a group that was seen before comes back as it was."""
+        return [(group, self._prepare(group)) for group in self.groups(items)]
+
+    def _prepare(self, group: tuple[Item, ...]) -> PreparedBatch:
+        if group not in self._prepared:
+            batch = self._layout(group[0]).batch(group, self.model.device)
+            self._prepared[group] = PreparedBatch(self.model, batch, self)
+        return self._prepared[group]
+
+    def _shape(self, item: Item) -> Shape:
+        return self._layout(item).shape(item)
+
+    def _layout(self, item: Item) -> Layout:
+        return self._packed if self._packed.shape(item).width < self._window else self._apart
+
+    def halve_batches(self) -> None:
+        """Forget everything kept and lay items out in batches half as large from now on."""
+        self._prepared.clear()
+        self.of_plans.clear()
+        self._spent = 0
+        self.batch_tokens //= 2
+
+    def grant(self, wanted: int, depths: int) -> int:
+        """Return at how many of `depths` depths a batch may keep its stream of `wanted` bytes each, and book it."""
+        share = max(0, self._budget - self._spent)
+        granted = min(depths, share // max(1, wanted))
+        self._spent += granted * wanted
+        return granted
+
+    @property
+    def room_for_plans(self) -> int:
+        """How many bytes the streams of plans may take: what the dense model's leave of the budget."""
+        return self._budget - self._spent if self._reuse_plans else 0
+
+
+class Streams:
+    """The streams of plans that were measured last, by batch and path; the one that served longest ago goes first."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, Path], Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def find(self, batch: int, path: Path) -> Tensor | None:
+        """Return the stream of a batch behind a path, if it is kept."""
+        found = self._kept.get((batch, path))
+        if found is not None:
+            self._kept.move_to_end((batch, path))
+        return found
+
+    def keep(self, batch: int, path: Path, hidden_BTD: Tensor, *, room: int) -> None:
+        """Keep a stream, and of the others what `room` bytes hold beside it."""
+        if hidden_BTD.nbytes > room or (batch, path) in self._kept:
+            return
+        self._kept[batch, path] = hidden_BTD
+        self._bytes += hidden_BTD.nbytes
+        while self._bytes > room:
+            _, gone = self._kept.popitem(last=False)
+            self._bytes -= gone.nbytes
+
+    def clear(self) -> None:
+        """Forget all streams."""
+        self._kept.clear()
+        self._bytes = 0
+
+
+class PreparedBatch:
+    """One batch: its recording, and the streams kept of it."""
+
+    def __init__(self, model: BlockModel, batch: Batch, trunk: Trunk) -> None:
+        self.batch = batch
+        self._model = model
+        self._trunk = trunk
+        self.recording = _record(model, batch.rows)
+        self._prompt_recording: Recording | None = None
+        self._dense_ND: Tensor | None = None
+        self._dense_path: Path = tuple(Place(block, ((block, None),), ((block, None),)) for block in range(model.block_count))
+        self._dense: dict[int, Tensor] = {0: self.recording.hidden_BTD}
+        granted = trunk.grant(self.recording.hidden_BTD.nbytes, model.block_count)
+        self._stride = math.ceil(model.block_count / granted) if granted else 0
+
+    @property
+    def prompt_recording(self) -> Recording:
+        """The recording of what prefill reads alone, made when first wanted."""
+        if self._prompt_recording is None:
+            assert self.batch.prompts is not None
+            self._prompt_recording = _record(self._model, self.batch.prompts.rows)
+        return self._prompt_recording
+
+    @property
+    def dense_stream(self) -> Tensor:
+        """The dense model's stream `[N, D]` behind the last block where logits count, made when first wanted and kept."""
+        if self._dense_ND is None and self._trunk.of_dense is not self._trunk:
+            of_dense = self._trunk.of_dense
+            self._dense_ND = PreparedBatch(of_dense.model, self.batch, of_dense).dense_stream
+        elif self._dense_ND is None:
+            hidden_BTD = self.dense_at(self._model.block_count)
+            self._dense_ND = hidden_BTD[self.batch.at_row, self.batch.at_column]
+        return self._dense_ND
+
+    def dense_at(self, depth: int) -> Tensor:
+        """Return the dense model's stream `[B, T, D]` in front of a block."""
+        first, hidden_BTD = self.nearest(self._dense_path[:depth])
+        for index in range(first, depth):
+            self.keep(self._dense_path[:index], hidden_BTD)
+            hidden_BTD = self._model.run(index, hidden_BTD, self.recording.calls)
+        return hidden_BTD
+
+    def nearest(self, path: Path) -> tuple[int, Tensor]:
+        """Return how many places of a path need not be run, and the stream behind them."""
+        dense = self._dense_places(path)
+        for places in range(len(path), dense, -1):
+            found = self._trunk.of_plans.find(id(self), path[:places])
+            if found is not None:
+                return places, found
+        index = max(kept for kept in self._dense if kept <= dense)
+        return index, self._dense[index]
+
+    def keep(self, path: Path, hidden_BTD: Tensor) -> None:
+        """Keep the stream behind a path, if the budget holds it."""
+        if self._dense_places(path) < len(path):
+            self._trunk.of_plans.keep(id(self), path, hidden_BTD, room=self._trunk.room_for_plans)
+        elif self._stride and len(path) % self._stride == 0:
+            self._dense.setdefault(len(path), hidden_BTD)
+
+    def _dense_places(self, path: Path) -> int:
+        """Return how many places at the beginning of a path are the dense model's."""
+        pairs = zip(path, self._dense_path, strict=False)
+        return next((number for number, (place, dense) in enumerate(pairs) if place != dense), len(path))
+
+
+def _record(model: BlockModel, rows: Rows) -> Recording:
+    return model.record(rows.ids_BT, rows.mask_BTT, rows.positions_BT)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes where a device keeps its tensors."""
+    if device.type == "cpu":
+        import psutil  # noqa: PLC0415 - comes with accelerate; wanted only for the default budget
+
+        return int(psutil.virtual_memory().available)
+    free, _ = torch.get_device_module(device).mem_get_info(device)
+    return int(free)

@@ -1,0 +1,286 @@
+"""A model under a plan: scoring in one pass with two streams, and generating in two phases.
+
+Attention is causal, so a prompt never sees what follows it. Both stages share one pass over prompt and continuation: where
+they differ, the prompt's tokens take prefill's branch and the others take decode's. The K/V that continuation tokens
+attend to are then exactly those that prefill would have shipped.
+
+Shape suffixes: B batch, T token, P rows and Q tokens of what prefill reads alone, D hidden, N positions where the logits
+count, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core.data.items import Item
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution import two_phase
+from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PreparedBatch, Trunk
+from pdtrim_core.model.block_calls import Call
+from pdtrim_core.model.block_model import HEAD_NUMBERS, BlockModel
+from pdtrim_core.plan.elements import Merge, Shrink, Stage
+from pdtrim_core.plan.plan import Plan
+
+NORMALISED_AT_ONCE = 2
+"""Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
+
+StandIns = Mapping[Merge | Shrink, nn.Module]
+"""For a merge the block that stands for its run; for a shrink the projection out of its part, where that is not the dense one
+less some columns."""
+
+
+class Scored(NamedTuple):
+    """The summed log-probability (nats) of a choice, and whether each of its tokens is the one that is likeliest there."""
+
+    logprob: float
+    greedy: bool
+
+
+class StagedModel:
+    """A model under a plan. Making one is cheap; the trunk holds what plans share.
+
+    `stand_ins` has a module for every merge of the plan. Raises `PlanError` for a plan that does not fit.
+    """
+
+    def __init__(self, trunk: Trunk, plan: Plan, stand_ins: StandIns | None = None) -> None:
+        plan.check_fits(trunk.model.block_count)
+        self.plan = plan
+        self._trunk = trunk
+        self._model = trunk.model
+        self._stand_ins = dict(stand_ins or {})
+        for element in (*plan.prefill, *plan.decode):
+            if isinstance(element, Merge) and element not in self._stand_ins:
+                raise PdtrimError(f"the plan has {element}, but no merged block was given for it")
+
+    def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
+        """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
+        return [tuple(scored.logprob for scored in choices) for choices in self._scored(items, greedy=False)]
+
+    def scores(self, items: Sequence[Item]) -> list[tuple[Scored, ...]]:
+        """Return for each item its choices' log-probabilities, as `loglikelihoods` does, and whether each is decoded greedily."""
+        return self._scored(items, greedy=True)
+
+    def _scored(self, items: Sequence[Item], *, greedy: bool) -> list[tuple[Scored, ...]]:
+        found: dict[Item, list[Scored]] = {}
+        for group, prepared in self._trunk.batches(items):
+            with torch.inference_mode():
+                logprobs, likeliest = self._targets(prepared, greedy=greedy)
+            of_group = [[Scored(0.0, greedy)] * len(item.choices) for item in group]
+            for (item, choice), logprob, first in zip(prepared.batch.owners, logprobs.tolist(), likeliest.tolist(), strict=True):
+                before = of_group[item][choice]
+                of_group[item][choice] = Scored(before.logprob + logprob, before.greedy and first)
+            found.update(zip(group, of_group, strict=True))
+        return [tuple(found[item]) for item in items]
+
+    def _targets(self, prepared: PreparedBatch, *, greedy: bool) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of each target token of a batch, in float32, and whether no other is likelier there.
+
+        The second is only looked at where it is wanted, with `greedy`.
+        """
+        batch = prepared.batch
+        stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
+        found = torch.empty(len(batch.targets), dtype=torch.float32)
+        likeliest = torch.zeros(len(batch.targets), dtype=torch.bool)
+        start = 0
+        for logits_NV in self._model.head(stream_ND):
+            here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
+            at = batch.target_at[here] - start
+            targets = batch.targets[here].to(logits_NV.device)
+            at = at.to(logits_NV.device)
+            # log_softmax in float32 is off by about 1e-5 a token, always to the same side; logsumexp is not.
+            found[here.cpu()] = (logits_NV[at, targets].float() - _normaliser(logits_NV)[at]).cpu()
+            if greedy:
+                likeliest[here.cpu()] = _likeliest(logits_NV, at, targets).cpu()
+            start += len(logits_NV)
+        return found, likeliest
+
+    def divergences(self, items: Sequence[Item]) -> list[float]:
+        """Return for each item how far this plan is from the dense model, 0 or more.
+
+        It is the mean, over the tokens of the right choice, of KL(dense || plan) in nats between the two distributions of
+        the next token. Other choices are not run.
+        """
+        right = {item: _right_choice_of(item) for item in items}
+        means: dict[Item, float] = {}
+        for group, prepared in self._trunk.batches(list(right.values())):
+            with torch.inference_mode():
+                of_tokens = self._token_divergences(prepared)
+            for number, item in enumerate(group):
+                own = [value for (owner, _), value in zip(prepared.batch.owners, of_tokens, strict=True) if owner == number]
+                means[item] = math.fsum(own) / len(own)
+        return [means[right[item]] for item in items]
+
+    def _token_divergences(self, prepared: PreparedBatch) -> list[float]:
+        """Return KL(dense || plan) of the distributions that each target token of a batch is drawn from."""
+        batch, dense_ND, dense = prepared.batch, prepared.dense_stream, self._trunk.of_dense.model
+        stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
+        # Two sets of logits are held, so each has half the positions that one may have.
+        step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
+        parts = [
+            _divergence(
+                _logprobs(dense, dense_ND[start : start + step]), _logprobs(self._model, stream_ND[start : start + step])
+            ).cpu()
+            for start in range(0, len(stream_ND), step)
+        ]
+        found: list[float] = torch.cat(parts)[batch.target_at.cpu()].tolist()
+        return found
+
+    def _stream(self, prepared: PreparedBatch) -> Tensor:
+        """Return the stream behind the last block that counts, `[B, T, D]`."""
+        path = self._path
+        done, hidden = prepared.nearest(path)
+        for number in range(done, len(path)):
+            prepared.keep(path[:number], hidden)
+            hidden = self._step(prepared, path[number], hidden)
+        return hidden
+
+    @cached_property
+    def _path(self) -> Path:
+        """What the two stages run, place by place."""
+        places, index = [], 0
+        while index < self._end:
+            blocks = range(index, index + self._width(index))
+            places.append(Place(index, self._branch("prefill", blocks), self._branch("decode", blocks)))
+            index = blocks.stop
+        return tuple(places)
+
+    @property
+    def _end(self) -> int:
+        """Where to stop: behind the last block, or behind decode's last one where decode makes every token."""
+        if self._trunk.first_token == "prefill":
+            return self._model.block_count
+        return self.plan.slots(self._model.block_count)[-1].blocks[-1] + 1
+
+    def _width(self, index: int) -> int:
+        """Return how many blocks either stage merges from here on; 1 where none does."""
+        here = (*self.plan.prefill.at(index), *self.plan.decode.at(index))
+        return max((len(element.blocks) for element in here if isinstance(element, Merge)), default=1)
+
+    def _step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
+        """Run one place in both stages: each token takes the branch of its stage."""
+        prefill, decode = place.prefill, place.decode
+        decoded_BTD = self._run(decode, hidden_BTD, prepared.recording.calls)
+        prompts = prepared.batch.prompts
+        if prefill == decode or prompts is None:
+            return decoded_BTD
+        # The law leaves decode at most one block to run where the stages differ, so its K/V of the prompt are made from
+        # the stream in front of this place, as prefill makes them.
+        assert len(decode) <= 1
+        source_PQ, real_N = (index.to(decoded_BTD.device) for index in (prompts.source_PQ, prompts.real_N))
+        read_PQD = hidden_BTD.flatten(0, 1)[source_PQ]
+        if prefill:
+            read_PQD = self._run(prefill, read_PQD, prepared.prompt_recording.calls)
+        at_N, read_ND = source_PQ.flatten()[real_N], read_PQD.flatten(0, 1)[real_N]
+        return decoded_BTD.flatten(0, 1).index_copy(0, at_N, read_ND).view_as(decoded_BTD)
+
+    def _run(self, branch: Branch, hidden_BTD: Tensor, calls: Sequence[Call]) -> Tensor:
+        for block, module in branch:
+            hidden_BTD = self._model.run(block, hidden_BTD, calls, module)
+        return hidden_BTD
+
+    def _branch(self, stage: Stage, blocks: range) -> Branch:
+        """Return what one stage runs at a place."""
+        branch: list[tuple[int, nn.Module | None]] = []
+        for block in blocks:
+            state = self.plan.state(stage, block)
+            if state == "run":
+                branch.append((block, None))
+            elif state == "shrunk":
+                branch.append((block, self._model.narrowed(self.plan.removal(stage).shrinks_at(block), self._stand_ins)))
+            elif state == "merged":
+                (merge,) = self.plan.removal(stage).at(block)
+                assert isinstance(merge, Merge)
+                branch.append((merge.keep, self._stand_ins[merge]))
+        return tuple(branch)
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
+        """Return the greedy continuation of a prompt, in two phases with a real hand-over of K/V.
+
+        `recompute` is how many prompt tokens decode runs again: 1 where decode makes the first token (engines that hand
+        over whole cache blocks run more), 0 where prefill makes it.
+        """
+        _ = self._path  # holds the narrowed blocks from one prompt to the next
+        return two_phase.generate(
+            self._model, self.plan, prompt, max_new_tokens, recompute=self._recomputed(recompute), stand_ins=self._stand_ins
+        )
+
+    def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
+        """Return prompts with what follows each, in two phases; see `two_phase.generate_batch`."""
+        return two_phase.generate_batch(
+            self._model,
+            self.plan,
+            ids_BT,
+            mask_BT,
+            first_token=self._trunk.first_token,
+            stand_ins=self._stand_ins,
+            **options,
+        )
+
+    def continuation_logits(self, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:
+        """Return the logits `[token, V]` behind the prompt and each token but the last of a continuation, in two phases.
+
+        This is the reference that scoring in one pass agrees with.
+        """
+        return two_phase.continuation_logits(
+            self._model, self.plan, prompt, continuation, recompute=self._recomputed(None), stand_ins=self._stand_ins
+        )
+
+    def _recomputed(self, recompute: int | None) -> int:
+        least = 1 if self._trunk.first_token == "decode" else 0
+        if recompute is None:
+            return least
+        if recompute < least or (least == 0 and recompute > 0):
+            raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self._trunk.first_token}'")
+        return recompute
+
+
+def _logprobs(model: BlockModel, stream_ND: Tensor) -> Tensor:
+    """Return the log-probabilities `[N, V]` of all tokens behind a few positions, in float32."""
+    (logits_NV,) = model.logits(stream_ND)
+    return logits_NV.sub_(_normaliser(logits_NV)[:, None])
+
+
+def _normaliser(logits_NV: Tensor) -> Tensor:
+    """Return the logarithm `[N]` of the sum of exponentials over the vocabulary, in float32.
+
+    On a processor a few positions at a time and all steps in one place, which stays in the cache: `torch.logsumexp`'s own
+    steps and numbers, in about half the time.
+    """
+    if logits_NV.device.type != "cpu":
+        return torch.logsumexp(logits_NV.float(), dim=-1)
+    normaliser_N = torch.empty(len(logits_NV))
+    scratch_NV = torch.empty(NORMALISED_AT_ONCE, logits_NV.shape[1])
+    for start in range(0, len(logits_NV), NORMALISED_AT_ONCE):
+        part_NV = logits_NV[start : start + NORMALISED_AT_ONCE]
+        here_NV = scratch_NV[: len(part_NV)].copy_(part_NV)
+        top_N1 = here_NV.amax(dim=-1, keepdim=True)
+        normaliser_N[start : start + len(part_NV)] = here_NV.sub_(top_N1).exp_().sum(dim=-1).log_().add_(top_N1[:, 0])
+    return normaliser_N
+
+
+def _likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+    """Tell for each target whether `argmax` over the vocabulary, at its position, is that token."""
+    # The largest number is found many times faster than its place, and most targets have a smaller one.
+    likeliest = logits_NV[at, targets] == logits_NV.amax(dim=-1)[at]
+    close = likeliest.nonzero()[:, 0]
+    likeliest[close] = logits_NV[at[close]].argmax(dim=-1) == targets[close]
+    return likeliest
+
+
+def _right_choice_of(item: Item) -> Item:
+    """Return an item with its right choice alone."""
+    answer = item.answer
+    return Item((item.prompt_of(answer),), (item.choices[answer],), 0, (item.choice_bytes[answer],), item.name)
+
+
+def _divergence(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:
+    """Return KL(dense || plan) in nats from log-probabilities; rounding does not take it below 0."""
+    # Overwrites what it is given: these are the largest tensors there are.
+    gap_NV = plan_NV.neg_().add_(dense_NV)
+    return dense_NV.exp_().mul_(gap_NV).sum(dim=-1).clamp(min=0)

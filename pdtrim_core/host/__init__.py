@@ -1,0 +1,1 @@
+"""The plugin host: finding plugins, checking them, calling their hooks."""

@@ -1,0 +1,63 @@
+"""What changed for plugins: hooks, arguments of hooks and methods of components that are no more, and what to do instead.
+
+A plugin does not say for which version it was made: what it defines tells. Whatever a release takes away or gives another
+meaning gets a line here, under the name that old plugins use: "pdtrim_hook", "pdtrim_hook.argument" or "Kind.method". What
+changes its meaning also gets a new name, so that an old plugin is never taken for a new one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+
+from pdtrim_core.api import hookspecs
+from pdtrim_core.api.kinds import KINDS
+from pdtrim_core.errors import did_you_mean
+
+CHANGES: Mapping[str, str] = {}
+"""What to say of each name that is no more, such as "is pdtrim_find_blocks since 0.2". Nothing has gone since 0.1.0."""
+
+
+def hook_names() -> list[str]:
+    """Return the names of all hooks."""
+    return [name for name in dir(hookspecs) if name.startswith("pdtrim_")]
+
+
+def problem_with_hook(name: str, arguments: Iterable[str]) -> str | None:
+    """Return why a function that is marked as a hook cannot be one, with what changed where an old plugin is at work."""
+    if name not in hook_names():
+        if name in CHANGES:
+            return f"the hook {name} {CHANGES[name]}"
+        return f"there is no hook {name}{did_you_mean(name, hook_names())}"
+    taken = list(inspect.signature(getattr(hookspecs, name)).parameters)
+    for argument in arguments:
+        if argument not in taken:
+            change = CHANGES.get(f"{name}.{argument}")
+            known = did_you_mean(argument, taken) if taken else "; it takes no arguments"
+            return f"the hook {name} has no argument '{argument}'" + (f": it {change}" if change else known)
+    return None
+
+
+def problem_with_methods(component: type, kind: str) -> str | None:
+    """Return why a component cannot be called as its kind is: a method it must define is missing, or takes other arguments."""
+    wanted = KINDS[kind]
+    if inspect.isabstract(component):
+        missing = sorted(getattr(component, "__abstractmethods__", ()))
+        old = [f"{wanted.__name__}.{name}" for name in vars(component) if f"{wanted.__name__}.{name}" in CHANGES]
+        change = f": {old[0]} {CHANGES[old[0]]}" if old else ""
+        return f"{component.__name__} does not define {', '.join(missing)}{change}"
+    for name in sorted(getattr(wanted, "__abstractmethods__", ())):
+        called = [parameter.name for parameter in inspect.signature(getattr(wanted, name)).parameters.values()]
+        if isinstance(inspect.getattr_static(component, name), staticmethod):
+            called = called[1:]
+        try:
+            inspect.signature(getattr(component, name)).bind(*called)
+        except TypeError as error:
+            arguments = ", ".join(argument for argument in called if argument != "self")
+            changed = CHANGES.get(f"{wanted.__name__}.{name}")
+            said = f"{component.__name__}.{name} cannot be called as {name}({arguments}): {error}"
+            return said + (f"; {wanted.__name__}.{name} {changed}" if changed else "")
+        except ValueError:
+            # A function written in C may have no signature to read.
+            continue
+    return None

@@ -1,0 +1,269 @@
+"""A transformers model seen as blocks, without re-implementing any family's forward.
+
+The model's own forward makes masks, position embeddings and whatever else a block is given: it is run with patched blocks
+that record their arguments. The same way, with blocks that hand through a stream of ours, it gives the norm and the head.
+
+Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.model.block_calls import Call, run_block, split_call
+from pdtrim_core.model.block_layout import BlockPlace
+from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
+from pdtrim_core.model.sizes import sizes_of
+from pdtrim_core.model.supported import check_config, probe
+from pdtrim_core.plan.costs import ModelSizes
+from pdtrim_core.plan.elements import Shrink
+
+COMPILERS = ("torch._dynamo", "torch._inductor")
+HEAD_NUMBERS = 2**25
+"""Logits held at once, in numbers: the head runs over this many divided by the vocabulary positions at a time."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The input of block 0 and each block's call, for one batch of tokens."""
+
+    hidden_BTD: Tensor
+    calls: tuple[Call, ...]
+
+
+class BlockModel:
+    """A causal language model as a list of blocks that can be run one by one.
+
+    Raises `PdtrimError` for models whose blocks do not form a plain chain, or whose rotary embedding depends on the
+    length of the batch.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, place: BlockPlace, *, name: str = "", license_id: str = "") -> None:
+        self.model = model.eval().requires_grad_(requires_grad=False)
+        self.tokenizer = tokenizer
+        self.place = place
+        self.name = name
+        self.license = license_id
+        self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(place.blocks))
+        self.config = model.config.get_text_config()
+        check_config(model.config, self.config, name)
+        one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, place=place.blocks)
+        self.compiles = False
+        """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
+        self._logits: Tensor | None = None
+        # Weak: a sweep over one model would hold the narrowed blocks of all its runs.
+        self._narrowed: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
+
+    @property
+    def block_count(self) -> int:
+        """The number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def fitting_batch(self) -> int:
+        """Padded tokens a batch that suit the device: few enough for a processor's cache, many enough for an accelerator."""
+        if self.device.type != "cpu":
+            return 8192
+        return 1024 if next(self.model.parameters()).element_size() < 4 else 512
+
+    @cached_property
+    def sizes(self) -> ModelSizes:
+        """The sizes that costs are computed from."""
+        return sizes_of(self.model, self.place)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 of names, shapes and weights; the same whatever number format the weights are loaded in."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+            weights = parameter.detach().to(torch.bfloat16).contiguous().cpu().view(torch.uint8)
+            digest.update(memoryview(weights.flatten().numpy()))
+        return digest.hexdigest()
+
+    def check_finite(self) -> None:
+        """Raise `PdtrimError` naming the first weight that holds a NaN or an infinity."""
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter.detach().sum(dtype=torch.float64)):
+                raise PdtrimError(f"{self.name}: the weight {name} holds a NaN or an infinity; the checkpoint is damaged")
+
+    def record(self, ids_BT: Tensor, mask_BTT: Tensor | None = None, positions_BT: Tensor | None = None) -> Recording:
+        """Run what comes before block 0 and note what each block would be given. The blocks themselves do not run.
+
+        `mask_BTT` (`[B, 1, T, T]`, True where a token may look) and `positions_BT` replace the plain causal mask and the
+        running positions.
+        """
+        inputs: list[Tensor] = []
+        calls: list[Call] = []
+
+        def note(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden, call = split_call(args, kwargs)
+                inputs.append(hidden)
+                calls.append(call)
+                # One token is enough behind the last block: nobody reads what the head makes of it.
+                last = index == self.block_count - 1
+                return self.wrap(index, hidden.new_zeros(1, 1, self._last_width) if last else hidden)
+
+            return forward
+
+        with self.patched({index: note(index) for index in range(self.block_count)}):
+            self.model(input_ids=ids_BT, use_cache=False, **self._looks(mask_BTT, positions_BT))
+        return Recording(inputs[0], tuple(calls))
+
+    def run(self, index: int, hidden_BTD: Tensor, calls: Sequence[Call], module: nn.Module | None = None) -> Tensor:
+        """Run one block (or a module that stands in for it) as the model would, on hidden states of ours."""
+        block = self.blocks[index] if module is None else module
+        call = calls[index]
+        # Training goes on as it is: it changes weights, and keeps what a compiled block would fuse away.
+        run = self._compiled_run if self.compiles and torch.is_inference_mode_enabled() else run_block
+        try:
+            return run(block, hidden_BTD, call.args, call.kwargs, by_keyword=call.by_keyword)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(COMPILERS):
+                raise
+            raise PdtrimError(
+                f"the blocks cannot be compiled here ({str(error).splitlines()[0]}): leave out evaluation.compile, or install "
+                "what torch.compile needs, such as a C++ compiler"
+            ) from error
+
+    @cached_property
+    def _compiled_run(self) -> Callable[..., Tensor]:
+        # One compilation for all blocks that are alike, and for batches of all shapes.
+        compiled: Callable[..., Tensor] = torch.compile(run_block, dynamic=True)
+        return compiled
+
+    def units(self, block: int) -> Units:
+        """Return the heads and channels of a block."""
+        return Units(self.blocks[block], self.place, head_dim_of(self.config))
+
+    def narrowed(self, shrinks: Sequence[Shrink], outputs: Mapping[Any, nn.Module]) -> nn.Module:
+        """Return a block less the units that shrinks of it remove, the same module as long as someone holds it.
+
+        See `narrowing.narrowed`.
+        """
+        key = (*shrinks, *(id(outputs.get(shrink)) for shrink in shrinks))
+        thin = self._narrowed.get(key)
+        if thin is None:
+            block = self.blocks[shrinks[0].block]
+            thin = self._narrowed[key] = narrowed(block, self.place, head_dim_of(self.config), shrinks, outputs)
+        return thin
+
+    def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
+        """Yield the logits `[N, V]` of streams behind the last block, in float32, some positions at a time."""
+        for part_ND in self._at_once(hidden_ND):
+            yield self._behind_blocks(self.model, part_ND).logits[:, 0].float()
+
+    def head(self, hidden_ND: Tensor) -> Iterator[Tensor]:
+        """Yield the logits as `logits` does, in the model's number format; what was yielded before is overwritten."""
+        for part_ND in self._at_once(hidden_ND):
+            with self._head_writes_over():
+                logits_NV = self._behind_blocks(self.model, part_ND).logits[:, 0]
+            yield logits_NV
+
+    def _at_once(self, hidden_ND: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(hidden_ND, max(1, HEAD_NUMBERS // self.config.vocab_size))
+
+    @contextmanager
+    def _head_writes_over(self) -> Iterator[None]:
+        """Let the head write to the same memory every time: fresh pages for all those logits cost as much as the product."""
+        head = self.model.get_output_embeddings()
+        # A head that someone wrapped, or that has a bias, is left alone; so is one that gradients may go through.
+        if type(head) is not nn.Linear or head.bias is not None or vars(head).get("forward") or torch.is_grad_enabled():
+            yield
+            return
+
+        def forward(hidden: Tensor) -> Tensor:
+            rows_ND = hidden.flatten(0, -2)
+            out_NV = self._room_for(len(rows_ND), head.weight)
+            return torch.mm(rows_ND, head.weight.t(), out=out_NV).view(*hidden.shape[:-1], -1)
+
+        vars(head)["forward"] = forward
+        try:
+            yield
+        finally:
+            del vars(head)["forward"]
+
+    def _room_for(self, count: int, weight_VD: Tensor) -> Tensor:
+        """Return memory for the logits of so many positions: all that there may be at once are held."""
+        if self._logits is None or len(self._logits) < count or self._logits.is_inference() != torch.is_inference_mode_enabled():
+            most = max(count, HEAD_NUMBERS // len(weight_VD))
+            self._logits = weight_VD.new_empty(most, len(weight_VD))
+        return self._logits[:count]
+
+    def normed(self, hidden_ND: Tensor) -> Tensor:
+        """Return streams behind the last block as the head gets them, `[N, D]`: behind the final norm."""
+        normed_ND: Tensor = self._behind_blocks(self.model.base_model, hidden_ND).last_hidden_state[:, 0]
+        return normed_ND
+
+    def _behind_blocks(self, model: Any, hidden_ND: Tensor) -> Any:
+        """Return the output of the model, or of its part without the head, as if its blocks had made these streams."""
+
+        def hand_over(*_args: Any, **_kwargs: Any) -> Any:
+            return self.wrap(self.block_count - 1, hidden_ND[:, None])
+
+        def hand_through(*args: Any, **kwargs: Any) -> Any:
+            return self.wrap(0, split_call(args, kwargs)[0])
+
+        patches = dict.fromkeys(range(self.block_count - 1), hand_through)
+        with self.patched({**patches, self.block_count - 1: hand_over}):
+            # One token a row, so that no mask and no position beyond the first is ever made.
+            ids = torch.zeros((len(hidden_ND), 1), dtype=torch.long, device=self.device)
+            return model(input_ids=ids, use_cache=False)
+
+    @contextmanager
+    def patched(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
+        """Replace the forward of some blocks inside the context; what was there comes back in any case."""
+        kept = {index: self.blocks[index].__dict__.get("forward") for index in forwards}
+        try:
+            for index, forward in forwards.items():
+                self.blocks[index].__dict__["forward"] = forward
+            yield
+        finally:
+            for index, before in kept.items():
+                if before is None:
+                    self.blocks[index].__dict__.pop("forward", None)
+                else:
+                    self.blocks[index].__dict__["forward"] = before
+
+    def passing_by(self, module: nn.Module) -> Callable[..., Any]:
+        """Return a forward that runs a block for its K/V and hands its input on in the form of its output."""
+        inner = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return forward
+
+    def _looks(self, mask_BTT: Tensor | None, positions_BT: Tensor | None) -> dict[str, Tensor]:
+        if mask_BTT is None or positions_BT is None:
+            return {}
+        if self.model.config._attn_implementation != "sdpa":  # noqa: SLF001 - transformers has no public name for it
+            weight = self.model.get_input_embeddings().weight
+            blocked = torch.zeros_like(mask_BTT, dtype=weight.dtype)
+            mask_BTT = blocked.masked_fill(~mask_BTT, torch.finfo(weight.dtype).min)
+        return {"attention_mask": mask_BTT, "position_ids": positions_BT}
+
+    def wrap(self, index: int, hidden_BTD: Tensor) -> Any:
+        """Return a stream in the form of a block's output."""
+        rest = self._returns[index]
+        return hidden_BTD if rest is None else (hidden_BTD, *rest)

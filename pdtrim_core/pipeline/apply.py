@@ -1,0 +1,61 @@
+"""A plan on a model that is already loaded: `apply(plan, model)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.weights import MODULES, load_modules
+from pdtrim_core.pipeline.open_run import LoadedRun
+from pdtrim_core.plan.elements import Merge, Shrink
+from pdtrim_core.plan.plan import FirstToken, Plan
+from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.results.run_folder import load_plan
+
+Modules = Mapping[Merge | Shrink, nn.Module]
+
+
+def apply(
+    plan: Plan | SavedPlan | LoadedRun | Path | str,
+    model: Any,
+    *,
+    modules: Modules | None = None,
+    first_token: FirstToken | None = None,
+    host: PluginHost | None = None,
+) -> StagedModel:
+    """Return a transformers model that is already loaded as the two stages of a plan.
+
+    The result has `generate(tokens, count)` and `loglikelihoods(items)`, as prefill and decode give them together.
+
+    `plan` may also be the folder of a run, its `plan.json`, or what `load_run` returned; merged blocks then come from there,
+    and otherwise from `modules`. `first_token` is who makes the first token of an answer, where the plan does not say: decode.
+    No weight is copied or changed, and the model answers as before when it is called itself; it is put into evaluation mode,
+    without gradients. Raises `PdtrimError` for a plan that was made for other weights, and for an architecture that no plugin
+    knows.
+    """
+    if not isinstance(model, BlockModel):
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        model = BlockModel(model, None, (host or load_plugins()).find_blocks(model, name), name=name)
+    if isinstance(plan, str | Path):
+        folder = Path(plan)
+        plan = load_plan(folder)
+        modules = modules or load_modules(plan.plan, model, (folder if folder.is_dir() else folder.parent) / MODULES)
+    elif isinstance(plan, LoadedRun):
+        if plan.replaced is not None:
+            raise PdtrimError(f"{plan.path} has no plan: its pruner replaced the whole model, which is load_run(...).replaced")
+        modules = modules or load_modules(plan.outcome.plan.plan, model, plan.path / MODULES)
+        plan = plan.outcome.plan
+    if isinstance(plan, SavedPlan):
+        plan.check_meets(model.name, model.fingerprint)
+        first_token, plan = first_token or plan.first_token, plan.plan
+    if not isinstance(plan, Plan):
+        raise PdtrimError(f"apply takes a plan, a run or the path of one, not {type(plan).__name__}")
+    return StagedModel(Trunk(model, first_token=first_token or "decode"), plan, modules)

@@ -1,0 +1,57 @@
+"""How many blocks a budget takes, from a model's config alone: no weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.model.sizes import sizes_of
+from pdtrim_core.plan.costs import ModelSizes
+from pdtrim_core.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many of a model's blocks go, and the share of all parameters that they hold (a fraction of 1)."""
+
+    model: str
+    blocks: int
+    removed: int
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.removed} of {self.blocks} blocks go, {100 * self.share:.2f} % of the parameters of {self.model}"
+
+
+def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
+    """Return a model's sizes from its transformers config, on the meta device."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sizes_of(model, host.find_blocks(model, name))
+
+
+def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
+    """Return what a recipe's budget comes to."""
+    with blame(host.label_of(recipe.model)):
+        config = recipe.model.open_config()
+    sizes = sizes_from_config(config, host, recipe.model.path)
+    count = removed_blocks(recipe, sizes, recipe.model.path)
+    return Budget(recipe.model.path, len(sizes.blocks), count, sizes.share_of_parameters(count))
+
+
+def removed_blocks(recipe: Recipe, sizes: ModelSizes, model: str) -> int:
+    """Return how many blocks decode loses. Raises `PdtrimError` where that leaves it none."""
+    prune, there = recipe.settings.prune, len(sizes.blocks)
+    count = prune.blocks if prune.blocks is not None else sizes.blocks_for(prune.fraction or 0)
+    if count >= there:
+        raise PdtrimError(
+            f"cannot remove {count} of the {there} blocks of {model}: decode must keep at least one "
+            f"(prune.blocks can be 0 to {there - 1})"
+        )
+    return count

@@ -1,0 +1,76 @@
+"""Letting exporters write: those of a recipe at the end of its run, or others later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdtrim_core.api.kinds import Exporter, options_of
+from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.recipe.recipe import make_parts
+from pdtrim_core.results.atomic_files import writing
+from pdtrim_core.results.outcome import Outcome
+
+if TYPE_CHECKING:
+    from pdtrim_core.model.block_model import BlockModel
+
+LENT = ("merges", "evaluations")
+"""Folders of a run that exporters read."""
+
+
+def make_exporters(names: Sequence[str], options: Mapping[str, Any], host: PluginHost) -> tuple[Exporter, ...]:
+    """Return exporters by name; each gets those options that it has.
+
+    Raises `RecipeError` for names and values that do not exist, and for an option that none of them has.
+    """
+    known = {name: {key for key, _ in options_of(host.find("exporter", name).component)} for name in names}
+    everything = set().union(*known.values())
+    unknown = [
+        f"{key}: {', '.join(names)} has no such option{did_you_mean(key, everything)}" for key in options if key not in everything
+    ]
+    if unknown:
+        raise RecipeError("--set", unknown)
+    given = [{"use": name, **{key: value for key, value in options.items() if key in known[name]}} for name in names]
+    return tuple(make_parts("exporter", given, host, where="--to"))
+
+
+def write_exports(
+    exporters: Iterable[Exporter], host: PluginHost, outcome: Outcome, model: BlockModel, out: Path
+) -> Iterator[Path]:
+    """Let exporters write under a folder and yield what they wrote. Raises `PluginError` for one that writes elsewhere."""
+    for exporter in exporters:
+        label = host.label_of(exporter)
+        with blame(label):
+            paths = list(exporter.export(outcome, model, out))
+        for path in paths:
+            if not path.resolve().is_relative_to(out.resolve()):
+                raise PluginError(f"{label} wrote {path}, which is not under {out}")
+            yield path
+
+
+@contextmanager
+def lent(run: Path, out: Path) -> Iterator[None]:
+    """Let what exporters read of a run be found under another folder, for as long as they write there.
+
+    Raises `PdtrimError` for a folder that has things of those names already, such as that of another run.
+    """
+    if out.resolve() == run.resolve():
+        yield
+        return
+    links = [out / name for name in LENT]
+    taken = [link for link in links if link.exists() and not link.is_symlink()]
+    if taken:
+        raise PdtrimError(f"{taken[0]} exists, so {out} is the folder of another run: choose another folder with --out")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            for link in links:
+                link.unlink(missing_ok=True)
+                link.symlink_to((run / link.name).resolve(), target_is_directory=True)
+            yield
+        finally:
+            for link in links:
+                link.unlink(missing_ok=True)

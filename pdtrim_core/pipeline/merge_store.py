@@ -1,0 +1,224 @@
+"""Merging blocks into one by distillation: what a distiller is given, how a merge is judged, and the store of trained ones.
+
+Shape suffixes: B batch, T token, D hidden, N positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core.api.kinds import Distiller
+from pdtrim_core.data.items import Item
+from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.execution.prefix_cache import PreparedBatch, Trunk
+from pdtrim_core.model.block_calls import Call
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.weights import read_module, write_module
+from pdtrim_core.plan.elements import Merge
+
+SEQUENCE_TOKENS = 64
+BATCH_SEQUENCES = 64
+TRUNK_BYTES = 2**29
+"""Memory for the dense streams over the training tokens, which all pairs share."""
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """One batch of training tokens: the dense model's stream in front of a run of blocks and behind it, both `[B, T, D]`."""
+
+    before_BTD: Tensor
+    after_BTD: Tensor
+    calls: Sequence[Call]
+
+
+class Student:
+    """The block that learns to stand for a run. A distiller trains `parameters()` in place."""
+
+    def __init__(self, model: BlockModel, merge: Merge, module: nn.Module) -> None:
+        self.model = model
+        self.merge = merge
+        self.module = module
+
+    def __call__(self, batch: TeacherBatch) -> Tensor:
+        """Return the student's stream `[B, T, D]` on a batch, with the mask and positions of the block it came from."""
+        return self.model.run(self.merge.keep, batch.before_BTD, batch.calls, self.module)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what may be trained: everything, but for the input norm, K and V of a merge with frozen K/V."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def logits(self, batch: TeacherBatch, stream_BTD: Tensor) -> Iterator[Tensor]:
+        """Yield the final logits `[N, V]` of a stream behind the run, some positions at a time; gradients flow."""
+        for index in range(self.merge.blocks[-1] + 1, self.model.block_count):
+            stream_BTD = self.model.run(index, stream_BTD, batch.calls)
+        yield from self.model.logits(stream_BTD.flatten(0, 1))
+
+
+class TeacherBatches:
+    """The training tokens as batches that can be gone through again, once an epoch."""
+
+    def __init__(self, trunk: Trunk, items: Sequence[Item], merge: Merge) -> None:
+        self._model = trunk.model
+        with torch.no_grad():
+            self._batches = [self._batch(prepared, merge) for _, prepared in trunk.batches(items)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[TeacherBatch]:
+        return iter(self._batches)
+
+    def _batch(self, prepared: PreparedBatch, merge: Merge) -> TeacherBatch:
+        before = prepared.dense_at(merge.blocks[0])
+        after = before
+        for index in merge.blocks:
+            after = self._model.run(index, after, prepared.recording.calls)
+        return TeacherBatch(before, after, prepared.recording.calls)
+
+
+def training_items(sequences: Sequence[Sequence[int]]) -> list[Item]:
+    """Return token sequences as items, which is what batches are laid out from; nothing of them is scored."""
+    return [Item((tuple(s),), ((0,),), 0, (1,), f"training {number}") for number, s in enumerate(sequences)]
+
+
+@dataclass(frozen=True)
+class TrainedMerge:
+    """How a merge came out: errors are mean squared differences of the stream behind the run from the dense model's.
+
+    `untrained` is the error of the block that training started from, `trained` that of the merged block, and
+    `drop_first` and `drop_second` those of dropping instead all but the last and all but the first block of the run, which of
+    a pair is one of the two. `losses` is the mean loss of each epoch.
+    """
+
+    merge: Merge
+    untrained: float
+    trained: float
+    drop_first: float
+    drop_second: float
+    losses: tuple[float, ...]
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether the merged block is at least as near to the run as its first or its last block alone."""
+        return self.trained <= min(self.drop_first, self.drop_second)
+
+
+class MergeStore:
+    """Trains merges, each once: a trained one is found again by its weights, data, options and blocks.
+
+    `texts` are token sequences to train on; none of them may measure. `folder` keeps the merged blocks.
+    """
+
+    def __init__(
+        self, model: BlockModel, distiller: Distiller, sequences: Sequence[Sequence[int]], folder: Path, *, label: str
+    ) -> None:
+        self._model = model
+        self._distiller = distiller
+        self._folder = folder
+        self._label = label
+        self._items = training_items(sequences)
+        self._trunk = Trunk(model, batch_tokens=SEQUENCE_TOKENS * BATCH_SEQUENCES, budget=TRUNK_BYTES)
+        self.digest = hashlib.sha256(repr([tuple(s) for s in sequences]).encode()).hexdigest()
+
+    def merge_of(self, merge: Merge) -> Merge:
+        """Return the merge as the distiller makes it: with its kind of K/V, and starting from the block that it needs."""
+        first, second = merge.blocks[0], merge.blocks[-1]
+        if self._distiller.kv == "frozen":
+            if not self._model.place.kv:
+                raise PdtrimError(
+                    f"{self._model.name}: this family computes K and V together with Q, so they cannot stay frozen: say "
+                    'distiller.kv = "shadow"'
+                )
+            return Merge(first, second, "frozen")
+        return Merge(merge.keep, merge.drop, "shadow")
+
+    def trained(self, merge: Merge) -> tuple[nn.Module, TrainedMerge]:
+        """Return the merged block of a run and how it came out; train it if that was not done before."""
+        module = copy.deepcopy(self._model.blocks[merge.keep])
+        path = self._folder / f"{self._key(merge)}.safetensors"
+        if path.is_file():
+            return module, _read(path, module, merge)
+        record = self._train(merge, module)
+        _write(path, module, record)
+        return module, record
+
+    def copy(self, merge: Merge, path: Path) -> None:
+        """Write the merged block of a run to a file of its own."""
+        module, record = self.trained(merge)
+        _write(path, module, record)
+
+    def _key(self, merge: Merge) -> str:
+        # When it is trained changes nothing about a merge.
+        options = self._distiller.model_dump(mode="json", exclude={"train"})
+        what = [self._model.fingerprint, self.digest, self._distiller.name, options, asdict(merge), str(self._dtype)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self._model.model.parameters()).dtype
+        return dtype
+
+    def _train(self, merge: Merge, module: nn.Module) -> TrainedMerge:
+        module.requires_grad_(requires_grad=True)
+        if merge.kv == "frozen":
+            self._freeze(module)
+        batches = TeacherBatches(self._trunk, self._items, merge)
+        student = Student(self._model, merge, module)
+        untrained = _error(batches, student)
+        losses = []
+        with torch.enable_grad(), blame(self._label):
+            for loss in self._distiller.distil(student, batches):
+                losses.append(float(loss))
+                if not math.isfinite(losses[-1]):
+                    raise PluginError(
+                        f"{self._label}: the loss of the merge {merge} became {losses[-1]} in epoch {len(losses)}: lower its lr"
+                    )
+        module.requires_grad_(requires_grad=False)
+        first, second = merge.blocks[0], merge.blocks[-1]
+        return TrainedMerge(
+            merge=merge,
+            untrained=untrained,
+            trained=_error(batches, student),
+            drop_first=_error(batches, Student(self._model, Merge(second, first), self._model.blocks[second])),
+            drop_second=_error(batches, Student(self._model, Merge(first, second), self._model.blocks[first])),
+            losses=tuple(losses),
+        )
+
+    def _freeze(self, module: nn.Module) -> None:
+        for name in self._model.place.kv:
+            module.get_submodule(name).requires_grad_(requires_grad=False)
+
+
+def _error(batches: TeacherBatches, student: Student) -> float:
+    """Return the mean squared difference of a student's stream from the dense model's, in float32."""
+    total = count = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            difference = (student(batch) - batch.after_BTD).float()
+            total += float(difference.square().sum(dtype=torch.float64))
+            count += difference.numel()
+    return total / count
+
+
+def _write(path: Path, module: nn.Module, record: TrainedMerge) -> None:
+    write_module(path, module, {key: value for key, value in asdict(record).items() if key != "merge"})
+
+
+def _read(path: Path, module: nn.Module, merge: Merge) -> TrainedMerge:
+    try:
+        tensors, figures = read_module(path)
+        module.load_state_dict(tensors)
+    except Exception as error:
+        # safetensors and torch each have errors of their own for a damaged file.
+        raise PdtrimError(f"the stored merge {path} is damaged ({error}): remove it, and it is trained again") from error
+    module.requires_grad_(requires_grad=False)
+    return TrainedMerge(merge, **{**figures, "losses": tuple(figures["losses"])})

@@ -1,0 +1,102 @@
+"""A finished run, opened again: its outcome, its model, the modules of its plan, and the plan that each stage runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+from torch import nn
+
+from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
+from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.pipeline.run_cache import Shared, keys_of
+from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.recipe.recipe import Recipe, resolve
+from pdtrim_core.recipe.toml_data import plugin_files
+from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.run_folder import load_outcome
+from pdtrim_core.results.task_results import Side
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run; the model and the modules are read when they are first asked for.
+
+    Runs that are given the same `shared` open their model once, if it is the same.
+    """
+
+    path: Path
+    outcome: Outcome
+    recipe: Recipe
+    host: PluginHost
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
+
+    @cached_property
+    def dense(self) -> BlockModel:
+        """The model that was pruned. Raises `PdtrimError` where its weights are not those of the run any more."""
+        model = self.shared.latest("model", keys_of(self.recipe).model, lambda: open_model(self.recipe.model, self.host))
+        before = self.outcome.environment.weights
+        if model.fingerprint != before:
+            raise PdtrimError(
+                f"{self.path} is a run on {self.outcome.model} ({before[:12]}), but {model.name} has other weights now "
+                f"({model.fingerprint[:12]}): run the recipe again"
+            )
+        return model
+
+    @cached_property
+    def modules(self) -> Mapping[Merge | Shrink, nn.Module]:
+        """The trained or computed modules of the plan, by element."""
+        return {} if self.replaced else load_modules(self.outcome.plan.plan, self.dense, self.path / MODULES)
+
+    @cached_property
+    def replaced(self) -> BlockModel | None:
+        """The whole other model of a pruner that gave one."""
+        pruner = self.recipe.pruner
+        if pruner is None or not pruner.replaces_model:
+            return None
+        weights = read_replaced(self.path / REPLACED)
+        with blame(self.host.label_of(pruner)):
+            return pruner.restore(self.dense, weights)
+
+    def model_of(self, side: Side) -> BlockModel:
+        """Return the model whose blocks a side runs: the dense one, or the one that replaced it."""
+        return self.dense if side == "dense" or self.replaced is None else self.replaced
+
+    def plan_of(self, side: Side) -> Plan:
+        """Return the plan that a side runs on `model_of(side)`.
+
+        Raises `PdtrimError` for stages of a model that was replaced as a whole: they are one and the same.
+        """
+        if side not in get_args(Side):
+            raise PdtrimError(f"'{side}' is none of {', '.join(get_args(Side))}")
+        if side == "dense" or (self.outcome.saved_plan is None and side in ("unified", "decode")):
+            return Plan()
+        plan = self.outcome.plan.plan
+        if side == "staged":
+            return plan
+        return Plan.unified(plan.decode if side != "prefill" else _alone(plan, self.outcome.block_count))
+
+
+def load_run(path: Path | str, host: PluginHost | None = None, shared: Shared | None = None) -> LoadedRun:
+    """Open the folder of a finished run, with the plugins that it names unless others are given.
+
+    Raises `PdtrimError` for a folder without one, or with one of another version, and for parts that are not installed.
+    """
+    path = Path(path)
+    outcome = load_outcome(path)
+    host = host or load_plugins(plugin_files(outcome.recipe, path / "recipe.toml"))
+    recipe = resolve(outcome.recipe, host, where=str(path / "recipe.toml"), out=path)
+    return LoadedRun(path, outcome, recipe, host, shared or Shared())
+
+
+def _alone(plan: Plan, block_count: int) -> Removal:
+    """Return what a prefill model loses that answers by itself: not its tail, but blocks that it has for their K/V."""
+    tail = plan.slots(block_count)[-1].block
+    return Removal(Drop(e.blocks[0]) if isinstance(e, KvOnly) else e for e in plan.prefill if e != KvOnly(tail))

@@ -1,0 +1,76 @@
+"""The first steps of a run, each of which asks one component once: for the model, for the items, for the scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import islice
+from random import Random
+
+from pdtrim_core.api.kinds import ModelSource
+from pdtrim_core.api.score_context import ScoreContext
+from pdtrim_core.data.items import Calibration, calibrate
+from pdtrim_core.data.scores import Scores
+from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.settings import Quantile
+from pdtrim_core.search.space import DEFAULT_QUANTILE, DEFAULT_THRESHOLD, quantile_threshold
+
+
+def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
+    """Open a model and find its blocks. Raises `PdtrimError` for a model that cannot be pruned, with the reason."""
+    with blame(host.label_of(source)):
+        loaded = source.open()
+    place = host.find_blocks(loaded.model, loaded.name)
+    model = BlockModel(loaded.model, loaded.tokenizer, place, name=loaded.name, license_id=loaded.license)
+    model.check_finite()
+    return model
+
+
+def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
+    """Draw the samples that measure and those kept apart, and tokenise them."""
+    source = recipe.calibration
+    rng = Random(f"{recipe.settings.seed} calibration")  # noqa: S311 - reproducible draws, nothing secret
+    with blame(host.label_of(source)):
+        apart = source.draw_held_out(source.held_out, rng) if source.held_out else []
+        if apart is None:
+            drawn = list(islice(source.draw(source.samples + source.held_out, rng), source.samples + source.held_out))
+            drawn, apart = drawn[: source.samples], drawn[source.samples :]
+        else:
+            drawn, apart = list(islice(source.draw(source.samples, rng), source.samples)), list(apart)
+    return calibrate(drawn, apart, model.tokenizer)
+
+
+def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration) -> Scores:
+    """Let the scorer score the blocks over prompts with their right continuations."""
+    sequences = [item.tokens for item in calibration.items]
+    context = ScoreContext(model, sequences, batch_tokens=recipe.settings.evaluation.batch_tokens)
+    label = host.label_of(recipe.scorer)
+    with blame(label):
+        scores = recipe.scorer.score(context)
+    if not isinstance(scores, Scores):
+        raise PluginError(f"{label} returned {type(scores).__name__} where Scores are expected")
+    problems = scores.problems(model.block_count)
+    if problems:
+        raise PluginError(f"{label} returned {problems[0]}")
+    return replace(scores, norms=context.norms)
+
+
+def threshold_of(recipe: Recipe, scores: Scores) -> float:
+    """Return the threshold d_T on pair scores; infinite where nothing is to be merged."""
+    given = recipe.settings.prune.merge_above
+    if given is None:
+        given = DEFAULT_THRESHOLD if scores.similarity else Quantile(quantile=DEFAULT_QUANTILE)
+    if isinstance(given, Quantile):
+        return quantile_threshold(scores, given.quantile)
+    if scores.similarity:
+        return given
+    if given > 1:
+        # What no cosine reaches asks for no merges, but a dot product may well be larger.
+        return math.inf
+    raise PdtrimError(
+        f"prune.merge_above = {given} is a cosine, but the scores of '{recipe.scorer.name}' are not: say "
+        "merge_above = {quantile = 0.9}, or 1.1 for no merges"
+    )

@@ -1,0 +1,114 @@
+"""The training of a run's merges: the recipe's distiller, on texts that do not measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from pdtrim_core.data.items import Calibration
+from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.weights import path_of
+from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore, TrainedMerge
+from pdtrim_core.plan.elements import Merge, Shrink
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.results.atomic_files import cache_folder
+from pdtrim_core.results.outcome import MergeResult
+
+if TYPE_CHECKING:
+    from pdtrim_core.host.host import PluginHost
+    from pdtrim_core.recipe.recipe import Recipe
+
+
+class Training:
+    """Trains the merges of one run, each once. `modules` and `records` have those that are trained.
+
+    `otherwise` tells a user whose texts are too few what else to do.
+    """
+
+    def __init__(self, recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration, *, otherwise: str) -> None:
+        self._recipe = recipe
+        self._host = host
+        self._model = model
+        self._calibration = calibration
+        self._otherwise = otherwise
+        self._opened: MergeStore | None = None
+        self.modules: dict[Merge, nn.Module] = {}
+        self.records: dict[Merge, TrainedMerge] = {}
+
+    @property
+    def digest(self) -> str:
+        """A hash of the training tokens; empty where no merge was asked for."""
+        return self._opened.digest if self._opened else ""
+
+    def merge_of(self, merge: Merge) -> Merge:
+        """Return the merge as the recipe's distiller makes it; see `MergeStore.merge_of`."""
+        return self._store.merge_of(merge)
+
+    def train(self, merge: Merge, note: Callable[[str], None]) -> TrainedMerge:
+        """Train a merge, or find it among the trained ones; return how it came out. A loss that rose is noted."""
+        if merge not in self.records:
+            self.modules[merge], record = self._store.trained(merge)
+            self.records[merge] = record
+            if record.losses[-1] > record.losses[0]:
+                note(
+                    f"merge {merge}: its training loss rose from {record.losses[0]:.4g} to {record.losses[-1]:.4g}; a smaller "
+                    "distiller.lr may help"
+                )
+            self._host.tell("pdtrim_merge_trained", merge=merge, trained=record.trained, untrained=record.untrained)
+        return self.records[merge]
+
+    @property
+    def _store(self) -> MergeStore:
+        if self._opened is None:
+            distiller = self._recipe.distiller
+            label = self._host.label_of(distiller)
+            self._opened = MergeStore(self._model, distiller, self.sequences(), cache_folder() / "merges", label=label)
+        return self._opened
+
+    def sequences(self) -> list[tuple[int, ...]]:
+        """Return training tokens in sequences of one length; texts that also measure are left out (see `Calibration.holds`)."""
+        source = self._recipe.calibration
+        rng = Random(f"{self._recipe.settings.seed} training")  # noqa: S311 - reproducible draws, nothing secret
+        wanted = self._recipe.distiller.tokens
+        tokens: list[int] = []
+        with blame(self._host.label_of(source)):
+            for text in source.training_texts(rng):
+                if not self._calibration.holds(text):
+                    tokens.extend(self._model.tokenizer(text)["input_ids"])
+                if len(tokens) >= wanted:
+                    break
+        if len(tokens) < SEQUENCE_TOKENS:
+            raise PdtrimError(
+                f"calibration '{source.name}' gave {len(tokens)} training tokens, too few to merge blocks: give it more text, or "
+                f"{self._otherwise}"
+            )
+        whole = range(0, min(len(tokens), wanted) - SEQUENCE_TOKENS + 1, SEQUENCE_TOKENS)
+        return [tuple(tokens[start : start + SEQUENCE_TOKENS]) for start in whole]
+
+    def results(
+        self, plan: Plan, *, kept: Collection[Merge | Shrink], score_of: Callable[[Merge], float | None]
+    ) -> tuple[MergeResult, ...]:
+        """Return how each trained merge came out, by its blocks, and whether the plan has it."""
+        return tuple(
+            MergeResult(
+                pair=merge.blocks,
+                score=score_of(merge),
+                untrained=record.untrained,
+                trained=record.trained,
+                drop=min(record.drop_first, record.drop_second),
+                kept=merge in kept,
+                chosen=merge in plan.decode,
+            )
+            for merge, record in sorted(self.records.items(), key=lambda entry: entry[0].blocks)
+        )
+
+    def save(self, plan: Plan, folder: Path) -> None:
+        """Write the merged blocks of a plan into a folder, each with how it came out."""
+        for merge in plan.decode:
+            if isinstance(merge, Merge):
+                self._store.copy(merge, path_of(merge, folder))

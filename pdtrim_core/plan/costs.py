@@ -1,0 +1,141 @@
+"""What a stage costs, from sizes alone: parameters, prefill FLOPs, decode weight traffic, K/V bytes.
+
+No weights and no torch are needed: `ModelSizes` is a value that `model_sizes.sizes_of` reads off a model, on the meta device if
+need be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.plan.elements import Part, Shrink, Stage
+from pdtrim_core.plan.plan import Plan
+
+PREFILL_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """One block: all its parameters, those a token reads (fewer in a mixture of experts), and its attention.
+
+    `kv_parameters` are the K and V projections', `kv_norms` the norms' that K and V take as well, `kv_width` the numbers of K
+    and V a token, `attention_width` the query heads times their size. `units` has for each part that can be shrunk how many
+    units it has and how many parameters each of them holds.
+    """
+
+    parameters: int
+    active: int
+    kv_parameters: int
+    kv_width: int
+    attention_width: int
+    units: Mapping[Part, tuple[int, int]] = field(default_factory=dict)
+    kv_norms: int = 0
+
+    def lost(self, shrinks: Iterable[Shrink]) -> int:
+        """Return the parameters that go with the units of some shrinks. Raises `PdtrimError` where a part has no units."""
+        for shrink in shrinks:
+            if shrink.part not in self.units:
+                raise PdtrimError(
+                    f"the cost of a shrunk block (block {shrink.block}) cannot be told: its {shrink.part} has no units"
+                )
+        return sum(len(shrink.units) * self.units[shrink.part][1] for shrink in shrinks)
+
+    def heads_kept(self, shrinks: Iterable[Shrink]) -> float:
+        """Return the share of the K/V heads that some shrinks leave, as a fraction of 1."""
+        lost = sum(len(shrink.units) for shrink in shrinks if shrink.part == "attention")
+        return 1 - lost / self.units["attention"][0] if lost else 1.0
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A model: its blocks, all parameters (tied weights once), the head's weights, and the bytes of one number.
+
+    `own_head` are those of the head's weights that are not the embedding's too.
+    """
+
+    blocks: tuple[BlockSizes, ...]
+    parameters: int
+    head: int
+    bytes_per_number: int
+    own_head: int = 0
+
+    def share_of_parameters(self, count: int) -> float:
+        """Return the share of all parameters that so many average blocks hold, as a fraction of 1."""
+        return count * sum(block.parameters for block in self.blocks) / len(self.blocks) / self.parameters
+
+    def blocks_for(self, fraction: float) -> int:
+        """Return the number of blocks whose share of the parameters is nearest to a fraction; ties take fewer."""
+        counts = range(len(self.blocks))
+        return min(counts, key=lambda count: (abs(self.share_of_parameters(count) - fraction), count))
+
+    def kept_parameters(self, plan: Plan, stage: Stage) -> int:
+        """Return the parameters that a stage keeps, tied weights once.
+
+        K/V-only blocks keep their K/V projections and the norms in front of K and V; a prefill with a free tail has no head.
+        """
+        outside = self.parameters - sum(block.parameters for block in self.blocks)
+        if stage == "prefill" and plan.prefill and plan == plan.free_tail(len(self.blocks)):
+            outside -= self.own_head
+        blocks = sum(self._kept_of_block(plan, stage, block, "parameters", "kv_parameters") for block in self._all())
+        return outside + blocks + (self._shadows(plan) if stage == "prefill" else 0)
+
+    def prefill_flops(self, plan: Plan, tokens: int = PREFILL_TOKENS) -> int:
+        """Return the FLOPs of prefill over a prompt: matrix products, causal attention, and the head once."""
+        flops = 2 * self.head
+        for index in self._all():
+            flops += 2 * tokens * self._kept_of_block(plan, "prefill", index, "active", "kv_parameters")
+            if plan.state("prefill", index) in ("run", "merged", "shrunk"):
+                heads = self.blocks[index].heads_kept(plan.prefill.shrinks_at(index))
+                flops += 2 * tokens * (tokens + 1) * round(self.blocks[index].attention_width * heads)
+        return flops + 2 * tokens * self._shadows(plan)
+
+    def forward_flops(self, plan: Plan, tokens: int = PREFILL_TOKENS) -> int:
+        """Return the FLOPs of prefill's blocks over a prompt with logits behind every token, as training frameworks run it."""
+        return self.prefill_flops(plan, tokens) + 2 * (tokens - 1) * self.head
+
+    def decode_bytes(self, plan: Plan) -> int:
+        """Return the bytes of weights that decode reads a token, the head included."""
+        numbers = self.head + sum(self._kept_of_block(plan, "decode", i, "active", "kv_parameters") for i in self._all())
+        return numbers * self.bytes_per_number
+
+    def kv_bytes(self, plan: Plan) -> int:
+        """Return the bytes of K/V that prefill ships to decode a prompt token."""
+        slots = plan.slots(len(self.blocks))
+        widths = (self.blocks[slot.block].kv_width * self.blocks[slot.block].heads_kept(slot.shrinks) for slot in slots)
+        return round(sum(widths)) * self.bytes_per_number
+
+    def step_bytes(self, plan: Plan, *, batch: int, context: int) -> int:
+        """Return the bytes that decode reads for one token of each sequence in a batch: weights once, K/V of every sequence."""
+        return self.decode_bytes(plan) + batch * context * self.kv_bytes(plan)
+
+    def cost(self, plan: Plan, stage: Stage) -> float:
+        """Return a stage's cost as a share of the dense model's: FLOPs of prefill, bytes a token of decode."""
+        if stage == "prefill":
+            return self.prefill_flops(plan) / self.prefill_flops(Plan())
+        return self.decode_bytes(plan) / self.decode_bytes(Plan())
+
+    def _shadows(self, plan: Plan) -> int:
+        """Return the K/V projections that prefill has beside its own blocks, for merges that only decode made."""
+        sources = plan.kv_map(len(self.blocks))
+        shadowed = [self.blocks[source.block] for source in sources if source.source == "shadow"]
+        return sum(block.kv_parameters + block.kv_norms for block in shadowed)
+
+    def _all(self) -> range:
+        return range(len(self.blocks))
+
+    def _kept_of_block(self, plan: Plan, stage: Stage, index: int, whole: str, kv: str) -> int:
+        """Return what a stage keeps of one block: all of it, its K/V projections, or nothing."""
+        match plan.state(stage, index):
+            case "run" | "merged":
+                kept: int = getattr(self.blocks[index], whole)
+            case "kv-only":
+                heads = self.blocks[index].heads_kept(plan.decode.shrinks_at(index))
+                kept = round(getattr(self.blocks[index], kv) * heads) + self.blocks[index].kv_norms
+            case "gone" | "into":
+                kept = 0
+            case "shrunk":
+                block = self.blocks[index]
+                kept = getattr(block, whole) - block.lost(plan.removal(stage).shrinks_at(index))
+        return kept

@@ -1,0 +1,211 @@
+"""The plan: a removal for each stage, and the law that they obey together.
+
+A plan is a value: frozen, ordered, and free of torch. Its law, "every block that decode runs finds its K/V in what
+prefill computed", is checked where the plan is made, so that no other code needs to check it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from pdtrim_core.errors import PlanError
+from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+
+FirstToken = Literal["decode", "prefill"]
+State = Literal["run", "shrunk", "merged", "into", "kv-only", "gone"]
+"""What a stage does at a block: runs it, runs it narrowed, runs the merged block of the pair that begins here, nothing because
+the pair's first block stands for both, only its K/V, nothing at all."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One block of decode: a block of the model, shrunk or not, or the merged block of a pair."""
+
+    block: int
+    merge: Merge | None = None
+    shrinks: tuple[Shrink, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks of the dense model that this slot stands for."""
+        return self.merge.blocks if self.merge else (self.block,)
+
+    @property
+    def removed_kv_heads(self) -> tuple[int, ...]:
+        """The K/V heads of the dense block that this slot does not have."""
+        return next((shrink.units for shrink in self.shrinks if shrink.part == "attention"), ())
+
+
+KvFrom = Literal["run", "kv-only", "merged", "shadow"]
+
+
+@dataclass(frozen=True)
+class KvSource:
+    """Where the K/V of one decode slot come from in prefill.
+
+    `source` is "run" (prefill runs the block), "kv-only" (its K/V alone are computed), "merged" (prefill runs the same
+    merged block) or "shadow" (the merged block's K/V on the pair's input). `removed_heads` are the K/V heads that
+    prefill has and decode does not: decode takes a slice.
+    """
+
+    slot: int
+    block: int
+    source: KvFrom
+    removed_heads: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A removal for prefill and one for decode, under one law.
+
+    Every block that decode runs finds its K/V in what prefill computed. Raises `PlanError` where it does not:
+    transformers and the engines would not notice, and decode would attend to nothing but its own tokens.
+    """
+
+    prefill: Removal = field(default_factory=Removal)
+    decode: Removal = field(default_factory=Removal)
+
+    def __post_init__(self) -> None:
+        problems = _violations(self.prefill, self.decode)
+        if problems:
+            raise PlanError("this plan breaks the K/V law: " + "; ".join(problems))
+
+    @classmethod
+    def unified(cls, removal: Removal) -> Self:
+        """Return the plan in which both stages lose the same."""
+        return cls(prefill=removal, decode=removal)
+
+    def __str__(self) -> str:
+        return f"prefill {self.prefill}, decode {self.decode}"
+
+    def removal(self, stage: Stage) -> Removal:
+        """Return what one stage loses."""
+        return self.prefill if stage == "prefill" else self.decode
+
+    def state(self, stage: Stage, block: int) -> State:
+        """Return what a stage does at a block of the dense model."""
+        elements = self.removal(stage).at(block)
+        if not elements:
+            return "into" if stage == "prefill" and self._behind_kv_only(block) else "run"
+        match elements[0]:
+            case Drop():
+                return "gone"
+            case KvOnly():
+                return "kv-only"
+            case Shrink():
+                return "shrunk"
+            case Merge() as merge:
+                return "merged" if block == merge.blocks[0] else "into"
+
+    def _behind_kv_only(self, block: int) -> bool:
+        """Whether decode merges this block into an earlier one, of which prefill keeps the K/V alone."""
+        merges = [e for e in self.decode.at(block) if isinstance(e, Merge) and block != e.blocks[0]]
+        return any(KvOnly(merge.blocks[0]) in self.prefill for merge in merges)
+
+    @property
+    def first_block(self) -> int | None:
+        """The first block that either stage changes; below it the dense model runs. None for the dense plan."""
+        return min((e.blocks[0] for e in (*self.prefill, *self.decode)), default=None)
+
+    def check_fits(self, block_count: int) -> None:
+        """Raise `PlanError` unless the plan fits a model of so many blocks and leaves decode at least one."""
+        last = max((e.blocks[-1] for e in (*self.prefill, *self.decode)), default=-1)
+        if last >= block_count:
+            raise PlanError(f"this plan changes block {last}, but the model has blocks 0 to {block_count - 1}")
+        if not self.slots(block_count):
+            raise PlanError(f"this plan leaves decode none of the {block_count} blocks")
+
+    def slots(self, block_count: int) -> tuple[Slot, ...]:
+        """Return the blocks that decode runs, in order; their position is the block index of a decode checkpoint."""
+        slots = []
+        for block in range(block_count):
+            elements = self.decode.at(block)
+            if not elements:
+                slots.append(Slot(block))
+            elif isinstance(elements[0], Merge):
+                if block == elements[0].blocks[0]:
+                    slots.append(Slot(block, merge=elements[0]))
+            elif isinstance(elements[0], Shrink):
+                slots.append(Slot(block, shrinks=tuple(e for e in elements if isinstance(e, Shrink))))
+        return tuple(slots)
+
+    def kv_map(self, block_count: int) -> tuple[KvSource, ...]:
+        """Return for each decode slot, in order, which of prefill's K/V feed it."""
+        return tuple(
+            KvSource(slot=number, block=slot.block, source=self._source(slot), removed_heads=self._sliced(slot))
+            for number, slot in enumerate(self.slots(block_count))
+        )
+
+    def _source(self, slot: Slot) -> KvFrom:
+        if KvOnly(slot.block) in self.prefill:
+            return "kv-only"
+        if slot.merge is None:
+            return "run"
+        if slot.merge in self.prefill:
+            return "merged"
+        return "run" if slot.merge.kv == "frozen" else "shadow"
+
+    def _sliced(self, slot: Slot) -> tuple[int, ...]:
+        if KvOnly(slot.block) in self.prefill:
+            return ()
+        shrinks = [e for e in self.prefill.at(slot.block) if isinstance(e, Shrink) and e.part == "attention"]
+        in_prefill = {unit for shrink in shrinks for unit in shrink.units}
+        return tuple(unit for unit in slot.removed_kv_heads if unit not in in_prefill)
+
+    def free_tail(self, block_count: int) -> Plan:
+        """Return the plan whose prefill computes nothing that no one reads, when decode makes the first token.
+
+        Let j be the last block that decode runs. Prefill needs the input of j and the K/V of j, and nothing after that:
+        the rest of j, the blocks behind it, the final norm and the head change no logit. Applied twice it changes nothing.
+        """
+        slots = self.slots(block_count)
+        if not slots:
+            return self
+        last = slots[-1]
+        head = [element for element in self.prefill if element.blocks[0] < last.block]
+        tail = [Drop(block) for block in range(last.blocks[-1] + 1, block_count)]
+        return Plan(prefill=Removal([*head, KvOnly(last.block), *tail]), decode=self.decode)
+
+
+def _violations(prefill: Removal, decode: Removal) -> list[str]:
+    """Return what breaks the law, one clause each. A decode block that no element touches is run whole."""
+    problems = [f"decode has {e}, but K/V-only is a state of prefill" for e in decode if isinstance(e, KvOnly)]
+    merges = {block: e for e in decode if isinstance(e, Merge) for block in e.blocks}
+    for element in prefill:
+        for block in element.blocks:
+            merge = merges.get(block)
+            problem = _clash_with_merge(element, merge, prefill) if merge else _clash(element, block, decode)
+            if problem and problem not in problems:
+                problems.append(problem)
+    return problems
+
+
+def _clash_with_merge(element: Element, merge: Merge, prefill: Removal) -> str | None:
+    first, *others = merge.blocks
+    if element == merge or (isinstance(element, Shrink) and element.part == "mlp"):
+        return None
+    if isinstance(element, KvOnly) and element.slot == first:
+        inside = [str(e) for block in others for e in prefill.at(block)]
+        return f"prefill has kv:{first} for the merge {merge}, and also {inside[0]} inside it" if inside else None
+    return (
+        f"decode has the merge {merge}, but prefill has {element}: it must run those blocks, merge them the same way, or keep "
+        f"the merged block's K/V only (kv:{first})"
+    )
+
+
+def _clash(element: Element, block: int, decode: Removal) -> str | None:
+    there = decode.at(block)
+    gone = any(isinstance(e, Drop) for e in there)
+    if isinstance(element, KvOnly):
+        return f"prefill keeps the K/V of block {block}, but decode does not run it: use a drop" if gone else None
+    if gone:
+        return None
+    if isinstance(element, Shrink):
+        if element.part == "mlp":
+            return None
+        kept_by_prefill_too = {unit for e in there if isinstance(e, Shrink) and e.part == "attention" for unit in e.units}
+        lost = [unit for unit in element.units if unit not in kept_by_prefill_too]
+        return f"decode runs K/V heads {lost} of block {block}, but prefill has removed them" if lost else None
+    verb = "merges" if isinstance(element, Merge) else "removes"
+    return f"decode runs block {block}, but prefill {verb} it and computes no K/V for it"

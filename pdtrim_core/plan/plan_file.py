@@ -1,0 +1,93 @@
+"""Plans as JSON: what `plan.json` holds, with the model that a plan was made for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, get_args
+
+from pdtrim_core.errors import PlanError
+from pdtrim_core.plan.elements import Removal, element_from_json, element_to_json
+from pdtrim_core.plan.plan import FirstToken, Plan
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Return the two removals as JSON data."""
+    return {stage: [element_to_json(e) for e in plan.removal(stage)] for stage in ("prefill", "decode")}
+
+
+def plan_from_json(data: Mapping[str, Any]) -> Plan:
+    """Return the plan that `plan_to_json` wrote; raises `PlanError` on anything else, or if its law is broken."""
+    try:
+        prefill, decode = (Removal(element_from_json(e) for e in data[stage]) for stage in ("prefill", "decode"))
+    except (KeyError, TypeError) as error:
+        raise PlanError("not a plan: it needs lists called 'prefill' and 'decode'") from error
+    return Plan(prefill=prefill, decode=decode)
+
+
+PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SavedPlan:
+    """A plan together with the model it was made for and who makes the first token: what `plan.json` holds."""
+
+    plan: Plan
+    model: str
+    fingerprint: str
+    block_count: int
+    first_token: FirstToken = "decode"
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of the text of `plan.json`: what the two stages of one pair have in common."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the text of `plan.json`; the same plan gives the same bytes."""
+        data = {
+            "format": PLAN_FORMAT,
+            "index_base": 0,
+            "model": {"name": self.model, "fingerprint": self.fingerprint, "blocks": self.block_count},
+            "first_token": self.first_token,
+            **plan_to_json(self.plan),
+            "kv_map": [
+                {"slot": s.slot, "block": s.block, "source": s.source, "removed_heads": list(s.removed_heads)}
+                for s in self.plan.kv_map(self.block_count)
+            ],
+        }
+        return json.dumps(data, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan.json") -> Self:
+        """Read what `to_json` wrote. Raises `PlanError` naming `where` when it is something else."""
+        try:
+            data = json.loads(text)
+            found = data["format"]
+            if found != PLAN_FORMAT:
+                raise PlanError(f"it has plan format {found}, this version reads {PLAN_FORMAT}: make the plan again")
+            model = data["model"]
+            saved = cls(plan_from_json(data), model["name"], model["fingerprint"], model["blocks"], data["first_token"])
+            saved._check_types()
+            saved.plan.check_fits(saved.block_count)
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanError(f"{where} is not a plan: {error!r}") from error
+        except PlanError as error:
+            raise PlanError(f"{where}: {error}") from None
+        return saved
+
+    def _check_types(self) -> None:
+        if type(self.block_count) is not int or not all(isinstance(text, str) for text in (self.model, self.fingerprint)):
+            raise TypeError("the model needs a name and a fingerprint, which are texts, and a number of blocks")
+        if self.first_token not in get_args(FirstToken):
+            raise TypeError(f"first_token is one of {', '.join(get_args(FirstToken))}, not {self.first_token!r}")
+
+    def check_meets(self, name: str, fingerprint: str) -> None:
+        """Raise `PlanError` unless the model with this fingerprint is the one the plan was made for."""
+        if fingerprint != self.fingerprint:
+            raise PlanError(
+                f"this plan was made for {self.model} ({self.fingerprint[:12]}), but {name} has other weights "
+                f"({fingerprint[:12]}): run the recipe again on this model"
+            )

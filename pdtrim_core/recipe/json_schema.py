@@ -1,0 +1,31 @@
+"""The JSON schema of recipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pdtrim_core.api.kinds import KINDS
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.recipe.settings import Settings
+from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
+
+
+def schema(host: PluginHost) -> dict[str, Any]:
+    """Return the JSON schema of recipes for the components that are loaded, for editors."""
+    result = Settings.model_json_schema()
+    definitions = result.setdefault("$defs", {})
+    for kind in KINDS:
+        tables = []
+        for provided in host.of_kind(kind):
+            part = provided.component.model_json_schema()
+            definitions.update(part.pop("$defs", {}))
+            names = [provided.component.name, f"{provided.origin.source}/{provided.component.name}"]
+            part["properties"] = {"use": {"enum": names}, **part.get("properties", {})}
+            if kind != "model" and provided.component.name != DEFAULTS.get(kind):
+                part["required"] = ["use", *part.get("required", [])]
+            tables.append(part)
+        names = [name for table in tables for name in table["properties"]["use"]["enum"]]
+        one = {"anyOf": [{"type": "string"} if kind == "model" else {"enum": names}, *tables]}
+        result["properties"][kind] = {"anyOf": [one, {"type": "array", "items": one}]} if kind in LISTS else one
+    result["required"] = ["model", "prune"]
+    return {**result, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pdtrim-core recipe"}

@@ -1,0 +1,98 @@
+"""The keys of a recipe that are no components: how much goes, how plans are measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from pdtrim_core.plan.plan import FirstToken
+
+
+class Quantile(BaseModel):
+    """A threshold given as the share of pair scores that lie below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    quantile: float = Field(ge=0, le=1, description="share of the pairs that lie below the threshold")
+
+
+def _sort_of_threshold(given: Any) -> str:
+    return "tag:table" if isinstance(given, dict | Quantile) else "tag:number"
+
+
+# With a tag for each sort a wrong value gets one message, about the sort that was meant.
+Threshold = Annotated[
+    Annotated[float, Tag("tag:number")] | Annotated[Quantile, Tag("tag:table")], Discriminator(_sort_of_threshold)
+]
+
+
+class Prune(BaseModel):
+    """How much decode loses, and when two blocks are merged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    blocks: int | None = Field(None, ge=0, description="number of blocks that decode loses")
+    fraction: float | None = Field(None, ge=0, lt=1, description="share of all parameters that decode loses, instead of blocks")
+    merge_above: Threshold | None = Field(
+        None,
+        description="threshold d_T on pair scores; 1.1 switches merging off (default: 0.95 for cosines, quantile 0.9 for others)",
+    )
+
+
+class Evaluation(BaseModel):
+    """How plans are measured; nothing here but `first_token` and `prefill_tail` changes what is measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    first_token: FirstToken = Field(
+        "decode", description="stage that makes the first output token: decode as in vLLM, or prefill"
+    )
+    prefill_tail: Literal["free", "full"] = Field(
+        "free",
+        description="free: where decode makes the first token, prefill computes nothing behind the last K/V that decode reads",
+    )
+    batch_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="tokens a batch, with padding (default: 512 on a CPU, 1024 with 16-bit weights, 8192 on an accelerator)",
+    )
+    cache_budget: int | None = Field(
+        None, ge=0, description="bytes for hidden states kept between measurements (default: a quarter of the free memory)"
+    )
+    threads: int | None = Field(
+        None, gt=0, description="CPU threads of torch (default: its own number or one, whichever is faster at the start)"
+    )
+    early_stop: bool = Field(default=True, description="stop measuring a candidate once it cannot be accepted any more")
+    pack_rows: bool = Field(
+        default=True,
+        description="run the choices of an item, and several items, in one row, where the model gives the same numbers",
+    )
+    share_tokens: bool = Field(
+        default=True, description="in such a row, run once the tokens that several choices of an item begin with"
+    )
+    reuse_plans: bool = Field(
+        default=True, description="begin a candidate where it first differs from candidates before it, as cache_budget allows"
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile blocks before they run (torch.compile): faster after half a minute, with other last digits",
+    )
+
+    @property
+    def frees_tail(self) -> bool:
+        """Whether prefill computes nothing behind the last K/V that decode reads."""
+        return self.first_token == "decode" and self.prefill_tail == "free"
+
+
+class Settings(BaseModel):
+    """The keys of a recipe that are no components."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    recipe: int = Field(1, ge=1, le=1, description="format of the recipe")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    out: str = Field("", description="folder of the run (default: runs/ and the recipe's name)")
+    plugins: tuple[str, ...] = Field((), description="plugins that are plain Python files, beside the recipe")
+    prune: Prune = Field(default_factory=Prune, description="how much goes")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="how plans are measured")

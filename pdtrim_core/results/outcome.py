@@ -1,0 +1,215 @@
+"""What a run did, as data: the plan, the scores, the readings, the costs, and everything needed to repeat it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pdtrim_core.errors import PdtrimError, PlanError
+from pdtrim_core.plan.plan_file import SavedPlan
+
+OUTCOME_FORMAT = 1
+PACKAGES = ("pdtrim-core", "torch", "transformers", "safetensors", "pluggy", "pydantic")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a run ran: packages, machine, threads, and hashes of what went in."""
+
+    versions: dict[str, str]
+    machine: str
+    threads: int
+    device: str
+    weights: str
+    data: str
+    recipe: str
+    training: str = ""
+
+
+@dataclass(frozen=True)
+class Value:
+    """The objective of a plan on one set of items: in its own unit, in points, and the standard error of the points."""
+
+    mean: float
+    points: float
+    error: float
+    items: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result table: a plan by name, on the items that measured and on those kept apart."""
+
+    name: str
+    calibration: Value
+    held_out: Value | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What it brought, in points, to give one element back to prefill; `error` is its paired standard error.
+
+    `spared` tells that prefill keeps what decode loses.
+    """
+
+    element: str
+    gain: float
+    error: float
+    spared: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One cost, of the dense model and of the plan."""
+
+    name: str
+    unit: str
+    dense: float
+    plan: float
+
+    @property
+    def saved(self) -> float:
+        """The share that went away, as a fraction of 1."""
+        return 1 - self.plan / self.dense
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The two sets of the method, by blocks: P_initial, the pairs of D, and P_final; `threshold` is d_T, None without pairs."""
+
+    initial: tuple[int, ...]
+    pairs: tuple[tuple[int, int], ...]
+    drops: tuple[int, ...]
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """How the merge of a pair came out: its pair score d, errors of the stream behind it, and whether it could be chosen.
+
+    Errors are mean squared differences from the dense model: of the block that training started from, of the trained one,
+    and of dropping the better one of the two blocks instead. Of a pruner's longer run, `pair` has all blocks, the drop is of
+    all but the first or the last of them, and there is no score.
+    """
+
+    pair: tuple[int, ...]
+    score: float | None
+    untrained: float
+    trained: float
+    drop: float
+    kept: bool
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class SearchStep:
+    """A plan that the searcher asked for, its elements in words: its points, or the most it could have if it was cut short.
+
+    `floor` are the points from which the search took it, None where it did not say; `temperature` (points) is that of
+    annealing. A plan that may not win is no result, only on the way to one.
+    """
+
+    prefill: str
+    decode: str
+    points: float | None
+    ceiling: float
+    floor: float | None = None
+    temperature: float | None = None
+    may_win: bool = True
+
+    @property
+    def taken(self) -> bool:
+        """Whether the search went on from here: the floor was reached, or there was none."""
+        return self.points is not None and (self.floor is None or self.points >= self.floor)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did. `outcome.json` holds it, and every report is made from it.
+
+    `saved_plan` is None where a pruner replaced the whole model: then no plan of the dense model says what is run, and the
+    row `unified` and the costs are those of the replaced model.
+
+    `norms` are the mean lengths of the hidden states in front of each block, and behind the last one, over the calibration
+    tokens; empty where no scorer looked at them. `search` has every plan that the searcher asked for, in order.
+    """
+
+    model: str
+    license: str
+    block_count: int
+    objective: str
+    saved_plan: dict[str, Any] | None
+    block_scores: tuple[float, ...]
+    pair_scores: tuple[float, ...]
+    sets: Sets
+    rows: tuple[Row, ...]
+    gains: tuple[Gain, ...]
+    costs: tuple[Cost, ...]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    peak_memory: int
+    candidates: dict[str, int]
+    environment: Environment
+    recipe: dict[str, Any]
+    merges: tuple[MergeResult, ...] = ()
+    norms: tuple[float, ...] = ()
+    search: tuple[SearchStep, ...] = ()
+    format: int = field(default=OUTCOME_FORMAT)
+
+    @cached_property
+    def plan(self) -> SavedPlan:
+        """The plan, with the model it was made for. Raises `PlanError` for a run that has none (`saved_plan` is None)."""
+        if self.saved_plan is None:
+            raise PlanError(f"this run has no plan: its pruner replaced the whole of {self.model}, and removed no blocks from it")
+        return SavedPlan.from_json(json.dumps(self.saved_plan), "outcome.json")
+
+    def to_json(self) -> str:
+        """Return the text of `outcome.json`."""
+        return TypeAdapter(Outcome).dump_json(self, indent=1).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "outcome.json") -> Outcome:
+        """Read what `to_json` wrote. Raises `PdtrimError` naming `where` when it is something else."""
+        try:
+            found = json.loads(text)["format"]
+        except (ValueError, KeyError, TypeError):
+            raise PdtrimError(f"{where} is not the outcome of a run") from None
+        if found != OUTCOME_FORMAT:
+            raise PdtrimError(f"{where} has outcome format {found}, this version reads {OUTCOME_FORMAT}: run its recipe again")
+        try:
+            return TypeAdapter(Outcome).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise PdtrimError(f"{where} is not the outcome of a run: {place}: {first['msg']}") from None
+
+
+def versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in (*PACKAGES, *extra):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """Return the machine in words: system, processor architecture, cores."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def peak_memory() -> int:
+    """Return the most bytes of main memory that this process has used at once."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

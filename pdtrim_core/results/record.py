@@ -1,0 +1,80 @@
+"""What the folder of a run has to tell, whether the run finished or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from pdtrim_core.data.readings import Reading
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.run_folder import load_outcome, measured_in
+from pdtrim_core.results.task_results import TaskResult, results_in
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder has it.
+
+    `outcome` is None where the run has not finished; `recipe`, `scores` (the data of `scores.json`) and `environment` then
+    tell what is known. `readings` are the measurements of its journal in the order in which they were made, by the part of
+    the items that they were made on.
+    """
+
+    path: Path
+    outcome: Outcome | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    readings: Mapping[str, Mapping[Plan, Reading]] = field(default_factory=dict)
+    results: tuple[TaskResult, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+
+def read_record(path: Path, outcome: Outcome | None = None) -> RunRecord:
+    """Return what a run folder has; `outcome` is given by a run whose file of it is not written yet.
+
+    Raises `PdtrimError` for a folder that is none of a run, is of another version, or holds a file that cannot be read.
+    """
+    journal = (path / "journal.jsonl").is_file()
+    if outcome is None and ((path / "outcome.json").exists() or not journal):
+        outcome = load_outcome(path)
+    return RunRecord(
+        path,
+        outcome,
+        recipe=outcome.recipe if outcome else _recipe_in(path / "recipe.toml"),
+        scores=_data_in(path / "scores.json"),
+        environment=_data_in(path / "environment.json"),
+        readings=measured_in(path) if journal else {},
+        results=tuple(results_in(path)),
+    )
+
+
+def _recipe_in(file: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PdtrimError(f"{file} cannot be read ({error}): run its recipe again with --fresh") from None
+
+
+def _data_in(file: Path) -> dict[str, Any]:
+    """Return the data of a JSON file that a run writes; nothing where it has not got so far."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise PdtrimError(f"{file} cannot be read ({error}): run its recipe again with --fresh") from None
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,106 @@
+"""Results on benchmarks: what was measured of a run, on which side of it, with which settings; files in the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.results.atomic_files import write_whole, writing
+
+EVALUATION_FORMAT = 1
+FOLDER = "evaluations"
+Side = Literal["staged", "unified", "prefill", "decode", "dense"]
+"""What answers: the pair; decode's removal in both stages; the prefill or the decode model alone; the dense model."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a task: its value and standard error in the task's own unit; `error` is None where it has none."""
+
+    value: float
+    error: float | None = None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came out for one item: its values by metric, and what was answered (a choice's number, or the generated text)."""
+
+    item: str
+    values: Mapping[str, float]
+    answer: Any = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task on one side of a run.
+
+    `main` is the metric that tables show. `settings` decide what the numbers are (plan, weights, data, shots, limit, and so on):
+    two results with the same task and settings are the same result.
+    """
+
+    task: str
+    side: Side
+    metrics: Mapping[str, Metric]
+    main: str
+    answers: tuple[Answer, ...]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    format: int = field(default=EVALUATION_FORMAT)
+
+    @property
+    def key(self) -> str:
+        """What tells this result from others of the same task and side."""
+        return key_of(self.settings)
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """Return a short hash of settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def path_of(run: Path, task: str, side: Side, settings: Mapping[str, Any]) -> Path:
+    """Return the file of a result."""
+    return run / FOLDER / side / f"{task}-{key_of(settings)}.json"
+
+
+def write_result(run: Path, result: TaskResult) -> Path:
+    """Write a result into the folder of a run, whole or not at all."""
+    path = path_of(run, result.task, result.side, result.settings)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return write_whole(path, TypeAdapter(TaskResult).dump_json(result, indent=1).decode() + "\n")
+
+
+def find_result(run: Path, task: str, side: Side, settings: Mapping[str, Any]) -> TaskResult | None:
+    """Return the result that was measured before with the same settings, if there is one."""
+    path = path_of(run, task, side, settings)
+    return read_result(path) if path.is_file() else None
+
+
+def results_in(run: Path) -> list[TaskResult]:
+    """Return all results in the folder of a run, by side and task."""
+    return [read_result(path) for path in sorted((run / FOLDER).glob("*/*.json"))]
+
+
+def read_result(path: Path) -> TaskResult:
+    """Read what `write_result` wrote. Raises `PdtrimError` naming the file when it is something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)["format"]
+        if found != EVALUATION_FORMAT:
+            raise PdtrimError(
+                f"{path} has evaluation format {found}, this version reads {EVALUATION_FORMAT}: delete it and evaluate again"
+            )
+        return TypeAdapter(TaskResult).validate_json(text)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise PdtrimError(f"{path} is no result of an evaluation: delete it and evaluate again") from error

@@ -1,0 +1,193 @@
+"""The ask-and-tell loop: searchers and splitters yield plans, the core measures, remembers and keeps the best.
+
+Measuring is somebody else's (`Measure`), so that everything here is torch-free and can be tested on a table of numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from pdtrim_core.api.requests import Answer, Ask, AtLeast, Note, Probe
+from pdtrim_core.data.readings import DIGITS, Candidate, Points, Reading
+from pdtrim_core.errors import PluginError, blame
+from pdtrim_core.plan.plan import Plan
+
+T = TypeVar("T")
+
+
+class Measure(Protocol):
+    """Measures a plan; may stop early once the plan cannot reach `floor` points."""
+
+    def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        """Return the reading; `started` is an earlier one of the same plan that was cut short, to go on from."""
+
+
+@dataclass
+class Tally:
+    """How many candidates were measured whole, remembered, and cut short."""
+
+    measured: int = 0
+    remembered: int = 0
+    cut_short: int = 0
+
+
+class Ledger:
+    """Every measurement of a run, made once: remembered, recorded as it happens, and counted.
+
+    `known` are readings of an earlier, interrupted run. `record` is called with each new reading before it is used.
+    """
+
+    def __init__(
+        self,
+        measure: Measure,
+        *,
+        known: Mapping[Plan, Reading] | None = None,
+        record: Callable[[Plan, Reading], None] = lambda plan, reading: None,
+        notify: Callable[[Candidate], None] = lambda candidate: None,
+    ) -> None:
+        self._measure = measure
+        self._known = dict(known or {})
+        self._record = record
+        self._notify = notify
+        self.tally = Tally()
+        self._best: float | None = None
+        self._asked = 0
+
+    def restart_best(self) -> None:
+        """Forget the best so far, at the beginning of a search or a split."""
+        self._best = None
+
+    def reading(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Reading:
+        """Return the reading of a plan, exact if it reaches the floor (or none is given).
+
+        A probe may not win: it does not count for the best so far.
+        """
+        started = time.perf_counter()
+        known = self._known.get(plan)
+        enough = known is not None and (known.points is not None or (floor is not None and known.ceiling < floor))
+        if known is not None and enough:
+            reading = known
+            self.tally.remembered += 1
+        else:
+            reading = _rounded(self._measure(plan, floor, known))
+            self._record(plan, reading)
+            self._known[plan] = reading
+            self.tally.measured += reading.points is not None
+            self.tally.cut_short += reading.points is None
+        seconds = time.perf_counter() - started
+        self._tell(plan, reading, floor, may_win=may_win, remembered=enough, seconds=seconds)
+        return reading
+
+    def points(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Points | None:
+        """Return the points of a plan; None where they do not reach the floor."""
+        reading = self.reading(plan, floor, may_win=may_win)
+        if reading.points is None or (floor is not None and reading.points < floor):
+            return None
+        return Points(reading)
+
+    def exact(self, plan: Plan) -> Points:
+        """Return the points of a plan, measured to the end."""
+        return Points(self.reading(plan))
+
+    def known(self, plan: Plan) -> Points | None:
+        """Return the points of a plan if they have been measured to the end already."""
+        reading = self._known.get(plan)
+        return None if reading is None or reading.points is None else Points(reading)
+
+    def latest(self, plan: Plan) -> Reading:
+        """Return the last reading of a plan that has been asked for, whole or cut short."""
+        return self._known[plan]
+
+    def _tell(
+        self, plan: Plan, reading: Reading, floor: float | None, *, may_win: bool, remembered: bool, seconds: float
+    ) -> None:
+        self._asked += 1
+        wins = may_win and reading.points is not None and (floor is None or reading.points >= floor)
+        if reading.points is not None and wins and (self._best is None or reading.points > self._best):
+            self._best = reading.points
+        self._notify(Candidate(self._asked, plan, reading, self._best, remembered, seconds))
+
+
+def _rounded(reading: Reading) -> Reading:
+    if reading.points is None:
+        return reading
+    return replace(reading, points=round(reading.points, DIGITS))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best plan that was measured, first seen on ties, with its points."""
+
+    plan: Plan
+    points: Points
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a searcher or splitter asked for, and what it was told.
+
+    `floor` are the points that the plan had to reach to be taken, `temperature` (points) is that of annealing, `may_win` tells
+    that the plan may be the result.
+    """
+
+    plan: Plan
+    reading: Reading
+    floor: float | None
+    temperature: float | None
+    may_win: bool
+
+
+def drive(
+    asks: Generator[Ask, Answer, T],
+    ledger: Ledger,
+    *,
+    label: str,
+    problems: Callable[[Plan], Iterable[str]] = lambda plan: (),
+    note: Callable[[str], None] = lambda text: None,
+    told: Callable[[Asked], None] = lambda asked: None,
+) -> tuple[Found | None, T]:
+    """Run a searcher or splitter to its end; return the best plan it asked for and what it returned.
+
+    `label` names the component in errors, `problems` says why a plan may not be asked for, `note` takes what it has to
+    say, `told` everything that it asked for. Raises `PluginError` when the component raises, or yields something that is no
+    `Ask`.
+    """
+    best: Found | None = None
+    answer: Answer = None
+    ledger.restart_best()
+    while True:
+        with blame(label):
+            try:
+                ask = asks.send(answer)
+            except StopIteration as stop:
+                return best, stop.value
+        if isinstance(ask, Note):
+            note(ask.text)
+            answer = None
+            continue
+        wanted = _wanted(ask, label)
+        for plan, is_result in wanted:
+            for problem in problems(plan) if is_result else ():
+                raise PluginError(f"{label} asked for the plan {plan}: {problem}")
+        floor, temperature = (ask.floor, ask.temperature) if isinstance(ask, AtLeast) else (None, None)
+        answers = [ledger.points(plan, floor, may_win=is_result) for plan, is_result in wanted]
+        for plan, is_result in wanted:
+            told(Asked(plan, ledger.latest(plan), floor, temperature, is_result))
+        for (plan, is_result), points in zip(wanted, answers, strict=True):
+            if is_result and points is not None and (best is None or points > best.points):
+                best = Found(plan, points)
+        answer = answers if isinstance(ask, list) else answers[0]
+
+
+def _wanted(ask: Any, label: str) -> list[tuple[Plan, bool]]:
+    """Return the plans of an ask, each with whether it may be the result."""
+    entries = ask if isinstance(ask, list) else [ask.plan if isinstance(ask, AtLeast) else ask]
+    wanted = [(e.plan, False) if isinstance(e, Probe) else (e, True) for e in entries]
+    if not all(isinstance(plan, Plan) for plan, _ in wanted):
+        raise PluginError(
+            f"{label} yielded {ask!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
+        )
+    return wanted

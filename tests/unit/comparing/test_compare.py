@@ -1,0 +1,312 @@
+"""Runs side by side: paired differences, one column for one question, the best, and what is said where things do not match."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdtrim_core import PdtrimError, Plan
+from pdtrim_core.comparing.compare import Comparison, compare
+from pdtrim_core.comparing.text import grid_of, latex, markdown
+from pdtrim_core.plan.plan_file import plan_to_json
+from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.task_results import Answer, Metric, Side, TaskResult, path_of, write_result
+from pdtrim_core.testing.contracts.small_run import small_run
+
+ITEMS = ("a", "b", "c", "d")
+SETTINGS = {"limit": 4, "data": "d1", "plan": "p", "weights": "w", "first_token": "decode"}
+
+
+def folder(path: Path, **changes: Any) -> Path:
+    path.mkdir()
+    (path / "outcome.json").write_text(replace(small_run()[0], **changes).to_json())
+    return path
+
+
+def evaluated(
+    run: Path, task: str, values: Sequence[float], side: Side = "staged", items: Sequence[str] = ITEMS, **settings: Any
+) -> TaskResult:
+    metric = settings.pop("metric", "acc")
+    mean = sum(values) / len(values)
+    result = TaskResult(
+        task=task,
+        side=side,
+        metrics={metric: settings.pop("value", Metric(mean, statistics.stdev(values) / math.sqrt(len(values))))},
+        main=metric,
+        answers=tuple(Answer(item, {metric: value}) for item, value in zip(items, values, strict=True)),
+        settings={**SETTINGS, "plan": run.name, **settings},
+        versions={},
+        seconds=1.0,
+    )
+    write_result(run, result)
+    return result
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    one, other = folder(tmp_path / "one"), folder(tmp_path / "other")
+    evaluated(one, "piqa", [1, 0, 1, 0])
+    evaluated(other, "piqa", [1, 1, 1, 0])
+    evaluated(one, "boolq", [1, 0, 0, 0])
+    evaluated(other, "boolq", [0, 0, 0, 0])
+    return one, other
+
+
+def test_a_table_has_methods_by_tasks_with_paired_differences_to_the_first_row(two: tuple[Path, Path]) -> None:
+    found = compare(two)
+    assert [column.name for column in found.columns] == ["boolq", "piqa"]
+    first, second = found.rows
+    assert (first.name, second.name) == ("one", "other")
+    assert first.cells["piqa"].value == 50
+    assert (first.cells["piqa"].difference, first.cells["piqa"].difference_error) == (None, None)
+    cell = second.cells["piqa"]
+    assert (cell.value, cell.difference, cell.paired, cell.items) == (75, 25, True, 4)
+    assert cell.difference_error == pytest.approx(100 * statistics.stdev([0, 1, 0, 0]) / 2)
+    assert second.average is not None
+    assert (second.average.value, second.average.difference) == (37.5, 0)
+    assert second.average.difference_error == pytest.approx(math.hypot(25, 25) / 2)
+
+
+def test_the_best_of_each_column_is_known_and_ties_are_all_best(two: tuple[Path, Path]) -> None:
+    assert compare(two).best == {"boolq": (0,), "piqa": (1,), "average": (0, 1)}
+
+
+def test_the_dense_row_comes_first_and_is_never_the_best(two: tuple[Path, Path]) -> None:
+    evaluated(two[1], "piqa", [1, 1, 1, 1], "dense")
+    found = compare(two, ["staged", "dense"], ["piqa"])
+    assert [row.name for row in found.rows] == ["dense", "one", "other"]
+    assert found.best == {"piqa": (2,)}
+    assert (found.rows[0].prefill_removed, found.rows[0].pruning_seconds) == (0, None)
+    assert found.rows[1].cells["piqa"].difference == -50
+
+
+def test_what_a_stage_loses_and_costs_is_the_runs(two: tuple[Path, Path]) -> None:
+    outcome = small_run()[0]
+    costs = {cost.name: cost for cost in outcome.costs}
+    evaluated(two[0], "piqa", [1, 1, 1, 1], "unified")
+    staged, unified = compare(two[:1], ["staged", "unified"], ["piqa"]).rows
+    assert (staged.name, unified.name) == ("one (staged)", "one (unified)")
+    assert staged.prefill_removed == costs["parameters of prefill"].saved
+    assert staged.decode_removed == unified.prefill_removed == unified.decode_removed == costs["parameters of decode"].saved
+    assert staged.decode_bytes == costs["decode weight traffic"].plan
+    assert staged.kv_bytes == costs["K/V shipped to decode"].plan
+    left_out = sum(outcome.seconds.get(step, 0) for step in ("open the model", "evaluate", "write"))
+    assert staged.pruning_seconds == pytest.approx(sum(outcome.seconds.values()) - left_out, abs=0.06)
+
+
+def test_other_items_give_errors_that_are_not_paired_and_a_note(two: tuple[Path, Path]) -> None:
+    evaluated(two[1], "wnli", [1, 1, 1, 0], items=("a", "b", "c", "e"))
+    evaluated(two[0], "wnli", [1, 0, 1, 0])
+    found = compare(two, tasks=["wnli"])
+    cell = found.rows[1].cells["wnli"]
+    assert not cell.paired
+    assert cell.difference_error == pytest.approx(
+        100 * math.hypot(statistics.stdev([1, 0, 1, 0]) / 2, statistics.stdev([1, 1, 1, 0]) / 2)
+    )
+    assert found.notes == ("wnli: the items are not the same, so that errors of differences are not paired",)
+
+
+def test_items_are_paired_by_name_in_whatever_order_they_stand(two: tuple[Path, Path]) -> None:
+    evaluated(two[0], "rte", [1, 0, 1, 0])
+    evaluated(two[1], "rte", [0, 1, 0, 1], items=tuple(reversed(ITEMS)))
+    found = compare(two, tasks=["rte"])
+    assert found.rows[1].cells["rte"].paired
+    assert found.rows[1].cells["rte"].difference_error == 0
+
+
+def test_a_perplexity_is_no_percentage_no_mean_over_items_and_better_when_lower(two: tuple[Path, Path]) -> None:
+    for run, value in zip(two, (20.0, 30.0), strict=True):
+        evaluated(run, "wikitext", [3, 4, 5, 6], metric="word_perplexity", value=Metric(value, 0.5, higher_is_better=False))
+    found = compare(two, tasks=["wikitext"])
+    assert (found.rows[0].cells["wikitext"].value, found.rows[1].cells["wikitext"].difference) == (20, 10)
+    assert found.rows[1].cells["wikitext"].difference_error == pytest.approx(math.hypot(0.5, 0.5))
+    assert found.best == {"wikitext": (0,)}
+    assert found.rows[0].average is None
+    assert found.notes == ("wikitext: its value is no mean over items, so that errors of differences are not paired",)
+    assert grid_of(found).heading[1] == "wikitext word_perplexity (lower is better)"
+
+
+def test_results_of_other_settings_are_not_mixed_and_named(two: tuple[Path, Path]) -> None:
+    evaluated(two[0], "piqa", [1, 1, 1, 1], limit=9)
+    found = compare(two, tasks=["piqa"])
+    assert found.rows[0].cells["piqa"].value == 50
+    assert found.notes == ("piqa: shown with limit = 4; left out with limit = 9 (one)",)
+
+
+def test_of_settings_that_as_many_rows_have_the_newest_win(two: tuple[Path, Path]) -> None:
+    for run, value in zip(two, ([1, 1, 1, 1], [0, 0, 0, 0]), strict=True):
+        newer = evaluated(run, "piqa", value, limit=9)
+        os.utime(path_of(run, "piqa", "staged", newer.settings), (2**31, 2**31))
+    found = compare(two, tasks=["piqa"])
+    assert [row.cells["piqa"].value for row in found.rows] == [100, 0]
+    assert found.notes == ("piqa: shown with limit = 9; left out with limit = 4 (one, other)",)
+
+
+def test_a_task_that_a_row_does_not_have_leaves_its_cell_and_average_empty(two: tuple[Path, Path]) -> None:
+    evaluated(two[0], "rte", [1, 0, 1, 1])
+    found = compare(two)
+    assert "rte" not in found.rows[1].cells
+    assert found.rows[1].average is None
+    assert found.rows[0].average is not None
+    assert "rte was not measured with these settings on other" in found.notes
+
+
+def test_a_run_without_evaluations_is_said(two: tuple[Path, Path], tmp_path: Path) -> None:
+    third = folder(tmp_path / "third")
+    evaluated(third, "piqa", [1, 1, 1, 0], "unified")
+    found = compare([*two, third], tasks=["piqa"])
+    assert found.rows[2].cells == {}
+    assert "third has no evaluations on its staged side; it has some on its unified side" in found.notes
+
+
+def test_a_model_that_was_replaced_has_its_unified_side_alone(two: tuple[Path, Path], tmp_path: Path) -> None:
+    replaced = folder(tmp_path / "slicegpt", saved_plan=None)
+    evaluated(replaced, "piqa", [1, 1, 0, 0], "unified")
+    found = compare([*two, replaced], ["staged", "unified"], ["piqa"])
+    assert [row.name for row in found.rows] == [
+        "one (staged)",
+        "one (unified)",
+        "other (staged)",
+        "other (unified)",
+        "slicegpt (unified)",
+    ]
+    assert compare([two[0], replaced], tasks=["piqa"]).rows[1].side == "unified"
+
+
+def test_runs_of_the_same_name_go_by_their_paths(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+    runs = [folder(tmp_path / name / "run") for name in ("x", "y")]
+    assert [row.name for row in compare(runs).rows] == [str(run) for run in runs]
+
+
+# --- runs that were never evaluated
+
+
+def test_without_evaluations_the_runs_own_objective_is_shown(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / name) for name in ("one", "other")]
+    found = compare(runs)
+    row = next(row for row in small_run()[0].rows if row.name == "staged")
+    assert row.held_out is not None
+    assert [column.name for column in found.columns] == ["margin (held out)"]
+    assert found.rows[0].cells["margin (held out)"].value == row.held_out.points
+    assert any("shown is the runs' own objective (held out), in points" in note for note in found.notes)
+    assert "errors of differences are not paired: the runs' journals do not have the same items" in found.notes
+
+
+def journal(run: Path, plan: Plan, values: Sequence[float], part: str = "held-out") -> None:
+    mean = sum(values) / len(values)
+    line = {"part": part, "plan": plan_to_json(plan), "items": list(values), "mean": mean, "points": 100 * mean}
+    with (run / "journal.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def with_value(outcome: Outcome, values: Sequence[float]) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    rows = []
+    for row in outcome.rows:
+        assert row.held_out is not None
+        rows.append(replace(row, held_out=replace(row.held_out, mean=mean, points=100 * mean, error=20.0, items=len(values))))
+    return {"rows": tuple(rows), "objective": "accuracy"}
+
+
+def test_the_journals_pair_the_runs_own_objective(tmp_path: Path) -> None:
+    outcome = small_run()[0]
+    values = ([1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0])
+    runs = [folder(tmp_path / name, **with_value(outcome, own)) for name, own in zip(("one", "other"), values, strict=True)]
+    unpaired = compare(runs).rows[1].cells["accuracy (held out)"]
+    assert (unpaired.difference, unpaired.paired) == (25, False)
+    assert unpaired.difference_error == pytest.approx(math.hypot(20, 20))
+    for run, own in zip(runs, values, strict=True):
+        journal(run, outcome.plan.plan, own)
+    paired = compare(runs).rows[1].cells["accuracy (held out)"]
+    assert (paired.difference, paired.paired) == (25, True)
+    assert paired.difference_error == pytest.approx(100 * statistics.stdev([0, 1, 0, 0]) / 2)
+
+
+# --- bad input
+
+
+def test_no_runs_are_refused() -> None:
+    with pytest.raises(PdtrimError, match="name the folders of the runs to compare"):
+        compare([])
+
+
+def test_a_run_that_is_named_twice_is_refused(two: tuple[Path, Path]) -> None:
+    with pytest.raises(PdtrimError, match="one is named twice"):
+        compare([two[0], two[1], two[0]])
+
+
+def test_runs_of_different_models_are_refused(two: tuple[Path, Path], tmp_path: Path) -> None:
+    environment = replace(small_run()[0].environment, weights="f" * 64)
+    other = folder(tmp_path / "foreign", model="big", environment=environment)
+    with pytest.raises(PdtrimError, match=r"foreign on big \(ffffffffffff\): compare runs on the same weights"):
+        compare([two[0], other])
+
+
+def test_runs_with_no_task_in_common_are_refused(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / name) for name in ("one", "other")]
+    evaluated(runs[0], "piqa", [1, 0, 1, 0])
+    evaluated(runs[1], "boolq", [1, 0, 1, 0])
+    with pytest.raises(
+        PdtrimError, match=r"no task .* on two of these rows with the same settings \(one has piqa; other has boolq\): see"
+    ):
+        compare(runs)
+
+
+def test_a_task_that_nobody_has_is_refused_with_the_nearest(two: tuple[Path, Path]) -> None:
+    with pytest.raises(PdtrimError, match=r"none of these rows has a result of the task 'piqaa'; did you mean 'piqa'\?"):
+        compare(two, tasks=["piqaa"])
+
+
+def test_other_objectives_are_refused(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / "one"), folder(tmp_path / "other", objective="accuracy")]
+    with pytest.raises(PdtrimError, match=r"their objectives differ \(accuracy, margin\): evaluate them with pdtrim-core eval"):
+        compare(runs)
+
+
+def test_a_folder_without_a_finished_run_is_refused(two: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "journal.jsonl").touch()
+    with pytest.raises(PdtrimError, match="its run has not finished"):
+        compare([*two, tmp_path / "half"])
+
+
+# --- text
+
+
+def test_markdown_marks_the_best_and_has_the_notes(two: tuple[Path, Path]) -> None:
+    evaluated(two[0], "piqa", [1, 1, 1, 1], limit=9)
+    lines = markdown(compare(two)).splitlines()
+    assert lines[0].startswith("| method | boolq | piqa | average | prefill removed |")
+    assert lines[1].count("---:") == lines[0].count("|") - 2
+    assert lines[2].startswith("| one | **25.0** +- 25.0 | 50.0 +- 28.9 | **37.5** +- ")
+    assert lines[3].startswith("| other | 0.0 (-25.0 +- 25.0) | **75.0** (+25.0 +- 25.0) | ")
+    assert lines[-1] == "piqa: shown with limit = 4; left out with limit = 9 (one)"
+
+
+def test_latex_is_escaped_and_marks_the_best(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / name) for name in ("t0=5,blocks_3", "50%")]
+    for run, values in zip(runs, ([1, 0, 1, 0], [1, 1, 1, 0]), strict=True):
+        evaluated(run, "arc_easy", values)
+    text = latex(compare(runs))
+    assert r"\begin{tabular}{lrrrrrr}" in text
+    assert r"method & arc\_easy & prefill removed" in text
+    assert r"t0=5,blocks\_3 & 50.0 $\pm$ 28.9" in text
+    assert r"50\% & \textbf{75.0} (+25.0 $\pm$ 25.0)" in text
+    assert text.count(r"\\") == 3
+
+
+def test_json_has_all_of_it(two: tuple[Path, Path]) -> None:
+    from pydantic import TypeAdapter
+
+    found = compare(two)
+    assert TypeAdapter(Comparison).validate_json(found.to_json()) == found

@@ -1,0 +1,183 @@
+"""The divergence from the dense model: against the whole distributions, worked out directly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from pdtrim_core import Drop, Item, KvOnly, Plan, Removal, StagedModel
+from pdtrim_core.execution import staged_model as stages
+from pdtrim_core.execution.prefix_cache import PreparedBatch, Trunk
+from pdtrim_core.model import block_model as model
+from pdtrim_core.testing import tiny_llama, tiny_model
+from tests.unit.execution.test_staged_model import PLANS, some_items, stand_ins
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel
+    from pdtrim_core.plan.plan import FirstToken
+
+# Rounding of float32 logits around 10, over six blocks.
+CLOSE = 1e-4
+UNIFIED = Plan.unified(Removal([Drop(1), Drop(4)]))
+
+
+def kl(dense_NV: torch.Tensor, plan_NV: torch.Tensor) -> float:
+    """KL(dense || plan) of logits, a token, in float64."""
+    dense, plan = dense_NV.double().log_softmax(-1), plan_NV.double().log_softmax(-1)
+    return float((dense.exp() * (dense - plan)).sum(-1).mean())
+
+
+def full_logits(block_model: BlockModel, item: Item) -> torch.Tensor:
+    """What the whole model says behind the prompt and all but the last token of the right choice."""
+    prompt, choice = item.prompt_of(item.answer), item.choices[item.answer]
+    with torch.inference_mode():
+        logits: torch.Tensor = block_model.model(torch.tensor([[*prompt, *choice]]), use_cache=False).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+def test_a_unified_plan_diverges_as_the_model_without_those_blocks() -> None:
+    dense, pruned = tiny_llama(), tiny_llama()
+    pruned.model.model.layers = nn.ModuleList([block for index, block in enumerate(pruned.blocks) if index not in (1, 4)])
+    pruned.config.num_hidden_layers = len(pruned.model.model.layers)
+    items = some_items()
+    found = StagedModel(Trunk(dense, batch_tokens=64), UNIFIED).divergences(items)
+    for item, value in zip(items, found, strict=True):
+        assert value == pytest.approx(kl(full_logits(dense, item), full_logits(pruned, item)), abs=CLOSE)
+    assert min(found) > 0.01
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+@pytest.mark.parametrize("name", PLANS)
+def test_every_sort_of_plan_diverges_as_in_two_phases(name: str, first_token: FirstToken) -> None:
+    dense = tiny_llama()
+    staged = StagedModel(Trunk(dense, first_token=first_token, batch_tokens=64), PLANS[name], stand_ins(dense))
+    items = some_items()
+    for item, value in zip(items, staged.divergences(items), strict=True):
+        two_phases = staged.continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
+        assert value == pytest.approx(kl(full_logits(dense, item), two_phases), abs=CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "opt", "mixtral"])
+def test_other_families_diverge_as_in_two_phases(family: str) -> None:
+    dense = tiny_model(family)
+    staged = StagedModel(Trunk(dense, batch_tokens=64), Plan(Removal([KvOnly(4)]), Removal([Drop(2)])))
+    items = some_items()
+    for item, value in zip(items, staged.divergences(items), strict=True):
+        two_phases = staged.continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
+        assert value == pytest.approx(kl(full_logits(dense, item), two_phases), abs=CLOSE)
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+def test_the_dense_model_does_not_diverge_from_itself(first_token: FirstToken) -> None:
+    trunk = Trunk(tiny_llama(), first_token=first_token, batch_tokens=64)
+    assert StagedModel(trunk, Plan()).divergences(some_items()) == [0.0] * len(some_items())
+
+
+def test_a_plan_that_changes_no_logit_does_not_diverge() -> None:
+    """A block that is the identity is dropped, and prefill's tail is free."""
+    trunk = Trunk(tiny_llama(silent={2}), batch_tokens=64)
+    plan = Plan.unified(Removal([Drop(2)])).free_tail(6)
+    assert StagedModel(trunk, plan).divergences(some_items()) == [0.0] * len(some_items())
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_no_divergence_is_negative(name: str) -> None:
+    dense = tiny_llama()
+    assert min(StagedModel(Trunk(dense), PLANS[name], stand_ins(dense)).divergences(some_items())) >= 0
+
+
+def test_rounding_takes_no_divergence_below_0() -> None:
+    """Distributions that differ in the last digit of float32 alone."""
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(500, 300, generator=generator).log_softmax(-1)
+    nearly = dense + 1e-7 * torch.randn(500, 300, generator=generator)
+    values = stages._divergence(dense.clone(), nearly.clone())
+    assert ((dense.exp() * (dense - nearly)).sum(-1) < 0).any()
+    assert (values >= 0).all()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_divergences_do_not_depend_on_the_batch(batch_tokens: int, packed: bool) -> None:
+    dense, items = tiny_llama(), some_items()
+    usual = StagedModel(Trunk(dense, batch_tokens=64), PLANS["part of the drops in prefill"]).divergences(items)
+    trunk = Trunk(dense, batch_tokens=batch_tokens, packed=packed)
+    other = StagedModel(trunk, PLANS["part of the drops in prefill"]).divergences(items)
+    assert other == pytest.approx(usual, abs=CLOSE)
+
+
+def test_divergences_come_in_the_order_of_the_items_and_as_often() -> None:
+    items = some_items()
+    staged = StagedModel(Trunk(tiny_llama(), batch_tokens=64), UNIFIED)
+    values = dict(zip(items, staged.divergences(items), strict=True))
+    asked = [items[4], items[0], items[4]]
+    assert staged.divergences(asked) == pytest.approx([values[item] for item in asked], abs=CLOSE)
+    assert staged.divergences([]) == []
+
+
+def test_other_choices_do_not_count() -> None:
+    staged = StagedModel(Trunk(tiny_llama(), batch_tokens=64), UNIFIED)
+    whole = Item(((5, 6, 7),), ((1, 2), (3, 4), (9,)), 1, (1, 1, 1), "whole")
+    alone = Item(((5, 6, 7),), ((3, 4),), 0, (1,), "alone")
+    one, other = staged.divergences([whole, alone])
+    assert one == pytest.approx(other, abs=CLOSE)
+
+
+@pytest.mark.parametrize("positions", [1, 2, 7])
+def test_the_head_runs_on_few_positions_at_a_time(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two sets of logits, no more positions than `HEAD_NUMBERS` allows one."""
+    dense, items = tiny_llama(), some_items()
+    trunk = Trunk(dense)
+    usual = StagedModel(trunk, UNIFIED).divergences(items)
+    for module in (model, stages):
+        monkeypatch.setattr(module, "HEAD_NUMBERS", dense.config.vocab_size * positions)
+    seen: list[int] = []
+    head = dense.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
+    try:
+        chunked = StagedModel(trunk, UNIFIED).divergences(items)
+    finally:
+        hook.remove()
+    assert chunked == pytest.approx(usual, abs=CLOSE)
+    assert max(seen) <= max(1, positions // 2)
+
+
+def test_the_dense_blocks_run_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second plan asks for its own blocks alone, and for the head on both."""
+    dense, items = tiny_llama(), some_items()
+    trunk = Trunk(dense, budget=0)
+    StagedModel(trunk, UNIFIED).divergences(items)
+    ran: list[int] = []
+    run = type(dense).run
+
+    def noted(self: BlockModel, index: int, *args: Any) -> torch.Tensor:
+        ran.append(index)
+        return run(self, index, *args)
+
+    monkeypatch.setattr(type(dense), "run", noted)
+    StagedModel(trunk, Plan.unified(Removal([Drop(0)]))).divergences(items)
+    assert ran == [1, 2, 3, 4, 5] * len(trunk.batches([stages._right_choice_of(item) for item in items]))
+
+
+def test_what_is_kept_of_a_batch_are_the_scored_positions() -> None:
+    dense, item = tiny_llama(), some_items()[3]
+    ((_, prepared),) = Trunk(dense).batches([stages._right_choice_of(item)])
+    assert isinstance(prepared, PreparedBatch)
+    with torch.inference_mode():
+        kept = prepared.dense_stream
+    assert kept.shape == (len(item.choices[0]), dense.config.hidden_size)
+    assert prepared.dense_stream is kept
+
+
+def test_the_model_is_as_before_after_divergences() -> None:
+    dense = tiny_llama()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        logits = dense.model(ids).logits
+    StagedModel(Trunk(dense), PLANS["K/V only of a merge"], stand_ins(dense)).divergences(some_items())
+    with torch.inference_mode():
+        assert torch.equal(dense.model(ids).logits, logits)
+    assert all("forward" not in vars(block) for block in dense.blocks)

@@ -1,0 +1,66 @@
+"""Prompts that generate together make what each makes alone, whichever stage makes the first token; greedy choices are told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pdtrim_core import Drop, Item, Plan, Removal, StagedModel, Trunk
+from pdtrim_core.plan.plan import FirstToken
+from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
+
+PROMPTS = ([5, 6, 7, 8, 9, 30, 31, 32, 33, 34, 35], [11, 12, 13], [99])
+PAD, WIDTH, NEW = 258, 11, 10
+STAGED = Plan(prefill=Removal([Drop(0), Drop(1)]), decode=Removal([Drop(0), Drop(1), Drop(3)]))
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    gaps = [WIDTH - len(prompt) for prompt in PROMPTS]
+    ids_BT = torch.tensor([[PAD] * gap + prompt for gap, prompt in zip(gaps, PROMPTS, strict=True)])
+    mask_BT = torch.tensor([[0] * gap + [1] * (WIDTH - gap) for gap in gaps])
+    return ids_BT, mask_BT
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_generate_together_what_they_generate_alone(family: str, first_token: FirstToken) -> None:
+    model = tiny_model(family)
+    plan = STAGED.free_tail(model.block_count) if first_token == "decode" else STAGED
+    staged = StagedModel(Trunk(model, first_token=first_token, budget=0), plan)
+    before = model.model.config.to_dict()
+    made_BT = staged.generate_batch(*batch(), max_length=WIDTH + NEW, do_sample=False, pad_token_id=PAD)
+    for made, prompt in zip(made_BT[:, WIDTH:].tolist(), PROMPTS, strict=True):
+        alone = staged.generate(prompt, NEW)
+        assert made[: len(alone)] == alone
+        assert set(made[len(alone) :]) <= {PAD}
+    assert model.model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+def test_a_text_that_ends_at_once_is_followed_by_padding(first_token: FirstToken) -> None:
+    model = tiny_llama()
+    staged = StagedModel(Trunk(model, first_token=first_token, budget=0), STAGED)
+    first = staged.generate(PROMPTS[1], 1)[0]
+    model.model.generation_config.eos_token_id = first
+    made_BT = staged.generate_batch(*batch(), max_length=WIDTH + 4, do_sample=False, pad_token_id=PAD)
+    assert made_BT[1, WIDTH:].tolist() == [first, PAD, PAD, PAD][: made_BT.shape[1] - WIDTH]
+
+
+def test_only_one_token_is_prefill_s_alone() -> None:
+    staged = StagedModel(Trunk(tiny_llama(), first_token="prefill", budget=0), STAGED)
+    made_BT = staged.generate_batch(*batch(), max_length=WIDTH + 1, do_sample=False, pad_token_id=PAD)
+    assert made_BT[:, WIDTH:].tolist() == [staged.generate(prompt, 1) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_choice_is_greedy_when_each_of_its_tokens_is_the_likeliest(packed: bool) -> None:
+    staged = StagedModel(Trunk(tiny_llama(), packed=packed, budget=0), STAGED)
+    items = []
+    for number, prompt in enumerate(PROMPTS):
+        made = tuple(staged.generate(prompt, 4))
+        choices = (made, (*made[:3], (made[3] + 1) % 256), ((made[0] + 1) % 256, *made[1:]), made[:1])
+        items.append(Item((tuple(prompt),), choices, 0, (1,) * 4, str(number)))
+    scores = staged.scores(items)
+    assert [[scored.greedy for scored in of_item] for of_item in scores] == [[True, False, False, True]] * 3
+    sums = staged.loglikelihoods(items)
+    assert [tuple(scored.logprob for scored in of_item) for of_item in scores] == sums

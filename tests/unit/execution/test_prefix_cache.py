@@ -1,0 +1,178 @@
+"""What plans share changes no number: kept streams, rows for all choices, tokens that choices begin with; none does a plan."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from pdtrim_core import Drop, Item, PdtrimError, Plan, Removal, StagedModel
+from pdtrim_core.execution.batching import Layout
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.pipeline import pipeline
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
+from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
+from tests.unit.execution.test_staged_model import PLANS, TAILS, some_items, stand_ins
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel
+
+CLOSE = 1e-4
+"""Nats a choice: rounding of float32 where other tokens lie in between; a wrong mask or position gives tenths."""
+WALK = [Plan.unified(Removal(map(Drop, blocks))) for blocks in ((2, 4), (2, 5), (1, 2), (2, 4), (1, 2), (0, 2), (2, 5), (3, 5))]
+
+
+def forked_items() -> list[Item]:
+    """Choices that begin with the same tokens; one is the beginning of another, two are the same."""
+    choices = [((7, 8, 9, 10), (7, 8, 11), (7, 8), (5, 8, 9)), ((3, 4, 5), (3, 4, 5)), ((1,), (1, 2, 3))]
+    return [
+        Item((tuple(range(20, 24 + number)),), own, 0, (1,) * len(own), f"fork {number}") for number, own in enumerate(choices)
+    ]
+
+
+def blocks_run(model: BlockModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which each block that runs from now on adds its number."""
+    ran: list[int] = []
+    run = type(model).run
+
+    def noted(self: BlockModel, index: int, *args: Any) -> torch.Tensor:
+        ran.append(index)
+        return run(self, index, *args)
+
+    monkeypatch.setattr(type(model), "run", noted)
+    return ran
+
+
+def test_beginning_where_earlier_plans_part_changes_no_bit() -> None:
+    model, items = tiny_llama(), some_items()
+    modules = stand_ins(model)
+    plans = [*WALK, *PLANS.values(), *TAILS.values(), *WALK]
+    trunks = [Trunk(model, batch_tokens=64, packed=True, reuse_plans=reuse) for reuse in (True, False)]
+    for plan in plans:
+        kept, anew = (StagedModel(trunk, plan, modules).loglikelihoods(items) for trunk in trunks)
+        assert kept == anew
+
+
+def test_a_plan_begins_where_it_first_differs_from_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = tiny_llama(), some_items()[:1]
+    trunk = Trunk(model)
+    StagedModel(trunk, Plan.unified(Removal([Drop(1), Drop(4)]))).loglikelihoods(items)
+    ran = blocks_run(model, monkeypatch)
+    StagedModel(trunk, Plan.unified(Removal([Drop(1), Drop(5)]))).loglikelihoods(items)
+    assert ran == [4]
+    ran.clear()
+    StagedModel(trunk, Plan(decode=Removal([Drop(1)]))).loglikelihoods(items)
+    assert 2 in ran, "decode alone loses block 1, so nothing behind it is shared"
+
+
+def test_without_reuse_a_plan_begins_at_its_first_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = tiny_llama(), some_items()[:1]
+    trunk = Trunk(model, reuse_plans=False)
+    StagedModel(trunk, Plan.unified(Removal([Drop(1), Drop(4)]))).loglikelihoods(items)
+    ran = blocks_run(model, monkeypatch)
+    StagedModel(trunk, Plan.unified(Removal([Drop(1), Drop(5)]))).loglikelihoods(items)
+    assert ran == [2, 3, 4]
+
+
+@pytest.mark.parametrize("streams", [0, 2, 7, 9, 30])
+def test_kept_streams_stay_within_the_budget(streams: int) -> None:
+    model, items = tiny_llama(), some_items()[:1]
+    one = Trunk(model).batches(items)[0][1].recording.hidden_BTD.nbytes
+    trunk = Trunk(model, budget=streams * one)
+    expected = [StagedModel(Trunk(model), plan).loglikelihoods(items) for plan in WALK]
+    assert [StagedModel(trunk, plan).loglikelihoods(items) for plan in WALK] == expected
+    ((_, prepared),) = trunk.batches(items)
+    kept = [*trunk.of_plans._kept.values(), *(stream for depth, stream in prepared._dense.items() if depth)]
+    assert sum(stream.nbytes for stream in kept) <= streams * one
+    assert bool(trunk.of_plans._kept) == (streams > model.block_count)
+
+
+def test_halving_the_batches_forgets_the_streams_of_plans() -> None:
+    trunk = Trunk(tiny_llama(), batch_tokens=64)
+    before = StagedModel(trunk, WALK[0]).loglikelihoods(some_items())
+    trunk.halve_batches()
+    assert not trunk.of_plans._kept
+    after = StagedModel(trunk, WALK[0]).loglikelihoods(some_items())
+    assert [sum(sums) for sums in after] == pytest.approx([sum(sums) for sums in before], abs=CLOSE)
+
+
+def test_tokens_that_choices_begin_with_are_run_once() -> None:
+    def layout(*, shared: bool) -> list[int]:
+        batch = Layout(row_tokens=64, share_tokens=shared).batch(forked_items()[:1], torch.device("cpu"))
+        return [*batch.rows.ids_BT[0, 4:].tolist(), len(batch.at_row)]
+
+    # Of four choices all but the last token is run: 7 8 9, 7 8, 7 and 5 8.
+    assert layout(shared=False) == [7, 8, 9, 7, 8, 7, 5, 8, 9]
+    assert layout(shared=True) == [7, 8, 9, 5, 8, 6]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharing_tokens_changes_a_choice_by_rounding_alone(family: str) -> None:
+    model = tiny_model(family)
+    items = [*forked_items(), *some_items()]
+    apart, shared = (
+        [
+            StagedModel(Trunk(model, batch_tokens=128, packed=True, shared_tokens=shared), plan).loglikelihoods(items)
+            for plan in (Plan(), PLANS["decode-only drop"], PLANS["part of the drops in prefill"])
+        ]
+        for shared in (False, True)
+    )
+    for one, other in zip(apart, shared, strict=True):
+        for sums, same in zip(one, other, strict=True):
+            assert sums == pytest.approx(same, abs=CLOSE)
+
+
+def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+    """Run a small recipe with some switches; return its plan and the points of its rows."""
+    host = tiny_host()
+    data = {
+        "model": {"path": TINY},
+        "objective": "margin",
+        "calibration": {"samples": 8},
+        "prune": {"blocks": 2, "merge_above": 1.1},
+        "searcher": {"t0": 5.0, "alpha": 0.6},
+        "evaluation": {"batch_tokens": 256, **evaluation},
+    }
+    outcome = pipeline.run(resolve(data, host, where="recipe.toml", out=folder), host)
+    return outcome.saved_plan, {row.name: row.calibration.points for row in outcome.rows}
+
+
+SWITCHES: list[Any] = [
+    {"reuse_plans": False},
+    {"share_tokens": False},
+    {"pack_rows": False},
+    {"early_stop": False},
+    {"cache_budget": 0},
+    pytest.param({"compile": True}, marks=pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")),
+]
+
+
+def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise InternalTorchDynamoError("no C++ compiler found")
+
+    model = tiny_llama()
+    model.compiles = True
+    monkeypatch.setitem(vars(model), "_compiled_run", fail)
+    with pytest.raises(PdtrimError) as caught:
+        StagedModel(Trunk(model), WALK[0]).loglikelihoods(some_items())
+    assert str(caught.value) == (
+        "the blocks cannot be compiled here (no C++ compiler found): leave out evaluation.compile, or install what torch.compile "
+        "needs, such as a C++ compiler"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # torch's own, when its compiler is imported
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_changes_neither_the_plan_nor_its_points(tmp_path: Path, switch: dict[str, Any]) -> None:
+    plan, points = run_with(tmp_path / "usual", {})
+    other_plan, other_points = run_with(tmp_path / "other", switch)
+    assert plan == other_plan
+    # Points of the margin are percent of a probability; rounding is far below a hundredth.
+    assert points == pytest.approx(other_points, abs=0.01)

@@ -1,0 +1,314 @@
+"""Scoring in one pass agrees with what an engine does in two phases, for every family and every sort of plan."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from pdtrim_core import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink, StagedModel
+from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
+
+if TYPE_CHECKING:
+    from pdtrim_core import BlockModel, Element
+    from pdtrim_core.plan.plan import FirstToken
+
+BLOCKS = 6
+MERGE = Merge(keep=3, drop=2)
+FROZEN = Merge(keep=2, drop=3, kv="frozen")
+THREE = Merge(keep=1, drop=3)
+PLANS = {
+    "dense": Plan(),
+    "decode-only drop": Plan(decode=Removal([Drop(2)])),
+    "decode-only drop of block 0": Plan(decode=Removal([Drop(0)])),
+    "unified drops at both ends": Plan.unified(Removal([Drop(0), Drop(5)])),
+    "part of the drops in prefill": Plan(Removal([Drop(4)]), Removal([Drop(1), Drop(3), Drop(4)])),
+    "K/V only": Plan(prefill=Removal([KvOnly(4)])),
+    "K/V only in the first block": Plan(prefill=Removal([KvOnly(0)]), decode=Removal([Drop(3)])),
+    "decode-only merge": Plan(Removal([Drop(1)]), Removal([Drop(1), MERGE])),
+    "unified merge": Plan.unified(Removal([MERGE])),
+    "K/V only of a merge": Plan(Removal([KvOnly(2)]), Removal([MERGE, Drop(5)])),
+    "frozen merge": Plan(decode=Removal([FROZEN])),
+    "decode-only merge of three": Plan(Removal([Drop(0)]), Removal([Drop(0), THREE])),
+    "unified merge of three": Plan.unified(Removal([THREE])),
+    "K/V only of a merge of three": Plan(Removal([KvOnly(1)]), Removal([THREE])),
+    "K/V only of a frozen merge": Plan(Removal([KvOnly(2)]), Removal([FROZEN])),
+}
+TAILS = {f"{name}, free tail": plan.free_tail(BLOCKS) for name, plan in PLANS.items()}
+
+
+def some_items(*, vocabulary: int = 256) -> list[Item]:
+    """Items of one token and of many, with long and short prompts, and one with a prompt a choice."""
+    rng = random.Random(1)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(vocabulary) for _ in range(count))
+
+    shapes = [(5, (3, 2)), (9, (1, 1, 1)), (3, (6, 1)), (12, (4, 4, 5)), (30, (3,)), (2, (2, 2))]
+    items = [
+        Item((tokens(prompt),), tuple(tokens(c) for c in choices), 0, (1,) * len(choices), f"item {number}")
+        for number, (prompt, choices) in enumerate(shapes)
+    ]
+    return [*items, Item((tokens(4), tokens(7)), (tokens(2),) * 2, 1, (1, 1), "two prompts")]
+
+
+def stand_ins(model: BlockModel) -> dict[Merge | Shrink, nn.Module]:
+    """Merged blocks whose weights are off, so that wrong K/V show; the frozen one keeps its norm, K and V."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        merged, frozen, three = (copy.deepcopy(model.blocks[merge.keep]) for merge in (MERGE, FROZEN, THREE))
+        with torch.no_grad():
+            for parameter in (*merged.parameters(), *three.parameters()):
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            for name, parameter in frozen.named_parameters():
+                if any(part in name for part in ("down_proj", "o_proj", "fc2", "out_proj", "dense_4h_to_h")):
+                    parameter.mul_(1.3)
+    return {MERGE: merged, FROZEN: frozen, THREE: three}
+
+
+def two_phase_sums(staged: StagedModel, items: Sequence[Item]) -> list[list[float]]:
+    """What each choice scores when a cache is handed over and decode runs token by token."""
+    found = []
+    for item in items:
+        sums = []
+        for number, choice in enumerate(item.choices):
+            logits = staged.continuation_logits(item.prompt_of(number), choice).double().log_softmax(-1)
+            sums.append(sum(float(logits[place, token]) for place, token in enumerate(choice)))
+        found.append(sums)
+    return found
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_pass_agrees_with_two_phases(family: str, first_token: FirstToken) -> None:
+    model = tiny_model(family)
+    modules = stand_ins(model)
+    items = [*some_items()[2:4], *some_items()[-1:]]
+    trunks = [Trunk(model, first_token=first_token, batch_tokens=64, packed=packed) for packed in (False, True)]
+    plans = {**PLANS, **(TAILS if first_token == "decode" else {})}
+    worst: dict[str, float] = {}
+    for name, plan in plans.items():
+        reference = two_phase_sums(StagedModel(trunks[0], plan, modules), items)
+        for trunk in trunks:
+            for item, sums, expected in zip(
+                items, StagedModel(trunk, plan, modules).loglikelihoods(items), reference, strict=True
+            ):
+                gaps = (abs(a - b) / len(c) for a, b, c in zip(sums, expected, item.choices, strict=True))
+                worst[name] = max(worst.get(name, 0.0), *gaps)
+    # Rounding of float32 over six blocks; a wrong K/V or mask gives tenths of a nat.
+    assert {name: gap for name, gap in worst.items() if gap > 1e-4} == {}
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+def test_in_float64_one_pass_and_two_phases_are_the_same_but_for_rounding(first_token: FirstToken) -> None:
+    model = tiny_llama(dtype=torch.float64)
+    trunk = Trunk(model, first_token=first_token, batch_tokens=64)
+    modules = stand_ins(model)
+    items = [item for item in some_items() if len(item.choices[0]) > 1]
+    for plan in PLANS.values():
+        staged = StagedModel(trunk, plan, modules)
+        with torch.inference_mode():
+            # The public numbers are float32, so the streams themselves are compared.
+            streams = [stream_of_two_phases(model, staged, item, first_token) for item in items]
+        assert max(streams) < 1e-12
+
+
+def stream_of_two_phases(model: BlockModel, staged: StagedModel, item: Item, first_token: FirstToken) -> float:
+    """How far the last stream of one pass is from that of the cached run, on the decode tokens, in float64."""
+    from pdtrim_core.execution import two_phase
+
+    seen: list[torch.Tensor] = []
+    norm = model.model.model.norm
+    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0][0, -1:].clone()))
+    try:
+        two_phase.continuation_logits(
+            model,
+            staged.plan,
+            item.prompts[0],
+            item.choices[0],
+            recompute=1 if first_token == "decode" else 0,
+            stand_ins=staged._stand_ins,
+        )
+    finally:
+        hook.remove()
+    ((_, prepared),) = staged._trunk.batches([Item(item.prompts[:1], item.choices[:1], 0, (1,))])
+    stream = staged._stream(prepared)[0, len(item.prompts[0]) - 1 :]
+    cached = torch.cat(seen)[-len(item.choices[0]) :]
+    return float((stream[-len(cached) :] - cached).abs().max())
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_free_tail_changes_no_logit(name: str) -> None:
+    model = tiny_llama()
+    trunk = Trunk(model, batch_tokens=64)
+    plan, modules = PLANS[name], stand_ins(model)
+    whole, free = (StagedModel(trunk, p, modules) for p in (plan, plan.free_tail(BLOCKS)))
+    assert whole.loglikelihoods(some_items()) == free.loglikelihoods(some_items())
+    item = some_items()[3]
+    whole_logits, free_logits = (s.continuation_logits(item.prompts[0], item.choices[2]) for s in (whole, free))
+    assert torch.equal(whole_logits, free_logits)
+
+
+def test_dense_scores_are_those_of_the_model_itself() -> None:
+    model = tiny_llama()
+    items = some_items()
+    sums = StagedModel(Trunk(model, batch_tokens=64), Plan()).loglikelihoods(items)
+    for item, of_choices in zip(items, sums, strict=True):
+        for number, (choice, total) in enumerate(zip(item.choices, of_choices, strict=True)):
+            prompt = item.prompt_of(number)
+            with torch.inference_mode():
+                logits = model.model(torch.tensor([[*prompt, *choice]])).logits[0].double().log_softmax(-1)
+            expected = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(choice))
+            assert total == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_unified_plan_scores_as_the_model_without_those_blocks() -> None:
+    model, pruned = tiny_llama(), tiny_llama()
+    plan = Plan.unified(Removal([Drop(1), Drop(4)]))
+    kept = [block for index, block in enumerate(pruned.blocks) if index not in (1, 4)]
+    pruned.model.model.layers = nn.ModuleList(kept)
+    pruned.config.num_hidden_layers = len(kept)
+    item = some_items()[0]
+    (sums,) = StagedModel(Trunk(model), plan).loglikelihoods([item])
+    for choice, total in zip(item.choices, sums, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([[*item.prompts[0], *choice]])
+            logits = pruned.model(ids, use_cache=False).logits[0].double().log_softmax(-1)
+        expected = sum(float(logits[len(item.prompts[0]) - 1 + i, token]) for i, token in enumerate(choice))
+        assert total == pytest.approx(expected, abs=1e-4)
+
+
+def test_with_the_first_token_by_prefill_one_token_choices_do_not_see_decode() -> None:
+    model = tiny_llama()
+    item = some_items()[1]
+    plan = Plan(decode=Removal([Drop(1), Drop(2), Drop(3)]))
+    by_prefill, by_decode = (Trunk(model, first_token=stage) for stage in ("prefill", "decode"))
+    dense = StagedModel(by_prefill, Plan()).loglikelihoods([item])
+    assert StagedModel(by_prefill, plan).loglikelihoods([item]) == dense
+    assert StagedModel(by_decode, plan).loglikelihoods([item]) != dense
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_values_do_not_depend_on_the_batch(batch_tokens: int, packed: bool) -> None:
+    model, items = tiny_llama(), some_items()
+    plan = PLANS["part of the drops in prefill"]
+    usual = StagedModel(Trunk(model, batch_tokens=64), plan).loglikelihoods(items)
+    other = StagedModel(Trunk(model, batch_tokens=batch_tokens, packed=packed), plan).loglikelihoods(items)
+    for one, two in zip(usual, other, strict=True):
+        assert one == pytest.approx(two, abs=1e-4)
+
+
+@pytest.mark.parametrize("budget", [0, 10_000, None], ids=["nothing kept", "some depths", "all depths"])
+def test_keeping_streams_changes_no_bit(budget: int | None) -> None:
+    model, items = tiny_llama(), some_items()
+    trunk = Trunk(model, batch_tokens=64, budget=budget)
+    fresh = {name: StagedModel(Trunk(model, batch_tokens=64, budget=0), plan, stand_ins(model)) for name, plan in PLANS.items()}
+    for name, plan in PLANS.items():
+        kept = StagedModel(trunk, plan, stand_ins(model))
+        assert kept.loglikelihoods(items) == fresh[name].loglikelihoods(items)
+        assert kept.loglikelihoods(items) == fresh[name].loglikelihoods(items)
+
+
+def test_the_model_is_as_before_after_scoring_and_generating() -> None:
+    model = tiny_llama()
+    before, config = model.fingerprint, model.config.to_dict()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        logits = model.model(ids).logits
+    staged = StagedModel(Trunk(model), PLANS["K/V only of a merge"], stand_ins(model))
+    staged.loglikelihoods(some_items())
+    staged.generate([1, 2, 3, 4], 5)
+    model.__dict__.pop("fingerprint")
+    assert model.fingerprint == before
+    assert model.config.to_dict() == config
+    assert [block.get_submodule("self_attn").layer_idx for block in model.blocks] == list(range(BLOCKS))
+    with torch.inference_mode():
+        assert torch.equal(model.model(ids).logits, logits)
+
+
+def test_the_model_is_as_before_after_an_exception() -> None:
+    model = tiny_llama()
+
+    class Broken(nn.Module):
+        def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+            raise RuntimeError("boom")
+
+    with torch.inference_mode():
+        logits = model.model(torch.arange(9)[None]).logits
+    staged = StagedModel(Trunk(model), Plan.unified(Removal([MERGE])), {MERGE: Broken()})
+    with pytest.raises(RuntimeError, match="boom"):
+        staged.loglikelihoods(some_items())
+    with pytest.raises(RuntimeError, match="boom"):
+        staged.generate([1, 2, 3], 2)
+    assert len(model.model.model.layers) == model.config.num_hidden_layers == BLOCKS
+    with torch.inference_mode():
+        assert torch.equal(model.model(torch.arange(9)[None]).logits, logits)
+
+
+def test_generating_with_the_dense_plan_is_what_transformers_generates() -> None:
+    model = tiny_llama()
+    prompt = [5, 6, 7, 8]
+    expected = model.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=258)[0, 4:]
+    assert StagedModel(Trunk(model), Plan()).generate(prompt, 8) == expected.tolist()
+    by_prefill = Trunk(model, first_token="prefill")
+    assert StagedModel(by_prefill, Plan()).generate(prompt, 8) == expected.tolist()
+
+
+def test_greedy_tokens_are_those_that_scoring_in_one_pass_prefers() -> None:
+    model = tiny_llama()
+    trunk = Trunk(model)
+    staged = StagedModel(trunk, PLANS["part of the drops in prefill"])
+    prompt = (5, 6, 7, 8)
+    made = staged.generate(prompt, 4)
+    for place in range(4):
+        choices = tuple((*made[:place], token) for token in range(256))
+        item = Item((prompt,), choices, 0, (1,) * 256, f"place {place}")
+        (sums,) = staged.loglikelihoods([item])
+        assert max(range(256), key=sums.__getitem__) == made[place]
+
+
+def test_running_more_of_the_prompt_in_decode_is_another_model() -> None:
+    model = tiny_llama()
+    staged = StagedModel(Trunk(model), Plan(decode=Removal([Drop(1), Drop(2), Drop(3)])))
+    prompt = list(range(40, 72))
+    one, all_but_one = staged.generate(prompt, 12), staged.generate(prompt, 12, recompute=31)
+    assert len(one) == 12
+    assert one != all_but_one
+
+
+def test_a_recompute_that_does_not_go_with_the_first_token_is_refused() -> None:
+    staged = StagedModel(Trunk(tiny_llama()), Plan())
+    with pytest.raises(PdtrimError, match=r"^recompute = 0 does not go with first_token = 'decode'$"):
+        staged.generate([1, 2, 3], 1, recompute=0)
+
+
+def test_a_merge_without_a_trained_block_is_refused() -> None:
+    with pytest.raises(PdtrimError, match=r"^the plan has 2\+3, but no merged block was given for it$"):
+        StagedModel(Trunk(tiny_llama()), Plan.unified(Removal([MERGE])))
+
+
+@pytest.mark.parametrize("silent", range(BLOCKS))
+def test_dropping_a_block_that_is_the_identity_changes_no_logit(silent: int) -> None:
+    trunk = Trunk(tiny_llama(silent={silent}))
+    elements: list[Element] = [Drop(silent)]
+    dense, dropped = (StagedModel(trunk, plan) for plan in (Plan(), Plan.unified(Removal(elements))))
+    assert dense.loglikelihoods(some_items()) == dropped.loglikelihoods(some_items())
+
+
+def test_the_model_may_be_used_while_its_logits_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdtrim_core.model.block_model.HEAD_NUMBERS", 260 * 4)
+    model = tiny_llama()
+    streams = [torch.randn(10, 32) for _ in range(2)]
+    with torch.inference_mode():
+        alone = [torch.cat(list(model.logits(stream))) for stream in streams]
+        pairs = list(zip(*(model.logits(stream) for stream in streams), strict=True))
+    together = [torch.cat([pair[number] for pair in pairs]) for number in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert not any("forward" in vars(block) for block in model.blocks)

@@ -1,0 +1,183 @@
+"""How many blocks a budget takes, from a model's published config alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdtrim_core import PluginHost, RecipeError
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.pipeline.budget import Budget, budget_of, removed_blocks, sizes_from_config
+from pdtrim_core.plan.costs import ModelSizes
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.recipe.recipe import Recipe, resolve
+
+LLAMA_31_8B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+LLAMA_2_13B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+QWEN_25_7B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+}
+QWEN_25_14B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "vocab_size": 152064,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+}
+CONFIGS = {"Llama-3.1-8B": LLAMA_31_8B, "Llama-2-13B": LLAMA_2_13B, "Qwen2.5-7B": QWEN_25_7B, "Qwen2.5-14B": QWEN_25_14B}
+
+
+@pytest.fixture(scope="module")
+def published(host: PluginHost) -> dict[str, ModelSizes]:
+    from transformers import AutoConfig
+
+    return {
+        name: sizes_from_config(AutoConfig.for_model(**config, dtype="bfloat16"), host, name) for name, config in CONFIGS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # As the checkpoints on the hub state them.
+        ("Llama-3.1-8B", 8_030_261_248),
+        ("Llama-2-13B", 13_015_864_320),
+        ("Qwen2.5-7B", 7_615_616_512),
+        ("Qwen2.5-14B", 14_770_033_664),
+    ],
+)
+def test_a_config_alone_tells_the_parameters(published: dict[str, ModelSizes], name: str, parameters: int) -> None:
+    assert published[name].parameters == parameters
+    assert len(published[name].blocks) == CONFIGS[name]["num_hidden_layers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "percent"),
+    [
+        ("Llama-3.1-8B", 5, "13.58"),
+        ("Llama-3.1-8B", 3, "8.15"),
+        ("Llama-2-13B", 10, "24.37"),
+        ("Qwen2.5-7B", 5, "15.30"),
+        ("Qwen2.5-14B", 10, "18.6"),
+    ],
+)
+def test_removed_blocks_hold_the_share_that_the_table_says(
+    published: dict[str, ModelSizes], name: str, count: int, percent: str
+) -> None:
+    digits = len(percent.partition(".")[2])
+    assert f"{100 * published[name].share_of_parameters(count):.{digits}f}" == percent
+
+
+@pytest.mark.parametrize(
+    ("name", "fraction", "count"),
+    [
+        ("Llama-3.1-8B", 0.136, 5),
+        ("Llama-3.1-8B", 0.0815, 3),
+        ("Llama-2-13B", 0.244, 10),
+        ("Qwen2.5-7B", 0.153, 5),
+        ("Qwen2.5-14B", 0.186, 10),
+    ],
+)
+def test_the_papers_percentages_give_the_papers_blocks(
+    published: dict[str, ModelSizes], name: str, fraction: float, count: int
+) -> None:
+    assert published[name].blocks_for(fraction) == count
+
+
+def test_the_kv_of_a_token_follow_from_the_config(published: dict[str, ModelSizes]) -> None:
+    # Llama-3.1-8B: 32 blocks, K and V, 8 heads of 128 numbers.
+    sizes = published["Llama-3.1-8B"]
+    assert sizes.kv_bytes(Plan()) == 32 * 2 * 8 * 128 * sizes.bytes_per_number
+
+
+def recipe_of(host: PluginHost, prune: dict[str, Any], path: str = "package:none") -> Recipe:
+    return resolve({"model": {"path": path}, "prune": prune}, host, where="r.toml")
+
+
+def test_blocks_are_taken_as_they_are_given(host: PluginHost, published: dict[str, ModelSizes]) -> None:
+    sizes = published["Qwen2.5-7B"]
+    assert [removed_blocks(recipe_of(host, {"blocks": count}), sizes, "q") for count in (0, 5, 27)] == [0, 5, 27]
+    assert removed_blocks(recipe_of(host, {"fraction": 0.153}), sizes, "q") == 5
+    assert removed_blocks(recipe_of(host, {"fraction": 0.0}), sizes, "q") == 0
+
+
+def test_decode_keeps_at_least_one_block(host: PluginHost, published: dict[str, ModelSizes]) -> None:
+    with pytest.raises(PdtrimError) as caught:
+        removed_blocks(recipe_of(host, {"blocks": 28}), published["Qwen2.5-7B"], "Qwen2.5-7B")
+    assert str(caught.value) == (
+        "cannot remove 28 of the 28 blocks of Qwen2.5-7B: decode must keep at least one (prune.blocks can be 0 to 27)"
+    )
+
+
+def test_a_budget_needs_no_weights(host: PluginHost, tmp_path: Path) -> None:
+    from pdtrim_core.testing import tiny_config
+
+    tiny_config("llama").save_pretrained(tmp_path)
+    budget = budget_of(recipe_of(host, {"blocks": 2}, str(tmp_path)), host)
+    block = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+    everything = 6 * block + 2 * 260 * 32 + 32
+    assert (budget.model, budget.blocks, budget.removed) == (str(tmp_path), 6, 2)
+    assert budget.share == pytest.approx(2 * block / everything, rel=1e-12)  # one division and one product
+
+
+def test_a_budget_is_told_in_words() -> None:
+    assert str(Budget("tiny", 6, 2, 0.256)) == "2 of 6 blocks go, 25.60 % of the parameters of tiny"
+
+
+def test_an_architecture_that_no_plugin_knows_is_refused() -> None:
+    from pdtrim_core.testing import tiny_config
+
+    with pytest.raises(PdtrimError) as caught:
+        sizes_from_config(tiny_config("llama"), PluginHost(), "owner/tiny")
+    assert str(caught.value) == (
+        "owner/tiny: no plugin knows where the architecture 'llama' keeps its blocks; a plugin can say so with the hook "
+        "pdtrim_find_blocks"
+    )
+
+
+def test_a_budget_is_needed(host: PluginHost) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe_of(host, {})
+    assert caught.value.problems == ("prune.blocks: required key is missing (or give prune.fraction)",)

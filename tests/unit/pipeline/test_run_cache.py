@@ -1,0 +1,173 @@
+"""Runs that share: each thing is made from what its key says, and a run gives the same alone and among others."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdtrim_core import Drop, Item, KvOnly, Merge, Plan, Recipe, Removal, Shared
+from pdtrim_core.pipeline import pipeline
+from pdtrim_core.pipeline.run_cache import keys_of, values_keys
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.testing.contracts.small_run import tiny_host
+
+HOST = tiny_host()
+DATA: dict[str, Any] = {
+    "model": {"path": "tiny:llama"},
+    "prune": {"blocks": 2, "merge_above": 1.1},
+    "calibration": {"samples": 8, "held_out": 4},
+    "searcher": {"use": "annealing", "t_min": 5.0},
+    "objective": "margin",
+    "evaluation": {"threads": 1},
+}
+QUICK_MERGES = {"use": "mse", "lr": 1e-2, "tokens": 512}
+
+
+class Thing:
+    """Something that can be let go."""
+
+
+def recipe(out: Path = Path("r"), **changes: Any) -> Recipe:
+    return resolve({**DATA, **changes}, HOST, where="r.toml", out=out)
+
+
+def test_a_thing_is_made_once_for_a_key() -> None:
+    shared, made = Shared(), []
+    things = [shared.latest("model", ("a",), lambda: made.append(1) or Thing()) for _ in range(2)]  # type: ignore[func-returns-value]
+    assert things[0] is things[1]
+    assert len(made) == 1
+
+
+def test_the_thing_before_is_gone_when_the_next_is_made_and_so_is_what_was_made_from_it() -> None:
+    shared = Shared()
+    model = weakref.ref(shared.latest("model", ("a",), Thing))
+    trunk = weakref.ref(shared.latest("trunk", ("a", "b"), Thing))
+    scores = weakref.ref(shared.latest("scores", ("other", "b"), Thing))
+
+    def make() -> Thing:
+        gc.collect()
+        assert (model(), trunk()) == (None, None)
+        assert scores() is not None
+        return Thing()
+
+    shared.latest("model", ("c",), make)
+
+
+def test_a_thing_that_could_not_be_made_is_asked_for_again() -> None:
+    shared = Shared()
+
+    def fail() -> Thing:
+        raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        shared.latest("model", ("a",), fail)
+    assert isinstance(shared.latest("model", ("a",), Thing), Thing)
+
+
+CHANGES: list[tuple[dict[str, Any], set[str]]] = [
+    ({"model": {"path": "tiny:opt"}}, {"model", "calibration", "scores", "trunk"}),
+    ({"model": {"path": "tiny:llama", "dtype": "bfloat16"}}, {"model", "calibration", "scores", "trunk"}),
+    ({"seed": 1}, {"calibration", "scores", "trunk"}),
+    ({"calibration": {"samples": 9}}, {"calibration", "scores", "trunk"}),
+    ({"scorer": "dot"}, {"scores"}),
+    ({"evaluation": {"threads": 1, "batch_tokens": 64}}, {"scores", "trunk"}),
+    ({"evaluation": {"threads": 1, "first_token": "prefill"}}, {"trunk"}),
+    ({"evaluation": {"threads": 1, "pack_rows": False}}, {"trunk"}),
+    ({"evaluation": {"threads": 1, "compile": True}}, {"trunk"}),
+    ({"evaluation": {"threads": 1, "prefill_tail": "full", "early_stop": False}}, set()),
+    ({"searcher": "random", "splitter": "unified", "objective": "kl", "prune": {"blocks": 1}, "distiller": "cosine-loss"}, set()),
+    ({"exporter": [], "report": []}, set()),
+]
+
+
+@pytest.mark.parametrize(("changes", "changed"), CHANGES)
+def test_each_thing_depends_on_what_it_is_made_from_and_on_nothing_else(changes: dict[str, Any], changed: set[str]) -> None:
+    before, after = vars(keys_of(recipe())), vars(keys_of(recipe(**changes)))
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+DROPS = Plan.unified(Removal([Drop(1)]))
+MERGES = Plan.unified(Removal([Merge(1, 2)]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "digests", "plans"),
+    [
+        ({}, {}, set()),
+        ({"objective": "accuracy"}, {}, {DROPS, MERGES}),
+        ({"seed": 1}, {}, {DROPS, MERGES}),
+        ({"distiller": "cosine-loss"}, {}, {MERGES}),
+        ({}, {"training": "other"}, {MERGES}),
+        ({}, {"weights": "other"}, {DROPS, MERGES}),
+        ({}, {"data": "other"}, {DROPS, MERGES}),
+        ({"evaluation": {"threads": 1, "prefill_tail": "full", "early_stop": False}}, {}, set()),
+        ({"searcher": "random", "splitter": "unified", "prune": {"blocks": 1}, "scorer": "dot"}, {}, set()),
+    ],
+)
+def test_values_are_shared_where_they_are_the_same(changes: dict[str, Any], digests: dict[str, str], plans: set[Plan]) -> None:
+    given = {"weights": "w", "data": "d", "training": "t"}
+    one, other = values_keys(recipe(), **given), values_keys(recipe(**changes), **{**given, **digests})
+    assert {plan for plan in (DROPS, MERGES) if one(plan) != other(plan)} == plans
+
+
+def test_a_merge_that_prefill_only_keeps_the_kv_of_counts_as_one() -> None:
+    key = values_keys(recipe(), weights="w", data="d", training="t")
+    assert key(Plan(prefill=Removal([KvOnly(1)]), decode=Removal([Merge(1, 2)]))) == key(MERGES)
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """Return what a run folder says, but for times and the machine's state."""
+    outcome = json.loads((folder / "outcome.json").read_text())
+    for key in ("seconds", "peak_memory"):
+        del outcome[key]
+    del outcome["recipe"]["out"], outcome["environment"]["recipe"]  # the folder, and the hash of a recipe with it
+    journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return {"outcome": outcome, "journal": journal, "plan": (folder / "plan.json").read_text()}
+
+
+SWEEP: list[dict[str, Any]] = [
+    {},
+    {"searcher": {"use": "annealing", "t_min": 1.0}},
+    {"scorer": "dot"},
+    {"prune": {"blocks": 3, "merge_above": {"quantile": 0.2}}, "distiller": QUICK_MERGES},
+    {"prune": {"blocks": 3, "merge_above": {"quantile": 0.2}}, "distiller": {**QUICK_MERGES, "use": "cosine-loss"}},
+    {"objective": "accuracy"},
+    {"calibration": {"samples": 6, "held_out": 0}},
+    {"model": {"path": "tiny:opt"}},
+    {},
+]
+
+
+def test_a_run_gives_the_same_alone_and_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shared = Shared()
+    for number, changes in enumerate(SWEEP):
+        alone, among = tmp_path / f"alone-{number}", tmp_path / f"among-{number}"
+        pipeline.run(recipe(alone, **changes), HOST)
+        pipeline.run(recipe(among, **changes), HOST, shared=shared)
+        assert told(alone) == told(among)
+
+
+def test_what_another_run_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Item] = []
+    margin = HOST.find("objective", "margin").component
+    measure = margin.item_values  # type: ignore[attr-defined]
+
+    def item_values(self: object, staged: object, items: list[Item]) -> object:
+        asked.extend(items)
+        return measure(self, staged, items)
+
+    monkeypatch.setattr(margin, "item_values", item_values)
+    shared = Shared()
+    pipeline.run(recipe(tmp_path / "a"), HOST, shared=shared)
+    first = len(asked)
+    pipeline.run(recipe(tmp_path / "b"), HOST, shared=shared)
+    assert first > 0
+    assert len(asked) == first
+    again = pipeline.run(recipe(tmp_path / "b"), HOST)
+    assert (len(asked), again.candidates["measured"]) == (first, 0)  # its own journal has it all

@@ -1,0 +1,66 @@
+"""Plans drawn by hypothesis, for the tests of plans and of their JSON."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.plan import Plan
+
+BLOCKS = st.integers(min_value=2, max_value=9)
+
+
+def plan(prefill: list[Element], decode: list[Element]) -> Plan:
+    return Plan(Removal(prefill), Removal(decode))
+
+
+@st.composite
+def decodes(draw: st.DrawFn, block_count: int) -> list[Element]:
+    """Draw a decode that keeps at least one block: drops, merges and shrinks."""
+    elements: list[Element] = []
+    block = 0
+    while block < block_count:
+        state = draw(st.sampled_from(["run", "run", "drop", "shrink", "merge"]))
+        if state == "merge" and block + 1 < block_count:
+            kv, turned = draw(st.sampled_from([("shadow", False), ("shadow", True), ("frozen", False)]))
+            last = draw(st.integers(block + 1, min(block + 3, block_count - 1)))
+            ends = (last, block) if turned else (block, last)
+            elements.append(Merge(*ends, "frozen" if kv == "frozen" else "shadow"))
+            block = last
+        elif state == "drop":
+            elements.append(Drop(block))
+        elif state == "shrink":
+            part = draw(st.sampled_from(["attention", "mlp", "both"]))
+            elements += [Shrink(block, "attention", (0, 2))] if part != "mlp" else []
+            elements += [Shrink(block, "mlp", (1, 5))] if part != "attention" else []
+        block += 1
+    if not Plan(decode=Removal(elements)).slots(block_count):
+        elements.pop()
+    return elements
+
+
+@st.composite
+def lawful(draw: st.DrawFn) -> tuple[Plan, int]:
+    """Draw a plan in which each block of decode is, in prefill, as in decode, whole, K/V only, or (dropped) merged."""
+    block_count = draw(BLOCKS)
+    decode = Removal(draw(decodes(block_count)))
+    prefill: list[Element] = []
+    free: list[int] = []
+    for slot in Plan(decode=decode).slots(block_count):
+        state = draw(st.sampled_from(["run", "kv-only", "same", "mlp"]))
+        if state == "kv-only":
+            prefill.append(KvOnly(slot.block))
+        elif state == "same":
+            prefill += [slot.merge] if slot.merge else slot.shrinks
+        elif state == "mlp":
+            prefill.append(Shrink(slot.blocks[-1], "mlp", (3,)))
+    for block in sorted(e.block for e in decode if isinstance(e, Drop)):
+        state = draw(st.sampled_from(["run", "drop", "merge"]))
+        if state == "merge" and free[-1:] == [block - 1]:
+            free.pop()
+            prefill.append(Merge(block, block - 1))
+        elif state == "drop":
+            prefill.append(Drop(block))
+        else:
+            free.append(block)
+    return Plan(Removal(prefill), decode), block_count

@@ -1,0 +1,128 @@
+"""Plans as JSON: the same bytes for the same plan, and a sentence for what is no plan."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from pdtrim_core.errors import PlanError
+from pdtrim_core.plan.elements import Drop, KvOnly, Shrink
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
+from tests.unit.examples import given
+from tests.unit.plan.plans import lawful, plan
+
+LAW = "this plan breaks the K/V law: "
+
+
+@st.composite
+def saved(draw: st.DrawFn) -> SavedPlan:
+    a_plan, block_count = draw(lawful())
+    text = st.text(max_size=8)
+    return SavedPlan(a_plan, draw(text), draw(text), block_count, draw(st.sampled_from(["decode", "prefill"])))
+
+
+@given(lawful())
+def test_a_plan_survives_json(drawn: tuple[Plan, int]) -> None:
+    assert plan_from_json(json.loads(json.dumps(plan_to_json(drawn[0])))) == drawn[0]
+
+
+@given(saved())
+def test_a_saved_plan_survives_json_byte_for_byte(before: SavedPlan) -> None:
+    text = before.to_json()
+    after = SavedPlan.from_json(text)
+    assert after == before
+    assert after.to_json() == before.to_json() == text
+
+
+def test_plan_json_spells_everything_out() -> None:
+    text = SavedPlan(plan([KvOnly(2)], [Drop(0), Shrink(1, "attention", (1,))]), "tiny", "abc", 3).to_json()
+    assert json.loads(text) == {
+        "format": 1,
+        "index_base": 0,
+        "model": {"name": "tiny", "fingerprint": "abc", "blocks": 3},
+        "first_token": "decode",
+        "prefill": [{"kind": "kv-only", "slot": 2}],
+        "decode": [{"kind": "drop", "block": 0}, {"kind": "shrink", "block": 1, "part": "attention", "units": [1]}],
+        "kv_map": [
+            {"slot": 0, "block": 1, "source": "run", "removed_heads": [1]},
+            {"slot": 1, "block": 2, "source": "kv-only", "removed_heads": []},
+        ],
+    }
+    assert text.endswith("}\n")
+
+
+def changed(**keys: Any) -> str:
+    data = json.loads(SavedPlan(plan([], [Drop(1)]), "tiny", "abc", 3).to_json())
+    return json.dumps({**data, **keys})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (changed(format=2), "p.json: it has plan format 2, this version reads 1: make the plan again"),
+        ("{}", "p.json is not a plan: KeyError('format')"),
+        ("[]", "p.json is not a plan: TypeError('list indices must be integers or slices, not str')"),
+        ('{"format": 1}', "p.json is not a plan: KeyError('model')"),
+        ("plan", "p.json is not a plan: JSONDecodeError('Expecting value: line 1 column 1 (char 0)')"),
+        (changed(prefill=None), "p.json: not a plan: it needs lists called 'prefill' and 'decode'"),
+        (changed(decode=[{"kind": "melt"}]), "p.json: not an element of a plan: {'kind': 'melt'}"),
+        (
+            changed(prefill=[{"kind": "drop", "block": 0}]),
+            f"p.json: {LAW}decode runs block 0, but prefill removes it and computes no K/V for it",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_no_plan_is_refused(text: str, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        SavedPlan.from_json(text, "p.json")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("data", [{}, [], None, {"prefill": []}, {"prefill": 1, "decode": 2}], ids=str)
+def test_what_is_no_pair_of_removals_is_refused(data: Any) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan_from_json(data)
+    assert str(caught.value) == "not a plan: it needs lists called 'prefill' and 'decode'"
+
+
+NO_MODEL = "the model needs a name and a fingerprint, which are texts, and a number of blocks"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (changed(model={"name": "tiny", "fingerprint": "abc", "blocks": "3"}), NO_MODEL),
+        (changed(model={"name": "tiny", "fingerprint": "abc", "blocks": None}), NO_MODEL),
+        (changed(model={"name": "tiny", "fingerprint": "abc", "blocks": True}), NO_MODEL),
+        (changed(model={"name": "tiny", "fingerprint": 5, "blocks": 3}), NO_MODEL),
+        (changed(model={"name": None, "fingerprint": "abc", "blocks": 3}), NO_MODEL),
+        (changed(first_token="later"), "first_token is one of decode, prefill, not 'later'"),
+        (changed(first_token=["decode"]), "first_token is one of decode, prefill, not ['decode']"),
+    ],
+)
+def test_fields_of_the_wrong_sort_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        SavedPlan.from_json(text, "p.json")
+    assert str(caught.value) == f"p.json is not a plan: {TypeError(problem)!r}"
+
+
+def test_a_file_whose_plan_does_not_fit_its_own_model_is_named() -> None:
+    with pytest.raises(PlanError) as caught:
+        SavedPlan.from_json(changed(model={"name": "tiny", "fingerprint": "abc", "blocks": 1}), "p.json")
+    assert str(caught.value) == "p.json: this plan changes block 1, but the model has blocks 0 to 0"
+
+
+def test_another_model_is_refused() -> None:
+    saved_plan = SavedPlan(Plan(), "tiny", "a" * 64, 3)
+    saved_plan.check_meets("elsewhere", "a" * 64)
+    with pytest.raises(PlanError) as caught:
+        saved_plan.check_meets("other", "b" * 64)
+    assert str(caught.value) == (
+        "this plan was made for tiny (aaaaaaaaaaaa), but other has other weights (bbbbbbbbbbbb): "
+        "run the recipe again on this model"
+    )

@@ -1,0 +1,120 @@
+"""What a run did, as data."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.plan.elements import Drop, KvOnly, Removal
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.results.outcome import Cost, Environment, Gain, Outcome, Row, Sets, Value, machine, peak_memory, versions
+
+SAVED = SavedPlan(Plan(Removal([KvOnly(2)]), Removal([Drop(0)])), "tiny", "abc", 3, "prefill")
+VALUE = Value(mean=-0.5, points=60.653, error=1.25, items=64)
+OUTCOME = Outcome(
+    model="tiny",
+    license="Apache-2.0",
+    block_count=3,
+    objective="margin",
+    saved_plan=json.loads(SAVED.to_json()),
+    block_scores=(0.1, 0.2, 1 / 3),
+    pair_scores=(0.25, 0.5),
+    sets=Sets((0,), ((1, 2),), (0,), 0.95),
+    rows=(Row("dense", VALUE, VALUE), Row("plan", VALUE, None)),
+    gains=(Gain("0", 4.5, 0.5, spared=True),),
+    costs=(Cost("decode weight traffic", "bytes a token", 200.0, 150.0),),
+    notes=("gr\u00fc\u00df",),
+    seconds={"search": 1.5},
+    peak_memory=2**31,
+    candidates={"measured": 3, "remembered": 1, "cut_short": 0},
+    environment=Environment({"torch": "2"}, "Linux", 2, "cpu", "abc", "def", "ghi"),
+    recipe={"seed": 0, "exporter": [{"use": "plan"}], "prune": {"merge_above": {"quantile": 0.9}}},
+)
+
+
+def test_an_outcome_survives_json() -> None:
+    text = OUTCOME.to_json()
+    again = Outcome.from_json(text)
+    assert again == OUTCOME
+    assert again.to_json() == text
+    assert text.endswith("}\n")
+
+
+def test_looking_at_the_plan_changes_nothing() -> None:
+    outcome = replace(OUTCOME)
+    before = outcome.to_json()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert outcome.plan == SAVED
+        assert outcome.to_json() == before
+
+
+def test_a_run_without_pair_scores_survives_json() -> None:
+    outcome = replace(OUTCOME, pair_scores=(), sets=Sets((0,), (), (0, 1, 2), None))
+    assert json.loads(outcome.to_json())["sets"]["threshold"] is None
+    assert Outcome.from_json(outcome.to_json()) == outcome
+
+
+def test_a_cost_tells_the_share_that_went_away() -> None:
+    assert OUTCOME.costs[0].saved == 0.25
+
+
+def changed(**keys: Any) -> str:
+    return json.dumps({**json.loads(OUTCOME.to_json()), **keys})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (changed(format=2), "o.json has outcome format 2, this version reads 1: run its recipe again"),
+        (changed(format=None), "o.json has outcome format None, this version reads 1: run its recipe again"),
+        (
+            changed(block_count="many"),
+            (
+                "o.json is not the outcome of a run: block_count: "
+                "Input should be a valid integer, unable to parse string as an integer"
+            ),
+        ),
+        (
+            changed(sets={"initial": [0], "pairs": [], "drops": []}),
+            "o.json is not the outcome of a run: sets.threshold: Field required",
+        ),
+        ('{"format": 1}', "o.json is not the outcome of a run: model: Field required"),
+    ],
+    ids=["format", "no format", "type", "missing", "format alone"],
+)
+def test_what_is_no_outcome_is_refused(text: str, message: str) -> None:
+    with pytest.raises(PdtrimError) as caught:
+        Outcome.from_json(text, "o.json")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 1', "\ud800"])
+def test_garbage_is_refused_with_its_file(text: str) -> None:
+    with pytest.raises(PdtrimError) as caught:
+        Outcome.from_json(text, "o.json")
+    assert str(caught.value) == "o.json is not the outcome of a run"
+
+
+def test_a_file_of_a_later_format_is_told_as_that_even_if_its_keys_differ() -> None:
+    with pytest.raises(PdtrimError) as caught:
+        Outcome.from_json('{"format": 2, "everything": "else"}', "o.json")
+    assert str(caught.value) == "o.json has outcome format 2, this version reads 1: run its recipe again"
+
+
+def test_versions_are_those_of_installed_packages() -> None:
+    found = versions(("pytest", "no-such-package-anywhere"))
+    assert found["pytest"] == pytest.__version__
+    assert {"python", "torch", "pdtrim-core"} <= found.keys()
+    assert "no-such-package-anywhere" not in found
+
+
+def test_the_machine_is_told_in_words() -> None:
+    assert machine().endswith(" cores")
+    assert peak_memory() > 2**20

@@ -1,0 +1,56 @@
+"""Results of evaluations: the same settings find the same file, other settings another, and damage is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.results.task_results import Answer, Metric, TaskResult, find_result, path_of, results_in, write_result
+
+SETTINGS = {"limit": 20, "plan": "ab12"}
+RESULT = TaskResult(
+    task="piqa",
+    side="staged",
+    metrics={"acc": Metric(0.7, 0.02), "acc_norm": Metric(0.71)},
+    main="acc_norm",
+    answers=(Answer("0", {"acc": 1.0}, 0), Answer("1", {"acc": 0.0}, "text")),
+    settings=SETTINGS,
+    versions={"lm-eval": "0.4"},
+    seconds=1.5,
+    notes=("2 prompts were cut",),
+)
+
+
+def test_a_result_is_found_again_under_its_settings_and_no_others(tmp_path: Path) -> None:
+    write_result(tmp_path, RESULT)
+    assert find_result(tmp_path, "piqa", "staged", dict(reversed(SETTINGS.items()))) == RESULT
+    assert find_result(tmp_path, "piqa", "staged", {**SETTINGS, "limit": 21}) is None
+    assert find_result(tmp_path, "piqa", "dense", SETTINGS) is None
+
+
+def test_a_folder_gives_all_its_results(tmp_path: Path) -> None:
+    others = [replace(RESULT, side="dense"), replace(RESULT, task="boolq"), replace(RESULT, settings={"limit": 5})]
+    for result in (RESULT, *others):
+        write_result(tmp_path, result)
+    assert sorted(results_in(tmp_path), key=repr) == sorted([RESULT, *others], key=repr)
+    assert results_in(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "task": 3}'])
+def test_a_damaged_result_is_named(tmp_path: Path, text: str) -> None:
+    path = write_result(tmp_path, RESULT)
+    path.write_text(text)
+    with pytest.raises(PdtrimError, match="is no result of an evaluation") as caught:
+        results_in(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_another_format_is_named(tmp_path: Path) -> None:
+    path = write_result(tmp_path, RESULT)
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(PdtrimError, match="has evaluation format 2, this version reads 1"):
+        find_result(tmp_path, "piqa", "staged", SETTINGS)
+    assert path == path_of(tmp_path, "piqa", "staged", SETTINGS)

@@ -1,0 +1,364 @@
+"""The ask-and-tell loop, on tables of numbers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from pdtrim_core.api.requests import Answer, Ask, AtLeast, Note, Probe
+from pdtrim_core.data.readings import Candidate, Points, Reading, standard_error
+from pdtrim_core.errors import PluginError, RecipeError
+from pdtrim_core.plan.elements import Drop, Removal
+from pdtrim_core.plan.plan import Plan
+from pdtrim_core.search.driver import Asked, Found, Ledger, drive
+from tests.unit.examples import given
+
+LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
+
+
+def drop(*blocks: int) -> Plan:
+    return Plan.unified(Removal(Drop(block) for block in blocks))
+
+
+class Table:
+    """Measures by looking up; notes how it was asked. Plans of `torn` are cut short below their floor."""
+
+    def __init__(self, points: dict[Plan, float], torn: bool = False) -> None:
+        self.points = points
+        self.torn = torn
+        self.calls: list[tuple[Plan, float | None, Reading | None]] = []
+
+    def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        self.calls.append((plan, floor, started))
+        points = self.points[plan]
+        if self.torn and floor is not None and points < floor:
+            return Reading(None, None, (points, None), ceiling=points)
+        return Reading(points, points / 100, (points, points), slope=1.0)
+
+
+TABLE = {drop(block): float(points) for block, points in enumerate((50, 70, 60, 70, 20))}
+
+
+def ask_all(*asks: Ask) -> Generator[Ask, Answer, list[Answer]]:
+    answers = []
+    for ask in asks:
+        answers.append((yield ask))  # noqa: PERF401 - a comprehension cannot yield
+    return answers
+
+
+def drive_all(ledger: Ledger, *asks: Any, **options: Any) -> tuple[Found | None, list[Answer]]:
+    return drive(ask_all(*asks), ledger, label=LABEL, **options)
+
+
+# The best plan
+
+
+def test_the_best_plan_is_found() -> None:
+    found, answers = drive_all(Ledger(Table(TABLE)), drop(0), drop(2), drop(4))
+    assert found is not None
+    assert (found.plan, found.points) == (drop(2), 60.0)
+    assert answers == [50.0, 60.0, 20.0]
+
+
+def test_the_first_seen_of_two_best_plans_wins() -> None:
+    for asks in ([drop(1), drop(3)], [[drop(1), drop(3)]], [drop(1), AtLeast(drop(3), 70.0)]):
+        found, _ = drive_all(Ledger(Table(TABLE)), *asks)
+        assert found is not None
+        assert found.plan == drop(1)
+
+
+def test_the_digits_behind_the_fourth_decide_nothing() -> None:
+    table = Table({drop(0): 50.00001, drop(1): 50.00004, drop(2): 50.0001})
+    found, answers = drive_all(Ledger(table), drop(0), drop(1))
+    assert found is not None
+    assert found.plan == drop(0)
+    assert answers == [50.0, 50.0]
+    found, _ = drive_all(Ledger(table), drop(0), drop(2))
+    assert found is not None
+    assert found.plan == drop(2)
+
+
+def test_a_floor_is_reached_by_rounded_points() -> None:
+    _, answers = drive_all(Ledger(Table({drop(0): 69.99996})), AtLeast(drop(0), 70.0))
+    assert answers == [70.0]
+
+
+def test_a_search_that_asks_for_nothing_finds_nothing() -> None:
+    assert drive_all(Ledger(Table({}))) == (None, [])
+    assert drive_all(Ledger(Table({})), []) == (None, [[]])
+
+
+def test_what_a_splitter_returns_is_handed_on() -> None:
+    def split() -> Generator[Ask, Answer, Plan]:
+        yield drop(0)
+        return drop(4)
+
+    found, final = drive(split(), Ledger(Table(TABLE)), label=LABEL)
+    assert found is not None
+    assert (found.plan, final) == (drop(0), drop(4))
+
+
+@given(st.lists(st.sampled_from(sorted(TABLE, key=str)), min_size=1, max_size=12))
+def test_the_best_is_the_first_of_the_highest_and_every_plan_is_measured_once(plans: list[Plan]) -> None:
+    table = Table(TABLE)
+    ledger = Ledger(table)
+    found, answers = drive_all(ledger, *plans)
+    assert found is not None
+    assert found.plan == max(plans, key=lambda plan: (TABLE[plan], -plans.index(plan)))
+    assert answers == [TABLE[plan] for plan in plans]
+    assert [plan for plan, _, _ in table.calls] == list(dict.fromkeys(plans))
+    assert (ledger.tally.measured, ledger.tally.remembered) == (len(set(plans)), len(plans) - len(set(plans)))
+
+
+# Asks
+
+
+def test_a_list_is_answered_by_a_list() -> None:
+    _, answers = drive_all(Ledger(Table(TABLE)), [drop(0), drop(1), drop(0)])
+    assert answers == [[50.0, 70.0, 50.0]]
+
+
+def test_a_plan_below_its_floor_is_answered_by_none() -> None:
+    for torn in (False, True):
+        _, answers = drive_all(Ledger(Table(TABLE, torn=torn)), AtLeast(drop(0), 50.5), AtLeast(drop(1), 70.0))
+        assert answers == [None, 70.0]
+
+
+def test_the_floor_is_handed_to_the_measure_and_plain_plans_have_none() -> None:
+    table = Table(TABLE)
+    drive_all(Ledger(table), drop(0), AtLeast(drop(1), 12.5))
+    assert table.calls == [(drop(0), None, None), (drop(1), 12.5, None)]
+
+
+def test_a_reading_cut_short_is_remembered_while_its_ceiling_is_below_the_floor() -> None:
+    table = Table(TABLE, torn=True)
+    ledger = Ledger(table)
+    _, answers = drive_all(ledger, AtLeast(drop(0), 80.0), AtLeast(drop(0), 90.0), AtLeast(drop(0), 50.5))
+    assert answers == [None, None, None]
+    assert len(table.calls) == 1
+    assert (ledger.tally.measured, ledger.tally.remembered, ledger.tally.cut_short) == (0, 2, 1)
+
+
+@pytest.mark.parametrize(("again", "answer"), [(AtLeast(drop(0), 50.0), 50.0), (AtLeast(drop(0), 1.0), 50.0), (drop(0), 50.0)])
+def test_a_reading_cut_short_is_measured_on_when_less_is_asked(again: Ask, answer: float) -> None:
+    table = Table(TABLE, torn=True)
+    ledger = Ledger(table)
+    _, answers = drive_all(ledger, AtLeast(drop(0), 80.0), again)
+    assert answers == [None, answer]
+    assert [started for _, _, started in table.calls] == [None, Reading(None, None, (50.0, None), ceiling=50.0)]
+    assert (ledger.tally.measured, ledger.tally.remembered, ledger.tally.cut_short) == (1, 0, 1)
+
+
+def test_a_whole_reading_answers_every_floor_without_measuring() -> None:
+    table = Table(TABLE)
+    _, answers = drive_all(Ledger(table), drop(0), AtLeast(drop(0), 50.0), AtLeast(drop(0), 50.1))
+    assert answers == [50.0, 50.0, None]
+    assert len(table.calls) == 1
+
+
+def test_a_note_is_passed_on_and_answered_by_nothing() -> None:
+    notes: list[str] = []
+    _, answers = drive_all(Ledger(Table(TABLE)), drop(0), Note("so far so good"), drop(1), note=notes.append)
+    assert answers == [50.0, None, 70.0]
+    assert notes == ["so far so good"]
+
+
+# Wrong plugins
+
+
+@pytest.mark.parametrize("ask", [None, "3", 3.0, (drop(0),), [drop(0), AtLeast(drop(1), 1.0)], AtLeast("x", 1.0)], ids=str)  # type: ignore[arg-type]
+def test_what_is_no_ask_is_refused_and_shown(ask: Any) -> None:
+    with pytest.raises(PluginError) as caught:
+        drive_all(Ledger(Table(TABLE)), ask)
+    assert str(caught.value) == (
+        f"{LABEL} yielded {ask!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
+    )
+
+
+def raising(error: Exception) -> Generator[Ask, Answer, None]:
+    yield drop(0)
+    raise error
+
+
+def test_a_component_that_raises_is_named() -> None:
+    with pytest.raises(PluginError) as caught:
+        drive(raising(KeyError("x")), Ledger(Table(TABLE)), label=LABEL)
+    assert str(caught.value) == f"{LABEL} failed: KeyError: 'x'"
+
+
+def test_a_component_that_is_no_generator_is_named() -> None:
+    with pytest.raises(PluginError) as caught:
+        drive(None, Ledger(Table(TABLE)), label=LABEL)  # type: ignore[arg-type]
+    assert str(caught.value) == f"{LABEL} failed: AttributeError: 'NoneType' object has no attribute 'send'"
+
+
+def test_what_a_component_says_to_the_user_is_left_as_it_is() -> None:
+    with pytest.raises(RecipeError) as caught:
+        drive(raising(RecipeError("searcher", ["count is too large"])), Ledger(Table(TABLE)), label=LABEL)
+    assert caught.value.problems == ("count is too large",)
+
+
+@pytest.mark.parametrize("ask", [drop(4), [drop(0), drop(4)], AtLeast(drop(4), 1.0)], ids=str)
+def test_a_plan_that_may_not_be_asked_for_is_refused_before_it_is_measured(ask: Ask) -> None:
+    table = Table(TABLE)
+
+    def problems(plan: Plan) -> Iterator[str]:
+        if plan == drop(4):
+            yield "block 4 stays"
+
+    with pytest.raises(PluginError) as caught:
+        drive_all(Ledger(table), ask, problems=problems)
+    assert str(caught.value) == f"{LABEL} asked for the plan prefill {{4}}, decode {{4}}: block 4 stays"
+    assert table.calls == []
+
+
+def test_an_error_of_the_measure_is_not_blamed_on_the_searcher() -> None:
+    with pytest.raises(KeyError):
+        drive_all(Ledger(Table({})), drop(0))
+
+
+# The ledger
+
+
+def test_readings_are_recorded_before_they_are_used_and_only_when_new() -> None:
+    log: list[Any] = []
+    ledger = Ledger(
+        Table(TABLE, torn=True),
+        record=lambda plan, reading: log.append(("record", plan, reading.points)),
+        notify=lambda candidate: log.append(("notify", candidate.plan, candidate.remembered)),
+    )
+    drive_all(ledger, drop(0), drop(0), AtLeast(drop(4), 60.0))
+    assert log == [
+        ("record", drop(0), 50.0),
+        ("notify", drop(0), False),
+        ("notify", drop(0), True),
+        ("record", drop(4), None),
+        ("notify", drop(4), False),
+    ]
+
+
+def test_candidates_are_numbered_and_know_the_best_so_far() -> None:
+    seen: list[Candidate] = []
+    ledger = Ledger(Table(TABLE, torn=True), notify=seen.append)
+    drive_all(ledger, drop(0), drop(1), AtLeast(drop(4), 60.0), drop(2))
+    assert [(c.number, c.best, c.reading.points) for c in seen] == [
+        (1, 50.0, 50.0),
+        (2, 70.0, 70.0),
+        (3, 70.0, None),
+        (4, 70.0, 60.0),
+    ]
+    assert all(candidate.seconds >= 0 for candidate in seen)
+
+
+def test_each_drive_begins_with_no_best() -> None:
+    seen: list[Candidate] = []
+    ledger = Ledger(Table(TABLE), notify=seen.append)
+    drive_all(ledger, drop(1))
+    found, _ = drive_all(ledger, drop(4))
+    assert found is not None
+    assert found.plan == drop(4)
+    assert [candidate.best for candidate in seen] == [70.0, 20.0]
+
+
+def test_readings_of_an_earlier_run_are_not_measured_again() -> None:
+    table = Table(TABLE, torn=True)
+    known = {drop(0): Reading(49.0, 0.49, (49.0, 49.0), 1.0), drop(1): Reading(None, None, (70.0, None), ceiling=70.0)}
+    ledger = Ledger(table, known=known)
+    _, answers = drive_all(ledger, drop(0), AtLeast(drop(1), 75.0), AtLeast(drop(1), 65.0))
+    assert answers == [49.0, None, 70.0]
+    assert table.calls == [(drop(1), 65.0, known[drop(1)])]
+    assert (ledger.tally.measured, ledger.tally.remembered) == (1, 2)
+    assert known[drop(1)].points is None
+
+
+def test_known_points_are_those_measured_to_the_end() -> None:
+    ledger = Ledger(Table(TABLE, torn=True))
+    drive_all(ledger, drop(0), AtLeast(drop(4), 60.0))
+    assert ledger.known(drop(0)) == 50.0
+    assert ledger.known(drop(4)) is None
+    assert ledger.known(drop(1)) is None
+    assert ledger.exact(drop(4)) == 20.0
+    assert ledger.known(drop(4)) == 20.0
+
+
+# Errors
+
+
+def points(items: tuple[float | None, ...], slope: float) -> Points:
+    return Points(Reading(1.0, 0.0, items, slope))
+
+
+def test_the_error_of_a_gain_is_paired_over_items() -> None:
+    new, old = points((1.0, 3.0, 2.0, 5.0), slope=10.0), points((0.0, 1.0, 2.0, 1.0), slope=20.0)
+    # Differences 1, 2, 0, 4: mean 1.75, squares of the deviations 0.5625 + 0.0625 + 3.0625 + 5.0625 = 8.75,
+    # deviation sqrt(8.75 / 3), error of the mean half of it; a unit is worth 15 points.
+    assert new.error_of_gain_over(old) == pytest.approx(15 * math.sqrt(8.75 / 3) / 2, rel=1e-12)
+    assert old.error_of_gain_over(new) == pytest.approx(new.error_of_gain_over(old), rel=1e-12)
+
+
+def test_a_slope_that_falls_gives_an_error_all_the_same() -> None:
+    new, old = points((1.0, 3.0), slope=-2.0), points((0.0, 0.0), slope=-4.0)
+    assert new.error_of_gain_over(old) == pytest.approx(3.0, rel=1e-12)
+
+
+def test_items_that_one_of_them_lacks_are_left_out() -> None:
+    new, old = points((1.0, None, 3.0, 9.0), slope=1.0), points((0.0, 5.0, 0.0, None), slope=1.0)
+    assert new.error_of_gain_over(old) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_the_error_of_points_is_that_of_their_items() -> None:
+    assert points((1.0, 2.0, None, 6.0), slope=-3.0).error == pytest.approx(
+        3 * statistics.stdev([1, 2, 6]) / math.sqrt(3), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("values", [[], [5.0]])
+def test_fewer_than_two_values_have_no_error(values: list[float]) -> None:
+    assert standard_error(values) == 0.0
+
+
+def test_points_are_a_number_that_knows_its_reading() -> None:
+    reading = Reading(62.5, -0.5, (1.0, 0.0), 100.0)
+    value = Points(reading)
+    assert value == 62.5
+    assert value - 60 == 2.5
+    assert value.reading is reading
+
+
+def test_a_probe_is_answered_and_remembered_but_never_the_result() -> None:
+    few, whole = Plan.unified(Removal([Drop(1)])), Plan.unified(Removal([Drop(1), Drop(2)]))
+    measured: list[Plan] = []
+
+    def measure(plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        measured.append(plan)
+        return Reading(90.0 if plan == few else 10.0, 0.5, (0.5,))
+
+    seen: list[float] = []
+
+    def asks() -> Generator[Ask, Answer, None]:
+        seen.append((yield Probe(few)))
+        seen.extend((yield [Probe(few), Probe(whole)]))
+        yield whole
+
+    best, _ = drive(asks(), Ledger(measure), label="searcher 'x'", problems=lambda plan: [] if plan == whole else ["too few"])
+    assert best is not None
+    assert (best.plan, seen, measured) == (whole, [90.0, 90.0, 10.0], [few, whole])
+
+
+def test_everything_that_was_asked_is_told_with_its_reading_floor_and_temperature() -> None:
+    told: list[Asked] = []
+    asks = (drop(0), AtLeast(Probe(drop(1)), 60.0, 5.0), AtLeast(drop(4), 60.0), [drop(2), drop(0)], Note("well"))
+    drive_all(Ledger(Table(TABLE, torn=True)), *asks, told=told.append)
+    assert [(asked.plan, asked.floor, asked.temperature, asked.may_win) for asked in told] == [
+        (drop(0), None, None, True),
+        (drop(1), 60.0, 5.0, False),
+        (drop(4), 60.0, None, True),
+        (drop(2), None, None, True),
+        (drop(0), None, None, True),
+    ]
+    assert [(asked.reading.points, asked.reading.ceiling) for asked in told[1:3]] == [(70.0, 100.0), (None, 20.0)]

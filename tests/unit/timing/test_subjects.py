@@ -1,0 +1,78 @@
+"""The models of a finished run that are timed: with its merges, in the number format asked for, or the one that replaced it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pdtrim_core import Merge, PdtrimError, Plan
+from pdtrim_core.pipeline import pipeline
+from pdtrim_core.pipeline.open_run import LoadedRun, load_run
+from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
+from pdtrim_core.timing.latency import Grid, LatencyBench
+from pdtrim_core.timing.shapes import read_shape
+from pdtrim_core.timing.subjects import Budget, plan_for, subjects_of_run
+
+SMALL = Grid(forward=16, prompt_lengths=(8,), batches=(2,), contexts=(8,), repeats=1)
+
+
+def carried_out(out: Path, **keys: Any) -> LoadedRun:
+    host = tiny_host()
+    data = {
+        "model": {"path": TINY},
+        "prune": {"blocks": 2},
+        "calibration": {"use": "mini", "samples": 8, "held_out": 4},
+        "evaluation": {"threads": 1},
+        **keys,
+    }
+    pipeline.run(resolve(data, host, where="run.toml", out=out), host)
+    return load_run(out, tiny_host())
+
+
+def timed(run: LoadedRun, dtype: Any = None) -> list[tuple[str, str]]:
+    bench = LatencyBench(subjects_of_run(run, dtype).all, SMALL)
+    return [(timing.measure, timing.model) for setting in bench.settings for timing in bench.measure(setting)]
+
+
+ALL = [("forward", "unified"), ("forward", "prefill"), ("prefill", "unified"), ("prefill", "prefill"), ("decode", "decode")]
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_run_with_merges_is_timed_with_them(tmp_path: Path, dtype: Any) -> None:
+    run = carried_out(tmp_path / "run", pruner={"use": "streamline"}, distiller={"use": "mse", "tokens": 256})
+    assert timed(run, dtype) == ALL
+    subjects = subjects_of_run(run, dtype)
+    (module,) = subjects.all[3].stand_ins.values()
+    assert isinstance(next(iter(run.outcome.plan.plan.decode)), Merge)
+    kinds = {parameter.dtype for part in (module, run.dense.model) for parameter in part.parameters()}
+    assert kinds == {getattr(torch, dtype or "float32")}
+    assert run.dense.sizes.bytes_per_number == (2 if dtype else 4)
+
+
+def test_a_run_that_shrinks_blocks_is_timed(tmp_path: Path) -> None:
+    run = carried_out(tmp_path / "run", pruner={"use": "flap"}, splitter="unified")
+    assert timed(run, "bfloat16") == ALL
+
+
+def test_a_model_that_replaced_the_dense_one_is_timed_as_the_unified_one(tmp_path: Path) -> None:
+    run = carried_out(tmp_path / "run", pruner={"use": "slicegpt", "window": 32})
+    assert timed(run) == [("forward", "unified"), ("prefill", "unified"), ("decode", "unified")]
+    subjects = subjects_of_run(run)
+    assert subjects.plan is None
+    assert subjects.all[1].model is run.replaced
+    assert subjects.all[1].plan == Plan()
+    dense, unified = LatencyBench(subjects.all, SMALL).footprints()
+    assert unified.weights < dense.weights
+    assert set(unified.beside) == {"prefill", "decode"}
+
+
+def test_a_run_without_whole_blocks_to_remove_lends_no_counts(tmp_path: Path) -> None:
+    outcome: Outcome = carried_out(tmp_path / "run", pruner={"use": "flap"}, splitter="unified").outcome
+    shape = read_shape("smollm2-135m", tiny_host(), torch.float32)
+    with pytest.raises(PdtrimError, match=r"the run removes no whole blocks, .*: give --blocks N"):
+        plan_for(shape, Budget(like=outcome))
