@@ -30,7 +30,7 @@ from pdtrim_core import PdtrimError, Plan, load_plugins
 from pdtrim_core.data.readings import Reading, standard_error
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.pipeline import run
-from pdtrim_core.pipeline.run_cache import Shared
+from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.results.run_folder import measured_in
 
@@ -92,7 +92,7 @@ def split_items(data: Path, out: Path, *, dev: bool) -> tuple[Path, Path]:
     return paths
 
 
-def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], host: PluginHost, shared: Shared) -> Found:
+def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], host: PluginHost, shared: RunCache) -> Found:
     """Run one way, or go on with it; return its plan and the values that the plan has on the items that compare."""
     data = {
         "seed": way.seed,
@@ -116,7 +116,7 @@ def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], h
     reading = measured_in(out)["held-out"][plan]
     cost = next(cost for cost in outcome.costs if cost.unit == "FLOPs")
     asked = sum(outcome.candidates.values())
-    print(f"{way.folder:32} {plan}  {reading.points:.2f} points, prefill {cost.plan / cost.dense:.3f}", flush=True)
+    print(f"{way.folder:32} {plan}  {reading.score:.2f} points, prefill {cost.plan / cost.dense:.3f}", flush=True)
     return Found(plan, reading, cost.plan / cost.dense, asked)
 
 
@@ -167,7 +167,7 @@ def main() -> None:
     options.out /= f"{'dev' if options.dev else 'test'}-{options.dtype}"
     torch.set_num_threads(1)
     files = split_items(options.data, options.out, dev=options.dev)
-    host, shared, where = load_plugins(), Shared(), environment()
+    host, shared, where = load_plugins(), RunCache(), environment()
     try:
         found = {way: values_of(way, options, files, host, shared) for way in ways(options.seeds, variants=options.variants)}
     except PdtrimError as error:
@@ -208,7 +208,7 @@ def _figures(results: Sequence[Difference], found: Mapping[Way, Found], options:
             for one in results
         ],
         "ways": [
-            {**way._asdict(), "plan": str(result.plan), "points": result.reading.points, "prefill": result.prefill}
+            {**way._asdict(), "plan": str(result.plan), "points": result.reading.score, "prefill": result.prefill}
             for way, result in found.items()
         ],
     }

@@ -25,7 +25,7 @@ import torch
 from subject import environment, write
 
 from pdtrim_core import Item, Merge, TeacherBatch, load_plugins, python_reference
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.pipeline import merge_store as merges
 from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore, TeacherBatches
 from pdtrim_core.pipeline.prepare import open_model
@@ -37,18 +37,18 @@ WAYS = ("ours", "theirs")
 class NothingKept(TeacherBatches):
     """Teacher batches that are made again, from block 0 on, whenever they are gone through."""
 
-    def __init__(self, trunk: Trunk, items: Sequence[Item], merge: Merge) -> None:
-        super().__init__(trunk, [], merge)
-        self._parts = (trunk.model, trunk.batch_tokens, tuple(items), merge)
-        self._count = len(trunk.groups(items))
+    def __init__(self, prefix_cache: PrefixCache, items: Sequence[Item], merge: Merge) -> None:
+        super().__init__(prefix_cache, [], merge)
+        self._parts = (prefix_cache.model, prefix_cache.batch_tokens, tuple(items), merge)
+        self._count = len(prefix_cache.groups(items))
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[TeacherBatch]:
         model, batch_tokens, items, merge = self._parts
-        for group in Trunk(model, batch_tokens=batch_tokens, budget=0).groups(items):
-            yield from TeacherBatches(Trunk(model, batch_tokens=batch_tokens, budget=0), group, merge)
+        for group in PrefixCache(model, batch_tokens=batch_tokens, budget=0).groups(items):
+            yield from TeacherBatches(PrefixCache(model, batch_tokens=batch_tokens, budget=0), group, merge)
 
 
 def measure(way: str, options: argparse.Namespace) -> dict[str, float]:

@@ -55,8 +55,8 @@ class Sums:
 def without_blocks(model: BlockModel, removed: Sequence[int]) -> Any:
     """Return a transformers model that has lost blocks; it shares the weights of the others."""
     pruned = copy.deepcopy(model.model, {id(tensor): tensor for tensor in (*model.model.parameters(), *model.model.buffers())})
-    path, _, name = model.place.blocks.rpartition(".")
-    kept = [block for number, block in enumerate(pruned.get_submodule(model.place.blocks)) if number not in set(removed)]
+    path, _, name = model.layout.blocks.rpartition(".")
+    kept = [block for number, block in enumerate(pruned.get_submodule(model.layout.blocks)) if number not in set(removed)]
     for number, block in enumerate(kept):
         for part in block.modules():
             if hasattr(part, "layer_idx"):

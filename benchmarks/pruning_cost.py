@@ -29,7 +29,7 @@ from subject import COUNT, Subject, add_options, open_subject, write
 from pdtrim_core import Drop, Plan, Removal, StagedModel
 from pdtrim_core.data.items import digest_of
 from pdtrim_core.data.readings import standard_error
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.results.atomic_files import cache_folder
 
@@ -87,7 +87,7 @@ def state_file(subject: Subject, options: argparse.Namespace) -> Path:
 
 def values_apart(subject: Subject, plan: Plan) -> list[float]:
     """Return the objective's values on the items kept apart."""
-    staged = StagedModel(Trunk(subject.model, packed=True), plan)
+    staged = StagedModel(PrefixCache(subject.model, packed=True), plan)
     return [float(value) for value in subject.recipe.objective.item_values(staged, subject.calibration.held_out)]
 
 
@@ -98,7 +98,7 @@ def compare(subject: Subject, ours: Plan, theirs: Plan) -> dict[str, Any]:
     values = {name: values_apart(subject, plan) for name, plan in {"dense": Plan(), "ours": ours, "theirs": theirs}.items()}
     for name, own in values.items():
         mean = sum(own) / len(own)
-        found[name] = {"mean": mean, "mean_error": standard_error(own), "points": objective.points(mean)}
+        found[name] = {"mean": mean, "mean_error": standard_error(own), "points": objective.score(mean)}
     gaps = [one - other for one, other in zip(values["ours"], values["theirs"], strict=True)]
     found["gain"] = {"mean": sum(gaps) / len(gaps), "mean_error": standard_error(gaps)}
     return found

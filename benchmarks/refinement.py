@@ -23,7 +23,7 @@ from pdtrim_core import PdtrimError, Plan, Pruner, load_plugins
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.pipeline import run
-from pdtrim_core.pipeline.run_cache import Shared
+from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.plan.plan_file import plan_from_json
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.results.run_folder import measured_in
@@ -46,7 +46,7 @@ class Refined(NamedTuple):
     error: float
 
 
-def refined(name: str, options: argparse.Namespace, host: PluginHost, shared: Shared) -> Refined:
+def refined(name: str, options: argparse.Namespace, host: PluginHost, shared: RunCache) -> Refined:
     """Run one pruner, or go on with it, and compare its two plans on the items kept apart."""
     out = options.out / name
     outcome = run(resolve(recipe_data(name, options), host, where=name, out=out), host, shared=shared)
@@ -54,8 +54,8 @@ def refined(name: str, options: argparse.Namespace, host: PluginHost, shared: Sh
     plan = plan_from_json(outcome.saved_plan)
     apart = measured_in(out)["held-out"]
     staged, unified = apart[plan], apart[Plan.unified(plan.decode)]
-    assert staged.points is not None
-    assert unified.points is not None
+    assert staged.score is not None
+    assert unified.score is not None
     pairs = zip(staged.items, unified.items, strict=True)
     gaps = [one - other for one, other in pairs if one is not None and other is not None]
     costs = {cost.name: cost.saved for cost in outcome.costs}
@@ -63,10 +63,10 @@ def refined(name: str, options: argparse.Namespace, host: PluginHost, shared: Sh
         pruner=name,
         decode=costs["parameters of decode"],
         prefill=costs["prefill work for 1024 tokens"],
-        given_back=sum(gain.spared for gain in outcome.gains),
+        given_back=sum(gain.kept_in_prefill for gain in outcome.gains),
         elements=len(plan.decode),
-        unified=unified.points,
-        staged=staged.points,
+        unified=unified.score,
+        staged=staged.score,
         difference=sum(gaps) / len(gaps),
         error=standard_error(gaps),
     )
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    host, shared, where = load_plugins(), Shared(), environment()
+    host, shared, where = load_plugins(), RunCache(), environment()
     pruners = [provided.component for provided in host.of_kind("pruner")]
     names = options.pruner or [p.name for p in pruners if issubclass(p, Pruner) and not p.replaces_model]
     found = []

@@ -35,7 +35,7 @@ from torch import nn
 from pdtrim_core import Plan
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.prepare import score
@@ -56,7 +56,7 @@ class Visit:
     ours: Timed
     theirs: Timed | None = None
     whole: Timed | None = None
-    points: tuple[float, float] = (0.0, 0.0)
+    score: tuple[float, float] = (0.0, 0.0)
     other_items: int = 0
 
 
@@ -73,20 +73,22 @@ class Race:
         start = Timed.now()
         evaluation, items = self.subject.recipe.settings.evaluation, self.subject.calibration.items
         packed = packing_agrees(self.subject.model, items, batch_tokens=evaluation.batch_tokens)
-        trunks = [Trunk(self.subject.model, batch_tokens=evaluation.batch_tokens, packed=packed) for _ in range(2)]
-        self._measure, self._whole = (self._measurement(trunk) for trunk in trunks)
+        prefix_caches = [PrefixCache(self.subject.model, batch_tokens=evaluation.batch_tokens, packed=packed) for _ in range(2)]
+        self._measure, self._whole = (self._measurement(prefix_cache) for prefix_cache in prefix_caches)
         self._measure(Plan(), None, None)
         self.once = Timed.since(start)
         self._whole(Plan(), None, None)
 
-    def _measurement(self, trunk: Trunk) -> Measurement:
-        return Measurement(lambda: trunk, self.subject.recipe.objective, self.subject.calibration.items, label="the objective")
+    def _measurement(self, prefix_cache: PrefixCache) -> Measurement:
+        return Measurement(
+            lambda: prefix_cache, self.subject.recipe.objective, self.subject.calibration.items, label="the objective"
+        )
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the reading that the search asked for; this is what its ledger calls."""
         start = Timed.now()
         reading = self._measure(plan, floor, started)
-        visit = Visit(plan, reading.points is None, Timed.since(start))
+        visit = Visit(plan, reading.score is None, Timed.since(start))
         if len(self.visits) % self.every == 0:
             self._compare(visit)
         self.visits.append(visit)
@@ -99,16 +101,16 @@ class Race:
         whole = self._whole(visit.plan, None, None)
         visit.whole = Timed.since(start)
         values = self.plain.values(objective, sums)
-        assert whole.points is not None
-        visit.points = (whole.points, objective.points(sum(values) / len(values)))
+        assert whole.score is not None
+        visit.score = (whole.score, objective.score(sum(values) / len(values)))
         visit.other_items = sum(
             abs(one - other) > 1e-3 for one, other in zip(whole.items, values, strict=True) if one is not None
         )
         told = "stopped" if visit.cut_short else "whole"
         print(
             f"{len(self.visits) + 1:3} {visit.plan.decode!s:24} ours {visit.ours.wall:6.2f} s ({told}), theirs "
-            f"{visit.theirs.wall:6.2f} s, whole {visit.whole.wall:6.2f} s; points {visit.points[0]:.2f} and "
-            f"{visit.points[1]:.2f}, {visit.other_items} items differ",
+            f"{visit.theirs.wall:6.2f} s, whole {visit.whole.wall:6.2f} s; points {visit.score[0]:.2f} and "
+            f"{visit.score[1]:.2f}, {visit.other_items} items differ",
             flush=True,
         )
 
@@ -143,7 +145,7 @@ def figures_of(race: Race) -> dict[str, Any]:
         "visited": len(race.visits),
         "compared": len(visits),
         "cut_short": sum(visit.cut_short for visit in visits),
-        "points_differ": sum(abs(visit.points[0] - visit.points[1]) > ROUNDING for visit in visits),
+        "points_differ": sum(abs(visit.score[0] - visit.score[1]) > ROUNDING for visit in visits),
         "items_differ": sum(visit.other_items for visit in visits),
     }
 
@@ -155,11 +157,11 @@ def shares_of(subject: Subject, plan: Plan) -> dict[str, float]:
     clock.watch("products", [part for block in model.blocks for part in block.modules() if isinstance(part, nn.Linear)])
     clock.watch("blocks", model.blocks)
     clock.watch("head", [model.model.get_output_embeddings()])
-    trunk = Trunk(model, packed=True, reuse_plans=False)
-    StagedModel(trunk, plan).loglikelihoods(subject.calibration.items)
+    prefix_cache = PrefixCache(model, packed=True, reuse_plans=False)
+    StagedModel(prefix_cache, plan).loglikelihoods(subject.calibration.items)
     clock.seconds.clear()
     start = Timed.now()
-    StagedModel(trunk, plan).loglikelihoods(subject.calibration.items)
+    StagedModel(prefix_cache, plan).loglikelihoods(subject.calibration.items)
     whole = Timed.since(start).cpu
     clock.stop()
     products, blocks, head = (clock.seconds[name] for name in ("products", "blocks", "head"))

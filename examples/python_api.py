@@ -1,7 +1,7 @@
 """pdtrim-core from Python: a run, its plan, and the plan on a model that is loaded already. The cells are those of a notebook."""
 
 # %% A recipe may be data as well as a file
-from pdtrim_core import Recipe, Sample, apply, draw_ladder, encode, load_run, run
+from pdtrim_core import Recipe, Sample, apply, draw_diagram, encode, load_run, run
 
 recipe = Recipe.from_data(
     {
@@ -17,9 +17,9 @@ recipe = Recipe.from_data(
 
 # %% Carry it out; the same recipe again takes what the run folder has
 outcome = run(recipe)
-print(draw_ladder(outcome.plan.plan, outcome.block_count))
+print(draw_diagram(outcome.plan.plan, outcome.block_count))
 for row in outcome.rows:
-    print(f"{row.name:8} {row.calibration.points:5.1f} +- {row.calibration.error:.1f} points")
+    print(f"{row.name:8} {row.calibration.score:5.1f} +- {row.calibration.error:.1f} points")
 
 # %% The tables of the command line
 for report in recipe.reports:

@@ -22,17 +22,17 @@ from pdtrim_core.api.kinds import (
     StageSplitter,
 )
 from pdtrim_core.api.pruned import Pruned
-from pdtrim_core.api.requests import Answer, Ask, AtLeast, Note, Probe, Staged
+from pdtrim_core.api.requests import AtLeast, Note, Probe, Request, Result, Staged
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.api.similarity_scorer import SimilarityScorer
 from pdtrim_core.data.items import Item, Sample, encode
-from pdtrim_core.data.readings import Candidate, Points, Reading
+from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
 from pdtrim_core.host.host import PluginHost, load_plugins
-from pdtrim_core.pipeline.run_cache import Shared
-from pdtrim_core.plan.diagram import draw_ladder
+from pdtrim_core.pipeline.run_cache import RunCache
+from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
@@ -44,9 +44,9 @@ from pdtrim_core.results.task_results import Metric, TaskResult, results_in
 
 if TYPE_CHECKING:
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext
-    from pdtrim_core.execution.prefix_cache import Trunk
+    from pdtrim_core.execution.prefix_cache import PrefixCache
     from pdtrim_core.execution.staged_model import StagedModel
-    from pdtrim_core.model.block_layout import BlockPlace
+    from pdtrim_core.model.block_layout import BlockLayout
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.weights import load_modules
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "apply": "pdtrim_core.pipeline.apply",
     "BlockModel": "pdtrim_core.model.block_model",
-    "BlockPlace": "pdtrim_core.model.block_layout",
+    "BlockLayout": "pdtrim_core.model.block_layout",
     "LoadedRun": "pdtrim_core.pipeline.open_run",
     "load_modules": "pdtrim_core.model.weights",
     "load_run": "pdtrim_core.pipeline.open_run",
@@ -72,16 +72,14 @@ _LAZY = {
     "Student": "pdtrim_core.pipeline.merge_store",
     "TeacherBatch": "pdtrim_core.pipeline.merge_store",
     "TeacherBatches": "pdtrim_core.pipeline.merge_store",
-    "Trunk": "pdtrim_core.execution.prefix_cache",
+    "PrefixCache": "pdtrim_core.execution.prefix_cache",
     "run": "pdtrim_core.pipeline.pipeline",
 }
 
 __all__ = [
-    "Answer",
-    "Ask",
     "AtLeast",
+    "BlockLayout",
     "BlockModel",
-    "BlockPlace",
     "CalibrationSource",
     "Candidate",
     "Distiller",
@@ -106,7 +104,7 @@ __all__ = [
     "PlanError",
     "PluginError",
     "PluginHost",
-    "Points",
+    "PrefixCache",
     "Probe",
     "PruneContext",
     "Pruned",
@@ -116,16 +114,19 @@ __all__ = [
     "RecipeError",
     "Removal",
     "Report",
+    "Request",
+    "Result",
+    "RunCache",
     "RunRecord",
     "Sample",
     "SavedPlan",
+    "Score",
     "ScoreContext",
     "Scorer",
     "Scores",
     "SearchSpace",
     "SearchStep",
     "Searcher",
-    "Shared",
     "Shrink",
     "SimilarityScorer",
     "StageSplitter",
@@ -135,11 +136,10 @@ __all__ = [
     "TaskResult",
     "TeacherBatch",
     "TeacherBatches",
-    "Trunk",
     "Value",
     "apply",
     "cache_folder",
-    "draw_ladder",
+    "draw_diagram",
     "encode",
     "head_dim_of",
     "hookimpl",

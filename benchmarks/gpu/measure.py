@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 import pdtrim_plugins
-from pdtrim_core import BlockModel, LoadedModel, ModelSource, PdtrimError, PluginHost, Recipe, Shared, hookimpl, load_plugins
+from pdtrim_core import BlockModel, LoadedModel, ModelSource, PdtrimError, PluginHost, Recipe, RunCache, hookimpl, load_plugins
 from pdtrim_core.api.hookspecs import PROJECT
 from pdtrim_core.cli.latency_tables import print_latencies
 from pdtrim_core.host.host import Origin
@@ -153,7 +153,7 @@ class Prunings:
         """Run a recipe in a folder of its own; return its seconds by step and what they add up to."""
         with tempfile.TemporaryDirectory() as folder:
             recipe = self._resolved(name, parts, Path(folder) / "run")
-            shared = Shared()
+            shared = RunCache()
             shared.latest("model", keys_of(recipe).model, lambda: self._model)
             outcome = run(recipe, self._host, shared=shared)
         steps = {step: seconds for step, seconds in outcome.seconds.items() if step not in NOT_COUNTED}
@@ -167,7 +167,7 @@ class Prunings:
             "steps": outcome.seconds,
             "candidates": outcome.candidates,
             "plan": {"prefill": str(saved.prefill), "decode": str(saved.decode)},
-            "given_back": f"{sum(gain.spared for gain in outcome.gains)} of {len(saved.decode)}",
+            "given_back": f"{sum(gain.kept_in_prefill for gain in outcome.gains)} of {len(saved.decode)}",
             "notes": outcome.notes,
         }
 

@@ -16,7 +16,7 @@ from pdtrim_core.api import hookspecs
 from pdtrim_core.api.kinds import Component
 
 ABOUT_NAMES = {
-    "Answer": "What a searcher or splitter is sent back for an `Ask`: `Points`, a list of them, or None below a floor.",
+    "Answer": "What a searcher or splitter is sent back for an `Request`: `Score`, a list of them, or None below a floor.",
     "Ask": "What a searcher or splitter may yield: a `Plan`, a list of plans, `AtLeast(plan, floor)` or a `Note`.",
     "Element": "Anything that a removal is made of: `Drop`, `Merge`, `Shrink` or `KvOnly`.",
     "hookimpl": "The decorator that marks a function of a plugin as the implementation of a hook.",

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         StageSplitter,
     )
     from pdtrim_core.data.readings import Candidate
-    from pdtrim_core.model.block_layout import BlockPlace
+    from pdtrim_core.model.block_layout import BlockLayout
     from pdtrim_core.plan.elements import Merge
     from pdtrim_core.results.outcome import Outcome
 
@@ -107,7 +107,7 @@ def pdtrim_reports() -> Iterable[type[Report]]:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def pdtrim_find_blocks(model: Any) -> BlockPlace | None:
+def pdtrim_find_blocks(model: Any) -> BlockLayout | None:
     """Say where a transformers model keeps its list of blocks; None for a family you do not know."""
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pdtrim_core.api.requests import Answer, Ask, Staged
+from pdtrim_core.api.requests import Request, Result, Staged
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Item, Sample
 from pdtrim_core.data.scores import Scores
@@ -70,7 +70,7 @@ class Searcher(Component):
     """Whether it finds what prefill loses, too: without a `splitter`, a recipe then gets `as-found` and not the default one."""
 
     @abstractmethod
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Yield plans whose decode removes exactly `space.count` blocks; the best one measured is taken.
 
         All randomness comes from `rng`. Measuring, remembering and the best so far are the core's work.
@@ -135,7 +135,7 @@ class StageSplitter(Component):
     kind = "splitter"
 
     @abstractmethod
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Yield trial plans and return the final one. Its decode is that of `plan`."""
 
     def steps(self, space: SearchSpace) -> int | None:
@@ -158,7 +158,7 @@ class Objective(Component):
         """Return one value an item, each the same whatever other items stand beside it."""
 
     @abstractmethod
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         """Return the points, 0 to 100 and higher is better, that a mean over items is worth.
 
         It is also asked slightly beyond the means that can occur, for its slope.

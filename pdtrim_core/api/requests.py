@@ -36,11 +36,11 @@ class Note:
     text: str
 
 
-Ask = Plan | Probe | list[Plan] | list[Probe] | AtLeast | Note
+Request = Plan | Probe | list[Plan] | list[Probe] | AtLeast | Note
 """What a searcher or splitter yields: a plan or a probe, several that are independent of each other, a plan with a floor, or a
 note."""
-Answer = Any
-"""What it is sent back: `Points` (a float), a list of them, or `Points` or None where the floor was not reached."""
+Result = Any
+"""What it is sent back: `Score` (a float), a list of them, or `Score` or None where the floor was not reached."""
 
 
 class Staged(Protocol):

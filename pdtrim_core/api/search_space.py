@@ -18,7 +18,7 @@ class SearchSpace:
     """What a searcher may choose from: elements with weights, the number to remove, and where to start.
 
     `elements` partition the blocks, so that no choice of them overlaps. `weights` (one an element) are the chances of
-    PDTrim, Eq. 8 and 9. Costs are shares of the dense model's; with `free_tail` prefill computes nothing behind the last K/V
+    PDTrim, Eq. 8 and 9. Costs are shares of the dense model's; with `truncated_prefill` prefill computes nothing behind the last K/V
     that decode reads, and what it leaves out there costs nothing.
     """
 
@@ -28,7 +28,7 @@ class SearchSpace:
     first: Removal
     scores: Scores
     sizes: ModelSizes | None = field(default=None, repr=False)
-    free_tail: bool = False
+    truncated_prefill: bool = False
 
     @property
     def block_count(self) -> int:
@@ -56,7 +56,7 @@ class SearchSpace:
         """Return a stage's cost as a share of the dense model's: FLOPs of prefill, weight bytes a token of decode."""
         if self.sizes is None:
             raise PdtrimError("this search space was made without the model's sizes, so it cannot tell a cost")
-        return self.sizes.cost(plan.free_tail(self.block_count) if self.free_tail else plan, stage)
+        return self.sizes.cost(plan.truncated_prefill(self.block_count) if self.truncated_prefill else plan, stage)
 
     def problems(self, plan: Plan) -> list[str]:
         """Return why a plan may not be proposed by a search over this space."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from pdtrim_core.errors import RecipeError, did_you_mean
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 
 if TYPE_CHECKING:
     from pdtrim_core.comparing.compare import Comparison
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def compare(
     runs: Annotated[list[Path] | None, typer.Argument(help="The folders of finished runs.", show_default=False)] = None,
-    sides: Annotated[
+    variants: Annotated[
         str, typer.Option(help="What answers, a row each: staged, unified, prefill, decode, dense, with commas between.")
     ] = "staged",
     tasks: Annotated[str, typer.Option(help="The tasks to show, in this order (default: all that were measured).")] = "",
@@ -27,9 +27,11 @@ def compare(
 ) -> None:
     """Print one table of runs by tasks, with paired differences to the first row, what each stage loses, and what that costs."""
     del debug  # main() reads it
-    wanted = _words(sides)
+    wanted = _words(variants)
     problems = [
-        f"--sides: there is no side '{side}'{did_you_mean(side, get_args(Side))}" for side in wanted if side not in get_args(Side)
+        f"--sides: there is no side '{variant}'{did_you_mean(variant, get_args(Variant))}"
+        for variant in wanted
+        if variant not in get_args(Variant)
     ]
     problems += [] if wanted else ["--sides: name at least one side"]
     if as_json + as_markdown + as_latex > 1:

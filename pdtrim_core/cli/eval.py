@@ -13,7 +13,7 @@ import typer
 
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
-from pdtrim_core.results.task_results import Metric, Side, TaskResult, path_of
+from pdtrim_core.results.task_results import Metric, TaskResult, Variant, path_of
 
 
 class FirstToken(StrEnum):
@@ -62,7 +62,7 @@ def eval(  # noqa: A001 - a command is named as its function is
 ) -> None:
     """Evaluate a run on benchmarks of lm-evaluation-harness; print one table."""
     del debug  # main() reads it
-    names, sides = _names(tasks), _sides(stage)
+    names, variants = _names(tasks), _sides(stage)
     if items is not None and data is None:
         raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
     check_installed()
@@ -82,8 +82,8 @@ def eval(  # noqa: A001 - a command is named as its function is
         runs_code=unsafe_code,
     )
     evaluation = Evaluation(load_run(run), options, lambda text: print(text, file=sys.stderr, flush=True))
-    results = list(evaluation.results(names, sides, fresh=fresh))
-    print(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, sides)
+    results = list(evaluation.results(names, variants, fresh=fresh))
+    print(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, variants)
 
 
 def _names(tasks: str) -> list[str]:
@@ -93,19 +93,19 @@ def _names(tasks: str) -> list[str]:
     return names
 
 
-def _sides(stage: str) -> list[Side]:
-    sides: list[Side] = []
+def _sides(stage: str) -> list[Variant]:
+    variants: list[Variant] = []
     for name in dict.fromkeys(part.strip() for part in stage.split(",")):
-        if name not in get_args(Side):
-            raise PdtrimError(f"unknown stage '{name}'{did_you_mean(name, get_args(Side))}")
-        sides += [side for side in get_args(Side) if side == name]
-    return sides
+        if name not in get_args(Variant):
+            raise PdtrimError(f"unknown stage '{name}'{did_you_mean(name, get_args(Variant))}")
+        variants += [variant for variant in get_args(Variant) if variant == name]
+    return variants
 
 
 def _data(run: Path, result: TaskResult) -> dict[str, object]:
     return {
         "task": result.task,
-        "stage": result.side,
+        "stage": result.variant,
         "main": result.main,
         "metrics": {name: vars(metric) for name, metric in result.metrics.items()},
         "items": len(result.answers),
@@ -113,16 +113,16 @@ def _data(run: Path, result: TaskResult) -> dict[str, object]:
         "versions": result.versions,
         "seconds": result.seconds,
         "notes": result.notes,
-        "file": str(path_of(run, result.task, result.side, result.settings)),
+        "file": str(path_of(run, result.task, result.variant, result.settings)),
     }
 
 
-def _print(results: Sequence[TaskResult], sides: Sequence[Side]) -> None:
+def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
     from rich.console import Console  # noqa: PLC0415 - not every command draws
     from rich.table import Table  # noqa: PLC0415 - the same
 
     table = Table(box=None, pad_edge=False)
-    for title in ("task", "metric", "items", *sides):
+    for title in ("task", "metric", "items", *variants):
         table.add_column(title, no_wrap=True, justify="left" if title in ("task", "metric") else "right")
     by_task = {result.task: [other for other in results if other.task == result.task] for result in results}
     for task, of_task in by_task.items():
@@ -131,10 +131,10 @@ def _print(results: Sequence[TaskResult], sides: Sequence[Side]) -> None:
                 table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics[metric]) for one in of_task))
     # Rows may be longer than the terminal is wide, and a cell that is folded cannot be read.
     Console(highlight=False, markup=False, width=10_000).print(table)
-    first = {result.settings["first_token"] for result in results if result.side == "staged"}
+    first = {result.settings["first_token"] for result in results if result.variant == "staged"}
     if first:
         print(f"\nstaged: the first token is {' and '.join(sorted(first))}'s")
-    for note in dict.fromkeys(f"{result.task}, {result.side}: {note}" for result in results for note in result.notes):
+    for note in dict.fromkeys(f"{result.task}, {result.variant}: {note}" for result in results for note in result.notes):
         print(note)
 
 

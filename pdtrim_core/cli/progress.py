@@ -77,8 +77,8 @@ def _merge_line(merge: Merge, trained: float, untrained: float) -> str:
     return f"merge {merge}: error {untrained:.3g} before training, {trained:.3g} after"
 
 
-def _best(points: float | None) -> str:
-    return "" if points is None else f", best {points:.2f}"
+def _best(score: float | None) -> str:
+    return "" if score is None else f", best {score:.2f}"
 
 
 class LiveDisplay:

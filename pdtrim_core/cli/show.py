@@ -11,7 +11,7 @@ import typer
 from pdtrim_core.cli import reporting
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.host.host import load_plugins
-from pdtrim_core.plan.diagram import draw_ladder
+from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Element
 from pdtrim_core.recipe.recipe import resolve_reports
 from pdtrim_core.recipe.toml_data import plugin_files
@@ -34,7 +34,7 @@ def show(
         print(_side_by_side(run, other))
     elif run.is_file():
         saved = load_plan(run)
-        print(f"{saved.model}, first token by {saved.first_token}\n\n{draw_ladder(saved.plan, saved.block_count)}")
+        print(f"{saved.model}, first token by {saved.first_token}\n\n{draw_diagram(saved.plan, saved.block_count)}")
     else:
         _whole_run(run)
 
@@ -58,7 +58,8 @@ def _side_by_side(run: Path, other: Path) -> str:
             f"{run} is a plan for {first.block_count} blocks ({first.model}), {other} for {second.block_count} ({second.model})"
         )
     texts = [
-        f"{path} ({saved.model})\n{draw_ladder(saved.plan, saved.block_count)}" for path, saved in ((run, first), (other, second))
+        f"{path} ({saved.model})\n{draw_diagram(saved.plan, saved.block_count)}"
+        for path, saved in ((run, first), (other, second))
     ]
     lines = []
     for stage in ("prefill", "decode"):

@@ -20,7 +20,7 @@ from pdtrim_core.sweeping.table import table_of
 
 if TYPE_CHECKING:
     from pdtrim_core.comparing.compare import Comparison
-    from pdtrim_core.results.task_results import Side
+    from pdtrim_core.results.task_results import Variant
     from pdtrim_core.sweeping.running import Ended
 
 
@@ -100,15 +100,15 @@ def _comparisons(wanted: Sweep, ended: Sequence[Ended]) -> list[Comparison]:
     from pdtrim_core.comparing.compare import compare  # noqa: PLC0415 - only sweeps with benchmarks need it
 
     outcomes = {end.run.point.name: end.outcome for end in ended if end.outcome is not None}
-    of_models: dict[str, dict[Path, tuple[Side, ...]]] = {}
+    of_models: dict[str, dict[Path, tuple[Variant, ...]]] = {}
     for run in wanted.runs:
         if run.point.name in outcomes:
             weights = outcomes[run.point.name].environment.weights
-            of_models.setdefault(weights, {})[run.recipe.out] = run.point.sides
+            of_models.setdefault(weights, {})[run.recipe.out] = run.point.variants
     found = []
-    for sides in of_models.values():
+    for variants in of_models.values():
         try:
-            found.append(compare(list(sides), sides, wanted.evaluate.tasks))
+            found.append(compare(list(variants), variants, wanted.evaluate.tasks))
         except PdtrimError as error:
             _say(f"no table of benchmarks: {error}")
     return found

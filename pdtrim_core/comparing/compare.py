@@ -16,7 +16,7 @@ from pdtrim_core.data.readings import standard_error
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
-from pdtrim_core.results.task_results import Side, TaskResult, results_in
+from pdtrim_core.results.task_results import TaskResult, Variant, results_in
 
 COMPARISON_FORMAT = 1
 NOT_PRUNING = ("open the model", "evaluate", "write")
@@ -31,7 +31,7 @@ class Row:
 
     name: str
     run: str
-    side: Side
+    variant: Variant
     cells: Mapping[str, Cell]
     average: Cell | None
     prefill_removed: float | None
@@ -58,15 +58,15 @@ class Comparison:
 
 
 def compare(
-    paths: Sequence[Path], sides: Sequence[Side] | Mapping[Path, Sequence[Side]] = ("staged",), tasks: Sequence[str] = ()
+    paths: Sequence[Path], variants: Sequence[Variant] | Mapping[Path, Sequence[Variant]] = ("staged",), tasks: Sequence[str] = ()
 ) -> Comparison:
     """Compare finished runs by the tasks that they were evaluated on, or else by their own objective.
 
-    `sides` are the same for all runs, or given for each.
+    `variants` are the same for all runs, or given for each.
 
     Raises `PdtrimError` for runs of different models and for runs that have no task in common.
     """
-    candidates, notes = _candidates(paths, sides if isinstance(sides, Mapping) else dict.fromkeys(paths, sides))
+    candidates, notes = _candidates(paths, variants if isinstance(variants, Mapping) else dict.fromkeys(paths, variants))
     known = {result.task for one in candidates for _, result in one.results}
     unknown = [task for task in tasks if task not in known]
     if unknown:
@@ -82,7 +82,7 @@ def compare(
     return Comparison(candidates[0].outcome.model, columns, rows, _best(rows, columns), tuple(dict.fromkeys(notes)))
 
 
-def _candidates(paths: Sequence[Path], sides: Mapping[Path, Sequence[Side]]) -> tuple[list[Candidate], list[str]]:
+def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]]) -> tuple[list[Candidate], list[str]]:
     """Return the rows to be, the dense model first; what there is of a run whose model was replaced is unified."""
     if not paths:
         raise PdtrimError("name the folders of the runs to compare")
@@ -94,22 +94,22 @@ def _candidates(paths: Sequence[Path], sides: Mapping[Path, Sequence[Side]]) -> 
     results = {path: [(path, result) for result in results_in(path)] for path in outcomes}
     notes: list[str] = []
     candidates = []
-    if any("dense" in of_run for of_run in sides.values()):
+    if any("dense" in of_run for of_run in variants.values()):
         path, outcome = next(iter(outcomes.items()))
-        dense = tuple(pair for of_run in results.values() for pair in of_run if pair[1].side == "dense")
+        dense = tuple(pair for of_run in results.values() for pair in of_run if pair[1].variant == "dense")
         candidates.append(Candidate("dense", path, outcome, "dense", dense))
     for path, outcome in outcomes.items():
-        of_run: dict[Side, None] = dict.fromkeys(
-            "unified" if outcome.saved_plan is None else side for side in sides[path] if side != "dense"
+        of_run: dict[Variant, None] = dict.fromkeys(
+            "unified" if outcome.saved_plan is None else variant for variant in variants[path] if variant != "dense"
         )
-        for side in of_run:
-            own = tuple(pair for pair in results[path] if pair[1].side == side)
-            name = f"{names[path]} ({side})" if len(of_run) > 1 or side != "staged" else names[path]
-            candidates.append(Candidate(name, path, outcome, side, own))
-            others = sorted({result.side for _, result in results[path]} - {side})
+        for variant in of_run:
+            own = tuple(pair for pair in results[path] if pair[1].variant == variant)
+            name = f"{names[path]} ({variant})" if len(of_run) > 1 or variant != "staged" else names[path]
+            candidates.append(Candidate(name, path, outcome, variant, own))
+            others = sorted({result.variant for _, result in results[path]} - {variant})
             if not own and any(results.values()):
                 hint = f"; it has some on its {', '.join(others)} side" if others else ""
-                notes.append(f"{names[path]} has no evaluations on its {side} side{hint}")
+                notes.append(f"{names[path]} has no evaluations on its {variant} side{hint}")
     return candidates, notes
 
 
@@ -190,7 +190,7 @@ def _row(one: Candidate, cells: Mapping[str, Cell], columns: Sequence[Column]) -
     costs = {cost.name: cost for cost in one.outcome.costs}
     prefill, decode = (costs[f"parameters of {stage}"].saved for stage in ("prefill", "decode"))
     # The run's costs are those of the pair; alone, a model is the same in both stages.
-    lost: Mapping[Side, tuple[float, float]] = {
+    lost: Mapping[Variant, tuple[float, float]] = {
         "staged": (prefill, decode),
         "unified": (decode, decode),
         "decode": (decode, decode),
@@ -198,16 +198,16 @@ def _row(one: Candidate, cells: Mapping[str, Cell], columns: Sequence[Column]) -
         "dense": (0.0, 0.0),
     }
     traffic, kv = costs["decode weight traffic"], costs["K/V shipped to decode"]
-    dense, unknown = one.side == "dense", one.side == "prefill"
+    dense, unknown = one.variant == "dense", one.variant == "prefill"
     seconds = sum(taken for step, taken in one.outcome.seconds.items() if step not in NOT_PRUNING)
     return Row(
         name=one.name,
         run=str(one.path),
-        side=one.side,
+        variant=one.variant,
         cells=cells,
         average=_average([cells.get(column.name) for column in columns if column.percent]),
-        prefill_removed=lost[one.side][0],
-        decode_removed=lost[one.side][1],
+        prefill_removed=lost[one.variant][0],
+        decode_removed=lost[one.variant][1],
         pruning_seconds=None if dense else round(seconds, 1),
         decode_bytes=None if unknown else traffic.dense if dense else traffic.plan,
         kv_bytes=None if unknown else kv.dense if dense else kv.plan,
@@ -239,7 +239,7 @@ def _best(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, tuple[int
     """Return the best pruned rows of each column; nothing is best among fewer than two."""
     values: dict[str, dict[int, float]] = {}
     for number, row in enumerate(rows):
-        if row.side != "dense":
+        if row.variant != "dense":
             for column in columns:
                 if column.name in row.cells:
                     sign = 1 if column.higher_is_better else -1

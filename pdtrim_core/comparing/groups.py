@@ -59,7 +59,7 @@ def _groups(rows: Mapping[str, Found], task: str) -> dict[str, dict[str, tuple[f
     for name, results in rows.items():
         for run, result in results:
             if result.task == task:
-                path = path_of(run, task, result.side, result.settings)
+                path = path_of(run, task, result.variant, result.settings)
                 time = path.stat().st_mtime if path.exists() else 0.0
                 of_rows = groups.setdefault(key_of({**_asked(result), "main": result.main}), {})
                 if name not in of_rows or of_rows[name][0] < time:

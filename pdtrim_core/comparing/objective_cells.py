@@ -13,7 +13,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import measured_in
-from pdtrim_core.results.task_results import Side, TaskResult
+from pdtrim_core.results.task_results import TaskResult, Variant
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Candidate:
     name: str
     path: Path
     outcome: Outcome
-    side: Side
+    variant: Variant
     results: tuple[tuple[Path, TaskResult], ...]
 
 
@@ -63,16 +63,16 @@ def _objective_cell(one: Candidate, first: Candidate, notes: list[str], *, apart
     own, base = ({row.name: row for row in each.outcome.rows}[_row_name(each)] for each in (one, first))
     value, there = (row.held_out if apart and row.held_out else row.calibration for row in (own, base))
     if one is first:
-        return Cell(value.points, value.error, items=value.items)
-    difference = value.points - there.points
+        return Cell(value.score, value.error, items=value.items)
+    difference = value.score - there.score
     gaps = _objective_gaps(one, first, apart=apart)
     if gaps is None or value.mean == there.mean:
         if gaps is None:
             notes.append("errors of differences are not paired: the runs' journals do not have the same items")
-        return Cell(value.points, value.error, difference, math.hypot(value.error, there.error), items=value.items)
+        return Cell(value.score, value.error, difference, math.hypot(value.error, there.error), items=value.items)
     # Points are not linear in every objective; between the two means they rise by this much.
     slope = abs(difference / (value.mean - there.mean))
-    return Cell(value.points, value.error, difference, slope * standard_error(gaps), paired=True, items=value.items)
+    return Cell(value.score, value.error, difference, slope * standard_error(gaps), paired=True, items=value.items)
 
 
 def _objective_gaps(one: Candidate, first: Candidate, *, apart: bool) -> list[float] | None:
@@ -99,4 +99,4 @@ def _objective_gaps(one: Candidate, first: Candidate, *, apart: bool) -> list[fl
 
 
 def _row_name(one: Candidate) -> str:
-    return one.side if one.side in ("dense", "staged") else "unified"
+    return one.variant if one.variant in ("dense", "staged") else "unified"

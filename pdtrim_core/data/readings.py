@@ -23,29 +23,29 @@ class Reading:
 
     `mean` is in the objective's own unit, `items` has one value an item in the order of the items (None where measuring
     stopped before it), `slope` is how many points a unit of the mean is worth there. A reading that was cut short has
-    `points` None and `ceiling`, the most that it could have reached.
+    `score` None and `ceiling`, the most that it could have reached.
     """
 
-    points: float | None
+    score: float | None
     mean: float | None
     items: tuple[float | None, ...] = ()
     slope: float = 0.0
     ceiling: float = 100.0
 
 
-class Points(float):
+class Score(float):
     """The points of a plan: a number that knows the reading behind it, so that two can be compared item by item."""
 
     reading: Reading
 
     def __new__(cls, reading: Reading) -> Self:
         """Make the number of a reading that was not cut short."""
-        assert reading.points is not None
-        points = super().__new__(cls, reading.points)
-        points.reading = reading
-        return points
+        assert reading.score is not None
+        score = super().__new__(cls, reading.score)
+        score.reading = reading
+        return score
 
-    def error_of_gain_over(self, other: Points) -> float:
+    def error_of_gain_over(self, other: Score) -> float:
         """Return the standard error, in points, of this number less the other one, paired over items."""
         pairs = zip(self.reading.items, other.reading.items, strict=True)
         slope = (self.reading.slope + other.reading.slope) / 2

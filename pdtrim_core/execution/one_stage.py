@@ -19,13 +19,13 @@ class _KvMade(Exception):  # noqa: N818 - no error: what a block was run for is 
 
 
 @contextmanager
-def stage_alone(model: BlockModel, plan: Plan, stage: Stage, stand_ins: Mapping[Merge | Shrink, nn.Module]) -> Iterator[None]:
+def stage_alone(model: BlockModel, plan: Plan, stage: Stage, replacements: Mapping[Merge | Shrink, nn.Module]) -> Iterator[None]:
     """Make the model one stage of a plan inside the context, with nothing in it that the stage does not run.
 
     Blocks that prefill has for their K/V alone end there, where a cache is given; the K/V are those of the whole block.
     Meant for timing: the reference in `two_phase` runs such blocks to their end.
     """
-    steps = prefill_steps(model, plan, stand_ins) if stage == "prefill" else decode_steps(model, plan, stand_ins)
+    steps = prefill_steps(model, plan, replacements) if stage == "prefill" else decode_steps(model, plan, replacements)
     with as_stage(model, steps):
         for step in steps:
             if step.passed_by:
@@ -44,7 +44,7 @@ def _end_at_kv(model: BlockModel, step: Step) -> None:
         return model.wrap(step.like, hidden)
 
     vars(step.module)["forward"] = forward
-    for name in model.place.attention[:1]:
+    for name in model.layout.attention[:1]:
         queries = step.module.get_submodule(name)
         vars(queries)["forward"] = _nothing(queries)
 

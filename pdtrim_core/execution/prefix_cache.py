@@ -40,7 +40,7 @@ Path = tuple[Place, ...]
 """What the two stages run, place by place from block 0 on. Plans whose paths begin the same share streams so far."""
 
 
-class Trunk:
+class PrefixCache:
     """Batches of items with streams that plans share, kept for all plans that are measured.
 
     The dense model's streams are kept at evenly spaced depths, as many as `budget` bytes hold (None: a quarter of the
@@ -73,8 +73,8 @@ class Trunk:
         self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if budget is None else budget)
         self._spent = 0
         self._prepared: dict[tuple[Item, ...], PreparedBatch] = {}
-        self.of_plans = Streams()
-        self.of_dense = self if dense is None else Trunk(dense, batch_tokens=batch_tokens, budget=0)
+        self.of_plans = PlanStates()
+        self.of_dense = self if dense is None else PrefixCache(dense, batch_tokens=batch_tokens, budget=0)
 
     def groups(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         """Return the items in groups that run as one batch each; a group's own grouping is itself."""
@@ -116,7 +116,7 @@ class Trunk:
         return self._budget - self._spent if self._reuse_plans else 0
 
 
-class Streams:
+class PlanStates:
     """The streams of plans that were measured last, by batch and path; the one that served longest ago goes first."""
 
     def __init__(self) -> None:
@@ -149,16 +149,16 @@ class Streams:
 class PreparedBatch:
     """One batch: its recording, and the streams kept of it."""
 
-    def __init__(self, model: BlockModel, batch: Batch, trunk: Trunk) -> None:
+    def __init__(self, model: BlockModel, batch: Batch, prefix_cache: PrefixCache) -> None:
         self.batch = batch
         self._model = model
-        self._trunk = trunk
+        self._prefix_cache = prefix_cache
         self.recording = _record(model, batch.rows)
         self._prompt_recording: Recording | None = None
         self._dense_ND: Tensor | None = None
         self._dense_path: Path = tuple(Place(block, ((block, None),), ((block, None),)) for block in range(model.block_count))
         self._dense: dict[int, Tensor] = {0: self.recording.hidden_BTD}
-        granted = trunk.grant(self.recording.hidden_BTD.nbytes, model.block_count)
+        granted = prefix_cache.grant(self.recording.hidden_BTD.nbytes, model.block_count)
         self._stride = math.ceil(model.block_count / granted) if granted else 0
 
     @property
@@ -170,11 +170,11 @@ class PreparedBatch:
         return self._prompt_recording
 
     @property
-    def dense_stream(self) -> Tensor:
+    def dense_hidden(self) -> Tensor:
         """The dense model's stream `[N, D]` behind the last block where logits count, made when first wanted and kept."""
-        if self._dense_ND is None and self._trunk.of_dense is not self._trunk:
-            of_dense = self._trunk.of_dense
-            self._dense_ND = PreparedBatch(of_dense.model, self.batch, of_dense).dense_stream
+        if self._dense_ND is None and self._prefix_cache.of_dense is not self._prefix_cache:
+            of_dense = self._prefix_cache.of_dense
+            self._dense_ND = PreparedBatch(of_dense.model, self.batch, of_dense).dense_hidden
         elif self._dense_ND is None:
             hidden_BTD = self.dense_at(self._model.block_count)
             self._dense_ND = hidden_BTD[self.batch.at_row, self.batch.at_column]
@@ -192,7 +192,7 @@ class PreparedBatch:
         """Return how many places of a path need not be run, and the stream behind them."""
         dense = self._dense_places(path)
         for places in range(len(path), dense, -1):
-            found = self._trunk.of_plans.find(id(self), path[:places])
+            found = self._prefix_cache.of_plans.find(id(self), path[:places])
             if found is not None:
                 return places, found
         index = max(kept for kept in self._dense if kept <= dense)
@@ -201,7 +201,7 @@ class PreparedBatch:
     def keep(self, path: Path, hidden_BTD: Tensor) -> None:
         """Keep the stream behind a path, if the budget holds it."""
         if self._dense_places(path) < len(path):
-            self._trunk.of_plans.keep(id(self), path, hidden_BTD, room=self._trunk.room_for_plans)
+            self._prefix_cache.of_plans.keep(id(self), path, hidden_BTD, room=self._prefix_cache.room_for_plans)
         elif self._stride and len(path) % self._stride == 0:
             self._dense.setdefault(len(path), hidden_BTD)
 

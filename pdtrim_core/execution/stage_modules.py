@@ -30,7 +30,7 @@ class Step:
     slot: int | None = None
 
 
-def prefill_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
+def prefill_steps(model: BlockModel, plan: Plan, replacements: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
     """Return what prefill runs, and what it computes for the K/V alone, in order."""
     slots = plan.slots(model.block_count)
     sources = {source.block: source for source in plan.kv_map(model.block_count)}
@@ -40,41 +40,43 @@ def prefill_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shri
         number = None if source is None else source.slot
         merge = None if number is None else slots[number].merge
         if merge is not None and source is not None and source.source in ("shadow", "kv-only"):
-            steps.append(Step(stand_ins[merge], merge.keep, passed_by=True, slot=number))
+            steps.append(Step(replacements[merge], merge.keep, passed_by=True, slot=number))
             number = None
         match plan.state("prefill", block):
             case "run":
                 steps.append(Step(model.blocks[block], block, slot=number))
             case "kv-only" if merge is None and number is not None:
-                module = _shrunk(model, block, slots[number].shrinks, stand_ins)
+                module = _shrunk(model, block, slots[number].shrinks, replacements)
                 steps.append(Step(module, block, passed_by=True, slot=number))
             case "shrunk":
-                steps.append(Step(_shrunk(model, block, plan.prefill.shrinks_at(block), stand_ins), block, slot=number))
+                steps.append(Step(_shrunk(model, block, plan.prefill.shrinks_at(block), replacements), block, slot=number))
             case "merged":
                 (merge,) = (element for element in plan.prefill.at(block) if isinstance(element, Merge))
-                steps.append(Step(stand_ins[merge], merge.keep, slot=number))
+                steps.append(Step(replacements[merge], merge.keep, slot=number))
     return steps
 
 
-def decode_steps(model: BlockModel, plan: Plan, stand_ins: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
+def decode_steps(model: BlockModel, plan: Plan, replacements: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
     """Return what decode runs, in the order of its slots."""
     steps = []
     for slot in plan.slots(model.block_count):
         if slot.merge is not None:
-            steps.append(Step(stand_ins[slot.merge], slot.merge.keep))
+            steps.append(Step(replacements[slot.merge], slot.merge.keep))
         else:
-            steps.append(Step(_shrunk(model, slot.block, slot.shrinks, stand_ins), slot.block))
+            steps.append(Step(_shrunk(model, slot.block, slot.shrinks, replacements), slot.block))
     return steps
 
 
-def _shrunk(model: BlockModel, block: int, shrinks: Sequence[Shrink], stand_ins: Mapping[Merge | Shrink, nn.Module]) -> nn.Module:
-    return model.narrowed(shrinks, stand_ins) if shrinks else model.blocks[block]
+def _shrunk(
+    model: BlockModel, block: int, shrinks: Sequence[Shrink], replacements: Mapping[Merge | Shrink, nn.Module]
+) -> nn.Module:
+    return model.narrowed(shrinks, replacements) if shrinks else model.blocks[block]
 
 
 @contextmanager
 def as_stage(model: BlockModel, steps: Sequence[Step]) -> Iterator[None]:
     """Give the model another list of blocks, renumbered, with a config to match; put everything back in any case."""
-    parent_path, _, name = model.place.blocks.rpartition(".")
+    parent_path, _, name = model.layout.blocks.rpartition(".")
     parent = model.model.get_submodule(parent_path)
     blocks = getattr(parent, name)
     # Attributes that change are kept as they lie in the objects' own dictionaries: a config of transformers would check

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution import two_phase
-from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PreparedBatch, Trunk
+from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import HEAD_NUMBERS, BlockModel
 from pdtrim_core.plan.elements import Merge, Shrink, Stage
@@ -30,7 +30,7 @@ from pdtrim_core.plan.plan import Plan
 NORMALISED_AT_ONCE = 2
 """Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
 
-StandIns = Mapping[Merge | Shrink, nn.Module]
+Replacements = Mapping[Merge | Shrink, nn.Module]
 """For a merge the block that stands for its run; for a shrink the projection out of its part, where that is not the dense one
 less some columns."""
 
@@ -45,17 +45,17 @@ class Scored(NamedTuple):
 class StagedModel:
     """A model under a plan. Making one is cheap; the trunk holds what plans share.
 
-    `stand_ins` has a module for every merge of the plan. Raises `PlanError` for a plan that does not fit.
+    `replacements` has a module for every merge of the plan. Raises `PlanError` for a plan that does not fit.
     """
 
-    def __init__(self, trunk: Trunk, plan: Plan, stand_ins: StandIns | None = None) -> None:
-        plan.check_fits(trunk.model.block_count)
+    def __init__(self, prefix_cache: PrefixCache, plan: Plan, replacements: Replacements | None = None) -> None:
+        plan.check_fits(prefix_cache.model.block_count)
         self.plan = plan
-        self._trunk = trunk
-        self._model = trunk.model
-        self._stand_ins = dict(stand_ins or {})
+        self._prefix_cache = prefix_cache
+        self._model = prefix_cache.model
+        self._replacements = dict(replacements or {})
         for element in (*plan.prefill, *plan.decode):
-            if isinstance(element, Merge) and element not in self._stand_ins:
+            if isinstance(element, Merge) and element not in self._replacements:
                 raise PdtrimError(f"the plan has {element}, but no merged block was given for it")
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
@@ -68,7 +68,7 @@ class StagedModel:
 
     def _scored(self, items: Sequence[Item], *, greedy: bool) -> list[tuple[Scored, ...]]:
         found: dict[Item, list[Scored]] = {}
-        for group, prepared in self._trunk.batches(items):
+        for group, prepared in self._prefix_cache.batches(items):
             with torch.inference_mode():
                 logprobs, likeliest = self._targets(prepared, greedy=greedy)
             of_group = [[Scored(0.0, greedy)] * len(item.choices) for item in group]
@@ -108,7 +108,7 @@ class StagedModel:
         """
         right = {item: _right_choice_of(item) for item in items}
         means: dict[Item, float] = {}
-        for group, prepared in self._trunk.batches(list(right.values())):
+        for group, prepared in self._prefix_cache.batches(list(right.values())):
             with torch.inference_mode():
                 of_tokens = self._token_divergences(prepared)
             for number, item in enumerate(group):
@@ -118,7 +118,7 @@ class StagedModel:
 
     def _token_divergences(self, prepared: PreparedBatch) -> list[float]:
         """Return KL(dense || plan) of the distributions that each target token of a batch is drawn from."""
-        batch, dense_ND, dense = prepared.batch, prepared.dense_stream, self._trunk.of_dense.model
+        batch, dense_ND, dense = prepared.batch, prepared.dense_hidden, self._prefix_cache.of_dense.model
         stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
         # Two sets of logits are held, so each has half the positions that one may have.
         step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
@@ -153,7 +153,7 @@ class StagedModel:
     @property
     def _end(self) -> int:
         """Where to stop: behind the last block, or behind decode's last one where decode makes every token."""
-        if self._trunk.first_token == "prefill":
+        if self._prefix_cache.first_token == "prefill":
             return self._model.block_count
         return self.plan.slots(self._model.block_count)[-1].blocks[-1] + 1
 
@@ -192,11 +192,11 @@ class StagedModel:
             if state == "run":
                 branch.append((block, None))
             elif state == "shrunk":
-                branch.append((block, self._model.narrowed(self.plan.removal(stage).shrinks_at(block), self._stand_ins)))
+                branch.append((block, self._model.narrowed(self.plan.removal(stage).shrinks_at(block), self._replacements)))
             elif state == "merged":
                 (merge,) = self.plan.removal(stage).at(block)
                 assert isinstance(merge, Merge)
-                branch.append((merge.keep, self._stand_ins[merge]))
+                branch.append((merge.keep, self._replacements[merge]))
         return tuple(branch)
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
@@ -207,7 +207,7 @@ class StagedModel:
         """
         _ = self._path  # holds the narrowed blocks from one prompt to the next
         return two_phase.generate(
-            self._model, self.plan, prompt, max_new_tokens, recompute=self._recomputed(recompute), stand_ins=self._stand_ins
+            self._model, self.plan, prompt, max_new_tokens, recompute=self._recomputed(recompute), replacements=self._replacements
         )
 
     def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
@@ -217,8 +217,8 @@ class StagedModel:
             self.plan,
             ids_BT,
             mask_BT,
-            first_token=self._trunk.first_token,
-            stand_ins=self._stand_ins,
+            first_token=self._prefix_cache.first_token,
+            replacements=self._replacements,
             **options,
         )
 
@@ -228,15 +228,15 @@ class StagedModel:
         This is the reference that scoring in one pass agrees with.
         """
         return two_phase.continuation_logits(
-            self._model, self.plan, prompt, continuation, recompute=self._recomputed(None), stand_ins=self._stand_ins
+            self._model, self.plan, prompt, continuation, recompute=self._recomputed(None), replacements=self._replacements
         )
 
     def _recomputed(self, recompute: int | None) -> int:
-        least = 1 if self._trunk.first_token == "decode" else 0
+        least = 1 if self._prefix_cache.first_token == "decode" else 0
         if recompute is None:
             return least
         if recompute < least or (least == 0 and recompute > 0):
-            raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self._trunk.first_token}'")
+            raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self._prefix_cache.first_token}'")
         return recompute
 
 

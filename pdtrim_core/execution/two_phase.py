@@ -27,14 +27,14 @@ def generate(
     max_new_tokens: int,
     *,
     recompute: int,
-    stand_ins: Mapping[Merge | Shrink, nn.Module],
+    replacements: Mapping[Merge | Shrink, nn.Module],
 ) -> list[int]:
     """Return the greedy continuation of a prompt; ends early at the model's end-of-sequence token."""
     stops = _stop_tokens(model)
     made: list[int] = []
     with torch.inference_mode():
-        cache, logits_V = _prefill(model, plan, prompt, recompute, stand_ins)
-        with as_stage(model, decode_steps(model, plan, stand_ins)):
+        cache, logits_V = _prefill(model, plan, prompt, recompute, replacements)
+        with as_stage(model, decode_steps(model, plan, replacements)):
             if recompute:
                 logits_V = _forward(model, prompt[len(prompt) - recompute :], cache)
             while len(made) < max_new_tokens:
@@ -52,13 +52,13 @@ def continuation_logits(
     continuation: Sequence[int],
     *,
     recompute: int,
-    stand_ins: Mapping[Merge | Shrink, nn.Module],
+    replacements: Mapping[Merge | Shrink, nn.Module],
 ) -> Tensor:
     """Return the logits `[token, V]` that each token of a continuation is scored by, one decode step a token."""
     with torch.inference_mode():
-        cache, logits_V = _prefill(model, plan, prompt, recompute, stand_ins)
+        cache, logits_V = _prefill(model, plan, prompt, recompute, replacements)
         rows = []
-        with as_stage(model, decode_steps(model, plan, stand_ins)):
+        with as_stage(model, decode_steps(model, plan, replacements)):
             if recompute:
                 logits_V = _forward(model, prompt[len(prompt) - recompute :], cache)
             rows.append(logits_V)
@@ -73,7 +73,7 @@ def generate_batch(
     mask_BT: Tensor,
     *,
     first_token: FirstToken,
-    stand_ins: Mapping[Merge | Shrink, nn.Module],
+    replacements: Mapping[Merge | Shrink, nn.Module],
     **options: Any,
 ) -> Tensor:
     """Return prompts with what follows each, `[B, T + new]`; each phase is `transformers`' own `generate`, given `options`.
@@ -82,11 +82,13 @@ def generate_batch(
     `max_length`, in which the prompt counts, and `pad_token_id`.
     """
     with torch.inference_mode():
-        begun_BT, cache = _prefill_batch(model, plan, ids_BT, mask_BT, first_token=first_token, stand_ins=stand_ins, **options)
+        begun_BT, cache = _prefill_batch(
+            model, plan, ids_BT, mask_BT, first_token=first_token, replacements=replacements, **options
+        )
         if begun_BT.shape[1] >= options["max_length"]:
             return begun_BT
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(ids_BT), begun_BT.shape[1] - ids_BT.shape[1])], dim=1)
-        with as_stage(model, decode_steps(model, plan, stand_ins)):
+        with as_stage(model, decode_steps(model, plan, replacements)):
             whole_BT: Tensor = model.model.generate(begun_BT, attention_mask=mask_BT, past_key_values=cache, **options)
         if first_token == "prefill":
             # Decode does not know that prefill's token may have been the last one.
@@ -102,14 +104,14 @@ def _prefill_batch(
     mask_BT: Tensor,
     *,
     first_token: FirstToken,
-    stand_ins: Mapping[Merge | Shrink, nn.Module],
+    replacements: Mapping[Merge | Shrink, nn.Module],
     **options: Any,
 ) -> tuple[Tensor, Any]:
     """Run prefill; return the prompts, with their first token where prefill makes it, and the cache that decode starts from."""
     cache, width = _new_cache(), ids_BT.shape[1]
     if first_token == "decode" and width == 1:
         return ids_BT, cache
-    steps = prefill_steps(model, plan, stand_ins)
+    steps = prefill_steps(model, plan, replacements)
     with as_stage(model, _something(steps)):
         if first_token == "prefill":
             one_more = {**options, "max_length": width + 1}
@@ -136,14 +138,14 @@ def _new_cache() -> Any:
 
 
 def _prefill(
-    model: BlockModel, plan: Plan, prompt: Sequence[int], recompute: int, stand_ins: Mapping[Merge | Shrink, nn.Module]
+    model: BlockModel, plan: Plan, prompt: Sequence[int], recompute: int, replacements: Mapping[Merge | Shrink, nn.Module]
 ) -> tuple[Any, Tensor]:
     """Run prefill; return the cache that decode starts from, and prefill's logits behind its last token."""
     cache = _new_cache()
     read = prompt[: len(prompt) - recompute]
     if not read:
         return cache, torch.empty(0)
-    steps = prefill_steps(model, plan, stand_ins)
+    steps = prefill_steps(model, plan, replacements)
     with as_stage(model, _something(steps)):
         logits_V = _forward(model, read, cache)
     return _hand_over(model, plan, steps, cache), logits_V

@@ -31,7 +31,7 @@ from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.atomic_files import cache_folder
 from pdtrim_core.results.outcome import versions
-from pdtrim_core.results.task_results import Side, TaskResult, find_result, write_result
+from pdtrim_core.results.task_results import TaskResult, Variant, find_result, write_result
 
 PACKAGES = ("lm_eval", "datasets")
 
@@ -58,59 +58,59 @@ class Evaluation:
         self._run = run
         self._options = options
         self._say = say
-        self._models: dict[Side, PdtrimLM] = {}
+        self._models: dict[Variant, PdtrimLM] = {}
 
     @cached_property
     def _hub(self) -> Any:
         """The harness' own tasks, where they are used."""
         return tasks.hub_tasks() if self._options.source.data is None else None
 
-    def results(self, names: Sequence[str], sides: Sequence[Side], *, fresh: bool = False) -> Iterator[TaskResult]:
+    def results(self, names: Sequence[str], variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
         """Yield each task's result on each side, the sides of a task together; `fresh` measures what is known again."""
         with _quiet():
             known = tasks.check_names(names, self._options.source, self._hub, runs_code=self._options.runs_code)
-            for side in sides:
-                self._run.plan_of(side)
+            for variant in variants:
+                self._run.plan_of(variant)
             for task in known:
-                for side in sides:
-                    yield self._result(task, side, fresh=fresh)
+                for variant in variants:
+                    yield self._result(task, variant, fresh=fresh)
 
-    def _result(self, task: str, side: Side, *, fresh: bool) -> TaskResult:
-        settings = self.settings(task, side)
-        places = [self._run.path, *([cache_folder()] if side == "dense" else [])]
+    def _result(self, task: str, variant: Variant, *, fresh: bool) -> TaskResult:
+        settings = self.settings(task, variant)
+        places = [self._run.path, *([cache_folder()] if variant == "dense" else [])]
         for place in places if not fresh else ():
-            found = find_result(place, task, side, settings)
+            found = find_result(place, task, variant, settings)
             if found is not None:
-                self._say(f"{task}, {side}: known")
+                self._say(f"{task}, {variant}: known")
                 return self._keep(found, places[:1] if place != self._run.path else [])
-        self._say(f"{task}, {side}: running")
-        return self._keep(self._measure(task, side, settings), places)
+        self._say(f"{task}, {variant}: running")
+        return self._keep(self._measure(task, variant, settings), places)
 
     def _keep(self, result: TaskResult, places: Sequence[Path]) -> TaskResult:
         for place in places:
             write_result(place, result)
         return result
 
-    def _model(self, side: Side) -> PdtrimLM:
-        if side not in self._models:
+    def _model(self, variant: Variant) -> PdtrimLM:
+        if variant not in self._models:
             options = self._options
-            self._models[side] = PdtrimLM(
+            self._models[variant] = PdtrimLM(
                 self._run,
-                stage=side,
+                stage=variant,
                 first_token=options.first_token,
                 prompt_share=options.prompt_share,
                 batch_tokens=options.batch_tokens,
                 batch_size=options.batch_size,
             )
-        return self._models[side]
+        return self._models[variant]
 
-    def settings(self, task: str, side: Side) -> dict[str, Any]:
+    def settings(self, task: str, variant: Variant) -> dict[str, Any]:
         """Return all that decides the numbers of a task on a side."""
-        options, model = self._options, self._model(side)
+        options, model = self._options, self._model(variant)
         return {
             "weights": self._run.outcome.environment.weights,
-            "plan": None if side == "dense" else self._plan_digest(model),
-            "first_token": model.first_token if side == "staged" else None,
+            "plan": None if variant == "dense" else self._plan_digest(model),
+            "first_token": model.first_token if variant == "staged" else None,
             "dtype": str(next(model.blocks.model.parameters()).dtype).removeprefix("torch."),
             "window": model.max_length,
             **options.source.settings(task, self._hub),
@@ -134,11 +134,11 @@ class Evaluation:
             raise PdtrimError(f"the tokenizer of {model.blocks.name} has no chat template: leave out --apply-chat-template")
         return json.dumps(template)
 
-    def _measure(self, task: str, side: Side, settings: dict[str, Any]) -> TaskResult:
+    def _measure(self, task: str, variant: Variant, settings: dict[str, Any]) -> TaskResult:
         from lm_eval import simple_evaluate  # noqa: PLC0415 - heavy
         from lm_eval.tasks import TaskManager  # noqa: PLC0415 - the same
 
-        options, model = self._options, self._model(side)
+        options, model = self._options, self._model(variant)
         loaded = tasks.load_task(task, options.source, self._hub)
         model.start_notes()
         started = time.perf_counter()
@@ -156,7 +156,7 @@ class Evaluation:
         metrics = with_errors(metrics_of(found, task), answers)
         return TaskResult(
             task=task,
-            side=side,
+            variant=variant,
             metrics=metrics,
             main=main_of(metrics),
             answers=answers,

@@ -23,13 +23,13 @@ from transformers import PreTrainedTokenizerBase
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import Scored, StagedModel
 from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.elements import KvOnly
 from pdtrim_core.plan.plan import FirstToken, Plan
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 
 ROWS = 16
 """Prompts that generate together, where nobody says how many."""
@@ -51,7 +51,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         self,
         run: str | LoadedRun,
         *,
-        stage: Side = "staged",
+        stage: Variant = "staged",
         first_token: FirstToken | None = None,
         prompt_share: float = 0.0,
         batch_tokens: int | None = None,
@@ -64,7 +64,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
     ) -> None:
         del device, max_batch_size
         opened = run if isinstance(run, LoadedRun) else load_run(Path(run))
-        self.side = stage
+        self.variant = stage
         self.plan = opened.plan_of(stage)
         self.first_token = _checked(first_token, stage, opened)
         self.prompt_share = _share(prompt_share)
@@ -160,8 +160,8 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         if self._packed is None:
             self._packed = packing_agrees(self.blocks, tuple(items[:PACKING_TRIALS]), batch_tokens=self._batch_tokens)
         found: dict[Item, tuple[Scored, ...]] = {}
-        groups = self._trunk().groups(items)
-        bar = tqdm(total=len(items), desc=f"{self.side}", unit=" items", disable=silent or not sys.stderr.isatty())
+        groups = self._prefix_cache().groups(items)
+        bar = tqdm(total=len(items), desc=f"{self.variant}", unit=" items", disable=silent or not sys.stderr.isatty())
         while groups:
             group = groups.pop(0)
             try:
@@ -172,17 +172,17 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
                 if self._batch_tokens < 2 or len(group) == 1:
                     raise PdtrimError("the device has no memory left, even for the smallest batch") from None
                 self._batch_tokens //= 2
-                groups = self._trunk().groups([*group, *(item for other in groups for item in other)])
+                groups = self._prefix_cache().groups([*group, *(item for other in groups for item in other)])
         bar.close()
         return [found[item] for item in items]
 
-    def _trunk(self) -> Trunk:
-        return Trunk(
+    def _prefix_cache(self) -> PrefixCache:
+        return PrefixCache(
             self.blocks, first_token=self.first_token, batch_tokens=self._batch_tokens, budget=0, packed=bool(self._packed)
         )
 
     def _staged(self) -> StagedModel:
-        return StagedModel(self._trunk(), self.plan, self.modules)
+        return StagedModel(self._prefix_cache(), self.plan, self.modules)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         """Return prompts with what follows them, in two phases with a hand-over of K/V."""
@@ -204,12 +204,12 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes of a model."""
-        return {"model_name": self.blocks.name, "stage": self.side, "first_token": self.first_token, "plan": str(self.plan)}
+        return {"model_name": self.blocks.name, "stage": self.variant, "first_token": self.first_token, "plan": str(self.plan)}
 
 
-def _checked(first_token: FirstToken | None, side: Side, run: LoadedRun) -> FirstToken:
+def _checked(first_token: FirstToken | None, variant: Variant, run: LoadedRun) -> FirstToken:
     """Return who makes the first token. Raises `PdtrimError` where prefill cannot."""
-    if side != "staged":
+    if variant != "staged":
         return "decode"  # it is the same model in both stages, so nothing depends on it
     saved = run.outcome.plan
     wanted = first_token or saved.first_token

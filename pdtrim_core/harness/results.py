@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
-from pdtrim_core.results.task_results import Answer, Metric
+from pdtrim_core.results.task_results import ItemAnswer, Metric
 
 PREFERRED = ("acc", "word_perplexity", "pass@1", "prompt_level_strict_acc", "exact_match")
 """The metric that tables show, the first of these that a task has."""
@@ -41,7 +41,7 @@ def _values(own: Mapping[str, Any]) -> Iterator[tuple[str, float, float | None]]
             yield shown, float(own[key]), float(error) if isinstance(error, int | float) and math.isfinite(error) else None
 
 
-def with_errors(metrics: Mapping[str, Metric], answers: Sequence[Answer]) -> dict[str, Metric]:
+def with_errors(metrics: Mapping[str, Metric], answers: Sequence[ItemAnswer]) -> dict[str, Metric]:
     """Return metrics with the standard error of the mean over items, where the harness gave none and the metric is that mean.
 
     It gives none to a group that has a part with a single item.
@@ -49,7 +49,7 @@ def with_errors(metrics: Mapping[str, Metric], answers: Sequence[Answer]) -> dic
     return {name: replace(metric, error=_error(metric, name, answers)) for name, metric in metrics.items()}
 
 
-def _error(metric: Metric, name: str, answers: Sequence[Answer]) -> float | None:
+def _error(metric: Metric, name: str, answers: Sequence[ItemAnswer]) -> float | None:
     values = [answer.values[name] for answer in answers if name in answer.values]
     if metric.error is not None or len(values) < 2 or not math.isclose(fmean(values), metric.value, abs_tol=1e-9):
         return metric.error
@@ -61,7 +61,7 @@ def main_of(metrics: Mapping[str, Metric]) -> str:
     return next((name for name in PREFERRED if name in metrics), next(iter(metrics)))
 
 
-def answers_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Answer, ...]:
+def answers_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[ItemAnswer, ...]:
     """Return what came out for each item, in order, of all parts of a task."""
     answers = []
     for task, of_task in samples.items():
@@ -76,7 +76,7 @@ def answers_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Answ
                 if value is not None:
                     values[f"{metric},{sample['filter']}" if several else metric] = value
             said.setdefault(number, (_name(sample["doc"], f"{task}/{number}"), _said(sample)))
-        answers += [Answer(said[number][0], values, said[number][1]) for number, values in sorted(by_item.items())]
+        answers += [ItemAnswer(said[number][0], values, said[number][1]) for number, values in sorted(by_item.items())]
     return tuple(answers)
 
 

@@ -27,7 +27,7 @@ from pdtrim_core.host.discovery import ONLY, Imported, Origin, import_plugin, in
 from pdtrim_core.host.tracing import traced
 
 if TYPE_CHECKING:
-    from pdtrim_core.model.block_layout import BlockPlace
+    from pdtrim_core.model.block_layout import BlockLayout
 
 __all__ = ["NAME", "Failure", "Origin", "PluginHost", "Provided", "load_plugins"]
 
@@ -156,7 +156,7 @@ class PluginHost:
         hint = f" ({'; '.join(hints)})" if hints else ""
         raise RecipeError(kind, [f"there is no {kind} '{name}'{did_you_mean(name, known)}{hint}"])
 
-    def find_blocks(self, model: Any, name: str) -> BlockPlace:
+    def find_blocks(self, model: Any, name: str) -> BlockLayout:
         """Return where a transformers model keeps its blocks; `name` names the model.
 
         Raises `PdtrimError` if no plugin knows, and `PluginError` if none does and one failed.
@@ -165,13 +165,13 @@ class PluginHost:
         for implementation in reversed(self.hook.pdtrim_find_blocks.get_hookimpls()):
             try:
                 with traced("pdtrim_find_blocks", implementation.plugin_name) as found:
-                    place = found.answer = implementation.function(*[model][: len(implementation.argnames)])
+                    layout = found.answer = implementation.function(*[model][: len(implementation.argnames)])
             except Exception as error:  # noqa: BLE001 - foreign code, and another plugin may know this family
                 what = f"the hook pdtrim_find_blocks of {implementation.plugin_name} failed"
                 failed.append(PluginError(f"{what}: {type(error).__name__}: {error}"))
                 continue
-            if place is not None:
-                return cast("BlockPlace", place)
+            if layout is not None:
+                return cast("BlockPlace", layout)
         if failed:
             raise failed[0]
         raise PdtrimError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class BlockPlace:
+class BlockLayout:
     """Where a family keeps its list of blocks: the path of the module list, such as "model.layers".
 
     `kv` names the parts of a block that K and V are made with (the norm in front, the two projections, their norms);

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_calls import Call, run_block, split_call
-from pdtrim_core.model.block_layout import BlockPlace
+from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_config, probe
@@ -48,17 +48,17 @@ class BlockModel:
     length of the batch.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, place: BlockPlace, *, name: str = "", license_id: str = "") -> None:
+    def __init__(self, model: Any, tokenizer: Any, layout: BlockLayout, *, name: str = "", license_id: str = "") -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = tokenizer
-        self.place = place
+        self.layout = layout
         self.name = name
         self.license = license_id
-        self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(place.blocks))
+        self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(layout.blocks))
         self.config = model.config.get_text_config()
         check_config(model.config, self.config, name)
         one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, place=place.blocks)
+        self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, layout=layout.blocks)
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
         self._logits: Tensor | None = None
@@ -86,7 +86,7 @@ class BlockModel:
     @cached_property
     def sizes(self) -> ModelSizes:
         """The sizes that costs are computed from."""
-        return sizes_of(self.model, self.place)
+        return sizes_of(self.model, self.layout)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -152,7 +152,7 @@ class BlockModel:
 
     def units(self, block: int) -> Units:
         """Return the heads and channels of a block."""
-        return Units(self.blocks[block], self.place, head_dim_of(self.config))
+        return Units(self.blocks[block], self.layout, head_dim_of(self.config))
 
     def narrowed(self, shrinks: Sequence[Shrink], outputs: Mapping[Any, nn.Module]) -> nn.Module:
         """Return a block less the units that shrinks of it remove, the same module as long as someone holds it.
@@ -163,7 +163,7 @@ class BlockModel:
         thin = self._narrowed.get(key)
         if thin is None:
             block = self.blocks[shrinks[0].block]
-            thin = self._narrowed[key] = narrowed(block, self.place, head_dim_of(self.config), shrinks, outputs)
+            thin = self._narrowed[key] = narrowed(block, self.layout, head_dim_of(self.config), shrinks, outputs)
         return thin
 
     def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:

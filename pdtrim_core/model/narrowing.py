@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pdtrim_core.errors import PlanError
-from pdtrim_core.model.block_layout import BlockPlace
+from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.elements import Shrink
 
 COUNTS = {"attention": ("num_heads", "num_key_value_heads"), "mlp": ("intermediate_size",)}
@@ -29,9 +29,9 @@ class Units:
     into it and a column of the one out of it. A part is missing where a family's projections are fused or are experts.
     """
 
-    def __init__(self, block: nn.Module, place: BlockPlace, head_dim: int) -> None:
+    def __init__(self, block: nn.Module, layout: BlockLayout, head_dim: int) -> None:
         self._block = block
-        self._names = {"attention": place.attention, "mlp": place.mlp}
+        self._names = {"attention": layout.attention, "mlp": layout.mlp}
         self._head_dim = head_dim
 
     def has(self, part: str) -> bool:
@@ -71,19 +71,19 @@ class Units:
 
 
 def narrowed(
-    block: nn.Module, place: BlockPlace, head_dim: int, shrinks: Sequence[Shrink], outputs: Mapping[Shrink, nn.Module]
+    block: nn.Module, layout: BlockLayout, head_dim: int, shrinks: Sequence[Shrink], outputs: Mapping[Shrink, nn.Module]
 ) -> nn.Module:
     """Return a block without the units that some shrinks remove; all weights that stay whole are shared with the block.
 
     `outputs` has the projection out of a part where it is not the dense one less its columns. Raises `PlanError` where the
     block has no such units, or would keep none.
     """
-    units = Units(block, place, head_dim)
+    units = Units(block, layout, head_dim)
     shared = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
     thin = copy.deepcopy(block, shared)
     for shrink in shrinks:
         kept = _kept(units, shrink)
-        names = place.attention if shrink.part == "attention" else place.mlp
+        names = layout.attention if shrink.part == "attention" else layout.mlp
         for name in names:
             out = name == names[-1]
             linear = _find(block, name)

@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from pdtrim_core.model.block_layout import BlockPlace
+from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.narrowing import Units, head_dim_of
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.plan.elements import PARTS
 
 
-def sizes_of(model: Any, place: BlockPlace) -> ModelSizes:
+def sizes_of(model: Any, layout: BlockLayout) -> ModelSizes:
     """Read the sizes off a model; on the meta device no weights are needed."""
     config = model.config.get_text_config()
-    blocks = tuple(_block_sizes(block, config, place) for block in model.get_submodule(place.blocks))
+    blocks = tuple(_block_sizes(block, config, layout) for block in model.get_submodule(layout.blocks))
     unique = {id(parameter): parameter for parameter in model.parameters()}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     of_head = list(head.parameters()) if head is not None else []
@@ -28,31 +28,31 @@ def sizes_of(model: Any, place: BlockPlace) -> ModelSizes:
     )
 
 
-def _block_sizes(block: nn.Module, config: Any, place: BlockPlace) -> BlockSizes:
+def _block_sizes(block: nn.Module, config: Any, layout: BlockLayout) -> BlockSizes:
     heads, head_dim = config.num_attention_heads, head_dim_of(config)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     total = sum(parameter.numel() for parameter in block.parameters())
     experts = sum(p.numel() for name, p in block.named_parameters() if ".experts." in f".{name}.")
     expert_count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     chosen = getattr(config, "num_experts_per_tok", None) or expert_count
-    units = Units(block, place, head_dim)
+    units = Units(block, layout, head_dim)
     return BlockSizes(
         parameters=total,
         active=total - experts + experts * chosen // expert_count,
-        kv_parameters=_kv_parameters(block, place) or 2 * kv_heads * head_dim * config.hidden_size,
+        kv_parameters=_kv_parameters(block, layout) or 2 * kv_heads * head_dim * config.hidden_size,
         kv_width=2 * kv_heads * head_dim,
         attention_width=heads * head_dim,
         units={part: (units.count(part), units.parameters(part)) for part in PARTS if units.has(part)},
-        kv_norms=_kv_norms(block, place),
+        kv_norms=_kv_norms(block, layout),
     )
 
 
-def _kv_parameters(block: nn.Module, place: BlockPlace) -> int:
+def _kv_parameters(block: nn.Module, layout: BlockLayout) -> int:
     """Return what a block's K and V projections hold, whose inputs a replaced model may have cut; 0 where they are fused."""
-    return sum(parameter.numel() for name in place.attention[1:3] for parameter in block.get_submodule(name).parameters())
+    return sum(parameter.numel() for name in layout.attention[1:3] for parameter in block.get_submodule(name).parameters())
 
 
-def _kv_norms(block: nn.Module, place: BlockPlace) -> int:
+def _kv_norms(block: nn.Module, layout: BlockLayout) -> int:
     """Return what K and V take beside their projections: the norm in front, and K's own."""
-    names = [name for name in place.kv if name not in place.attention]
+    names = [name for name in layout.kv if name not in layout.attention]
     return sum(parameter.numel() for name in names for parameter in block.get_submodule(name).parameters())

@@ -32,7 +32,7 @@ def check_config(config: Any, text_config: Any, name: str) -> None:
 
 
 def probe(
-    model: Any, blocks: Sequence[nn.Module], ids: Tensor, *, name: str, place: str
+    model: Any, blocks: Sequence[nn.Module], ids: Tensor, *, name: str, layout: str
 ) -> tuple[tuple[tuple[Any, ...] | None, ...], int]:
     """Run one token through a model; learn whether its blocks return tensors or tuples. Raises where they form no chain.
 
@@ -57,7 +57,7 @@ def probe(
     )
     if not chained:
         raise PdtrimError(
-            f"{name}: the blocks at {place} are not a plain chain in which each takes the output of the one before; this "
+            f"{name}: the blocks at {layout} are not a plain chain in which each takes the output of the one before; this "
             "architecture cannot be pruned by blocks"
         )
     returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, output in seen)

@@ -60,7 +60,7 @@ def save_replaced(replaced: BlockModel, dense: BlockModel, folder: Path) -> None
     """Write the weights of a model that replaced the dense one, a file a block and one for the rest; not those they share."""
     shared = {tensor.data_ptr() for tensor in dense.model.parameters()}
     own = {name: tensor for name, tensor in replaced.model.named_parameters() if tensor.data_ptr() not in shared}
-    prefixes = [f"{replaced.place.blocks}.{index}." for index in range(replaced.block_count)]
+    prefixes = [f"{replaced.layout.blocks}.{index}." for index in range(replaced.block_count)]
     for number, prefix in enumerate(prefixes):
         _write(folder / f"block-{number}.safetensors", {name: own.pop(name) for name in list(own) if name.startswith(prefix)})
     _write(folder / "rest.safetensors", own)

@@ -13,7 +13,7 @@ from pdtrim_core.results.outcome import SearchStep
 
 
 @dataclass
-class RunLog:
+class RunEvents:
     """The steps of a run as events, with the seconds that each took, the notes made on the way, and the steps of the search."""
 
     host: PluginHost

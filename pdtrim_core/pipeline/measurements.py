@@ -9,22 +9,22 @@ from random import Random
 
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Calibration, Item
-from pdtrim_core.data.readings import Points
+from pdtrim_core.data.readings import Score
 from pdtrim_core.errors import PdtrimError, PluginError
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.pipeline.events import RunLog
+from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.merge_pairs import Merges
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.prune import Pruning
-from pdtrim_core.pipeline.run_cache import Shared, keys_of, values_keys
+from pdtrim_core.pipeline.run_cache import RunCache, keys_of, values_keys
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Gain, Row, SearchStep, Value
 from pdtrim_core.results.run_folder import RunFolder
-from pdtrim_core.search.driver import Asked, Ledger, drive
+from pdtrim_core.search.driver import Exchange, Ledger, drive
 
 
 class Bench:
@@ -40,10 +40,10 @@ class Bench:
         calibration: Calibration,
         *,
         merges: Merges | Pruning,
-        shared: Shared,
+        shared: RunCache,
         host: PluginHost,
         folder: RunFolder,
-        log: RunLog,
+        log: RunEvents,
         dense: BlockModel | None = None,
     ) -> None:
         self._recipe = recipe
@@ -54,7 +54,7 @@ class Bench:
         self._folder = folder
         self._log = log
         self._calibration = calibration
-        self._stand_ins = merges.modules
+        self._replacements = merges.modules
         self._shared = shared
         training = "untrained" if merges.put_off else merges.digest
         self._key_of = values_keys(recipe, weights=model.fingerprint, data=calibration.digest, training=training)
@@ -64,18 +64,18 @@ class Bench:
         self._seconds_each = 0.0
 
     @cached_property
-    def _trunk(self) -> Trunk:
+    def _prefix_cache(self) -> PrefixCache:
         """Made when something is measured: a run that only goes through its journal needs none."""
         if self._dense is not None:
             # Measured once and by no other run, so nothing of it is kept.
-            return self._new_trunk()
-        return self._shared.latest("trunk", keys_of(self._recipe).trunk, self._new_trunk)
+            return self._new_prefix_cache()
+        return self._shared.latest("trunk", keys_of(self._recipe).prefix_cache, self._new_prefix_cache)
 
-    def _new_trunk(self) -> Trunk:
+    def _new_prefix_cache(self) -> PrefixCache:
         evaluation, items = self._recipe.settings.evaluation, self._calibration.items
         models = [self._model] if self._dense is None else [self._model, self._dense]
         packed = evaluation.pack_rows and all(packing_agrees(m, items, batch_tokens=evaluation.batch_tokens) for m in models)
-        return Trunk(
+        return PrefixCache(
             self._model,
             first_token=evaluation.first_token,
             batch_tokens=evaluation.batch_tokens,
@@ -93,11 +93,11 @@ class Bench:
         if problems:
             raise PdtrimError(f"objective '{objective.name}' cannot measure the {part} items: {problems[0]}")
         measurement = Measurement(
-            lambda: self._trunk,
+            lambda: self._prefix_cache,
             objective,
             items,
             label=self._host.label_of(objective),
-            stand_ins=self._stand_ins,
+            replacements=self._replacements,
             early_stop=self._recipe.settings.evaluation.early_stop,
             note=self._log.note,
             known=lambda plan: self._shared.values(self._key_of(plan)),
@@ -109,13 +109,13 @@ class Bench:
             notify=lambda candidate: self._host.tell("pdtrim_candidate_measured", candidate=candidate),
         )
 
-    def dense(self) -> Points:
+    def dense(self) -> Score:
         """Measure the dense model, and with it how long a measurement takes."""
         if self.ledger.known(Plan()) is not None:
             return self.ledger.exact(Plan())
         # What is done once, such as laying out the batches, is no part of the time that each measurement takes.
-        self._trunk.batches(self._calibration.items)
-        key = (*keys_of(self._recipe).trunk, repr(self._recipe.objective))
+        self._prefix_cache.batches(self._calibration.items)
+        key = (*keys_of(self._recipe).prefix_cache, repr(self._recipe.objective))
         self._seconds_each = self._shared.latest("seconds of a measurement", key, self._time_dense)
         known = self.ledger.known(Plan())
         return self.ledger.exact(Plan()) if known is None else known
@@ -157,7 +157,7 @@ class Bench:
         _, plan = drive(asks, self.ledger, label=label, problems=problems, note=self._log.note)
         if not isinstance(plan, Plan) or plan.decode != found.decode:
             raise PluginError(f"{label} returned {plan}: it must return a plan with the decode that it was given")
-        return plan.free_tail(self._model.block_count) if self._recipe.settings.evaluation.frees_tail else plan
+        return plan.truncated_prefill(self._model.block_count) if self._recipe.settings.evaluation.truncates_prefill else plan
 
     def of_replaced(self, model: BlockModel) -> Bench:
         """Return the bench of a whole other model in place of this one's."""
@@ -198,8 +198,8 @@ class Bench:
             if before is not None and after is not None and len(found.decode):
                 error = after.error_of_gain_over(before)
                 runs = all(plan.state("prefill", block) in ("run", "shrunk") for block in element.blocks)
-                spared = runs and element not in plan.prefill
-                gains.append(Gain(str(element), round(after - before, 4), error, spared=spared))
+                kept_in_prefill = runs and element not in plan.prefill
+                gains.append(Gain(str(element), round(after - before, 4), error, kept_in_prefill=kept_in_prefill))
         return tuple(gains)
 
     def _preview(self, what: str, steps: int | None) -> None:
@@ -218,16 +218,16 @@ def rows_of(bench: Bench, found: Plan, plan: Plan, replaced: BlockModel | None) 
     return bench.rows({"dense": Plan(), "unified": Plan.unified(found.decode), "staged": plan})
 
 
-def _step(asked: Asked) -> SearchStep:
+def _step(asked: Exchange) -> SearchStep:
     prefill, decode = (", ".join(str(element) for element in asked.plan.removal(stage)) for stage in ("prefill", "decode"))
     reading = asked.reading
-    return SearchStep(prefill, decode, reading.points, reading.ceiling, asked.floor, asked.temperature, asked.may_win)
+    return SearchStep(prefill, decode, reading.score, reading.ceiling, asked.floor, asked.temperature, asked.may_win)
 
 
-def _value(points: Points, items: int) -> Value:
-    mean = points.reading.mean
+def _value(score: Score, items: int) -> Value:
+    mean = score.reading.mean
     assert mean is not None
-    return Value(mean=mean, points=float(points), error=round(points.error, 4), items=items)
+    return Value(mean=mean, score=float(score), error=round(score.error, 4), items=items)
 
 
 def _duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from pdtrim_core.search.space import TwoSets, two_sets
 if TYPE_CHECKING:
     from pdtrim_core.data.scores import Scores
     from pdtrim_core.host.host import PluginHost
-    from pdtrim_core.pipeline.events import RunLog
+    from pdtrim_core.pipeline.events import RunEvents
     from pdtrim_core.recipe.recipe import Recipe
 
 
@@ -56,7 +56,7 @@ class Merges:
         """A hash of the training tokens; empty where nothing was trained."""
         return self._training.digest
 
-    def choose(self, log: RunLog) -> TwoSets:
+    def choose(self, log: RunEvents) -> TwoSets:
         """Return the two sets, with merges that are trained and worth it.
 
         A merge that ends farther from the dense model than dropping one of its blocks leaves D: its blocks become drops,
@@ -74,7 +74,7 @@ class Merges:
         self.modules = {merge: self._model.blocks[merge.keep] if self._after else trained[merge] for merge in pairs}
         return TwoSets(sets.initial, tuple(pairs), sets.drops)
 
-    def train_chosen(self, plan: Plan, log: RunLog) -> bool:
+    def train_chosen(self, plan: Plan, log: RunEvents) -> bool:
         """Train the merges of a plan, which had been put off; tell whether all are worth it.
 
         Then they are what `modules` has. Otherwise choose the sets again, and search again.
@@ -86,7 +86,7 @@ class Merges:
         self.modules = {merge: self._training.modules[merge] for merge in pairs}
         return True
 
-    def train(self, pairs: Sequence[Merge], log: RunLog) -> bool:
+    def train(self, pairs: Sequence[Merge], log: RunEvents) -> bool:
         """Train merges, or find them among the trained ones; tell whether all are worth it. The others are never chosen again."""
         fresh = [str(merge) for merge in pairs if merge not in self._training.modules]
         if fresh:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pdtrim_core.api.kinds import Distiller
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError, PluginError, blame
-from pdtrim_core.execution.prefix_cache import PreparedBatch, Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import read_module, write_module
@@ -27,7 +27,7 @@ from pdtrim_core.plan.elements import Merge
 
 SEQUENCE_TOKENS = 64
 BATCH_SEQUENCES = 64
-TRUNK_BYTES = 2**29
+PREFIX_CACHE_BYTES = 2**29
 """Memory for the dense streams over the training tokens, which all pairs share."""
 
 
@@ -66,10 +66,10 @@ class Student:
 class TeacherBatches:
     """The training tokens as batches that can be gone through again, once an epoch."""
 
-    def __init__(self, trunk: Trunk, items: Sequence[Item], merge: Merge) -> None:
-        self._model = trunk.model
+    def __init__(self, prefix_cache: PrefixCache, items: Sequence[Item], merge: Merge) -> None:
+        self._model = prefix_cache.model
         with torch.no_grad():
-            self._batches = [self._batch(prepared, merge) for _, prepared in trunk.batches(items)]
+            self._batches = [self._batch(prepared, merge) for _, prepared in prefix_cache.batches(items)]
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -126,14 +126,14 @@ class MergeStore:
         self._folder = folder
         self._label = label
         self._items = training_items(sequences)
-        self._trunk = Trunk(model, batch_tokens=SEQUENCE_TOKENS * BATCH_SEQUENCES, budget=TRUNK_BYTES)
+        self._prefix_cache = PrefixCache(model, batch_tokens=SEQUENCE_TOKENS * BATCH_SEQUENCES, budget=PREFIX_CACHE_BYTES)
         self.digest = hashlib.sha256(repr([tuple(s) for s in sequences]).encode()).hexdigest()
 
     def merge_of(self, merge: Merge) -> Merge:
         """Return the merge as the distiller makes it: with its kind of K/V, and starting from the block that it needs."""
         first, second = merge.blocks[0], merge.blocks[-1]
         if self._distiller.kv == "frozen":
-            if not self._model.place.kv:
+            if not self._model.layout.kv:
                 raise PdtrimError(
                     f"{self._model.name}: this family computes K and V together with Q, so they cannot stay frozen: say "
                     'distiller.kv = "shadow"'
@@ -171,7 +171,7 @@ class MergeStore:
         module.requires_grad_(requires_grad=True)
         if merge.kv == "frozen":
             self._freeze(module)
-        batches = TeacherBatches(self._trunk, self._items, merge)
+        batches = TeacherBatches(self._prefix_cache, self._items, merge)
         student = Student(self._model, merge, module)
         untrained = _error(batches, student)
         losses = []
@@ -194,7 +194,7 @@ class MergeStore:
         )
 
     def _freeze(self, module: nn.Module) -> None:
-        for name in self._model.place.kv:
+        for name in self._model.layout.kv:
             module.get_submodule(name).requires_grad_(requires_grad=False)
 
 

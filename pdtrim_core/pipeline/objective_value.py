@@ -11,8 +11,8 @@ from pdtrim_core.api.kinds import Objective
 from pdtrim_core.data.items import Item
 from pdtrim_core.data.readings import DIGITS, Reading
 from pdtrim_core.errors import PdtrimError, PluginError, blame
-from pdtrim_core.execution.prefix_cache import Trunk
-from pdtrim_core.execution.staged_model import StagedModel, StandIns
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import Replacements, StagedModel
 from pdtrim_core.pipeline.run_cache import Values
 from pdtrim_core.plan.plan import Plan
 
@@ -20,28 +20,28 @@ from pdtrim_core.plan.plan import Plan
 class Measurement:
     """The value of a plan on one set of items; this is the `Measure` that a `Ledger` calls.
 
-    `trunk` gives the streams that plans share; it is asked for when something is measured. `label` names the objective in
+    `prefix_cache` gives the streams that plans share; it is asked for when something is measured. `label` names the objective in
     errors. When memory runs out on the device the batch is halved, `note` says so, and
     measuring goes on. `known` gives the values of items that earlier runs have measured under a plan, and takes new ones.
     """
 
     def __init__(  # noqa: PLR0913 - the last four have defaults
         self,
-        trunk: Callable[[], Trunk],
+        prefix_cache: Callable[[], PrefixCache],
         objective: Objective,
         items: Sequence[Item],
         *,
         label: str,
-        stand_ins: StandIns | None = None,
+        replacements: Replacements | None = None,
         early_stop: bool = True,
         note: Callable[[str], None] = lambda text: None,
         known: Callable[[Plan], Values] = lambda plan: {},
     ) -> None:
-        self._trunk = trunk
+        self._prefix_cache = prefix_cache
         self._objective = objective
         self._items = tuple(items)
         self._label = label
-        self._stand_ins = dict(stand_ins or {})
+        self._replacements = dict(replacements or {})
         self._early_stop = early_stop
         self._note = note
         self._known = known
@@ -53,16 +53,16 @@ class Measurement:
             try:
                 return self._measure(plan, floor if self._early_stop else None, started)
             except torch.OutOfMemoryError:
-                if self._trunk().batch_tokens < 2:
+                if self._prefix_cache().batch_tokens < 2:
                     raise PdtrimError("the device has no memory left, even for the smallest batch") from None
-                self._trunk().halve_batches()
-                self._note(f"out of memory on the device: going on with batches of {self._trunk().batch_tokens} tokens")
+                self._prefix_cache().halve_batches()
+                self._note(f"out of memory on the device: going on with batches of {self._prefix_cache().batch_tokens} tokens")
 
     def _measure(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
-        staged = StagedModel(self._trunk(), plan, self._stand_ins)
+        staged = StagedModel(self._prefix_cache(), plan, self._replacements)
         place = {item: number for number, item in enumerate(self._items)}
         values: list[float | None] = list(started.items) if started and started.items else [None] * len(self._items)
-        for group in self._trunk().groups(self._items):
+        for group in self._prefix_cache().groups(self._items):
             ceiling = self._ceiling(values)
             if floor is not None and ceiling < floor:
                 return Reading(None, None, tuple(values), ceiling=ceiling)
@@ -98,7 +98,7 @@ class Measurement:
         best = self._objective.best_item
         if best is None:
             return math.inf
-        return round(self._objective.points(self._mean([best if value is None else value for value in values])), DIGITS)
+        return round(self._objective.score(self._mean([best if value is None else value for value in values])), DIGITS)
 
     def _mean(self, values: Sequence[float]) -> float:
         return math.fsum(w * v for w, v in zip(self._weights, values, strict=True)) / math.fsum(self._weights)
@@ -106,8 +106,8 @@ class Measurement:
     def _whole(self, values: Sequence[float]) -> Reading:
         mean = self._mean(values)
         step = 1e-4 * max(1.0, abs(mean))
-        slope = (self._objective.points(mean + step) - self._objective.points(mean - step)) / (2 * step)
-        points = self._objective.points(mean)
-        if not 0 <= points <= 100:
-            raise PluginError(f"{self._label} gave {points} points for a mean of {mean}: points go from 0 to 100")
-        return Reading(points, mean, tuple(values), slope=slope, ceiling=points)
+        slope = (self._objective.score(mean + step) - self._objective.score(mean - step)) / (2 * step)
+        score = self._objective.score(mean)
+        if not 0 <= score <= 100:
+            raise PluginError(f"{self._label} gave {score} points for a mean of {mean}: points go from 0 to 100")
+        return Reading(score, mean, tuple(values), slope=slope, ceiling=score)

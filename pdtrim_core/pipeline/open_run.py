@@ -15,14 +15,14 @@ from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.pipeline.run_cache import Shared, keys_of
+from pdtrim_core.pipeline.run_cache import RunCache, keys_of
 from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe, resolve
 from pdtrim_core.recipe.toml_data import plugin_files
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LoadedRun:
     outcome: Outcome
     recipe: Recipe
     host: PluginHost
-    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
+    shared: RunCache = field(default_factory=RunCache, repr=False, compare=False)
 
     @cached_property
     def dense(self) -> BlockModel:
@@ -65,26 +65,26 @@ class LoadedRun:
         with blame(self.host.label_of(pruner)):
             return pruner.restore(self.dense, weights)
 
-    def model_of(self, side: Side) -> BlockModel:
+    def model_of(self, variant: Variant) -> BlockModel:
         """Return the model whose blocks a side runs: the dense one, or the one that replaced it."""
-        return self.dense if side == "dense" or self.replaced is None else self.replaced
+        return self.dense if variant == "dense" or self.replaced is None else self.replaced
 
-    def plan_of(self, side: Side) -> Plan:
+    def plan_of(self, variant: Variant) -> Plan:
         """Return the plan that a side runs on `model_of(side)`.
 
         Raises `PdtrimError` for stages of a model that was replaced as a whole: they are one and the same.
         """
-        if side not in get_args(Side):
-            raise PdtrimError(f"'{side}' is none of {', '.join(get_args(Side))}")
-        if side == "dense" or (self.outcome.saved_plan is None and side in ("unified", "decode")):
+        if variant not in get_args(Variant):
+            raise PdtrimError(f"'{variant}' is none of {', '.join(get_args(Variant))}")
+        if variant == "dense" or (self.outcome.saved_plan is None and variant in ("unified", "decode")):
             return Plan()
         plan = self.outcome.plan.plan
-        if side == "staged":
+        if variant == "staged":
             return plan
-        return Plan.unified(plan.decode if side != "prefill" else _alone(plan, self.outcome.block_count))
+        return Plan.unified(plan.decode if variant != "prefill" else _alone(plan, self.outcome.block_count))
 
 
-def load_run(path: Path | str, host: PluginHost | None = None, shared: Shared | None = None) -> LoadedRun:
+def load_run(path: Path | str, host: PluginHost | None = None, shared: RunCache | None = None) -> LoadedRun:
     """Open the folder of a finished run, with the plugins that it names unless others are given.
 
     Raises `PdtrimError` for a folder without one, or with one of another version, and for parts that are not installed.
@@ -93,7 +93,7 @@ def load_run(path: Path | str, host: PluginHost | None = None, shared: Shared | 
     outcome = load_outcome(path)
     host = host or load_plugins(plugin_files(outcome.recipe, path / "recipe.toml"))
     recipe = resolve(outcome.recipe, host, where=str(path / "recipe.toml"), out=path)
-    return LoadedRun(path, outcome, recipe, host, shared or Shared())
+    return LoadedRun(path, outcome, recipe, host, shared or RunCache())
 
 
 def _alone(plan: Plan, block_count: int) -> Removal:

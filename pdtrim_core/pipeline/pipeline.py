@@ -19,13 +19,13 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import added_biases
 from pdtrim_core.pipeline.budget import removed_blocks
-from pdtrim_core.pipeline.events import RunLog
+from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.export import write_exports
 from pdtrim_core.pipeline.measurements import Bench, rows_of
 from pdtrim_core.pipeline.merge_pairs import Merges
 from pdtrim_core.pipeline.prepare import draw, open_model, score, threshold_of
 from pdtrim_core.pipeline.prune import Pruning, prune
-from pdtrim_core.pipeline.run_cache import Shared, keys_of
+from pdtrim_core.pipeline.run_cache import RunCache, keys_of
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
@@ -35,7 +35,7 @@ from pdtrim_core.results.run_folder import RunFolder, open_run_folder
 from pdtrim_core.search.space import TwoSets, search_space
 
 
-def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, shared: Shared | None = None) -> Outcome:
+def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, shared: RunCache | None = None) -> Outcome:
     """Carry out a recipe and return what came out; the run folder has it all.
 
     `host` has the plugins, which are those that the recipe was made with unless others are given.
@@ -45,8 +45,12 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
     measured until then stays in the journal.
     """
     evaluation = recipe.settings.evaluation
-    shared, host = shared or Shared(), host or recipe.host
-    with open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder, threads(evaluation.threads), RunLog(host) as log:
+    shared, host = shared or RunCache(), host or recipe.host
+    with (
+        open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder,
+        threads(evaluation.threads),
+        RunEvents(host) as log,
+    ):
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         start = prepare(recipe, host, folder, log, shared=shared)
         start, bench, found = find(recipe, start, shared, host=host, folder=folder, log=log)
@@ -105,7 +109,7 @@ class Start:
         return self.merges.pruned.replaced if isinstance(self.merges, Pruning) else None
 
 
-def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *, shared: Shared) -> Start:
+def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunEvents, *, shared: RunCache) -> Start:
     """Open the model, draw the items, score the blocks.
 
     Raises `PdtrimError` where the folder holds measurements of other weights or items.
@@ -150,15 +154,15 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunLog, *,
     return Start(model, calibration, environment, sets, merges, space)
 
 
-def choose(recipe: Recipe, model: BlockModel, merges: Merges, log: RunLog) -> tuple[Sets, SearchSpace]:
+def choose(recipe: Recipe, model: BlockModel, merges: Merges, log: RunEvents) -> tuple[Sets, SearchSpace]:
     """Choose the two sets, and with them what a search may choose from."""
     sets = merges.choose(log)
-    tail = recipe.settings.evaluation.frees_tail
-    return _told(sets, merges.threshold), search_space(merges.scores, merges.count, sets, model.sizes, free_tail=tail)
+    tail = recipe.settings.evaluation.truncates_prefill
+    return _told(sets, merges.threshold), search_space(merges.scores, merges.count, sets, model.sizes, truncated_prefill=tail)
 
 
 def find(
-    recipe: Recipe, start: Start, shared: Shared, *, host: PluginHost, folder: RunFolder, log: RunLog
+    recipe: Recipe, start: Start, shared: RunCache, *, host: PluginHost, folder: RunFolder, log: RunEvents
 ) -> tuple[Start, Bench, Plan]:
     """Search for what decode loses; return with it the bench that measures from there on.
 
@@ -189,7 +193,7 @@ def find(
             start = replace(start, sets=sets, space=space)
 
 
-def split(recipe: Recipe, start: Start, bench: Bench, found: Plan, log: RunLog) -> Plan:
+def split(recipe: Recipe, start: Start, bench: Bench, found: Plan, log: RunEvents) -> Plan:
     """Let the splitter decide what prefill can be spared; a replaced model has nothing to split."""
     if start.replaced is not None:
         return found

@@ -22,7 +22,7 @@ from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Calibration, Item, digest_of
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, blame
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, added_biases, save_modules, save_replaced
@@ -35,7 +35,7 @@ from pdtrim_core.search.driver import Ledger
 
 if TYPE_CHECKING:
     from pdtrim_core.host.host import PluginHost
-    from pdtrim_core.pipeline.events import RunLog
+    from pdtrim_core.pipeline.events import RunEvents
     from pdtrim_core.recipe.recipe import Recipe
     from pdtrim_core.results.run_folder import RunFolder
 
@@ -116,8 +116,8 @@ class PruneContext:
         ]
         if not items:
             raise PdtrimError("there are no sequences of two tokens or more to measure a loss on: give longer samples")
-        trunk = Trunk(self.model, batch_tokens=self.batch_tokens, budget=self._cache_budget)
-        measurement = Measurement(lambda: trunk, _Loss(), items, label="the loss of a pruner", note=self.note)
+        prefix_cache = PrefixCache(self.model, batch_tokens=self.batch_tokens, budget=self._cache_budget)
+        measurement = Measurement(lambda: prefix_cache, _Loss(), items, label="the loss of a pruner", note=self.note)
         ledger = self._ledger(f"losses {digest_of(items)[:16]}", measurement)
 
         def loss(removal: Removal) -> float:
@@ -147,7 +147,7 @@ class _Loss(Objective):
     def weight(self, item: Item) -> float:
         return float(len(item.choices[0]))
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         return 100 / (1 + max(0.0, mean))
 
 
@@ -186,7 +186,14 @@ class Pruning:
 
 
 def prune(  # noqa: PLR0913 - what a run has put together until here
-    recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration, *, blocks: int, folder: RunFolder, log: RunLog
+    recipe: Recipe,
+    host: PluginHost,
+    model: BlockModel,
+    calibration: Calibration,
+    *,
+    blocks: int,
+    folder: RunFolder,
+    log: RunEvents,
 ) -> tuple[Pruning, SearchSpace]:
     """Let the recipe's pruner find what decode loses; return it, and the space that a splitter sees."""
     pruner, evaluation = recipe.pruner, recipe.settings.evaluation
@@ -228,7 +235,7 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
     _check(pruned, pruner, model, label)
     for line in _told(pruned, label, model, wanted):
         log.note(line)
-    space = _space(pruned, model, free_tail=evaluation.frees_tail)
+    space = _space(pruned, model, truncated_prefill=evaluation.truncates_prefill)
     return Pruning(pruner, pruned, training, blocks=blocks, parameters=wanted), space
 
 
@@ -246,12 +253,12 @@ def _told(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Iterato
     )
 
 
-def _space(pruned: Pruned, model: BlockModel, *, free_tail: bool) -> SearchSpace:
+def _space(pruned: Pruned, model: BlockModel, *, truncated_prefill: bool) -> SearchSpace:
     """Return the space that a splitter sees: what the pruner removed, all elements alike."""
     removal = pruned.removal
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
-    return SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, free_tail=free_tail)
+    return SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, truncated_prefill=truncated_prefill)
 
 
 def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:

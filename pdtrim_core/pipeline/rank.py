@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.execution.threads import threads
-from pdtrim_core.pipeline.events import RunLog
+from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.prepare import draw, open_model, score
 from pdtrim_core.recipe.recipe import Recipe
 
@@ -30,7 +30,7 @@ def rank(recipe: Recipe) -> Ranking:
     if recipe.pruner is not None:
         raise RecipeError("score", [f"pruner '{recipe.pruner.name}' takes the place of the scorer: leave it out to see scores"])
     host = recipe.host
-    with threads(recipe.settings.evaluation.threads), RunLog(host) as log:
+    with threads(recipe.settings.evaluation.threads), RunEvents(host) as log:
         with log.step("open the model"):
             model = open_model(recipe.model, host)
         with log.step("calibrate"):

@@ -20,7 +20,7 @@ Values = MutableMapping[tuple[Plan, Item], float]
 """The value of an item under a plan, in the objective's own unit."""
 
 
-class Shared:
+class RunCache:
     """The latest model, calibration, scores and trunk, and the values of items, for the next run that can use them.
 
     Only one thing of a sort is held, and what was made from one goes with it, so that two models are never in memory. What a
@@ -56,12 +56,12 @@ class Keys:
     model: Key
     calibration: Key
     scores: Key
-    trunk: Key
+    prefix_cache: Key
 
     @property
     def order(self) -> tuple[Key, Key, Key, Key]:
         """By which to order recipes so that those that share most are neighbours."""
-        return self.model, self.calibration, self.trunk, self.scores
+        return self.model, self.calibration, self.prefix_cache, self.scores
 
 
 def keys_of(recipe: Recipe) -> Keys:
@@ -90,7 +90,7 @@ def values_keys(recipe: Recipe, *, weights: str, data: str, training: str) -> Ca
     `weights`, `data` and `training` are digests. How merged blocks were trained matters to plans that have some.
     """
     parts = recipe.to_data()
-    plain = (*keys_of(recipe).trunk, _text("objective", parts["objective"]), weights, data)
+    plain = (*keys_of(recipe).prefix_cache, _text("objective", parts["objective"]), weights, data)
     trained = (*plain, _text("distiller", parts["distiller"]), training)
 
     def key(plan: Plan) -> Key:

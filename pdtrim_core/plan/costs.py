@@ -76,7 +76,7 @@ class ModelSizes:
         K/V-only blocks keep their K/V projections and the norms in front of K and V; a prefill with a free tail has no head.
         """
         outside = self.parameters - sum(block.parameters for block in self.blocks)
-        if stage == "prefill" and plan.prefill and plan == plan.free_tail(len(self.blocks)):
+        if stage == "prefill" and plan.prefill and plan == plan.truncated_prefill(len(self.blocks)):
             outside -= self.own_head
         blocks = sum(self._kept_of_block(plan, stage, block, "parameters", "kv_parameters") for block in self._all())
         return outside + blocks + (self._shadows(plan) if stage == "prefill" else 0)

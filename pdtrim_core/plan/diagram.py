@@ -19,7 +19,7 @@ GROUP = 10
 GROUPS_A_LINE = 6
 
 
-def draw_ladder(plan: Plan, block_count: int) -> str:
+def draw_diagram(plan: Plan, block_count: int) -> str:
     """Return the ladder of a plan: a line a stage, a sign a block in groups of ten, and what the signs mean."""
     rows = {stage: [plan.state(stage, block) for block in range(block_count)] for stage in STAGES}
     lines = []

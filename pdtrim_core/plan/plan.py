@@ -153,7 +153,7 @@ class Plan:
         in_prefill = {unit for shrink in shrinks for unit in shrink.units}
         return tuple(unit for unit in slot.removed_kv_heads if unit not in in_prefill)
 
-    def free_tail(self, block_count: int) -> Plan:
+    def truncated_prefill(self, block_count: int) -> Plan:
         """Return the plan whose prefill computes nothing that no one reads, when decode makes the first token.
 
         Let j be the last block that decode runs. Prefill needs the input of j and the K/V of j, and nothing after that:

@@ -80,7 +80,7 @@ class Evaluation(BaseModel):
     )
 
     @property
-    def frees_tail(self) -> bool:
+    def truncates_prefill(self) -> bool:
         """Whether prefill computes nothing behind the last K/V that decode reads."""
         return self.first_token == "decode" and self.prefill_tail == "free"
 

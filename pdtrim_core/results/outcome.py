@@ -40,7 +40,7 @@ class Value:
     """The objective of a plan on one set of items: in its own unit, in points, and the standard error of the points."""
 
     mean: float
-    points: float
+    score: float
     error: float
     items: int
 
@@ -58,13 +58,13 @@ class Row:
 class Gain:
     """What it brought, in points, to give one element back to prefill; `error` is its paired standard error.
 
-    `spared` tells that prefill keeps what decode loses.
+    `kept_in_prefill` tells that prefill keeps what decode loses.
     """
 
     element: str
     gain: float
     error: float
-    spared: bool
+    kept_in_prefill: bool
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class MergeResult:
 class SearchStep:
     """A plan that the searcher asked for, its elements in words: its points, or the most it could have if it was cut short.
 
-    `floor` are the points from which the search took it, None where it did not say; `temperature` (points) is that of
+    `floor` are the score from which the search took it, None where it did not say; `temperature` (points) is that of
     annealing. A plan that may not win is no result, only on the way to one.
     """
 
     prefill: str
     decode: str
-    points: float | None
+    score: float | None
     ceiling: float
     floor: float | None = None
     temperature: float | None = None
@@ -129,7 +129,7 @@ class SearchStep:
     @property
     def taken(self) -> bool:
         """Whether the search went on from here: the floor was reached, or there was none."""
-        return self.points is not None and (self.floor is None or self.points >= self.floor)
+        return self.score is not None and (self.floor is None or self.score >= self.floor)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pdtrim_core.results.atomic_files import write_whole, writing
 
 EVALUATION_FORMAT = 1
 FOLDER = "evaluations"
-Side = Literal["staged", "unified", "prefill", "decode", "dense"]
+Variant = Literal["staged", "unified", "prefill", "decode", "dense"]
 """What answers: the pair; decode's removal in both stages; the prefill or the decode model alone; the dense model."""
 
 
@@ -30,7 +30,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ItemAnswer:
     """What came out for one item: its values by metric, and what was answered (a choice's number, or the generated text)."""
 
     item: str
@@ -47,10 +47,10 @@ class TaskResult:
     """
 
     task: str
-    side: Side
+    variant: Variant
     metrics: Mapping[str, Metric]
     main: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ItemAnswer, ...]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     seconds: float
@@ -68,22 +68,22 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def path_of(run: Path, task: str, side: Side, settings: Mapping[str, Any]) -> Path:
+def path_of(run: Path, task: str, variant: Variant, settings: Mapping[str, Any]) -> Path:
     """Return the file of a result."""
-    return run / FOLDER / side / f"{task}-{key_of(settings)}.json"
+    return run / FOLDER / variant / f"{task}-{key_of(settings)}.json"
 
 
 def write_result(run: Path, result: TaskResult) -> Path:
     """Write a result into the folder of a run, whole or not at all."""
-    path = path_of(run, result.task, result.side, result.settings)
+    path = path_of(run, result.task, result.variant, result.settings)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     return write_whole(path, TypeAdapter(TaskResult).dump_json(result, indent=1).decode() + "\n")
 
 
-def find_result(run: Path, task: str, side: Side, settings: Mapping[str, Any]) -> TaskResult | None:
+def find_result(run: Path, task: str, variant: Variant, settings: Mapping[str, Any]) -> TaskResult | None:
     """Return the result that was measured before with the same settings, if there is one."""
-    path = path_of(run, task, side, settings)
+    path = path_of(run, task, variant, settings)
     return read_result(path) if path.is_file() else None
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from pdtrim_core.api.requests import Answer, Ask, AtLeast, Note, Probe
-from pdtrim_core.data.readings import DIGITS, Candidate, Points, Reading
+from pdtrim_core.api.requests import AtLeast, Note, Probe, Request, Result
+from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score
 from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.plan.plan import Plan
 
@@ -67,7 +67,7 @@ class Ledger:
         """
         started = time.perf_counter()
         known = self._known.get(plan)
-        enough = known is not None and (known.points is not None or (floor is not None and known.ceiling < floor))
+        enough = known is not None and (known.score is not None or (floor is not None and known.ceiling < floor))
         if known is not None and enough:
             reading = known
             self.tally.remembered += 1
@@ -75,27 +75,27 @@ class Ledger:
             reading = _rounded(self._measure(plan, floor, known))
             self._record(plan, reading)
             self._known[plan] = reading
-            self.tally.measured += reading.points is not None
-            self.tally.cut_short += reading.points is None
+            self.tally.measured += reading.score is not None
+            self.tally.cut_short += reading.score is None
         seconds = time.perf_counter() - started
         self._tell(plan, reading, floor, may_win=may_win, remembered=enough, seconds=seconds)
         return reading
 
-    def points(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Points | None:
+    def score(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Score | None:
         """Return the points of a plan; None where they do not reach the floor."""
         reading = self.reading(plan, floor, may_win=may_win)
-        if reading.points is None or (floor is not None and reading.points < floor):
+        if reading.score is None or (floor is not None and reading.score < floor):
             return None
-        return Points(reading)
+        return Score(reading)
 
-    def exact(self, plan: Plan) -> Points:
+    def exact(self, plan: Plan) -> Score:
         """Return the points of a plan, measured to the end."""
-        return Points(self.reading(plan))
+        return Score(self.reading(plan))
 
-    def known(self, plan: Plan) -> Points | None:
+    def known(self, plan: Plan) -> Score | None:
         """Return the points of a plan if they have been measured to the end already."""
         reading = self._known.get(plan)
-        return None if reading is None or reading.points is None else Points(reading)
+        return None if reading is None or reading.score is None else Score(reading)
 
     def latest(self, plan: Plan) -> Reading:
         """Return the last reading of a plan that has been asked for, whole or cut short."""
@@ -105,16 +105,16 @@ class Ledger:
         self, plan: Plan, reading: Reading, floor: float | None, *, may_win: bool, remembered: bool, seconds: float
     ) -> None:
         self._asked += 1
-        wins = may_win and reading.points is not None and (floor is None or reading.points >= floor)
-        if reading.points is not None and wins and (self._best is None or reading.points > self._best):
-            self._best = reading.points
+        wins = may_win and reading.score is not None and (floor is None or reading.score >= floor)
+        if reading.score is not None and wins and (self._best is None or reading.score > self._best):
+            self._best = reading.score
         self._notify(Candidate(self._asked, plan, reading, self._best, remembered, seconds))
 
 
 def _rounded(reading: Reading) -> Reading:
-    if reading.points is None:
+    if reading.score is None:
         return reading
-    return replace(reading, points=round(reading.points, DIGITS))
+    return replace(reading, score=round(reading.score, DIGITS))
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,14 @@ class Found:
     """The best plan that was measured, first seen on ties, with its points."""
 
     plan: Plan
-    points: Points
+    score: Score
 
 
 @dataclass(frozen=True)
-class Asked:
+class Exchange:
     """What a searcher or splitter asked for, and what it was told.
 
-    `floor` are the points that the plan had to reach to be taken, `temperature` (points) is that of annealing, `may_win` tells
+    `floor` are the score that the plan had to reach to be taken, `temperature` (score) is that of annealing, `may_win` tells
     that the plan may be the result.
     """
 
@@ -141,22 +141,22 @@ class Asked:
 
 
 def drive(
-    asks: Generator[Ask, Answer, T],
+    asks: Generator[Request, Result, T],
     ledger: Ledger,
     *,
     label: str,
     problems: Callable[[Plan], Iterable[str]] = lambda plan: (),
     note: Callable[[str], None] = lambda text: None,
-    told: Callable[[Asked], None] = lambda asked: None,
+    told: Callable[[Exchange], None] = lambda asked: None,
 ) -> tuple[Found | None, T]:
     """Run a searcher or splitter to its end; return the best plan it asked for and what it returned.
 
     `label` names the component in errors, `problems` says why a plan may not be asked for, `note` takes what it has to
     say, `told` everything that it asked for. Raises `PluginError` when the component raises, or yields something that is no
-    `Ask`.
+    `Request`.
     """
     best: Found | None = None
-    answer: Answer = None
+    answer: Result = None
     ledger.restart_best()
     while True:
         with blame(label):
@@ -173,12 +173,12 @@ def drive(
             for problem in problems(plan) if is_result else ():
                 raise PluginError(f"{label} asked for the plan {plan}: {problem}")
         floor, temperature = (ask.floor, ask.temperature) if isinstance(ask, AtLeast) else (None, None)
-        answers = [ledger.points(plan, floor, may_win=is_result) for plan, is_result in wanted]
+        answers = [ledger.score(plan, floor, may_win=is_result) for plan, is_result in wanted]
         for plan, is_result in wanted:
-            told(Asked(plan, ledger.latest(plan), floor, temperature, is_result))
-        for (plan, is_result), points in zip(wanted, answers, strict=True):
-            if is_result and points is not None and (best is None or points > best.points):
-                best = Found(plan, points)
+            told(Exchange(plan, ledger.latest(plan), floor, temperature, is_result))
+        for (plan, is_result), score in zip(wanted, answers, strict=True):
+            if is_result and score is not None and (best is None or score > best.score):
+                best = Found(plan, score)
         answer = answers if isinstance(ask, list) else answers[0]
 
 

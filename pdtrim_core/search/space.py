@@ -75,7 +75,7 @@ def quantile_threshold(scores: Scores, quantile: float) -> float:
 
 
 def search_space(
-    scores: Scores, count: int, sets: TwoSets, sizes: ModelSizes | None = None, *, free_tail: bool = False
+    scores: Scores, count: int, sets: TwoSets, sizes: ModelSizes | None = None, *, truncated_prefill: bool = False
 ) -> SearchSpace:
     """Build the space of the paper's search from the two sets.
 
@@ -90,7 +90,7 @@ def search_space(
     elements: tuple[Element, ...] = tuple(sorted((*drops, *sets.pairs), key=lambda e: e.blocks))
     scale = scores.block if scores.similarity else _ranks(scores)
     weights = tuple(max(0.0, sum(scale[b] for b in e.blocks) / len(e.blocks)) for e in elements)
-    return SearchSpace(count, elements, weights, sets.first_removal(count), scores, sizes, free_tail)
+    return SearchSpace(count, elements, weights, sets.first_removal(count), scores, sizes, truncated_prefill)
 
 
 def without_merges(sets: TwoSets, scores: Scores) -> TwoSets:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 
 
 class Evaluate(BaseModel):
@@ -13,7 +13,7 @@ class Evaluate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tasks: tuple[str, ...] = Field(description="tasks by the names of lm-evaluation-harness")
-    sides: tuple[Side, ...] = Field(("staged",), description="what answers; a row of the table each")
+    variants: tuple[Variant, ...] = Field(("staged",), description="what answers; a row of the table each")
     data: str = Field("", description="folder with the items as files (default: from the hub)")
     items: int | None = Field(None, ge=1, description="items of each file, evenly spaced (default: all)")
     limit: float | None = Field(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core.pipeline.open_run import LoadedRun
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 
 
@@ -22,21 +22,23 @@ def check(wanted: Evaluate, *, runs_code: bool) -> None:
     check_names(wanted.tasks, _options(wanted).source, hub, runs_code=runs_code)
 
 
-def evaluate(run: LoadedRun, wanted: Evaluate, sides: Sequence[Side], say: Callable[[str], None], *, runs_code: bool) -> None:
+def evaluate(
+    run: LoadedRun, wanted: Evaluate, variants: Sequence[Variant], say: Callable[[str], None], *, runs_code: bool
+) -> None:
     """Evaluate some sides of a run; the results lie in its folder then. What is known is not measured again."""
     from pdtrim_core.harness.evaluate import Evaluation  # noqa: PLC0415 - heavy, and an extra
 
-    for _ in Evaluation(run, replace(_options(wanted), runs_code=runs_code), say).results(wanted.tasks, sides_of(run, sides)):
+    for _ in Evaluation(run, replace(_options(wanted), runs_code=runs_code), say).results(wanted.tasks, sides_of(run, variants)):
         # Each result is written when it is there.
         pass
 
 
-def sides_of(run: LoadedRun, wanted: Sequence[Side]) -> list[Side]:
+def sides_of(run: LoadedRun, wanted: Sequence[Variant]) -> list[Variant]:
     """Return the sides that a run has of those that are wanted: a model that was replaced is unified."""
     if run.outcome.saved_plan is not None:
         return list(wanted)
-    sides: list[Side] = ["dense" if side == "dense" else "unified" for side in wanted]
-    return list(dict.fromkeys(sides))
+    variants: list[Variant] = ["dense" if variant == "dense" else "unified" for variant in wanted]
+    return list(dict.fromkeys(variants))
 
 
 def _options(wanted: Evaluate) -> Any:

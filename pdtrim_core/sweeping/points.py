@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 from pdtrim_core.sweeping.sweep_file import Entry, SweepFile
 from pdtrim_core.sweeping.table import short_keys
 
@@ -30,7 +30,7 @@ class Point:
     name: str
     given_name: str
     settings: Settings
-    sides: tuple[Side, ...] = ()
+    variants: tuple[Variant, ...] = ()
 
 
 def points_of(file: SweepFile, problems: list[str]) -> list[Point]:
@@ -47,7 +47,7 @@ def points_of(file: SweepFile, problems: list[str]) -> list[Point]:
     for number, (entry, settings) in enumerate(own):
         # A grid may vary an option of what a run names anew; it comes after it.
         problems += [f"runs.{number}.set.{key}: is in [grid] too" for key in settings if _within(key, grid)]
-        if entry.sides and file.evaluate is None:
+        if entry.variants and file.evaluate is None:
             problems.append(f"runs.{number}.sides: there is no table [evaluate] that says what they are evaluated on")
     count = math.prod(len(values) for values in grid.values() if isinstance(values, list)) * max(1, len(own))
     if count > MOST_RUNS:
@@ -62,7 +62,7 @@ def _named(
     labels = short_keys([*grid, *dict.fromkeys(key for _, settings in own for key in settings)])
     points: dict[str, Point] = {}
     for entry, settings in own:
-        given_name, sides = entry.name, entry.sides or (file.evaluate.sides if file.evaluate else ())
+        given_name, variants = entry.name, entry.variants or (file.evaluate.variants if file.evaluate else ())
         for values in itertools.product(*grid.values()):
             combination = dict(zip(grid, values, strict=True))
             open_keys = combination if given_name else {**settings, **combination}
@@ -72,7 +72,7 @@ def _named(
                 problems.append(f"runs: '{name}' is no name for a folder: give a name of letters, digits and . _ = , + -")
             elif name in points:
                 problems.append(f"runs: two runs are called '{name}': give each a name of its own")
-            points[name] = Point(name, given_name, {**settings, **combination}, sides)
+            points[name] = Point(name, given_name, {**settings, **combination}, variants)
     return list(points.values())
 
 

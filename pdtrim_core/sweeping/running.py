@@ -14,7 +14,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import load_run
-from pdtrim_core.pipeline.run_cache import Key, Shared, keys_of
+from pdtrim_core.pipeline.run_cache import Key, RunCache, keys_of
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import changed_keys, load_outcome
@@ -51,7 +51,7 @@ def carry_out(
 
     A run that fails does not stop the others. Runs that were done before are read from their folders, unless `fresh`.
     """
-    shared, todo = Shared(), []
+    shared, todo = RunCache(), []
     evaluated = Evaluator(sweep, host, shared, say)
     for run in sweep.runs:
         done = None if fresh else finished(run.recipe)
@@ -70,7 +70,7 @@ class Evaluator:
     Raises `PdtrimError` for tasks that cannot be evaluated, before any run begins.
     """
 
-    def __init__(self, sweep: Sweep, host: PluginHost, shared: Shared, say: Callable[[str], None]) -> None:
+    def __init__(self, sweep: Sweep, host: PluginHost, shared: RunCache, say: Callable[[str], None]) -> None:
         self._parts = (host, shared, say)
         self._wanted = sweep.evaluate
         self._runs_code = sweep.runs_code
@@ -83,8 +83,8 @@ class Evaluator:
             return end
         host, shared, say = self._parts
         try:
-            run, sides = load_run(end.run.recipe.out, host, shared), end.run.point.sides
-            evaluating.evaluate(run, self._wanted, sides, say, runs_code=self._runs_code)
+            run, variants = load_run(end.run.recipe.out, host, shared), end.run.point.variants
+            evaluating.evaluate(run, self._wanted, variants, say, runs_code=self._runs_code)
         except PdtrimError as error:
             return replace(end, problem=str(error), traceback=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - a run that cannot be evaluated does not stop the others; it is told at the end
@@ -92,7 +92,7 @@ class Evaluator:
         return end
 
 
-def _carry_out(run: PlannedRun, host: PluginHost, shared: Shared, *, fresh: bool) -> Ended:
+def _carry_out(run: PlannedRun, host: PluginHost, shared: RunCache, *, fresh: bool) -> Ended:
     try:
         return Ended(run, pipeline.run(run.recipe, host, fresh=fresh, shared=shared))
     except PdtrimError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.table import DEFAULT_COLUMNS
 
@@ -18,7 +18,7 @@ class Entry(BaseModel):
 
     name: str = Field("", description="name of the run and of its folder (default: made from the settings)")
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, as in [grid] but with one value each")
-    sides: tuple[Side, ...] = Field((), description="what answers of this run, instead of the sides of [evaluate]")
+    variants: tuple[Variant, ...] = Field((), description="what answers of this run, instead of the sides of [evaluate]")
 
 
 class SweepFile(BaseModel):

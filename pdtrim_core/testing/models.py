@@ -98,10 +98,10 @@ def tiny_model(
     dropping them must change no logit. `settings` change the config (and `dtype` the number format).
     """
     model = tiny_transformers(family, seed=seed, **settings)
-    place = (host or load_plugins()).find_blocks(model, f"tiny {family}")
+    layout = (host or load_plugins()).find_blocks(model, f"tiny {family}")
     for index in silent:
-        _silence(model.get_submodule(place.blocks)[index])
-    return BlockModel(model, ByteTokenizer(), place, name=f"tiny {family}")
+        _silence(model.get_submodule(layout.blocks)[index])
+    return BlockModel(model, ByteTokenizer(), layout, name=f"tiny {family}")
 
 
 def tiny_llama(*, seed: int = 0, silent: Collection[int] = (), **settings: Any) -> BlockModel:

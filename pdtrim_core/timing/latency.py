@@ -65,7 +65,7 @@ class Subject:
     name: ModelName
     model: BlockModel
     plan: Plan
-    stand_ins: Mapping[Merge | Shrink, nn.Module]
+    replacements: Mapping[Merge | Shrink, nn.Module]
     first_token: FirstToken = "decode"
 
     @property
@@ -138,7 +138,7 @@ class Subject:
         return Footprint(self.name, weights, sizes.decode_bytes(self.plan), sizes.kv_bytes(self.plan))
 
     def _alone(self, stage: Stage) -> Any:
-        return stage_alone(self.model, self.plan, stage, self.stand_ins)
+        return stage_alone(self.model, self.plan, stage, self.replacements)
 
 
 class LatencyBench:

@@ -93,7 +93,7 @@ def plan_for(shape: Shape, budget: Budget) -> tuple[Plan, FirstToken]:
     first = (count - decode) // 2
     drops = [Drop(first + number) for number in range(decode)]
     plan = Plan(prefill=Removal(drops[:prefill]), decode=Removal(drops))
-    return (plan.free_tail(count) if first_token == "decode" else plan), first_token
+    return (plan.truncated_prefill(count) if first_token == "decode" else plan), first_token
 
 
 def _counts(shape: Shape, budget: Budget) -> tuple[int, int, FirstToken]:

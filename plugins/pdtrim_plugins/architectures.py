@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pdtrim_core import hookimpl
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockPlace
+    from pdtrim_core import BlockLayout
 
 SEPARATE = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
 NORMED = (*SEPARATE, "self_attn.k_norm")
@@ -36,9 +36,9 @@ attention, and those of the MLP; empty where they are fused or experts."""
 
 
 @hookimpl
-def pdtrim_find_blocks(model: Any) -> BlockPlace | None:
+def pdtrim_find_blocks(model: Any) -> BlockLayout | None:
     """Answer for the families of `PLACES`."""
-    from pdtrim_core import BlockPlace  # noqa: PLC0415 - listings must not import torch
+    from pdtrim_core import BlockLayout  # noqa: PLC0415 - listings must not import torch
 
-    place = PLACES.get(model.config.model_type)
-    return BlockPlace(*place) if place else None
+    layout = PLACES.get(model.config.model_type)
+    return BlockLayout(*layout) if layout else None

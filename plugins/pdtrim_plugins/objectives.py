@@ -39,7 +39,7 @@ class Accuracy(Objective):
         scale = item.choice_bytes if self.per_byte else [1] * len(sums)
         return max(range(len(sums)), key=lambda choice: (sums[choice] / scale[choice], -choice))
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         """Return percent."""
         return 100 * mean
 
@@ -59,7 +59,7 @@ class Margin(Objective):
         """Return the log-softmax over the choices' log-probabilities, at the right one; 0 at most."""
         return [_log_softmax(sums)[item.answer] for item, sums in zip(items, staged.loglikelihoods(items), strict=True)]
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         """Return the geometric mean probability of the right choice, in percent."""
         return 100 * math.exp(min(0.0, mean))
 
@@ -84,7 +84,7 @@ class Perplexity(Objective):
         """Return the number of scored tokens, so that every token counts the same."""
         return float(len(item.choices[item.answer]))
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         """Return 100 divided by the perplexity."""
         return 100 * math.exp(-max(0.0, mean))
 
@@ -104,7 +104,7 @@ class Divergence(Objective):
         """Return the number of scored tokens, so that every token counts the same."""
         return float(len(item.choices[item.answer]))
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         """Return 100 for the dense model's own distributions, falling to 37 at one nat a token."""
         return 100 * math.exp(-max(0.0, mean))
 

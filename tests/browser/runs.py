@@ -13,7 +13,7 @@ from typing import Any
 from pdtrim_core import Drop, KvOnly, Merge, Metric, Outcome, Plan, Reading, Removal, SavedPlan, SearchStep, Shrink, TaskResult
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import Cost, Environment, Gain, MergeResult, Row, Sets, Value
-from pdtrim_core.results.task_results import Answer, Side, write_result
+from pdtrim_core.results.task_results import ItemAnswer, Variant, write_result
 
 RECIPE: dict[str, Any] = {
     "recipe": 1,
@@ -31,8 +31,8 @@ RECIPE: dict[str, Any] = {
 DENSE, UNIFIED, STAGED = 71.9, 60.2, 66.4
 
 
-def value(points: float, error: float = 2.8, items: int = 256) -> Value:
-    return Value(points / 100, points, error, items)
+def value(score: float, error: float = 2.8, items: int = 256) -> Value:
+    return Value(score / 100, score, error, items)
 
 
 def outcome(plan: Plan | None, block_count: int, **changes: Any) -> Outcome:
@@ -55,8 +55,8 @@ def outcome(plan: Plan | None, block_count: int, **changes: Any) -> Outcome:
         block_scores=tuple(scores),
         pair_scores=tuple(pairs),
         sets=Sets((), (), (), 0.95),
-        rows=tuple(Row(kind, value(points), value(points - 3, items=64)) for kind, points in kinds.items()),
-        gains=tuple(Gain(str(e), 5.0 - 0.7 * n, 1.5, spared=n < 3) for n, e in enumerate(plan.decode if plan else ())),
+        rows=tuple(Row(kind, value(score), value(score - 3, items=64)) for kind, score in kinds.items()),
+        gains=tuple(Gain(str(e), 5.0 - 0.7 * n, 1.5, kept_in_prefill=n < 3) for n, e in enumerate(plan.decode if plan else ())),
         costs=(
             Cost("parameters of prefill", "weights", 70.6e9, 62.1e9),
             Cost("parameters of decode", "weights", 70.6e9, 61.0e9),
@@ -85,26 +85,26 @@ def walked(count: int = 37) -> tuple[SearchStep, ...]:
     for number in range(count - 1):
         temperature = 15 * 0.85**number
         floor = current + temperature * math.log(1 - rng.random())
-        points = round(rng.gauss(52 + number / 4, 6), 4)
-        if points >= floor:
-            current = points
-        told = points if points >= floor or number % 3 else None
+        score = round(rng.gauss(52 + number / 4, 6), 4)
+        if score >= floor:
+            current = score
+        told = score if score >= floor or number % 3 else None
         blocks = ", ".join(str(block) for block in sorted(rng.sample(range(30), 5)))
-        steps.append(SearchStep(blocks, blocks, told, points if told else points + 4, floor, temperature))
+        steps.append(SearchStep(blocks, blocks, told, score if told else score + 4, floor, temperature))
     return tuple(steps)
 
 
 def big() -> Outcome:
     """80 blocks, of which 17 go; prefill gets three of them back."""
     gone = [Drop(block) for block in range(40, 74, 2)]
-    return outcome(Plan(Removal(gone[3:]), Removal(gone)).free_tail(80), 80)
+    return outcome(Plan(Removal(gone[3:]), Removal(gone)).truncated_prefill(80), 80)
 
 
 def merged() -> Outcome:
     """Merges of two and of three blocks, one of which prefill keeps as K/V only; a drop."""
     three, two, frozen = Merge(8, 10), Merge(13, 12), Merge(20, 21, "frozen")
     decode = Removal([three, two, frozen, Drop(25)])
-    plan = Plan(Removal([three, KvOnly(12), Drop(25)]), decode).free_tail(30)
+    plan = Plan(Removal([three, KvOnly(12), Drop(25)]), decode).truncated_prefill(30)
     results = (
         MergeResult((8, 9, 10), None, 0.748, 0.31, 0.8, kept=True, chosen=True),
         MergeResult((12, 13), 0.9617, 3.73, 1.64, 3.33, kept=True, chosen=True),
@@ -164,23 +164,23 @@ def write_unfinished(folder: Path) -> Path:
     return folder
 
 
-SIDES: tuple[Side, ...] = ("dense", "unified", "staged")
+SIDES: tuple[Variant, ...] = ("dense", "unified", "staged")
 
 
 def write_tasks(folder: Path) -> None:
     """Write results of benchmarks: shares, a perplexity, one without an error, one task with two numbers of shots."""
     rng = Random(7)
     for task in ("mmlu", "arc_challenge", "hellaswag", "piqa", "winogrande", "humaneval"):
-        for side, loss in zip(SIDES, (0.0, 0.11, 0.06), strict=True):
+        for variant, loss in zip(SIDES, (0.0, 0.11, 0.06), strict=True):
             error = None if task == "humaneval" else 0.021
             metric = Metric(round(0.4 + 0.3 * rng.random() - loss, 4), error)
-            write_result(folder, result(task, side, metric, "acc", limit=50))
-    for side, loss in zip(SIDES, (13.2, 19.9, 15.125), strict=True):
-        write_result(folder, result("wikitext", side, Metric(loss, 0.2, higher_is_better=False), "word_perplexity"))
+            write_result(folder, result(task, variant, metric, "acc", limit=50))
+    for variant, loss in zip(SIDES, (13.2, 19.9, 15.125), strict=True):
+        write_result(folder, result("wikitext", variant, Metric(loss, 0.2, higher_is_better=False), "word_perplexity"))
     for shots in (0, 5):
         write_result(folder, result("boolq", "staged", Metric(0.6 + shots / 50, 0.03), "acc", num_fewshot=shots))
 
 
-def result(task: str, side: Side, metric: Metric, main: str, **settings: Any) -> TaskResult:
-    answers = (Answer("0", {main: metric.value}, 1),)
-    return TaskResult(task, side, {main: metric}, main, answers, {"side": side, **settings}, {"lm_eval": "0.4"}, 1.0)
+def result(task: str, variant: Variant, metric: Metric, main: str, **settings: Any) -> TaskResult:
+    answers = (ItemAnswer("0", {main: metric.value}, 1),)
+    return TaskResult(task, variant, {main: metric}, main, answers, {"side": variant, **settings}, {"lm_eval": "0.4"}, 1.0)

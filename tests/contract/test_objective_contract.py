@@ -35,7 +35,7 @@ class Right(Objective):
         sums = staged.loglikelihoods(items)
         return [2.0 ** max(-1000.0, of_item[item.answer]) for item, of_item in zip(items, sums, strict=True)]
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         return 100 * mean
 
 
@@ -58,21 +58,21 @@ class OneMeanForAll(Right):
 class LowerIsBetter(Right):
     """Forgets that points rise."""
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         return 100 - 100 * mean
 
 
 class Unbounded(Right):
     """Gives points beyond 100."""
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         return 1000 * mean
 
 
 class EdgeWithoutSlope(Right):
     """Allows no mean beyond the best."""
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         return 100 * (1 - math.sqrt(1 - mean))
 
 

@@ -110,7 +110,7 @@ def _without(model: BlockModel, blocks: int) -> BlockModel:
     copied = copy.deepcopy(model.model)
     copied.model.layers = copied.model.layers[: model.block_count - blocks]
     copied.config.num_hidden_layers -= blocks
-    return BlockModel(copied, model.tokenizer, model.place, name=model.name)
+    return BlockModel(copied, model.tokenizer, model.layout, name=model.name)
 
 
 class ReplacesInSecret(Scaled):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pdtrim_core import (
-    Answer,
-    Ask,
     AtLeast,
     Drop,
     Plan,
     Removal,
+    Request,
+    Result,
     Searcher,
     SearchSpace,
 )
@@ -34,7 +34,7 @@ class Shuffle(Searcher):
 
     name = "shuffle"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         for _ in range(3):
             yield Plan.unified(Removal(rng.sample(_drops(space), space.count)))
 
@@ -48,7 +48,7 @@ class RemovesOneMore(Searcher):
 
     name = "one-more"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         yield Plan.unified(Removal(_drops(space)[: space.count + 1]))
 
 
@@ -57,7 +57,7 @@ class SpareThePrefill(Searcher):
 
     name = "spare-the-prefill"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         yield Plan()
 
 
@@ -66,7 +66,7 @@ class UsesGlobalRandom(Searcher):
 
     name = "global-random"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         yield Plan.unified(Removal(random.sample(_drops(space), space.count)))
 
 
@@ -75,7 +75,7 @@ class Unseeded(Searcher):
 
     name = "unseeded"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         own = random.Random()
         for _ in range(20):
             yield Plan.unified(Removal(own.sample(_drops(space), space.count)))
@@ -86,7 +86,7 @@ class SilentSearcher(Searcher):
 
     name = "silent"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         yield from ()
 
 
@@ -95,7 +95,7 @@ class TakesNoneForANumber(Searcher):
 
     name = "none-for-a-number"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         value = yield Plan.unified(space.first)
         other = yield AtLeast(Plan.unified(space.neighbour(space.first, rng)), 99.9)
         assert value + other >= 0
@@ -106,7 +106,7 @@ class RemembersSearches(Searcher):
 
     name = "remembers-searches"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         SEARCHES.append(rng)
         yield Plan.unified(space.first)
         for _ in range(len(SEARCHES)):
@@ -121,7 +121,7 @@ class NeverEnds(Searcher):
 
     name = "never-ends"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         while (yield Plan.unified(space.first)) <= 100:
             pass
 

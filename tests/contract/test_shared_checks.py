@@ -10,11 +10,11 @@ import pytest
 from pydantic import ConfigDict, Field
 
 from pdtrim_core import (
-    Answer,
-    Ask,
     Drop,
     Plan,
     Removal,
+    Request,
+    Result,
     Searcher,
     SearchSpace,
     SimilarityScorer,
@@ -49,7 +49,7 @@ class Shuffle(Searcher):
 
     name = "shuffle"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         for _ in range(3):
             yield Plan.unified(Removal(rng.sample(_drops(space), space.count)))
 

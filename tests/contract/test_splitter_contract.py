@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pdtrim_core import (
-    Answer,
-    Ask,
     Plan,
+    Request,
+    Result,
     SearchSpace,
     StageSplitter,
 )
@@ -32,12 +32,12 @@ class GiveBackTheBest(StageSplitter):
 
     name = "the-best"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         if not len(plan.decode):
             return plan
         trials = [Plan(prefill=plan.decode.without(element), decode=plan.decode) for element in plan.decode]
-        points: list[float] = yield [*trials]
-        return trials[points.index(max(points))]
+        score: list[float] = yield [*trials]
+        return trials[score.index(max(score))]
 
 
 class AsksForAnotherDecode(StageSplitter):
@@ -45,7 +45,7 @@ class AsksForAnotherDecode(StageSplitter):
 
     name = "other-decode-asked"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         yield Plan.unified(plan.decode.without(*plan.decode.elements[:1]))
         return plan
 
@@ -55,7 +55,7 @@ class ReturnsAnotherDecode(StageSplitter):
 
     name = "other-decode-returned"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         yield from ()
         return Plan()
 
@@ -65,7 +65,7 @@ class ReturnsNothing(StageSplitter):
 
     name = "returns-nothing"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         yield plan
         return None  # type: ignore[return-value]
 
@@ -75,7 +75,7 @@ class NeedsAnElement(StageSplitter):
 
     name = "needs-an-element"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         yield Plan(prefill=plan.decode.without(plan.decode.elements[0]), decode=plan.decode)
         return plan
 
@@ -85,11 +85,11 @@ class SparesAnything(StageSplitter):
 
     name = "spares-anything"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         yield from ()
         own = random.Random(os.urandom(8))
-        spared = [element for element in plan.decode if own.random() < 0.5]
-        return Plan(prefill=plan.decode.without(*spared), decode=plan.decode)
+        kept_in_prefill = [element for element in plan.decode if own.random() < 0.5]
+        return Plan(prefill=plan.decode.without(*kept_in_prefill), decode=plan.decode)
 
 
 class SparesTheSilent(StageSplitter):
@@ -97,7 +97,7 @@ class SparesTheSilent(StageSplitter):
 
     name = "spares-the-silent"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         start = yield plan
         current = plan
         for element in plan.decode:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core.results.task_results import Answer, Metric, TaskResult, write_result
+from pdtrim_core.results.task_results import ItemAnswer, Metric, TaskResult, write_result
 from pdtrim_core.testing.contracts.small_run import small_run
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def evaluated(path: Path, values: dict[str, list[float]], **changes: Any) -> Pat
     path.mkdir()
     (path / "outcome.json").write_text(replace(small_run()[0], **changes).to_json())
     for task, of_task in values.items():
-        answers = tuple(Answer(str(number), {"acc": value}) for number, value in enumerate(of_task))
+        answers = tuple(ItemAnswer(str(number), {"acc": value}) for number, value in enumerate(of_task))
         mean = sum(of_task) / len(of_task)
         write_result(path, TaskResult(task, "staged", {"acc": Metric(mean, 0.25)}, "acc", answers, {"limit": 4}, {}, 1.0))
     return path
@@ -182,15 +182,15 @@ def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
 ) -> None:
     from pdtrim_core.sweeping import evaluating
 
-    def evaluate(run: Any, wanted: Any, sides: Any, say: Any, *, runs_code: bool) -> None:
+    def evaluate(run: Any, wanted: Any, variants: Any, say: Any, *, runs_code: bool) -> None:
         assert not runs_code
-        for side in evaluating.sides_of(run, sides):
+        for variant in evaluating.sides_of(run, variants):
             for task in wanted.tasks:
-                good = side == "dense" or run.path.name == "greedy"
-                answers = tuple(Answer(str(n), {"acc": float(good or n > 1)}) for n in range(4))
+                good = variant == "dense" or run.path.name == "greedy"
+                answers = tuple(ItemAnswer(str(n), {"acc": float(good or n > 1)}) for n in range(4))
                 value = Metric(sum(answer.values["acc"] for answer in answers) / 4, 0.1)
-                write_result(run.path, TaskResult(task, side, {"acc": value}, "acc", answers, {"limit": 4}, {}, 1.0))
-                say(f"{task}, {side}: running")
+                write_result(run.path, TaskResult(task, variant, {"acc": value}, "acc", answers, {"limit": 4}, {}, 1.0))
+                say(f"{task}, {variant}: running")
 
     monkeypatch.setattr(evaluating, "check", lambda wanted, runs_code: None)
     monkeypatch.setattr(evaluating, "evaluate", evaluate)

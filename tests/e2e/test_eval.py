@@ -50,7 +50,7 @@ def test_a_run_is_evaluated_and_found_again(cli: Cli, run: Path, data: Path) -> 
     again = cli(*words)
     assert again.out == first.out
     assert again.err.splitlines()[-2:] == ["piqa, staged: known", "piqa, dense: known"]
-    assert {result.side for result in results_in(run)} == {"staged", "dense"}
+    assert {result.variant for result in results_in(run)} == {"staged", "dense"}
     (found, _) = json.loads(cli(*words, "--json").out)
     assert found["metrics"]["acc"].keys() == {"value", "error", "higher_is_better"}
     assert Path(found["file"]).is_file()

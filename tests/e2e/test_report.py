@@ -38,7 +38,7 @@ def test_a_run_keeps_the_steps_of_its_search_and_the_norms(cli: Cli, recipe: Pat
     assert (first.floor, first.temperature, first.taken) == (None, None, True)
     assert [step.temperature for step in others] == [15.0, 7.5]
     assert all(step.prefill == step.decode for step in outcome.search)
-    best = max(outcome.search, key=lambda step: step.points or 0.0)
+    best = max(outcome.search, key=lambda step: step.score or 0.0)
     assert best.decode == ", ".join(map(str, outcome.plan.plan.decode))
     assert len(outcome.norms) == outcome.block_count + 1
     again = cli("run", recipe, "--set", "searcher.alpha=0.5", "--out", "r")

@@ -82,7 +82,7 @@ class Subject:
 
 
 @dataclass
-class Answer:
+class Result:
     status: int
     data: dict[str, Any]
 
@@ -121,15 +121,15 @@ class Pair:
     def close(self) -> None:
         stop(list(self.servers.values()))
 
-    def post(self, body: Mapping[str, Any], *, at: str = "proxy", path: str = "/v1/completions") -> Answer:
+    def post(self, body: Mapping[str, Any], *, at: str = "proxy", path: str = "/v1/completions") -> Result:
         request = urllib.request.Request(
             self.commands[at].url + path, json.dumps(dict(body)).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=300) as answer:
-                return Answer(answer.status, json.load(answer))
+                return Result(answer.status, json.load(answer))
         except urllib.error.HTTPError as error:
-            return Answer(error.code, json.loads(error.read() or b"{}"))
+            return Result(error.code, json.loads(error.read() or b"{}"))
 
     def stream(self, body: Mapping[str, Any], *, path: str = "/v1/completions") -> Iterator[Any]:
         """Yield what comes in each event; the text [DONE] as it is."""
@@ -146,7 +146,7 @@ class Pair:
         name = self.subject.export.name
         return {"model": name, "prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
 
-    def complete(self, prompt: Sequence[int], tokens: int = NEW_TOKENS) -> Answer:
+    def complete(self, prompt: Sequence[int], tokens: int = NEW_TOKENS) -> Result:
         return self.post(self.question(prompt, tokens))
 
     def complete_all(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -213,10 +213,10 @@ def _merged(model: BlockModel, merge: Merge) -> Any:
 
 
 def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name: str) -> Subject:
-    from pdtrim_core import StagedModel, Trunk
+    from pdtrim_core import PrefixCache, StagedModel
 
     modules: dict[Merge | Shrink, Any] = {e: _merged(model, e) for e in plan.decode if isinstance(e, Merge)}
-    staged = StagedModel(Trunk(model, first_token="decode"), plan, modules)
+    staged = StagedModel(PrefixCache(model, first_token="decode"), plan, modules)
     prompts = _prompts(vocabulary)
     ends_at_once: tuple[int, ...] = ()
     if name != "smollm":

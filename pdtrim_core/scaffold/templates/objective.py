@@ -29,7 +29,7 @@ class Example(Objective):
         weights = [math.exp((total - top) / self.temperature) for total in sums]
         return weights[item.answer] / sum(weights)
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         """Return the mean as points, 0 to 100; higher is better."""
         return 100 * mean
 

@@ -20,9 +20,9 @@ class Example(Report):
     def report(self, outcome: Outcome, out: Path) -> str | Path:
         """Return text to print, in ASCII, or the path of a file written under `out`."""
         del out
-        points = {row.name: row.calibration.points for row in outcome.rows}
+        score = {row.name: row.calibration.score for row in outcome.rows}
         lost = "the whole model was replaced" if outcome.saved_plan is None else f"decode lost {outcome.plan.plan.decode}"
-        last = list(points)[-1]
+        last = list(score)[-1]
         return f"{outcome.model}: {lost}; {last} has {points[last] - points['dense']:+.{self.digits}f} points beside dense"
 
 

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Answer, Ask, AtLeast, Plan, Searcher, SearchSpace, hookimpl
+from pdtrim_core import AtLeast, Plan, Request, Result, Searcher, SearchSpace, hookimpl
 
 
 class Example(Searcher):
@@ -17,16 +17,16 @@ class Example(Searcher):
 
     tries: int = Field(10, gt=0, description="neighbours to try")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Yield the removal that scores suggest, then neighbours; the best plan that was measured is taken."""
         best = space.first
-        points = yield Plan.unified(best)
+        score = yield Plan.unified(best)
         for _ in range(self.tries):
             trial = space.neighbour(best, rng)
             # None where the trial does not reach what there is: measuring it stops as soon as that is clear.
-            value = yield AtLeast(Plan.unified(trial), points)
+            value = yield AtLeast(Plan.unified(trial), score)
             if value is not None:
-                best, points = trial, value
+                best, score = trial, value
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return about how many measurements a search takes, for the progress bar."""

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Answer, Ask, Plan, SearchSpace, StageSplitter, hookimpl
+from pdtrim_core import Plan, Request, Result, SearchSpace, StageSplitter, hookimpl
 
 
 class Example(StageSplitter):
@@ -18,7 +18,7 @@ class Example(StageSplitter):
     at_most: int = Field(2, ge=0, description="elements that prefill is given back")
     least: float = Field(1.0, ge=0, description="gain in points that an element must bring")
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Yield trial plans with the same decode, and return the final one."""
         del space, rng
         start = yield plan
@@ -27,8 +27,8 @@ class Example(StageSplitter):
         gains = sorted(
             ((value - start, element) for value, element in zip(values, plan.decode, strict=True)), key=lambda g: -g[0]
         )
-        spared = [element for gain, element in gains[: self.at_most] if gain >= self.least]
-        return Plan(prefill=plan.decode.without(*spared), decode=plan.decode)
+        kept_in_prefill = [element for gain, element in gains[: self.at_most] if gain >= self.least]
+        return Plan(prefill=plan.decode.without(*kept_in_prefill), decode=plan.decode)
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return about how many measurements a split takes, for the progress bar."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pdtrim_core.api.kinds import Distiller
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.merge_store import Student, TeacherBatches, training_items
 from pdtrim_core.plan.elements import Merge
@@ -66,7 +66,7 @@ class DistillerContract:
         """The block that training starts from stands for the pair already; training must not lead away from it."""
         model = tiny_llama(silent={PAIR.drop})
         module, _ = self._distil(model)
-        batches = TeacherBatches(Trunk(model), training_items(SEQUENCES), PAIR)
+        batches = TeacherBatches(PrefixCache(model), training_items(SEQUENCES), PAIR)
         student, other = Student(model, PAIR, module), Student(model, Merge(PAIR.drop, PAIR.keep), model.blocks[PAIR.drop])
         with torch.no_grad():
             trained, dropped = _error(student, batches), _error(other, batches)
@@ -82,7 +82,7 @@ class DistillerContract:
         module = copy.deepcopy(model.blocks[PAIR.keep]).requires_grad_(requires_grad=True)
         if frozen:
             module.get_submodule(frozen).requires_grad_(requires_grad=False)
-        batches = TeacherBatches(Trunk(model), training_items(SEQUENCES), PAIR)
+        batches = TeacherBatches(PrefixCache(model), training_items(SEQUENCES), PAIR)
         distiller = self.component(**self.options)
         with torch.enable_grad():
             losses = [float(loss) for loss in distiller.distil(Student(model, PAIR, module), batches)]

@@ -12,7 +12,7 @@ import pytest
 
 from pdtrim_core.api.kinds import Objective
 from pdtrim_core.data.items import Item, Sample, encode
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
@@ -72,20 +72,20 @@ class ObjectiveContract:
     def test_points_go_from_0_to_100_and_rise_with_the_right_choice(self) -> None:
         """The right choice gets likelier from hopeless to certain."""
         made = self.component(**self.options)
-        points = []
+        score = []
         for right in (-60.0, -20.0, -8.0, -4.0, -2.0, -1.0, -0.1):
             staged = self._staged(right)
             values = made.item_values(staged, tuple(staged.sums))
-            points.append(made.points(math.fsum(values) / len(values)))
-        assert all(0 <= value <= 100 for value in points)
-        assert all(before <= after for before, after in pairwise(points))
-        assert points[0] < points[-1]
+            score.append(made.score(math.fsum(values) / len(values)))
+        assert all(0 <= value <= 100 for value in score)
+        assert all(before <= after for before, after in pairwise(score))
+        assert score[0] < score[-1]
 
     def test_points_have_a_slope_everywhere(self) -> None:
         """The core turns standard errors into points by the slope, so it asks a little to both sides of a mean."""
         made, staged = self.component(**self.options), self._staged(0.0)
         for value in made.item_values(staged, tuple(staged.sums)):
-            assert all(math.isfinite(made.points(value + step)) for step in (-TOLERANCE, 0, TOLERANCE))
+            assert all(math.isfinite(made.score(value + step)) for step in (-TOLERANCE, 0, TOLERANCE))
 
     def test_no_item_is_better_than_the_best_item(self) -> None:
         """`best_item` bounds what a candidate can still reach."""
@@ -93,7 +93,7 @@ class ObjectiveContract:
         for right in (-60.0, -4.0, -0.1, 0.0):
             staged = self._staged(right)
             for value in made.item_values(staged, tuple(staged.sums)):
-                assert made.best_item is None or made.points(value) <= made.points(made.best_item)
+                assert made.best_item is None or made.score(value) <= made.score(made.best_item)
 
     def test_every_weight_is_positive(self) -> None:
         """A mean is divided by their sum."""
@@ -107,17 +107,17 @@ class ObjectiveContract:
         assert made.problems(items) == []
         model = tiny_llama()
         with no_global_randomness(), left_as_it_was(model):
-            values = list(made.item_values(StagedModel(Trunk(model), Plan.unified(Removal([Drop(3)]))), items))
+            values = list(made.item_values(StagedModel(PrefixCache(model), Plan.unified(Removal([Drop(3)]))), items))
         assert len(values) == len(items)
         weights = [made.weight(item) for item in items]
-        assert 0 <= made.points(math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)) <= 100
+        assert 0 <= made.score(math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)) <= 100
 
     def test_losing_a_silent_block_changes_no_value(self) -> None:
         """A value comes from what the model answers, not from what the plan says."""
         made = self.component(**self.options)
         items = [encode(sample, ByteTokenizer()) for sample in _choices()]
-        trunk = Trunk(tiny_llama(silent={SILENT}))
-        dense, without = (StagedModel(trunk, Plan.unified(Removal(lost))) for lost in ([], [Drop(SILENT)]))
+        prefix_cache = PrefixCache(tiny_llama(silent={SILENT}))
+        dense, without = (StagedModel(prefix_cache, Plan.unified(Removal(lost))) for lost in ([], [Drop(SILENT)]))
         assert list(made.item_values(without, items)) == list(made.item_values(dense, items))
 
     def _staged(self, right: float | None = None) -> FixedStaged:

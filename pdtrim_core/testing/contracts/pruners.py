@@ -13,7 +13,7 @@ from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import Pruner
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.data.items import Item, Sample, encode
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import Origin
 from pdtrim_core.model.block_model import BlockModel
@@ -58,7 +58,7 @@ class PrunerContract:
         pruned = self._prune(model, 0)
         assert len(pruned.removal) == 0
         if pruned.replaced is not None:
-            dense, other = (StagedModel(Trunk(of), Plan()).loglikelihoods(_items()) for of in (model, pruned.replaced))
+            dense, other = (StagedModel(PrefixCache(of), Plan()).loglikelihoods(_items()) for of in (model, pruned.replaced))
             gaps = [abs(a - b) for one, two in zip(dense, other, strict=True) for a, b in zip(one, two, strict=True)]
             assert max(gaps) < SAME_LOGPROB, "the replaced model is another function though nothing was to go"
 
@@ -67,13 +67,13 @@ class PrunerContract:
         model = tiny_llama()
         pruned = self._prune(model, 2)
         if pruned.replaced is not None:
-            values = StagedModel(Trunk(pruned.replaced), Plan()).loglikelihoods(_items())
+            values = StagedModel(PrefixCache(pruned.replaced), Plan()).loglikelihoods(_items())
             assert all(math.isfinite(value) for of_item in values for value in of_item)
         start = Plan.unified(pruned.removal)
-        spared = [Plan(pruned.removal.without(element), pruned.removal) for element in pruned.removal]
-        trunk = Trunk(model, batch_tokens=64)
-        for plan in (start, *spared):
-            StagedModel(trunk, plan, pruned.modules)
+        kept_in_prefill = [Plan(pruned.removal.without(element), pruned.removal) for element in pruned.removal]
+        prefix_cache = PrefixCache(model, batch_tokens=64)
+        for plan in (start, *kept_in_prefill):
+            StagedModel(prefix_cache, plan, pruned.modules)
 
     def test_the_same_model_and_tokens_give_the_same_removal(self) -> None:
         """No randomness but `rng`, no memory of an earlier call."""
@@ -106,7 +106,7 @@ class PrunerContract:
             save_replaced(replaced, model, tmp_path)
             again = self.component(**self.options).restore(model, read_replaced(tmp_path))
             assert again.fingerprint == replaced.fingerprint
-            values = [StagedModel(Trunk(of), Plan()).loglikelihoods(_items()) for of in (replaced, again)]
+            values = [StagedModel(PrefixCache(of), Plan()).loglikelihoods(_items()) for of in (replaced, again)]
             assert values[0] == values[1]
 
     def test_a_run_refines_its_removal(self, tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ class PrunerContract:
         # A plain file's pruner is not installed.
         host.register(SimpleNamespace(pdtrim_pruners=hookimpl(lambda: [self.component])), Origin("contract", "contract"))
         outcome = pipeline.run(resolve(data, host, where="pruner.toml", out=tmp_path / "run"), host)
-        points = {row.name: row.calibration.points for row in outcome.rows}
+        score = {row.name: row.calibration.score for row in outcome.rows}
         if self.component.replaces_model:
-            assert points.keys() == {"dense", "unified"}
+            assert score.keys() == {"dense", "unified"}
             assert outcome.saved_plan is None
         else:
-            assert points["staged"] >= points["unified"]
+            assert score["staged"] >= score["unified"]
 
     def _prune(self, model: BlockModel, blocks: int) -> Pruned:
         parameters = blocks * model.sizes.blocks[0].parameters

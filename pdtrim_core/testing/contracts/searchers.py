@@ -39,7 +39,7 @@ class SearcherContract:
         for space in table_spaces():
             found, asked = self._search(space)
             assert found is not None, "it asked for no plan at all, or for its first one with a floor"
-            assert found.points >= round(rugged(asked[0]), DIGITS)
+            assert found.score >= round(rugged(asked[0]), DIGITS)
 
     def test_the_same_seed_gives_the_same_search(self) -> None:
         """All randomness comes from `rng`."""

@@ -30,7 +30,7 @@ from pdtrim_core.api.kinds import (
 )
 from pdtrim_core.data.items import Sample, encode
 from pdtrim_core.errors import did_you_mean
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import Origin, PluginHost
 from pdtrim_core.model.block_model import BlockModel
@@ -114,7 +114,7 @@ def left_as_it_was(model: BlockModel) -> Iterator[None]:
 
     def state() -> tuple[dict[str, Any], Any]:
         weights = {name: value.detach().clone() for name, value in model.model.state_dict().items()}
-        return weights, StagedModel(Trunk(model), Plan()).loglikelihoods([item])
+        return weights, StagedModel(PrefixCache(model), Plan()).loglikelihoods([item])
 
     weights, sums = state()
     yield

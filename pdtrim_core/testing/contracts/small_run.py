@@ -90,7 +90,7 @@ def run_with_plan(
 def grown(model: BlockModel, merge: Merge) -> nn.Module:
     """Return a block for a merge: the one it keeps, 5 % larger, but for what makes K and V where those are frozen."""
     block = copy.deepcopy(model.blocks[merge.keep])
-    kept = model.place.kv if merge.kv == "frozen" else ()
+    kept = model.layout.kv if merge.kv == "frozen" else ()
     frozen = {id(parameter) for name in kept for parameter in block.get_submodule(name).parameters()}
     with torch.no_grad():
         for parameter in block.parameters():

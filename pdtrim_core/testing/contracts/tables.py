@@ -36,10 +36,10 @@ class Table:
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the plan's reading, or one that was cut short where the floor is out of reach."""
         del started
-        points = round(self.value(plan), DIGITS)
-        if self.early_stop and floor is not None and points < floor:
-            return Reading(None, None, ceiling=points)
-        return Reading(points, points / 100, (points / 100,) * 4, slope=100.0, ceiling=points)
+        score = round(self.value(plan), DIGITS)
+        if self.early_stop and floor is not None and score < floor:
+            return Reading(None, None, ceiling=score)
+        return Reading(score, score / 100, (score / 100,) * 4, slope=100.0, ceiling=score)
 
 
 def rugged(plan: Plan) -> float:

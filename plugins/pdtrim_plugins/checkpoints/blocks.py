@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from pdtrim_core import BlockPlace, Shrink, head_dim_of, narrowed
+from pdtrim_core import BlockLayout, Shrink, head_dim_of, narrowed
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
@@ -23,18 +23,18 @@ SHADOW = "shadow"
 
 def give_form(model: Any, told: Mapping[str, Any]) -> None:
     """Change the blocks of a model that was just made to what the `pdtrim` entry of its config tells."""
-    place = BlockPlace(told["place"]["blocks"], *(tuple(told["place"][key]) for key in ("kv", "attention", "mlp")))
-    blocks = model.get_submodule(place.blocks)
+    layout = BlockLayout(told["place"]["blocks"], *(tuple(told["place"][key]) for key in ("kv", "attention", "mlp")))
+    blocks = model.get_submodule(layout.blocks)
     head_dim = head_dim_of(model.config.get_text_config())
     for index, widths in told.get("widths", {}).items():
-        blocks[int(index)] = _thin(blocks[int(index)], int(index), widths, place=place, head_dim=head_dim)
+        blocks[int(index)] = _thin(blocks[int(index)], int(index), widths, layout=layout, head_dim=head_dim)
     if "decode_index" not in told:
         return
     for index in told["shadows"]:
-        blocks[index].add_module(SHADOW, KvOnly(copy.deepcopy(blocks[index]), place.kv))
+        blocks[index].add_module(SHADOW, KvOnly(copy.deepcopy(blocks[index]), layout.kv))
         blocks[index].register_forward_pre_hook(_run_shadow, with_kwargs=True)
     for index in told["kv_only"]:
-        blocks[index] = KvOnly(blocks[index], place.kv)
+        blocks[index] = KvOnly(blocks[index], layout.kv)
     for index in told["removed"]:
         blocks[index] = PassedBy()
     _number(blocks, {int(block): number for block, number in told["decode_index"].items()})
@@ -107,20 +107,20 @@ def _number(blocks: Any, decode_index: Mapping[int, int]) -> None:
                 module.layer_idx = number
 
 
-def _thin(block: nn.Module, index: int, widths: Mapping[str, Any], *, place: BlockPlace, head_dim: int) -> nn.Module:
+def _thin(block: nn.Module, index: int, widths: Mapping[str, Any], *, layout: BlockLayout, head_dim: int) -> nn.Module:
     """Return a block with as many K/V heads and MLP channels as `widths` says, and the biases that it names."""
     shrinks = []
     for part in PARTS:
-        names = place.attention if part == "attention" else place.mlp
+        names = layout.attention if part == "attention" else layout.mlp
         if part in widths:
             # Any projection into a part tells its units: K of attention, where Q has more heads.
             rows = block.get_submodule(names[1] if part == "attention" else names[0]).out_features
             dense = int(rows) // (head_dim if part == "attention" else 1)  # type: ignore[arg-type]
             if widths[part] < dense:
                 shrinks.append(Shrink(index, part, tuple(range(widths[part], dense))))
-    thin = narrowed(block, place, head_dim, shrinks, {}) if shrinks else block
+    thin = narrowed(block, layout, head_dim, shrinks, {}) if shrinks else block
     for part in widths.get("bias", ()):
-        out = thin.get_submodule((place.attention if part == "attention" else place.mlp)[-1])
+        out = thin.get_submodule((layout.attention if part == "attention" else layout.mlp)[-1])
         assert isinstance(out, nn.Linear)
         out.bias = nn.Parameter(out.weight.new_zeros(out.out_features))
     return thin.requires_grad_()

@@ -155,14 +155,14 @@ def _use(part: Any) -> str:
 def _rows(outcome: Outcome) -> list[list[str]]:
     found = []
     for row in outcome.rows:
-        values = [f"{v.points:.1f} +- {v.error:.1f} ({v.items} items)" if v else "" for v in (row.calibration, row.held_out)]
+        values = [f"{v.score:.1f} +- {v.error:.1f} ({v.items} items)" if v else "" for v in (row.calibration, row.held_out)]
         found.append([row.name, *values])
     return found
 
 
 def _benchmarks(run: Path) -> str:
     rows = [
-        [result.task, result.side, result.main, f"{metric.value:.4g}" + (f" +- {metric.error:.2g}" if metric.error else "")]
+        [result.task, result.variant, result.main, f"{metric.value:.4g}" + (f" +- {metric.error:.2g}" if metric.error else "")]
         for result in results_in(run)
         if (metric := result.metrics.get(result.main)) is not None
     ]

@@ -77,7 +77,7 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
     # The state dict names what the model holds; nothing is copied yet.
     writer.add(_on_disk(model, outside(model, head=head), stock=stock))
     for block in stored:
-        writer.add(_on_disk(model, block.tensors(model.place.blocks), stock=stock))
+        writer.add(_on_disk(model, block.tensors(model.layout.blocks), stock=stock))
     writer.finish()
 
 
@@ -107,7 +107,7 @@ def outside(model: BlockModel, *, head: bool) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
         same = name in tied and tied[name] in tensors and tensors[tied[name]].data_ptr() == tensor.data_ptr()
-        if not (same or name in ignored or name in left_out or name.startswith(f"{model.place.blocks}.")):
+        if not (same or name in ignored or name in left_out or name.startswith(f"{model.layout.blocks}.")):
             found[name] = tensor.detach()
     return found
 

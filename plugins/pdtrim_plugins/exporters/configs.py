@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core import PdtrimError
-from pdtrim_plugins.exporters.stages import StoredBlock, place_of, widths_of
+from pdtrim_plugins.exporters.stages import StoredBlock, layout_data, widths_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ def formed(
     data = _renumbered(model, kept)
     _set_widths(model, common or {}, data)
     data |= {"model_type": config_class.model_type, "architectures": [model_class.__name__]}
-    data[CONFIG_KEY] = {**told, "widths": widths_of(stored), "place": place_of(model.place)}
+    data[CONFIG_KEY] = {**told, "widths": widths_of(stored), "place": layout_data(model.layout)}
     config = _read(config_class, data, model)
     check(model, stored, model_class, config)
     return config
@@ -65,7 +65,7 @@ def check(model: BlockModel, stored: Sequence[StoredBlock], model_class: type[An
     for key in BY_NUMBER:
         if getattr(model.config, key, False):
             raise PdtrimError(f"{model.name}: its blocks compute with their own number ({key}), so they cannot get another one")
-    blocks = _made(model, model_class, config).get_submodule(model.place.blocks)
+    blocks = _made(model, model_class, config).get_submodule(model.layout.blocks)
     for block in stored:
         if block.parts is not None:
             continue

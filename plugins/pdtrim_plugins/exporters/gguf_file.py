@@ -152,7 +152,7 @@ def _tensors(model: BlockModel, stored: Sequence[StoredBlock], architecture: str
 
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, len(stored))
-    for tensors in (outside(model, head=True), *(block.tensors(model.place.blocks) for block in stored)):
+    for tensors in (outside(model, head=True), *(block.tensors(model.layout.blocks) for block in stored)):
         for name, tensor in tensors.items():
             known = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if known is None:

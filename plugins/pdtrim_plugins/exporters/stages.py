@@ -12,7 +12,7 @@ from pdtrim_core import KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core import BlockModel, BlockPlace
+    from pdtrim_core import BlockLayout, BlockModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Parts:
 
         outputs = {e: module for e, module in self._modules(shrinks).items() if isinstance(e, Shrink)}
         block = self.model.blocks[shrinks[0].block]
-        return narrowed(block, self.model.place, head_dim_of(self.model.config), shrinks, outputs)
+        return narrowed(block, self.model.layout, head_dim_of(self.model.config), shrinks, outputs)
 
     def widths(self, shrinks: Sequence[Shrink]) -> dict[str, Any]:
         """Return how many K/V heads and MLP channels are left, and which projections out of a part got a bias."""
@@ -116,7 +116,7 @@ def prefill_blocks(parts: Parts, plan: Plan) -> Prefill:
         if slot and slot.merge and source and source.source == "shadow":
             shadows.append(block)
             make = _maker(parts.merged, slot.merge)
-            stored.append(StoredBlock(block, slot.merge.keep, make, parts=_kv(model.place, model), under="shadow."))
+            stored.append(StoredBlock(block, slot.merge.keep, make, parts=_kv(model.layout, model), under="shadow."))
         match plan.state("prefill", block):
             case "run":
                 stored.append(StoredBlock(block, block, _maker(model.blocks.__getitem__, block)))
@@ -153,7 +153,7 @@ def _stored_kv(parts: Parts, block: int, merge: Merge | None, shrinks: Sequence[
         make = _maker(parts.shrunk, attention)
     else:
         make = _maker(parts.model.blocks.__getitem__, block)
-    return StoredBlock(block, block, make, parts.widths(attention), parts=_kv(parts.model.place, parts.model))
+    return StoredBlock(block, block, make, parts.widths(attention), parts=_kv(parts.model.layout, parts.model))
 
 
 def widths_of(stored: Sequence[StoredBlock]) -> dict[str, Any]:
@@ -161,22 +161,22 @@ def widths_of(stored: Sequence[StoredBlock]) -> dict[str, Any]:
     return {str(block.index): dict(block.widths) for block in stored if block.widths}
 
 
-def place_of(place: BlockPlace) -> dict[str, Any]:
+def layout_data(layout: BlockLayout) -> dict[str, Any]:
     """Return a place as JSON data."""
-    return {"blocks": place.blocks, "kv": list(place.kv), "attention": list(place.attention), "mlp": list(place.mlp)}
+    return {"blocks": layout.blocks, "kv": list(layout.kv), "attention": list(layout.attention), "mlp": list(layout.mlp)}
 
 
 def _maker(make: Callable[[Any], nn.Module], argument: Any) -> Callable[[], nn.Module]:
     return lambda: make(argument)
 
 
-def _kv(place: BlockPlace, model: BlockModel) -> tuple[str, ...]:
-    if not place.kv:
+def _kv(layout: BlockLayout, model: BlockModel) -> tuple[str, ...]:
+    if not layout.kv:
         raise PdtrimError(
             f"{model.name}: this family computes K and V together with Q, so prefill cannot have them alone: use the decode "
             "model in both stages (--to checkpoints)"
         )
-    return place.kv
+    return layout.kv
 
 
 def _told_of(merge: Merge, plan: Plan) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Vllm(Exporter):
         parts = Parts(model, out / "merges")
         _check_decode(model, decode_blocks(parts, saved.plan))
         storage = Storage(self.dtype, int(self.max_shard * 1e9))
-        plan = saved.plan.free_tail(model.block_count)
+        plan = saved.plan.truncated_prefill(model.block_count)
         prefill = prefill_blocks(parts, plan)
         told = {"format": 1, "plan_hash": saved.digest, "first_token": saved.first_token, **prefill.told, "head": False}
         config, stored = _prefill_config(model, prefill.stored, told)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtrim_core import Report, Shrink, draw_ladder
+from pdtrim_core import Report, Shrink, draw_diagram
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome
@@ -45,15 +45,15 @@ def _headline(outcome: Outcome) -> str:
     if shrunk:
         losses.append(f"heads or channels of {len({shrink.block for shrink in shrunk})} of {outcome.block_count} blocks")
     text = f"{outcome.model}: decode loses {' and '.join(losses)}"
-    spared = sum(gain.spared for gain in outcome.gains)
-    what = f"{spared} of the {len(outcome.gains)} parts" if shrunk else f"{spared} of them"
-    return f"{text}; prefill was given {what} back" if spared else text
+    kept_in_prefill = sum(gain.kept_in_prefill for gain in outcome.gains)
+    what = f"{kept_in_prefill} of the {len(outcome.gains)} parts" if shrunk else f"{kept_in_prefill} of them"
+    return f"{text}; prefill was given {what} back" if kept_in_prefill else text
 
 
 def _ladder(outcome: Outcome) -> str:
     if outcome.saved_plan is None:
         return "no ladder: the model that is measured as 'unified' is no selection of the dense model's blocks and channels"
-    return draw_ladder(outcome.plan.plan, outcome.block_count)
+    return draw_diagram(outcome.plan.plan, outcome.block_count)
 
 
 def _results(outcome: Outcome) -> str:
@@ -63,7 +63,7 @@ def _results(outcome: Outcome) -> str:
     body = []
     for row in outcome.rows:
         values = [row.calibration, row.held_out]
-        body.append([row.name, *(f"{v.points:.1f} +- {v.error:.1f}" if v else "" for v in values)])
+        body.append([row.name, *(f"{v.score:.1f} +- {v.error:.1f}" if v else "" for v in values)])
     return columns([header, *body])
 
 
@@ -71,7 +71,8 @@ def _gains(outcome: Outcome) -> str:
     if not outcome.gains:
         return ""
     body = [
-        [gain.element, f"{gain.gain:+.1f} +- {gain.error:.1f}", "spared" if gain.spared else "lost too"] for gain in outcome.gains
+        [gain.element, f"{gain.gain:+.1f} +- {gain.error:.1f}", "spared" if gain.kept_in_prefill else "lost too"]
+        for gain in outcome.gains
     ]
     return columns([["block", "gain when given back to prefill", "prefill"], *body])
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from pdtrim_core import Answer, Ask, AtLeast, Plan, Removal, Searcher, SearchSpace
+from pdtrim_core import AtLeast, Plan, Removal, Request, Result, Searcher, SearchSpace
 
 
 class Cooling(NamedTuple):
@@ -28,7 +28,7 @@ class Cooling(NamedTuple):
         return (self.t0 * self.alpha**step for step in range(self.step_count()))
 
 
-def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> Generator[Ask, Answer, None]:
+def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> Generator[Request, Result, None]:
     """Walk from a removal; a worse neighbour is taken with probability exp(-loss / T).
 
     The acceptance number is drawn before measuring, so that a candidate has a known floor to reach and measuring may
@@ -55,7 +55,7 @@ class Annealing(Searcher):
     alpha: float = Field(0.85, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.05, gt=0, description="temperature at which the search stops, in points")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Walk from the first removal (see `walk`)."""
         yield from walk(space, space.first, Cooling(self.t0, self.alpha, self.t_min), rng)
 
@@ -79,7 +79,7 @@ class Restarts(Searcher):
     alpha: float = Field(0.85, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.05, gt=0, description="temperature at which a walk stops, in points")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Walk from the first removal, then from removals that are `space.count` random swaps away from it."""
         cooling = Cooling(self.t0, self.alpha, self.t_min)
         yield from walk(space, space.first, cooling, rng)

@@ -9,7 +9,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Answer, Ask, Drop, Element, Merge, PdtrimError, Plan, Removal, Searcher, SearchSpace
+from pdtrim_core import Drop, Element, Merge, PdtrimError, Plan, Removal, Request, Result, Searcher, SearchSpace
 
 SIDE_BY_SIDE = 64
 """Plans asked for in one list: enough to be measured side by side, few enough that a bar moves."""
@@ -24,7 +24,7 @@ class Exhaustive(Searcher):
     drops: int = Field(5, ge=0, description="number of best drops by score to combine with all merges (the paper: 5)")
     limit: int = Field(2000, gt=0, description="number of combinations above which the search is refused")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Ask for every combination, in the order of the blocks. Raises `PdtrimError` when there are too many."""
         del rng
         elements = self._elements(space)

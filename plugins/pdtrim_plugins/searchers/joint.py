@@ -10,8 +10,6 @@ from typing import ClassVar, TypeVar
 from pydantic import Field
 
 from pdtrim_core import (
-    Answer,
-    Ask,
     AtLeast,
     Element,
     KvOnly,
@@ -19,9 +17,11 @@ from pdtrim_core import (
     Note,
     PdtrimError,
     Plan,
-    Points,
     Probe,
     Removal,
+    Request,
+    Result,
+    Score,
     Searcher,
     SearchSpace,
 )
@@ -53,7 +53,7 @@ class Joint(Searcher):
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Walk from the first removal; then decide.
 
         Temperatures are relative, since objectives differ in how many points they give to the same plan. The plan taken is
@@ -61,7 +61,7 @@ class Joint(Searcher):
         start if none is above 0. Raises `PdtrimError` where the ceiling is out of reach.
         """
         start, *other = self._starts(space)
-        before: Points = yield start
+        before: Score = yield start
         seen = {start: before}
         for plan in other:
             seen[plan] = yield Probe(plan)
@@ -76,12 +76,12 @@ class Joint(Searcher):
                 seen[current] = value
         yield from self._decide(start, seen)
 
-    def _decide(self, start: Plan, seen: Mapping[Plan, Points]) -> Generator[Ask, Answer, None]:
+    def _decide(self, start: Plan, seen: Mapping[Plan, Score]) -> Generator[Request, Result, None]:
         """Ask for the plan that is surely better than the start, if there is one, as a result."""
         before = seen[start]
-        sure = {plan: points - before - self.caution * points.error_of_gain_over(before) for plan, points in seen.items()}
+        sure = {plan: score - before - self.caution * score.error_of_gain_over(before) for plan, score in seen.items()}
         best = max(sure, key=sure.__getitem__)
-        lucky = sum(points > before for points in seen.values())
+        lucky = sum(score > before for score in seen.values())
         if sure[best] > 0:
             yield best
         elif lucky:
@@ -140,10 +140,10 @@ class Joint(Searcher):
     def _shift(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan | None:
         """Let prefill lose less at one place, and more at others until it fits: those it would pass by first the more often."""
         places = self._order(plan, space)
-        spared = rng.choice([place for place in places if _moved(plan, place, -1)])
-        shifted = _moved(plan, spared, -1)
+        kept_in_prefill = rng.choice([place for place in places if _moved(plan, place, -1)])
+        shifted = _moved(plan, kept_in_prefill, -1)
         while shifted is not None and space.cost(shifted, "prefill") > self.prefill_at_most:
-            less = [moved for place in places if place != spared and (moved := _moved(shifted, place, 1))]
+            less = [moved for place in places if place != kept_in_prefill and (moved := _moved(shifted, place, 1))]
             shifted = _early(less, rng) if less else None
         return None if shifted is None else self._fit(shifted, space)
 

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Answer, Ask, Drop, Plan, Removal, Searcher, SearchSpace
+from pdtrim_core import Drop, Plan, Removal, Request, Result, Searcher, SearchSpace
 
 
 class Greedy(Searcher):
@@ -16,7 +16,7 @@ class Greedy(Searcher):
     name = "greedy"
     cites = "ShortGPT (arXiv:2403.03853)"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Ask for one plan."""
         del rng
         yield Plan.unified(Removal(Drop(block) for block in space.scores.ranking()[: space.count]))
@@ -34,7 +34,7 @@ class RandomChoice(Searcher):
 
     tries: int = Field(37, gt=0, description="number of removals to draw (37 is what annealing measures at most)")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Ask for all of them at once: they do not depend on each other."""
         blocks = range(space.block_count)
         yield [Plan.unified(Removal(Drop(block) for block in rng.sample(blocks, space.count))) for _ in range(self.tries)]

@@ -8,8 +8,8 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Answer, Ask, KvOnly, PdtrimError, Plan, Points, SearchSpace, StageSplitter
-from pdtrim_plugins.splitters.sparing import gain_over, spare
+from pdtrim_core import KvOnly, PdtrimError, Plan, Request, Result, Score, SearchSpace, StageSplitter
+from pdtrim_plugins.splitters.sparing import gain_over, keep_in_prefill
 
 
 class Budget(StageSplitter):
@@ -19,7 +19,7 @@ class Budget(StageSplitter):
 
     prefill_at_most: float = Field(0.85, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Begin at prefill = decode, give back what brings most for its cost, and measure the rest again on top of it.
 
         Ends where no element that fits brings anything. The best plan measured is returned, the first one on ties: what brings
@@ -29,23 +29,23 @@ class Budget(StageSplitter):
         del rng
         current = Plan.unified(plan.decode)
         self._check(space.cost(current, "prefill"))
-        value: Points = yield current
+        value: Score = yield current
         best, highest = current, value
         while trials := self._trials(current, space):
-            points: Sequence[Points] = yield [*trials]
-            for trial, reached in zip(trials, points, strict=True):
+            score: Sequence[Score] = yield [*trials]
+            for trial, reached in zip(trials, score, strict=True):
                 if reached > highest:
                     best, highest = trial, reached
-            gains = [gain_over(value, reached) for reached in points]
+            gains = [gain_over(value, reached) for reached in score]
             if max(gains) <= 0:
                 break
             rates = [_rate(gain, _added(space, current, trial)) for gain, trial in zip(gains, trials, strict=True)]
             taken = max(range(len(trials)), key=lambda i: (rates[i], -i))
-            current, value = trials[taken], points[taken]
+            current, value = trials[taken], score[taken]
         return best
 
     def _trials(self, current: Plan, space: SearchSpace) -> list[Plan]:
-        trials = [spare(current, element) for element in current.prefill]
+        trials = [keep_in_prefill(current, element) for element in current.prefill]
         return [trial for trial in trials if space.cost(trial, "prefill") <= self.prefill_at_most]
 
     def _check(self, least: float) -> None:
@@ -73,7 +73,7 @@ class Pop(StageSplitter):
 
     prefill_at_most: float = Field(0.85, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Pass by one block of decode after the other, the deepest first; measure the result once.
 
         Raises `PdtrimError` where the ceiling is out of reach even with the K/V of all blocks alone.

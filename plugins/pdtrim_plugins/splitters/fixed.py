@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from random import Random
 
-from pdtrim_core import Answer, Ask, Plan, SearchSpace, StageSplitter
+from pdtrim_core import Plan, Request, Result, SearchSpace, StageSplitter
 
 
 class Unified(StageSplitter):
@@ -13,7 +13,7 @@ class Unified(StageSplitter):
 
     name = "unified"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Measure nothing."""
         del space, rng
         yield from ()
@@ -25,7 +25,7 @@ class DensePrefill(StageSplitter):
 
     name = "dense-prefill"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Measure nothing."""
         del space, rng
         yield from ()
@@ -37,7 +37,7 @@ class AsFound(StageSplitter):
 
     name = "as-found"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Measure nothing."""
         del space, rng
         yield from ()

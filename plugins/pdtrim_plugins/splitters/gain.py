@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from pdtrim_core import Answer, Ask, Note, Plan, Points, SearchSpace, StageSplitter
-from pdtrim_plugins.splitters.sparing import gain_over, spare
+from pdtrim_core import Note, Plan, Request, Result, Score, SearchSpace, StageSplitter
+from pdtrim_plugins.splitters.sparing import gain_over, keep_in_prefill
 
 
 class Gain(StageSplitter):
@@ -26,14 +26,14 @@ class Gain(StageSplitter):
         "others are measured again on top of it",
     )
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, Plan]:
+    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Test each element alone; then give back, in one go or one after the other, what brings the threshold."""
         del space, rng
         start = Plan.unified(plan.decode)
-        before: Points = yield start
+        before: Score = yield start
         needed = self.threshold if self.unit == "points" else self.threshold / 100 * before
-        after: Sequence[Points] = yield [spare(start, element) for element in plan.decode]
-        coarse = max((points.error_of_gain_over(before) for points in after), default=0.0)
+        after: Sequence[Score] = yield [keep_in_prefill(start, element) for element in plan.decode]
+        coarse = max((score.error_of_gain_over(before) for score in after), default=0.0)
         if coarse > needed:
             yield Note(
                 f"splitter gain: the threshold of {needed:.3g} points is below the standard error of a gain ({coarse:.1f} "
@@ -44,15 +44,15 @@ class Gain(StageSplitter):
             return final
         return (yield from self._together(start, before, after, needed))
 
-    def _together(self, start: Plan, before: Points, after: Sequence[Points], needed: float) -> Generator[Ask, Answer, Plan]:
+    def _together(self, start: Plan, before: Score, after: Sequence[Score], needed: float) -> Generator[Request, Result, Plan]:
         """Give back all elements that bring the threshold alone, and measure that too.
 
         Gains of single elements need not add up: should the result be worse than its start, elements are given back
         one after the other instead, the best first, and the best of the three plans is taken.
         """
         pairs = zip(start.decode, after, strict=True)
-        final = spare(start, *(element for element, points in pairs if gain_over(before, points) >= needed))
-        reached: Points = yield final
+        final = keep_in_prefill(start, *(element for element, score in pairs if gain_over(before, score) >= needed))
+        reached: Score = yield final
         if reached >= before:
             return final
         trail, last = yield from self._one_by_one(start, before, needed)
@@ -62,16 +62,16 @@ class Gain(StageSplitter):
         )
         return max(((start, before), (trail, last), (final, reached)), key=lambda pair: pair[1])[0]
 
-    def _one_by_one(self, start: Plan, before: Points, needed: float) -> Generator[Ask, Answer, tuple[Plan, Points]]:
+    def _one_by_one(self, start: Plan, before: Score, needed: float) -> Generator[Request, Result, tuple[Plan, Score]]:
         """Give back the best element, measure again on top of it, until none brings the threshold."""
         current, value = start, before
         while len(current.prefill):
-            trials = [spare(current, element) for element in current.prefill]
-            points: Sequence[Points] = yield [*trials]
-            best = max(range(len(trials)), key=lambda i: (points[i], -i))
-            if gain_over(value, points[best]) < needed:
+            trials = [keep_in_prefill(current, element) for element in current.prefill]
+            score: Sequence[Score] = yield [*trials]
+            best = max(range(len(trials)), key=lambda i: (score[i], -i))
+            if gain_over(value, score[best]) < needed:
                 break
-            current, value = trials[best], points[best]
+            current, value = trials[best], score[best]
         return current, value
 
     def steps(self, space: SearchSpace) -> int | None:

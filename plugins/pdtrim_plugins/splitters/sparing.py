@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pdtrim_core import Element, Plan, Points
+from pdtrim_core import Element, Plan, Score
 
 
-def spare(plan: Plan, *elements: Element) -> Plan:
+def keep_in_prefill(plan: Plan, *elements: Element) -> Plan:
     """Return the plan whose prefill keeps what these elements remove."""
     return Plan(prefill=plan.prefill.without(*elements), decode=plan.decode)
 
 
-def gain_over(before: Points, after: Points) -> float:
+def gain_over(before: Score, after: Score) -> float:
     """Return a gain to the digits that points have: 4.1 - 1.1 must reach a threshold of 3."""
     return round(after - before, 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from random import Random
 
-from pdtrim_core import Answer, Ask, Plan, Scorer, Searcher, SearchSpace, hookimpl
+from pdtrim_core import Plan, Request, Result, Scorer, Searcher, SearchSpace, hookimpl
 
 
 class Patient(Searcher):
@@ -13,7 +13,7 @@ class Patient(Searcher):
 
     name = "patient"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Ask, Answer, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
         """Ask once."""
         del rng
         yield Plan.unified(space.first)

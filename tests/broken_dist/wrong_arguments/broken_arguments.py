@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-from pdtrim_core import Answer, Ask, Plan, Searcher, SearchSpace, hookimpl
+from pdtrim_core import Plan, Request, Result, Searcher, SearchSpace, hookimpl
 
 
 class Seedless(Searcher):
@@ -12,7 +12,7 @@ class Seedless(Searcher):
 
     name = "seedless"
 
-    def search(self, space: SearchSpace) -> Generator[Ask, Answer, None]:  # type: ignore[override]
+    def search(self, space: SearchSpace) -> Generator[Request, Result, None]:  # type: ignore[override]
         """Ask once."""
         yield Plan.unified(space.first)
 

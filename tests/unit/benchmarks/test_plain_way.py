@@ -13,7 +13,7 @@ import torch
 
 from pdtrim_core import BlockModel, Drop, Plan, Removal, StagedModel
 from pdtrim_core.data.items import calibrate
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.testing import tiny_model
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.objectives import Accuracy
@@ -38,7 +38,7 @@ def test_a_copy_without_blocks_scores_as_the_unified_plan(plain_way: Any, family
     model, items = tiny_model(family), some_items()[:3]
     removed = (0, 3)
     pruned = plain_way.without_blocks(model, removed)
-    ours = StagedModel(Trunk(model), Plan.unified(Removal(map(Drop, removed)))).loglikelihoods(items)
+    ours = StagedModel(PrefixCache(model), Plan.unified(Removal(map(Drop, removed)))).loglikelihoods(items)
     for item, sums in zip(items, ours, strict=True):
         for choice, expected in zip(item.choices, sums, strict=True):
             tokens = torch.tensor([[*item.prompts[0], *choice]])
@@ -69,7 +69,7 @@ def test_the_harness_scores_a_pruned_copy_as_we_score_the_plan(plain_way: Any, s
     items = calibrate(samples, [], smollm.tokenizer).items
     plain = plain_way.PlainWay(smollm, samples, items, batch_size=4)
     theirs, taken = plain.measure(removed)
-    ours = StagedModel(Trunk(smollm, packed=True), Plan.unified(Removal(map(Drop, removed)))).loglikelihoods(items)
+    ours = StagedModel(PrefixCache(smollm, packed=True), Plan.unified(Removal(map(Drop, removed)))).loglikelihoods(items)
     for sums, same in zip(ours, theirs, strict=True):
         # Float32 over 28 blocks and a sum of up to twenty tokens; the harness' log_softmax is off by 1e-5 a token.
         assert sums == pytest.approx(same, abs=2e-3)

@@ -18,7 +18,7 @@ from pdtrim_core.comparing.compare import Comparison, compare
 from pdtrim_core.comparing.text import grid_of, latex, markdown
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import Outcome
-from pdtrim_core.results.task_results import Answer, Metric, Side, TaskResult, path_of, write_result
+from pdtrim_core.results.task_results import ItemAnswer, Metric, TaskResult, Variant, path_of, write_result
 from pdtrim_core.testing.contracts.small_run import small_run
 
 ITEMS = ("a", "b", "c", "d")
@@ -32,16 +32,16 @@ def folder(path: Path, **changes: Any) -> Path:
 
 
 def evaluated(
-    run: Path, task: str, values: Sequence[float], side: Side = "staged", items: Sequence[str] = ITEMS, **settings: Any
+    run: Path, task: str, values: Sequence[float], variant: Variant = "staged", items: Sequence[str] = ITEMS, **settings: Any
 ) -> TaskResult:
     metric = settings.pop("metric", "acc")
     mean = sum(values) / len(values)
     result = TaskResult(
         task=task,
-        side=side,
+        variant=variant,
         metrics={metric: settings.pop("value", Metric(mean, statistics.stdev(values) / math.sqrt(len(values))))},
         main=metric,
-        answers=tuple(Answer(item, {metric: value}) for item, value in zip(items, values, strict=True)),
+        answers=tuple(ItemAnswer(item, {metric: value}) for item, value in zip(items, values, strict=True)),
         settings={**SETTINGS, "plan": run.name, **settings},
         versions={},
         seconds=1.0,
@@ -178,7 +178,7 @@ def test_a_model_that_was_replaced_has_its_unified_side_alone(two: tuple[Path, P
         "other (unified)",
         "slicegpt (unified)",
     ]
-    assert compare([two[0], replaced], tasks=["piqa"]).rows[1].side == "unified"
+    assert compare([two[0], replaced], tasks=["piqa"]).rows[1].variant == "unified"
 
 
 def test_runs_of_the_same_name_go_by_their_paths(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_without_evaluations_the_runs_own_objective_is_shown(tmp_path: Path) -> 
     row = next(row for row in small_run()[0].rows if row.name == "staged")
     assert row.held_out is not None
     assert [column.name for column in found.columns] == ["margin (held out)"]
-    assert found.rows[0].cells["margin (held out)"].value == row.held_out.points
+    assert found.rows[0].cells["margin (held out)"].value == row.held_out.score
     assert any("shown is the runs' own objective (held out), in points" in note for note in found.notes)
     assert "errors of differences are not paired: the runs' journals do not have the same items" in found.notes
 
@@ -214,7 +214,7 @@ def with_value(outcome: Outcome, values: Sequence[float]) -> dict[str, Any]:
     rows = []
     for row in outcome.rows:
         assert row.held_out is not None
-        rows.append(replace(row, held_out=replace(row.held_out, mean=mean, points=100 * mean, error=20.0, items=len(values))))
+        rows.append(replace(row, held_out=replace(row.held_out, mean=mean, score=100 * mean, error=20.0, items=len(values))))
     return {"rows": tuple(rows), "objective": "accuracy"}
 
 

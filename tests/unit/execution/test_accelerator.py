@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pdtrim_core import Drop, KvOnly, Plan, Removal, StagedModel, load_plugins
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing import FAMILIES, tiny_model
@@ -16,16 +16,16 @@ from pdtrim_core.testing.models import save_tiny_model
 from tests.unit.execution.test_staged_model import some_items
 
 pytestmark = pytest.mark.gpu
-PLANS = [Plan(), Plan(decode=Removal([Drop(2)])), Plan(Removal([KvOnly(4)]), Removal([Drop(1)])).free_tail(6)]
+PLANS = [Plan(), Plan(decode=Removal([Drop(2)])), Plan(Removal([KvOnly(4)]), Removal([Drop(1)])).truncated_prefill(6)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_on_an_accelerator_are_those_on_the_cpu(family: str) -> None:
     accelerator = torch.accelerator.current_accelerator()
     model = tiny_model(family)
-    on_cpu = [StagedModel(Trunk(model, batch_tokens=64), plan).loglikelihoods(some_items()) for plan in PLANS]
+    on_cpu = [StagedModel(PrefixCache(model, batch_tokens=64), plan).loglikelihoods(some_items()) for plan in PLANS]
     model.model.to(accelerator)
-    there = [StagedModel(Trunk(model, batch_tokens=64), plan).loglikelihoods(some_items()) for plan in PLANS]
+    there = [StagedModel(PrefixCache(model, batch_tokens=64), plan).loglikelihoods(some_items()) for plan in PLANS]
     for one, other in zip(on_cpu, there, strict=True):
         for sums, same in zip(one, other, strict=True):
             # Other kernels add in another order.

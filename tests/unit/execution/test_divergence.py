@@ -10,10 +10,10 @@ from torch import nn
 
 from pdtrim_core import Drop, Item, KvOnly, Plan, Removal, StagedModel
 from pdtrim_core.execution import staged_model as stages
-from pdtrim_core.execution.prefix_cache import PreparedBatch, Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
 from pdtrim_core.model import block_model as model
 from pdtrim_core.testing import tiny_llama, tiny_model
-from tests.unit.execution.test_staged_model import PLANS, some_items, stand_ins
+from tests.unit.execution.test_staged_model import PLANS, replacements, some_items
 
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel
@@ -43,7 +43,7 @@ def test_a_unified_plan_diverges_as_the_model_without_those_blocks() -> None:
     pruned.model.model.layers = nn.ModuleList([block for index, block in enumerate(pruned.blocks) if index not in (1, 4)])
     pruned.config.num_hidden_layers = len(pruned.model.model.layers)
     items = some_items()
-    found = StagedModel(Trunk(dense, batch_tokens=64), UNIFIED).divergences(items)
+    found = StagedModel(PrefixCache(dense, batch_tokens=64), UNIFIED).divergences(items)
     for item, value in zip(items, found, strict=True):
         assert value == pytest.approx(kl(full_logits(dense, item), full_logits(pruned, item)), abs=CLOSE)
     assert min(found) > 0.01
@@ -53,7 +53,7 @@ def test_a_unified_plan_diverges_as_the_model_without_those_blocks() -> None:
 @pytest.mark.parametrize("name", PLANS)
 def test_every_sort_of_plan_diverges_as_in_two_phases(name: str, first_token: FirstToken) -> None:
     dense = tiny_llama()
-    staged = StagedModel(Trunk(dense, first_token=first_token, batch_tokens=64), PLANS[name], stand_ins(dense))
+    staged = StagedModel(PrefixCache(dense, first_token=first_token, batch_tokens=64), PLANS[name], replacements(dense))
     items = some_items()
     for item, value in zip(items, staged.divergences(items), strict=True):
         two_phases = staged.continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
@@ -63,7 +63,7 @@ def test_every_sort_of_plan_diverges_as_in_two_phases(name: str, first_token: Fi
 @pytest.mark.parametrize("family", ["gemma3", "opt", "mixtral"])
 def test_other_families_diverge_as_in_two_phases(family: str) -> None:
     dense = tiny_model(family)
-    staged = StagedModel(Trunk(dense, batch_tokens=64), Plan(Removal([KvOnly(4)]), Removal([Drop(2)])))
+    staged = StagedModel(PrefixCache(dense, batch_tokens=64), Plan(Removal([KvOnly(4)]), Removal([Drop(2)])))
     items = some_items()
     for item, value in zip(items, staged.divergences(items), strict=True):
         two_phases = staged.continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
@@ -72,21 +72,21 @@ def test_other_families_diverge_as_in_two_phases(family: str) -> None:
 
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
 def test_the_dense_model_does_not_diverge_from_itself(first_token: FirstToken) -> None:
-    trunk = Trunk(tiny_llama(), first_token=first_token, batch_tokens=64)
-    assert StagedModel(trunk, Plan()).divergences(some_items()) == [0.0] * len(some_items())
+    prefix_cache = PrefixCache(tiny_llama(), first_token=first_token, batch_tokens=64)
+    assert StagedModel(prefix_cache, Plan()).divergences(some_items()) == [0.0] * len(some_items())
 
 
 def test_a_plan_that_changes_no_logit_does_not_diverge() -> None:
     """A block that is the identity is dropped, and prefill's tail is free."""
-    trunk = Trunk(tiny_llama(silent={2}), batch_tokens=64)
-    plan = Plan.unified(Removal([Drop(2)])).free_tail(6)
-    assert StagedModel(trunk, plan).divergences(some_items()) == [0.0] * len(some_items())
+    prefix_cache = PrefixCache(tiny_llama(silent={2}), batch_tokens=64)
+    plan = Plan.unified(Removal([Drop(2)])).truncated_prefill(6)
+    assert StagedModel(prefix_cache, plan).divergences(some_items()) == [0.0] * len(some_items())
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_no_divergence_is_negative(name: str) -> None:
     dense = tiny_llama()
-    assert min(StagedModel(Trunk(dense), PLANS[name], stand_ins(dense)).divergences(some_items())) >= 0
+    assert min(StagedModel(PrefixCache(dense), PLANS[name], replacements(dense)).divergences(some_items())) >= 0
 
 
 def test_rounding_takes_no_divergence_below_0() -> None:
@@ -103,15 +103,15 @@ def test_rounding_takes_no_divergence_below_0() -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
 def test_divergences_do_not_depend_on_the_batch(batch_tokens: int, packed: bool) -> None:
     dense, items = tiny_llama(), some_items()
-    usual = StagedModel(Trunk(dense, batch_tokens=64), PLANS["part of the drops in prefill"]).divergences(items)
-    trunk = Trunk(dense, batch_tokens=batch_tokens, packed=packed)
-    other = StagedModel(trunk, PLANS["part of the drops in prefill"]).divergences(items)
+    usual = StagedModel(PrefixCache(dense, batch_tokens=64), PLANS["part of the drops in prefill"]).divergences(items)
+    prefix_cache = PrefixCache(dense, batch_tokens=batch_tokens, packed=packed)
+    other = StagedModel(prefix_cache, PLANS["part of the drops in prefill"]).divergences(items)
     assert other == pytest.approx(usual, abs=CLOSE)
 
 
 def test_divergences_come_in_the_order_of_the_items_and_as_often() -> None:
     items = some_items()
-    staged = StagedModel(Trunk(tiny_llama(), batch_tokens=64), UNIFIED)
+    staged = StagedModel(PrefixCache(tiny_llama(), batch_tokens=64), UNIFIED)
     values = dict(zip(items, staged.divergences(items), strict=True))
     asked = [items[4], items[0], items[4]]
     assert staged.divergences(asked) == pytest.approx([values[item] for item in asked], abs=CLOSE)
@@ -119,7 +119,7 @@ def test_divergences_come_in_the_order_of_the_items_and_as_often() -> None:
 
 
 def test_other_choices_do_not_count() -> None:
-    staged = StagedModel(Trunk(tiny_llama(), batch_tokens=64), UNIFIED)
+    staged = StagedModel(PrefixCache(tiny_llama(), batch_tokens=64), UNIFIED)
     whole = Item(((5, 6, 7),), ((1, 2), (3, 4), (9,)), 1, (1, 1, 1), "whole")
     alone = Item(((5, 6, 7),), ((3, 4),), 0, (1,), "alone")
     one, other = staged.divergences([whole, alone])
@@ -130,15 +130,15 @@ def test_other_choices_do_not_count() -> None:
 def test_the_head_runs_on_few_positions_at_a_time(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two sets of logits, no more positions than `HEAD_NUMBERS` allows one."""
     dense, items = tiny_llama(), some_items()
-    trunk = Trunk(dense)
-    usual = StagedModel(trunk, UNIFIED).divergences(items)
+    prefix_cache = PrefixCache(dense)
+    usual = StagedModel(prefix_cache, UNIFIED).divergences(items)
     for module in (model, stages):
         monkeypatch.setattr(module, "HEAD_NUMBERS", dense.config.vocab_size * positions)
     seen: list[int] = []
     head = dense.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
     try:
-        chunked = StagedModel(trunk, UNIFIED).divergences(items)
+        chunked = StagedModel(prefix_cache, UNIFIED).divergences(items)
     finally:
         hook.remove()
     assert chunked == pytest.approx(usual, abs=CLOSE)
@@ -148,8 +148,8 @@ def test_the_head_runs_on_few_positions_at_a_time(positions: int, monkeypatch: p
 def test_the_dense_blocks_run_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second plan asks for its own blocks alone, and for the head on both."""
     dense, items = tiny_llama(), some_items()
-    trunk = Trunk(dense, budget=0)
-    StagedModel(trunk, UNIFIED).divergences(items)
+    prefix_cache = PrefixCache(dense, budget=0)
+    StagedModel(prefix_cache, UNIFIED).divergences(items)
     ran: list[int] = []
     run = type(dense).run
 
@@ -158,18 +158,18 @@ def test_the_dense_blocks_run_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> N
         return run(self, index, *args)
 
     monkeypatch.setattr(type(dense), "run", noted)
-    StagedModel(trunk, Plan.unified(Removal([Drop(0)]))).divergences(items)
-    assert ran == [1, 2, 3, 4, 5] * len(trunk.batches([stages._right_choice_of(item) for item in items]))
+    StagedModel(prefix_cache, Plan.unified(Removal([Drop(0)]))).divergences(items)
+    assert ran == [1, 2, 3, 4, 5] * len(prefix_cache.batches([stages._right_choice_of(item) for item in items]))
 
 
 def test_what_is_kept_of_a_batch_are_the_scored_positions() -> None:
     dense, item = tiny_llama(), some_items()[3]
-    ((_, prepared),) = Trunk(dense).batches([stages._right_choice_of(item)])
+    ((_, prepared),) = PrefixCache(dense).batches([stages._right_choice_of(item)])
     assert isinstance(prepared, PreparedBatch)
     with torch.inference_mode():
-        kept = prepared.dense_stream
+        kept = prepared.dense_hidden
     assert kept.shape == (len(item.choices[0]), dense.config.hidden_size)
-    assert prepared.dense_stream is kept
+    assert prepared.dense_hidden is kept
 
 
 def test_the_model_is_as_before_after_divergences() -> None:
@@ -177,7 +177,7 @@ def test_the_model_is_as_before_after_divergences() -> None:
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         logits = dense.model(ids).logits
-    StagedModel(Trunk(dense), PLANS["K/V only of a merge"], stand_ins(dense)).divergences(some_items())
+    StagedModel(PrefixCache(dense), PLANS["K/V only of a merge"], replacements(dense)).divergences(some_items())
     with torch.inference_mode():
         assert torch.equal(dense.model(ids).logits, logits)
     assert all("forward" not in vars(block) for block in dense.blocks)

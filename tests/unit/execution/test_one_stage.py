@@ -71,11 +71,11 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_the_kv_of_a_merge_that_decode_alone_made_end_there_too() -> None:
     model, merge = tiny_model(), Merge(2, 3)
-    stand_ins: dict[Merge | Shrink, Any] = {merge: tiny_model(seed=1).blocks[0]}
+    replacements: dict[Merge | Shrink, Any] = {merge: tiny_model(seed=1).blocks[0]}
     plan = Plan(decode=Removal([merge]))
-    with as_stage(model, prefill_steps(model, plan, stand_ins)):
+    with as_stage(model, prefill_steps(model, plan, replacements)):
         whole = filled(model)
-    with stage_alone(model, plan, "prefill", stand_ins):
+    with stage_alone(model, plan, "prefill", replacements):
         short = filled(model)
     assert len(short) == 7
     assert all(torch.equal(a, b) for one, other in zip(whole, short, strict=True) for a, b in zip(one, other, strict=True))

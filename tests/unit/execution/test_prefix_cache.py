@@ -11,12 +11,12 @@ import torch
 
 from pdtrim_core import Drop, Item, PdtrimError, Plan, Removal, StagedModel
 from pdtrim_core.execution.batching import Layout
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
-from tests.unit.execution.test_staged_model import PLANS, TAILS, some_items, stand_ins
+from tests.unit.execution.test_staged_model import PLANS, TAILS, replacements, some_items
 
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel
@@ -49,54 +49,54 @@ def blocks_run(model: BlockModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_beginning_where_earlier_plans_part_changes_no_bit() -> None:
     model, items = tiny_llama(), some_items()
-    modules = stand_ins(model)
+    modules = replacements(model)
     plans = [*WALK, *PLANS.values(), *TAILS.values(), *WALK]
-    trunks = [Trunk(model, batch_tokens=64, packed=True, reuse_plans=reuse) for reuse in (True, False)]
+    prefix_caches = [PrefixCache(model, batch_tokens=64, packed=True, reuse_plans=reuse) for reuse in (True, False)]
     for plan in plans:
-        kept, anew = (StagedModel(trunk, plan, modules).loglikelihoods(items) for trunk in trunks)
+        kept, anew = (StagedModel(prefix_cache, plan, modules).loglikelihoods(items) for prefix_cache in prefix_caches)
         assert kept == anew
 
 
 def test_a_plan_begins_where_it_first_differs_from_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model, items = tiny_llama(), some_items()[:1]
-    trunk = Trunk(model)
-    StagedModel(trunk, Plan.unified(Removal([Drop(1), Drop(4)]))).loglikelihoods(items)
+    prefix_cache = PrefixCache(model)
+    StagedModel(prefix_cache, Plan.unified(Removal([Drop(1), Drop(4)]))).loglikelihoods(items)
     ran = blocks_run(model, monkeypatch)
-    StagedModel(trunk, Plan.unified(Removal([Drop(1), Drop(5)]))).loglikelihoods(items)
+    StagedModel(prefix_cache, Plan.unified(Removal([Drop(1), Drop(5)]))).loglikelihoods(items)
     assert ran == [4]
     ran.clear()
-    StagedModel(trunk, Plan(decode=Removal([Drop(1)]))).loglikelihoods(items)
+    StagedModel(prefix_cache, Plan(decode=Removal([Drop(1)]))).loglikelihoods(items)
     assert 2 in ran, "decode alone loses block 1, so nothing behind it is shared"
 
 
 def test_without_reuse_a_plan_begins_at_its_first_element(monkeypatch: pytest.MonkeyPatch) -> None:
     model, items = tiny_llama(), some_items()[:1]
-    trunk = Trunk(model, reuse_plans=False)
-    StagedModel(trunk, Plan.unified(Removal([Drop(1), Drop(4)]))).loglikelihoods(items)
+    prefix_cache = PrefixCache(model, reuse_plans=False)
+    StagedModel(prefix_cache, Plan.unified(Removal([Drop(1), Drop(4)]))).loglikelihoods(items)
     ran = blocks_run(model, monkeypatch)
-    StagedModel(trunk, Plan.unified(Removal([Drop(1), Drop(5)]))).loglikelihoods(items)
+    StagedModel(prefix_cache, Plan.unified(Removal([Drop(1), Drop(5)]))).loglikelihoods(items)
     assert ran == [2, 3, 4]
 
 
 @pytest.mark.parametrize("streams", [0, 2, 7, 9, 30])
 def test_kept_streams_stay_within_the_budget(streams: int) -> None:
     model, items = tiny_llama(), some_items()[:1]
-    one = Trunk(model).batches(items)[0][1].recording.hidden_BTD.nbytes
-    trunk = Trunk(model, budget=streams * one)
-    expected = [StagedModel(Trunk(model), plan).loglikelihoods(items) for plan in WALK]
-    assert [StagedModel(trunk, plan).loglikelihoods(items) for plan in WALK] == expected
-    ((_, prepared),) = trunk.batches(items)
-    kept = [*trunk.of_plans._kept.values(), *(stream for depth, stream in prepared._dense.items() if depth)]
+    one = PrefixCache(model).batches(items)[0][1].recording.hidden_BTD.nbytes
+    prefix_cache = PrefixCache(model, budget=streams * one)
+    expected = [StagedModel(PrefixCache(model), plan).loglikelihoods(items) for plan in WALK]
+    assert [StagedModel(prefix_cache, plan).loglikelihoods(items) for plan in WALK] == expected
+    ((_, prepared),) = prefix_cache.batches(items)
+    kept = [*prefix_cache.of_plans._kept.values(), *(stream for depth, stream in prepared._dense.items() if depth)]
     assert sum(stream.nbytes for stream in kept) <= streams * one
-    assert bool(trunk.of_plans._kept) == (streams > model.block_count)
+    assert bool(prefix_cache.of_plans._kept) == (streams > model.block_count)
 
 
 def test_halving_the_batches_forgets_the_streams_of_plans() -> None:
-    trunk = Trunk(tiny_llama(), batch_tokens=64)
-    before = StagedModel(trunk, WALK[0]).loglikelihoods(some_items())
-    trunk.halve_batches()
-    assert not trunk.of_plans._kept
-    after = StagedModel(trunk, WALK[0]).loglikelihoods(some_items())
+    prefix_cache = PrefixCache(tiny_llama(), batch_tokens=64)
+    before = StagedModel(prefix_cache, WALK[0]).loglikelihoods(some_items())
+    prefix_cache.halve_batches()
+    assert not prefix_cache.of_plans._kept
+    after = StagedModel(prefix_cache, WALK[0]).loglikelihoods(some_items())
     assert [sum(sums) for sums in after] == pytest.approx([sum(sums) for sums in before], abs=CLOSE)
 
 
@@ -116,7 +116,7 @@ def test_sharing_tokens_changes_a_choice_by_rounding_alone(family: str) -> None:
     items = [*forked_items(), *some_items()]
     apart, shared = (
         [
-            StagedModel(Trunk(model, batch_tokens=128, packed=True, shared_tokens=shared), plan).loglikelihoods(items)
+            StagedModel(PrefixCache(model, batch_tokens=128, packed=True, shared_tokens=shared), plan).loglikelihoods(items)
             for plan in (Plan(), PLANS["decode-only drop"], PLANS["part of the drops in prefill"])
         ]
         for shared in (False, True)
@@ -138,7 +138,7 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
         "evaluation": {"batch_tokens": 256, **evaluation},
     }
     outcome = pipeline.run(resolve(data, host, where="recipe.toml", out=folder), host)
-    return outcome.saved_plan, {row.name: row.calibration.points for row in outcome.rows}
+    return outcome.saved_plan, {row.name: row.calibration.score for row in outcome.rows}
 
 
 SWITCHES: list[Any] = [
@@ -161,7 +161,7 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
     model.compiles = True
     monkeypatch.setitem(vars(model), "_compiled_run", fail)
     with pytest.raises(PdtrimError) as caught:
-        StagedModel(Trunk(model), WALK[0]).loglikelihoods(some_items())
+        StagedModel(PrefixCache(model), WALK[0]).loglikelihoods(some_items())
     assert str(caught.value) == (
         "the blocks cannot be compiled here (no C++ compiler found): leave out evaluation.compile, or install what torch.compile "
         "needs, such as a C++ compiler"
@@ -171,8 +171,8 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # torch's own, when its compiler is imported
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_neither_the_plan_nor_its_points(tmp_path: Path, switch: dict[str, Any]) -> None:
-    plan, points = run_with(tmp_path / "usual", {})
+    plan, score = run_with(tmp_path / "usual", {})
     other_plan, other_points = run_with(tmp_path / "other", switch)
     assert plan == other_plan
     # Points of the margin are percent of a probability; rounding is far below a hundredth.
-    assert points == pytest.approx(other_points, abs=0.01)
+    assert score == pytest.approx(other_points, abs=0.01)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pdtrim_core import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink, StagedModel
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ PLANS = {
     "K/V only of a merge of three": Plan(Removal([KvOnly(1)]), Removal([THREE])),
     "K/V only of a frozen merge": Plan(Removal([KvOnly(2)]), Removal([FROZEN])),
 }
-TAILS = {f"{name}, free tail": plan.free_tail(BLOCKS) for name, plan in PLANS.items()}
+TAILS = {f"{name}, free tail": plan.truncated_prefill(BLOCKS) for name, plan in PLANS.items()}
 
 
 def some_items(*, vocabulary: int = 256) -> list[Item]:
@@ -58,7 +58,7 @@ def some_items(*, vocabulary: int = 256) -> list[Item]:
     return [*items, Item((tokens(4), tokens(7)), (tokens(2),) * 2, 1, (1, 1), "two prompts")]
 
 
-def stand_ins(model: BlockModel) -> dict[Merge | Shrink, nn.Module]:
+def replacements(model: BlockModel) -> dict[Merge | Shrink, nn.Module]:
     """Merged blocks whose weights are off, so that wrong K/V show; the frozen one keeps its norm, K and V."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -88,16 +88,16 @@ def two_phase_sums(staged: StagedModel, items: Sequence[Item]) -> list[list[floa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_pass_agrees_with_two_phases(family: str, first_token: FirstToken) -> None:
     model = tiny_model(family)
-    modules = stand_ins(model)
+    modules = replacements(model)
     items = [*some_items()[2:4], *some_items()[-1:]]
-    trunks = [Trunk(model, first_token=first_token, batch_tokens=64, packed=packed) for packed in (False, True)]
+    prefix_caches = [PrefixCache(model, first_token=first_token, batch_tokens=64, packed=packed) for packed in (False, True)]
     plans = {**PLANS, **(TAILS if first_token == "decode" else {})}
     worst: dict[str, float] = {}
     for name, plan in plans.items():
-        reference = two_phase_sums(StagedModel(trunks[0], plan, modules), items)
-        for trunk in trunks:
+        reference = two_phase_sums(StagedModel(prefix_caches[0], plan, modules), items)
+        for prefix_cache in prefix_caches:
             for item, sums, expected in zip(
-                items, StagedModel(trunk, plan, modules).loglikelihoods(items), reference, strict=True
+                items, StagedModel(prefix_cache, plan, modules).loglikelihoods(items), reference, strict=True
             ):
                 gaps = (abs(a - b) / len(c) for a, b, c in zip(sums, expected, item.choices, strict=True))
                 worst[name] = max(worst.get(name, 0.0), *gaps)
@@ -108,11 +108,11 @@ def test_one_pass_agrees_with_two_phases(family: str, first_token: FirstToken) -
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
 def test_in_float64_one_pass_and_two_phases_are_the_same_but_for_rounding(first_token: FirstToken) -> None:
     model = tiny_llama(dtype=torch.float64)
-    trunk = Trunk(model, first_token=first_token, batch_tokens=64)
-    modules = stand_ins(model)
+    prefix_cache = PrefixCache(model, first_token=first_token, batch_tokens=64)
+    modules = replacements(model)
     items = [item for item in some_items() if len(item.choices[0]) > 1]
     for plan in PLANS.values():
-        staged = StagedModel(trunk, plan, modules)
+        staged = StagedModel(prefix_cache, plan, modules)
         with torch.inference_mode():
             # The public numbers are float32, so the streams themselves are compared.
             streams = [stream_of_two_phases(model, staged, item, first_token) for item in items]
@@ -133,11 +133,11 @@ def stream_of_two_phases(model: BlockModel, staged: StagedModel, item: Item, fir
             item.prompts[0],
             item.choices[0],
             recompute=1 if first_token == "decode" else 0,
-            stand_ins=staged._stand_ins,
+            replacements=staged._replacements,
         )
     finally:
         hook.remove()
-    ((_, prepared),) = staged._trunk.batches([Item(item.prompts[:1], item.choices[:1], 0, (1,))])
+    ((_, prepared),) = staged._prefix_cache.batches([Item(item.prompts[:1], item.choices[:1], 0, (1,))])
     stream = staged._stream(prepared)[0, len(item.prompts[0]) - 1 :]
     cached = torch.cat(seen)[-len(item.choices[0]) :]
     return float((stream[-len(cached) :] - cached).abs().max())
@@ -146,9 +146,9 @@ def stream_of_two_phases(model: BlockModel, staged: StagedModel, item: Item, fir
 @pytest.mark.parametrize("name", PLANS)
 def test_the_free_tail_changes_no_logit(name: str) -> None:
     model = tiny_llama()
-    trunk = Trunk(model, batch_tokens=64)
-    plan, modules = PLANS[name], stand_ins(model)
-    whole, free = (StagedModel(trunk, p, modules) for p in (plan, plan.free_tail(BLOCKS)))
+    prefix_cache = PrefixCache(model, batch_tokens=64)
+    plan, modules = PLANS[name], replacements(model)
+    whole, free = (StagedModel(prefix_cache, p, modules) for p in (plan, plan.truncated_prefill(BLOCKS)))
     assert whole.loglikelihoods(some_items()) == free.loglikelihoods(some_items())
     item = some_items()[3]
     whole_logits, free_logits = (s.continuation_logits(item.prompts[0], item.choices[2]) for s in (whole, free))
@@ -158,7 +158,7 @@ def test_the_free_tail_changes_no_logit(name: str) -> None:
 def test_dense_scores_are_those_of_the_model_itself() -> None:
     model = tiny_llama()
     items = some_items()
-    sums = StagedModel(Trunk(model, batch_tokens=64), Plan()).loglikelihoods(items)
+    sums = StagedModel(PrefixCache(model, batch_tokens=64), Plan()).loglikelihoods(items)
     for item, of_choices in zip(items, sums, strict=True):
         for number, (choice, total) in enumerate(zip(item.choices, of_choices, strict=True)):
             prompt = item.prompt_of(number)
@@ -175,7 +175,7 @@ def test_a_unified_plan_scores_as_the_model_without_those_blocks() -> None:
     pruned.model.model.layers = nn.ModuleList(kept)
     pruned.config.num_hidden_layers = len(kept)
     item = some_items()[0]
-    (sums,) = StagedModel(Trunk(model), plan).loglikelihoods([item])
+    (sums,) = StagedModel(PrefixCache(model), plan).loglikelihoods([item])
     for choice, total in zip(item.choices, sums, strict=True):
         with torch.inference_mode():
             ids = torch.tensor([[*item.prompts[0], *choice]])
@@ -188,7 +188,7 @@ def test_with_the_first_token_by_prefill_one_token_choices_do_not_see_decode() -
     model = tiny_llama()
     item = some_items()[1]
     plan = Plan(decode=Removal([Drop(1), Drop(2), Drop(3)]))
-    by_prefill, by_decode = (Trunk(model, first_token=stage) for stage in ("prefill", "decode"))
+    by_prefill, by_decode = (PrefixCache(model, first_token=stage) for stage in ("prefill", "decode"))
     dense = StagedModel(by_prefill, Plan()).loglikelihoods([item])
     assert StagedModel(by_prefill, plan).loglikelihoods([item]) == dense
     assert StagedModel(by_decode, plan).loglikelihoods([item]) != dense
@@ -199,8 +199,8 @@ def test_with_the_first_token_by_prefill_one_token_choices_do_not_see_decode() -
 def test_values_do_not_depend_on_the_batch(batch_tokens: int, packed: bool) -> None:
     model, items = tiny_llama(), some_items()
     plan = PLANS["part of the drops in prefill"]
-    usual = StagedModel(Trunk(model, batch_tokens=64), plan).loglikelihoods(items)
-    other = StagedModel(Trunk(model, batch_tokens=batch_tokens, packed=packed), plan).loglikelihoods(items)
+    usual = StagedModel(PrefixCache(model, batch_tokens=64), plan).loglikelihoods(items)
+    other = StagedModel(PrefixCache(model, batch_tokens=batch_tokens, packed=packed), plan).loglikelihoods(items)
     for one, two in zip(usual, other, strict=True):
         assert one == pytest.approx(two, abs=1e-4)
 
@@ -208,10 +208,13 @@ def test_values_do_not_depend_on_the_batch(batch_tokens: int, packed: bool) -> N
 @pytest.mark.parametrize("budget", [0, 10_000, None], ids=["nothing kept", "some depths", "all depths"])
 def test_keeping_streams_changes_no_bit(budget: int | None) -> None:
     model, items = tiny_llama(), some_items()
-    trunk = Trunk(model, batch_tokens=64, budget=budget)
-    fresh = {name: StagedModel(Trunk(model, batch_tokens=64, budget=0), plan, stand_ins(model)) for name, plan in PLANS.items()}
+    prefix_cache = PrefixCache(model, batch_tokens=64, budget=budget)
+    fresh = {
+        name: StagedModel(PrefixCache(model, batch_tokens=64, budget=0), plan, replacements(model))
+        for name, plan in PLANS.items()
+    }
     for name, plan in PLANS.items():
-        kept = StagedModel(trunk, plan, stand_ins(model))
+        kept = StagedModel(prefix_cache, plan, replacements(model))
         assert kept.loglikelihoods(items) == fresh[name].loglikelihoods(items)
         assert kept.loglikelihoods(items) == fresh[name].loglikelihoods(items)
 
@@ -222,7 +225,7 @@ def test_the_model_is_as_before_after_scoring_and_generating() -> None:
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         logits = model.model(ids).logits
-    staged = StagedModel(Trunk(model), PLANS["K/V only of a merge"], stand_ins(model))
+    staged = StagedModel(PrefixCache(model), PLANS["K/V only of a merge"], replacements(model))
     staged.loglikelihoods(some_items())
     staged.generate([1, 2, 3, 4], 5)
     model.__dict__.pop("fingerprint")
@@ -242,7 +245,7 @@ def test_the_model_is_as_before_after_an_exception() -> None:
 
     with torch.inference_mode():
         logits = model.model(torch.arange(9)[None]).logits
-    staged = StagedModel(Trunk(model), Plan.unified(Removal([MERGE])), {MERGE: Broken()})
+    staged = StagedModel(PrefixCache(model), Plan.unified(Removal([MERGE])), {MERGE: Broken()})
     with pytest.raises(RuntimeError, match="boom"):
         staged.loglikelihoods(some_items())
     with pytest.raises(RuntimeError, match="boom"):
@@ -256,15 +259,15 @@ def test_generating_with_the_dense_plan_is_what_transformers_generates() -> None
     model = tiny_llama()
     prompt = [5, 6, 7, 8]
     expected = model.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=258)[0, 4:]
-    assert StagedModel(Trunk(model), Plan()).generate(prompt, 8) == expected.tolist()
-    by_prefill = Trunk(model, first_token="prefill")
+    assert StagedModel(PrefixCache(model), Plan()).generate(prompt, 8) == expected.tolist()
+    by_prefill = PrefixCache(model, first_token="prefill")
     assert StagedModel(by_prefill, Plan()).generate(prompt, 8) == expected.tolist()
 
 
 def test_greedy_tokens_are_those_that_scoring_in_one_pass_prefers() -> None:
     model = tiny_llama()
-    trunk = Trunk(model)
-    staged = StagedModel(trunk, PLANS["part of the drops in prefill"])
+    prefix_cache = PrefixCache(model)
+    staged = StagedModel(prefix_cache, PLANS["part of the drops in prefill"])
     prompt = (5, 6, 7, 8)
     made = staged.generate(prompt, 4)
     for place in range(4):
@@ -276,7 +279,7 @@ def test_greedy_tokens_are_those_that_scoring_in_one_pass_prefers() -> None:
 
 def test_running_more_of_the_prompt_in_decode_is_another_model() -> None:
     model = tiny_llama()
-    staged = StagedModel(Trunk(model), Plan(decode=Removal([Drop(1), Drop(2), Drop(3)])))
+    staged = StagedModel(PrefixCache(model), Plan(decode=Removal([Drop(1), Drop(2), Drop(3)])))
     prompt = list(range(40, 72))
     one, all_but_one = staged.generate(prompt, 12), staged.generate(prompt, 12, recompute=31)
     assert len(one) == 12
@@ -284,21 +287,21 @@ def test_running_more_of_the_prompt_in_decode_is_another_model() -> None:
 
 
 def test_a_recompute_that_does_not_go_with_the_first_token_is_refused() -> None:
-    staged = StagedModel(Trunk(tiny_llama()), Plan())
+    staged = StagedModel(PrefixCache(tiny_llama()), Plan())
     with pytest.raises(PdtrimError, match=r"^recompute = 0 does not go with first_token = 'decode'$"):
         staged.generate([1, 2, 3], 1, recompute=0)
 
 
 def test_a_merge_without_a_trained_block_is_refused() -> None:
     with pytest.raises(PdtrimError, match=r"^the plan has 2\+3, but no merged block was given for it$"):
-        StagedModel(Trunk(tiny_llama()), Plan.unified(Removal([MERGE])))
+        StagedModel(PrefixCache(tiny_llama()), Plan.unified(Removal([MERGE])))
 
 
 @pytest.mark.parametrize("silent", range(BLOCKS))
 def test_dropping_a_block_that_is_the_identity_changes_no_logit(silent: int) -> None:
-    trunk = Trunk(tiny_llama(silent={silent}))
+    prefix_cache = PrefixCache(tiny_llama(silent={silent}))
     elements: list[Element] = [Drop(silent)]
-    dense, dropped = (StagedModel(trunk, plan) for plan in (Plan(), Plan.unified(Removal(elements))))
+    dense, dropped = (StagedModel(prefix_cache, plan) for plan in (Plan(), Plan.unified(Removal(elements))))
     assert dense.loglikelihoods(some_items()) == dropped.loglikelihoods(some_items())
 
 

@@ -39,7 +39,7 @@ def staged_run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lo
     out = tmp_path_factory.mktemp("runs") / "staged"
     run = carried_out(checkpoint, out, scorer="cosine", searcher={"use": "random", "tries": 1}, splitter="dense-prefill")
     outcome, lost = run.outcome, Removal([Drop(1), Drop(3)])
-    plan = Plan(prefill=Removal(), decode=lost).free_tail(outcome.block_count)
+    plan = Plan(prefill=Removal(), decode=lost).truncated_prefill(outcome.block_count)
     saved = SavedPlan(plan, outcome.model, run.dense.fingerprint, outcome.block_count)
     (out / "outcome.json").write_text(replace(outcome, saved_plan=json.loads(saved.to_json())).to_json())
     return load_run(out)

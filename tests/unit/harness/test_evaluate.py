@@ -117,7 +117,7 @@ def test_a_result_is_measured_once(staged_run: LoadedRun, data: Path, tmp_path: 
     evaluation = Evaluation(run, Options(source=Source(data)), said.append)
     first = list(evaluation.results(["piqa"], ["staged", "dense"]))
     again = list(evaluation.results(["piqa"], ["staged", "dense"]))
-    assert first == again == sorted(results_in(run.path), key=lambda result: result.side, reverse=True)
+    assert first == again == sorted(results_in(run.path), key=lambda result: result.variant, reverse=True)
     assert said == ["piqa, staged: running", "piqa, dense: running", "piqa, staged: known", "piqa, dense: known"]
     list(evaluation.results(["piqa"], ["staged"], fresh=True))
     assert said[-1] == "piqa, staged: running"
@@ -152,7 +152,7 @@ def test_results_of_the_dense_model_are_found_by_other_runs(staged_run: LoadedRu
     for name in ("one", "other"):
         run = replace(staged_run, path=tmp_path / name)
         list(Evaluation(run, Options(source=Source(data)), said.append).results(["piqa"], ["dense", "staged"]))
-        assert {result.side for result in results_in(run.path)} == {"dense", "staged"}
+        assert {result.variant for result in results_in(run.path)} == {"dense", "staged"}
     assert said == ["piqa, dense: running", "piqa, staged: running", "piqa, dense: known", "piqa, staged: running"]
 
 

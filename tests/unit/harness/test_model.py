@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import LoadedRun, PdtrimError, Plan, StagedModel, Trunk
+from pdtrim_core import LoadedRun, PdtrimError, Plan, PrefixCache, StagedModel
 from pdtrim_core.plan.plan import FirstToken
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 from pdtrim_core.testing import ByteTokenizer
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
@@ -54,14 +54,14 @@ def test_the_dense_side_is_the_harness_own_model(staged_run: LoadedRun) -> None:
 
 
 def test_what_greedy_decoding_makes_is_told(staged_run: LoadedRun) -> None:
-    for side in ("staged", "dense"):
-        model = PdtrimLM(staged_run, stage=side)
+    for variant in ("staged", "dense"):
+        model = PdtrimLM(staged_run, stage=variant)
         context = "Question: which is heavier?\nAnswer:"
-        staged = StagedModel(Trunk(staged_run.dense, budget=0), model.plan)
+        staged = StagedModel(PrefixCache(staged_run.dense, budget=0), model.plan)
         made = staged.generate(model.tok_encode(context), 3)
         other = [*made[:2], (made[2] + 1) % 256]
         found = model._loglikelihood_tokens([(("", ""), model.tok_encode(context), tokens) for tokens in (made, other)])
-        assert [greedy for _, greedy in found] == [True, False], side
+        assert [greedy for _, greedy in found] == [True, False], variant
 
 
 def test_running_text_is_scored_as_the_harness_scores_it(staged_run: LoadedRun) -> None:
@@ -77,7 +77,7 @@ def test_the_staged_side_is_the_two_phase_run(staged_run: LoadedRun) -> None:
     assert model.plan.prefill != model.plan.decode
     asked = TEXTS[:4]
     found = model.loglikelihood(requests("loglikelihood", *asked))
-    staged = StagedModel(Trunk(staged_run.dense, budget=0), model.plan)
+    staged = StagedModel(PrefixCache(staged_run.dense, budget=0), model.plan)
     for (context, continuation), (logprob, _) in zip(asked, found, strict=True):
         prompt, tokens = model._encode_pair(context, continuation)
         logits_TV = staged.continuation_logits(prompt, tokens).double().log_softmax(-1)
@@ -89,11 +89,11 @@ def test_the_staged_side_is_the_two_phase_run(staged_run: LoadedRun) -> None:
 
 def test_running_text_is_decode_alone_unless_a_share_is_prompt(staged_run: LoadedRun) -> None:
     asked = requests("loglikelihood_rolling", ("some words of text " * 10,))
-    values: dict[tuple[Side, float], float] = {}
-    for side in ("staged", "decode", "dense"):
+    values: dict[tuple[Variant, float], float] = {}
+    for variant in ("staged", "decode", "dense"):
         for share in (0.0, 0.5):
-            model = PdtrimLM(staged_run, stage=side, prompt_share=share)
-            (values[side, share],) = model.loglikelihood_rolling(asked)
+            model = PdtrimLM(staged_run, stage=variant, prompt_share=share)
+            (values[variant, share],) = model.loglikelihood_rolling(asked)
             (note,) = model.notes
             assert ("prefill has no part" if share == 0 else "the first 50% of each window of text is prompt") in note
     assert values["staged", 0.0] == pytest.approx(values["decode", 0.0], rel=1e-5)
@@ -117,7 +117,7 @@ def test_prompts_generate_together_what_they_generate_alone(staged_run: LoadedRu
     prompts = ["Once upon a time", "A", "Question: which is heavier?\nAnswer:"]
     limits = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
     made = PdtrimLM(staged_run, batch_size=3).generate_until(requests("generate_until", *((p, limits) for p in prompts)))
-    staged = StagedModel(Trunk(staged_run.dense, budget=0), staged_run.plan_of("staged"))
+    staged = StagedModel(PrefixCache(staged_run.dense, budget=0), staged_run.plan_of("staged"))
     tokenizer = staged_run.dense.tokenizer
     for prompt, text in zip(prompts, made, strict=True):
         alone = tokenizer.decode(staged.generate(tokenizer.encode(prompt), 12), skip_special_tokens=True)
@@ -185,7 +185,7 @@ def test_who_makes_the_first_token_matters_to_tasks_of_one_token(
     staged_run: LoadedRun, first_token: FirstToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Plan(staged_run.outcome.plan.plan.prefill.__class__(), staged_run.outcome.plan.plan.decode)
-    monkeypatch.setattr(LoadedRun, "plan_of", lambda self, side: whole if side == "staged" else Plan())
+    monkeypatch.setattr(LoadedRun, "plan_of", lambda self, variant: whole if variant == "staged" else Plan())
     monkeypatch.setattr("pdtrim_core.harness.model._freed", lambda *_: False)
     asked = requests("loglikelihood", ("Question: which?\nAnswer:", "A"))
     (staged,) = PdtrimLM(staged_run, first_token=first_token).loglikelihood(asked)

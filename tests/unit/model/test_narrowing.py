@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pdtrim_core import BlockModel, Drop, KvOnly, Plan, PlanError, Removal, Shrink, StagedModel
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
@@ -35,9 +35,9 @@ def test_these_families_can_lose_heads_and_channels() -> None:
 @pytest.mark.parametrize("family", SHRINKING)
 def test_one_pass_agrees_with_two_phases(family: str, first_token: FirstToken) -> None:
     model, items = tiny_model(family), [*some_items()[2:4], *some_items()[-1:]]
-    trunk = Trunk(model, first_token=first_token, batch_tokens=64, packed=True)
+    prefix_cache = PrefixCache(model, first_token=first_token, batch_tokens=64, packed=True)
     for plan in PLANS.values():
-        staged = StagedModel(trunk, plan)
+        staged = StagedModel(prefix_cache, plan)
         for sums, expected, item in zip(staged.loglikelihoods(items), two_phase_sums(staged, items), items, strict=True):
             for one, other, choice in zip(sums, expected, item.choices, strict=True):
                 assert one == pytest.approx(other, abs=1e-4 * len(choice))
@@ -54,10 +54,10 @@ def silence(model: BlockModel, shrink: Shrink) -> None:
 @pytest.mark.parametrize("family", SHRINKING)
 def test_a_block_less_some_units_is_the_block_with_those_units_silent(family: str) -> None:
     thin, silent, items = tiny_model(family), tiny_model(family), some_items()
-    found = StagedModel(Trunk(thin, batch_tokens=64), Plan.unified(Removal([HEAD, CHANNELS]))).loglikelihoods(items)
+    found = StagedModel(PrefixCache(thin, batch_tokens=64), Plan.unified(Removal([HEAD, CHANNELS]))).loglikelihoods(items)
     for shrink in (HEAD, CHANNELS):
         silence(silent, shrink)
-    expected = StagedModel(Trunk(silent, batch_tokens=64), Plan()).loglikelihoods(items)
+    expected = StagedModel(PrefixCache(silent, batch_tokens=64), Plan()).loglikelihoods(items)
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
@@ -85,7 +85,7 @@ def test_whole_weights_are_shared_and_the_dense_block_stays_as_it_was() -> None:
 
 def test_narrowed_blocks_go_with_what_runs_them() -> None:
     model = tiny_llama()
-    staged = StagedModel(Trunk(model), Plan(decode=Removal([CHANNELS])))
+    staged = StagedModel(PrefixCache(model), Plan(decode=Removal([CHANNELS])))
     staged.loglikelihoods(some_items()[:2])
     of_staged = ref(model.narrowed((CHANNELS,), {}))
     assert of_staged() is not None, "the plan runs it, so the same one is given"
@@ -116,4 +116,4 @@ def test_shipped_bytes_are_those_of_the_kept_heads() -> None:
 )
 def test_what_a_block_cannot_lose_is_said(family: str, shrink: Shrink, problem: str) -> None:
     with pytest.raises(PlanError, match=problem):
-        StagedModel(Trunk(tiny_model(family)), Plan.unified(Removal([shrink]))).loglikelihoods(some_items())
+        StagedModel(PrefixCache(tiny_model(family)), Plan.unified(Removal([shrink]))).loglikelihoods(some_items())

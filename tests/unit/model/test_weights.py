@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pdtrim_core import BlockModel, Merge, PdtrimError, Plan, Pruned, Removal, Shrink, StagedModel, Trunk
+from pdtrim_core import BlockModel, Merge, PdtrimError, Plan, PrefixCache, Pruned, Removal, Shrink, StagedModel
 from pdtrim_core.api.kinds import Pruner
 from pdtrim_core.model.weights import load_modules, save_modules
 from pdtrim_core.pipeline.prune import PruneContext, Pruning
@@ -41,9 +41,11 @@ def test_what_is_loaded_computes_what_was_saved(plan: Plan, tmp_path: Path) -> N
     assert torch.equal(torch.random.get_rng_state(), state), "loading draws random numbers"
     assert set(loaded) == {MERGE, CHANNELS}
     assert not any(parameter.requires_grad for module in loaded.values() for parameter in module.parameters())
-    found, expected = (StagedModel(Trunk(model), plan, stand_ins).loglikelihoods(some_items()) for stand_ins in (loaded, modules))
+    found, expected = (
+        StagedModel(PrefixCache(model), plan, replacements).loglikelihoods(some_items()) for replacements in (loaded, modules)
+    )
     assert found == expected
-    assert found != StagedModel(Trunk(model), plan, {MERGE: model.blocks[2]}).loglikelihoods(some_items())
+    assert found != StagedModel(PrefixCache(model), plan, {MERGE: model.blocks[2]}).loglikelihoods(some_items())
 
 
 def test_modules_take_the_number_format_of_the_model(tmp_path: Path) -> None:

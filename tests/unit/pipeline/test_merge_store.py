@@ -13,9 +13,9 @@ import torch
 from pdtrim_core import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, Sample, StagedModel, Student, TeacherBatches
 from pdtrim_core.data.items import Calibration, calibrate
 from pdtrim_core.data.scores import Scores
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.host.host import load_plugins
-from pdtrim_core.pipeline.events import RunLog
+from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.merge_pairs import Merges
 from pdtrim_core.pipeline.merge_store import MergeStore
 from pdtrim_core.recipe.recipe import resolve
@@ -129,7 +129,7 @@ def test_a_trained_merge_in_decode_alone_agrees_with_two_phases(family: str, kv:
     merges = MergeStore(model, Mse.model_validate({"lr": 1e-2, "epochs": 3, "kv": kv}), SEQUENCES, tmp_path, label="x")
     merge = merges.merge_of(PAIR)
     module, _ = merges.trained(merge)
-    staged = StagedModel(Trunk(model, batch_tokens=64), Plan(decode=Removal([merge])), {merge: module})
+    staged = StagedModel(PrefixCache(model, batch_tokens=64), Plan(decode=Removal([merge])), {merge: module})
     items = some_items()[:3]
     for item, sums, expected in zip(items, staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
         assert sums == pytest.approx(expected, abs=1e-4 * max(map(len, item.choices)))
@@ -147,13 +147,13 @@ def test_frozen_kv_needs_projections_of_their_own(family: str, tmp_path: Path) -
 
 def merging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Scores, threshold: float = 0.95, **distiller: Any
-) -> tuple[Merges, RunLog]:
+) -> tuple[Merges, RunEvents]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host = load_plugins()
     options = {"use": "mse", "tokens": 512, "epochs": 2, **distiller}
     recipe = resolve({"model": "package:none", "prune": {"blocks": 2}, "distiller": options}, host, where="x")
     model, calibration = tiny_llama(silent={2}), Calibration((), (), "")
-    return Merges(recipe, host, model, calibration, scores=scores, count=1, threshold=threshold), RunLog(host)
+    return Merges(recipe, host, model, calibration, scores=scores, count=1, threshold=threshold), RunEvents(host)
 
 
 HIGH = Scores((0.1, 0.2, 0.9, 0.5, 0.3, 0.4), (0.2, 0.97, 0.98, 0.3, 0.96), similarity=True)

@@ -11,7 +11,7 @@ import torch
 from pdtrim_core import Drop, Item, Objective, PdtrimError, Plan, PluginError, Removal, Staged
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.threads import fitting_threads, threads
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.testing import tiny_llama, tiny_model
@@ -32,7 +32,7 @@ class Share(Objective):
         self.asked.extend(item.name for item in items)
         return [float(item.name in self.right) for item in items]
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         return 100 * mean
 
 
@@ -43,20 +43,20 @@ def items() -> list[Item]:
 
 
 def measurement(items: Sequence[Item], objective: Objective, *, early_stop: bool = True, batch_tokens: int = 1) -> Measurement:
-    trunk = Trunk(tiny_llama(), batch_tokens=batch_tokens)
-    return Measurement(lambda: trunk, objective, items, label="objective 'share'", early_stop=early_stop)
+    prefix_cache = PrefixCache(tiny_llama(), batch_tokens=batch_tokens)
+    return Measurement(lambda: prefix_cache, objective, items, label="objective 'share'", early_stop=early_stop)
 
 
 def test_measuring_stops_once_the_floor_is_out_of_reach(items: list[Item]) -> None:
     reading = measurement(items, Share(right=()))(PLAN, 80.0, None)
     # Seven items: after two wrong ones at most 5 of 7 can be right, which is 71.4.
     assert Share.asked == [name for name in Share.asked if name][:2]
-    assert (reading.points, round(reading.ceiling, 1)) == (None, 71.4)
+    assert (reading.score, round(reading.ceiling, 1)) == (None, 71.4)
 
 
 def test_a_floor_that_is_reached_gives_the_exact_value(items: list[Item]) -> None:
     reading = measurement(items, Share(right=tuple(item.name for item in items[:5])))(PLAN, 71.4, None)
-    assert reading.points == pytest.approx(500 / 7)
+    assert reading.score == pytest.approx(500 / 7)
     assert reading.items == (1.0,) * 5 + (0.0,) * 2
 
 
@@ -65,14 +65,14 @@ def test_a_lower_floor_goes_on_where_measuring_stopped(items: list[Item]) -> Non
     cut = measure(PLAN, 80.0, None)
     before = list(Share.asked)
     whole = measure(PLAN, None, cut)
-    assert whole.points == 0.0
+    assert whole.score == 0.0
     assert len(Share.asked) == len(set(Share.asked)) == len(items)
     assert Share.asked[: len(before)] == before
 
 
 def test_with_early_stop_off_every_item_is_measured(items: list[Item]) -> None:
     reading = measurement(items, Share(right=()), early_stop=False)(PLAN, 80.0, None)
-    assert reading.points == 0.0
+    assert reading.score == 0.0
     assert len(Share.asked) == len(items)
 
 
@@ -84,7 +84,7 @@ class Unbounded(Share):
 
 
 def test_an_objective_without_a_best_value_is_measured_to_the_end(items: list[Item]) -> None:
-    assert measurement(items, Unbounded())(PLAN, 99.0, None).points == 0.0
+    assert measurement(items, Unbounded())(PLAN, 99.0, None).score == 0.0
 
 
 class Wrong(Share):
@@ -97,7 +97,7 @@ class Wrong(Share):
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
         return self.answer
 
-    def points(self, mean: float) -> float:
+    def score(self, mean: float) -> float:
         return self.scale * mean
 
 
@@ -137,9 +137,9 @@ class Hungry(Share):
 
 def test_out_of_memory_halves_the_batch_says_so_and_goes_on(items: list[Item]) -> None:
     notes: list[str] = []
-    trunk = Trunk(tiny_llama(), batch_tokens=128)
-    measure = Measurement(lambda: trunk, Hungry(), items, label="objective 'hungry'", note=notes.append)
-    assert measure(PLAN, None, None).points == 0.0
+    prefix_cache = PrefixCache(tiny_llama(), batch_tokens=128)
+    measure = Measurement(lambda: prefix_cache, Hungry(), items, label="objective 'hungry'", note=notes.append)
+    assert measure(PLAN, None, None).score == 0.0
     assert notes
     assert notes[0] == "out of memory on the device: going on with batches of 64 tokens"
 

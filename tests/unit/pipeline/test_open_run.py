@@ -15,7 +15,7 @@ from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.recipe.recipe import resolve
-from pdtrim_core.results.task_results import Side
+from pdtrim_core.results.task_results import Variant
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 
 
@@ -49,7 +49,7 @@ def test_each_side_has_its_plan(run: LoadedRun) -> None:
 
 def test_a_prefill_model_that_answers_alone_has_its_tail_and_no_blocks_for_others(run: LoadedRun) -> None:
     count = run.outcome.block_count
-    plan = Plan(prefill=Removal([Drop(1), KvOnly(2)]), decode=Removal([Drop(1), Drop(3)])).free_tail(count)
+    plan = Plan(prefill=Removal([Drop(1), KvOnly(2)]), decode=Removal([Drop(1), Drop(3)])).truncated_prefill(count)
     assert KvOnly(count - 1) in plan.prefill
     saved = SavedPlan(plan, "tiny", run.dense.fingerprint, count)
     changed = replace(run.outcome, saved_plan=json.loads(saved.to_json()))
@@ -76,11 +76,11 @@ def test_merged_blocks_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["unified", "decode", "dense"])
-def test_a_replaced_model_comes_back_as_it_was_measured(tmp_path: Path, side: Side) -> None:
+def test_a_replaced_model_comes_back_as_it_was_measured(tmp_path: Path, variant: Variant) -> None:
     run = carried_out(tmp_path / "run", pruner={"use": "slicegpt", "window": 32})
     assert run.replaced is not None
-    assert run.plan_of(side) == Plan()
-    assert run.model_of(side) is (run.dense if side == "dense" else run.replaced)
+    assert run.plan_of(variant) == Plan()
+    assert run.model_of(variant) is (run.dense if variant == "dense" else run.replaced)
     assert run.replaced.sizes.parameters < run.dense.sizes.parameters
     with pytest.raises(PdtrimError, match="this run has no plan: its pruner replaced the whole"):
         run.plan_of("staged")

@@ -30,7 +30,7 @@ from pdtrim_core import (
     hookimpl,
 )
 from pdtrim_core.data.readings import Candidate
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline
@@ -160,7 +160,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_told(monkeypatch: pytest.Monkey
 def test_kept_streams_take_no_more_than_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     budgets: list[int | None] = []
 
-    class Spied(Trunk):
+    class Spied(PrefixCache):
         def __init__(self, model: BlockModel, *, budget: int | None = None, **options: Any) -> None:
             budgets.append(budget)
             super().__init__(model, budget=budget, **options)
@@ -431,11 +431,11 @@ def test_the_cache_budget_of_a_recipe_holds_for_pruning_too(
 ) -> None:
     made: list[dict[str, Any]] = []
 
-    def trunk(model: BlockModel, **options: Any) -> Trunk:
+    def prefix_cache(model: BlockModel, **options: Any) -> PrefixCache:
         made.append(options)
-        return Trunk(model, **options)
+        return PrefixCache(model, **options)
 
-    monkeypatch.setattr(pruning, "Trunk", trunk)
+    monkeypatch.setattr(pruning, "Trunk", prefix_cache)
     run(with_planted, tmp_path, measuring(), evaluation={"threads": 1, "cache_budget": 0, "batch_tokens": 64})
     assert made == [{"batch_tokens": 64, "budget": 0}] * 2
 

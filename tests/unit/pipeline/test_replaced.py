@@ -19,13 +19,13 @@ from pdtrim_core import (
     PlanError,
     PluginError,
     PluginHost,
+    PrefixCache,
     PruneContext,
     Pruned,
     Pruner,
     Removal,
-    Shared,
+    RunCache,
     StagedModel,
-    Trunk,
     hookimpl,
 )
 from pdtrim_core.data.items import Item, Sample, encode
@@ -77,7 +77,7 @@ def host() -> PluginHost:
     return host
 
 
-def run(host: PluginHost, out: Path, shared: Shared | None = None, **changes: Any) -> Outcome:
+def run(host: PluginHost, out: Path, shared: RunCache | None = None, **changes: Any) -> Outcome:
     data = {
         "model": {"path": "tiny:llama"},
         "pruner": "other",
@@ -119,7 +119,7 @@ ITEMS: list[Item] = [
 
 def test_divergences_are_taken_from_the_dense_model() -> None:
     dense, other = tiny_llama(), tiny_llama(seed=7, **NARROW)
-    found = StagedModel(Trunk(other, dense=dense), Plan()).divergences(ITEMS)
+    found = StagedModel(PrefixCache(other, dense=dense), Plan()).divergences(ITEMS)
     for item, value in zip(ITEMS, found, strict=True):
         prompt, choice = item.prompt_of(item.answer), item.choices[item.answer]
         ids = torch.tensor([[*prompt, *choice[:-1]]])
@@ -127,7 +127,7 @@ def test_divergences_are_taken_from_the_dense_model() -> None:
             p, q = (model.model(input_ids=ids).logits[0, len(prompt) - 1 :].log_softmax(-1) for model in (dense, other))
         assert value == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
         assert value > 1
-    assert StagedModel(Trunk(dense, dense=tiny_llama()), Plan()).divergences(ITEMS) == pytest.approx([0, 0], abs=1e-5)
+    assert StagedModel(PrefixCache(dense, dense=tiny_llama()), Plan()).divergences(ITEMS) == pytest.approx([0, 0], abs=1e-5)
 
 
 def test_a_run_measures_how_far_the_replaced_model_is_from_the_dense_one(host: PluginHost, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_an_interrupted_run_goes_on_with_both_models(host: PluginHost, tmp_path:
 
 
 def test_runs_that_share_keep_two_replaced_models_apart(host: PluginHost, tmp_path: Path) -> None:
-    shared = Shared()
+    shared = RunCache()
     for name, pruner in (("a", {"use": "other"}), ("b", {"use": "other", "seed": 8}), ("c", "shortgpt")):
         among = run(host, tmp_path / f"{name} among", shared, pruner=pruner)
         assert among.rows == run(host, tmp_path / f"{name} alone", pruner=pruner).rows

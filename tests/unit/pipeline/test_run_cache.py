@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import Drop, Item, KvOnly, Merge, Plan, Recipe, Removal, Shared
+from pdtrim_core import Drop, Item, KvOnly, Merge, Plan, Recipe, Removal, RunCache
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.run_cache import keys_of, values_keys
 from pdtrim_core.recipe.recipe import resolve
@@ -37,21 +37,21 @@ def recipe(out: Path = Path("r"), **changes: Any) -> Recipe:
 
 
 def test_a_thing_is_made_once_for_a_key() -> None:
-    shared, made = Shared(), []
+    shared, made = RunCache(), []
     things = [shared.latest("model", ("a",), lambda: made.append(1) or Thing()) for _ in range(2)]  # type: ignore[func-returns-value]
     assert things[0] is things[1]
     assert len(made) == 1
 
 
 def test_the_thing_before_is_gone_when_the_next_is_made_and_so_is_what_was_made_from_it() -> None:
-    shared = Shared()
+    shared = RunCache()
     model = weakref.ref(shared.latest("model", ("a",), Thing))
-    trunk = weakref.ref(shared.latest("trunk", ("a", "b"), Thing))
+    prefix_cache = weakref.ref(shared.latest("trunk", ("a", "b"), Thing))
     scores = weakref.ref(shared.latest("scores", ("other", "b"), Thing))
 
     def make() -> Thing:
         gc.collect()
-        assert (model(), trunk()) == (None, None)
+        assert (model(), prefix_cache()) == (None, None)
         assert scores() is not None
         return Thing()
 
@@ -59,7 +59,7 @@ def test_the_thing_before_is_gone_when_the_next_is_made_and_so_is_what_was_made_
 
 
 def test_a_thing_that_could_not_be_made_is_asked_for_again() -> None:
-    shared = Shared()
+    shared = RunCache()
 
     def fail() -> Thing:
         raise ValueError
@@ -145,7 +145,7 @@ SWEEP: list[dict[str, Any]] = [
 
 def test_a_run_gives_the_same_alone_and_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shared = Shared()
+    shared = RunCache()
     for number, changes in enumerate(SWEEP):
         alone, among = tmp_path / f"alone-{number}", tmp_path / f"among-{number}"
         pipeline.run(recipe(alone, **changes), HOST)
@@ -163,7 +163,7 @@ def test_what_another_run_measured_is_not_measured_again(tmp_path: Path, monkeyp
         return measure(self, staged, items)
 
     monkeypatch.setattr(margin, "item_values", item_values)
-    shared = Shared()
+    shared = RunCache()
     pipeline.run(recipe(tmp_path / "a"), HOST, shared=shared)
     first = len(asked)
     pipeline.run(recipe(tmp_path / "b"), HOST, shared=shared)

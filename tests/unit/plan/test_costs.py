@@ -40,8 +40,8 @@ def test_what_k_and_v_take_beside_their_projections_is_kept_with_them() -> None:
     assert sizes.kept_parameters(plan([KvOnly(0)], []), "prefill") == 340 - 100 + 20 + 3
     assert sizes.kept_parameters(plan([], [Merge(0, 1)]), "prefill") == 340 + 20 + 3
     # Nobody reads what a head behind a free tail would say.
-    assert sizes.kept_parameters(plan([], []).free_tail(3), "prefill") == 340 - 100 + 20 + 3 - 30
-    assert sizes.kept_parameters(plan([], []).free_tail(3), "decode") == 340
+    assert sizes.kept_parameters(plan([], []).truncated_prefill(3), "prefill") == 340 - 100 + 20 + 3 - 30
+    assert sizes.kept_parameters(plan([], []).truncated_prefill(3), "decode") == 340
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_prefill_pays_for_what_it_computes(prefill: list[Element], decode: list[
     ids=str,
 )
 def test_a_free_tail_costs_the_kv_of_the_last_slot(decode: list[Element], flops: int) -> None:
-    assert TINY.prefill_flops(plan([], decode).free_tail(3), tokens=T) == flops + HEAD
+    assert TINY.prefill_flops(plan([], decode).truncated_prefill(3), tokens=T) == flops + HEAD
 
 
 def test_a_free_tail_keeps_the_kv_of_the_last_slot() -> None:
     # The last slot is the merged pair, whose K/V prefill keeps with no shadow; before it is a shadow.
-    assert TINY.kept_parameters(plan([], [Merge(1, 2)]).free_tail(3), "prefill") == 50 + 100 + 20
-    assert TINY.kept_parameters(plan([], [Merge(0, 1)]).free_tail(3), "prefill") == 50 + 1100 + 10 + 30
+    assert TINY.kept_parameters(plan([], [Merge(1, 2)]).truncated_prefill(3), "prefill") == 50 + 100 + 20
+    assert TINY.kept_parameters(plan([], [Merge(0, 1)]).truncated_prefill(3), "prefill") == 50 + 1100 + 10 + 30
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdtrim_core.plan.diagram import MEANING, SIGNS, draw_ladder
+from pdtrim_core.plan.diagram import MEANING, SIGNS, draw_diagram
 from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.plan import Plan, State
 
@@ -13,7 +13,7 @@ ALL_STATES = Plan(
 
 
 def test_thirty_blocks_in_every_state() -> None:
-    assert draw_ladder(ALL_STATES, 30) == (
+    assert draw_diagram(ALL_STATES, 30) == (
         "block    0          10         20\n"
         "prefill  ###.####M< ##k<###### k####s####\n"
         "decode   ###.#.##M< ##M<###### #####s####\n"
@@ -25,7 +25,7 @@ def test_thirty_blocks_in_every_state() -> None:
 def test_many_blocks_take_several_lines() -> None:
     plan = Plan(decode=Removal([Drop(0), Drop(59), Drop(60), Drop(129)]))
     full = "##########"
-    assert draw_ladder(plan, 130) == (
+    assert draw_diagram(plan, 130) == (
         "block    0          10         20         30         40         50\n"
         f"prefill  {full} {full} {full} {full} {full} {full}\n"
         f"decode   .######### {full} {full} {full} {full} #########.\n"
@@ -40,7 +40,7 @@ def test_many_blocks_take_several_lines() -> None:
 
 
 def test_the_dense_plan_has_one_sign() -> None:
-    assert draw_ladder(Plan(), 3) == "block    0\nprefill  ###\ndecode   ###\n         # runs"
+    assert draw_diagram(Plan(), 3) == "block    0\nprefill  ###\ndecode   ###\n         # runs"
 
 
 def states(plan: Plan, stage: Stage, block_count: int) -> list[State]:
@@ -63,6 +63,6 @@ def test_every_state_has_a_sign_of_its_own_and_a_meaning() -> None:
 
 
 def test_the_ladder_is_ascii_and_fits_a_terminal() -> None:
-    text = draw_ladder(ALL_STATES, 130)
+    text = draw_diagram(ALL_STATES, 130)
     assert text.isascii()
     assert max(len(line) for line in text.splitlines()[:-1]) <= 80

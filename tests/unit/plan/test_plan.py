@@ -200,14 +200,14 @@ def test_the_first_changed_block_is_the_lower_of_both_stages() -> None:
 
 @given(lawful())
 def test_freeing_the_tail_twice_changes_nothing(drawn: tuple[Plan, int]) -> None:
-    once = drawn[0].free_tail(drawn[1])
-    assert once.free_tail(drawn[1]) == once
+    once = drawn[0].truncated_prefill(drawn[1])
+    assert once.truncated_prefill(drawn[1]) == once
 
 
 @given(lawful())
 def test_freeing_the_tail_leaves_decode_and_all_before_the_last_slot(drawn: tuple[Plan, int]) -> None:
     before, block_count = drawn
-    after = before.free_tail(block_count)
+    after = before.truncated_prefill(block_count)
     last = before.slots(block_count)[-1].block
     assert after.decode == before.decode
     assert [e for e in after.prefill if e.blocks[0] < last] == [e for e in before.prefill if e.blocks[0] < last]
@@ -217,7 +217,7 @@ def test_freeing_the_tail_leaves_decode_and_all_before_the_last_slot(drawn: tupl
 def test_prefill_computes_nothing_behind_the_kv_of_the_last_slot(drawn: tuple[Plan, int]) -> None:
     before, block_count = drawn
     last = before.slots(block_count)[-1]
-    prefill = before.free_tail(block_count).prefill
+    prefill = before.truncated_prefill(block_count).prefill
     assert prefill.at(last.block) == (KvOnly(last.block),)
     assert all(prefill.at(block) == (Drop(block),) for block in range(last.blocks[-1] + 1, block_count))
 
@@ -225,14 +225,14 @@ def test_prefill_computes_nothing_behind_the_kv_of_the_last_slot(drawn: tuple[Pl
 @given(lawful())
 def test_every_slot_still_finds_its_kv_when_the_tail_is_freed(drawn: tuple[Plan, int]) -> None:
     before, block_count = drawn
-    feeds, freed = before.kv_map(block_count), before.free_tail(block_count).kv_map(block_count)
+    feeds, freed = before.kv_map(block_count), before.truncated_prefill(block_count).kv_map(block_count)
     assert feeds[:-1] == freed[:-1]
     assert (freed[-1].block, freed[-1].source) == (feeds[-1].block, "kv-only")
 
 
 def test_a_plan_without_slots_has_no_tail_to_free() -> None:
     nothing = Plan.unified(Removal([Drop(0), Drop(1)]))
-    assert nothing.free_tail(2) is nothing
+    assert nothing.truncated_prefill(2) is nothing
 
 
 # Fitting
@@ -253,7 +253,7 @@ def test_decode_keeps_at_least_one_block() -> None:
 @given(lawful())
 def test_a_plan_fits_the_model_it_was_drawn_for(drawn: tuple[Plan, int]) -> None:
     drawn[0].check_fits(drawn[1])
-    drawn[0].free_tail(drawn[1]).check_fits(drawn[1])
+    drawn[0].truncated_prefill(drawn[1]).check_fits(drawn[1])
 
 
 def test_a_plan_is_shown_by_stage() -> None:

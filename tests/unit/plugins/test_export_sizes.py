@@ -71,8 +71,8 @@ def pairs(draw: st.DrawFn) -> Plan:
             block += 1
         block += 1
     prefill = [e for e in decode if draw(st.booleans())]
-    spared = [e for e in decode if isinstance(e, Merge) and e not in prefill]
-    prefill += [KvOnly(e.blocks[0]) for e in spared if draw(st.booleans())]
+    kept_in_prefill = [e for e in decode if isinstance(e, Merge) and e not in prefill]
+    prefill += [KvOnly(e.blocks[0]) for e in kept_in_prefill if draw(st.booleans())]
     untouched = [b for b in range(BLOCKS) if not any(b in e.blocks for e in decode)]
     prefill += [KvOnly(b) for b in untouched if draw(st.integers(0, 3)) == 0]
     return Plan(prefill=Removal(prefill), decode=Removal(decode))
@@ -87,4 +87,4 @@ def test_a_pair_keeps_as_many_parameters_as_its_checkpoints_have(family: str, pl
         export(Vllm(), model, plan, Path(folder))
         prefill, decode = (read_back(Path(folder) / name) for name in ("prefill", "decode"))
     assert parameters_of(decode) == model.sizes.kept_parameters(plan, "decode")
-    assert parameters_of(prefill) == model.sizes.kept_parameters(plan.free_tail(BLOCKS), "prefill")
+    assert parameters_of(prefill) == model.sizes.kept_parameters(plan.truncated_prefill(BLOCKS), "prefill")

@@ -41,10 +41,10 @@ def check_pair(model: BlockModel, plan: Plan, out: Path) -> tuple[Any, Any]:
     assert export(Vllm(), model, plan, out) == [out / "decode", out / "prefill", out / "serve"]
     prefill, decode = read_back(out / "prefill"), read_back(out / "decode")
     modules = load_modules(plan, model, out / "merges")
-    wanted = two_phase.generate(model, plan, PROMPT[0].tolist(), 8, recompute=1, stand_ins=modules)
+    wanted = two_phase.generate(model, plan, PROMPT[0].tolist(), 8, recompute=1, replacements=modules)
     rows = list(islice(_decoded(prefill, decode), len(wanted)))
     assert [int(row.argmax()) for row in rows] == wanted
-    logits = two_phase.continuation_logits(model, plan, PROMPT[0].tolist(), wanted, recompute=1, stand_ins=modules)
+    logits = two_phase.continuation_logits(model, plan, PROMPT[0].tolist(), wanted, recompute=1, replacements=modules)
     assert torch.equal(torch.stack(rows), logits)
     return prefill, decode
 
@@ -67,7 +67,7 @@ def test_the_pair_makes_the_tokens_of_our_two_phases(name: str, tmp_path: Path) 
     plan = Plan(prefill=Removal(prefill), decode=Removal(decode))
     read_prefill, read_decode = check_pair(model, plan, tmp_path)
     assert type(read_decode) is type(model.model)
-    assert parameters_of(read_prefill) == model.sizes.kept_parameters(plan.free_tail(6), "prefill")
+    assert parameters_of(read_prefill) == model.sizes.kept_parameters(plan.truncated_prefill(6), "prefill")
     assert parameters_of(read_decode) == model.sizes.kept_parameters(plan, "decode")
 
 

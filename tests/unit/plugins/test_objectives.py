@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pdtrim_core import Drop, Item, Objective, Plan, Removal, StagedModel, Trunk
+from pdtrim_core import Drop, Item, Objective, Plan, PrefixCache, Removal, StagedModel
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts import FixedStaged
@@ -28,7 +28,7 @@ def test_accuracy_is_one_where_the_right_choice_is_the_likeliest() -> None:
     right = (item(4, 4, answer=0, name="right"), (-1.0, -2.0))
     wrong = (item(4, 4, answer=1, name="wrong"), (-1.0, -2.0))
     assert values(Accuracy(), right=right, wrong=wrong) == [1.0, 0.0]
-    assert Accuracy().points(0.5) == 50.0
+    assert Accuracy().score(0.5) == 50.0
 
 
 def test_the_first_of_equal_choices_is_the_answer() -> None:
@@ -49,7 +49,7 @@ def test_margin_is_the_log_probability_among_the_choices() -> None:
     asked = (item(1, 1, answer=0), (math.log(0.3), math.log(0.1)))
     (value,) = values(Margin(), asked=asked)
     assert value == pytest.approx(math.log(0.75))
-    assert Margin().points(value) == pytest.approx(75.0)
+    assert Margin().score(value) == pytest.approx(75.0)
 
 
 def test_margin_sees_differences_alone_however_small_the_probabilities() -> None:
@@ -61,7 +61,7 @@ def test_margin_sees_differences_alone_however_small_the_probabilities() -> None
 
 def test_margin_gives_the_geometric_mean_of_the_probabilities() -> None:
     mean = (math.log(0.9) + math.log(0.1)) / 2
-    assert Margin().points(mean) == pytest.approx(100 * math.sqrt(0.9 * 0.1))
+    assert Margin().score(mean) == pytest.approx(100 * math.sqrt(0.9 * 0.1))
 
 
 def test_perplexity_counts_the_tokens_of_the_right_choice() -> None:
@@ -69,7 +69,7 @@ def test_perplexity_counts_the_tokens_of_the_right_choice() -> None:
     asked = (item(3, 3, answer=1, tokens=(5, 2)), (-1.0, 2 * math.log(1 / 4)))
     (value,) = values(Perplexity(), asked=asked)
     assert value == pytest.approx(math.log(4))
-    assert Perplexity().points(value) == pytest.approx(25.0)
+    assert Perplexity().score(value) == pytest.approx(25.0)
 
 
 def test_perplexity_weighs_every_token_the_same() -> None:
@@ -88,7 +88,7 @@ def test_kl_is_the_divergence_that_the_model_tells() -> None:
     staged = FixedStaged({asked: (-1.0, 2 * math.log(1 / 4))})
     (value,) = Divergence().item_values(staged, [asked])
     assert value == pytest.approx(2 * math.log(2))
-    assert Divergence().points(value) == pytest.approx(25.0)
+    assert Divergence().score(value) == pytest.approx(25.0)
 
 
 def test_kl_weighs_every_token_of_the_right_choice_the_same() -> None:
@@ -96,13 +96,13 @@ def test_kl_weighs_every_token_of_the_right_choice_the_same() -> None:
 
 
 def test_kl_gives_the_dense_model_all_points_and_fewer_the_more_is_gone() -> None:
-    trunk = Trunk(tiny_llama())
+    prefix_cache = PrefixCache(tiny_llama())
     items = [Item(((1, 2, n),), ((5, n), (6,)), n % 2, (1, 1), str(n)) for n in range(6)]
     plans = [Plan.unified(Removal(map(Drop, gone))) for gone in ((), (3,), (1, 3, 5))]
-    readings = [Measurement(lambda: trunk, Divergence(), items, label="kl")(plan, None, None) for plan in plans]
-    dense, one, three = (reading.points or 0.0 for reading in readings)
+    readings = [Measurement(lambda: prefix_cache, Divergence(), items, label="kl")(plan, None, None) for plan in plans]
+    dense, one, three = (reading.score or 0.0 for reading in readings)
     assert dense == 100.0 > one > three >= 0
-    values = StagedModel(trunk, plans[1]).divergences(items)
+    values = StagedModel(prefix_cache, plans[1]).divergences(items)
     mean = sum(v * len(i.choices[i.answer]) for v, i in zip(values, items, strict=True)) / 9
     assert one == pytest.approx(100 * math.exp(-mean))
 
@@ -112,15 +112,15 @@ def test_the_other_objectives_weigh_every_item_the_same() -> None:
 
 
 def test_points_stay_in_range_a_little_beyond_the_best() -> None:
-    assert Margin().points(0.001) == 100.0
-    assert Perplexity().points(-0.001) == 100.0
-    assert Divergence().points(-0.001) == 100.0
+    assert Margin().score(0.001) == 100.0
+    assert Perplexity().score(-0.001) == 100.0
+    assert Divergence().score(-0.001) == 100.0
 
 
 @pytest.mark.parametrize(("objective", "best"), [(Accuracy(), 1.0), (Margin(), 0.0), (Perplexity(), 0.0), (Divergence(), 0.0)])
 def test_the_best_item_is_worth_all_points(objective: Objective, best: float) -> None:
     assert objective.best_item == best
-    assert objective.points(best) == 100.0
+    assert objective.score(best) == 100.0
 
 
 @pytest.mark.parametrize("objective", [Accuracy(), Margin()])

@@ -12,11 +12,11 @@ import torch
 
 from pdtrim_core import Merge, PdtrimError, Plan, PruneContext, Removal, StagedModel
 from pdtrim_core.api.score_context import ScoreContext
-from pdtrim_core.execution.prefix_cache import Trunk
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.pipeline.events import RunLog
+from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.merge_store import MergeStore
-from pdtrim_core.pipeline.run_cache import Shared
+from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.results.run_folder import open_run_folder
 from pdtrim_core.testing import tiny_llama, tiny_model
@@ -136,7 +136,7 @@ def test_one_pass_agrees_with_two_phases(family: str, kv: str, tmp_path: Path) -
     assert (merge.kv, len(merge.blocks)) == (kv, 3)
     items = some_items()[:3]
     for plan in (Plan(decode=found.removal), Plan.unified(found.removal)):
-        staged = StagedModel(Trunk(model, batch_tokens=64), plan, found.modules)
+        staged = StagedModel(PrefixCache(model, batch_tokens=64), plan, found.modules)
         for item, sums, expected in zip(items, staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
             assert sums == pytest.approx(expected, abs=1e-4 * max(map(len, item.choices)))
 
@@ -178,8 +178,8 @@ def test_another_distiller_makes_another_block(tmp_path: Path, monkeypatch: pyte
     trained = []
     for number, epochs in enumerate((1, 4)):
         recipe = resolve(recipe_data(epochs=epochs), host, where="x.toml", out=tmp_path / str(number))
-        with open_run_folder(recipe.out, recipe.to_data(), fresh=False) as folder, RunLog(host) as log:
-            start = pipeline.prepare(recipe, host, folder, log, shared=Shared())
+        with open_run_folder(recipe.out, recipe.to_data(), fresh=False) as folder, RunEvents(host) as log:
+            start = pipeline.prepare(recipe, host, folder, log, shared=RunCache())
         (result,) = start.merges.results(Plan())
         trained.append(result.trained)
         assert not result.chosen

@@ -101,7 +101,7 @@ def test_groups_are_what_the_table_of_families_couples(family: str, backend: str
     for part in ("attention", "mlp"):
         if not units.has(part):
             continue
-        names = model.place.attention if part == "attention" else model.place.mlp
+        names = model.layout.attention if part == "attention" else model.layout.mlp
         group = traced.group((2, part))
         size = len(group[0].root_idxs) // units.count(part)
         for unit in range(units.count(part)):

@@ -126,7 +126,7 @@ def test_colours_and_the_font_are_those_of_the_page(tmp_path: Path) -> None:
 
 def test_what_a_run_says_cannot_become_markup(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script> & $x^2$"
-    outcome = replace(runs.big(), model=evil, notes=(evil,), gains=(Gain("4", 1.0, 0.5, spared=False),), objective=evil)
+    outcome = replace(runs.big(), model=evil, notes=(evil,), gains=(Gain("4", 1.0, 0.5, kept_in_prefill=False),), objective=evil)
     text = Html().page([read_record(tmp_path, outcome)], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert Reader(text).open == []
@@ -221,7 +221,7 @@ def test_the_sentence_gives_no_reason_that_does_not_hold(tmp_path: Path) -> None
     plan = Plan.unified(Removal([Drop(3), Drop(4)]))
     strong = runs.outcome(plan, 30)
     assert "prefill loses the same." in said(strong, tmp_path)
-    lost = tuple(Gain(str(e), 2.0, 1.0, spared=False) for e in plan.decode)
+    lost = tuple(Gain(str(e), 2.0, 1.0, kept_in_prefill=False) for e in plan.decode)
     assert "since giving back any one of them brings less than 3 points" in said(replace(strong, gains=lost), tmp_path)
 
 
@@ -233,8 +233,8 @@ def test_the_sentence_of_plans_at_the_edges(tmp_path: Path) -> None:
     assert "Decode loses nothing" in said(runs.outcome(passed, 30), tmp_path)
 
 
-def step(points: float | None, floor: float | None = None, *, may_win: bool = True) -> SearchStep:
-    return SearchStep("", "", points, points or 0.0, floor, None, may_win)
+def step(score: float | None, floor: float | None = None, *, may_win: bool = True) -> SearchStep:
+    return SearchStep("", "", score, score or 0.0, floor, None, may_win)
 
 
 def test_the_path_begins_without_a_floor_and_goes_on_where_one_is_reached() -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_ladder
+from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_diagram
 from pdtrim_core.results.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
 from pdtrim_plugins.reports.table import Table, columns
@@ -30,13 +30,13 @@ def test_the_headline_counts_the_blocks(tmp_path: Path) -> None:
 
 
 def test_the_headline_counts_what_prefill_was_given_back(tmp_path: Path) -> None:
-    outcome = outcome_with(gains=(Gain("1", 4.0, 0.5, spared=True), Gain("3", 1.0, 0.5, spared=False)))
+    outcome = outcome_with(gains=(Gain("1", 4.0, 0.5, kept_in_prefill=True), Gain("3", 1.0, 0.5, kept_in_prefill=False)))
     assert parts(outcome, tmp_path)[0].endswith("decode loses 2 of 6 blocks; prefill was given 1 of them back")
 
 
 def test_the_headline_tells_blocks_that_lose_a_part_of_themselves(tmp_path: Path) -> None:
     thin = (Shrink(1, "attention", (0,)), Shrink(1, "mlp", (3, 4)), Shrink(2, "mlp", (0,)))
-    gains = (Gain("1.attention-1", 4.0, 0.5, spared=True), Gain("1.mlp-2", 1.0, 0.5, spared=False))
+    gains = (Gain("1.attention-1", 4.0, 0.5, kept_in_prefill=True), Gain("1.mlp-2", 1.0, 0.5, kept_in_prefill=False))
 
     def headline(*elements: Element) -> str:
         saved = json.loads(SavedPlan(Plan(decode=Removal(elements)), "tiny", "0" * 64, 6).to_json())
@@ -50,7 +50,7 @@ def test_the_headline_tells_blocks_that_lose_a_part_of_themselves(tmp_path: Path
 def test_the_ladder_shows_the_plan(tmp_path: Path) -> None:
     plan = Plan(prefill=Removal([Drop(1)]), decode=Removal([Drop(1), Drop(3)]))
     saved = json.loads(SavedPlan(plan, "tiny", "0" * 64, 6).to_json())
-    assert parts(outcome_with(saved_plan=saved), tmp_path)[1] == draw_ladder(plan, 6)
+    assert parts(outcome_with(saved_plan=saved), tmp_path)[1] == draw_diagram(plan, 6)
 
 
 def test_results_stand_beside_the_dense_models(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_without_items_apart_there_is_no_column_of_them(tmp_path: Path) -> None:
 
 
 def test_gains_stand_with_their_standard_errors(tmp_path: Path) -> None:
-    gains = (Gain("1", 4.04, 0.56, spared=True), Gain("3+4", -1.0, 0.5, spared=False))
+    gains = (Gain("1", 4.04, 0.56, kept_in_prefill=True), Gain("3+4", -1.0, 0.5, kept_in_prefill=False))
     assert parts(outcome_with(gains=gains), tmp_path)[3].splitlines() == [
         "block   gain when given back to prefill    prefill",
         "1                           +4.0 +- 0.6     spared",

@@ -42,7 +42,7 @@ def best_of(searcher: Searcher, space: SearchSpace, table: int) -> float:
 
     found, _ = search_on_table(searcher, space, Table(value))
     assert found is not None
-    return found.points
+    return found.score
 
 
 def elements_of(asked: list[Plan]) -> set[str]:

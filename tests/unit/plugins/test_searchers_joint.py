@@ -41,8 +41,8 @@ def prefers(plan: Plan) -> Callable[[Plan], float]:
 
     def value(other: Plan) -> float:
         shared = sum(e in other.decode for e in plan.decode) + sum(e in other.prefill for e in plan.prefill)
-        spare = sum(e not in plan.prefill for e in other.prefill)
-        return 50.0 + 5 * shared - 2 * spare
+        keep_in_prefill = sum(e not in plan.prefill for e in other.prefill)
+        return 50.0 + 5 * shared - 2 * keep_in_prefill
 
     return value
 
@@ -52,7 +52,7 @@ def test_every_plan_is_under_the_ceiling_and_has_no_room_for_one_more_place(
     ceiling: float, count: int, merging: bool, tail: bool, seed: int
 ) -> None:
     count = min(count, 3) if merging else count
-    space = replace(table_space(count, merge_above=MERGING if merging else None), free_tail=tail)
+    space = replace(table_space(count, merge_above=MERGING if merging else None), truncated_prefill=tail)
     try:
         _, asked = asked_by(Joint(prefill_at_most=ceiling), space, seed=seed)
     except PdtrimError as error:
@@ -83,7 +83,7 @@ def test_it_starts_from_a_prefill_that_keeps_all_it_can_and_from_one_that_loses_
 
 
 def test_shallow_places_are_kept_first_and_deep_ones_only_give_their_kv() -> None:
-    space = replace(table_space(1), free_tail=True)
+    space = replace(table_space(1), truncated_prefill=True)
     _, (start, *_) = asked_by(Joint(prefill_at_most=0.6), space)
     assert start.prefill.elements[0].blocks[0] > 2
     assert all(isinstance(e, KvOnly) for e in start.prefill if e not in start.decode)

@@ -61,7 +61,7 @@ def test_another_chain_changes_nothing_before_it_so_that_it_never_makes_the_resu
         assert found is not None
         assert next_found is not None
         assert next_asked[: len(asked)] == asked
-        assert next_found.points >= found.points
+        assert next_found.score >= found.score
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -92,7 +92,7 @@ def test_a_later_chain_leaves_the_valley_of_the_first() -> None:
     def best(searcher: Annealing | Restarts) -> float:
         found, _ = search_on_table(searcher, wide_space(), Table(value))
         assert found is not None
-        return found.points
+        return found.score
 
     # exp(-50 / 1) is 2e-22: no walk leaves the first removal.
     assert best(Annealing(t0=1.0)) == 60.0
@@ -119,9 +119,9 @@ def test_every_chain_obeys_the_law_of_acceptance(seed: int) -> None:
             plan, floor = (ask, None) if isinstance(ask, Plan) else (ask.plan, ask.floor)  # type: ignore[union-attr]
             assert isinstance(plan, Plan)
             expected.append(plan)
-            points = round(rugged(plan), 4)
+            score = round(rugged(plan), 4)
             try:
-                ask = asks.send(points if floor is None or points >= floor else None)
+                ask = asks.send(score if floor is None or score >= floor else None)
             except StopIteration:
                 break
     assert asked == expected

@@ -202,9 +202,9 @@ def test_a_beam_follows_the_best_removals_of_each_size() -> None:
     def value(plan: Plan) -> float:
         return worth.get(str(plan.decode), 10.0)
 
-    results = [found_by(Beam(width=width), plain_space(8, 2), value).points for width in (1, 2, 3)]
+    results = [found_by(Beam(width=width), plain_space(8, 2), value).score for width in (1, 2, 3)]
     assert results == [10.0, 10.0, 90.0]
-    assert found_by(Beam(), plain_space(8, 2), value).points == 90.0
+    assert found_by(Beam(), plain_space(8, 2), value).score == 90.0
 
 
 def test_a_beam_breaks_ties_by_order() -> None:
@@ -230,14 +230,14 @@ def test_a_beam_that_is_wide_enough_finds_the_best_there_is(number: int) -> None
     for space in (plain_space(8, 3), table_space(3, merge_above=0.8)):
         widest = found_by(Beam(width=100, **FREE), space, table_of(number))
         best = found_by(Exhaustive(drops=8), space, table_of(number))
-        assert widest.points == best.points
+        assert widest.score == best.score
 
 
 @pytest.mark.parametrize("number", range(20))
 def test_up_to_two_blocks_a_wider_beam_is_never_worse(number: int) -> None:
     for count in (1, 2):
-        points = [found_by(Beam(width=width), plain_space(10, count), table_of(number)).points for width in (1, 2, 3, 5, 8)]
-        assert points == sorted(points)
+        score = [found_by(Beam(width=width), plain_space(10, count), table_of(number)).score for width in (1, 2, 3, 5, 8)]
+        assert score == sorted(score)
 
 
 @pytest.mark.parametrize("searcher", [Sequential(), Beam(), Beam(width=2)], ids=["sequential", "beam", "beam of two"])

@@ -28,7 +28,7 @@ def planted(gains: Mapping[int, float], start: float = START) -> Callable[[Plan]
     return lambda plan: start + sum(gain for block, gain in gains.items() if not plan.prefill.at(block))
 
 
-def spared(plan: Plan) -> tuple[int, ...]:
+def kept_in_prefill(plan: Plan) -> tuple[int, ...]:
     """Return the blocks that prefill keeps and decode loses."""
     return tuple(element.blocks[0] for element in plan.decode if element not in plan.prefill)
 
@@ -36,7 +36,7 @@ def spared(plan: Plan) -> tuple[int, ...]:
 def split(splitter: Gain, value: Callable[[Plan], float]) -> tuple[tuple[int, ...], list[Plan], list[str]]:
     notes: list[str] = []
     final, asked = split_on_table(splitter, REMOVAL, Table(value), note=notes.append)
-    return spared(final), asked, notes
+    return kept_in_prefill(final), asked, notes
 
 
 # Gain
@@ -221,11 +221,11 @@ def test_a_cumulative_split_gains_the_threshold_with_each_element_and_leaves_non
         return Random(f"{seed} {plan.prefill}").uniform(0, 100)
 
     final, asked = split_on_table(Gain(threshold=threshold, mode="cumulative"), REMOVAL, Table(value))
-    points = {plan: Table(value)(plan, None, None).points or 0.0 for plan in asked}
-    gained = points[final] - points[Plan.unified(REMOVAL)]
+    score = {plan: Table(value)(plan, None, None).score or 0.0 for plan in asked}
+    gained = score[final] - score[Plan.unified(REMOVAL)]
     assert gained >= threshold * (len(REMOVAL) - len(final.prefill)) - 1e-9
     left = [Plan(final.prefill.without(element), REMOVAL) for element in final.prefill]
-    assert all(round(points[plan] - points[final], 4) < threshold for plan in left)
+    assert all(round(score[plan] - score[final], 4) < threshold for plan in left)
     assert len(asked) <= 1 + len(REMOVAL) + (Gain(mode="cumulative").steps(table_space(len(REMOVAL))) or 0)
 
 

@@ -34,7 +34,7 @@ def planted(gains: Mapping[int, float]) -> Callable[[Plan], float]:
     return lambda plan: START + sum(gain for block, gain in gains.items() if not plan.prefill.at(block))
 
 
-def spared(plan: Plan) -> tuple[int, ...]:
+def kept_in_prefill(plan: Plan) -> tuple[int, ...]:
     """Return the blocks that prefill keeps and decode loses."""
     return tuple(element.blocks[0] for element in plan.decode if element not in plan.prefill)
 
@@ -82,14 +82,14 @@ ceilings = st.integers(1, 100).map(lambda percent: percent / 100)
 def test_the_ceiling_decides_how_much_is_given_back(ceiling: float, kept: tuple[int, ...]) -> None:
     value = planted({1: 4.0, 2: 6.0, 3: 0.0, 4: 2.0})
     final, _ = split_on_table(Budget(prefill_at_most=ceiling), REMOVAL, Table(value))
-    assert spared(final) == kept
+    assert kept_in_prefill(final) == kept
 
 
 def test_a_ceiling_that_is_met_exactly_is_kept_to() -> None:
     space = sized([10] * 6)
     assert space.cost(Plan(Removal(map(Drop, (2, 3, 4))), REMOVAL), "prefill") == 0.5
     final, _ = run(Budget(prefill_at_most=0.5), REMOVAL, space, planted({1: 1.0, 2: -1.0, 3: -1.0, 4: -1.0}))
-    assert spared(final) == (1,)
+    assert kept_in_prefill(final) == (1,)
 
 
 def test_gain_per_cost_goes_before_gain() -> None:
@@ -97,16 +97,16 @@ def test_gain_per_cost_goes_before_gain() -> None:
     space = sized([10, 20, 10, 10, 20, 10])
     value = planted({1: 6.0, 2: 4.0, 3: 4.0, 4: 1.0})
     final, asked = run(Budget(prefill_at_most=0.5), REMOVAL, space, value)
-    assert spared(final) == (2, 3)
+    assert kept_in_prefill(final) == (2, 3)
     # The second round holds what still fits on top of block 2.
-    assert [spared(plan) for plan in asked] == [(), (1,), (2,), (3,), (4,), (2, 3)]
+    assert [kept_in_prefill(plan) for plan in asked] == [(), (1,), (2,), (3,), (4,), (2, 3)]
 
 
 def test_where_the_best_single_element_beats_the_path_it_is_taken() -> None:
     """Block 2 brings most for its cost, and then block 1, which alone brings more, does not fit any more."""
     space = sized([10, 20, 10, 10, 20, 10])
     final, _ = run(Budget(prefill_at_most=0.5), REMOVAL, space, planted({1: 6.0, 2: 4.0, 3: -1.0, 4: -1.0}))
-    assert spared(final) == (1,)
+    assert kept_in_prefill(final) == (1,)
 
 
 def test_gains_are_measured_on_top_of_what_is_given_back() -> None:
@@ -117,7 +117,7 @@ def test_gains_are_measured_on_top_of_what_is_given_back() -> None:
         return START + 5 * bool(back & {1, 2}) + 4 * (back >= {1, 3})
 
     final, _ = split_on_table(Budget(prefill_at_most=0.7), REMOVAL, Table(value))
-    assert spared(final) == (1, 3)
+    assert kept_in_prefill(final) == (1, 3)
 
 
 def test_what_brings_nothing_is_not_given_back_however_much_fits() -> None:
@@ -128,7 +128,7 @@ def test_what_brings_nothing_is_not_given_back_however_much_fits() -> None:
 
 def test_ties_go_to_the_lower_block() -> None:
     final, _ = split_on_table(Budget(prefill_at_most=3 * SIXTH + 0.001), REMOVAL, Table(planted(dict.fromkeys((2, 3, 4), 3.0))))
-    assert spared(final) == (2,)
+    assert kept_in_prefill(final) == (2,)
 
 
 def test_a_merge_is_given_back_as_a_pair_with_its_shadow() -> None:
@@ -136,8 +136,8 @@ def test_a_merge_is_given_back_as_a_pair_with_its_shadow() -> None:
     removal, space = Removal([Drop(0), MERGE, Drop(5)]), sized([10] * 6)
     value = planted({2: 5.0})
     exactly = (20 + 20 + 2) / 60
-    assert spared(run(Budget(prefill_at_most=exactly + 1e-9), removal, space, value)[0]) == (2,)
-    assert spared(run(Budget(prefill_at_most=exactly - 1e-3), removal, space, value)[0]) == ()
+    assert kept_in_prefill(run(Budget(prefill_at_most=exactly + 1e-9), removal, space, value)[0]) == (2,)
+    assert kept_in_prefill(run(Budget(prefill_at_most=exactly - 1e-3), removal, space, value)[0]) == ()
 
 
 def test_a_ceiling_below_prefill_like_decode_is_refused() -> None:
@@ -176,8 +176,8 @@ def test_a_higher_ceiling_never_loses_points_where_all_blocks_cost_the_same(
     value = planted({block: tenth / 10 for block, tenth in zip((1, 2, 3, 4), tenths, strict=True)})
     space = sized([six[0]] * 6)
     low, high = (max(0.34, share) for share in (ceiling, min(1.0, ceiling + 0.2)))
-    points = [value(run(Budget(prefill_at_most=share), REMOVAL, space, value)[0]) for share in (low, high)]
-    assert points[0] <= points[1] + 1e-9
+    score = [value(run(Budget(prefill_at_most=share), REMOVAL, space, value)[0]) for share in (low, high)]
+    assert score[0] <= score[1] + 1e-9
 
 
 # Pop

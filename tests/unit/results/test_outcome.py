@@ -16,7 +16,7 @@ from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.outcome import Cost, Environment, Gain, Outcome, Row, Sets, Value, machine, peak_memory, versions
 
 SAVED = SavedPlan(Plan(Removal([KvOnly(2)]), Removal([Drop(0)])), "tiny", "abc", 3, "prefill")
-VALUE = Value(mean=-0.5, points=60.653, error=1.25, items=64)
+VALUE = Value(mean=-0.5, score=60.653, error=1.25, items=64)
 OUTCOME = Outcome(
     model="tiny",
     license="Apache-2.0",
@@ -27,7 +27,7 @@ OUTCOME = Outcome(
     pair_scores=(0.25, 0.5),
     sets=Sets((0,), ((1, 2),), (0,), 0.95),
     rows=(Row("dense", VALUE, VALUE), Row("plan", VALUE, None)),
-    gains=(Gain("0", 4.5, 0.5, spared=True),),
+    gains=(Gain("0", 4.5, 0.5, kept_in_prefill=True),),
     costs=(Cost("decode weight traffic", "bytes a token", 200.0, 150.0),),
     notes=("gr\u00fc\u00df",),
     seconds={"search": 1.5},

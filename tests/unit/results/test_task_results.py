@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.results.task_results import Answer, Metric, TaskResult, find_result, path_of, results_in, write_result
+from pdtrim_core.results.task_results import ItemAnswer, Metric, TaskResult, find_result, path_of, results_in, write_result
 
 SETTINGS = {"limit": 20, "plan": "ab12"}
 RESULT = TaskResult(
     task="piqa",
-    side="staged",
+    variant="staged",
     metrics={"acc": Metric(0.7, 0.02), "acc_norm": Metric(0.71)},
     main="acc_norm",
-    answers=(Answer("0", {"acc": 1.0}, 0), Answer("1", {"acc": 0.0}, "text")),
+    answers=(ItemAnswer("0", {"acc": 1.0}, 0), ItemAnswer("1", {"acc": 0.0}, "text")),
     settings=SETTINGS,
     versions={"lm-eval": "0.4"},
     seconds=1.5,
@@ -32,7 +32,7 @@ def test_a_result_is_found_again_under_its_settings_and_no_others(tmp_path: Path
 
 
 def test_a_folder_gives_all_its_results(tmp_path: Path) -> None:
-    others = [replace(RESULT, side="dense"), replace(RESULT, task="boolq"), replace(RESULT, settings={"limit": 5})]
+    others = [replace(RESULT, variant="dense"), replace(RESULT, task="boolq"), replace(RESULT, settings={"limit": 5})]
     for result in (RESULT, *others):
         write_result(tmp_path, result)
     assert sorted(results_in(tmp_path), key=repr) == sorted([RESULT, *others], key=repr)

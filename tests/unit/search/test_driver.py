@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from pdtrim_core.api.requests import Answer, Ask, AtLeast, Note, Probe
-from pdtrim_core.data.readings import Candidate, Points, Reading, standard_error
+from pdtrim_core.api.requests import AtLeast, Note, Probe, Request, Result
+from pdtrim_core.data.readings import Candidate, Reading, Score, standard_error
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import Asked, Found, Ledger, drive
+from pdtrim_core.search.driver import Exchange, Found, Ledger, drive
 from tests.unit.examples import given
 
 LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
@@ -28,30 +28,30 @@ def drop(*blocks: int) -> Plan:
 class Table:
     """Measures by looking up; notes how it was asked. Plans of `torn` are cut short below their floor."""
 
-    def __init__(self, points: dict[Plan, float], torn: bool = False) -> None:
-        self.points = points
+    def __init__(self, score: dict[Plan, float], torn: bool = False) -> None:
+        self.score = score
         self.torn = torn
         self.calls: list[tuple[Plan, float | None, Reading | None]] = []
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         self.calls.append((plan, floor, started))
-        points = self.points[plan]
-        if self.torn and floor is not None and points < floor:
-            return Reading(None, None, (points, None), ceiling=points)
-        return Reading(points, points / 100, (points, points), slope=1.0)
+        score = self.score[plan]
+        if self.torn and floor is not None and score < floor:
+            return Reading(None, None, (score, None), ceiling=score)
+        return Reading(score, score / 100, (score, score), slope=1.0)
 
 
-TABLE = {drop(block): float(points) for block, points in enumerate((50, 70, 60, 70, 20))}
+TABLE = {drop(block): float(score) for block, score in enumerate((50, 70, 60, 70, 20))}
 
 
-def ask_all(*asks: Ask) -> Generator[Ask, Answer, list[Answer]]:
+def ask_all(*asks: Request) -> Generator[Request, Result, list[Result]]:
     answers = []
     for ask in asks:
         answers.append((yield ask))  # noqa: PERF401 - a comprehension cannot yield
     return answers
 
 
-def drive_all(ledger: Ledger, *asks: Any, **options: Any) -> tuple[Found | None, list[Answer]]:
+def drive_all(ledger: Ledger, *asks: Any, **options: Any) -> tuple[Found | None, list[Result]]:
     return drive(ask_all(*asks), ledger, label=LABEL, **options)
 
 
@@ -61,7 +61,7 @@ def drive_all(ledger: Ledger, *asks: Any, **options: Any) -> tuple[Found | None,
 def test_the_best_plan_is_found() -> None:
     found, answers = drive_all(Ledger(Table(TABLE)), drop(0), drop(2), drop(4))
     assert found is not None
-    assert (found.plan, found.points) == (drop(2), 60.0)
+    assert (found.plan, found.score) == (drop(2), 60.0)
     assert answers == [50.0, 60.0, 20.0]
 
 
@@ -94,7 +94,7 @@ def test_a_search_that_asks_for_nothing_finds_nothing() -> None:
 
 
 def test_what_a_splitter_returns_is_handed_on() -> None:
-    def split() -> Generator[Ask, Answer, Plan]:
+    def split() -> Generator[Request, Result, Plan]:
         yield drop(0)
         return drop(4)
 
@@ -145,7 +145,7 @@ def test_a_reading_cut_short_is_remembered_while_its_ceiling_is_below_the_floor(
 
 
 @pytest.mark.parametrize(("again", "answer"), [(AtLeast(drop(0), 50.0), 50.0), (AtLeast(drop(0), 1.0), 50.0), (drop(0), 50.0)])
-def test_a_reading_cut_short_is_measured_on_when_less_is_asked(again: Ask, answer: float) -> None:
+def test_a_reading_cut_short_is_measured_on_when_less_is_asked(again: Request, answer: float) -> None:
     table = Table(TABLE, torn=True)
     ledger = Ledger(table)
     _, answers = drive_all(ledger, AtLeast(drop(0), 80.0), again)
@@ -180,7 +180,7 @@ def test_what_is_no_ask_is_refused_and_shown(ask: Any) -> None:
     )
 
 
-def raising(error: Exception) -> Generator[Ask, Answer, None]:
+def raising(error: Exception) -> Generator[Request, Result, None]:
     yield drop(0)
     raise error
 
@@ -204,7 +204,7 @@ def test_what_a_component_says_to_the_user_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("ask", [drop(4), [drop(0), drop(4)], AtLeast(drop(4), 1.0)], ids=str)
-def test_a_plan_that_may_not_be_asked_for_is_refused_before_it_is_measured(ask: Ask) -> None:
+def test_a_plan_that_may_not_be_asked_for_is_refused_before_it_is_measured(ask: Request) -> None:
     table = Table(TABLE)
 
     def problems(plan: Plan) -> Iterator[str]:
@@ -229,7 +229,7 @@ def test_readings_are_recorded_before_they_are_used_and_only_when_new() -> None:
     log: list[Any] = []
     ledger = Ledger(
         Table(TABLE, torn=True),
-        record=lambda plan, reading: log.append(("record", plan, reading.points)),
+        record=lambda plan, reading: log.append(("record", plan, reading.score)),
         notify=lambda candidate: log.append(("notify", candidate.plan, candidate.remembered)),
     )
     drive_all(ledger, drop(0), drop(0), AtLeast(drop(4), 60.0))
@@ -246,7 +246,7 @@ def test_candidates_are_numbered_and_know_the_best_so_far() -> None:
     seen: list[Candidate] = []
     ledger = Ledger(Table(TABLE, torn=True), notify=seen.append)
     drive_all(ledger, drop(0), drop(1), AtLeast(drop(4), 60.0), drop(2))
-    assert [(c.number, c.best, c.reading.points) for c in seen] == [
+    assert [(c.number, c.best, c.reading.score) for c in seen] == [
         (1, 50.0, 50.0),
         (2, 70.0, 70.0),
         (3, 70.0, None),
@@ -273,7 +273,7 @@ def test_readings_of_an_earlier_run_are_not_measured_again() -> None:
     assert answers == [49.0, None, 70.0]
     assert table.calls == [(drop(1), 65.0, known[drop(1)])]
     assert (ledger.tally.measured, ledger.tally.remembered) == (1, 2)
-    assert known[drop(1)].points is None
+    assert known[drop(1)].score is None
 
 
 def test_known_points_are_those_measured_to_the_end() -> None:
@@ -289,12 +289,12 @@ def test_known_points_are_those_measured_to_the_end() -> None:
 # Errors
 
 
-def points(items: tuple[float | None, ...], slope: float) -> Points:
-    return Points(Reading(1.0, 0.0, items, slope))
+def score(items: tuple[float | None, ...], slope: float) -> Score:
+    return Score(Reading(1.0, 0.0, items, slope))
 
 
 def test_the_error_of_a_gain_is_paired_over_items() -> None:
-    new, old = points((1.0, 3.0, 2.0, 5.0), slope=10.0), points((0.0, 1.0, 2.0, 1.0), slope=20.0)
+    new, old = score((1.0, 3.0, 2.0, 5.0), slope=10.0), score((0.0, 1.0, 2.0, 1.0), slope=20.0)
     # Differences 1, 2, 0, 4: mean 1.75, squares of the deviations 0.5625 + 0.0625 + 3.0625 + 5.0625 = 8.75,
     # deviation sqrt(8.75 / 3), error of the mean half of it; a unit is worth 15 points.
     assert new.error_of_gain_over(old) == pytest.approx(15 * math.sqrt(8.75 / 3) / 2, rel=1e-12)
@@ -302,17 +302,17 @@ def test_the_error_of_a_gain_is_paired_over_items() -> None:
 
 
 def test_a_slope_that_falls_gives_an_error_all_the_same() -> None:
-    new, old = points((1.0, 3.0), slope=-2.0), points((0.0, 0.0), slope=-4.0)
+    new, old = score((1.0, 3.0), slope=-2.0), score((0.0, 0.0), slope=-4.0)
     assert new.error_of_gain_over(old) == pytest.approx(3.0, rel=1e-12)
 
 
 def test_items_that_one_of_them_lacks_are_left_out() -> None:
-    new, old = points((1.0, None, 3.0, 9.0), slope=1.0), points((0.0, 5.0, 0.0, None), slope=1.0)
+    new, old = score((1.0, None, 3.0, 9.0), slope=1.0), score((0.0, 5.0, 0.0, None), slope=1.0)
     assert new.error_of_gain_over(old) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_the_error_of_points_is_that_of_their_items() -> None:
-    assert points((1.0, 2.0, None, 6.0), slope=-3.0).error == pytest.approx(
+    assert score((1.0, 2.0, None, 6.0), slope=-3.0).error == pytest.approx(
         3 * statistics.stdev([1, 2, 6]) / math.sqrt(3), rel=1e-12
     )
 
@@ -324,7 +324,7 @@ def test_fewer_than_two_values_have_no_error(values: list[float]) -> None:
 
 def test_points_are_a_number_that_knows_its_reading() -> None:
     reading = Reading(62.5, -0.5, (1.0, 0.0), 100.0)
-    value = Points(reading)
+    value = Score(reading)
     assert value == 62.5
     assert value - 60 == 2.5
     assert value.reading is reading
@@ -340,7 +340,7 @@ def test_a_probe_is_answered_and_remembered_but_never_the_result() -> None:
 
     seen: list[float] = []
 
-    def asks() -> Generator[Ask, Answer, None]:
+    def asks() -> Generator[Request, Result, None]:
         seen.append((yield Probe(few)))
         seen.extend((yield [Probe(few), Probe(whole)]))
         yield whole
@@ -351,7 +351,7 @@ def test_a_probe_is_answered_and_remembered_but_never_the_result() -> None:
 
 
 def test_everything_that_was_asked_is_told_with_its_reading_floor_and_temperature() -> None:
-    told: list[Asked] = []
+    told: list[Exchange] = []
     asks = (drop(0), AtLeast(Probe(drop(1)), 60.0, 5.0), AtLeast(drop(4), 60.0), [drop(2), drop(0)], Note("well"))
     drive_all(Ledger(Table(TABLE, torn=True)), *asks, told=told.append)
     assert [(asked.plan, asked.floor, asked.temperature, asked.may_win) for asked in told] == [
@@ -361,4 +361,4 @@ def test_everything_that_was_asked_is_told_with_its_reading_floor_and_temperatur
         (drop(2), None, None, True),
         (drop(0), None, None, True),
     ]
-    assert [(asked.reading.points, asked.reading.ceiling) for asked in told[1:3]] == [(70.0, 100.0), (None, 20.0)]
+    assert [(asked.reading.score, asked.reading.ceiling) for asked in told[1:3]] == [(70.0, 100.0), (None, 20.0)]

@@ -323,7 +323,7 @@ def test_a_free_tail_costs_nothing() -> None:
     block = BlockSizes(parameters=100, active=100, kv_parameters=20, kv_width=4, attention_width=0)
     scores = Scores((0.5,) * 4)
     sizes = ModelSizes((block,) * 4, parameters=400, head=0, bytes_per_number=2)
-    whole, free = (search_space(scores, 1, two_sets(scores, 1), sizes, free_tail=tail) for tail in (False, True))
+    whole, free = (search_space(scores, 1, two_sets(scores, 1), sizes, truncated_prefill=tail) for tail in (False, True))
     without_last = Plan(decode=Removal([Drop(3)]))
     assert whole.cost(without_last, "prefill") == 1.0
     assert free.cost(without_last, "prefill") == (2 + 0.2) / 4

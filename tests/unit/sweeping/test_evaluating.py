@@ -12,7 +12,7 @@ from pdtrim_core import PdtrimError, RecipeError
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.pipeline.run_cache import Shared
+from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.sweeping import evaluating
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.evaluating import sides_of
@@ -23,7 +23,7 @@ from pdtrim_core.testing.contracts.small_run import small_run, tiny_host
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pdtrim_core.results.task_results import Side
+    from pdtrim_core.results.task_results import Variant
 
 SWEEP = """\
 sweep = 1
@@ -52,8 +52,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LoadedRun, Evaluate]]:
     """Keep what is asked of the harness, which is not started."""
     seen: list[tuple[LoadedRun, Evaluate]] = []
 
-    def evaluate(run: LoadedRun, wanted: Evaluate, sides: Sequence[Side], say: Callable[[str], None], *, runs_code: bool) -> None:
-        assert (tuple(sides), runs_code) == (wanted.sides, False)
+    def evaluate(
+        run: LoadedRun, wanted: Evaluate, variants: Sequence[Variant], say: Callable[[str], None], *, runs_code: bool
+    ) -> None:
+        assert (tuple(variants), runs_code) == (wanted.variants, False)
         say(f"piqa of {run.path.name}")
         seen.append((run, wanted))
 
@@ -71,7 +73,7 @@ def test_every_run_is_evaluated_when_it_is_done(sweep: Sweep, asked: list[tuple[
     assert events == [(Begins, 0), (Ended, 1), (Begins, 1), (Ended, 2)]
     assert said == [f"piqa of {run.path.name}" for run, _ in asked]
     wanted = asked[0][1]
-    assert (wanted.tasks, wanted.sides, wanted.limit) == (("piqa", "rte"), ("staged", "dense"), 4)
+    assert (wanted.tasks, wanted.variants, wanted.limit) == (("piqa", "rte"), ("staged", "dense"), 4)
     list(carry_out(sweep, tiny_host()))
     assert len(asked) == 4, "runs that were done before are evaluated too, by what the harness does not know yet"
 
@@ -93,7 +95,7 @@ def test_the_model_is_opened_once(sweep: Sweep, asked: list[tuple[LoadedRun, Eva
 
 def test_runs_opened_apart_share_nothing_and_with_shared_they_do(sweep: Sweep, asked: list[Any]) -> None:
     list(carry_out(sweep, tiny_host()))
-    paths, host, shared = [run.recipe.out for run in sweep.runs], tiny_host(), Shared()
+    paths, host, shared = [run.recipe.out for run in sweep.runs], tiny_host(), RunCache()
     assert load_run(paths[0], host).dense is not load_run(paths[1], host).dense
     assert load_run(paths[0], host, shared).dense is load_run(paths[1], host, shared).dense
 
@@ -133,7 +135,7 @@ def test_a_sweep_without_the_table_evaluates_nothing(sweep: Sweep, asked: list[A
 def test_a_model_that_was_replaced_has_one_side_for_all_that_are_pruned(tmp_path: Path) -> None:
     outcome, host = small_run()[0], tiny_host()
     run = LoadedRun(tmp_path, outcome, None, host)  # type: ignore[arg-type]
-    wanted: list[Side] = ["staged", "unified", "dense"]
+    wanted: list[Variant] = ["staged", "unified", "dense"]
     assert sides_of(run, wanted) == wanted
     assert sides_of(replace(run, outcome=replace(outcome, saved_plan=None)), wanted) == ["unified", "dense"]
 
@@ -183,7 +185,7 @@ name = "two"
 def test_a_run_may_have_sides_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(RUNS + '[evaluate]\ntasks = ["piqa"]\nsides = ["dense", "staged"]\n')
     sweep = read_sweep(tmp_path / "s.toml", tiny_host())
-    assert [run.point.sides for run in sweep.runs] == [("unified",), ("dense", "staged")]
+    assert [run.point.variants for run in sweep.runs] == [("unified",), ("dense", "staged")]
     (tmp_path / "s.toml").write_text(RUNS)
     with pytest.raises(RecipeError, match=r"runs.0.sides: there is no table \[evaluate\]"):
         read_sweep(tmp_path / "s.toml", tiny_host())

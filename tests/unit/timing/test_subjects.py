@@ -47,7 +47,7 @@ def test_a_run_with_merges_is_timed_with_them(tmp_path: Path, dtype: Any) -> Non
     run = carried_out(tmp_path / "run", pruner={"use": "streamline"}, distiller={"use": "mse", "tokens": 256})
     assert timed(run, dtype) == ALL
     subjects = subjects_of_run(run, dtype)
-    (module,) = subjects.all[3].stand_ins.values()
+    (module,) = subjects.all[3].replacements.values()
     assert isinstance(next(iter(run.outcome.plan.plan.decode)), Merge)
     kinds = {parameter.dtype for part in (module, run.dense.model) for parameter in part.parameters()}
     assert kinds == {getattr(torch, dtype or "float32")}

@@ -77,7 +77,7 @@ def _search(steps: Sequence[SearchStep], dense: float | None, what: str, lead: s
     path = (
         " The line is the path taken: a worse candidate is taken now and then, the less often the colder it is." if taken else ""
     )
-    short = any(step.points is None for step in steps)
+    short = any(step.score is None for step in steps)
     stopped = " Cut short: measuring stopped once a candidate could not reach what it had to." if short else ""
     caption = f"Up is better.{stopped}{path}"
     parts: list[Part] = [Figure(walk(steps, dense, what=what), caption), steps_table(steps, taken, best_of(steps))]
@@ -85,22 +85,22 @@ def _search(steps: Sequence[SearchStep], dense: float | None, what: str, lead: s
 
 
 def _dense(outcome: Outcome) -> float | None:
-    return next((row.calibration.points for row in outcome.rows if row.name == "dense"), None)
+    return next((row.calibration.score for row in outcome.rows if row.name == "dense"), None)
 
 
 def best_section(record: RunRecord) -> Section:
     """Show the best plan in the journal of a run that has not finished."""
     count = len(record.scores.get("block", ()))
     known = [
-        (reading.points, plan)
+        (reading.score, plan)
         for part in SEARCHED_PARTS
         for plan, reading in record.readings.get(part, {}).items()
-        if reading.points is not None and plan != Plan()
+        if reading.score is not None and plan != Plan()
     ]
     if not known or not count:
         return Section("ladder", "The best so far")
-    points, plan = max(known, key=lambda entry: entry[0])
-    caption = f"It has {plain(points)} points; the search was not over, and nothing has been given back to prefill."
+    score, plan = max(known, key=lambda entry: entry[0])
+    caption = f"It has {plain(score)} points; the search was not over, and nothing has been given back to prefill."
     return Section("ladder", "The best so far", parts=[Figure(ladder("ladder", plan, count), caption)])
 
 
@@ -110,10 +110,10 @@ def journal_steps(readings: Mapping[str, Mapping[Plan, Reading]]) -> tuple[list[
     for part in SEARCHED_PARTS:
         for plan, reading in readings.get(part, {}).items():
             if plan == Plan():
-                dense = reading.points
+                dense = reading.score
                 continue
             prefill, decode = (", ".join(map(str, plan.removal(stage))) for stage in ("prefill", "decode"))
-            steps.append(SearchStep(prefill, decode, reading.points, reading.ceiling))
+            steps.append(SearchStep(prefill, decode, reading.score, reading.ceiling))
     return steps, dense
 
 
@@ -121,10 +121,10 @@ def steps_table(steps: Sequence[SearchStep], taken: set[int], best: int | None) 
     """Return every candidate of a search, folded away."""
     body, floors = [], any(step.floor is not None for step in steps)
     for place, step in enumerate(steps):
-        cut_short = step.points is None
+        cut_short = step.score is None
         verdict = "best" if place == best else "taken" if place in taken else "cut short" if cut_short else "left"
-        points = f"at most {plain(step.ceiling)}" if step.points is None else plain(step.points)
-        cells = [number(place + 1), words(step.decode), number(step.ceiling if step.points is None else step.points, points)]
+        score = f"at most {plain(step.ceiling)}" if step.score is None else plain(step.score)
+        cells = [number(place + 1), words(step.decode), number(step.ceiling if step.score is None else step.score, score)]
         if floors:
             cells += [NOTHING if value is None else number(value, plain(value, 2)) for value in (step.floor, step.temperature)]
         body.append([*cells, words(verdict, strong=place == best)])

@@ -69,7 +69,7 @@ def _results(done: Mapping[str, Outcome]) -> Section:
     apart = all(row.held_out for outcome in done.values() for row in outcome.rows)
     kinds = dict(zip(("dense", "unified", "staged"), dots.LOOKS, strict=False))
     rows = {
-        name: {row.name: dots.Dot(value.points, value.error) for row in outcome.rows if (value := _of(row, apart=apart))}
+        name: {row.name: dots.Dot(value.score, value.error) for row in outcome.rows if (value := _of(row, apart=apart))}
         for name, outcome in done.items()
     }
     objectives = sorted({outcome.objective for outcome in done.values()})
@@ -100,17 +100,17 @@ def _of(row: Any, *, apart: bool) -> Value | None:
 
 
 def _value(value: Value | None) -> Cell:
-    return NOTHING if value is None else number(value.points, with_error(value.points, value.error))
+    return NOTHING if value is None else number(value.score, with_error(value.score, value.error))
 
 
 def _tasks(runs: Runs) -> Section:
     by_run = {name: tasks.by_task(record.results) for name, record in runs.items() if record.results}
     named = sorted({task for table in by_run.values() for task in table})
     columns = {
-        f"{name}, {side}": {task: row[side] for task, row in table.items() if side in row}
+        f"{name}, {variant}": {task: row[variant] for task, row in table.items() if variant in row}
         for name, table in by_run.items()
-        for side in tasks.SIDES
-        if any(side in row for row in table.values())
+        for variant in tasks.SIDES
+        if any(variant in row for row in table.values())
     }
     body = []
     for task in named:
@@ -136,8 +136,8 @@ def _tasks(runs: Runs) -> Section:
 def _series(by_run: Mapping[str, tasks.Cells]) -> dict[str, dict[str, Metric]]:
     """Return what the picture of benchmarks shows: the pair of each run, and the dense model where all runs have the same."""
 
-    def of(table: tasks.Cells, side: str) -> dict[str, Metric]:
-        return {task: row[side] for task, row in table.items() if side in row}
+    def of(table: tasks.Cells, variant: str) -> dict[str, Metric]:
+        return {task: row[variant] for task, row in table.items() if variant in row}
 
     dense = [of(table, "dense") for table in by_run.values()]
     same = {task for metrics in dense for task in metrics if len({one[task].value for one in dense if task in one}) == 1}
@@ -170,7 +170,7 @@ def _work(done: Mapping[str, Outcome]) -> Section:
     body = []
     for name, outcome in done.items():
         finder = outcome.recipe.get("pruner") or outcome.recipe.get("searcher") or {}
-        best = max((s.points for s in outcome.search if s.points is not None and s.may_win), default=None)
+        best = max((s.score for s in outcome.search if s.score is not None and s.may_win), default=None)
         counts = outcome.candidates
         seconds = sum(outcome.seconds.values())
         body.append(

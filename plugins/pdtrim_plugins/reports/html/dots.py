@@ -72,8 +72,10 @@ def gains(found: Sequence[Gain], threshold: float | None) -> Picture:
             sheet, [element(gain.element) for gain in shown], 22, legend=[GIVEN, LOST, "threshold"], unit="points gained"
         )
         handles = []
-        for spared, label, look in ((True, GIVEN, AFTER), (False, LOST, BEFORE)):
-            there = [(row, Dot(gain.gain, gain.error)) for row, gain in enumerate(shown) if gain.spared == spared]
+        for kept_in_prefill, label, look in ((True, GIVEN, AFTER), (False, LOST, BEFORE)):
+            there = [
+                (row, Dot(gain.gain, gain.error)) for row, gain in enumerate(shown) if gain.kept_in_prefill == kept_in_prefill
+            ]
             if there:
                 handles.append(_points(axes, there, label=label, **look))
         axes.axvline(0, color=LINE, linewidth=1.2, zorder=0)
@@ -81,7 +83,9 @@ def gains(found: Sequence[Gain], threshold: float | None) -> Picture:
             handles.append(axes.axvline(threshold, color=WARM, linestyle=(0, (5, 3)), linewidth=1.3, label="threshold"))
         sheet.legend(handles)
 
-    told = [f"{element(gain.element)} {signed(gain.gain)} ({'given back' if gain.spared else 'lost too'})" for gain in shown]
+    told = [
+        f"{element(gain.element)} {signed(gain.gain)} ({'given back' if gain.kept_in_prefill else 'lost too'})" for gain in shown
+    ]
     beside = "" if threshold is None else f" The threshold is {plain(threshold, 2)} points."
     return picture("gains", draw, title="Gain of each element", description=f"{'; '.join(told)}.{beside}")
 
@@ -124,9 +128,9 @@ def costs(shares: Mapping[str, float]) -> Picture:
         axes.barh(rows, [100 * share for share in shares.values()], height=thick, color=ACCENT, linewidth=0)
         for row, share in enumerate(shares.values()):
             inside = share > 0.25
-            side, colour = ("right", SURFACE) if inside else ("left", INK)
+            variant, colour = ("right", SURFACE) if inside else ("left", INK)
             place = 100 * share + (-2 if inside else 2)
-            axes.text(place, row, f"{plain(100 * share)} %", va="center", ha=side, color=colour, fontsize=SMALL)
+            axes.text(place, row, f"{plain(100 * share)} %", va="center", ha=variant, color=colour, fontsize=SMALL)
         axes.set_xlim(0, max(100, *(100 * share for share in shares.values())))
         axes.grid(visible=False)
 
@@ -170,5 +174,5 @@ def _points(axes: Any, there: Sequence[tuple[float, Dot]], *, label: str, **look
     for row, dot in there:
         if dot.error:
             axes.plot([dot.value - dot.error, dot.value + dot.error], [row, row], color=look["color"], linewidth=1.4)
-    (points,) = axes.plot([dot.value for dot in values], rows, label=label, **{"markersize": 6, "linestyle": "none", **look})
-    return points
+    (score,) = axes.plot([dot.value for dot in values], rows, label=label, **{"markersize": 6, "linestyle": "none", **look})
+    return score

@@ -46,7 +46,7 @@ def results_section(outcome: Outcome) -> Section:
     }
     looks = {SEARCHED: dots.BEFORE, APART: dots.AFTER}
     series = [one for one in looks if any(of[one] for of in values.values())]
-    rows = {name: {one: dots.Dot(v.points, v.error) for one in series if (v := of[one])} for name, of in values.items()}
+    rows = {name: {one: dots.Dot(v.score, v.error) for one in series if (v := of[one])} for name, of in values.items()}
     picture = dots.dots(
         "results", rows, {one: looks[one] for one in series}, title="Results", unit=f"{outcome.objective}, points"
     )
@@ -64,27 +64,27 @@ def results_section(outcome: Outcome) -> Section:
 
 
 def _value(value: Value | None) -> Cell:
-    return NOTHING if value is None else number(value.points, with_error(value.points, value.error))
+    return NOTHING if value is None else number(value.score, with_error(value.score, value.error))
 
 
 def tasks_section(record: RunRecord) -> Section:
     """Show the benchmarks that the folder has results of."""
     table = tasks.by_task(record.results)
-    sides = [side for side in tasks.SIDES if any(side in row for row in table.values())]
+    variants = [variant for variant in tasks.SIDES if any(variant in row for row in table.values())]
     shares = {task: row for task, row in table.items() if all(tasks.is_share(metric) for metric in row.values())}
     parts: list[Part] = []
     if shares:
-        rows = {task: {side: tasks.dot(metric) for side, metric in row.items()} for task, row in shares.items()}
-        picture = dots.dots("tasks", rows, dict(zip(sides, dots.LOOKS, strict=False)), title="Benchmarks", unit="percent")
+        rows = {task: {variant: tasks.dot(metric) for variant, metric in row.items()} for task, row in shares.items()}
+        picture = dots.dots("tasks", rows, dict(zip(variants, dots.LOOKS, strict=False)), title="Benchmarks", unit="percent")
         parts.append(Figure(picture, "Points with one standard error to both sides."))
     body = []
     for task, row in table.items():
         best = tasks.best(row)
-        cells = [number(row[s].value, tasks.told(row[s]), strong=s in best) if s in row else NOTHING for s in sides]
+        cells = [number(row[s].value, tasks.told(row[s]), strong=s in best) if s in row else NOTHING for s in variants]
         body.append([words(task), *cells])
     if body:
         caption = "Shares in percent, other metrics in their own unit; the best below dense in bold"
-        parts.append(Table(["task", *sides], body, caption))
+        parts.append(Table(["task", *variants], body, caption))
     return Section("tasks", "Benchmarks", parts=parts)
 
 
@@ -121,7 +121,7 @@ def gains_section(outcome: Outcome) -> Section:
             words(verdict),
         ]
         for gain in outcome.gains
-        for verdict in ["given back" if gain.spared else "lost too"]
+        for verdict in ["given back" if gain.kept_in_prefill else "lost too"]
     ]
     caption = "Each element of decode's removal given back to prefill alone; bars are standard errors, paired over items."
     return Section(

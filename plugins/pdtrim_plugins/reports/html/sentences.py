@@ -93,7 +93,7 @@ def threshold_of(outcome: Outcome) -> float | None:
     needed = splitter.get("threshold")
     if not isinstance(needed, int | float):
         return None
-    unified = next((row.calibration.points for row in outcome.rows if row.name == "unified"), None)
+    unified = next((row.calibration.score for row in outcome.rows if row.name == "unified"), None)
     if splitter.get("unit") == "relative":
         return None if unified is None else needed / 100 * unified
     return float(needed)
@@ -106,5 +106,5 @@ def _all_below(outcome: Outcome) -> bool:
 
 def _spared_above(outcome: Outcome) -> bool:
     needed = threshold_of(outcome)
-    spared = [gain.gain for gain in outcome.gains if gain.spared]
-    return needed is not None and bool(spared) and min(spared) >= needed
+    kept_in_prefill = [gain.gain for gain in outcome.gains if gain.kept_in_prefill]
+    return needed is not None and bool(kept_in_prefill) and min(kept_in_prefill) >= needed

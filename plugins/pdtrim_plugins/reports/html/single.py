@@ -68,9 +68,9 @@ def tiles(outcome: Outcome) -> list[Tile]:
     rows = {row.name: row.held_out or row.calibration for row in outcome.rows}
     last, dense = list(rows.values())[-1], rows["dense"]
     beside = (
-        f"dense {with_error(dense.points, dense.error)}, on items {'kept apart' if outcome.rows[0].held_out else 'searched on'}"
+        f"dense {with_error(dense.score, dense.error)}, on items {'kept apart' if outcome.rows[0].held_out else 'searched on'}"
     )
-    found = [Tile(outcome.objective, with_error(last.points, last.error), beside)]
+    found = [Tile(outcome.objective, with_error(last.score, last.error), beside)]
     costs = {cost.name: cost for cost in outcome.costs}
     return found + [
         Tile(label, change(cost.saved), f"{amount(cost.plan)} of {amount(cost.dense)} {cost.unit}")

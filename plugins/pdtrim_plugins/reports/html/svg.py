@@ -155,6 +155,6 @@ def _of_page(svg: str, name: str) -> str:
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg).replace("xlink:href", "href")
-    for colour, stand_in in COLOURS.items():
-        svg = svg.replace(stand_in, f"var(--{colour})")
+    for colour, replacement in COLOURS.items():
+        svg = svg.replace(replacement, f"var(--{colour})")
     return re.sub(r"\n\s*", "\n", svg).strip()

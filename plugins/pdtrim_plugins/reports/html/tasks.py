@@ -29,15 +29,15 @@ def by_task(results: Sequence[TaskResult]) -> Cells:
         for result in group:
             told = ", ".join(f"{key} {_short(result.settings.get(key))}" for key in varying)
             label = f"{task} ({result.main}{', ' + told if told else ''})"
-            table.setdefault(label, {})[result.side] = result.metrics[result.main]
+            table.setdefault(label, {})[result.variant] = result.metrics[result.main]
     return dict(sorted(table.items()))
 
 
 def _varying(group: Sequence[TaskResult]) -> list[str]:
     """Return the settings in which results of one side differ."""
     found = set()
-    for side in SIDES:
-        settings = [result.settings for result in group if result.side == side]
+    for variant in SIDES:
+        settings = [result.settings for result in group if result.variant == variant]
         for key in {key for one in settings for key in one}:
             if len({json.dumps(one.get(key), sort_keys=True) for one in settings}) > 1:
                 found.add(key)
@@ -68,5 +68,9 @@ def told(metric: Metric) -> str:
 
 def best(metrics: Mapping[str, Metric]) -> set[str]:
     """Return the sides with the best value, the dense model left out."""
-    values = {side: metric.value * (1 if metric.higher_is_better else -1) for side, metric in metrics.items() if side != "dense"}
-    return {side for side, value in values.items() if value == max(values.values())} if len(values) > 1 else set()
+    values = {
+        variant: metric.value * (1 if metric.higher_is_better else -1)
+        for variant, metric in metrics.items()
+        if variant != "dense"
+    }
+    return {variant for variant, value in values.items() if value == max(values.values())} if len(values) > 1 else set()

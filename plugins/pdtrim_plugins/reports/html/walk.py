@@ -34,16 +34,16 @@ def paths(steps: Sequence[SearchStep]) -> list[list[int]]:
 
 def best_of(steps: Sequence[SearchStep]) -> int | None:
     """Return the position of the best plan that may be the result, the first of equal ones."""
-    able = [place for place, step in enumerate(steps) if step.may_win and step.points is not None and step.taken]
+    able = [place for place, step in enumerate(steps) if step.may_win and step.score is not None and step.taken]
     return max(able, key=lambda place: (_value(steps[place]), -place), default=None)
 
 
 def _value(step: SearchStep) -> float:
-    return -1.0 if step.points is None else step.points
+    return -1.0 if step.score is None else step.score
 
 
 def walk(steps: Sequence[SearchStep], dense: float | None, *, what: str = "candidate") -> Picture:
-    """Return a search as a picture. `dense` are the dense model's points, `what` names a step."""
+    """Return a search as a picture. `dense` are the dense model's score, `what` names a step."""
 
     def draw(sheet: Sheet) -> None:
         warm = [step.temperature for step in steps]
@@ -77,8 +77,8 @@ def _candidates(axes: Any, steps: Sequence[SearchStep]) -> list[Any]:
     """Draw the candidates that were not gone on from: measured in full, or cut short at what they could have had at most."""
     handles = []
     taken = {place for way in paths(steps) for place in way}
-    left = [(place + 1, step.points) for place, step in enumerate(steps) if step.points is not None and place not in taken]
-    short = [(place + 1, step.ceiling) for place, step in enumerate(steps) if step.points is None]
+    left = [(place + 1, step.score) for place, step in enumerate(steps) if step.score is not None and place not in taken]
+    short = [(place + 1, step.ceiling) for place, step in enumerate(steps) if step.score is None]
     if left:
         look = {"markerfacecolor": SURFACE, "markeredgecolor": QUIET, "markersize": 5.5, "linestyle": "none"}
         handles += axes.plot(*zip(*left, strict=True), marker="o", label="candidate", **look)
@@ -92,21 +92,21 @@ def _marks(axes: Any, steps: Sequence[SearchStep]) -> list[Any]:
     """Draw the path and the best."""
     handles: list[Any] = []
     for number, way in enumerate(paths(steps)):
-        points = [(place + 1, steps[place].points) for place in way]
+        score = [(place + 1, steps[place].score) for place in way]
         drawn = axes.plot(
-            *zip(*points, strict=True), color=ACCENT, marker="o", markersize=5.5, drawstyle="steps-post", label="path taken"
+            *zip(*score, strict=True), color=ACCENT, marker="o", markersize=5.5, drawstyle="steps-post", label="path taken"
         )
         handles += drawn if number == 0 else []
     best = best_of(steps)
     if best is not None:
         look = {"markersize": 13, "markerfacecolor": WARM, "markeredgecolor": SURFACE, "linestyle": "none"}
-        handles += axes.plot([best + 1], [steps[best].points], marker="*", label="best", **look)
+        handles += axes.plot([best + 1], [steps[best].score], marker="*", label="best", **look)
     return handles
 
 
 def in_words(steps: Sequence[SearchStep], dense: float | None) -> str:
     """Return a search as sentences."""
-    short = sum(step.points is None for step in steps)
+    short = sum(step.score is None for step in steps)
     told = [f"{counted(len(steps), 'candidate')}, of which {short} cut short."]
     taken = sum(len(way) - 1 for way in paths(steps))
     if taken:
