@@ -208,7 +208,7 @@ def _figures(results: Sequence[Difference], found: Mapping[Way, Found], options:
             for one in results
         ],
         "ways": [
-            {**way._asdict(), "plan": str(result.plan), "points": result.reading.score, "prefill": result.prefill}
+            {**way._asdict(), "plan": str(result.plan), "score": result.reading.score, "prefill": result.prefill}
             for way, result in found.items()
         ],
     }

@@ -18,8 +18,8 @@ class SearchSpace:
     """What a searcher may choose from: elements with weights, the number to remove, and where to start.
 
     `elements` partition the blocks, so that no choice of them overlaps. `weights` (one an element) are the chances of
-    PDTrim, Eq. 8 and 9. Costs are shares of the dense model's; with `truncated_prefill` prefill computes nothing behind the last K/V
-    that decode reads, and what it leaves out there costs nothing.
+    PDTrim, Eq. 8 and 9. Costs are shares of the dense model's; with `truncated_prefill` prefill computes
+    nothing behind the last K/V that decode reads, and what it leaves out there costs nothing.
     """
 
     count: int

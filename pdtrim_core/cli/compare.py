@@ -41,7 +41,7 @@ def compare(
     from pdtrim_core.comparing import text  # noqa: PLC0415 - the other commands do without
     from pdtrim_core.comparing.compare import compare as compared  # noqa: PLC0415 - the other commands do without
 
-    found = compared(runs or [], cast("list[Side]", wanted), _words(tasks))
+    found = compared(runs or [], cast("list[Variant]", wanted), _words(tasks))
     if as_json:
         print(found.to_json(), end="")
     elif as_markdown:

@@ -52,7 +52,7 @@ def objective_cells(candidates: Sequence[Candidate], notes: list[str]) -> tuple[
     if len({one.outcome.environment.data for one in candidates}) > 1:
         notes.append("the runs measured on different items")
     notes.append(f"no evaluations of these rows: shown is the runs' own objective ({what}), in points; see pdtrim-core eval")
-    column = Column(f"{objectives.pop()} ({what})", "points", percent=False)
+    column = Column(f"{objectives.pop()} ({what})", "score", percent=False)
     cells: dict[str, dict[str, Cell]] = {}
     for one in candidates:
         cells[one.name] = {column.name: _objective_cell(one, candidates[0], notes, apart=apart)}

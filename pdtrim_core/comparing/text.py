@@ -99,7 +99,7 @@ def notes_of(comparison: Comparison) -> list[str]:
 
 
 def _title(name: str, metric: str, *, higher: bool) -> str:
-    shown = name if metric in ("acc", "points") else f"{name} {metric}"
+    shown = name if metric in ("acc", "score") else f"{name} {metric}"
     return shown if higher else f"{shown} (lower is better)"
 
 

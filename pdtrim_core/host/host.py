@@ -171,7 +171,7 @@ class PluginHost:
                 failed.append(PluginError(f"{what}: {type(error).__name__}: {error}"))
                 continue
             if layout is not None:
-                return cast("BlockPlace", layout)
+                return cast("BlockLayout", layout)
         if failed:
             raise failed[0]
         raise PdtrimError(

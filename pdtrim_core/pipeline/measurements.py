@@ -69,7 +69,7 @@ class Bench:
         if self._dense is not None:
             # Measured once and by no other run, so nothing of it is kept.
             return self._new_prefix_cache()
-        return self._shared.latest("trunk", keys_of(self._recipe).prefix_cache, self._new_prefix_cache)
+        return self._shared.latest("prefix cache", keys_of(self._recipe).prefix_cache, self._new_prefix_cache)
 
     def _new_prefix_cache(self) -> PrefixCache:
         evaluation, items = self._recipe.settings.evaluation, self._calibration.items

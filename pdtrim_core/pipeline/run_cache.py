@@ -81,7 +81,7 @@ def keys_of(recipe: Recipe) -> Keys:
         evaluation.compile,
     ]
     packing = [evaluation.first_token, batch_tokens, *switches, threads]
-    return Keys(model, calibration, scores, (*calibration, _text("trunk", packing)))
+    return Keys(model, calibration, scores, (*calibration, _text("prefix cache", packing)))
 
 
 def values_keys(recipe: Recipe, *, weights: str, data: str, training: str) -> Callable[[Plan], Key]:

@@ -16,8 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.results.old_formats import outcome_of_1
 
-OUTCOME_FORMAT = 1
+OUTCOME_FORMAT = 2
 PACKAGES = ("pdtrim-core", "torch", "transformers", "safetensors", "pluggy", "pydantic")
 
 
@@ -180,13 +181,15 @@ class Outcome:
     def from_json(cls, text: str, where: str = "outcome.json") -> Outcome:
         """Read what `to_json` wrote. Raises `PdtrimError` naming `where` when it is something else."""
         try:
-            found = json.loads(text)["format"]
+            data = json.loads(text)
+            data = outcome_of_1(data) if data["format"] == 1 else data
+            found = data["format"]
         except (ValueError, KeyError, TypeError):
             raise PdtrimError(f"{where} is not the outcome of a run") from None
         if found != OUTCOME_FORMAT:
             raise PdtrimError(f"{where} has outcome format {found}, this version reads {OUTCOME_FORMAT}: run its recipe again")
         try:
-            return TypeAdapter(Outcome).validate_json(text)
+            return TypeAdapter(Outcome).validate_python(data)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])

@@ -19,6 +19,7 @@ from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
 from pdtrim_core.results.atomic_files import write_whole, writing
+from pdtrim_core.results.old_formats import journal_line_of_1
 from pdtrim_core.results.outcome import Outcome
 
 UNCOMPARED = ("out", "plugins", "exporter", "report")
@@ -138,7 +139,7 @@ def _read_journal(path: Path, *, mend: bool = True) -> dict[str, dict[Plan, Read
             file.truncate(len(whole) + (1 if whole else 0))
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
-            data = json.loads(line)
+            data = journal_line_of_1(json.loads(line))
             part, plan = data.pop("part"), plan_from_json(data.pop("plan"))
             reading = Reading(**{**data, "items": tuple(data["items"])})
         except (ValueError, KeyError, TypeError, AttributeError, PdtrimError) as error:

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.results.atomic_files import write_whole, writing
+from pdtrim_core.results.old_formats import task_result_of_1
 
-EVALUATION_FORMAT = 1
+EVALUATION_FORMAT = 2
 FOLDER = "evaluations"
 Variant = Literal["staged", "unified", "prefill", "decode", "dense"]
 """What answers: the pair; decode's removal in both stages; the prefill or the decode model alone; the dense model."""
@@ -96,11 +97,13 @@ def read_result(path: Path) -> TaskResult:
     """Read what `write_result` wrote. Raises `PdtrimError` naming the file when it is something else."""
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text)["format"]
+        data = json.loads(text)
+        data = task_result_of_1(data) if data["format"] == 1 else data
+        found = data["format"]
         if found != EVALUATION_FORMAT:
             raise PdtrimError(
                 f"{path} has evaluation format {found}, this version reads {EVALUATION_FORMAT}: delete it and evaluate again"
             )
-        return TypeAdapter(TaskResult).validate_json(text)
+        return TypeAdapter(TaskResult).validate_python(data)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise PdtrimError(f"{path} is no result of an evaluation: delete it and evaluate again") from error

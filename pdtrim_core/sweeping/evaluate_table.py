@@ -27,4 +27,4 @@ class Evaluate(BaseModel):
     @property
     def problems(self) -> list[str]:
         """What is wrong with it beyond single values."""
-        return [f"evaluate.{key}: name at least one" for key in ("tasks", "sides") if not getattr(self, key)]
+        return [f"evaluate.{key}: name at least one" for key in ("tasks", "variants") if not getattr(self, key)]

@@ -15,7 +15,7 @@ def _value(name: str, part: str) -> Callable[[Row], str]:
     def column(row: Row) -> str:
         # A run whose pruner replaced the whole model has nothing staged.
         found = row["values"].get(name, {}).get(part)
-        return "" if found is None else f"{found['points']:.1f} +- {found['error']:.1f}"
+        return "" if found is None else f"{found['score']:.1f} +- {found['error']:.1f}"
 
     return column
 

@@ -183,4 +183,4 @@ def write_tasks(folder: Path) -> None:
 
 def result(task: str, variant: Variant, metric: Metric, main: str, **settings: Any) -> TaskResult:
     answers = (ItemAnswer("0", {main: metric.value}, 1),)
-    return TaskResult(task, variant, {main: metric}, main, answers, {"side": variant, **settings}, {"lm_eval": "0.4"}, 1.0)
+    return TaskResult(task, variant, {main: metric}, main, answers, {"variant": variant, **settings}, {"lm_eval": "0.4"}, 1.0)

@@ -173,7 +173,7 @@ name = "greedy"
 set.searcher = "greedy"
 [evaluate]
 tasks = ["piqa", "rte"]
-sides = ["staged", "dense"]
+variants = ["staged", "dense"]
 """
 
 

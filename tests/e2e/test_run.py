@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_plan(cli: 
     assert cli("run", recipe, "--out", "cut").code == 0
     assert (tmp_path / "cut" / "plan.json").read_bytes() == (tmp_path / "whole" / "plan.json").read_bytes()
     assert (tmp_path / "cut" / "journal.jsonl").read_text().splitlines(keepends=True)[:4] == lines[:4]
-    measured = [(line["part"], json.dumps(line["plan"])) for line in journal_of(tmp_path / "cut") if line["points"] is not None]
+    measured = [(line["part"], json.dumps(line["plan"])) for line in journal_of(tmp_path / "cut") if line["score"] is not None]
     assert len(measured) == len(set(measured))
 
 
@@ -310,7 +310,7 @@ def test_merges_may_be_trained_after_the_search_and_then_only_those_that_it_chos
     assert len(outcome["sets"]["pairs"]) >= len(chosen)
     merged = [entry for entry in journal if any(element["kind"] == "merge" for element in entry["plan"]["decode"])]
     before, after = ({str(e["plan"]): e for e in merged if e["part"] == part} for part in ("untrained", "calibration"))
-    again = [plan for plan in before.keys() & after if before[plan]["points"] is not None]
+    again = [plan for plan in before.keys() & after if before[plan]["score"] is not None]
     assert again
     assert all(before[plan]["items"] != after[plan]["items"] for plan in again)
 

@@ -11,7 +11,7 @@ from pdtrim_core import Outcome, Report, hookimpl
 
 
 class Example(Report):
-    """One sentence: what decode lost, and what that cost in points."""
+    """One sentence: what decode lost, and what that cost in score."""
 
     name = "example"
 
@@ -20,10 +20,10 @@ class Example(Report):
     def report(self, outcome: Outcome, out: Path) -> str | Path:
         """Return text to print, in ASCII, or the path of a file written under `out`."""
         del out
-        score = {row.name: row.calibration.score for row in outcome.rows}
+        scores = {row.name: row.calibration.score for row in outcome.rows}
         lost = "the whole model was replaced" if outcome.saved_plan is None else f"decode lost {outcome.plan.plan.decode}"
-        last = list(score)[-1]
-        return f"{outcome.model}: {lost}; {last} has {points[last] - points['dense']:+.{self.digits}f} points beside dense"
+        last = list(scores)[-1]
+        return f"{outcome.model}: {lost}; {last} has {scores[last] - scores['dense']:+.{self.digits}f} beside dense"
 
 
 @hookimpl

@@ -40,12 +40,12 @@ class TracedBlocks:
         self.modules = {block: _thin_copy(model.blocks[block]) for block in blocks}
         self._graphs = dict(self._traced())
 
-    def group(self, layout: Place) -> Any:
+    def group(self, place: Place) -> Any:
         """Return the group of all units of a place; its root is K, or the first projection into an MLP.
 
         Raises `PdtrimError` where the graph couples something else than the family's forward does.
         """
-        return self._of_channels(layout[0]) if layout[1] == "mlp" else self._of_heads(layout[0])
+        return self._of_channels(place[0]) if place[1] == "mlp" else self._of_heads(place[0])
 
     def _traced(self) -> Iterator[tuple[int, Any]]:
         import torch  # noqa: PLC0415 - listings must not import torch

@@ -97,14 +97,14 @@ class Slicer:
             batches = list(self._batches(windows, batch_tokens or self._dense.fitting_batch))
             model = _shared_copy(self._dense.model)
             basis_HD, batches = self._embed(model, batches)
-            blocks = model.get_submodule(self._dense.place.blocks)
+            blocks = model.get_submodule(self._dense.layout.blocks)
             for index in range(self._dense.block_count):
                 blocks[index] = RotatedBlock(blocks[index], self._hidden)
                 basis_HD, batches = self._attention(blocks[index], index, basis_HD, batches)
                 basis_HD, batches = self._mlp(blocks[index], index, basis_HD, batches)
         dense = self._dense
         name = f"{dense.name}, its stream cut to {self._width}"
-        return BlockModel(model, dense.tokenizer, dense.place, name=name, license_id=dense.license)
+        return BlockModel(model, dense.tokenizer, dense.layout, name=name, license_id=dense.license)
 
     def _batches(self, windows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[Batch]:
         """Yield the embedded windows with the calls of the dense model's blocks."""
@@ -174,7 +174,7 @@ class Slicer:
 def sliced_again(dense: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
     """Return a model that a `Slicer` made, from its own weights by name; what is missing is the dense model's."""
     model = _shared_copy(dense.model)
-    blocks = model.get_submodule(dense.place.blocks)
+    blocks = model.get_submodule(dense.layout.blocks)
     for index in range(dense.block_count):
         blocks[index] = RotatedBlock(blocks[index], int(dense.config.hidden_size))
     for name, weight in weights.items():
@@ -185,7 +185,7 @@ def sliced_again(dense: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel
             module.out_features, module.in_features = module.weight.shape
     width = blocks[0].mlp_shortcut.shape[0]
     name = f"{dense.name}, its stream cut to {width}"
-    return BlockModel(model, dense.tokenizer, dense.place, name=name, license_id=dense.license)
+    return BlockModel(model, dense.tokenizer, dense.layout, name=name, license_id=dense.license)
 
 
 def principal_axes(moment_HH: Tensor) -> Tensor:

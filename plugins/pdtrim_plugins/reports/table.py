@@ -71,7 +71,7 @@ def _gains(outcome: Outcome) -> str:
     if not outcome.gains:
         return ""
     body = [
-        [gain.element, f"{gain.gain:+.1f} +- {gain.error:.1f}", "spared" if gain.kept_in_prefill else "lost too"]
+        [gain.element, f"{gain.gain:+.1f} +- {gain.error:.1f}", "kept" if gain.kept_in_prefill else "lost too"]
         for gain in outcome.gains
     ]
     return columns([["block", "gain when given back to prefill", "prefill"], *body])

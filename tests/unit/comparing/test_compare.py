@@ -204,7 +204,7 @@ def test_without_evaluations_the_runs_own_objective_is_shown(tmp_path: Path) -> 
 
 def journal(run: Path, plan: Plan, values: Sequence[float], part: str = "held-out") -> None:
     mean = sum(values) / len(values)
-    line = {"part": part, "plan": plan_to_json(plan), "items": list(values), "mean": mean, "points": 100 * mean}
+    line = {"part": part, "plan": plan_to_json(plan), "items": list(values), "mean": mean, "score": 100 * mean}
     with (run / "journal.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 

@@ -75,7 +75,7 @@ def test_merged_blocks_come_back(tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(module.parameters(), run.dense.blocks[0].parameters(), strict=True))
 
 
-@pytest.mark.parametrize("side", ["unified", "decode", "dense"])
+@pytest.mark.parametrize("variant", ["unified", "decode", "dense"])
 def test_a_replaced_model_comes_back_as_it_was_measured(tmp_path: Path, variant: Variant) -> None:
     run = carried_out(tmp_path / "run", pruner={"use": "slicegpt", "window": 32})
     assert run.replaced is not None

@@ -165,7 +165,7 @@ def test_kept_streams_take_no_more_than_their_budget(monkeypatch: pytest.MonkeyP
             budgets.append(budget)
             super().__init__(model, budget=budget, **options)
 
-    monkeypatch.setattr(pruning, "Trunk", Spied)
+    monkeypatch.setattr(pruning, "PrefixCache", Spied)
     context_of(tiny_llama(), cache_budget=0).loss_of(SEQUENCES)(Removal())
     context_of(tiny_llama()).loss_of(SEQUENCES)
     assert budgets == [0, None]
@@ -435,7 +435,7 @@ def test_the_cache_budget_of_a_recipe_holds_for_pruning_too(
         made.append(options)
         return PrefixCache(model, **options)
 
-    monkeypatch.setattr(pruning, "Trunk", prefix_cache)
+    monkeypatch.setattr(pruning, "PrefixCache", prefix_cache)
     run(with_planted, tmp_path, measuring(), evaluation={"threads": 1, "cache_budget": 0, "batch_tokens": 64})
     assert made == [{"batch_tokens": 64, "budget": 0}] * 2
 

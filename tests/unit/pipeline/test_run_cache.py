@@ -46,7 +46,7 @@ def test_a_thing_is_made_once_for_a_key() -> None:
 def test_the_thing_before_is_gone_when_the_next_is_made_and_so_is_what_was_made_from_it() -> None:
     shared = RunCache()
     model = weakref.ref(shared.latest("model", ("a",), Thing))
-    prefix_cache = weakref.ref(shared.latest("trunk", ("a", "b"), Thing))
+    prefix_cache = weakref.ref(shared.latest("prefix_cache", ("a", "b"), Thing))
     scores = weakref.ref(shared.latest("scores", ("other", "b"), Thing))
 
     def make() -> Thing:
@@ -70,15 +70,15 @@ def test_a_thing_that_could_not_be_made_is_asked_for_again() -> None:
 
 
 CHANGES: list[tuple[dict[str, Any], set[str]]] = [
-    ({"model": {"path": "tiny:opt"}}, {"model", "calibration", "scores", "trunk"}),
-    ({"model": {"path": "tiny:llama", "dtype": "bfloat16"}}, {"model", "calibration", "scores", "trunk"}),
-    ({"seed": 1}, {"calibration", "scores", "trunk"}),
-    ({"calibration": {"samples": 9}}, {"calibration", "scores", "trunk"}),
+    ({"model": {"path": "tiny:opt"}}, {"model", "calibration", "scores", "prefix_cache"}),
+    ({"model": {"path": "tiny:llama", "dtype": "bfloat16"}}, {"model", "calibration", "scores", "prefix_cache"}),
+    ({"seed": 1}, {"calibration", "scores", "prefix_cache"}),
+    ({"calibration": {"samples": 9}}, {"calibration", "scores", "prefix_cache"}),
     ({"scorer": "dot"}, {"scores"}),
-    ({"evaluation": {"threads": 1, "batch_tokens": 64}}, {"scores", "trunk"}),
-    ({"evaluation": {"threads": 1, "first_token": "prefill"}}, {"trunk"}),
-    ({"evaluation": {"threads": 1, "pack_rows": False}}, {"trunk"}),
-    ({"evaluation": {"threads": 1, "compile": True}}, {"trunk"}),
+    ({"evaluation": {"threads": 1, "batch_tokens": 64}}, {"scores", "prefix_cache"}),
+    ({"evaluation": {"threads": 1, "first_token": "prefill"}}, {"prefix_cache"}),
+    ({"evaluation": {"threads": 1, "pack_rows": False}}, {"prefix_cache"}),
+    ({"evaluation": {"threads": 1, "compile": True}}, {"prefix_cache"}),
     ({"evaluation": {"threads": 1, "prefill_tail": "full", "early_stop": False}}, set()),
     ({"searcher": "random", "splitter": "unified", "objective": "kl", "prune": {"blocks": 1}, "distiller": "cosine-loss"}, set()),
     ({"exporter": [], "report": []}, set()),

@@ -72,8 +72,8 @@ def changed(**keys: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (changed(format=2), "o.json has outcome format 2, this version reads 1: run its recipe again"),
-        (changed(format=None), "o.json has outcome format None, this version reads 1: run its recipe again"),
+        (changed(format=3), "o.json has outcome format 3, this version reads 2: run its recipe again"),
+        (changed(format=None), "o.json has outcome format None, this version reads 2: run its recipe again"),
         (
             changed(block_count="many"),
             (
@@ -85,7 +85,7 @@ def changed(**keys: Any) -> str:
             changed(sets={"initial": [0], "pairs": [], "drops": []}),
             "o.json is not the outcome of a run: sets.threshold: Field required",
         ),
-        ('{"format": 1}', "o.json is not the outcome of a run: model: Field required"),
+        ('{"format": 2}', "o.json is not the outcome of a run: model: Field required"),
     ],
     ids=["format", "no format", "type", "missing", "format alone"],
 )
@@ -104,8 +104,8 @@ def test_garbage_is_refused_with_its_file(text: str) -> None:
 
 def test_a_file_of_a_later_format_is_told_as_that_even_if_its_keys_differ() -> None:
     with pytest.raises(PdtrimError) as caught:
-        Outcome.from_json('{"format": 2, "everything": "else"}', "o.json")
-    assert str(caught.value) == "o.json has outcome format 2, this version reads 1: run its recipe again"
+        Outcome.from_json('{"format": 3, "everything": "else"}', "o.json")
+    assert str(caught.value) == "o.json has outcome format 3, this version reads 2: run its recipe again"
 
 
 def test_versions_are_those_of_installed_packages() -> None:

@@ -65,7 +65,7 @@ def test_steps_and_norms_come_back_from_the_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "floor", "taken"), [(50.0, None, True), (50.0, 50.0, True), (49.9, 50.0, False), (None, 50.0, False)]
+    ("score", "floor", "taken"), [(50.0, None, True), (50.0, 50.0, True), (49.9, 50.0, False), (None, 50.0, False)]
 )
 def test_a_step_is_taken_where_its_floor_is_reached(score: float | None, floor: float | None, taken: bool) -> None:
     assert SearchStep("", "", score, 60.0, floor).taken is taken

@@ -36,7 +36,7 @@ calibration = {samples = 8, held_out = 4}
 searcher.use = ["random", "greedy"]
 [evaluate]
 tasks = ["piqa", "rte"]
-sides = ["staged", "dense"]
+variants = ["staged", "dense"]
 limit = 4
 """
 
@@ -156,7 +156,7 @@ def test_data_may_stand_for_the_folder_of_the_command_line(tmp_path: Path) -> No
     [
         ("tasks = []", "evaluate.tasks: name at least one"),
         ('tasks = ["piqa"]\nsides = ["both"]', "must be 'staged', 'unified', 'prefill', 'decode' or 'dense' (got 'both')"),
-        ('tasks = ["piqa"]\nsides = []', "evaluate.sides: name at least one"),
+        ('tasks = ["piqa"]\nsides = []', "evaluate.variants: name at least one"),
         ('tasks = ["piqa"]\nlimit = 0', "evaluate.limit: must be greater than 0 (got 0)"),
         ('tasks = ["piqa"]\ntask = 1', "evaluate.task: unknown key; did you mean 'tasks'?"),
         ("limit = 3", "evaluate.tasks: required key is missing"),
@@ -176,13 +176,13 @@ sweep = 1
 recipe = {model = "tiny:llama", prune = {blocks = 2}}
 [[runs]]
 name = "one"
-sides = ["unified"]
+variants = ["unified"]
 [[runs]]
 name = "two"
 """
 
 
-def test_a_run_may_have_sides_of_its_own(tmp_path: Path) -> None:
+def test_a_run_may_have_variants_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(RUNS + '[evaluate]\ntasks = ["piqa"]\nsides = ["dense", "staged"]\n')
     sweep = read_sweep(tmp_path / "s.toml", tiny_host())
     assert [run.point.variants for run in sweep.runs] == [("unified",), ("dense", "staged")]

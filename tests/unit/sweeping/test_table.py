@@ -8,7 +8,7 @@ from pdtrim_core.sweeping.table import COLUMNS, DEFAULT_COLUMNS, short_keys, sho
 
 
 def value(points: float) -> dict[str, Any]:
-    return {"mean": points / 100, "points": points, "error": 2.25, "items": 8}
+    return {"mean": points / 100, "score": points, "error": 2.25, "items": 8}
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -128,5 +128,5 @@ def steps_table(steps: Sequence[SearchStep], taken: set[int], best: int | None) 
         if floors:
             cells += [NOTHING if value is None else number(value, plain(value, 2)) for value in (step.floor, step.temperature)]
         body.append([*cells, words(verdict, strong=place == best)])
-    head = ["", "decode loses", "points", *(["floor", "temperature"] if floors else []), ""]
+    head = ["", "decode loses", "score", *(["floor", "temperature"] if floors else []), ""]
     return Table(head, body, "Every candidate", "All candidates as a table")

@@ -53,7 +53,7 @@ def walk(steps: Sequence[SearchStep], dense: float | None, *, what: str = "candi
         handles = _candidates(above, steps) + _marks(above, steps)
         if dense is not None:
             handles.append(above.axhline(dense, color=SOFT, linestyle=(0, (1.5, 2.5)), linewidth=1.3, label="dense model"))
-        above.set(ylabel="points", xlim=(0, len(steps) + 1))
+        above.set(ylabel="score", xlim=(0, len(steps) + 1))
         above.margins(y=0.1)
         for axes in below:
             known = [(place, value) for place, value in enumerate(warm, start=1) if value is not None]
