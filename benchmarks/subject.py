@@ -67,7 +67,7 @@ def open_subject(options: argparse.Namespace, *, held_out: int | None = None) ->
         "model": {"path": options.model, "device": "cpu", "dtype": options.dtype},
         "calibration": {**source, "samples": options.samples, "held_out": 0},
         "objective": options.objective,
-        "prune": {"blocks": COUNT, "merge_above": 1.1},
+        "prune": {"blocks": COUNT, "merges": False},
         "evaluation": {"threads": 1, "compile": options.compile},
     }
     recipe = resolve(data, host, where="benchmark.toml", out=Path(tempfile.mkdtemp(prefix="pdtrim-benchmark-")) / "run")

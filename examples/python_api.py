@@ -10,7 +10,7 @@ recipe = Recipe.from_data(
         "searcher": "greedy",
         "objective": "margin",
         "calibration": {"samples": 8, "held_out": 4},
-        "prune": {"blocks": 5, "merge_above": 1.1},
+        "prune": {"blocks": 5, "merges": False},
     },
     changes={"splitter.threshold": 1.0},
 )

@@ -176,7 +176,7 @@ class Prunings:
             "model": {"path": f"random:{self._options.shape}"},
             "calibration": {"use": "mini", "samples": self._options.samples, "held_out": 0},
             "objective": "accuracy",
-            "prune": {"blocks": self._options.blocks[0], **({} if "pruner" in parts else {"merge_above": 1.1})},
+            "prune": {"blocks": self._options.blocks[0], **({} if "pruner" in parts else {"merges": False})},
             "exporter": [],
             **parts,
         }

@@ -37,7 +37,7 @@ def recipe_page() -> str:
             "## `[prune]`",
             f"{doc(Prune)} Exactly one of `blocks` and `fraction` is needed.",
             options_table(Prune.model_fields),
-            f"`merge_above` may be a table. {doc(Quantile)}",
+            f"`merge_threshold` may be a table. {doc(Quantile)}",
             options_table(Quantile.model_fields),
             "## `[evaluation]`",
             doc(Evaluation),

@@ -67,7 +67,7 @@ class Searcher(Component):
     kind = "searcher"
 
     staged: ClassVar[bool] = False
-    """Whether it finds what prefill loses, too: without a `splitter`, a recipe then gets `as-found` and not the default one."""
+    """Whether it finds what prefill loses, too: a recipe without a `splitter` then gets `keep-search-result`, not the default."""
 
     @abstractmethod
     def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from importlib import metadata
 from typing import Annotated
 
@@ -90,8 +91,12 @@ def _common(
 def main() -> None:
     """Run the command line; turn errors into one line each and the right exit code."""
     try:
-        # Without its own error handling typer returns the code of an Exit, and turns Ctrl-C into one or into an Abort.
-        code = app(standalone_mode=False) or 0
+        with warnings.catch_warnings():
+            # What a user should change is for their eyes, and the line of our code that noticed it is not.
+            warnings.filterwarnings("default", category=FutureWarning)
+            warnings.showwarning = _show_warning
+            # Without its own error handling typer returns the code of an Exit, and turns Ctrl-C into one or into an Abort.
+            code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:
             _say(INTERRUPTION)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - re-raised where it cannot be explained
@@ -124,6 +129,10 @@ def _explain(error: BaseException) -> int:
         error.show()
         return 2
     raise error
+
+
+def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:

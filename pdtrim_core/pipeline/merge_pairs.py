@@ -43,7 +43,7 @@ class Merges:
     ) -> None:
         self._after = recipe.distiller.train == "after-search"
         self._model = model
-        self._training = Training(recipe, host, model, calibration, otherwise="say merge_above = 1.1")
+        self._training = Training(recipe, host, model, calibration, otherwise="say prune.merges = false")
         self.scores = scores
         self.count = count
         self.threshold = threshold
@@ -68,7 +68,7 @@ class Merges:
             if self._after or self.train(pairs, log):
                 break
         if self.threshold <= 1 and self.scores.pair and not sets.pairs:
-            log.note(f"no pair is worth merging at merge_above = {self.threshold:g}: every block is searched as a drop")
+            log.note(f"no pair is worth merging at prune.merge_threshold = {self.threshold:g}: every block is searched as a drop")
         self.put_off = self._after and bool(pairs)
         trained = self._training.modules
         self.modules = {merge: self._model.blocks[merge.keep] if self._after else trained[merge] for merge in pairs}

@@ -60,17 +60,16 @@ def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Cali
 
 def threshold_of(recipe: Recipe, scores: Scores) -> float:
     """Return the threshold d_T on pair scores; infinite where nothing is to be merged."""
-    given = recipe.settings.prune.merge_above
+    given = recipe.settings.prune.merge_threshold
+    if not recipe.settings.prune.merges:
+        return math.inf
     if given is None:
         given = DEFAULT_THRESHOLD if scores.similarity else Quantile(quantile=DEFAULT_QUANTILE)
     if isinstance(given, Quantile):
         return quantile_threshold(scores, given.quantile)
     if scores.similarity:
         return given
-    if given > 1:
-        # What no cosine reaches asks for no merges, but a dot product may well be larger.
-        return math.inf
     raise PdtrimError(
-        f"prune.merge_above = {given} is a cosine, but the scores of '{recipe.scorer.name}' are not: say "
-        "merge_above = {quantile = 0.9}, or 1.1 for no merges"
+        f"prune.merge_threshold = {given} goes with scores that are cosines, and those of '{recipe.scorer.name}' are not: say "
+        "merge_threshold = {quantile = 0.9}, or merges = false"
     )

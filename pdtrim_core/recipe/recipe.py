@@ -27,6 +27,7 @@ from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.recipe.settings import Settings
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, STAGED_SPLITTER, change, load, override, plugin_files
 from pdtrim_core.recipe.validation import checked
+from pdtrim_core.results.old_formats import recipe_of_1
 
 OWN_DISTRIBUTION = "pdtrim-core"
 REPLACED_BY_PRUNER = ("scorer", "searcher")
@@ -98,6 +99,8 @@ class Recipe:
         """Return the resolved recipe, every option spelt out, as TOML data that reads back to the same recipe."""
         data = _without_none(self.settings.model_dump(mode="json"))
         data["out"] = str(self.out)
+        if self.pruner is not None:
+            del data["prune"]["merges"]
         for kind in self.kinds:
             data[kind] = _component_data(self.uses[kind][0], getattr(self, kind))
         for kind, components in (("exporter", self.exporters), ("report", self.reports)):
@@ -120,6 +123,9 @@ def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path 
     `where` names the recipe in messages, and its stem the run folder; `out` overrides that folder.
     """
     problems: list[str] = []
+    data, renamed = recipe_of_1(data)
+    for note in renamed:
+        warnings.warn(f"{where}: {note}", FutureWarning, stacklevel=2)
     own = {key: value for key, value in data.items() if key not in KINDS}
     settings = checked(Settings, own, "", problems, also=KINDS)
     parts: dict[str, Any] = {}
@@ -177,8 +183,8 @@ def _conflicts(data: Mapping[str, Any]) -> list[str]:
             problems.append("prune.blocks: required key is missing (or give prune.fraction)")
     if "pruner" in data:
         replaced = [kind for kind in REPLACED_BY_PRUNER if kind in data]
-        if isinstance(prune, dict) and "merge_above" in prune:
-            replaced.append("prune.merge_above")
+        if isinstance(prune, dict):
+            replaced += [f"prune.{key}" for key in ("merges", "merge_threshold") if key in prune]
         problems += [f"{key}: a pruner finds what decode loses, so leave this out, or leave out pruner" for key in replaced]
     return problems
 

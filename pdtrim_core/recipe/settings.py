@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -34,23 +34,24 @@ class Prune(BaseModel):
 
     blocks: int | None = Field(None, ge=0, description="number of blocks that decode loses")
     fraction: float | None = Field(None, ge=0, lt=1, description="share of all parameters that decode loses, instead of blocks")
-    merge_above: Threshold | None = Field(
+    merges: bool = Field(default=True, description="whether two neighbouring blocks may be merged into one")
+    merge_threshold: Threshold | None = Field(
         None,
-        description="threshold d_T on pair scores; 1.1 switches merging off (default: 0.95 for cosines, quantile 0.9 for others)",
+        description="pair score from which two blocks may be merged, d_T (default: 0.95 for cosines, quantile 0.9 for others)",
     )
 
 
 class Evaluation(BaseModel):
-    """How plans are measured; nothing here but `first_token` and `prefill_tail` changes what is measured."""
+    """How plans are measured; nothing here but `first_token` and `truncate_prefill` changes what is measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     first_token: FirstToken = Field(
         "decode", description="stage that makes the first output token: decode as in vLLM, or prefill"
     )
-    prefill_tail: Literal["free", "full"] = Field(
-        "free",
-        description="free: where decode makes the first token, prefill computes nothing behind the last K/V that decode reads",
+    truncate_prefill: bool = Field(
+        default=True,
+        description="where decode makes the first token, leave out what prefill computes behind the last K/V that decode reads",
     )
     batch_tokens: int | None = Field(
         None,
@@ -82,7 +83,7 @@ class Evaluation(BaseModel):
     @property
     def truncates_prefill(self) -> bool:
         """Whether prefill computes nothing behind the last K/V that decode reads."""
-        return self.first_token == "decode" and self.prefill_tail == "free"
+        return self.first_token == "decode" and self.truncate_prefill
 
 
 class Settings(BaseModel):

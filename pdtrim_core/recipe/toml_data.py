@@ -20,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "exporter": ["plan"],
     "report": ["table"],
 }
-STAGED_SPLITTER = "as-found"
+STAGED_SPLITTER = "keep-search-result"
 """The splitter of a recipe that names none, where its searcher finds both stages."""
 LISTS = ("exporter", "report")
 

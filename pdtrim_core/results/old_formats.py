@@ -1,12 +1,13 @@
-"""What version 0.1 wrote, in the words of this one: outcomes, results of tasks, lines of a journal.
+"""What version 0.1 wrote, in the words of this one: recipes, sweeps, outcomes, results of tasks, lines of a journal.
 
-Each function takes the data of a file as JSON has them and returns them as this version writes them. A file that is no data of
-its sort goes through unchanged, for its reader to refuse.
+Each function takes the data of a file and returns them as this version writes them. What is no data of its sort goes through
+unchanged, for its reader to refuse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 NAMES_OF_1: Mapping[str, str] = {"points": "score", "spared": "kept_in_prefill"}
@@ -30,6 +31,91 @@ def task_result_of_1(data: Mapping[str, Any]) -> dict[str, Any]:
 def journal_line_of_1(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a measurement of a journal, whose lines have no format of their own, as this version writes it."""
     return {NAMES_OF_1.get(key, key): value for key, value in data.items()}
+
+
+def recipe_of_1(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the data of a recipe with the keys and names of 0.1 put into this version's, and a sentence for each of them."""
+    changed, notes = dict(data), []
+    for table, key, modern in RECIPE_KEYS_OF_1:
+        inner = changed.get(table)
+        if isinstance(inner, dict) and key in inner:
+            rest = {name: value for name, value in inner.items() if name != key}
+            now = modern(inner[key])
+            if not now.keys() & rest.keys():
+                changed[table] = {**rest, **now}
+                said = " and ".join(f"{table}.{name} = {_toml(value)}" for name, value in now.items())
+                notes.append(f"{table}.{key} = {_toml(inner[key])} is {said} since 0.2")
+    if "splitter" in changed:
+        changed["splitter"], notes_on_splitter = _splitter_of_1(changed["splitter"])
+        notes += notes_on_splitter
+    return changed, notes
+
+
+def sweep_of_1(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the data of a sweep file with the keys of 0.1 put into this version's, and a sentence for each of them.
+
+    The recipes of its runs are read as recipes are, by `recipe_of_1`.
+    """
+    changed, notes = dict(data), []
+    if isinstance(data.get("evaluate"), dict) and "sides" in data["evaluate"]:
+        changed["evaluate"] = _variants_of_1(data["evaluate"])
+        notes.append("evaluate.sides is evaluate.variants since 0.2")
+    if isinstance(data.get("runs"), list) and any(isinstance(run, dict) and "sides" in run for run in data["runs"]):
+        changed["runs"] = [_variants_of_1(run) if isinstance(run, dict) else run for run in data["runs"]]
+        notes.append("runs.sides is runs.variants since 0.2")
+    return changed, notes
+
+
+def resolved_recipe_of_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data of a recipe that a run wrote with every option spelt out, as this version would write it."""
+    changed, _ = recipe_of_1(data)
+    if "pruner" not in changed and isinstance(changed.get("prune"), dict):
+        changed["prune"] = {"merges": True, **changed["prune"]}
+    return changed
+
+
+def _splitter_of_1(given: Any) -> tuple[Any, list[str]]:
+    notes = []
+    options = dict(given) if isinstance(given, dict) else {"use": given}
+    name = options.get("use")
+    if isinstance(name, str) and name.rpartition("/")[2] in SPLITTERS_OF_1:
+        source, slash, bare = name.rpartition("/")
+        options["use"] = f"{source}{slash}{SPLITTERS_OF_1[bare]}"
+        notes.append(f"splitter '{name}' is '{options['use']}' since 0.2")
+    if name in (None, "gain") and options.get("unit") == "points":
+        options["unit"] = "score"
+        notes.append('splitter.unit = "points" is splitter.unit = "score" since 0.2')
+    return options if isinstance(given, dict) else options["use"], notes
+
+
+def _variants_of_1(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {"variants" if key == "sides" else key: value for key, value in table.items()}
+
+
+def _merges_of_1(given: Any) -> dict[str, Any]:
+    """Return what a threshold asked for: one that no cosine reaches asked for no merges."""
+    off = isinstance(given, int | float) and not isinstance(given, bool) and given > 1
+    return {"merges": False} if off else {"merge_threshold": given}
+
+
+def _tail_of_1(given: Any) -> dict[str, Any]:
+    return {"truncate_prefill": {"free": True, "full": False}.get(given, given) if isinstance(given, str) else given}
+
+
+RECIPE_KEYS_OF_1: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] = (
+    ("prune", "merge_above", _merges_of_1),
+    ("evaluation", "prefill_tail", _tail_of_1),
+)
+"""Tables of a recipe, keys that they had in 0.1, and what such a key's value says now."""
+SPLITTERS_OF_1: Mapping[str, str] = {"as-found": "keep-search-result"}
+"""Splitters whose name was another one in 0.1."""
+
+
+def _toml(value: Any) -> str:
+    """Return a value as a recipe says it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value, default=str)
 
 
 def _renamed(value: Any) -> Any:

@@ -19,7 +19,7 @@ from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
 from pdtrim_core.results.atomic_files import write_whole, writing
-from pdtrim_core.results.old_formats import journal_line_of_1
+from pdtrim_core.results.old_formats import journal_line_of_1, resolved_recipe_of_1
 from pdtrim_core.results.outcome import Outcome
 
 UNCOMPARED = ("out", "plugins", "exporter", "report")
@@ -104,7 +104,7 @@ def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
         return
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PdtrimError(f"{path / 'recipe.toml'} cannot be read ({error}): start anew with --fresh") from None
-    changed = changed_keys(before, tomli.loads(tomli_w.dumps(dict(recipe))))
+    changed = changed_keys(resolved_recipe_of_1(before), tomli.loads(tomli_w.dumps(dict(recipe))))
     if changed:
         raise PdtrimError(
             f"{path} holds a run of another recipe, which differs in {', '.join(changed)}: start anew with --fresh, or "

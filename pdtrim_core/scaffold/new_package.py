@@ -93,7 +93,7 @@ held_out = 8
 
 [prune]
 blocks = 3
-merge_above = 1.1                 # no merges
+merges = false                    # no merges
 """
 
 
@@ -184,14 +184,14 @@ def _recipe(package: Package) -> str:
     match kind:
         case "pruner":
             quick = quick.partition("\n")[2]
-            tables = tables.replace("merge_above = 1.1                 # no merges\n", "")
+            tables = tables.replace("merges = false                    # no merges\n", "")
         case "searcher" | "objective":
             quick = "".join(line for line in quick.splitlines(keepends=True) if not line.startswith(kind))
         case "calibration":
             tables = tables.replace("[calibration]\n", f"[calibration]\nuse = {use}\n")
         case "distiller":
-            merging = "merge_above = 0.9                 # pairs from this score on may be merged"
-            tables = tables.replace("merge_above = 1.1                 # no merges", merging)
+            merging = "merge_threshold = 0.9                 # pairs from this score on may be merged"
+            tables = tables.replace("merges = false                    # no merges", merging)
             tables += f"\n[distiller]\nuse = {use}\ntokens = 2000                     # few, to see it work\n"
         case "model":
             tables = tables.replace(MODEL, f"{package.name}:llama")

@@ -40,13 +40,13 @@ class TwoSets:
         if len(elements) < count:
             raise PdtrimError(
                 f"{count} blocks are to go, but the two sets hold only {len(self.drops)} drops and {len(self.pairs)} "
-                "merges: raise merge_above or ask for fewer blocks"
+                "merges: raise prune.merge_threshold or ask for fewer blocks"
             )
         return Removal(elements)
 
 
 def two_sets(
-    scores: Scores, count: int, merge_above: float = DEFAULT_THRESHOLD, *, never: Collection[tuple[int, ...]] = ()
+    scores: Scores, count: int, merge_threshold: float = DEFAULT_THRESHOLD, *, never: Collection[tuple[int, ...]] = ()
 ) -> TwoSets:
     """Return the two sets for `count` removed blocks and a threshold d_T on pair scores (PDTrim, Eq. 2, 4 and 5).
 
@@ -57,7 +57,7 @@ def two_sets(
     taken = set(initial)
     pairs = []
     for first in sorted(range(len(scores.pair)), key=lambda i: (-scores.pair[i], i)):
-        if (first, first + 1) not in never and scores.pair[first] >= merge_above and not taken & {first, first + 1}:
+        if (first, first + 1) not in never and scores.pair[first] >= merge_threshold and not taken & {first, first + 1}:
             taken |= {first, first + 1}
             second = first + 1
             start = first if scores.block[first] <= scores.block[second] else second

@@ -48,7 +48,7 @@ def points_of(file: SweepFile, problems: list[str]) -> list[Point]:
         # A grid may vary an option of what a run names anew; it comes after it.
         problems += [f"runs.{number}.set.{key}: is in [grid] too" for key in settings if _within(key, grid)]
         if entry.variants and file.evaluate is None:
-            problems.append(f"runs.{number}.sides: there is no table [evaluate] that says what they are evaluated on")
+            problems.append(f"runs.{number}.variants: there is no table [evaluate] that says what they are evaluated on")
     count = math.prod(len(values) for values in grid.values() if isinstance(values, list)) * max(1, len(own))
     if count > MOST_RUNS:
         problems.append(f"grid: these are {count} runs, more than {MOST_RUNS}")

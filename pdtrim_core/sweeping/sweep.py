@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.recipe import Recipe, resolve
 from pdtrim_core.recipe.toml_data import load, parse_setting, plugin_files, put
 from pdtrim_core.recipe.validation import checked
+from pdtrim_core.results.old_formats import sweep_of_1
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.points import OWN_KEYS, Point, flat, leaves, overlaps, points_of
 from pdtrim_core.sweeping.sweep_file import SweepFile
@@ -89,7 +91,9 @@ def read_sweep(path: Path, host: PluginHost, changes: Changes = NO_CHANGES, *, n
 
     With `need_data`, a `${data}` that no folder was given for is a problem.
     """
-    given = load(path)
+    given, renamed = sweep_of_1(load(path))
+    for note in renamed:
+        warnings.warn(f"{path}: {note}", FutureWarning, stacklevel=2)
     problems: list[str] = []
     file = checked(SweepFile, given, "", problems)
     if file is None:

@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "prune": {"blocks": 5},
     "scorer": {"use": "cosine"},
     "searcher": {"use": "annealing", "t0": 15.0},
-    "splitter": {"use": "gain", "threshold": 3.0, "unit": "points"},
+    "splitter": {"use": "gain", "threshold": 3.0, "unit": "score"},
     "objective": {"use": "accuracy"},
     "report": [{"use": "html"}],
 }

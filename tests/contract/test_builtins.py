@@ -48,7 +48,7 @@ from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
-from pdtrim_plugins.splitters import AsFound, Budget, DensePrefill, Gain, Pop, Unified
+from pdtrim_plugins.splitters import Budget, DensePrefill, Gain, KeepSearchResult, Pop, Unified
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
@@ -260,8 +260,8 @@ class TestBudget(SplitterContract):
     options: ClassVar[dict[str, Any]] = {"prefill_at_most": 1.0}
 
 
-class TestAsFound(SplitterContract):
-    component = AsFound
+class TestKeepSearchResult(SplitterContract):
+    component = KeepSearchResult
 
 
 class TestPop(SplitterContract):

@@ -181,7 +181,7 @@ def test_a_full_disk_is_named_and_loses_nothing(recipe: Path, tmp_path: Path, cl
 
 def test_a_full_disk_while_a_merge_is_stored_is_named(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace("[searcher]", '[distiller]\nuse = "mse"\ntokens = 512\n\n[searcher]'))
-    done = on_a_full_disk(20_000, tmp_path, "run", str(recipe), "--set", "prune.merge_above={quantile = 0.2}")
+    done = on_a_full_disk(20_000, tmp_path, "run", str(recipe), "--set", "prune.merge_threshold={quantile = 0.2}")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: cannot write {tmp_path}/cache/pdtrim-core/merges/")
@@ -235,7 +235,7 @@ def test_with_the_first_token_by_prefill_the_tail_stays(cli: Cli, recipe: Path, 
 
 @pytest.mark.parametrize("splitter", ["unified", "dense-prefill"])
 def test_the_other_splitters_run(cli: Cli, recipe: Path, tmp_path: Path, splitter: str) -> None:
-    done = cli("run", recipe, "--out", "r", "--set", f"splitter={splitter}", "--set", "evaluation.prefill_tail=full")
+    done = cli("run", recipe, "--out", "r", "--set", f"splitter={splitter}", "--set", "evaluation.truncate_prefill=false")
     assert done.code == 0, done.err
     plan = SavedPlan.from_json((tmp_path / "r" / "plan.json").read_text()).plan
     assert plan.prefill.elements == (plan.decode.elements if splitter == "unified" else ())
@@ -255,7 +255,7 @@ def test_a_run_with_merges_trains_searches_and_writes_them(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     distiller = '[distiller]\nuse = "mse"\nlr = 1e-2\nepochs = 10\ntokens = 2048\n\n[searcher]'
     recipe.write_text(recipe.read_text().replace("[searcher]", distiller))
-    words = ["run", recipe, "--out", "r", "--set", "prune.merge_above={quantile = 0.2}", "--set", "prune.blocks=3"]
+    words = ["run", recipe, "--out", "r", "--set", "prune.merge_threshold={quantile = 0.2}", "--set", "prune.blocks=3"]
     first = cli(*words)
     assert first.code == 0, first.err
     outcome = outcome_of(tmp_path / "r")
@@ -278,7 +278,7 @@ def test_a_run_with_merges_trains_searches_and_writes_them(
 
 AFTER = [
     "--set",
-    "prune.merge_above={quantile = 0.2}",
+    "prune.merge_threshold={quantile = 0.2}",
     "--set",
     "prune.blocks=3",
     "--set",
@@ -347,7 +347,7 @@ def test_a_chosen_merge_that_is_worse_than_a_drop_leaves_and_the_search_is_done_
 @pytest.mark.parametrize("splitter", ["gain", "budget", "pop"])
 def test_the_other_searchers_and_splitters_run(cli: Cli, recipe: Path, searcher: str, splitter: str) -> None:
     recipe.write_text(recipe.read_text().replace("t_min = 5.0", f'use = "{searcher}"'))
-    settings = ["splitter=" + splitter, "objective=kl", "calibration.samples=4", "prune.merge_above=1.1"]
+    settings = ["splitter=" + splitter, "objective=kl", "calibration.samples=4", "prune.merges=false"]
     done = cli("run", recipe, *(word for setting in settings for word in ("--set", setting)))
     assert done.code == 0, done.err
 

@@ -47,12 +47,12 @@ def rugged(plan: Plan) -> float:
     return Random(str(plan)).uniform(0, 100)  # noqa: S311 - a table of numbers, nothing secret
 
 
-def table_space(count: int, *, merge_above: float | None = None) -> SearchSpace:
-    """Return a search space over six blocks of which `count` go; `merge_above` None leaves out the merges."""
+def table_space(count: int, *, merge_threshold: float | None = None) -> SearchSpace:
+    """Return a search space over six blocks of which `count` go; `merge_threshold` None leaves out the merges."""
     block = (0.5, 0.8, 0.9, 0.95, 0.97, 0.7)
     scores = Scores(block, tuple((a + b) / 2 for a, b in pairwise(block)), similarity=True)
-    sets = two_sets(scores, count, 1.1 if merge_above is None else merge_above)
-    sets = without_merges(sets, scores) if merge_above is None else sets
+    sets = two_sets(scores, count, 1.1 if merge_threshold is None else merge_threshold)
+    sets = without_merges(sets, scores) if merge_threshold is None else sets
     part = BlockSizes(parameters=100, active=100, kv_parameters=20, kv_width=8, attention_width=8)
     sizes = ModelSizes(blocks=(part,) * BLOCKS, parameters=800, head=200, bytes_per_number=4)
     return search_space(scores, count, sets, sizes)
@@ -61,7 +61,7 @@ def table_space(count: int, *, merge_above: float | None = None) -> SearchSpace:
 def table_spaces() -> Iterator[SearchSpace]:
     """Yield spaces in which no block, one, some and all blocks but one go, the last one with merges."""
     yield from (table_space(count) for count in (0, 1, 3, BLOCKS - 1))
-    yield table_space(3, merge_above=0.8)
+    yield table_space(3, merge_threshold=0.8)
 
 
 def search_on_table(

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 from pdtrim_core import StageSplitter, hookimpl
 from pdtrim_plugins.splitters.ceiling import Budget, Pop
-from pdtrim_plugins.splitters.fixed import AsFound, DensePrefill, Unified
+from pdtrim_plugins.splitters.fixed import DensePrefill, KeepSearchResult, Unified
 from pdtrim_plugins.splitters.gain import Gain
 
-__all__ = ["AsFound", "Budget", "DensePrefill", "Gain", "Pop", "Unified", "pdtrim_splitters"]
+__all__ = ["Budget", "DensePrefill", "Gain", "KeepSearchResult", "Pop", "Unified", "pdtrim_splitters"]
 
 
 @hookimpl
 def pdtrim_splitters() -> Iterable[type[StageSplitter]]:
     """Yield the splitters."""
-    yield from (Gain, Unified, DensePrefill, Budget, Pop, AsFound)
+    yield from (Gain, Unified, DensePrefill, Budget, Pop, KeepSearchResult)

@@ -32,10 +32,10 @@ class DensePrefill(StageSplitter):
         return Plan(decode=plan.decode)
 
 
-class AsFound(StageSplitter):
+class KeepSearchResult(StageSplitter):
     """Prefill loses what the searcher found for it: the default of searchers that find both stages, such as `joint`."""
 
-    name = "as-found"
+    name = "keep-search-result"
 
     def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
         """Measure nothing."""

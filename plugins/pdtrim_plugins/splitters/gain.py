@@ -19,7 +19,9 @@ class Gain(StageSplitter):
     cites = "PDTrim, Sec. 3.3 (arXiv:2509.04467)"
 
     threshold: float = Field(3.0, ge=0, description="gain from which an element stays in prefill (the paper: 3)")
-    unit: Literal["points", "relative"] = Field("points", description="points, or percent of the unified plan's value")
+    unit: Literal["score", "relative"] = Field(
+        "score", description="points of the score (0 to 100), or percent of the unified plan's"
+    )
     mode: Literal["independent", "cumulative"] = Field(
         "independent",
         description="independent: each element is measured alone (the paper); cumulative: the best one is given back, and the "
@@ -31,7 +33,7 @@ class Gain(StageSplitter):
         del space, rng
         start = Plan.unified(plan.decode)
         before: Score = yield start
-        needed = self.threshold if self.unit == "points" else self.threshold / 100 * before
+        needed = self.threshold if self.unit == "score" else self.threshold / 100 * before
         after: Sequence[Score] = yield [keep_in_prefill(start, element) for element in plan.decode]
         coarse = max((score.error_of_gain_over(before) for score in after), default=0.0)
         if coarse > needed:

@@ -133,7 +133,7 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
         "model": {"path": TINY},
         "objective": "margin",
         "calibration": {"samples": 8},
-        "prune": {"blocks": 2, "merge_above": 1.1},
+        "prune": {"blocks": 2, "merges": False},
         "searcher": {"t0": 5.0, "alpha": 0.6},
         "evaluation": {"batch_tokens": 256, **evaluation},
     }

@@ -197,7 +197,7 @@ def test_texts_that_measure_do_not_train(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_threshold_that_no_pair_reaches_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merges, log = merging(tmp_path, monkeypatch, HIGH, 0.9999)
     assert merges.choose(log).pairs == ()
-    assert log.notes == ["no pair is worth merging at merge_above = 0.9999: every block is searched as a drop"]
+    assert log.notes == ["no pair is worth merging at prune.merge_threshold = 0.9999: every block is searched as a drop"]
     assert merges.digest == ""
 
 

@@ -22,12 +22,15 @@ def threshold(host: PluginHost, scores: Scores, **prune: Any) -> float:
 
 def test_a_threshold_is_a_cosine_or_a_quantile(host: PluginHost) -> None:
     assert threshold(host, COSINES) == 0.95
-    assert threshold(host, COSINES, merge_above=0.97) == 0.97
-    assert threshold(host, DOTS, merge_above={"quantile": 0.5}) >= 2.0
-    with pytest.raises(PdtrimError, match=r"prune.merge_above = 0.97 is a cosine, but the scores of 'cosine' are not"):
-        threshold(host, DOTS, merge_above=0.97)
+    assert threshold(host, COSINES, merge_threshold=0.97) == 0.97
+    assert threshold(host, DOTS, merge_threshold={"quantile": 0.5}) >= 2.0
+    with pytest.raises(
+        PdtrimError, match=r"prune.merge_threshold = 0.97 goes with scores that are cosines, and those of 'cosine' are not"
+    ):
+        threshold(host, DOTS, merge_threshold=0.97)
 
 
 def test_more_than_any_cosine_asks_for_no_merges_whatever_the_scores(host: PluginHost) -> None:
-    assert threshold(host, COSINES, merge_above=1.1) == 1.1
-    assert threshold(host, DOTS, merge_above=1.1) == math.inf
+    assert threshold(host, COSINES, merges=False) == math.inf
+    assert threshold(host, DOTS, merges=False) == math.inf
+    assert threshold(host, DOTS, merges=False, merge_threshold={"quantile": 0.5}) == math.inf

@@ -19,7 +19,7 @@ from pdtrim_core.testing.contracts.small_run import tiny_host
 HOST = tiny_host()
 DATA: dict[str, Any] = {
     "model": {"path": "tiny:llama"},
-    "prune": {"blocks": 2, "merge_above": 1.1},
+    "prune": {"blocks": 2, "merges": False},
     "calibration": {"samples": 8, "held_out": 4},
     "searcher": {"use": "annealing", "t_min": 5.0},
     "objective": "margin",
@@ -79,7 +79,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"evaluation": {"threads": 1, "first_token": "prefill"}}, {"prefix_cache"}),
     ({"evaluation": {"threads": 1, "pack_rows": False}}, {"prefix_cache"}),
     ({"evaluation": {"threads": 1, "compile": True}}, {"prefix_cache"}),
-    ({"evaluation": {"threads": 1, "prefill_tail": "full", "early_stop": False}}, set()),
+    ({"evaluation": {"threads": 1, "truncate_prefill": False, "early_stop": False}}, set()),
     ({"searcher": "random", "splitter": "unified", "objective": "kl", "prune": {"blocks": 1}, "distiller": "cosine-loss"}, set()),
     ({"exporter": [], "report": []}, set()),
 ]
@@ -105,7 +105,7 @@ MERGES = Plan.unified(Removal([Merge(1, 2)]))
         ({}, {"training": "other"}, {MERGES}),
         ({}, {"weights": "other"}, {DROPS, MERGES}),
         ({}, {"data": "other"}, {DROPS, MERGES}),
-        ({"evaluation": {"threads": 1, "prefill_tail": "full", "early_stop": False}}, {}, set()),
+        ({"evaluation": {"threads": 1, "truncate_prefill": False, "early_stop": False}}, {}, set()),
         ({"searcher": "random", "splitter": "unified", "prune": {"blocks": 1}, "scorer": "dot"}, {}, set()),
     ],
 )
@@ -134,8 +134,8 @@ SWEEP: list[dict[str, Any]] = [
     {},
     {"searcher": {"use": "annealing", "t_min": 1.0}},
     {"scorer": "dot"},
-    {"prune": {"blocks": 3, "merge_above": {"quantile": 0.2}}, "distiller": QUICK_MERGES},
-    {"prune": {"blocks": 3, "merge_above": {"quantile": 0.2}}, "distiller": {**QUICK_MERGES, "use": "cosine-loss"}},
+    {"prune": {"blocks": 3, "merge_threshold": {"quantile": 0.2}}, "distiller": QUICK_MERGES},
+    {"prune": {"blocks": 3, "merge_threshold": {"quantile": 0.2}}, "distiller": {**QUICK_MERGES, "use": "cosine-loss"}},
     {"objective": "accuracy"},
     {"calibration": {"samples": 6, "held_out": 0}},
     {"model": {"path": "tiny:opt"}},

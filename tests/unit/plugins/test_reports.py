@@ -77,7 +77,7 @@ def test_gains_stand_with_their_standard_errors(tmp_path: Path) -> None:
     gains = (Gain("1", 4.04, 0.56, kept_in_prefill=True), Gain("3+4", -1.0, 0.5, kept_in_prefill=False))
     assert parts(outcome_with(gains=gains), tmp_path)[3].splitlines() == [
         "block   gain when given back to prefill    prefill",
-        "1                           +4.0 +- 0.6     spared",
+        "1                           +4.0 +- 0.6       kept",
         "3+4                         -1.0 +- 0.5   lost too",
     ]
 

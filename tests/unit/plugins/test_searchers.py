@@ -136,7 +136,7 @@ def test_annealing_finds_the_best_removal_of_a_smooth_table() -> None:
 
 
 def test_annealing_swaps_merges_too() -> None:
-    space = table_space(3, merge_above=0.8)
+    space = table_space(3, merge_threshold=0.8)
     _, asked = search_on_table(Annealing(), space, Table(rugged))
     sizes = {len(element.blocks) for plan in asked for element in plan.decode}
     assert sizes == {1, 2}

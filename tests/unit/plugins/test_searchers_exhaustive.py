@@ -143,8 +143,8 @@ def test_no_searcher_finds_better_among_the_same_elements_with_merges(other: Sea
 
 
 @pytest.mark.parametrize("table", range(6))
-@pytest.mark.parametrize("merge_above", [None, 0.8])
-def test_a_long_annealing_finds_the_best_there_is(table: int, merge_above: float | None) -> None:
+@pytest.mark.parametrize("merge_threshold", [None, 0.8])
+def test_a_long_annealing_finds_the_best_there_is(table: int, merge_threshold: float | None) -> None:
     """At most 20 removals and 757 steps, of which some 200 are hot enough to accept anything every second time or so."""
-    space = table_space(3, merge_above=merge_above)
+    space = table_space(3, merge_threshold=merge_threshold)
     assert best_of(Annealing(t0=100.0, alpha=0.99), space, table) == best_of(Exhaustive(drops=6), space, table)

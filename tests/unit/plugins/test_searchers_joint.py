@@ -52,7 +52,7 @@ def test_every_plan_is_under_the_ceiling_and_has_no_room_for_one_more_place(
     ceiling: float, count: int, merging: bool, tail: bool, seed: int
 ) -> None:
     count = min(count, 3) if merging else count
-    space = replace(table_space(count, merge_above=MERGING if merging else None), truncated_prefill=tail)
+    space = replace(table_space(count, merge_threshold=MERGING if merging else None), truncated_prefill=tail)
     try:
         _, asked = asked_by(Joint(prefill_at_most=ceiling), space, seed=seed)
     except PdtrimError as error:
@@ -99,7 +99,7 @@ def test_it_finds_a_plan_that_no_split_of_a_shared_removal_can_reach(seed: int) 
 
 
 def test_all_four_states_come_up_over_merges_too() -> None:
-    space = table_space(3, merge_above=MERGING)
+    space = table_space(3, merge_threshold=MERGING)
     _, asked = asked_by(Joint(prefill_at_most=0.7, alpha=0.97), space)
     merges = [element for element in space.elements if isinstance(element, Merge)]
     assert merges

@@ -38,7 +38,7 @@ def swapped(one: Plan, other: Plan) -> int:
 @pytest.mark.parametrize("options", [{}, {"t0": 40.0}, {"alpha": 0.9}, {"t_min": 2.0}])
 def test_one_chain_is_annealing(seed: int, options: dict[str, float]) -> None:
     one = Restarts.model_validate({"chains": 1, **options})
-    for space in (wide_space(), wide_space(0), wide_space(11), table_space(3, merge_above=0.8)):
+    for space in (wide_space(), wide_space(0), wide_space(11), table_space(3, merge_threshold=0.8)):
         annealing = search_on_table(Annealing.model_validate(options), space, Table(rugged), seed=seed)
         assert search_on_table(one, space, Table(rugged), seed=seed) == annealing
         assert one.steps(space) == Annealing.model_validate(options).steps(space) == len(annealing[1])

@@ -126,7 +126,7 @@ def test_the_result_removes_what_is_asked_also_none_or_all_but_one_and_with_merg
 
 @pytest.mark.parametrize("searcher", [Sequential(**FREE), Beam(**FREE)], ids=["sequential", "beam"])
 def test_merges_are_removed_too_and_never_overlap_with_drops(searcher: Searcher) -> None:
-    asked = asked_by(searcher, table_space(3, merge_above=0.8))
+    asked = asked_by(searcher, table_space(3, merge_threshold=0.8))
     assert {len(element.blocks) for plan in asked for element in plan.decode} == {1, 2}
     assert all(len(blocks_of(plan)) == len(set(blocks_of(plan))) for plan in asked)
 
@@ -152,7 +152,7 @@ def test_protected_blocks_never_go(kind: type[Sequential | Beam], options: dict[
 
 @pytest.mark.parametrize("kind", [Sequential, Beam])
 def test_a_merge_with_a_protected_block_never_goes(kind: type[Sequential | Beam]) -> None:
-    space = table_space(2, merge_above=0.8)
+    space = table_space(2, merge_threshold=0.8)
     merged = {block for element in space.elements if len(element.blocks) == 2 for block in element.blocks}
     assert merged
     searcher = kind(protect_first=min(merged) + 1, protect_last=0)
@@ -187,7 +187,7 @@ def test_sequential_announces_what_it_measures(options: dict[str, int], expected
 @pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("options", [{}, FREE, {"protect_first": 2}])
 def test_a_beam_of_one_is_sequential(number: int, options: dict[str, int]) -> None:
-    for space in (plain_space(10, 4), plain_space(10, 1), plain_space(10, 0), table_space(2, merge_above=0.8)):
+    for space in (plain_space(10, 4), plain_space(10, 1), plain_space(10, 0), table_space(2, merge_threshold=0.8)):
         beam, sequential = Beam.model_validate({"width": 1, **options}), Sequential.model_validate(options)
         assert asked_by(beam, space, table_of(number)) == asked_by(sequential, space, table_of(number))
         assert found_by(beam, space, table_of(number)) == found_by(sequential, space, table_of(number))
@@ -227,7 +227,7 @@ def test_a_beam_measures_no_removal_twice_and_no_more_than_it_announces(width: i
 
 @pytest.mark.parametrize("number", range(8))
 def test_a_beam_that_is_wide_enough_finds_the_best_there_is(number: int) -> None:
-    for space in (plain_space(8, 3), table_space(3, merge_above=0.8)):
+    for space in (plain_space(8, 3), table_space(3, merge_threshold=0.8)):
         widest = found_by(Beam(width=100, **FREE), space, table_of(number))
         best = found_by(Exhaustive(drops=8), space, table_of(number))
         assert widest.score == best.score

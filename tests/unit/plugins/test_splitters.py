@@ -72,7 +72,7 @@ def test_relative_thresholds_are_percent_of_the_start() -> None:
     """3 % of 50 points are 1.5 points."""
     value = planted({1: 1.6, 2: 1.4, 3: 0.0, 4: -1.0})
     assert split(Gain(unit="relative"), value)[0] == (1,)
-    assert split(Gain(unit="points"), value)[0] == ()
+    assert split(Gain(unit="score"), value)[0] == ()
     assert split(Gain(unit="relative", threshold=2.0), value)[0] == (1, 2)
 
 
@@ -193,11 +193,11 @@ def test_cumulative_asks_for_rounds_each_on_top_of_the_best_so_far() -> None:
     assert asked == [Plan.unified(REMOVAL), *(plan for trials in rounds for plan in trials)]
 
 
-@pytest.mark.parametrize("unit", ["points", "relative"])
-def test_cumulative_keeps_to_the_threshold_and_its_unit(unit: Literal["points", "relative"]) -> None:
+@pytest.mark.parametrize("unit", ["score", "relative"])
+def test_cumulative_keeps_to_the_threshold_and_its_unit(unit: Literal["score", "relative"]) -> None:
     """3 % of 50 points are 1.5 points."""
     value = planted({1: 1.6, 2: 1.4, 3: 3.0, 4: -1.0})
-    expected = {"points": (3,), "relative": (1, 3)}
+    expected = {"score": (3,), "relative": (1, 3)}
     assert split(Gain(mode="cumulative", unit=unit), value)[0] == expected[unit]
     assert split(Gain(mode="cumulative", unit=unit, threshold=20.0), value)[0] == ()
 

@@ -18,7 +18,9 @@ def options(*required: str, **optional: st.SearchStrategy[Any]) -> st.SearchStra
 
 PRUNES = st.fixed_dictionaries(
     {},
-    optional={"merge_above": st.one_of(NUMBERS, st.integers(min_value=0, max_value=2), NUMBERS.map(lambda q: {"quantile": q}))},
+    optional={
+        "merge_threshold": st.one_of(NUMBERS, st.integers(min_value=0, max_value=2), NUMBERS.map(lambda q: {"quantile": q}))
+    },
 )
 RECIPES = st.fixed_dictionaries(
     {
@@ -48,7 +50,7 @@ RECIPES = st.fixed_dictionaries(
         ),
         "splitter": st.one_of(
             st.sampled_from(["unified", "dense-prefill"]),
-            options("gain", threshold=NUMBERS, unit=st.sampled_from(["points", "relative"])),
+            options("gain", threshold=NUMBERS, unit=st.sampled_from(["score", "relative"])),
         ),
         "objective": st.sampled_from(["accuracy", "margin", {"use": "perplexity"}]),
         "calibration": options("mini", samples=COUNTS, held_out=COUNTS),
@@ -56,7 +58,7 @@ RECIPES = st.fixed_dictionaries(
         "report": st.sampled_from(["table", [], ["table", {"use": "table"}]]),
         "evaluation": options(
             first_token=st.sampled_from(["decode", "prefill"]),
-            prefill_tail=st.sampled_from(["free", "full"]),
+            truncate_prefill=st.booleans(),
             batch_tokens=COUNTS,
             cache_budget=st.integers(min_value=0, max_value=2**50),
             threads=COUNTS,

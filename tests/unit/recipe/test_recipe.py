@@ -53,8 +53,8 @@ def test_a_model_and_a_count_are_enough(host: PluginHost) -> None:
 
 
 def test_a_searcher_of_both_stages_brings_the_splitter_that_keeps_its_plan(host: PluginHost) -> None:
-    assert resolved(host, searcher="joint").splitter.name == "as-found"
-    assert resolved(host, searcher="joint").to_data()["splitter"] == {"use": "as-found"}
+    assert resolved(host, searcher="joint").splitter.name == "keep-search-result"
+    assert resolved(host, searcher="joint").to_data()["splitter"] == {"use": "keep-search-result"}
     assert resolved(host, searcher={"use": "joint", "prefill_at_most": 0.7}, splitter="gain").splitter.name == "gain"
 
 
@@ -73,10 +73,10 @@ def test_a_component_is_a_name_or_a_table(host: PluginHost) -> None:
 
 
 def test_a_threshold_is_a_value_or_a_quantile(host: PluginHost) -> None:
-    assert resolved(host, prune={"blocks": 1, "merge_above": 0.9}).settings.prune.merge_above == 0.9
-    given = resolved(host, prune={"blocks": 1, "merge_above": {"quantile": 0.5}}).settings.prune.merge_above
+    assert resolved(host, prune={"blocks": 1, "merge_threshold": 0.9}).settings.prune.merge_threshold == 0.9
+    given = resolved(host, prune={"blocks": 1, "merge_threshold": {"quantile": 0.5}}).settings.prune.merge_threshold
     assert given == Quantile(quantile=0.5)
-    assert resolved(host).settings.prune.merge_above is None
+    assert resolved(host).settings.prune.merge_threshold is None
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_an_unknown_key_does_not_hide_that_the_budget_is_missing(host: PluginHos
     [
         ({"scorrer": "dot"}, "scorrer: unknown key; did you mean 'scorer'?"),
         ({"zzz": 1}, "zzz: unknown key"),
-        ({"prune": {"blocks": 1, "merge_abov": 1}}, "prune.merge_abov: unknown key; did you mean 'merge_above'?"),
-        ({"prune": {"blocks": 1, "zzz": 1}}, "prune.zzz: unknown key; there are blocks, fraction, merge_above"),
+        ({"prune": {"blocks": 1, "merge_abov": 1}}, "prune.merge_abov: unknown key; did you mean 'merges'?"),
+        ({"prune": {"blocks": 1, "zzz": 1}}, "prune.zzz: unknown key; there are blocks, fraction, merge_threshold, merges"),
         ({"evaluation": {"thread": 1}}, "evaluation.thread: unknown key; did you mean 'threads'?"),
         ({"searcher": {"use": "random", "trys": 1}}, "searcher.trys: unknown key; did you mean 'tries'?"),
         ({"searcher": {"use": "greedy", "trys": 1}}, "searcher.trys: unknown key"),
@@ -182,7 +182,7 @@ def test_an_unknown_key_does_not_hide_that_the_budget_is_missing(host: PluginHos
         ({"report": [5]}, "report: must be a name, or a table with the key 'use' (got 5)"),
         ({"exporter": ["plan", "plam"]}, "exporter: there is no exporter 'plam'; did you mean 'plan'?"),
         ({"searcher": {"use": "annealing", "t0": 0}}, "searcher.t0: must be greater than 0 (got 0)"),
-        ({"splitter": {"use": "gain", "unit": "x"}}, "splitter.unit: must be 'points' or 'relative' (got 'x')"),
+        ({"splitter": {"use": "gain", "unit": "x"}}, "splitter.unit: must be 'score' or 'relative' (got 'x')"),
         ({"calibration": {"use": "mini", "samples": 0}}, "calibration.samples: must be greater than 0 (got 0)"),
     ],
     ids=str,
@@ -222,24 +222,24 @@ def test_a_source_that_fails_to_look_at_a_path_is_passed_by_with_a_warning() -> 
 @pytest.mark.parametrize(
     ("given", "problems"),
     [
-        ("x", ["prune.merge_above: must be a valid number (got 'x')"]),
-        (True, ["prune.merge_above: must be a valid number (got True)"]),
-        ([0.9], ["prune.merge_above: must be a valid number (got [0.9])"]),
-        ({}, ["prune.merge_above.quantile: required key is missing"]),
-        ({"quantile": 9}, ["prune.merge_above.quantile: must be less than or equal to 1 (got 9)"]),
-        ({"quantile": "x"}, ["prune.merge_above.quantile: must be a valid number (got 'x')"]),
+        ("x", ["prune.merge_threshold: must be a valid number (got 'x')"]),
+        (True, ["prune.merge_threshold: must be a valid number (got True)"]),
+        ([0.9], ["prune.merge_threshold: must be a valid number (got [0.9])"]),
+        ({}, ["prune.merge_threshold.quantile: required key is missing"]),
+        ({"quantile": 9}, ["prune.merge_threshold.quantile: must be less than or equal to 1 (got 9)"]),
+        ({"quantile": "x"}, ["prune.merge_threshold.quantile: must be a valid number (got 'x')"]),
         (
             {"quantil": 0.9},
             [
-                "prune.merge_above.quantile: required key is missing",
-                "prune.merge_above.quantil: unknown key; did you mean 'quantile'?",
+                "prune.merge_threshold.quantile: required key is missing",
+                "prune.merge_threshold.quantil: unknown key; did you mean 'quantile'?",
             ],
         ),
     ],
     ids=str,
 )
 def test_a_wrong_threshold_is_told_about_the_sort_that_was_meant(host: PluginHost, given: Any, problems: list[str]) -> None:
-    assert problems_of(host, prune={"blocks": 1, "merge_above": given}) == problems
+    assert problems_of(host, prune={"blocks": 1, "merge_threshold": given}) == problems
 
 
 @pytest.mark.parametrize("key", ["prune", "evaluation"])
@@ -283,10 +283,10 @@ def test_a_date_is_no_text(host: PluginHost, keys: dict[str, Any], key: str) -> 
     ("keys", "problem"),
     [
         ({"prune": {"fraction": float("nan")}}, "prune.fraction: must be a finite number (got nan)"),
-        ({"prune": {"blocks": 1, "merge_above": float("nan")}}, "prune.merge_above: must be a finite number (got nan)"),
+        ({"prune": {"blocks": 1, "merge_threshold": float("nan")}}, "prune.merge_threshold: must be a finite number (got nan)"),
         (
-            {"prune": {"blocks": 1, "merge_above": {"quantile": float("nan")}}},
-            "prune.merge_above.quantile: must be a finite number (got nan)",
+            {"prune": {"blocks": 1, "merge_threshold": {"quantile": float("nan")}}},
+            "prune.merge_threshold.quantile: must be a finite number (got nan)",
         ),
         ({"searcher": {"use": "annealing", "t0": float("inf")}}, "searcher.t0: must be a finite number (got inf)"),
         ({"splitter": {"use": "gain", "threshold": float("nan")}}, "splitter.threshold: must be a finite number (got nan)"),
@@ -349,12 +349,12 @@ def test_a_pruner_takes_the_place_of_scorer_and_searcher(host: PluginHost) -> No
     assert written["pruner"]["use"] == "shortgpt"
     assert not {"scorer", "searcher"} & written.keys()
     assert resolve(written, host, where="again.toml").to_data() == {**written, "out": written["out"]}
-    clashing = {**data, "searcher": "greedy", "scorer": "dot", "prune": {"blocks": 2, "merge_above": 0.9}}
+    clashing = {**data, "searcher": "greedy", "scorer": "dot", "prune": {"blocks": 2, "merge_threshold": 0.9}}
     with pytest.raises(RecipeError) as caught:
         resolve(clashing, host, where="mine.toml")
     assert list(caught.value.problems) == [
         f"{key}: a pruner finds what decode loses, so leave this out, or leave out pruner"
-        for key in ("scorer", "searcher", "prune.merge_above")
+        for key in ("scorer", "searcher", "prune.merge_threshold")
     ]
 
 

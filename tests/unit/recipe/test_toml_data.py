@@ -43,7 +43,7 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     [
         ("seed=5", {"seed": 5}),
         (" seed = 5 ", {"seed": 5}),
-        ("prune.merge_above={quantile = 0.9}", {"prune": {"blocks": 1, "merge_above": {"quantile": 0.9}}}),
+        ("prune.merge_threshold={quantile = 0.9}", {"prune": {"blocks": 1, "merge_threshold": {"quantile": 0.9}}}),
         ("prune.blocks=0", {"prune": {"blocks": 0}}),
         ("out=runs/mine", {"out": "runs/mine"}),
         ('out="runs/mine"', {"out": "runs/mine"}),

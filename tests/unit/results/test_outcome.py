@@ -34,7 +34,7 @@ OUTCOME = Outcome(
     peak_memory=2**31,
     candidates={"measured": 3, "remembered": 1, "cut_short": 0},
     environment=Environment({"torch": "2"}, "Linux", 2, "cpu", "abc", "def", "ghi"),
-    recipe={"seed": 0, "exporter": [{"use": "plan"}], "prune": {"merge_above": {"quantile": 0.9}}},
+    recipe={"seed": 0, "exporter": [{"use": "plan"}], "prune": {"merge_threshold": {"quantile": 0.9}}},
 )
 
 

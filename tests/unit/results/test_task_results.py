@@ -50,7 +50,7 @@ def test_a_damaged_result_is_named(tmp_path: Path, text: str) -> None:
 
 def test_another_format_is_named(tmp_path: Path) -> None:
     path = write_result(tmp_path, RESULT)
-    path.write_text(path.read_text().replace('"format": 1', '"format": 3'))
-    with pytest.raises(PdtrimError, match="has evaluation format 2, this version reads 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(PdtrimError, match="has evaluation format 3, this version reads 2"):
         find_result(tmp_path, "piqa", "staged", SETTINGS)
     assert path == path_of(tmp_path, "piqa", "staged", SETTINGS)

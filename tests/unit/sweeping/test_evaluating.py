@@ -29,7 +29,7 @@ SWEEP = """\
 sweep = 1
 [recipe]
 model = "tiny:llama"
-prune = {blocks = 2, merge_above = 1.1}
+prune = {blocks = 2, merges = false}
 objective = "margin"
 calibration = {samples = 8, held_out = 4}
 [grid]
@@ -155,8 +155,8 @@ def test_data_may_stand_for_the_folder_of_the_command_line(tmp_path: Path) -> No
     ("line", "words"),
     [
         ("tasks = []", "evaluate.tasks: name at least one"),
-        ('tasks = ["piqa"]\nsides = ["both"]', "must be 'staged', 'unified', 'prefill', 'decode' or 'dense' (got 'both')"),
-        ('tasks = ["piqa"]\nsides = []', "evaluate.variants: name at least one"),
+        ('tasks = ["piqa"]\nvariants = ["both"]', "must be 'staged', 'unified', 'prefill', 'decode' or 'dense' (got 'both')"),
+        ('tasks = ["piqa"]\nvariants = []', "evaluate.variants: name at least one"),
         ('tasks = ["piqa"]\nlimit = 0', "evaluate.limit: must be greater than 0 (got 0)"),
         ('tasks = ["piqa"]\ntask = 1', "evaluate.task: unknown key; did you mean 'tasks'?"),
         ("limit = 3", "evaluate.tasks: required key is missing"),
@@ -183,11 +183,11 @@ name = "two"
 
 
 def test_a_run_may_have_variants_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "s.toml").write_text(RUNS + '[evaluate]\ntasks = ["piqa"]\nsides = ["dense", "staged"]\n')
+    (tmp_path / "s.toml").write_text(RUNS + '[evaluate]\ntasks = ["piqa"]\nvariants = ["dense", "staged"]\n')
     sweep = read_sweep(tmp_path / "s.toml", tiny_host())
     assert [run.point.variants for run in sweep.runs] == [("unified",), ("dense", "staged")]
     (tmp_path / "s.toml").write_text(RUNS)
-    with pytest.raises(RecipeError, match=r"runs.0.sides: there is no table \[evaluate\]"):
+    with pytest.raises(RecipeError, match=r"runs.0.variants: there is no table \[evaluate\]"):
         read_sweep(tmp_path / "s.toml", tiny_host())
 
 

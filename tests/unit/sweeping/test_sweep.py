@@ -110,7 +110,7 @@ def test_every_run_has_a_folder_of_its_own_under_that_of_the_sweep(folder: Path,
 @pytest.mark.parametrize(
     ("grid", "expected"),
     [
-        ("prune.merge_above = [0.95, { quantile = 0.9 }]", ["merge_above=0.95", "merge_above=quantile-0.9"]),
+        ("prune.merge_threshold = [0.95, { quantile = 0.9 }]", ["merge_threshold=0.95", "merge_threshold=quantile-0.9"]),
         ('searcher = ["greedy", { use = "random", tries = 3 }]', ["searcher=greedy", "searcher=random"]),
         ("evaluation.early_stop = [true, false]", ["early_stop=true", "early_stop=false"]),
         ('model.path = ["org/A model"]', ["path=org-A-model"]),
