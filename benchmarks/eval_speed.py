@@ -26,7 +26,8 @@ import torch
 from plain_way import MISSING, Timed
 from subject import environment, write
 
-from pdtrim_core import BlockModel, LoadedRun, load_plugins
+from pdtrim_core import LoadedRun, load_plugins
+from pdtrim_core.api import BlockModel
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import resolve
 

@@ -24,7 +24,8 @@ from random import Random
 import torch
 from subject import environment, write
 
-from pdtrim_core import Item, Merge, TeacherBatch, load_plugins, python_reference
+from pdtrim_core import Merge, load_plugins
+from pdtrim_core.api import Item, TeacherBatch, python_reference
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.pipeline import merge_store as merges
 from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore, TeacherBatches

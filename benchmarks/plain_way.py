@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pdtrim_core import BlockModel, Item, Objective, Sample
+from pdtrim_core.api import BlockModel, Item, Objective, Sample
 
 MISSING = "this benchmark compares with lm-evaluation-harness, which is not installed: pip install 'pdtrim-core[eval]'"
 

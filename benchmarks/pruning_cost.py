@@ -26,10 +26,11 @@ from typing import Any
 from plain_way import PlainWay, Timed
 from subject import COUNT, Subject, add_options, open_subject, write
 
-from pdtrim_core import Drop, Plan, Removal, StagedModel
+from pdtrim_core import Drop, Plan, Removal
 from pdtrim_core.data.items import digest_of
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.results.atomic_files import cache_folder
 

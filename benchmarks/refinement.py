@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from subject import COUNT, environment, write
 
-from pdtrim_core import PdtrimError, Plan, Pruner, load_plugins
+from pdtrim_core import PdtrimError, Plan, load_plugins
+from pdtrim_core.api import Pruner
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.pipeline import run

@@ -30,7 +30,8 @@ import torch
 from safetensors import safe_open
 from subject import environment, write
 
-from pdtrim_core import BlockModel, Drop, Plan, Removal, SavedPlan, load_plugins
+from pdtrim_core import Drop, Plan, Removal, SavedPlan, load_plugins
+from pdtrim_core.api import BlockModel
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.serving.commands import Engine, Export, Ports, commands_for, open_export

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from pdtrim_core import BlockModel, Sample, load_plugins
+from pdtrim_core import load_plugins
+from pdtrim_core.api import BlockModel, Sample
 from pdtrim_core.data.items import Calibration, calibrate
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.prepare import open_model

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdtrim_core import BlockModel, Drop, Plan, Removal, apply
+from pdtrim_core import Drop, Plan, Removal, apply
+from pdtrim_core.api import BlockModel
 from pdtrim_core.testing import tiny_llama
 
 PAGE = Path(__file__).parent / "explanation" / "why-stages-differ.md"

@@ -1,7 +1,8 @@
 """pdtrim-core from Python: a run, its plan, and the plan on a model that is loaded already. The cells are those of a notebook."""
 
 # %% A recipe may be data as well as a file
-from pdtrim_core import Recipe, Sample, apply, draw_diagram, encode, load_run, run
+from pdtrim_core import Recipe, apply, draw_diagram, load_run, run
+from pdtrim_core.api import Sample, encode
 
 recipe = Recipe.from_data(
     {

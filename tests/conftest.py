@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core import ModelSource
+from pdtrim_core.api import ModelSource
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, PluginHost
+    from pdtrim_core import PluginHost
+    from pdtrim_core.api import BlockModel
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 import pdtrim_plugins
-from pdtrim_core import BlockModel, LoadedModel, ModelSource, PdtrimError, PluginHost, Recipe, RunCache, hookimpl, load_plugins
+from pdtrim_core import PdtrimError, PluginHost, Recipe, RunCache, hookimpl, load_plugins
+from pdtrim_core.api import BlockModel, LoadedModel, ModelSource
 from pdtrim_core.api.hookspecs import PROJECT
 from pdtrim_core.cli.latency_tables import print_latencies
 from pdtrim_core.host.host import Origin

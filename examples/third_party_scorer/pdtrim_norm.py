@@ -1,4 +1,4 @@
-from pdtrim_core import SimilarityScorer, hookimpl
+from pdtrim_core.api import SimilarityScorer, hookimpl
 
 class NormRatio(SimilarityScorer):
     """Scores a block by how little it changes the length of the stream."""

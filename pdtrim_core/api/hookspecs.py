@@ -6,7 +6,7 @@ is muted).
 
 A plugin marks its functions with `hookimpl` and is found through the entry point group `pdtrim`::
 
-    from pdtrim_core import SimilarityScorer, hookimpl
+    from pdtrim_core.api import SimilarityScorer, hookimpl
 
     class NormRatio(SimilarityScorer):
         name = "norm-ratio"

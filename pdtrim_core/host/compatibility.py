@@ -1,4 +1,4 @@
-"""What changed for plugins: hooks, arguments of hooks and methods of components that are no more, and what to do instead.
+"""What changed for plugins: names, hooks, arguments of hooks and methods of components that are no more, and what to do instead.
 
 A plugin does not say for which version it was made: what it defines tells. Whatever a release takes away or gives another
 meaning gets a line here, under the name that old plugins use: "pdtrim_hook", "pdtrim_hook.argument" or "Kind.method". What
@@ -10,12 +10,37 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 
+from pdtrim_core import api
 from pdtrim_core.api import hookspecs
 from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.errors import did_you_mean
 
-CHANGES: Mapping[str, str] = {}
-"""What to say of each name that is no more, such as "is pdtrim_find_blocks since 0.2". Nothing has gone since 0.1.0."""
+CHANGES: Mapping[str, str] = {
+    "Objective.points": "is Objective.score since 0.2",
+}
+"""What to say of each name that is no more, such as "is pdtrim_find_blocks since 0.2"."""
+RENAMED: Mapping[str, str] = {
+    "Answer": "Result",
+    "Ask": "Request",
+    "BlockPlace": "BlockLayout",
+    "Points": "Score",
+    "draw_ladder": "draw_diagram",
+}
+"""Names of 0.1 that plugins import, and what each is called in `pdtrim_core.api`."""
+GONE: Mapping[str, str] = {
+    "Shared": "is pdtrim_core.RunCache since 0.2",
+    "StagedModel": "is what pdtrim_core.apply returns, and has no public name since 0.2",
+    "Trunk": "has no public name since 0.2: pdtrim_core.apply makes what it was for",
+}
+"""Names of 0.1 that are not in `pdtrim_core.api`, and what to say of each."""
+
+
+def where_name_went(name: str) -> str | None:
+    """Return what to say of a name that `pdtrim_core` had in 0.1; None for one that it never had."""
+    if name in GONE:
+        return GONE[name]
+    now = RENAMED.get(name, name)
+    return f"is pdtrim_core.api.{now} since 0.2" if now in api.__all__ else None
 
 
 def hook_names() -> list[str]:

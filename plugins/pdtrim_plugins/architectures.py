@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pdtrim_core import hookimpl
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockLayout
+    from pdtrim_core.api import BlockLayout
 
 SEPARATE = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
 NORMED = (*SEPARATE, "self_attn.k_norm")
@@ -38,7 +38,7 @@ attention, and those of the MLP; empty where they are fused or experts."""
 @hookimpl
 def pdtrim_find_blocks(model: Any) -> BlockLayout | None:
     """Answer for the families of `PLACES`."""
-    from pdtrim_core import BlockLayout  # noqa: PLC0415 - listings must not import torch
+    from pdtrim_core.api import BlockLayout  # noqa: PLC0415 - listings must not import torch
 
     layout = PLACES.get(model.config.model_type)
     return BlockLayout(*layout) if layout else None

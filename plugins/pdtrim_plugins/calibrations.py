@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pdtrim_core import CalibrationSource, PdtrimError, Sample, hookimpl, python_reference
+from pdtrim_core.api import CalibrationSource, PdtrimError, Sample, hookimpl, python_reference
 
 
 class Mini(CalibrationSource):

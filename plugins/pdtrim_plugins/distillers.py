@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Distiller, hookimpl
+from pdtrim_core.api import Distiller, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core import Student, TeacherBatch, TeacherBatches
+    from pdtrim_core.api import Student, TeacherBatch, TeacherBatches
 
 Loss = Callable[["Student", "TeacherBatch"], "Tensor"]
 LR = Field(1e-5, gt=0, description="learning rate of Adam")

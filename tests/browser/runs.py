@@ -10,7 +10,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pdtrim_core import Drop, KvOnly, Merge, Metric, Outcome, Plan, Reading, Removal, SavedPlan, SearchStep, Shrink, TaskResult
+from pdtrim_core.api import (
+    Drop,
+    KvOnly,
+    Merge,
+    Metric,
+    Outcome,
+    Plan,
+    Reading,
+    Removal,
+    SavedPlan,
+    SearchStep,
+    Shrink,
+    TaskResult,
+)
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import Cost, Environment, Gain, MergeResult, Row, Sets, Value
 from pdtrim_core.results.task_results import ItemAnswer, Variant, write_result

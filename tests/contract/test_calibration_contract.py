@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core import (
-    CalibrationSource,
-    Sample,
-)
+from pdtrim_core.api import CalibrationSource, Sample
 from pdtrim_core.testing import (
     CalibrationContract,
 )

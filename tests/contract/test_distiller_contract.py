@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from pdtrim_core import Distiller
+from pdtrim_core.api import Distiller
 from pdtrim_core.testing import DistillerContract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pdtrim_core import Student, TeacherBatches
+    from pdtrim_core.api import Student, TeacherBatches
 
     Failing = Callable[..., set[str]]
 

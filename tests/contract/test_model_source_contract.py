@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import (
-    LoadedModel,
-    ModelSource,
-    PdtrimError,
-)
+from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
 from pdtrim_core.testing import (
     ByteTokenizer,
     ModelSourceContract,

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from pdtrim_core import (
-    Item,
-    Objective,
-    Staged,
-    StagedModel,
-)
+from pdtrim_core.api import Item, Objective, Staged
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.testing import (
     ObjectiveContract,
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Drop, Merge, PruneContext, Pruned, Pruner, Removal, Shrink
+from pdtrim_core.api import BlockModel, Drop, Merge, PruneContext, Pruned, Pruner, Removal, Shrink
 from pdtrim_core.testing import PrunerContract
 
 if TYPE_CHECKING:

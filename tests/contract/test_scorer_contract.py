@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from pdtrim_core import (
-    ScoreContext,
-    Scorer,
-    Scores,
-    SimilarityScorer,
-)
+from pdtrim_core.api import ScoreContext, Scorer, Scores, SimilarityScorer
 from pdtrim_core.testing import (
     ScorerContract,
 )

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core import (
-    AtLeast,
-    Drop,
-    Plan,
-    Removal,
-    Request,
-    Result,
-    Searcher,
-    SearchSpace,
-)
+from pdtrim_core.api import AtLeast, Drop, Plan, Removal, Request, Result, Searcher, SearchSpace
 from pdtrim_core.testing import (
     SearcherContract,
 )

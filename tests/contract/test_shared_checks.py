@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 from pydantic import ConfigDict, Field
 
-from pdtrim_core import (
-    Drop,
-    Plan,
-    Removal,
-    Request,
-    Result,
-    Searcher,
-    SearchSpace,
-    SimilarityScorer,
-)
+from pdtrim_core.api import Drop, Plan, Removal, Request, Result, Searcher, SearchSpace, SimilarityScorer
 from pdtrim_core.testing import (
     ScorerContract,
     SearcherContract,

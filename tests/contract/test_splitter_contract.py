@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core import (
-    Plan,
-    Request,
-    Result,
-    SearchSpace,
-    StageSplitter,
-)
+from pdtrim_core.api import Plan, Request, Result, SearchSpace, StageSplitter
 from pdtrim_core.testing import (
     SplitterContract,
 )

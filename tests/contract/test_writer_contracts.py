@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core import (
-    BlockModel,
-    Exporter,
-    Outcome,
-    Report,
-)
+from pdtrim_core.api import BlockModel, Exporter, Outcome, Report
 from pdtrim_core.testing import (
     ExporterContract,
     ReportContract,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 FOREIGN = '''
-from pdtrim_core import SimilarityScorer, hookimpl
+from pdtrim_core.api import SimilarityScorer, hookimpl
 
 class Foreign(SimilarityScorer):
     """Comes from elsewhere."""

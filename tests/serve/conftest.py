@@ -26,7 +26,8 @@ from pdtrim_core.serving.commands import CPU_BLOCK, Connector, Engine, Export, P
 from pdtrim_core.serving.servers import Server, stop, wait_until_healthy
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, StagedModel
+    from pdtrim_core.api import BlockModel
+    from pdtrim_core.execution.staged_model import StagedModel
 
 LENGTHS = (1, 2, 5, 31, 32, 33, 34, 40, 63, 64, 65, 66, 96, 97, 100, 127, 128, 129, 200, 257, 300, 400)
 """Prompts of one cache block and of several, whole ones, and one token more or less."""
@@ -213,7 +214,8 @@ def _merged(model: BlockModel, merge: Merge) -> Any:
 
 
 def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name: str) -> Subject:
-    from pdtrim_core import PrefixCache, StagedModel
+    from pdtrim_core.execution.prefix_cache import PrefixCache
+    from pdtrim_core.execution.staged_model import StagedModel
 
     modules: dict[Merge | Shrink, Any] = {e: _merged(model, e) for e in plan.decode if isinstance(e, Merge)}
     staged = StagedModel(PrefixCache(model, first_token="decode"), plan, modules)

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import CalibrationSource, Sample, hookimpl
+from pdtrim_core.api import CalibrationSource, Sample, hookimpl
 
 
 class Example(CalibrationSource):

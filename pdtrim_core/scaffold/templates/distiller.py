@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Distiller, hookimpl
+from pdtrim_core.api import Distiller, hookimpl
 
 if TYPE_CHECKING:
     # These load torch, which listings do without.
-    from pdtrim_core import Student, TeacherBatches
+    from pdtrim_core.api import Student, TeacherBatches
 
 
 class Example(Distiller):

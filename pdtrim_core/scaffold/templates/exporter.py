@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Exporter, Outcome, hookimpl, write_whole
+from pdtrim_core.api import Exporter, Outcome, hookimpl, write_whole
 
 if TYPE_CHECKING:
     # It loads torch, which listings do without.
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 
 class Example(Exporter):

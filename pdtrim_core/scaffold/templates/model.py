@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pdtrim_core import LoadedModel, ModelSource, PdtrimError, hookimpl
+from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError, hookimpl
 
 
 class Example(ModelSource):

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pdtrim_core import Item, Objective, Staged, hookimpl
+from pdtrim_core.api import Item, Objective, Staged, hookimpl
 
 
 class Example(Objective):

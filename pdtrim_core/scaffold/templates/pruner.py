@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Drop, Pruned, Pruner, Removal, hookimpl
+from pdtrim_core.api import Drop, Pruned, Pruner, Removal, hookimpl
 
 if TYPE_CHECKING:
     # It loads torch, which listings do without.
-    from pdtrim_core import PruneContext
+    from pdtrim_core.api import PruneContext
 
 
 class Example(Pruner):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pdtrim_core import Outcome, Report, hookimpl
+from pdtrim_core.api import Outcome, Report, hookimpl
 
 
 class Example(Report):

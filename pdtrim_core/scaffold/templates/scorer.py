@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Scorer, SimilarityScorer, hookimpl
+from pdtrim_core.api import Scorer, SimilarityScorer, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import AtLeast, Plan, Request, Result, Searcher, SearchSpace, hookimpl
+from pdtrim_core.api import AtLeast, Plan, Request, Result, Searcher, SearchSpace, hookimpl
 
 
 class Example(Searcher):

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Plan, Request, Result, SearchSpace, StageSplitter, hookimpl
+from pdtrim_core.api import Plan, Request, Result, SearchSpace, StageSplitter, hookimpl
 
 
 class Example(StageSplitter):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from pdtrim_core import BlockLayout, Shrink, head_dim_of, narrowed
+from pdtrim_core.api import BlockLayout, Shrink, head_dim_of, narrowed
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pdtrim_core import Exporter, hookimpl
+from pdtrim_core.api import Exporter, hookimpl
 from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from pdtrim_plugins.exporters.gguf_file import Gguf
 from pdtrim_plugins.exporters.plan import PlanFile

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pdtrim_core import Drop, Merge, Removal, Shrink, results_in
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, Outcome, Plan, SavedPlan
+    from pdtrim_core.api import BlockModel, Outcome, Plan, SavedPlan
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FRONT = re.compile(r"^---\n(.*?)\n---", re.DOTALL)

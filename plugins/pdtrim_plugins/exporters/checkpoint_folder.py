@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import PdtrimError, whole_folder
+from pdtrim_core.api import PdtrimError, whole_folder
 from pdtrim_plugins.exporters.shards import ShardWriter
 from pdtrim_plugins.exporters.stages import StoredBlock
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 OURS = ("config.json", "plan.json", "README.md")
 """Files by which an earlier export is known: one of them names a plan by its hash."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core import Exporter, PdtrimError, PlanError, SavedPlan
+from pdtrim_core.api import Exporter, PdtrimError, PlanError, SavedPlan
 from pdtrim_plugins.architectures import PLACES
 from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, link_checkpoint, write_checkpoint
@@ -17,7 +17,7 @@ from pdtrim_plugins.exporters.configs import formed, ordinary
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, Outcome
+    from pdtrim_core.api import BlockModel, Outcome
 
 Format = Literal["auto", "float32", "float16", "bfloat16"]
 OUR_PREFIX = "pdtrim_"

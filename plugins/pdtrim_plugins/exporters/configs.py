@@ -12,7 +12,7 @@ from pdtrim_plugins.exporters.stages import StoredBlock, layout_data, widths_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 NOT_BY_BLOCK = {"architectures", "eos_token_id", "bos_token_id", "pad_token_id", "mlp_only_layers"}
 """Lists of a config that are not one entry a block, however many entries they have."""
@@ -109,7 +109,7 @@ def _has_experts(model: BlockModel, block: int) -> bool:
 
 def _set_widths(model: BlockModel, widths: Mapping[str, int], data: dict[str, Any]) -> None:
     """Put one width of all blocks into a config."""
-    from pdtrim_core import head_dim_of  # noqa: PLC0415 - listings must not import torch
+    from pdtrim_core.api import head_dim_of  # noqa: PLC0415 - listings must not import torch
 
     text = data if model.config is model.model.config else data["text_config"]
     if "attention" in widths:

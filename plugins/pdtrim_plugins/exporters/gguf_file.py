@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core import Exporter, PdtrimError
+from pdtrim_core.api import Exporter, PdtrimError
 from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, outside
 from pdtrim_plugins.exporters.checkpoints import plan_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
     from torch import Tensor
 
-    from pdtrim_core import BlockModel, Outcome
+    from pdtrim_core.api import BlockModel, Outcome
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """What GGUF calls the families whose files were read back with the same logits."""
@@ -124,7 +124,7 @@ def _dtype_of(model: BlockModel) -> str:
 def _write_settings(writer: GGUFWriter, model: BlockModel, config: Any, kind: str) -> None:
     import gguf  # noqa: PLC0415 - listings do without
 
-    from pdtrim_core import head_dim_of  # noqa: PLC0415 - listings must not import torch
+    from pdtrim_core.api import head_dim_of  # noqa: PLC0415 - listings must not import torch
 
     head_dim = head_dim_of(model.config)
     writer.add_name(model.name)
@@ -163,7 +163,7 @@ def _tensors(model: BlockModel, stored: Sequence[StoredBlock], architecture: str
 
 def _permuted(tensor: Tensor, model: BlockModel) -> Tensor:
     """Return the rows of Q or K in llama.cpp's order: the halves of a head interleaved."""
-    from pdtrim_core import head_dim_of  # noqa: PLC0415 - listings must not import torch
+    from pdtrim_core.api import head_dim_of  # noqa: PLC0415 - listings must not import torch
 
     head_dim = head_dim_of(model.config)
     heads = tensor.shape[0] // head_dim

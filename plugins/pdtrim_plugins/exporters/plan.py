@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtrim_core import Exporter, write_whole
+from pdtrim_core.api import Exporter, write_whole
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, Outcome
+    from pdtrim_core.api import BlockModel, Outcome
 
 
 class PlanFile(Exporter):

@@ -12,7 +12,7 @@ from pdtrim_core import KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core import BlockLayout, BlockModel
+    from pdtrim_core.api import BlockLayout, BlockModel
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Parts:
 
     def shrunk(self, shrinks: Sequence[Shrink]) -> nn.Module:
         """Return a block less the units that shrinks of it remove."""
-        from pdtrim_core import head_dim_of, narrowed  # noqa: PLC0415 - listings must not import torch
+        from pdtrim_core.api import head_dim_of, narrowed  # noqa: PLC0415 - listings must not import torch
 
         outputs = {e: module for e, module in self._modules(shrinks).items() if isinstance(e, Shrink)}
         block = self.model.blocks[shrinks[0].block]
@@ -76,7 +76,7 @@ class Parts:
         return getattr(out, "bias", None) is not None and getattr(dense, "bias", None) is None
 
     def _modules(self, elements: Sequence[Merge | Shrink]) -> dict[Merge | Shrink, nn.Module]:
-        from pdtrim_core import load_modules  # noqa: PLC0415 - listings must not import torch
+        from pdtrim_core.api import load_modules  # noqa: PLC0415 - listings must not import torch
 
         return load_modules(Plan(decode=Removal(elements)), self.model, self.folder)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pdtrim_core import Exporter, PdtrimError, SavedPlan, Shrink
+from pdtrim_core.api import Exporter, PdtrimError, SavedPlan, Shrink
 from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, write_checkpoint
 from pdtrim_plugins.exporters.checkpoints import FORMAT_HELP, SHARD_HELP, Format, plan_of, write_decode
@@ -18,7 +18,7 @@ from pdtrim_plugins.exporters.serve_files import write_serve
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks, prefill_blocks
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, Outcome
+    from pdtrim_core.api import BlockModel, Outcome
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ADVICE = "; --to checkpoints gives one model for both stages"

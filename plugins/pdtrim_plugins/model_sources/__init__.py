@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pdtrim_core import ModelSource, hookimpl
+from pdtrim_core.api import ModelSource, hookimpl
 from pdtrim_plugins.model_sources.folder import FolderModel
 from pdtrim_plugins.model_sources.gguf_file import GgufModel
 from pdtrim_plugins.model_sources.hub import HubModel

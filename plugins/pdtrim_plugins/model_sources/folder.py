@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core import LoadedModel, ModelSource, PdtrimError
+from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
 from pdtrim_plugins.model_sources.reading import config_of, load
 
 

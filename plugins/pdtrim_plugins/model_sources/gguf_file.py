@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core import LoadedModel, ModelSource, PdtrimError
+from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
 from pdtrim_plugins.model_sources.reading import config_of, device_of, opening, quietly
 
 PACKAGE = "package:"

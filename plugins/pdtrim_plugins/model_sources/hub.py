@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pdtrim_core import LoadedModel, ModelSource
+from pdtrim_core.api import LoadedModel, ModelSource
 from pdtrim_plugins.model_sources.reading import config_of, load
 
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core import LoadedModel, ModelSource, PdtrimError, cache_folder
+from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError, cache_folder
 from pdtrim_plugins.model_sources.gguf_file import PACKAGE, GgufModel, existing_gguf, read_gguf
 from pdtrim_plugins.model_sources.reading import config_of, load, quietly
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pdtrim_core import Pruner, hookimpl
+from pdtrim_core.api import Pruner, hookimpl
 from pdtrim_plugins.pruners.flap import Flap
 from pdtrim_plugins.pruners.laco import LaCo
 from pdtrim_plugins.pruners.llm_pruner import LlmPruner

@@ -15,7 +15,7 @@ from pdtrim_core import PdtrimError, Removal, Shrink
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")

@@ -12,7 +12,7 @@ from pdtrim_core import PdtrimError
 if TYPE_CHECKING:
     from torch import nn
 
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
     from pdtrim_plugins.pruners.channels import Place
 
 _TOKENS = 3

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core import PdtrimError, Pruned, Pruner, Removal, Shrink
+from pdtrim_core.api import PdtrimError, Pruned, Pruner, Removal, Shrink
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core import BlockModel, PruneContext
+    from pdtrim_core.api import BlockModel, PruneContext
 
 Part = Literal["attention", "mlp"]
 Place = tuple[int, Part]

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from pdtrim_core import BlockModel, PdtrimError
+from pdtrim_core.api import BlockModel, PdtrimError
 
 Place = TypeVar("Place", bound=Hashable)
 

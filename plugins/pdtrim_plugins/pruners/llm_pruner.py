@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pdtrim_core import Pruner
+from pdtrim_core.api import Pruner
 from pdtrim_plugins.pruners import channels as ch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core import BlockModel, PruneContext, Pruned
+    from pdtrim_core.api import BlockModel, PruneContext, Pruned
 
 
 class LlmPruner(Pruner):
@@ -57,7 +57,7 @@ class LlmPruner(Pruner):
         Raises `PdtrimError` where the family's projections are fused, the budget cannot be met, there are too few tokens, or a
         gradient is not finite.
         """
-        from pdtrim_core import Pruned  # noqa: PLC0415 - listings must not import torch
+        from pdtrim_core.api import Pruned  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
         places = ch.places(model, self)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pdtrim_core import BlockModel, PdtrimError
+from pdtrim_core.api import BlockModel, PdtrimError
 
 DAMPING = 0.01
 """Of the mean second moment, added to each: where tokens are few, their moments alone have no full rank."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Drop, PdtrimError, Pruned, Pruner, Removal
+from pdtrim_core.api import Drop, PdtrimError, Pruned, Pruner, Removal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core import BlockModel, PruneContext
+    from pdtrim_core.api import BlockModel, PruneContext
 
 KEPT_FIRST, KEPT_LAST = 4, 2
 PLUS = Field(default=True, description=f"the paper's +: the first {KEPT_FIRST} blocks and the last {KEPT_LAST} are never removed")

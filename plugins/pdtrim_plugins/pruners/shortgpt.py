@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pdtrim_core import Drop, PdtrimError, Pruned, Pruner, Removal
+from pdtrim_core.api import Drop, PdtrimError, Pruned, Pruner, Removal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core import PruneContext
+    from pdtrim_core.api import PruneContext
 
     Batch = tuple[list[Tensor], Tensor]
     """The streams `[B, T, D]` in front of each block and behind the last one, and which of their positions count `[B, T]`."""

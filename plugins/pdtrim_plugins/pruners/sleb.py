@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Drop, PdtrimError, Pruned, Pruner, Removal
+from pdtrim_core.api import Drop, PdtrimError, Pruned, Pruner, Removal
 
 if TYPE_CHECKING:
-    from pdtrim_core import PruneContext
+    from pdtrim_core.api import PruneContext
 
 
 class Sleb(Pruner):

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pdtrim_core import PdtrimError, Pruned, Pruner
+from pdtrim_core.api import PdtrimError, Pruned, Pruner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from pdtrim_core import BlockModel, PruneContext
+    from pdtrim_core.api import BlockModel, PruneContext
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """By `model_type`: blocks with one RMS norm in front of attention and one in front of a gated MLP, and no other."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pdtrim_core import Merge, PdtrimError, Pruned, Pruner, Removal
+from pdtrim_core.api import Merge, PdtrimError, Pruned, Pruner, Removal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core import PruneContext
+    from pdtrim_core.api import PruneContext
 
 
 class Streamline(Pruner):

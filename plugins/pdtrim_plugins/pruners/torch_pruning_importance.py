@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core import PdtrimError, Pruner
+from pdtrim_core.api import PdtrimError, Pruner
 from pdtrim_plugins.pruners import channels as ch
 from pdtrim_plugins.pruners.dependency_graph import TracedBlocks, package
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core import BlockModel, PruneContext, Pruned
+    from pdtrim_core.api import BlockModel, PruneContext, Pruned
 
 
 class TorchPruning(Pruner):
@@ -58,7 +58,7 @@ class TorchPruning(Pruner):
         Raises `PdtrimError` where the package is missing or cannot trace a block, the family's projections are fused, the
         budget cannot be met, or there are too few tokens.
         """
-        from pdtrim_core import Pruned  # noqa: PLC0415 - listings must not import torch
+        from pdtrim_core.api import Pruned  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
         places = ch.places(model, self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pdtrim_core import Report, hookimpl
+from pdtrim_core.api import Report, hookimpl
 from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 

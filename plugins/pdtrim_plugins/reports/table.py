@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtrim_core import Report, Shrink, draw_diagram
+from pdtrim_core.api import Report, Shrink, draw_diagram
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome

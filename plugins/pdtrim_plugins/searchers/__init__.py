@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pdtrim_core import Searcher, hookimpl
+from pdtrim_core.api import Searcher, hookimpl
 from pdtrim_plugins.searchers.annealing import Annealing, Restarts
 from pdtrim_plugins.searchers.exhaustive import Exhaustive
 from pdtrim_plugins.searchers.joint import Joint

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from pdtrim_core import AtLeast, Plan, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import AtLeast, Plan, Removal, Request, Result, Searcher, SearchSpace
 
 
 class Cooling(NamedTuple):

@@ -9,7 +9,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Drop, Element, Merge, PdtrimError, Plan, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Request, Result, Searcher, SearchSpace
 
 SIDE_BY_SIDE = 64
 """Plans asked for in one list: enough to be measured side by side, few enough that a bar moves."""

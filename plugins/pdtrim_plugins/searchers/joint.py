@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
-from pdtrim_core import (
+from pdtrim_core.api import (
     AtLeast,
     Element,
     KvOnly,

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Drop, Plan, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import Drop, Plan, Removal, Request, Result, Searcher, SearchSpace
 
 
 class Greedy(Searcher):

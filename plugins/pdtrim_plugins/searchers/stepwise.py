@@ -8,7 +8,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import Element, PdtrimError, Plan, Probe, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import Element, PdtrimError, Plan, Probe, Removal, Request, Result, Searcher, SearchSpace
 
 
 class Sequential(Searcher):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pdtrim_core import StageSplitter, hookimpl
+from pdtrim_core.api import StageSplitter, hookimpl
 from pdtrim_plugins.splitters.ceiling import Budget, Pop
 from pdtrim_plugins.splitters.fixed import DensePrefill, KeepSearchResult, Unified
 from pdtrim_plugins.splitters.gain import Gain

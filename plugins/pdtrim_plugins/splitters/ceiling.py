@@ -8,7 +8,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core import KvOnly, PdtrimError, Plan, Request, Result, Score, SearchSpace, StageSplitter
+from pdtrim_core.api import KvOnly, PdtrimError, Plan, Request, Result, Score, SearchSpace, StageSplitter
 from pdtrim_plugins.splitters.sparing import gain_over, keep_in_prefill
 
 

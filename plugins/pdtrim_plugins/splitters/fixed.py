@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from random import Random
 
-from pdtrim_core import Plan, Request, Result, SearchSpace, StageSplitter
+from pdtrim_core.api import Plan, Request, Result, SearchSpace, StageSplitter
 
 
 class Unified(StageSplitter):

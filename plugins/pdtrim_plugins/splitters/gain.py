@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pdtrim_core import Note, Plan, Request, Result, Score, SearchSpace, StageSplitter
+from pdtrim_core.api import Note, Plan, Request, Result, Score, SearchSpace, StageSplitter
 from pdtrim_plugins.splitters.sparing import gain_over, keep_in_prefill
 
 

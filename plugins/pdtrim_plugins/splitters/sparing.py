@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdtrim_core import Element, Plan, Score
+from pdtrim_core.api import Element, Plan, Score
 
 
 def keep_in_prefill(plan: Plan, *elements: Element) -> Plan:

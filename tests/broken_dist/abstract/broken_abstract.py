@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pdtrim_core import Scorer, hookimpl
+from pdtrim_core.api import Scorer, hookimpl
 
 
 class Hollow(Scorer):

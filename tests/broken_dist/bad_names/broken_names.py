@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pdtrim_core import Scorer, SimilarityScorer, hookimpl
+from pdtrim_core.api import Scorer, SimilarityScorer, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor

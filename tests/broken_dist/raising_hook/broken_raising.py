@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from random import Random
 
-from pdtrim_core import Plan, Request, Result, Scorer, Searcher, SearchSpace, hookimpl
+from pdtrim_core.api import Plan, Request, Result, Scorer, Searcher, SearchSpace, hookimpl
 
 
 class Patient(Searcher):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from pdtrim_core import LoadedModel, ModelSource, hookimpl
+from pdtrim_core.api import LoadedModel, ModelSource, hookimpl
 
 
 class Picky(ModelSource):

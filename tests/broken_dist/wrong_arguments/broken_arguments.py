@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-from pdtrim_core import Plan, Request, Result, Searcher, SearchSpace, hookimpl
+from pdtrim_core.api import Plan, Request, Result, Searcher, SearchSpace, hookimpl
 
 
 class Seedless(Searcher):

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from pdtrim_core import Scorer, Scores
+from pdtrim_core.api import Scorer, Scores
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.search.space import two_sets
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, PluginHost
+    from pdtrim_core import PluginHost
+    from pdtrim_core.api import BlockModel
 
 SHARED = Path(__file__).parents[4] / "shared"
 SEQUENCES = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]]

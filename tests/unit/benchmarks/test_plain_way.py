@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Drop, Plan, Removal, StagedModel
+from pdtrim_core.api import BlockModel, Drop, Plan, Removal
 from pdtrim_core.data.items import calibrate
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.testing import tiny_model
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.objectives import Accuracy

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pdtrim_core import Drop, KvOnly, Plan, Removal, StagedModel, load_plugins
+from pdtrim_core import Drop, KvOnly, Plan, Removal, load_plugins
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing import FAMILIES, tiny_model

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from pdtrim_core import Drop, Item, KvOnly, Plan, Removal, StagedModel
+from pdtrim_core.api import Drop, Item, KvOnly, Plan, Removal
 from pdtrim_core.execution import staged_model as stages
 from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model import block_model as model
 from pdtrim_core.testing import tiny_llama, tiny_model
 from tests.unit.execution.test_staged_model import PLANS, replacements, some_items
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
     from pdtrim_core.plan.plan import FirstToken
 
 # Rounding of float32 logits around 10, over six blocks.

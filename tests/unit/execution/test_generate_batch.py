@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pdtrim_core import Drop, Item, Plan, PrefixCache, Removal, StagedModel
+from pdtrim_core.api import Drop, Item, Plan, Removal
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 

@@ -13,7 +13,7 @@ from pdtrim_core.execution.stage_modules import as_stage, prefill_steps
 from pdtrim_core.testing import FAMILIES, tiny_model
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 IDS = torch.arange(40)[None] % 250
 TAIL = Plan(prefill=Removal([Drop(2), KvOnly(4), Drop(5)]), decode=Removal([Drop(2), Drop(5)]))

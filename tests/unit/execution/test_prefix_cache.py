@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import Drop, Item, PdtrimError, Plan, Removal, StagedModel
+from pdtrim_core.api import Drop, Item, PdtrimError, Plan, Removal
 from pdtrim_core.execution.batching import Layout
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
@@ -19,7 +20,7 @@ from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from tests.unit.execution.test_staged_model import PLANS, TAILS, replacements, some_items
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 CLOSE = 1e-4
 """Nats a choice: rounding of float32 where other tokens lie in between; a wrong mask or position gives tenths."""

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from pdtrim_core import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink, StagedModel
+from pdtrim_core.api import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, Element
+    from pdtrim_core.api import BlockModel, Element
     from pdtrim_core.plan.plan import FirstToken
 
 BLOCKS = 6

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import LoadedRun, PdtrimError, Plan, PrefixCache, StagedModel
+from pdtrim_core import LoadedRun, PdtrimError, Plan
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.results.task_results import Variant
 from pdtrim_core.testing import ByteTokenizer

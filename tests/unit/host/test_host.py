@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import PluginHost, Scorer, Searcher, hookimpl, load_plugins
+from pdtrim_core import PluginHost, hookimpl, load_plugins
+from pdtrim_core.api import Scorer, Searcher
 from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError
 from pdtrim_core.host.host import Failure, Origin
@@ -20,7 +21,7 @@ BROKEN = Path(__file__).parents[2] / "broken_dist"
 Load = Callable[..., PluginHost]
 
 GOOD_FILE = '''
-from pdtrim_core import Scorer, Scores, hookimpl
+from pdtrim_core.api import Scorer, Scores, hookimpl
 
 class Flat(Scorer):
     """All blocks alike."""

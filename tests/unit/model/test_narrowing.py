@@ -9,8 +9,9 @@ from weakref import ref
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Drop, KvOnly, Plan, PlanError, Removal, Shrink, StagedModel
+from pdtrim_core.api import BlockModel, Drop, KvOnly, Plan, PlanError, Removal, Shrink
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums

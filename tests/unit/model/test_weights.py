@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pdtrim_core import BlockModel, Merge, PdtrimError, Plan, PrefixCache, Pruned, Removal, Shrink, StagedModel
+from pdtrim_core.api import BlockModel, Merge, PdtrimError, Plan, Pruned, Removal, Shrink
 from pdtrim_core.api.kinds import Pruner
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.weights import load_modules, save_modules
 from pdtrim_core.pipeline.prune import PruneContext, Pruning
 from pdtrim_core.testing import tiny_llama

@@ -12,22 +12,8 @@ import pytest
 import torch
 
 import pdtrim_core
-from pdtrim_core import (
-    Drop,
-    Merge,
-    PdtrimError,
-    Plan,
-    PlanError,
-    Recipe,
-    RecipeError,
-    Removal,
-    Sample,
-    SavedPlan,
-    apply,
-    encode,
-    load_run,
-    run,
-)
+from pdtrim_core import Drop, Merge, PdtrimError, Plan, PlanError, Recipe, RecipeError, Removal, SavedPlan, apply, load_run, run
+from pdtrim_core.api import Sample, encode
 from pdtrim_core.model.weights import save_modules
 from pdtrim_core.testing import FAMILIES, ByteTokenizer, tiny_llama, tiny_model, tiny_transformers
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host

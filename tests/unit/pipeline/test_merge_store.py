@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, Sample, StagedModel, Student, TeacherBatches
+from pdtrim_core.api import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, Sample, Student, TeacherBatches
 from pdtrim_core.data.items import Calibration, calibrate
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import load_plugins
 from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.merge_pairs import Merges

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from pdtrim_core import Drop, Item, Objective, PdtrimError, Plan, PluginError, Removal, Staged
+from pdtrim_core.api import Drop, Item, Objective, PdtrimError, Plan, PluginError, Removal, Staged
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import PrefixCache

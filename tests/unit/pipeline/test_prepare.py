@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import PdtrimError, PluginHost, Scores
+from pdtrim_core import PdtrimError, PluginHost
+from pdtrim_core.api import Scores
 from pdtrim_core.pipeline.prepare import threshold_of
 from pdtrim_core.recipe.recipe import resolve
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pdtrim_core import (
+from pdtrim_core.api import (
     Drop,
     KvOnly,
     Merge,
@@ -46,7 +46,8 @@ from pdtrim_plugins.pruners import ShortGpt, Sleb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pdtrim_core import BlockModel, Element, LoadedModel, Outcome, PluginHost
+    from pdtrim_core import Element, Outcome, PluginHost
+    from pdtrim_core.api import BlockModel, LoadedModel
     from pdtrim_core.pipeline.objective_value import Measurement
 
 SEQUENCES = [Random(number).choices(range(256), k=length) for number, length in enumerate((5, 9, 1, 14, 9))]

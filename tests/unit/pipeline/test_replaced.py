@@ -11,24 +11,11 @@ import pytest
 import torch
 from pydantic import Field
 
-from pdtrim_core import (
-    Drop,
-    LoadedModel,
-    Outcome,
-    Plan,
-    PlanError,
-    PluginError,
-    PluginHost,
-    PrefixCache,
-    PruneContext,
-    Pruned,
-    Pruner,
-    Removal,
-    RunCache,
-    StagedModel,
-    hookimpl,
-)
+from pdtrim_core import Drop, Outcome, Plan, PlanError, PluginError, PluginHost, Removal, RunCache, hookimpl
+from pdtrim_core.api import LoadedModel, PruneContext, Pruned, Pruner
 from pdtrim_core.data.items import Item, Sample, encode
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.recipe.recipe import resolve

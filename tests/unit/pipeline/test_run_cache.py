@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import Drop, Item, KvOnly, Merge, Plan, Recipe, Removal, RunCache
+from pdtrim_core import Drop, KvOnly, Merge, Plan, Recipe, Removal, RunCache
+from pdtrim_core.api import Item
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.run_cache import keys_of, values_keys
 from pdtrim_core.recipe.recipe import resolve

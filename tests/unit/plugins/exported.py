@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdtrim_core import BlockModel, Element, Exporter, Plan, Removal, Shrink, load_modules
+from pdtrim_core.api import BlockModel, Element, Exporter, Plan, Removal, Shrink, load_modules
 from pdtrim_core.execution.stage_modules import as_stage, decode_steps
 from pdtrim_core.testing.contracts.small_run import run_with_plan
 

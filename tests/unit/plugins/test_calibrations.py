@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from pdtrim_core import PdtrimError, Sample, python_reference
+from pdtrim_core.api import PdtrimError, Sample, python_reference
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.pipeline import prepare as first_steps
 from pdtrim_core.recipe.recipe import resolve

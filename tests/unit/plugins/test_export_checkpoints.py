@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pdtrim_core import BlockModel, Drop, Element, KvOnly, Merge, PdtrimError, Plan, PlanError, PluginError, Removal, Shrink
+from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, PdtrimError, Plan, PlanError, PluginError, Removal, Shrink
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan, small_run
 from pdtrim_core.testing.models import save_tiny_model

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Drop, Element, Merge, PdtrimError, Shrink
+from pdtrim_core.api import BlockModel, Drop, Element, Merge, PdtrimError, Shrink
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.models import save_tiny_model
 from pdtrim_plugins.exporters.gguf_file import Gguf

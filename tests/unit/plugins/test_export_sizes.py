@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdtrim_core import BlockModel, Drop, Element, KvOnly, Merge, Plan, Removal, Shrink
+from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, Plan, Removal, Shrink
 from pdtrim_core.testing import tiny_model
 from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from pdtrim_plugins.exporters.vllm import Vllm

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Drop, Element, KvOnly, Merge, PdtrimError, Plan, Removal, SavedPlan, Shrink, load_modules
+from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, PdtrimError, Plan, Removal, SavedPlan, Shrink, load_modules
 from pdtrim_core.execution import two_phase
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan

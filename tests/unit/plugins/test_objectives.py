@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from pdtrim_core import Drop, Item, Objective, Plan, PrefixCache, Removal, StagedModel
+from pdtrim_core.api import Drop, Item, Objective, Plan, Removal
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts import FixedStaged

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import PdtrimError, Plan, PrefixCache, PruneContext, Removal, Shrink, StagedModel, run
+from pdtrim_core import PdtrimError, Plan, Removal, Shrink, run
+from pdtrim_core.api import PruneContext
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.weights import load_modules
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.results.run_folder import load_plan
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pdtrim_core import BlockModel, Pruned
+    from pdtrim_core.api import BlockModel, Pruned
 
 ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
 WINDOWS = [tuple(Random(number).randrange(256) for _ in range(16)) for number in range(7)]

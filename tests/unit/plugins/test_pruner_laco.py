@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import Merge, PdtrimError, Plan, PruneContext, StagedModel
+from pdtrim_core.api import Merge, PdtrimError, Plan, PruneContext
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LaCo
 from pdtrim_plugins.pruners.laco import Likeness, Run, fold, folded_block, norm_weights
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, Pruned
+    from pdtrim_core.api import BlockModel, Pruned
 
 ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
 SEQUENCES = [[(7 * i + 3 * j + i * j) % 256 for j in range(8 + i)] for i in range(6)]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import PdtrimError, Plan, PruneContext, Removal
+from pdtrim_core.api import PdtrimError, Plan, PruneContext, Removal
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LlmPruner
 from pdtrim_plugins.pruners import channels as ch
 from pdtrim_plugins.pruners.gradients import with_gradients
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 SHARED = Path(__file__).parents[4] / "shared"
 WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import Drop, PdtrimError, PruneContext, Pruner, Removal
+from pdtrim_core.api import Drop, PdtrimError, PruneContext, Pruner, Removal
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import ShortenedPpl, ShortenedTaylor
 from pdtrim_plugins.pruners.shortened import taylor_importances
@@ -19,7 +19,7 @@ from pdtrim_plugins.pruners.shortened import taylor_importances
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 SHARED = Path(__file__).parents[4] / "shared"
 TOKENS = Random(0).choices(range(256), k=67)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import Drop, PdtrimError, PruneContext, Removal
+from pdtrim_core.api import Drop, PdtrimError, PruneContext, Removal
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.pruners import ShortGpt
 from pdtrim_plugins.pruners.shortgpt import _angle, _cosine
@@ -20,7 +20,7 @@ from pdtrim_plugins.pruners.shortgpt import _angle, _cosine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 SHARED = Path(__file__).parents[4] / "shared"
 SEQUENCES = [[7, 3, 99, 4], [250, 1, 1, 8, 40, 41, 42], [65, 66, 67, 68, 69]]

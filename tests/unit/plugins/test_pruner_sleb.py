@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import Drop, PdtrimError, Plan, PruneContext, Removal
+from pdtrim_core.api import Drop, PdtrimError, Plan, PruneContext, Removal
 from pdtrim_core.search.driver import Ledger
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.pruners import Sleb
@@ -20,7 +20,7 @@ from pdtrim_plugins.pruners import Sleb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
     from pdtrim_core.pipeline.objective_value import Measurement
 
 SHARED = Path(__file__).parents[4] / "shared"

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Item, PdtrimError, Plan, PrefixCache, PruneContext, StagedModel
+from pdtrim_core.api import BlockModel, Item, PdtrimError, Plan, PruneContext
 from pdtrim_core.data.items import calibrate
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.pruners import SliceGpt

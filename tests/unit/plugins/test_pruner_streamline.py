@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import Merge, PdtrimError, Plan, PruneContext, Removal, StagedModel
+from pdtrim_core.api import Merge, PdtrimError, Plan, PruneContext, Removal
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.merge_store import MergeStore
@@ -28,7 +29,7 @@ from pdtrim_plugins.pruners.streamline import most_alike, scaled_cosine
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel, Pruned
+    from pdtrim_core.api import BlockModel, Pruned
 
 ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
 SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(4)]

@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from pdtrim_core import PdtrimError, Plan, PruneContext, Removal
+from pdtrim_core.api import PdtrimError, Plan, PruneContext, Removal
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LlmPruner, TorchPruning
 from pdtrim_plugins.pruners.dependency_graph import TracedBlocks
 
 if TYPE_CHECKING:
-    from pdtrim_core import BlockModel
+    from pdtrim_core.api import BlockModel
 
 SHARED = Path(__file__).parents[4] / "shared"
 WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3)]

@@ -18,7 +18,7 @@ from pdtrim_plugins.objectives import Accuracy
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pdtrim_core import BlockModel, Sample
+    from pdtrim_core.api import BlockModel, Sample
 
 HALVES = {"physics": 1 / 2, "knowledge": 1 / 4}
 """The halves of `mini`, with the share that chance gets right."""

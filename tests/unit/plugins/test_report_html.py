@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core import Drop, KvOnly, Metric, Outcome, PdtrimError, Plan, Removal, SearchStep, read_record
+from pdtrim_core.api import Drop, KvOnly, Metric, Outcome, PdtrimError, Plan, Removal, SearchStep, read_record
 from pdtrim_core.results.outcome import Gain
 from pdtrim_core.results.task_results import write_result
 from pdtrim_plugins.reports.html import Html

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, ScoreContext, Scorer, SimilarityScorer
+from pdtrim_core.api import BlockModel, ScoreContext, Scorer, SimilarityScorer
 from pdtrim_core.testing import tiny_llama
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from pdtrim_core import Drop, Element, Merge, PdtrimError, Plan, Removal, Scores, Searcher, SearchSpace
+from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Scores, Searcher, SearchSpace
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, RandomChoice, Restarts, Sequential

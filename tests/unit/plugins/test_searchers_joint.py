@@ -20,7 +20,7 @@ from tests.unit.examples import given
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pdtrim_core import SearchSpace
+    from pdtrim_core.api import SearchSpace
 
 CEILINGS = (0.3, 0.45, 0.6, 0.85, 1.0)
 MERGING = 0.8

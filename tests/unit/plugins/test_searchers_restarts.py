@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core import Plan, Scores, SearchSpace
+from pdtrim_core.api import Plan, Scores, SearchSpace
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
 from pdtrim_plugins.searchers import Annealing, Restarts

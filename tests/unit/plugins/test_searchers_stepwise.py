@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core import Drop, PdtrimError, Plan, Probe, Removal, Scores, Searcher, SearchSpace
+from pdtrim_core.api import Drop, PdtrimError, Plan, Probe, Removal, Scores, Searcher, SearchSpace
 from pdtrim_core.search.driver import Found, Ledger, drive
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space

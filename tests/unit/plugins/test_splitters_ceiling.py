@@ -20,7 +20,7 @@ from tests.unit.examples import given
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pdtrim_core import SearchSpace
+    from pdtrim_core.api import SearchSpace
 
 START = 50.0
 REMOVAL = Removal(map(Drop, (1, 2, 3, 4)))

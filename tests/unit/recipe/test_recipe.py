@@ -12,7 +12,8 @@ import pytest
 import tomli
 import tomli_w
 
-from pdtrim_core import ModelSource, PluginHost, RecipeError, Scorer, hookimpl, load_plugins
+from pdtrim_core import PluginHost, RecipeError, hookimpl, load_plugins
+from pdtrim_core.api import ModelSource, Scorer
 from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.host.host import Origin
 from pdtrim_core.recipe.recipe import Recipe, read, resolve

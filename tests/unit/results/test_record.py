@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core import Drop, PdtrimError, Plan, Removal, SearchStep, read_record
+from pdtrim_core.api import Drop, PdtrimError, Plan, Removal, SearchStep, read_record
 from pdtrim_core.results.outcome import Outcome
 from tests.browser import runs
 

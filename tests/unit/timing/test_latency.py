@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Drop, KvOnly, PdtrimError, Plan, Removal, Shrink
+from pdtrim_core.api import BlockModel, Drop, KvOnly, PdtrimError, Plan, Removal, Shrink
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.testing import FAMILIES, tiny_model
 from pdtrim_core.timing import latency as latencies_module

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core import Drop, PdtrimError, Pruned, Pruner, Removal, Shrink, hookimpl
+from pdtrim_core.api import Drop, PdtrimError, Pruned, Pruner, Removal, Shrink, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     # These load torch, which listings do without.
-    from pdtrim_core import BlockModel, PruneContext
+    from pdtrim_core.api import BlockModel, PruneContext
 
 
 class DepthAndWidth(Pruner):
@@ -64,7 +64,7 @@ def _channels(model: BlockModel, blocks: list[int], parameters: int) -> int:
 
 def _written(context: PruneContext, blocks: list[int]) -> dict[int, list[int]]:
     """Return the channels of each block in the order of what they write: activation times column of the output projection."""
-    from pdtrim_core import ScoreContext  # it loads torch
+    from pdtrim_core.api import ScoreContext  # it loads torch
 
     outputs = {block: context.model.units(block).projections("mlp")[-1] for block in blocks}
     squares: dict[int, Tensor] = {}

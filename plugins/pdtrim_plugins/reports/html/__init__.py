@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pdtrim_core import PdtrimError, Report, read_record, write_whole
+from pdtrim_core.api import PdtrimError, Report, read_record, write_whole
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome, RunRecord

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pdtrim_core import Outcome, Plan, Reading, RunRecord, SearchStep
+from pdtrim_core.api import Outcome, Plan, Reading, RunRecord, SearchStep
 from pdtrim_plugins.reports.html import depth
 from pdtrim_plugins.reports.html.ladder import ladder
 from pdtrim_plugins.reports.html.parts import NOTHING, Figure, Part, Section, Table, number, words

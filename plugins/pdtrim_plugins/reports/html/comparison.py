@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pdtrim_core import Metric, Outcome, RunRecord, Value
+from pdtrim_core.api import Metric, Outcome, RunRecord, Value
 from pdtrim_plugins.reports.html import dots, tasks
 from pdtrim_plugins.reports.html.ladder import ladder
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Page, Part, Section, Table, number, words

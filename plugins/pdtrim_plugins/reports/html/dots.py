@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pdtrim_core import Gain, MergeResult
+from pdtrim_core.api import Gain, MergeResult
 from pdtrim_plugins.reports.html.svg import ACCENT, INK, LINE, QUIET, SMALL, SURFACE, TEXT, TINT, WARM, Picture, Sheet, picture
 from pdtrim_plugins.reports.html.wording import counted, cut, element, plain, signed, with_error
 

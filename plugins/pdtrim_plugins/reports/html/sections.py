@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from pdtrim_core import Drop, Merge, Outcome, RunRecord, Value
+from pdtrim_core.api import Drop, Merge, Outcome, RunRecord, Value
 from pdtrim_plugins.reports.html import dots, tasks
 from pdtrim_plugins.reports.html.ladder import ladder
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Part, Section, Table, Text, number, words

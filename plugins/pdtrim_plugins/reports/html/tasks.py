@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from pdtrim_core import Metric, TaskResult
+from pdtrim_core.api import Metric, TaskResult
 from pdtrim_plugins.reports.html.dots import Dot
 from pdtrim_plugins.reports.html.wording import PLUS_MINUS
 

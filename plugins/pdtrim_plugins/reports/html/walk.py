@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pdtrim_core import SearchStep
+from pdtrim_core.api import SearchStep
 from pdtrim_plugins.reports.html.svg import ACCENT, QUIET, SOFT, SURFACE, WARM, Picture, Sheet, picture
 from pdtrim_plugins.reports.html.wording import counted, plain
 
