@@ -571,10 +571,10 @@ def test_calls_of_hooks_can_be_seen(load: Load, monkeypatch: pytest.MonkeyPatch,
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [
-        "trace: broken-questions pdtrim_model_sources() -> [Picky]",
+        "trace: twin-one pdtrim_scorers() -> [Twin]",
         "trace: broken-raising pdtrim_scorers() raised ZeroDivisionError: division by zero",
         "trace: broken-raising pdtrim_searchers() -> [Patient]",
-        "trace: twin-one pdtrim_scorers() -> [Twin]",
+        "trace: broken-questions pdtrim_model_sources() -> [Picky]",
         f"trace: pdtrim-core:architectures pdtrim_find_blocks() -> {repr(place)[:197]}...",
         "trace: broken-listener:parts pdtrim_note_made(note='one') raised ValueError: too loud",
     ]
