@@ -64,11 +64,6 @@ class PluginHost:
         self.import_seconds: dict[Origin, float] = {}
 
     @property
-    def hook(self) -> Any:
-        """The pluggy relay, to ask the questions of `hookspecs`."""
-        return self._manager.hook
-
-    @property
     def provided(self) -> list[Provided]:
         """Components in the order of loading; those of a `tryfirst` come before all others, those of a `trylast` after."""
         return self._collect().provided
@@ -123,7 +118,7 @@ class PluginHost:
     def _call(self, hook: str, **facts: object) -> tuple[Any, list[Fault]]:
         """Have pluggy call a hook; return its answer, and the implementations that failed."""
         before = len(self._calls.faults)
-        answer = getattr(self.hook, hook)(**facts)
+        answer = getattr(self._manager.hook, hook)(**facts)
         faults = self._calls.faults[before:]
         del self._calls.faults[before:]
         return answer, faults
