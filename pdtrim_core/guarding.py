@@ -88,16 +88,23 @@ def _around_wrapper(implementation: Implementation, calls: Calls, accept: Accept
             return (yield)
         facts = implementation.facts(told)
         begun, inner = False, None
+        interrupt: BaseException | None = None
         try:
             with implementation.traced(facts) as found, closing(implementation.call(facts)) as wrapper:
                 _begin(wrapper)
                 begun = True
-                inner = yield
+                try:
+                    inner = yield
+                except BaseException as stop:
+                    interrupt = stop  # guards let no failure through, so the run is being stopped: the wrapper is closed
+                    raise
                 returned = _end(wrapper, inner)
                 found.answer = None if returned is None else implementation.answer(returned)
             return inner if found.answer is None else accept(implementation, found.answer)
         except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is a fault of its plugin
             calls.faults.append(Fault(implementation, error))
+        if interrupt is not None:
+            raise interrupt  # the wrapper failed while it was closed
         return inner if begun else (yield)
 
     return guarded

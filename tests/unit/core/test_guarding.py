@@ -279,6 +279,21 @@ def test_an_interrupt_comes_through_and_ends_wrappers(interrupt: type[BaseExcept
     assert ended == ["put away"]
 
 
+def test_an_interrupt_comes_through_a_wrapper_that_fails_when_it_is_closed() -> None:
+    def cannot_put_away() -> Generator[None, object, None]:
+        try:
+            yield
+        finally:
+            raise OSError("disk full")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    host = host_of(stops={EVENT: hookimpl(interrupted)}, around=wrapper(EVENT, cannot_put_away))
+    with pytest.raises(KeyboardInterrupt):
+        host.tell(EVENT, note="n")
+
+
 # What cannot be a wrapper
 
 
