@@ -1,7 +1,7 @@
 """pdtrim-core prunes a language model twice, once for prefill and once for decode, with methods that anyone can plug in.
 
-These are the names for those who use it from Python. What a plugin is made of is in `pdtrim_core.api`. A name that needs torch imports
-it when it is first used.
+These are the names for those who use it from Python; what a plugin is made of is in `pdtrim_core.api`. Names that need torch
+import it when they are first used.
 """
 
 from __future__ import annotations

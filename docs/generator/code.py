@@ -30,15 +30,21 @@ def hooks_page() -> str:
     for name, hook in hooks():
         sorts[sort_of(hook)].append(f"### {name}\n\n```text\n{name}{signature(hook)}\n```\n\n{doc(hook)}")
     about = {
-        "registry": "Yield component classes. What every plugin yields is kept.",
-        "question": "Answer, or return None to let the next plugin try. The first answer counts.",
-        "event": "Look, do not touch. A listener that raises is muted after one warning, and the run goes on.",
+        "registry": "Yield component classes. What every plugin yields is kept, in the order of loading; classes of a `tryfirst` "
+        "come first, those of a `trylast` last. A wrapper is sent one list of classes for each plugin, and returns such a list.",
+        "question": "Answer, or return None to let the next plugin try. The first answer counts. A plugin that raises is passed "
+        "over.",
+        "event": "Look, do not touch. A listener or wrapper that raises is muted after one warning, and the run goes on.",
     }
     parts = [
         "# Hooks",
         "A plugin is a module or object with functions that carry one of these names and are marked with "
         "`pdtrim_core.hookimpl`. pdtrim-core finds it through the entry point group `pdtrim`, or through the `plugins` key of "
         "a recipe. A hook may leave out arguments that it does not need.",
+        "The plugin that was loaded last is called first. `hookimpl(tryfirst=True)` is called before all others, "
+        "`hookimpl(trylast=True)` after them, and `hookimpl(wrapper=True)` around them: it yields once, is sent what they "
+        "answered, and returns what to say instead, or None to leave it as it is "
+        "([an example](../how-to/write-a-plugin.md#order-and-wrappers)).",
     ]
     titles = {"registry": "Registries", "question": "Questions", "event": "Events"}
     for sort, texts in sorts.items():

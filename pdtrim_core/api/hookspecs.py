@@ -17,6 +17,11 @@ A plugin marks its functions with `hookimpl` and is found through the entry poin
     @hookimpl
     def pdtrim_scorers():
         yield NormRatio
+
+pluggy calls them, so the options of `hookimpl` work: the plugin that was loaded last is called first, `tryfirst=True` comes
+before all others and `trylast=True` after. `wrapper=True` runs around the functions of all plugins: it yields once, is sent
+what they answered (a registry: one list of classes for each plugin; an event: nothing), and returns what to say instead, or
+None to leave it as it is. A class that a wrapper adds to a registry is its plugin's own. A wrapper that fails is passed over.
 """
 
 from __future__ import annotations

@@ -7,11 +7,9 @@ does not need the plugin goes on.
 from __future__ import annotations
 
 import importlib.util
-import inspect
-import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,51 +18,32 @@ from typing import TYPE_CHECKING, Any, cast
 import pluggy
 
 from pdtrim_core.api import hookspecs
-from pdtrim_core.api.kinds import KINDS, Component
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, did_you_mean
-from pdtrim_core.host.compatibility import hook_names, problem_with_hook, problem_with_methods
 from pdtrim_core.host.discovery import ONLY, Imported, Origin, import_plugin, installed_plugins
-from pdtrim_core.host.tracing import traced
+from pdtrim_core.host.guarding import Calls, Fault, Guard, guard
+from pdtrim_core.host.implementations import Implementation, Sort, implementations_of
+from pdtrim_core.host.registries import NAME, REGISTRIES, Failure, Offer, Offers, Provided
 
 if TYPE_CHECKING:
+    from pdtrim_core.api.kinds import Component
     from pdtrim_core.model.block_layout import BlockLayout
 
 __all__ = ["NAME", "Failure", "Origin", "PluginHost", "Provided", "load_plugins"]
 
-_REGISTRIES = {
-    "pdtrim_scorers": "scorer",
-    "pdtrim_searchers": "searcher",
-    "pdtrim_pruners": "pruner",
-    "pdtrim_distillers": "distiller",
-    "pdtrim_splitters": "splitter",
-    "pdtrim_objectives": "objective",
-    "pdtrim_calibrations": "calibration",
-    "pdtrim_model_sources": "model",
-    "pdtrim_exporters": "exporter",
-    "pdtrim_reports": "report",
-}
-NAME = re.compile(r"[a-z][a-z0-9]*([-+][a-z0-9]+)*")
+
+class _Guarded:
+    """What pluggy is given for a plugin: a guard for each of its implementations."""
+
+    def __init__(self, guards: Mapping[str, Guard]) -> None:
+        vars(self).update(guards)
 
 
 @dataclass(frozen=True)
-class Provided:
-    """A component class and where it comes from."""
+class _Collected:
+    """What the registries of all plugins gave."""
 
-    component: type[Component]
-    origin: Origin
-
-    @property
-    def label(self) -> str:
-        """How messages call it: "scorer 'norm-ratio' (pdtrim-norm 0.1.0)"."""
-        return f"{self.component.kind} '{self.component.name}' ({self.origin})"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A plugin, or one thing in it, that cannot be used, and why."""
-
-    origin: Origin
-    problem: str
+    provided: list[Provided]
+    failures: list[Failure]
 
 
 class PluginHost:
@@ -73,68 +52,93 @@ class PluginHost:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        self._muted: set[int] = set()
+        self._plugins: dict[str, object] = {}
+        self._calls = Calls()
+        self._offers = Offers("")
+        self._collected: _Collected | None = None
+        self._refused: list[Failure] = []
+        self._arrivals: dict[Origin, int] = {}
         self.origins: list[Origin] = []
-        self.provided: list[Provided] = []
-        self.failures: list[Failure] = []
         self.left_out: tuple[str, ...] = ()
         """Installed distributions that `PDTRIM_PLUGINS` leaves out."""
         self.import_seconds: dict[Origin, float] = {}
 
     @property
-    def hook(self) -> Any:
-        """The pluggy relay, to ask the questions of `hookspecs`."""
-        return self._manager.hook
+    def provided(self) -> list[Provided]:
+        """Components in the order of loading; those of a `tryfirst` come before all others, those of a `trylast` after."""
+        return self._collect().provided
+
+    @property
+    def failures(self) -> list[Failure]:
+        """What is wrong with plugins, in the order of loading."""
+        known = [*self._refused, *self._collect().failures]
+        return sorted(known, key=lambda failure: self._arrivals[failure.origin])
 
     def register(self, plugin: object, origin: Origin) -> None:
         """Take in a plugin: a module or object with hook implementations. Problems become `failures`."""
+        self._collected = None
         try:
-            problems = self._problems_with(plugin)
-            if not problems:
-                self._manager.register(plugin, name=f"{origin.source}:{origin.plugin}")
+            problems = self._register(plugin, origin)
         except Exception as error:  # noqa: BLE001 - pluggy's refusals, and whatever looking at a foreign object may raise
             problems = [(str(error) or type(error).__name__).splitlines()[-1].strip()]
-        if problems:
-            self.failures += [Failure(origin, problem) for problem in problems]
-            return
-        self.origins.append(origin)
-        for hook, kind in _REGISTRIES.items():
-            function = getattr(plugin, hook, None)
-            if function is not None and self._is_impl(function):
-                self._collect(function, kind, origin)
+        for problem in problems:
+            self._refuse(origin, problem)
+        if not problems:
+            self._arrivals.setdefault(origin, len(self._arrivals))
+            self.origins.append(origin)
 
     def take(self, imported: Imported) -> None:
         """Take in an installed plugin, or record why it cannot be had."""
         if imported.problem:
-            self.failures.append(Failure(imported.origin, imported.problem))
+            self._refuse(imported.origin, imported.problem)
             return
         self.import_seconds[imported.origin] = imported.seconds
         self.register(imported.plugin, imported.origin)
 
-    def _is_impl(self, function: object) -> bool:
-        return hasattr(function, f"{hookspecs.PROJECT}_impl")
+    def _refuse(self, origin: Origin, problem: str) -> None:
+        self._arrivals.setdefault(origin, len(self._arrivals))
+        self._refused.append(Failure(origin, problem))
 
-    def _problems_with(self, plugin: object) -> list[str]:
-        hooks = hook_names()
-        members = [name for name in dir(plugin) if not name.startswith("__")]
-        marked = [name for name in members if self._is_impl(getattr(plugin, name, None))]
-        wrong = [problem_with_hook(name, _arguments(getattr(plugin, name))) for name in marked]
-        unmarked = [f"{name} is not marked with @hookimpl" for name in members if name in hooks and name not in marked]
-        return [problem for problem in wrong if problem] + unmarked
+    def _register(self, plugin: object, origin: Origin) -> list[str]:
+        """Register guards for what a plugin implements, or return what is wrong with it."""
+        name = f"{origin.source}:{origin.plugin}"
+        known = [other for other, taken in self._plugins.items() if other == name or taken is plugin]
+        if known:
+            return [f"it is registered already, as {known[0]}"]
+        implementations, problems = implementations_of(plugin, origin)
+        if not problems:
+            guards = {member: guard(found, self._calls, self._accept) for member, found in implementations.items()}
+            self._manager.register(_Guarded(guards), name=name)
+            self._plugins[name] = plugin
+        return problems
 
-    def _collect(self, function: Any, kind: str, origin: Origin) -> None:
-        try:
-            with traced(function.__name__, origin.source) as found:
-                offered = found.answer = list(function())
-            problems = [(component, _problem_with(component, kind)) for component in offered]
-        except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is recorded as its failure
-            self.failures.append(Failure(origin, f"{function.__name__} failed: {type(error).__name__}: {error}"))
-            return
-        self.provided += [Provided(component, origin) for component, problem in problems if problem is None]
-        self.failures += [Failure(origin, problem) for _, problem in problems if problem is not None]
+    def _accept(self, by: Implementation, answer: Any) -> Any:
+        return self._offers.take(by, answer) if by.sort is Sort.REGISTRY else answer
+
+    def _call(self, hook: str, **facts: object) -> tuple[Any, list[Fault]]:
+        """Have pluggy call a hook; return its answer, and the implementations that failed."""
+        before = len(self._calls.faults)
+        answer = getattr(self._manager.hook, hook)(**facts)
+        faults = self._calls.faults[before:]
+        del self._calls.faults[before:]
+        return answer, faults
+
+    def _collect(self) -> _Collected:
+        """Ask all registries, once for the plugins that there are: a wrapper may change what others offer."""
+        if self._collected is None:
+            offers: list[Offer] = []
+            failures: list[Failure] = []
+            for hook, kind in REGISTRIES.items():
+                self._offers = Offers(kind)
+                answers, faults = self._call(hook)
+                offers += self._offers.left(answers)
+                failures += [Failure(fault.origin, f"{hook} failed: {fault}") for fault in faults] + self._offers.failures
+            offers.sort(key=lambda offer: (offer.by.rank, self._arrivals[offer.by.origin]))
+            self._collected = _Collected([Provided(offer.component, offer.by.origin) for offer in offers], failures)
+        return self._collected
 
     def of_kind(self, kind: str) -> list[Provided]:
-        """Return what is provided of one kind, in the order of loading."""
+        """Return what is provided of one kind, in the order of `provided`."""
         return [provided for provided in self.provided if provided.component.kind == kind]
 
     def find(self, kind: str, name: str) -> Provided:
@@ -161,19 +165,11 @@ class PluginHost:
 
         Raises `PdtrimError` if no plugin knows, and `PluginError` if none does and one failed.
         """
-        failed: list[PluginError] = []
-        for implementation in reversed(self.hook.pdtrim_find_blocks.get_hookimpls()):
-            try:
-                with traced("pdtrim_find_blocks", implementation.plugin_name) as found:
-                    layout = found.answer = implementation.function(*[model][: len(implementation.argnames)])
-            except Exception as error:  # noqa: BLE001 - foreign code, and another plugin may know this family
-                what = f"the hook pdtrim_find_blocks of {implementation.plugin_name} failed"
-                failed.append(PluginError(f"{what}: {type(error).__name__}: {error}"))
-                continue
-            if layout is not None:
-                return cast("BlockLayout", layout)
-        if failed:
-            raise failed[0]
+        layout, faults = self._call("pdtrim_find_blocks", model=model)
+        if layout is not None:
+            return cast("BlockLayout", layout)
+        if faults:
+            raise PluginError(f"the hook pdtrim_find_blocks of {faults[0].implementation.plugin} failed: {faults[0]}")
         raise PdtrimError(
             f"{name}: no plugin knows where the architecture '{model.config.model_type}' keeps its blocks; a plugin can say "
             "so with the hook pdtrim_find_blocks"
@@ -188,40 +184,14 @@ class PluginHost:
 
     def tell(self, event: str, **facts: object) -> None:
         """Send an event to every listener. One that fails is muted after one warning; the run goes on."""
-        for implementation in getattr(self.hook, event).get_hookimpls():
-            if id(implementation.plugin) in self._muted:
-                continue
-            try:
-                with traced(event, implementation.plugin_name, **facts):
-                    implementation.function(**{name: facts[name] for name in implementation.argnames})
-            except Exception as error:  # noqa: BLE001 - a listener is foreign code and must not stop a run
-                self._muted.add(id(implementation.plugin))
+        _, faults = self._call(event, **facts)
+        for fault in faults:
+            if fault.origin not in self._calls.muted:
+                self._calls.muted.add(fault.origin)
                 warnings.warn(
-                    f"plugin {implementation.plugin_name} failed in {event} and is muted: {type(error).__name__}: {error}",
+                    f"plugin {fault.implementation.plugin} failed in {event} and is muted: {fault}",
                     stacklevel=2,
                 )
-
-
-def _problem_with(component: object, kind: str) -> str | None:
-    """Return why an object is no usable component of a kind."""
-    wanted = KINDS[kind]
-    if not (inspect.isclass(component) and issubclass(component, wanted)):
-        return f"{component!r} is not a subclass of {wanted.__name__}"
-    problem = problem_with_methods(component, kind)
-    if problem:
-        return problem
-    if not (isinstance(component.name, str) and NAME.fullmatch(component.name)):
-        return f"{component.__name__} has the name {component.name!r}: use lower-case words joined by '-'"
-    return None
-
-
-def _arguments(function: Any) -> list[str]:
-    """Return the names of the arguments that a hook asks for; those with a default it does without."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
 
 
 def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
@@ -235,14 +205,15 @@ def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
     host.left_out = installed.left_out
     for origin, point in installed.wanted:
         host.take(import_plugin(origin, point))
-    for path in files:
-        _load_file(host, path)
+    needed = {_load_file(host, path) for path in files}
+    for failure in host.failures:
+        if failure.origin in needed:
+            raise PluginError(f"plugin file {failure.origin.source}: {failure.problem}")
     return host
 
 
-def _load_file(host: PluginHost, path: Path) -> None:
+def _load_file(host: PluginHost, path: Path) -> Origin:
     origin = Origin(path.stem, str(path))
-    before = len(host.failures)
     if not path.is_file():
         raise PluginError(f"plugin file {path} does not exist")
     spec = importlib.util.spec_from_file_location(f"pdtrim_file_{path.stem}", path)
@@ -257,5 +228,4 @@ def _load_file(host: PluginHost, path: Path) -> None:
         # The user's own file: whatever it raises is the user's to see, named.
         raise PluginError(f"plugin file {path} failed: {type(error).__name__}: {error}") from error
     host.register(module, origin)
-    if len(host.failures) > before:
-        raise PluginError(f"plugin file {path}: {host.failures[-1].problem}")
+    return origin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,43 +16,7 @@ from pdtrim_core.api import Scorer, Searcher
 from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError
 from pdtrim_core.host.host import Failure, Origin
-
-BROKEN = Path(__file__).parents[2] / "broken_dist"
-Load = Callable[..., PluginHost]
-
-GOOD_FILE = '''
-from pdtrim_core.api import Scorer, Scores, hookimpl
-
-class Flat(Scorer):
-    """All blocks alike."""
-    name = "flat"
-    def score(self, context):
-        return Scores((0.0,) * context.block_count)
-
-@hookimpl
-def pdtrim_scorers():
-    yield Flat
-'''
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Load the plugins with some of the fake distributions installed."""
-    before = set(sys.modules)
-
-    def load_with(*names: str, files: tuple[Path, ...] = ()) -> PluginHost:
-        for name in names:
-            assert (BROKEN / name).is_dir()
-            monkeypatch.syspath_prepend(BROKEN / name)
-        return load_plugins(files)
-
-    yield load_with
-    for name in {name for name in sys.modules if name.startswith(("broken_", "twin_", "pdtrim_file_"))} - before:
-        del sys.modules[name]
-
-
-def told(host: PluginHost) -> list[tuple[str, str]]:
-    return [(str(failure.origin), failure.problem) for failure in host.failures]
+from tests.unit.host.third_parties import BROKEN, GOOD_FILE, Load, told
 
 
 def built_in(host: PluginHost) -> list[str]:
@@ -114,6 +78,7 @@ BROKEN_PLUGINS = {
     ],
     "number_as_name": [("broken-number 1.0", "Numbered has the name 5: use lower-case words joined by '-'")],
     "raising_hook": [("broken-raising 1.0", "pdtrim_scorers failed: ZeroDivisionError: division by zero")],
+    "failing_wrappers": [("broken-wrappers 1.0", "pdtrim_scorers failed: ZeroDivisionError: division by zero")],
     "wrong_arguments": [
         (
             "broken-arguments 1.0",
@@ -423,79 +388,7 @@ def test_origins_and_failures_are_shown_in_words() -> None:
     assert Failure(Origin("a", "b"), "c") == Failure(Origin("a", "b"), "c")
 
 
-# What an old plugin is told
-
-
-CHANGED = {
-    "pdtrim_layers": "is pdtrim_find_blocks since 0.2",
-    "pdtrim_note_made.text": "is called note since 0.2",
-    "Scorer.rank": "is score since 0.2, and gives Scores",
-    "Searcher.search": "has rng since 0.2",
-}
-
-
-def test_hooks_of_an_older_version_are_told_what_changed(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdtrim_core.host.compatibility.CHANGES", CHANGED)
-    assert told(load("old", "wrong_arguments")) == [
-        (
-            "broken-arguments 1.0",
-            f"{BROKEN_PLUGINS['wrong_arguments'][0][1]}; Searcher.search has rng since 0.2",
-        ),
-        ("broken-old 1.0", "the hook pdtrim_layers is pdtrim_find_blocks since 0.2"),
-        ("broken-old 1.0", "the hook pdtrim_note_made has no argument 'text': it is called note since 0.2"),
-    ]
-
-
-def test_methods_of_an_older_version_are_told_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdtrim_core.host.compatibility.CHANGES", CHANGED)
-
-    class Ranker(Scorer):
-        """Made for another version."""
-
-        name = "ranker"
-
-        def rank(self, context: Any) -> list[int]:
-            return list(range(context.block_count))
-
-    host = PluginHost()
-    host.register(SimpleNamespace(pdtrim_scorers=hookimpl(lambda: [Ranker])), Origin("parts", "old", "1.0"))
-    assert told(host) == [("old 1.0", "Ranker does not define score: Scorer.rank is score since 0.2, and gives Scores")]
-
-
-def test_what_changed_names_nothing_that_there_still_is() -> None:
-    from pdtrim_core.host.compatibility import CHANGES, hook_names
-
-    assert not set(CHANGES) & set(hook_names())
-
-
-def test_methods_may_be_static_or_take_more() -> None:
-    class Relaxed(Scorer):
-        """Takes what comes."""
-
-        name = "relaxed"
-
-        @staticmethod
-        def score(context: Any, more: int = 0) -> Any:
-            return (context, more)
-
-    host = PluginHost()
-    host.register(SimpleNamespace(pdtrim_scorers=hookimpl(lambda: [Relaxed])), Origin("parts", "lax"))
-    assert host.failures == []
-
-
 # Slow, talkative, failing where they are asked
-
-
-def test_what_a_plugin_prints_stays_out_of_results(load: Load, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    file = tmp_path / "flat.py"
-    file.write_text("print('hello from a file')\n" + GOOD_FILE)
-    host = load("slow", files=(file,))
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "loading my big library" in shown.err
-    assert "hello from a file" in shown.err
-    assert [origin.source for origin, seconds in host.import_seconds.items() if seconds > 1] == ["broken-slow"]
-    assert host.find("scorer", "late").origin.source == "broken-slow"
 
 
 def test_a_plugin_that_cannot_find_blocks_does_not_keep_others_from_it(load: Load, host: PluginHost) -> None:
@@ -510,84 +403,3 @@ def test_where_no_plugin_finds_blocks_the_one_that_failed_is_named(load: Load) -
     with pytest.raises(PluginError) as caught:
         load("raising_questions").find_blocks(model, "owner/name")
     assert str(caught.value) == ("the hook pdtrim_find_blocks of broken-questions:parts failed: LookupError: SimpleNamespace")
-
-
-# PDTRIM_PLUGINS and PDTRIM_TRACE
-
-
-def sources(host: PluginHost) -> set[str]:
-    return {origin.source for origin in host.origins}
-
-
-def test_some_plugins_alone_are_loaded_where_the_environment_says_so(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PDTRIM_PLUGINS", "pdtrim-core, twin-two")
-    host = load("twin_one", "twin_two", "import_error")
-    assert sources(host) == {"pdtrim-core", "twin-two"}
-    assert (host.failures, host.left_out) == ([], ("broken-import", "twin-one"))
-    assert host.find("scorer", "twin").origin.source == "twin-two"
-    assert "broken_import" not in sys.modules
-
-
-def test_a_single_plugin_of_a_distribution_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PDTRIM_PLUGINS", "scorers,splitters")
-    host = load_plugins()
-    assert {origin.plugin for origin in host.origins} == {"scorers", "splitters"}
-    assert host.left_out == ()
-
-
-def test_what_was_left_out_is_said_where_it_is_missed(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PDTRIM_PLUGINS", "twin-one")
-    with pytest.raises(RecipeError) as caught:
-        load("twin_one").find("searcher", "annealing")
-    assert caught.value.problems == ("there is no searcher 'annealing' (PDTRIM_PLUGINS leaves out pdtrim-core)",)
-
-
-def test_no_name_at_all_loads_no_plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PDTRIM_PLUGINS", "")
-    file = tmp_path / "flat.py"
-    file.write_text(GOOD_FILE)
-    host = load_plugins([file])
-    assert [provided.component.name for provided in host.provided] == ["flat"]
-
-
-def test_a_name_that_nothing_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PDTRIM_PLUGINS", "pdtrim-cora")
-    with pytest.raises(RecipeError) as caught:
-        load_plugins()
-    assert (
-        str(caught.value)
-        == "PDTRIM_PLUGINS: 1 problem\n  no installed plugin is called 'pdtrim-cora'; did you mean 'pdtrim-core'?"
-    )
-
-
-def test_calls_of_hooks_can_be_seen(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from pdtrim_core.testing import tiny_transformers
-
-    monkeypatch.setenv("PDTRIM_TRACE", "1")
-    monkeypatch.setenv("PDTRIM_PLUGINS", "architectures,twin-one,broken-listener,broken-questions,broken-raising")
-    host = load("twin_one", "listener", "raising_questions", "raising_hook")
-    place = host.find_blocks(tiny_transformers("llama"), "tiny")
-    with pytest.warns(UserWarning, match="is muted"):
-        host.tell("pdtrim_note_made", note="one")
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.splitlines() == [
-        "trace: broken-questions pdtrim_model_sources() -> [Picky]",
-        "trace: broken-raising pdtrim_scorers() raised ZeroDivisionError: division by zero",
-        "trace: broken-raising pdtrim_searchers() -> [Patient]",
-        "trace: twin-one pdtrim_scorers() -> [Twin]",
-        f"trace: pdtrim-core:architectures pdtrim_find_blocks() -> {repr(place)[:197]}...",
-        "trace: broken-listener:parts pdtrim_note_made(note='one') raised ValueError: too loud",
-    ]
-
-
-@pytest.mark.parametrize("value", [None, "", "0"])
-def test_nothing_is_traced_unasked(
-    value: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if value is None:
-        monkeypatch.delenv("PDTRIM_TRACE", raising=False)
-    else:
-        monkeypatch.setenv("PDTRIM_TRACE", value)
-    load_plugins().tell("pdtrim_note_made", note="one")
-    assert capsys.readouterr() == ("", "")
