@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from generator.benchmarks import benchmarks_page
-from generator.code import hooks_page, python_page
+from generator.code import hooks_page, plugin_page, python_page
 from generator.components import families_page, kind_page, readme
 from generator.measured import results
 from generator.recipes import command_line_page, recipe_page, sweep_page
@@ -39,6 +39,7 @@ def pages() -> dict[str, str]:
     found["sweep.md"] = sweep_page()
     found["command-line.md"] = command_line_page()
     found["python-api.md"] = python_page()
+    found["plugin-api.md"] = plugin_page()
     found["families.md"] = families_page()
     found["benchmarks.md"] = benchmarks_page()
     return {name: f"{MARK}\n\n{text.strip()}\n" for name, text in found.items()}

@@ -7,17 +7,18 @@ import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pdtrim_core
 from generator.markup import doc, table
-from pdtrim_core import testing
+from pdtrim_core import api, testing
 from pdtrim_core.api import hookspecs
 from pdtrim_core.api.kinds import Component
 
 ABOUT_NAMES = {
-    "Answer": "What a searcher or splitter is sent back for an `Request`: `Score`, a list of them, or None below a floor.",
-    "Ask": "What a searcher or splitter may yield: a `Plan`, a list of plans, `AtLeast(plan, floor)` or a `Note`.",
+    "Result": "What a searcher or splitter is sent back for a `Request`: a `Score`, a list of them, or None below a floor.",
+    "Request": "What a searcher or splitter may yield: a `Plan`, a list of plans, `AtLeast(plan, floor)` or a `Note`.",
     "Element": "Anything that a removal is made of: `Drop`, `Merge`, `Shrink` or `KvOnly`.",
     "hookimpl": "The decorator that marks a function of a plugin as the implementation of a hook.",
 }
@@ -39,8 +40,8 @@ def hooks_page() -> str:
     parts = [
         "# Hooks",
         "A plugin is a module or object with functions that carry one of these names and are marked with "
-        "`pdtrim_core.hookimpl`. pdtrim-core finds it through the entry point group `pdtrim`, or through the `plugins` key of "
-        "a recipe. A hook may leave out arguments that it does not need.",
+        "`pdtrim_core.api.hookimpl`. pdtrim-core finds it through the entry point group `pdtrim`, or through the `plugins` key "
+        "of a recipe. A hook may leave out arguments that it does not need.",
         "The plugin that was loaded last is called first. `hookimpl(tryfirst=True)` is called before all others, "
         "`hookimpl(trylast=True)` after them, and `hookimpl(wrapper=True)` around them: it yields once, is sent what they "
         "answered, and returns what to say instead, or None to leave it as it is "
@@ -67,15 +68,31 @@ def sort_of(hook: Any) -> str:
 
 
 def python_page() -> str:
-    """Return the page of public names."""
-    rows = [[f"[`{name}`](#{name.lower()})", about_name(name)] for name in sorted(pdtrim_core.__all__, key=str.lower)]
+    """Return the page of the names for those who use the package from Python."""
     parts = [
         "# Python API",
-        "These are the names that `pdtrim_core` exports. A plugin needs no others. Names that need torch load it when they "
-        "are first used.",
-        table(["name", "what it is"], rows),
+        "These are the names of `pdtrim_core`, for those who [use it from Python](../how-to/from-python.md). What a plugin is "
+        "made of is in [`pdtrim_core.api`](plugin-api.md). Names that need torch import it when they are first used.",
+        *names_of(pdtrim_core),
     ]
-    parts += [name_section(name) for name in sorted(pdtrim_core.__all__, key=str.lower)]
+    return "\n\n".join(parts)
+
+
+def names_of(module: ModuleType) -> list[str]:
+    """Return the table of a module's public names, and a section for each."""
+    names = sorted(module.__all__, key=str.lower)
+    rows = [[f"[`{name}`](#{name.lower()})", about_name(name)] for name in names]
+    return [table(["name", "what it is"], rows), *(name_section(name) for name in names)]
+
+
+def plugin_page() -> str:
+    """Return the page of the names that a plugin is made of."""
+    parts = [
+        "# Plugin API",
+        "These are the names of `pdtrim_core.api`. A plugin needs no others; one of any kind needs a few of them, which "
+        "`pdtrim-core new` shows. Names that need torch import it when they are first used.",
+        *names_of(api),
+    ]
     parts += [
         "## pdtrim_core.testing",
         doc(testing),
@@ -99,12 +116,17 @@ def about_testing(name: str) -> str:
 
 def about_name(name: str) -> str:
     """Return the first line of a public name's docstring."""
-    return ABOUT_NAMES.get(name) or doc(getattr(pdtrim_core, name)).split("\n", maxsplit=1)[0]
+    return ABOUT_NAMES.get(name) or doc(_named(name)).split("\n", maxsplit=1)[0]
+
+
+def _named(name: str) -> Any:
+    """Return the thing with a public name, which is the same in both groups where both have it."""
+    return getattr(pdtrim_core if name in pdtrim_core.__all__ else api, name)
 
 
 def name_section(name: str) -> str:
     """Return the section of one public name: its signature, docstring and public members."""
-    value = getattr(pdtrim_core, name)
+    value = _named(name)
     parts = [f"## {name}"]
     if name in ABOUT_NAMES:
         return "\n\n".join([*parts, ABOUT_NAMES[name]])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pdtrim_core
-from pdtrim_core import load_plugins, testing
+from pdtrim_core import api, load_plugins, testing
 from pdtrim_core.api import hookspecs
 from pdtrim_core.api.kinds import KINDS, options_of
 from pdtrim_core.recipe.settings import Evaluation, Prune, Settings
@@ -116,9 +116,9 @@ def test_every_command_and_flag_is_in_the_reference() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    page = _page("python-api.md")
-    assert [name for name in pdtrim_core.__all__ if f"\n## {name}\n" not in page] == []
-    kit = page.partition("\n## pdtrim_core.testing\n")[2]
+    for page, module in (("python-api.md", pdtrim_core), ("plugin-api.md", api)):
+        assert [name for name in module.__all__ if f"\n## {name}\n" not in _page(page)] == []
+    kit = _page("plugin-api.md").partition("\n## pdtrim_core.testing\n")[2]
     assert [name for name in testing.__all__ if f"| `{name}` |" not in kit or f"| `{name}` |  |" in kit] == []
 
 
