@@ -25,10 +25,10 @@ import torch
 from subject import environment, write
 
 from pdtrim_core import Merge, load_plugins
-from pdtrim_core.api import Item, TeacherBatch, python_reference
+from pdtrim_core.api import Item, TeacherBatch, TeacherBatches, python_reference
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.pipeline import merge_store as merges
-from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore, TeacherBatches
+from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import resolve
 

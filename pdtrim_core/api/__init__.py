@@ -42,12 +42,12 @@ from pdtrim_core.results.record import RunRecord, read_record
 from pdtrim_core.results.task_results import Metric, TaskResult, results_in
 
 if TYPE_CHECKING:
+    from pdtrim_core.api.distillation import Student, TeacherBatch, TeacherBatches
+    from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.weights import load_modules
-    from pdtrim_core.pipeline.merge_store import Student, TeacherBatch, TeacherBatches
-    from pdtrim_core.pipeline.prune import PruneContext
 
 __all__ = [
     "AtLeast",
@@ -123,11 +123,11 @@ __all__ = [
 _LAZY = {
     "BlockModel": "pdtrim_core.model.block_model",
     "HiddenStates": "pdtrim_core.api.score_context",
-    "PruneContext": "pdtrim_core.pipeline.prune",
+    "PruneContext": "pdtrim_core.api.prune_context",
     "ScoreContext": "pdtrim_core.api.score_context",
-    "Student": "pdtrim_core.pipeline.merge_store",
-    "TeacherBatch": "pdtrim_core.pipeline.merge_store",
-    "TeacherBatches": "pdtrim_core.pipeline.merge_store",
+    "Student": "pdtrim_core.api.distillation",
+    "TeacherBatch": "pdtrim_core.api.distillation",
+    "TeacherBatches": "pdtrim_core.api.distillation",
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",

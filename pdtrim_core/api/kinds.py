@@ -25,11 +25,11 @@ from pdtrim_core.plan.plan import Plan
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pdtrim_core.api.distillation import Student, TeacherBatches
+    from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.pruned import Pruned
     from pdtrim_core.api.score_context import ScoreContext
     from pdtrim_core.model.block_model import BlockModel
-    from pdtrim_core.pipeline.merge_store import Student, TeacherBatches
-    from pdtrim_core.pipeline.prune import PruneContext
     from pdtrim_core.results.outcome import Outcome
     from pdtrim_core.results.record import RunRecord
 

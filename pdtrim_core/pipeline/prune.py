@@ -1,11 +1,10 @@
-"""Other pruners: what one is given, what it gives back, and how that becomes what a splitter starts from."""
+"""The step of a run that asks another pruner, checks what it gives back, and makes of it what a splitter starts from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,21 +13,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from pdtrim_core.api.kinds import Objective, Pruner
+from pdtrim_core.api.kinds import Pruner
+from pdtrim_core.api.prune_context import PruneContext
 from pdtrim_core.api.pruned import Pruned
-from pdtrim_core.api.requests import Staged
-from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.api.search_space import SearchSpace
-from pdtrim_core.data.items import Calibration, Item, digest_of
+from pdtrim_core.data.items import Calibration
 from pdtrim_core.data.scores import Scores
-from pdtrim_core.errors import PdtrimError, PlanError, PluginError, blame
-from pdtrim_core.execution.prefix_cache import PrefixCache
-from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.errors import PlanError, PluginError, blame
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, added_biases, save_modules, save_replaced
+from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.train_merges import Training
-from pdtrim_core.plan.elements import Merge, Removal, Shrink
+from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult
 from pdtrim_core.search.driver import Ledger
@@ -38,117 +35,6 @@ if TYPE_CHECKING:
     from pdtrim_core.pipeline.events import RunEvents
     from pdtrim_core.recipe.recipe import Recipe
     from pdtrim_core.results.run_folder import RunFolder
-
-
-class PruneContext:
-    """The dense model, tokens, and the budget of a pruner, which is told the same to all.
-
-    `sequences` are the tokens of the calibration items, each prompt with its right continuation. `blocks` is how many blocks
-    are to go, or `parameters` how many weights, whichever a method counts in: both say the same budget. All randomness comes
-    from `rng`. `train` makes the block that stands for a merge, and the merge as it came out; where it is not given, none is
-    trained, and the block that training would start from stands for the run.
-    """
-
-    def __init__(  # noqa: PLR0913 - the last five have defaults
-        self,
-        model: BlockModel,
-        sequences: Sequence[Sequence[int]],
-        *,
-        blocks: int,
-        parameters: int,
-        rng: Random,
-        batch_tokens: int | None = None,
-        cache_budget: int | None = None,
-        note: Callable[[str], None] | None = None,
-        ledger: Callable[[str, Measurement], Ledger] | None = None,
-        train: Callable[[Merge], tuple[Merge, nn.Module]] | None = None,
-    ) -> None:
-        self.model = model
-        self.sequences = [tuple(sequence) for sequence in sequences]
-        self.blocks = blocks
-        self.parameters = parameters
-        self.rng = rng
-        self.batch_tokens = batch_tokens
-        self.note = note or (lambda text: None)
-        self._cache_budget = cache_budget
-        self._ledger = ledger or (lambda part, measurement: Ledger(measurement))
-        self._train = train
-
-    @property
-    def states(self) -> ScoreContext:
-        """The dense model's hidden states over the sequences."""
-        return ScoreContext(self.model, self.sequences, batch_tokens=self.batch_tokens)
-
-    def windows(self, length: int, count: int | None = None) -> list[tuple[int, ...]]:
-        """Return the sequences joined and cut into windows of one length, `count` of them at most; the rest is left out.
-
-        Raises `PdtrimError` where the sequences do not fill one window.
-        """
-        tokens = [token for sequence in self.sequences for token in sequence]
-        starts = range(0, len(tokens) - length + 1, length)
-        if not starts:
-            raise PdtrimError(
-                f"the calibration items have {len(tokens)} tokens together, too few for a window of {length}: ask for shorter "
-                "windows or for more samples"
-            )
-        return [tuple(tokens[start : start + length]) for start in starts][:count]
-
-    def trained(self, merge: Merge) -> tuple[Merge, nn.Module]:
-        """Return a merge as the recipe's distiller makes it, with its kind of K/V, and the block that it trained for it.
-
-        A context that was made without a recipe trains nothing: the block that training would start from stands for the merge.
-        """
-        if self._train is None:
-            return merge, self.model.blocks[merge.keep]
-        return self._train(merge)
-
-    def loss_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
-        """Return the function that gives the loss of a removal from both stages: nats a token, behind the first of a sequence.
-
-        Each measurement goes to the run's journal, under the part `losses` with a hash of these sequences, so that an
-        interrupted run does not make it again. A removal may drop blocks and shrink them, but not merge: no blocks stand in.
-        Raises `PdtrimError` where no sequence has two tokens, and, when measured, for a loss that is not finite.
-        """
-        items = [
-            Item((tuple(s[:1]),), (tuple(s[1:]),), 0, (len(s) - 1,), f"window {number}")
-            for number, s in enumerate(sequences)
-            if len(s) > 1
-        ]
-        if not items:
-            raise PdtrimError("there are no sequences of two tokens or more to measure a loss on: give longer samples")
-        prefix_cache = PrefixCache(self.model, batch_tokens=self.batch_tokens, budget=self._cache_budget)
-        measurement = Measurement(lambda: prefix_cache, _Loss(), items, label="the loss of a pruner", note=self.note)
-        ledger = self._ledger(f"losses {digest_of(items)[:16]}", measurement)
-
-        def loss(removal: Removal) -> float:
-            mean = ledger.reading(Plan.unified(removal)).mean
-            assert mean is not None
-            return mean
-
-        return loss
-
-
-class _Loss(Objective):
-    """The negative log-likelihood a token; its points decide nothing."""
-
-    name = "loss"
-    unit = "nats a token"
-
-    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
-        sums = staged.loglikelihoods(items)
-        if not all(math.isfinite(total) for (total,) in sums):
-            assert isinstance(staged, StagedModel)
-            raise PdtrimError(
-                f"the loss without {staged.plan.decode} is not finite; if the weights are in float16, which overflows early, say "
-                'model.dtype = "bfloat16" or "float32"'
-            )
-        return [-total / len(item.choices[0]) for item, (total,) in zip(items, sums, strict=True)]
-
-    def weight(self, item: Item) -> float:
-        return float(len(item.choices[0]))
-
-    def score(self, mean: float) -> float:
-        return 100 / (1 + max(0.0, mean))
 
 
 class Pruning:
@@ -225,9 +111,14 @@ def prune(  # noqa: PLR0913 - what a run has put together until here
         parameters=wanted,
         rng=Random(f"{recipe.settings.seed} pruner"),  # noqa: S311 - reproducible draws, nothing secret
         batch_tokens=evaluation.batch_tokens,
-        cache_budget=evaluation.cache_budget,
         note=log.note,
-        ledger=ledger,
+        losses=losses_of(
+            model,
+            note=log.note,
+            batch_tokens=evaluation.batch_tokens,
+            cache_budget=evaluation.cache_budget,
+            ledger=ledger,
+        ),
         train=train,
     )
     with blame(label):

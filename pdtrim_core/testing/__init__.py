@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pdtrim_core.testing.contexts import prune_context
 from pdtrim_core.testing.models import FAMILIES, ByteTokenizer, tiny_config, tiny_llama, tiny_model, tiny_transformers
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "SearcherContract",
     "SplitterContract",
     "TinyModel",
+    "prune_context",
     "tiny_config",
     "tiny_llama",
     "tiny_model",

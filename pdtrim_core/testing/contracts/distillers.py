@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from pdtrim_core.api.distillation import Student, TeacherBatches
 from pdtrim_core.api.kinds import Distiller
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.pipeline.merge_store import Student, TeacherBatches, training_items
+from pdtrim_core.pipeline.merge_store import training_items
 from pdtrim_core.plan.elements import Merge
 from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness
 from pdtrim_core.testing.models import tiny_llama

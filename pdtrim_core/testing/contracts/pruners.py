@@ -19,10 +19,10 @@ from pdtrim_core.host.host import Origin
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import read_replaced, save_replaced
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.pipeline.prune import PruneContext
 from pdtrim_core.plan.elements import Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.testing.contexts import prune_context
 from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness, rng_of
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_core.testing.models import ByteTokenizer, tiny_llama
@@ -133,7 +133,7 @@ class PrunerContract:
 
     def _prune(self, model: BlockModel, blocks: int) -> Pruned:
         parameters = blocks * model.sizes.blocks[0].parameters
-        context = PruneContext(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=rng_of(0), batch_tokens=128)
+        context = prune_context(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=rng_of(0), batch_tokens=128)
         pruned = self.component(**self.options).prune(context)
         assert (pruned.replaced is not None) == self.component.replaces_model, "`replaces_model` must say what `prune` returns"
         return pruned

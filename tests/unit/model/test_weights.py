@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from pdtrim_core.api import BlockModel, Merge, PdtrimError, Plan, Pruned, Removal, Shrink
+from pdtrim_core.api import BlockModel, Merge, PdtrimError, Plan, PruneContext, Pruned, Removal, Shrink
 from pdtrim_core.api.kinds import Pruner
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.weights import load_modules, save_modules
-from pdtrim_core.pipeline.prune import PruneContext, Pruning
+from pdtrim_core.pipeline.prune import Pruning
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
 

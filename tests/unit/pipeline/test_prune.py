@@ -33,12 +33,12 @@ from pdtrim_core.data.readings import Candidate
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import Origin
-from pdtrim_core.pipeline import pipeline
-from pdtrim_core.pipeline import prune as pruning
+from pdtrim_core.pipeline import losses, pipeline
+from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.pipeline.prune import Pruning
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.search.driver import Ledger
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
 from pdtrim_core.testing.models import tiny_transformers
 from pdtrim_plugins.pruners import ShortGpt, Sleb
@@ -56,7 +56,9 @@ CLOSE = 1e-5
 
 
 def context_of(model: BlockModel, sequences: Sequence[Sequence[int]] = SEQUENCES, **options: Any) -> PruneContext:
-    return PruneContext(model, sequences, blocks=2, parameters=1000, rng=Random(0), **options)
+    names = ("batch_tokens", "cache_budget", "ledger", "note")
+    measuring = {"note": lambda text: None, **{name: options.pop(name) for name in names if name in options}}
+    return prune_context(model, sequences, blocks=2, parameters=1000, losses=losses_of(model, **measuring), **options)
 
 
 def test_windows_are_cut_from_the_joined_sequences_and_the_rest_is_left_out() -> None:
@@ -166,7 +168,7 @@ def test_kept_streams_take_no_more_than_their_budget(monkeypatch: pytest.MonkeyP
             budgets.append(budget)
             super().__init__(model, budget=budget, **options)
 
-    monkeypatch.setattr(pruning, "PrefixCache", Spied)
+    monkeypatch.setattr(losses, "PrefixCache", Spied)
     context_of(tiny_llama(), cache_budget=0).loss_of(SEQUENCES)(Removal())
     context_of(tiny_llama()).loss_of(SEQUENCES)
     assert budgets == [0, None]
@@ -339,7 +341,7 @@ def test_what_decode_loses_is_the_answer_and_prefill_a_subset(with_planted: Plug
 
 
 def test_draws_and_sequences_depend_on_the_seed_alone(with_planted: PluginHost, tmp_path: Path) -> None:
-    seen: list[tuple[float, list[tuple[int, ...]]]] = []
+    seen: list[tuple[float, Sequence[Sequence[int]]]] = []
 
     def answer(context: PruneContext) -> Pruned:
         seen.append((context.rng.random(), context.sequences))
@@ -436,7 +438,7 @@ def test_the_cache_budget_of_a_recipe_holds_for_pruning_too(
         made.append(options)
         return PrefixCache(model, **options)
 
-    monkeypatch.setattr(pruning, "PrefixCache", prefix_cache)
+    monkeypatch.setattr(losses, "PrefixCache", prefix_cache)
     run(with_planted, tmp_path, measuring(), evaluation={"threads": 1, "cache_budget": 0, "batch_tokens": 64})
     assert made == [{"batch_tokens": 64, "budget": 0}] * 2
 

@@ -17,7 +17,7 @@ from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.weights import load_modules
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.results.run_folder import load_plan
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import tiny_host
 from pdtrim_plugins.pruners import Flap
 from pdtrim_plugins.pruners.flap import Inputs, lowest, unit_scores
@@ -36,7 +36,7 @@ WINDOWS = [tuple(Random(number).randrange(256) for _ in range(16)) for number in
 def context(model: BlockModel, share: float, windows: Sequence[tuple[int, ...]] = WINDOWS, **more: Any) -> PruneContext:
     """Return a context whose budget is a share of all parameters."""
     parameters = round(share * model.sizes.parameters)
-    return PruneContext(model, windows, blocks=1, parameters=parameters, rng=Random(0), **more)
+    return prune_context(model, windows, blocks=1, parameters=parameters, rng=Random(0), **more)
 
 
 def pruned_by(model: BlockModel, share: float, batch_tokens: int | None = None, **options: Any) -> Pruned:

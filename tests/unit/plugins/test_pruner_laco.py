@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core.api import Merge, PdtrimError, Plan, PruneContext
+from pdtrim_core.api import Merge, PdtrimError, Plan
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
+from pdtrim_core.testing import FAMILIES, prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LaCo
 from pdtrim_plugins.pruners.laco import Likeness, Run, fold, folded_block, norm_weights
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
@@ -29,7 +29,7 @@ SEQUENCES = [[(7 * i + 3 * j + i * j) % 256 for j in range(8 + i)] for i in rang
 def pruned(model: BlockModel, blocks: int, notes: list[str] | None = None, **options: Any) -> Pruned:
     note = (lambda text: None) if notes is None else notes.append
     parameters = blocks * model.sizes.blocks[0].parameters
-    context = PruneContext(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=Random(0), note=note)
+    context = prune_context(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=Random(0), note=note)
     return LaCo.model_validate(options).prune(context)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import PdtrimError, Plan, PruneContext, Removal
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LlmPruner
 from pdtrim_plugins.pruners import channels as ch
 from pdtrim_plugins.pruners.gradients import with_gradients
@@ -25,7 +25,7 @@ WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3
 
 
 def context_of(model: BlockModel, parameters: int, sequences: Any = WINDOWS, **options: Any) -> PruneContext:
-    return PruneContext(model, sequences, blocks=1, parameters=parameters, rng=Random(0), **options)
+    return prune_context(model, sequences, blocks=1, parameters=parameters, rng=Random(0), **options)
 
 
 def removal_of(model: BlockModel, parameters: int, **options: Any) -> Removal:

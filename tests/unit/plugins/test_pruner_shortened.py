@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, PdtrimError, PruneContext, Pruner, Removal
-from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
+from pdtrim_core.testing import FAMILIES, prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import ShortenedPpl, ShortenedTaylor
 from pdtrim_plugins.pruners.shortened import taylor_importances
 
@@ -28,7 +28,7 @@ BOTH: list[type[Pruner]] = [ShortenedPpl, ShortenedTaylor]
 
 def context_of(model: BlockModel, tokens: Sequence[int] = TOKENS, *, blocks: int, **options: Any) -> PruneContext:
     parameters = blocks * model.sizes.blocks[0].parameters
-    return PruneContext(model, [tokens], blocks=blocks, parameters=parameters, rng=Random(0), **options)
+    return prune_context(model, [tokens], blocks=blocks, parameters=parameters, rng=Random(0), **options)
 
 
 def windows_of(length: int, count: int) -> list[list[int]]:

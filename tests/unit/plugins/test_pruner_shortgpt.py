@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, PdtrimError, PruneContext, Removal
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import ShortGpt
 from pdtrim_plugins.pruners.shortgpt import _angle, _cosine
 
@@ -32,7 +32,7 @@ def context_of(
     model: BlockModel, sequences: Sequence[Sequence[int]] = SEQUENCES, *, blocks: int = 2, **options: Any
 ) -> PruneContext:
     parameters = blocks * model.sizes.blocks[0].parameters
-    return PruneContext(model, sequences, blocks=blocks, parameters=parameters, rng=Random(0), **options)
+    return prune_context(model, sequences, blocks=blocks, parameters=parameters, rng=Random(0), **options)
 
 
 def hidden_states(model: BlockModel, sequence: Sequence[int]) -> list[torch.Tensor]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core.api import Drop, PdtrimError, Plan, PruneContext, Removal
+from pdtrim_core.api import Drop, PdtrimError, Plan, Removal
+from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.search.driver import Ledger
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import Sleb
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class Recorded:
         self.losses: dict[Removal, float] = {}
         self.notes: list[str] = []
         parameters = blocks * model.sizes.blocks[0].parameters
-        self.context = PruneContext(
-            model, sequences, blocks=blocks, parameters=parameters, rng=Random(0), note=self.notes.append, ledger=self._ledger
+        losses = losses_of(model, note=self.notes.append, ledger=self._ledger)
+        self.context = prune_context(
+            model, sequences, blocks=blocks, parameters=parameters, note=self.notes.append, losses=losses
         )
 
     def _ledger(self, part: str, measurement: Measurement) -> Ledger:

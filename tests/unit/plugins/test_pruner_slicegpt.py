@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core.api import BlockModel, Item, PdtrimError, Plan, PruneContext
+from pdtrim_core.api import BlockModel, Item, PdtrimError, Plan
 from pdtrim_core.data.items import calibrate
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.pruners import SliceGpt
 from pdtrim_plugins.pruners.rotation import Slicer, principal_axes
@@ -55,7 +55,7 @@ def sliced(model: BlockModel, width: int, windows: Sequence[Sequence[int]] = WIN
 
 
 def pruned(model: BlockModel, parameters: int, sequences: Sequence[Sequence[int]] = WINDOWS, **options: Any) -> BlockModel:
-    context = PruneContext(model, sequences, blocks=1, parameters=parameters, rng=Random(0))
+    context = prune_context(model, sequences, blocks=1, parameters=parameters, rng=Random(0))
     found = SliceGpt(**options).prune(context).replaced
     assert found is not None
     return found
@@ -180,7 +180,7 @@ def test_options_decide_what_the_components_are_of() -> None:
 def test_a_slice_of_the_real_model_beats_dropping_as_much_at_random(smollm: BlockModel) -> None:
     samples = list(Mini().draw(128, Random(0)))
     sequences = [item.tokens for item in calibrate(samples, [], smollm.tokenizer).items]
-    context = PruneContext(smollm, sequences, blocks=4, parameters=0, rng=Random(0))
+    context = prune_context(smollm, sequences, blocks=4, parameters=0, rng=Random(0))
     *seen, unseen, other = context.windows(128)
     narrow = pruned(smollm, round(0.1 * smollm.sizes.parameters), seen[:16])
     share = narrow.sizes.parameters / smollm.sizes.parameters
@@ -231,7 +231,7 @@ def test_too_few_tokens_are_refused_or_told() -> None:
         "the calibration items have 3 tokens together, too few for a window of 128: ask for shorter windows or for more samples"
     )
     notes: list[str] = []
-    context = PruneContext(model, [(1, 2, 3)], blocks=1, parameters=7000, rng=Random(0), note=notes.append)
+    context = prune_context(model, [(1, 2, 3)], blocks=1, parameters=7000, rng=Random(0), note=notes.append)
     SliceGpt(window=3).prune(context)
     width = nearest_width(model, 7000)
     assert notes == [

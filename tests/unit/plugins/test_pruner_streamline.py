@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core.api import Merge, PdtrimError, Plan, PruneContext, Removal
+from pdtrim_core.api import Merge, PdtrimError, Plan, Removal
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
@@ -20,7 +20,7 @@ from pdtrim_core.pipeline.merge_store import MergeStore
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.results.run_folder import open_run_folder
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
@@ -37,7 +37,7 @@ SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(4)]
 
 def pruned(model: BlockModel, blocks: int, **options: Any) -> Pruned:
     parameters = blocks * model.sizes.blocks[0].parameters
-    return Streamline().prune(PruneContext(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=Random(0), **options))
+    return Streamline().prune(prune_context(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=Random(0), **options))
 
 
 def last_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list
     assert min(gaps) < 1e-4
     texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"]
     sequences = [smollm.tokenizer(text)["input_ids"] for text in texts]
-    found = Streamline().prune(PruneContext(smollm, sequences, blocks=5, parameters=0, rng=Random(0)))
+    found = Streamline().prune(prune_context(smollm, sequences, blocks=5, parameters=0, rng=Random(0)))
     assert found.removal == Removal([Merge(13, 18)])
 
 

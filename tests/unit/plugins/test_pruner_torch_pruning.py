@@ -14,7 +14,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pdtrim_core.api import PdtrimError, Plan, PruneContext, Removal
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LlmPruner, TorchPruning
 from pdtrim_plugins.pruners.dependency_graph import TracedBlocks
 
@@ -26,7 +26,7 @@ WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3
 
 
 def context_of(model: BlockModel, parameters: int, sequences: Any = WINDOWS, seed: int = 0) -> PruneContext:
-    return PruneContext(model, sequences, blocks=1, parameters=parameters, rng=Random(seed))
+    return prune_context(model, sequences, blocks=1, parameters=parameters, rng=Random(seed))
 
 
 def removal_of(model: BlockModel, parameters: int = 15_488, *, seed: int = 0, **options: Any) -> Removal:

@@ -1,0 +1,86 @@
+"""What a pruner is given: the dense model, tokens, a budget, and what the run measures and trains for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from torch import nn
+
+from pdtrim_core.api.score_context import ScoreContext
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.plan.elements import Merge, Removal
+
+LossOf = Callable[[Sequence[Sequence[int]]], Callable[[Removal], float]]
+"""Gives, for token sequences, the function that measures the loss of a removal on them."""
+Train = Callable[[Merge], tuple[Merge, nn.Module]]
+"""Gives a merge as the recipe's distiller makes it, and the block that it trained for it."""
+
+
+def _say_nothing(text: str) -> None:
+    del text
+
+
+@dataclass(frozen=True)
+class PruneContext:
+    """The dense model, tokens, and the budget of a pruner, which is told the same to all.
+
+    `sequences` are the tokens of the calibration items, each prompt with its right continuation. `blocks` is how many blocks
+    are to go, or `parameters` how many weights, whichever a method counts in: both say the same budget. All randomness comes
+    from `rng`. `batch_tokens` is how many tokens a batch has, None what suits the device. `note` says something to the user.
+
+    A run gives `losses` and `train`, which `loss_of` and `trained` ask. A context that is made by hand may do without them:
+    `pdtrim_core.testing.prune_context` makes one that measures losses.
+    """
+
+    model: BlockModel
+    sequences: Sequence[Sequence[int]]
+    blocks: int
+    parameters: int
+    rng: Random
+    batch_tokens: int | None = None
+    note: Callable[[str], None] = _say_nothing
+    losses: LossOf | None = None
+    train: Train | None = None
+
+    @property
+    def states(self) -> ScoreContext:
+        """The dense model's hidden states over the sequences."""
+        return ScoreContext(self.model, self.sequences, batch_tokens=self.batch_tokens)
+
+    def windows(self, length: int, count: int | None = None) -> list[tuple[int, ...]]:
+        """Return the sequences joined and cut into windows of one length, `count` of them at most; the rest is left out.
+
+        Raises `PdtrimError` where the sequences do not fill one window.
+        """
+        tokens = [token for sequence in self.sequences for token in sequence]
+        starts = range(0, len(tokens) - length + 1, length)
+        if not starts:
+            raise PdtrimError(
+                f"the calibration items have {len(tokens)} tokens together, too few for a window of {length}: ask for shorter "
+                "windows or for more samples"
+            )
+        return [tuple(tokens[start : start + length]) for start in starts][:count]
+
+    def trained(self, merge: Merge) -> tuple[Merge, nn.Module]:
+        """Return a merge as the recipe's distiller makes it, with its kind of K/V, and the block that it trained for it.
+
+        A context without `train` trains nothing: the block that training would start from stands for the merge.
+        """
+        return (merge, self.model.blocks[merge.keep]) if self.train is None else self.train(merge)
+
+    def loss_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
+        """Return the function that gives the loss of a removal from both stages: nats a token, behind the first of a sequence.
+
+        Each measurement goes to the run's journal, under the part `losses` with a hash of these sequences, so that an
+        interrupted run does not make it again. A removal may drop blocks and shrink them, but not merge: there are no
+        replacement modules. Raises `PdtrimError` where no sequence has two tokens, for a context without `losses`, and, when
+        measured, for a loss that is not finite.
+        """
+        if self.losses is None:
+            raise PdtrimError(
+                "this context measures no losses: make it with pdtrim_core.testing.prune_context, or give it losses"
+            )
+        return self.losses(sequences)
