@@ -230,7 +230,7 @@ def test_a_plugin_that_raises_is_named_and_what_was_done_is_kept(
 ) -> None:
     assert checkpoint.is_dir()
     (tmp_path / "bad.py").write_text(
-        "from pdtrim_core import Plan, Searcher, hookimpl\n\n"
+        "from pdtrim_core.api import Plan, Searcher, hookimpl\n\n"
         "class Bad(Searcher):\n"
         '    """Fails after its first plan."""\n\n'
         '    name = "bad"\n\n'
