@@ -176,12 +176,12 @@ class Objective(Component):
 
 
 class CalibrationSource(Component):
-    """Gives the samples that a run measures on, and those it keeps apart until the end."""
+    """Gives the samples that a run measures on, and held-out ones to evaluate on at the end."""
 
     kind = "calibration"
 
     samples: int = Field(256, gt=0, description="number of items to measure on (the paper: 256)")
-    held_out: int = Field(64, ge=0, description="number of items kept apart to evaluate on at the end")
+    held_out: int = Field(64, ge=0, description="number of held-out items to evaluate on at the end")
 
     @abstractmethod
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:

@@ -40,7 +40,7 @@ class Candidate:
 
 
 def objective_cells(candidates: Sequence[Candidate], notes: list[str]) -> tuple[tuple[Column, ...], dict[str, dict[str, Cell]]]:
-    """Return the one column that runs have by themselves: their objective, on the items kept apart where there are some."""
+    """Return the one column that runs have by themselves: their objective, on the held-out items where there are some."""
     objectives = {one.outcome.objective for one in candidates}
     if len(objectives) > 1:
         raise PdtrimError(

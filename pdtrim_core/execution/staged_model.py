@@ -43,7 +43,7 @@ class Scored(NamedTuple):
 
 
 class StagedModel:
-    """A model under a plan. Making one is cheap; the trunk holds what plans share.
+    """A model under a plan. Making one is cheap; the prefix cache holds what plans share.
 
     `replacements` has a module for every merge of the plan. Raises `PlanError` for a plan that does not fit.
     """

@@ -165,7 +165,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         while groups:
             group = groups.pop(0)
             try:
-                # A trunk for each group: nothing is kept, however many items there are.
+                # A prefix cache for each group: nothing is kept, however many items there are.
                 found.update(zip(group, self._staged().scores(group), strict=True))
                 bar.update(len(group))
             except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""The measurements of one run: the search, the split and the result table, on one trunk of kept streams."""
+"""The measurements of one run: the search, the split and the result table, on one prefix cache."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from pdtrim_core.search.driver import Exchange, Ledger, drive
 
 
 class Bench:
-    """The measurements of one run: two sets of items, one trunk of kept streams, one ledger each.
+    """The measurements of one run: two sets of items, one prefix cache, one ledger each.
 
-    `dense` is given where `model` is a whole other one in its place. Its values are then kept apart from the dense model's.
+    `dense` is given where `model` is a whole other one in its place. Its values
+    then have a part of the journal of their own.
     """
 
     def __init__(  # noqa: PLR0913 - what a run has put together until here
@@ -146,7 +147,7 @@ class Bench:
         return best.plan
 
     def split(self, found: Plan, space: SearchSpace) -> Plan:
-        """Let the splitter decide what prefill can be spared; then cut prefill's free tail."""
+        """Let the splitter decide what prefill keeps; then leave out what no one reads behind the last K/V."""
         splitter = self._recipe.splitter
         label = self._host.label_of(splitter)
         asks = splitter.split(found, space, self._rng("split"))
@@ -178,7 +179,7 @@ class Bench:
         return rows if self._apart is None else 2 * rows
 
     def rows(self, plans: Mapping[str, Plan]) -> tuple[Row, ...]:
-        """Measure plans by name, on the items that measured and on those kept apart."""
+        """Measure plans by name, on the items that measured and on held-out ones."""
         return tuple(
             Row(
                 name,

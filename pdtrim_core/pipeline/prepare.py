@@ -30,7 +30,7 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
 
 
 def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
-    """Draw the samples that measure and those kept apart, and tokenise them."""
+    """Draw the samples that measure and the held-out ones, and tokenise them."""
     source = recipe.calibration
     rng = Random(f"{recipe.settings.seed} calibration")  # noqa: S311 - reproducible draws, nothing secret
     with blame(host.label_of(source)):

@@ -21,7 +21,7 @@ Values = MutableMapping[tuple[Plan, Item], float]
 
 
 class RunCache:
-    """The latest model, calibration, scores and trunk, and the values of items, for the next run that can use them.
+    """The latest model, calibration, scores and prefix cache, and the values of items, for the next run that can use them.
 
     Only one thing of a sort is held, and what was made from one goes with it, so that two models are never in memory. What a
     run finds here is what it would have computed alone: it gives the same plan, outcome and journal, in less time.

@@ -73,7 +73,7 @@ class ModelSizes:
     def kept_parameters(self, plan: Plan, stage: Stage) -> int:
         """Return the parameters that a stage keeps, tied weights once.
 
-        K/V-only blocks keep their K/V projections and the norms in front of K and V; a prefill with a free tail has no head.
+        K/V-only blocks keep their K/V projections and the norms in front of K and V; a truncated prefill has no head.
         """
         outside = self.parameters - sum(block.parameters for block in self.blocks)
         if stage == "prefill" and plan.prefill and plan == plan.truncated_prefill(len(self.blocks)):

@@ -221,7 +221,7 @@ def test_items_that_measure_and_are_kept_apart(cli: Cli, recipe: Path, tmp_path:
     recipe.write_text(recipe.read_text().replace("samples = 8", settings))
     code, line = error_of(cli, recipe)
     assert code == 1
-    assert line.startswith("error: 4 of the items kept apart also measure, the first is '")
+    assert line.startswith("error: 4 of the held-out items also measure, the first is '")
     assert line.endswith("': the figures on them would flatter; take them out of one of the two")
 
 

@@ -181,7 +181,7 @@ def test_what_is_kept_apart_may_not_measure() -> None:
     with pytest.raises(PdtrimError) as caught:
         calibrate([sample("a"), sample("b")], [sample("c"), sample("B", name="twin"), sample("A ")], TOKENIZER)
     assert str(caught.value) == (
-        "2 of the items kept apart also measure, the first is 'twin': the figures on them would flatter; take them out of "
+        "2 of the held-out items also measure, the first is 'twin': the figures on them would flatter; take them out of "
         "one of the two"
     )
 

@@ -41,7 +41,7 @@ PLANS = {
     "K/V only of a merge of three": Plan(Removal([KvOnly(1)]), Removal([THREE])),
     "K/V only of a frozen merge": Plan(Removal([KvOnly(2)]), Removal([FROZEN])),
 }
-TAILS = {f"{name}, free tail": plan.truncated_prefill(BLOCKS) for name, plan in PLANS.items()}
+TAILS = {f"{name}, truncated prefill": plan.truncated_prefill(BLOCKS) for name, plan in PLANS.items()}
 
 
 def some_items(*, vocabulary: int = 256) -> list[Item]:

@@ -195,7 +195,7 @@ def test_the_first_changed_block_is_the_lower_of_both_stages() -> None:
     assert plan([KvOnly(2)], [Drop(5)]).first_block == 2
 
 
-# The free tail
+# The truncated prefill
 
 
 @given(lawful())
