@@ -118,7 +118,7 @@ def _rounded(reading: Reading) -> Reading:
 
 
 @dataclass(frozen=True)
-class Found:
+class BestPlan:
     """The best plan that was measured, first seen on ties, with its points."""
 
     plan: Plan
@@ -148,14 +148,14 @@ def drive(
     problems: Callable[[Plan], Iterable[str]] = lambda plan: (),
     note: Callable[[str], None] = lambda text: None,
     told: Callable[[Exchange], None] = lambda asked: None,
-) -> tuple[Found | None, T]:
+) -> tuple[BestPlan | None, T]:
     """Run a searcher or splitter to its end; return the best plan it asked for and what it returned.
 
     `label` names the component in errors, `problems` says why a plan may not be asked for, `note` takes what it has to
     say, `told` everything that it asked for. Raises `PluginError` when the component raises, or yields something that is no
     `Request`.
     """
-    best: Found | None = None
+    best: BestPlan | None = None
     answer: Result = None
     ledger.restart_best()
     while True:
@@ -178,7 +178,7 @@ def drive(
             told(Exchange(plan, ledger.latest(plan), floor, temperature, is_result))
         for (plan, is_result), score in zip(wanted, answers, strict=True):
             if is_result and score is not None and (best is None or score > best.score):
-                best = Found(plan, score)
+                best = BestPlan(plan, score)
         answer = answers if isinstance(ask, list) else answers[0]
 
 

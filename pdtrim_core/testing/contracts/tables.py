@@ -14,7 +14,7 @@ from pdtrim_core.data.scores import Scores
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.plan.elements import Removal
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import Found, Ledger, Measure, drive
+from pdtrim_core.search.driver import BestPlan, Ledger, Measure, drive
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts.shared import no_global_randomness, rng_of
 
@@ -66,7 +66,7 @@ def table_spaces() -> Iterator[SearchSpace]:
 
 def search_on_table(
     searcher: Searcher, space: SearchSpace, measure: Measure, *, seed: int = 0
-) -> tuple[Found | None, list[Plan]]:
+) -> tuple[BestPlan | None, list[Plan]]:
     """Run a searcher on a table; return the best that it found and all plans that it proposed, in order; probes are none."""
     proposed: list[Plan] = []
     ledger = Ledger(measure, notify=_note_in([]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core.api import Drop, PdtrimError, Plan, Probe, Removal, Scores, Searcher, SearchSpace
-from pdtrim_core.search.driver import Found, Ledger, drive
+from pdtrim_core.search.driver import BestPlan, Ledger, drive
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
 from pdtrim_core.testing.contracts.tables import table_spaces
@@ -34,7 +34,7 @@ def table_of(number: int) -> Callable[[Plan], float]:
     return lambda plan: Random(f"{number} {plan}").uniform(0, 100)
 
 
-def found_by(searcher: Searcher, space: SearchSpace, value: Callable[[Plan], float] = rugged) -> Found:
+def found_by(searcher: Searcher, space: SearchSpace, value: Callable[[Plan], float] = rugged) -> BestPlan:
     """Return what a searcher finds under the rule that a result removes just as many blocks as are asked."""
     asks = searcher.search(space, Random(0))
     found, _ = drive(asks, Ledger(Table(value)), label=f"searcher '{searcher.name}'", problems=space.problems)

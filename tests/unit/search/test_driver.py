@@ -15,7 +15,7 @@ from pdtrim_core.data.readings import Candidate, Reading, Score, standard_error
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import Exchange, Found, Ledger, drive
+from pdtrim_core.search.driver import BestPlan, Exchange, Ledger, drive
 from tests.unit.examples import given
 
 LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
@@ -51,7 +51,7 @@ def ask_all(*asks: Request) -> Generator[Request, Result, list[Result]]:
     return answers
 
 
-def drive_all(ledger: Ledger, *asks: Any, **options: Any) -> tuple[Found | None, list[Result]]:
+def drive_all(ledger: Ledger, *asks: Any, **options: Any) -> tuple[BestPlan | None, list[Result]]:
     return drive(ask_all(*asks), ledger, label=LABEL, **options)
 
 
