@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from random import Random
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Calibration, Item
 from pdtrim_core.data.readings import Score
@@ -131,11 +133,11 @@ class Bench:
         self._preview("search", self._recipe.searcher.steps(space))
         searcher = self._recipe.searcher
         label = self._host.label_of(searcher)
-        asks = searcher.search(space, self._rng("search"))
+        requests = searcher.search(space, self._rng("search"))
         # Should there be a second search, over other sets, it is the one that counts.
         self._log.search.clear()
         best, _ = drive(
-            asks,
+            requests,
             self.ledger,
             label=label,
             problems=space.problems,
@@ -146,16 +148,17 @@ class Bench:
             raise PluginError(f"{label} asked for no plan at all")
         return best.plan
 
-    def split(self, found: Plan, space: SearchSpace) -> Plan:
+    def split(self, found: Plan, costs: CostModel) -> Plan:
         """Let the splitter decide what prefill keeps; then leave out what no one reads behind the last K/V."""
         splitter = self._recipe.splitter
         label = self._host.label_of(splitter)
-        asks = splitter.split(found, space, self._rng("split"))
+        costs = replace(costs, model=self._model) if splitter.needs_model else costs
+        requests = splitter.split(found, costs, self._rng("split"))
 
         def problems(plan: Plan) -> Iterable[str]:
             return [] if plan.decode == found.decode else ["a splitter may change prefill only"]
 
-        _, plan = drive(asks, self.ledger, label=label, problems=problems, note=self._log.note)
+        _, plan = drive(requests, self.ledger, label=label, problems=problems, note=self._log.note)
         if not isinstance(plan, Plan) or plan.decode != found.decode:
             raise PluginError(f"{label} returned {plan}: it must return a plan with the decode that it was given")
         return plan.truncated_prefill(self._model.block_count) if self._recipe.settings.evaluation.truncates_prefill else plan

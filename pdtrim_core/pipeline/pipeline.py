@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.execution.threads import fitting_threads, threads
@@ -157,8 +158,8 @@ def prepare(recipe: Recipe, host: PluginHost, folder: RunFolder, log: RunEvents,
 def choose(recipe: Recipe, model: BlockModel, merges: Merges, log: RunEvents) -> tuple[Sets, SearchSpace]:
     """Choose the two sets, and with them what a search may choose from."""
     sets = merges.choose(log)
-    tail = recipe.settings.evaluation.truncates_prefill
-    return _told(sets, merges.threshold), search_space(merges.scores, merges.count, sets, model.sizes, truncated_prefill=tail)
+    costs = CostModel(model.block_count, model.sizes, recipe.settings.evaluation.truncates_prefill)
+    return _told(sets, merges.threshold), search_space(merges.scores, merges.count, sets, costs)
 
 
 def find(
@@ -194,11 +195,11 @@ def find(
 
 
 def split(recipe: Recipe, start: Start, bench: Bench, found: Plan, log: RunEvents) -> Plan:
-    """Let the splitter decide what prefill can be spared; a replaced model has nothing to split."""
+    """Let the splitter decide what prefill keeps; a replaced model has nothing to split."""
     if start.replaced is not None:
         return found
-    with log.step("split the stages", about=recipe.splitter.steps(start.space)):
-        return bench.split(found, start.space)
+    with log.step("split the stages", about=recipe.splitter.steps(found)):
+        return bench.split(found, start.space.costs)
 
 
 def costs_of(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.kinds import Pruner
 from pdtrim_core.api.prune_context import PruneContext
 from pdtrim_core.api.pruned import Pruned
@@ -149,7 +150,8 @@ def _space(pruned: Pruned, model: BlockModel, *, truncated_prefill: bool) -> Sea
     removal = pruned.removal
     scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
     weights = (1.0,) * len(removal)
-    return SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, truncated_prefill=truncated_prefill)
+    costs = CostModel(model.block_count, model.sizes, truncated_prefill)
+    return SearchSpace(removal.blocks_removed, removal.elements, weights, removal, scores, costs)
 
 
 def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:
