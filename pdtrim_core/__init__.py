@@ -28,6 +28,7 @@ from pdtrim_core.evaluations import Metric, TaskResult, results_in
 from pdtrim_core.files import cache_folder, whole_folder, write_whole
 from pdtrim_core.hookspecs import hookimpl
 from pdtrim_core.ladder import draw_ladder
+from pdtrim_core.layers import Layer
 from pdtrim_core.outcome import Gain, MergeResult, Outcome, SearchStep, Value
 from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import PluginHost, load_plugins
@@ -42,7 +43,7 @@ from pdtrim_core.similarity_scorer import SimilarityScorer
 from pdtrim_core.space import SearchSpace
 
 if TYPE_CHECKING:
-    from pdtrim_core.applying import apply
+    from pdtrim_core.applying import ModelPair, apply
     from pdtrim_core.context import HiddenStates, ScoreContext
     from pdtrim_core.loading import LoadedRun, load_run
     from pdtrim_core.merges import Student, TeacherBatch, TeacherBatches
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from pdtrim_core.pruning import PruneContext
     from pdtrim_core.stages import StagedModel
     from pdtrim_core.trunk import Trunk
+    from pdtrim_core.two_phase import TwoPhaseModel
 
 _LAZY = {
     "apply": "pdtrim_core.applying",
@@ -67,11 +69,13 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.context",
     "PruneContext": "pdtrim_core.pruning",
     "ScoreContext": "pdtrim_core.context",
+    "ModelPair": "pdtrim_core.applying",
     "StagedModel": "pdtrim_core.stages",
     "Student": "pdtrim_core.merges",
     "TeacherBatch": "pdtrim_core.merges",
     "TeacherBatches": "pdtrim_core.merges",
     "Trunk": "pdtrim_core.trunk",
+    "TwoPhaseModel": "pdtrim_core.two_phase",
     "run": "pdtrim_core.pipeline",
 }
 
@@ -91,11 +95,13 @@ __all__ = [
     "HiddenStates",
     "Item",
     "KvOnly",
+    "Layer",
     "LoadedModel",
     "LoadedRun",
     "Merge",
     "MergeResult",
     "Metric",
+    "ModelPair",
     "ModelSource",
     "Note",
     "Objective",
@@ -135,6 +141,7 @@ __all__ = [
     "TeacherBatch",
     "TeacherBatches",
     "Trunk",
+    "TwoPhaseModel",
     "Value",
     "apply",
     "cache_folder",

@@ -30,6 +30,7 @@ from pdtrim_core.loading import LoadedRun, load_run
 from pdtrim_core.plan import FirstToken, Plan
 from pdtrim_core.stages import Scored, StagedModel
 from pdtrim_core.trunk import Trunk
+from pdtrim_core.two_phase import TwoPhaseModel
 
 ROWS = 16
 """Prompts that generate together, where nobody says how many."""
@@ -193,7 +194,8 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
             options = {**options, "do_sample": False}
             options.pop("temperature", None)
         mask = options.pop("attention_mask", None)
-        return self._staged().generate_batch(
+        two_phase = TwoPhaseModel(self.blocks, self.plan, self.modules, first_token=self.first_token)
+        return two_phase.generate_batch(
             context,
             torch.ones_like(context) if mask is None else mask,
             max_length=max_length,

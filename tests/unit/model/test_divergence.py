@@ -11,7 +11,7 @@ from torch import nn
 from pdtrim_core import Drop, Item, KvOnly, Plan, Removal, StagedModel, model, stages
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.trunk import PreparedBatch, Trunk
-from tests.unit.model.test_stages import PLANS, some_items, stand_ins
+from tests.unit.model.test_stages import PLANS, some_items, stand_ins, two_phases_of
 
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel
@@ -54,7 +54,7 @@ def test_every_sort_of_plan_diverges_as_in_two_phases(name: str, first_token: Fi
     staged = StagedModel(Trunk(dense, first_token=first_token, batch_tokens=64), PLANS[name], stand_ins(dense))
     items = some_items()
     for item, value in zip(items, staged.divergences(items), strict=True):
-        two_phases = staged.continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
+        two_phases = two_phases_of(staged).continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
         assert value == pytest.approx(kl(full_logits(dense, item), two_phases), abs=CLOSE)
 
 
@@ -64,7 +64,7 @@ def test_other_families_diverge_as_in_two_phases(family: str) -> None:
     staged = StagedModel(Trunk(dense, batch_tokens=64), Plan(Removal([KvOnly(4)]), Removal([Drop(2)])))
     items = some_items()
     for item, value in zip(items, staged.divergences(items), strict=True):
-        two_phases = staged.continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
+        two_phases = two_phases_of(staged).continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
         assert value == pytest.approx(kl(full_logits(dense, item), two_phases), abs=CLOSE)
 
 

@@ -23,8 +23,8 @@ from pdtrim_core import (
     Removal,
     SavedPlan,
     Shrink,
+    TwoPhaseModel,
     load_modules,
-    two_phase,
 )
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan
@@ -53,10 +53,11 @@ def check_pair(model: BlockModel, plan: Plan, out: Path) -> tuple[Any, Any]:
     assert export(Vllm(), model, plan, out) == [out / "decode", out / "prefill", out / "serve"]
     prefill, decode = read_back(out / "prefill"), read_back(out / "decode")
     modules = load_modules(plan, model, out / "merges")
-    wanted = two_phase.generate(model, plan, PROMPT[0].tolist(), 8, recompute=1, stand_ins=modules)
+    reference = TwoPhaseModel(model, plan, modules)
+    wanted = reference.generate(PROMPT[0].tolist(), 8)
     rows = list(islice(_decoded(prefill, decode), len(wanted)))
     assert [int(row.argmax()) for row in rows] == wanted
-    logits = two_phase.continuation_logits(model, plan, PROMPT[0].tolist(), wanted, recompute=1, stand_ins=modules)
+    logits = reference.continuation_logits(PROMPT[0].tolist(), wanted)
     assert torch.equal(torch.stack(rows), logits)
     return prefill, decode
 
