@@ -101,10 +101,16 @@ class Plan:
 
     def state(self, stage: Stage, block: int) -> State:
         """Return what a stage does at a block of the dense model."""
-        for layer in self.layers(stage, block + 1):
-            if block in layer.blocks and layer.state != "shadow":
-                return layer.state if block == layer.block else "into"
-        return "gone"
+        return self.states(stage, block + 1)[block]
+
+    def states(self, stage: Stage, block_count: int) -> tuple[State, ...]:
+        """Return what a stage does at each block of the dense model."""
+        found: dict[int, State] = {}
+        for layer in self.layers(stage, block_count):
+            if layer.state != "shadow":
+                found.update(dict.fromkeys(layer.blocks, "into"))
+                found[layer.block] = layer.state
+        return tuple(found.get(block, "gone") for block in range(block_count))
 
     @property
     def first_block(self) -> int | None:
