@@ -34,6 +34,7 @@ from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.recipe.recipe import Recipe
@@ -46,11 +47,12 @@ if TYPE_CHECKING:
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext
     from pdtrim_core.execution.prefix_cache import PrefixCache
     from pdtrim_core.execution.staged_model import StagedModel
+    from pdtrim_core.execution.two_phase import TwoPhaseModel
     from pdtrim_core.model.block_layout import BlockLayout
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.weights import load_modules
-    from pdtrim_core.pipeline.apply import apply
+    from pdtrim_core.pipeline.apply import ModelPair, apply
     from pdtrim_core.pipeline.merge_store import Student, TeacherBatch, TeacherBatches
     from pdtrim_core.pipeline.open_run import LoadedRun, load_run
     from pdtrim_core.pipeline.pipeline import run
@@ -68,11 +70,13 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.api.score_context",
     "PruneContext": "pdtrim_core.pipeline.prune",
     "ScoreContext": "pdtrim_core.api.score_context",
+    "ModelPair": "pdtrim_core.pipeline.apply",
     "StagedModel": "pdtrim_core.execution.staged_model",
     "Student": "pdtrim_core.pipeline.merge_store",
     "TeacherBatch": "pdtrim_core.pipeline.merge_store",
     "TeacherBatches": "pdtrim_core.pipeline.merge_store",
     "PrefixCache": "pdtrim_core.execution.prefix_cache",
+    "TwoPhaseModel": "pdtrim_core.execution.two_phase",
     "run": "pdtrim_core.pipeline.pipeline",
 }
 
@@ -90,11 +94,13 @@ __all__ = [
     "HiddenStates",
     "Item",
     "KvOnly",
+    "Layer",
     "LoadedModel",
     "LoadedRun",
     "Merge",
     "MergeResult",
     "Metric",
+    "ModelPair",
     "ModelSource",
     "Note",
     "Objective",
@@ -136,6 +142,7 @@ __all__ = [
     "TaskResult",
     "TeacherBatch",
     "TeacherBatches",
+    "TwoPhaseModel",
     "Value",
     "apply",
     "cache_folder",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pdtrim_core import BlockModel, Item, PdtrimError, Plan, PrefixCache, PruneContext, StagedModel
+from pdtrim_core import BlockModel, Item, PdtrimError, Plan, PrefixCache, PruneContext, StagedModel, TwoPhaseModel
 from pdtrim_core.data.items import calibrate
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.calibrations import Mini
@@ -149,7 +149,7 @@ def test_scoring_and_two_phases_with_a_cache_agree_with_the_models_own_forward()
     narrow = sliced(stirred(tiny_llama()), 20)
     staged = StagedModel(PrefixCache(narrow), Plan())
     own = logits(narrow, [TOKENS[:13]])[0, 7:]
-    in_phases = staged.continuation_logits(TOKENS[:8], TOKENS[8:14])
+    in_phases = TwoPhaseModel(narrow, Plan()).continuation_logits(TOKENS[:8], TOKENS[8:14])
     assert (in_phases - own).abs().max() < ROUNDING
     item = Item((tuple(TOKENS[:8]),), (tuple(TOKENS[8:14]),), 0, (6,), "")
     expected = own.log_softmax(-1)[range(6), TOKENS[8:14]].sum().item()
