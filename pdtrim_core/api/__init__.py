@@ -47,6 +47,7 @@ from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.atomic_files import cache_folder, whole_folder, write_whole
@@ -78,6 +79,7 @@ __all__ = [
     "HiddenStates",
     "Item",
     "KvOnly",
+    "Layer",
     "LoadedModel",
     "Merge",
     "MergeResult",

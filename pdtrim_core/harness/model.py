@@ -25,6 +25,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import Scored, StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.elements import KvOnly
@@ -193,7 +194,8 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
             options = {**options, "do_sample": False}
             options.pop("temperature", None)
         mask = options.pop("attention_mask", None)
-        return self._staged().generate_batch(
+        two_phase = TwoPhaseModel(self.blocks, self.plan, self.modules, first_token=self.first_token)
+        return two_phase.generate_batch(
             context,
             torch.ones_like(context) if mask is None else mask,
             max_length=max_length,

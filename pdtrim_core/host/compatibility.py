@@ -31,7 +31,7 @@ RENAMED: Mapping[str, str] = {
 """Names of 0.1 that plugins import, and what each is called in `pdtrim_core.api`."""
 GONE: Mapping[str, str] = {
     "Shared": "is pdtrim_core.RunCache since 0.2",
-    "StagedModel": "is what pdtrim_core.apply returns, and has no public name since 0.2",
+    "StagedModel": "has no public name since 0.2: pdtrim_core.apply returns the pair that it is a part of",
     "Trunk": "has no public name since 0.2: pdtrim_core.apply makes what it was for",
 }
 """Names of 0.1 that are not in `pdtrim_core.api`, and what to say of each."""

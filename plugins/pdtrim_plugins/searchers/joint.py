@@ -132,7 +132,7 @@ class Joint(Searcher):
         entering = _early(outside, rng)
         decode = plan.decode.without(rng.choice(plan.decode.elements)).with_(entering)
         left, entered = _blocks(plan.decode, decode), _blocks(decode, plan.decode)
-        passed = {block for block in range(space.block_count) if plan.state("prefill", block) != "run"}
+        passed = {block for block, state in enumerate(plan.states("prefill", space.block_count)) if state != "run"}
         passed = passed - left | (entered if left <= passed else passed & entered)
         lost = (place[0] for place in _places(decode, space.block_count) if not passed.isdisjoint(place[0].blocks))
         return self._fit(Plan(prefill=Removal(lost), decode=decode), space)
