@@ -159,10 +159,11 @@ def test_links_go_also_where_an_exporter_fails(run: Path, tmp_path: Path) -> Non
 
 
 def test_links_that_a_killed_export_left_are_replaced(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out, another = tmp_path / "out", tmp_path / "another"
     out.mkdir()
+    (another / LENT[0]).mkdir(parents=True)
     for name in LENT:
-        (out / name).symlink_to(tmp_path / "gone", target_is_directory=True)
+        (out / name).symlink_to(another / name, target_is_directory=True)
     with lent(run, out):
         assert [(out / name / "file").read_text() for name in LENT] == list(LENT)
     assert list(out.iterdir()) == []
