@@ -28,7 +28,7 @@ def show(
     del debug  # main() reads it
     if as_json:
         paths = [run, other] if other else [run]
-        plans = [json.loads(load_plan(path).to_json()) for path in paths]
+        plans = [load_plan(path).to_data() for path in paths]
         print(json.dumps(plans if other else plans[0], indent=1))
     elif other is not None:
         print(_side_by_side(run, other))

@@ -55,7 +55,7 @@ def sweep(
     found = results(wanted, ended)
     comparisons = _comparisons(wanted, ended)
     if as_json:
-        tables = {"comparisons": [json.loads(one.to_json()) for one in comparisons]} if wanted.evaluate else {}
+        tables = {"comparisons": [one.to_data() for one in comparisons]} if wanted.evaluate else {}
         print(json.dumps({**found, **tables}, indent=1))
     elif comparisons:
         _print_comparisons(found["about"], comparisons)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -107,8 +106,7 @@ def finished(recipe: Recipe) -> Outcome | None:
         outcome = load_outcome(recipe.out)
     except PdtrimError:
         return None
-    now = json.loads(json.dumps(recipe.to_data()))
-    return None if changed_keys(outcome.recipe, now) else outcome
+    return None if changed_keys(outcome.recipe, recipe.to_data()) else outcome
 
 
 def neighbours(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -145,7 +143,7 @@ def _row(end: Ended) -> dict[str, Any]:
     row: dict[str, Any] = {"run": point.name, "name": point.given_name, "settings": point.settings}
     if outcome is None:
         return {**row, "state": "failed", "problem": end.problem}
-    plain = json.loads(TypeAdapter(Outcome).dump_json(outcome))
+    plain = TypeAdapter(Outcome).dump_python(outcome, mode="json")
     plan = None if outcome.saved_plan is None else outcome.plan.plan
     return {
         **row,

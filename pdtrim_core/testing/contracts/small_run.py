@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -84,7 +83,7 @@ def run_with_plan(
             given[element] = grown(model, element)
     save_modules(plan, given, run / MODULES)
     saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, first)
-    return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=json.loads(saved.to_json()))
+    return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=saved.to_data())
 
 
 def grown(model: BlockModel, merge: Merge) -> nn.Module:

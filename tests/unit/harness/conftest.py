@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def staged_run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lo
     outcome, lost = run.outcome, Removal([Drop(1), Drop(3)])
     plan = Plan(prefill=Removal(), decode=lost).free_tail(outcome.block_count)
     saved = SavedPlan(plan, outcome.model, run.dense.fingerprint, outcome.block_count)
-    (out / "outcome.json").write_text(replace(outcome, saved_plan=json.loads(saved.to_json())).to_json())
+    (out / "outcome.json").write_text(replace(outcome, saved_plan=saved.to_data()).to_json())
     return load_run(out)
 
 
