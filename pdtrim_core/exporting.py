@@ -11,8 +11,8 @@ from pdtrim_core.components import Exporter, options_of
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
 from pdtrim_core.files import writing
 from pdtrim_core.outcome import Outcome
+from pdtrim_core.parts import make_parts
 from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import make_parts
 
 if TYPE_CHECKING:
     from pdtrim_core.model import BlockModel
@@ -34,7 +34,7 @@ def make_exporters(names: Sequence[str], options: Mapping[str, Any], host: Plugi
     if unknown:
         raise RecipeError("--set", unknown)
     given = [{"use": name, **{key: value for key, value in options.items() if key in known[name]}} for name in names]
-    return tuple(make_parts("exporter", given, host, where="--to"))
+    return make_parts("exporter", given, host, where="--to")
 
 
 def write_exports(

@@ -18,9 +18,8 @@ from pdtrim_core.model import BlockModel
 from pdtrim_core.module_store import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plan import Plan
-from pdtrim_core.plugins import PluginHost, load_plugins
-from pdtrim_core.recipe import Recipe, resolve
-from pdtrim_core.recipe_data import plugin_files
+from pdtrim_core.plugins import PluginHost
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import load_outcome
 from pdtrim_core.shared import Shared, keys_of
 
@@ -91,9 +90,8 @@ def load_run(path: Path | str, host: PluginHost | None = None, shared: Shared | 
     """
     path = Path(path)
     outcome = load_outcome(path)
-    host = host or load_plugins(plugin_files(outcome.recipe, path / "recipe.toml"))
-    recipe = resolve(outcome.recipe, host, where=str(path / "recipe.toml"), out=path)
-    return LoadedRun(path, outcome, recipe, host, shared or Shared())
+    recipe = Recipe.from_data(outcome.recipe, where=str(path / "recipe.toml"), out=path, host=host)
+    return LoadedRun(path, outcome, recipe, recipe.host, shared or Shared())
 
 
 def _alone(plan: Plan, block_count: int) -> Removal:

@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from generator.code import methods, signature
 from generator.markup import anchor, doc, summary, table
 from pdtrim_core.components import KINDS, Component, options_of
+from pdtrim_core.parts import OWN_DISTRIBUTION
 from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import OWN_DISTRIBUTION
 from pdtrim_core.recipe_data import DEFAULTS, LISTS
 
 EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {

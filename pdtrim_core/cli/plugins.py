@@ -9,8 +9,8 @@ import typer
 
 from pdtrim_core.components import KINDS
 from pdtrim_core.installed import ONLY
+from pdtrim_core.parts import OWN_DISTRIBUTION
 from pdtrim_core.plugins import Origin, PluginHost, Provided, load_plugins
-from pdtrim_core.recipe import OWN_DISTRIBUTION
 
 SLOW = 1.0
 """Seconds of importing a plugin from which on every command is noticeably late."""

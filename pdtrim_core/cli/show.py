@@ -12,9 +12,8 @@ from pdtrim_core.cli import reporting
 from pdtrim_core.elements import Element
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.ladder import draw_ladder
-from pdtrim_core.plugins import load_plugins
-from pdtrim_core.recipe import resolve_reports
-from pdtrim_core.recipe_data import plugin_files
+from pdtrim_core.parts import make_parts
+from pdtrim_core.recipe_data import DEFAULTS
 from pdtrim_core.run_folder import load_outcome, load_plan
 
 
@@ -41,8 +40,10 @@ def show(
 
 def _whole_run(path: Path) -> None:
     outcome = load_outcome(path)
-    host = load_plugins(file for file in plugin_files(outcome.recipe, path) if file.is_file())
-    reports = resolve_reports(outcome.recipe, host, where=str(path / "recipe.toml"))
+    host = reporting.host_of_runs({path: outcome.recipe})
+    # An old run needs none of its other parts.
+    given = outcome.recipe.get("report", DEFAULTS["report"])
+    reports = make_parts("report", given, host, where=str(path / "recipe.toml"))
     there = [path / report.file for report in reports if report.file and (path / report.file).is_file()]
     missing = [report for report in reports if path / report.file not in there]
     for text in reporting.reports(missing, host, outcome, path):

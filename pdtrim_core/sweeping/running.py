@@ -13,7 +13,6 @@ from pdtrim_core import pipeline
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.loading import load_run
 from pdtrim_core.outcome import Outcome
-from pdtrim_core.plugins import PluginHost
 from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import changed_keys, load_outcome
 from pdtrim_core.shared import Key, Shared, keys_of
@@ -43,15 +42,13 @@ class Begins:
     count: int
 
 
-def carry_out(
-    sweep: Sweep, host: PluginHost, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None
-) -> Iterator[Begins | Ended]:
+def carry_out(sweep: Sweep, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None) -> Iterator[Begins | Ended]:
     """Yield every run of a sweep when it ends, evaluated if the sweep says so, and those that are not done yet when they begin.
 
     A run that fails does not stop the others. Runs that were done before are read from their folders, unless `fresh`.
     """
     shared, todo = Shared(), []
-    evaluated = Evaluator(sweep, host, shared, say)
+    evaluated = Evaluator(sweep, shared, say)
     for run in sweep.runs:
         done = None if fresh else finished(run.recipe)
         if done is None:
@@ -60,7 +57,7 @@ def carry_out(
             yield evaluated(Ended(run, done))
     for number, run in enumerate(neighbours(todo), start=1):
         yield Begins(run, number, len(todo))
-        yield evaluated(_carry_out(run, host, shared, fresh=fresh))
+        yield evaluated(_carry_out(run, shared, fresh=fresh))
 
 
 class Evaluator:
@@ -69,8 +66,8 @@ class Evaluator:
     Raises `PdtrimError` for tasks that cannot be evaluated, before any run begins.
     """
 
-    def __init__(self, sweep: Sweep, host: PluginHost, shared: Shared, say: Callable[[str], None]) -> None:
-        self._parts = (host, shared, say)
+    def __init__(self, sweep: Sweep, shared: Shared, say: Callable[[str], None]) -> None:
+        self._parts = (sweep.host, shared, say)
         self._wanted = sweep.evaluate
         self._runs_code = sweep.runs_code
         if self._wanted is not None:
@@ -91,9 +88,9 @@ class Evaluator:
         return end
 
 
-def _carry_out(run: PlannedRun, host: PluginHost, shared: Shared, *, fresh: bool) -> Ended:
+def _carry_out(run: PlannedRun, shared: Shared, *, fresh: bool) -> Ended:
     try:
-        return Ended(run, pipeline.run(run.recipe, host, fresh=fresh, shared=shared))
+        return Ended(run, pipeline.run(run.recipe, fresh=fresh, shared=shared))
     except PdtrimError as error:
         return Ended(run, None, str(error), traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - whatever ends one run, the others are still wanted; it is told at the end

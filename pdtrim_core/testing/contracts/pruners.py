@@ -20,7 +20,7 @@ from pdtrim_core.plan import Plan
 from pdtrim_core.plugins import Origin
 from pdtrim_core.pruned import Pruned
 from pdtrim_core.pruning import PruneContext
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.stages import StagedModel
 from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness, rng_of
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
@@ -123,7 +123,7 @@ class PrunerContract:
         host = tiny_host()
         # A plain file's pruner is not installed.
         host.register(SimpleNamespace(pdtrim_pruners=hookimpl(lambda: [self.component])), Origin("contract", "contract"))
-        outcome = pipeline.run(resolve(data, host, where="pruner.toml", out=tmp_path / "run"), host)
+        outcome = pipeline.run(Recipe.from_data(data, where="pruner.toml", out=tmp_path / "run", host=host), host)
         points = {row.name: row.calibration.points for row in outcome.rows}
         if self.component.replaces_model:
             assert points.keys() == {"dense", "unified"}

@@ -24,7 +24,7 @@ from pdtrim_core.module_store import MODULES, save_modules
 from pdtrim_core.outcome import Outcome
 from pdtrim_core.plan import FirstToken, Plan
 from pdtrim_core.plugins import Origin, PluginHost, load_plugins
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_transformers
 
@@ -113,4 +113,4 @@ def _outcome() -> Outcome:
         "evaluation": {"threads": 1},
     }
     with tempfile.TemporaryDirectory() as folder:
-        return pipeline.run(resolve(data, host, where="small.toml", out=Path(folder) / "small"), host)
+        return pipeline.run(Recipe.from_data(data, where="small.toml", out=Path(folder) / "small", host=host), host)

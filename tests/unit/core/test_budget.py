@@ -11,7 +11,7 @@ from pdtrim_core import PluginHost, RecipeError
 from pdtrim_core.budget import Budget, budget_of, removed_blocks, sizes_from_config
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan import Plan
-from pdtrim_core.recipe import Recipe, resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.sizes import ModelSizes
 
 LLAMA_31_8B: dict[str, Any] = {
@@ -133,7 +133,7 @@ def test_the_kv_of_a_token_follow_from_the_config(published: dict[str, ModelSize
 
 
 def recipe_of(host: PluginHost, prune: dict[str, Any], path: str = "package:none") -> Recipe:
-    return resolve({"model": {"path": path}, "prune": prune}, host, where="r.toml")
+    return Recipe.from_data({"model": {"path": path}, "prune": prune}, where="r.toml", host=host)
 
 
 def test_blocks_are_taken_as_they_are_given(host: PluginHost, published: dict[str, ModelSizes]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tomli_w
 
 from pdtrim_core import PluginHost, RecipeError
+from pdtrim_core.recipe_data import parse_settings
 from pdtrim_core.sweeping.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +32,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def swept(folder: Path, host: PluginHost, text: str, *settings: str, **changes: Any) -> Sweep:
-    return read_sweep(written(folder, HEAD + text), host, Changes(settings, **changes))
+    return read_sweep(written(folder, HEAD + text), host, Changes(parse_settings(settings), **changes))
 
 
 def names(sweep: Sweep) -> list[str]:
@@ -41,7 +42,7 @@ def names(sweep: Sweep) -> list[str]:
 def problems_of(folder: Path, host: PluginHost, text: str, *settings: str, head: str = HEAD, **changes: Any) -> list[str]:
     path = written(folder, head + text)
     with pytest.raises(RecipeError) as caught:
-        read_sweep(path, host, Changes(settings, **changes), need_data=True)
+        read_sweep(path, host, Changes(parse_settings(settings), **changes), need_data=True)
     assert caught.value.where == str(path)
     return list(caught.value.problems)
 

@@ -9,7 +9,7 @@ import pytest
 
 from pdtrim_core import Drop, LoadedRun, Plan, Removal, SavedPlan, load_run, pipeline
 from pdtrim_core.plugins import load_plugins
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.testing.models import save_tiny_model
 
 
@@ -22,7 +22,7 @@ def carried_out(checkpoint: Path, out: Path, **keys: object) -> LoadedRun:
         "evaluation": {"threads": 1},
         **keys,
     }
-    pipeline.run(resolve(data, host, where="run.toml", out=out), host)
+    pipeline.run(Recipe.from_data(data, where="run.toml", out=out, host=host), host)
     return load_run(out, host)
 
 
