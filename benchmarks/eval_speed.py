@@ -28,7 +28,7 @@ from subject import environment, write
 
 from pdtrim_core import BlockModel, LoadedRun, load_plugins
 from pdtrim_core.first_steps import open_model
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 
 TASKS = "arc_easy,arc_challenge,piqa,hellaswag"
 """Tasks whose choices have several tokens; where they have one, `HFLM` too runs the context once, and less is left to save."""
@@ -39,11 +39,11 @@ TOLERANCE = 1e-4
 def dense_run(path: str, dtype: str) -> LoadedRun:
     """Return a run that has a dense model and nothing else."""
     host = load_plugins()
-    recipe = resolve(
+    recipe = Recipe.from_data(
         {"model": {"path": path, "device": "cpu", "dtype": dtype}, "prune": {"blocks": 1}},
-        host,
         where="benchmark.toml",
         out=Path("unused"),
+        host=host,
     )
     run = LoadedRun(Path("unused"), cast("Any", None), recipe, host)
     vars(run)["dense"] = open_model(recipe.model, host)

@@ -29,7 +29,7 @@ from subject import COUNT, environment, write
 from pdtrim_core import PdtrimError, Plan, load_plugins
 from pdtrim_core.pipeline import run
 from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import measured_in
 from pdtrim_core.search import Reading, standard_error
 from pdtrim_core.shared import Shared
@@ -111,7 +111,7 @@ def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], h
         **way.parts(),
     }
     out = options.out / way.folder
-    outcome = run(resolve(data, host, where=way.folder, out=out), host, shared=shared)
+    outcome = run(Recipe.from_data(data, where=way.folder, out=out, host=host), host, shared=shared)
     plan = outcome.plan.plan
     reading = measured_in(out)["held-out"][plan]
     cost = next(cost for cost in outcome.costs if cost.unit == "FLOPs")

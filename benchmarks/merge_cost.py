@@ -27,7 +27,7 @@ from subject import environment, write
 from pdtrim_core import Item, Merge, TeacherBatch, load_plugins, merges, python_reference
 from pdtrim_core.first_steps import open_model
 from pdtrim_core.merges import SEQUENCE_TOKENS, MergeStore, TeacherBatches
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.trunk import Trunk
 
 WAYS = ("ours", "theirs")
@@ -52,7 +52,7 @@ class NothingKept(TeacherBatches):
 
 def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     """Train one merge in this process; return seconds, peak memory and errors."""
-    recipe = resolve({"model": options.model, "prune": {"blocks": 1}}, load_plugins(), where="benchmark.toml")
+    recipe = Recipe.from_data({"model": options.model, "prune": {"blocks": 1}}, where="benchmark.toml", host=load_plugins())
     model = open_model(recipe.model, load_plugins())
     lines = python_reference()
     Random(0).shuffle(lines)

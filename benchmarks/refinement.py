@@ -22,7 +22,7 @@ from subject import COUNT, environment, write
 from pdtrim_core import PdtrimError, Plan, Pruner, load_plugins
 from pdtrim_core.pipeline import run
 from pdtrim_core.plugins import PluginHost
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_folder import measured_in
 from pdtrim_core.saved_plan import plan_from_json
 from pdtrim_core.search import standard_error
@@ -49,7 +49,7 @@ class Refined(NamedTuple):
 def refined(name: str, options: argparse.Namespace, host: PluginHost, shared: Shared) -> Refined:
     """Run one pruner, or go on with it, and compare its two plans on the items kept apart."""
     out = options.out / name
-    outcome = run(resolve(recipe_data(name, options), host, where=name, out=out), host, shared=shared)
+    outcome = run(Recipe.from_data(recipe_data(name, options), where=name, out=out, host=host), host, shared=shared)
     assert outcome.saved_plan is not None, "only pruners whose removal can be split are compared"
     plan = plan_from_json(outcome.saved_plan)
     apart = measured_in(out)["held-out"]

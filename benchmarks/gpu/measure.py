@@ -36,7 +36,6 @@ from pdtrim_core.hookspecs import PROJECT
 from pdtrim_core.outcome import machine, versions
 from pdtrim_core.pipeline import run
 from pdtrim_core.plugins import Origin
-from pdtrim_core.recipe import resolve
 from pdtrim_core.shared import keys_of
 from pdtrim_core.timing.bench import device_name, measure
 from pdtrim_core.timing.latency import Grid
@@ -180,7 +179,7 @@ class Prunings:
             "exporter": [],
             **parts,
         }
-        return resolve(data, self._host, where=name, out=out)
+        return Recipe.from_data(data, where=name, out=out, host=self._host)
 
 
 def parts(host: PluginHost, options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -13,7 +13,7 @@ import torch
 from pdtrim_core import Drop, KvOnly, PdtrimError, Plan, Removal, pipeline
 from pdtrim_core.evaluations import Side
 from pdtrim_core.loading import LoadedRun, load_run
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.saved_plan import SavedPlan
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 
@@ -27,7 +27,7 @@ def carried_out(out: Path, **keys: Any) -> LoadedRun:
         "evaluation": {"threads": 1},
         **keys,
     }
-    pipeline.run(resolve(data, host, where="run.toml", out=out), host)
+    pipeline.run(Recipe.from_data(data, where="run.toml", out=out, host=host), host)
     return load_run(out, tiny_host())
 
 

@@ -15,7 +15,7 @@ from pdtrim_core.calibration import Calibration, calibrate
 from pdtrim_core.merges import MergeStore
 from pdtrim_core.merging import Merges
 from pdtrim_core.plugins import load_plugins
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.run_log import RunLog
 from pdtrim_core.scores import Scores
 from pdtrim_core.testing import ByteTokenizer, tiny_llama, tiny_model
@@ -151,7 +151,7 @@ def merging(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host = load_plugins()
     options = {"use": "mse", "tokens": 512, "epochs": 2, **distiller}
-    recipe = resolve({"model": "package:none", "prune": {"blocks": 2}, "distiller": options}, host, where="x")
+    recipe = Recipe.from_data({"model": "package:none", "prune": {"blocks": 2}, "distiller": options}, where="x", host=host)
     model, calibration = tiny_llama(silent={2}), Calibration((), (), "")
     return Merges(recipe, host, model, calibration, scores=scores, count=1, threshold=threshold), RunLog(host)
 

@@ -33,7 +33,7 @@ from pdtrim_core import (
 )
 from pdtrim_core.plugins import Origin
 from pdtrim_core.pruning import Pruning
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.search import Candidate, Ledger
 from pdtrim_core.stages import StagedModel
 from pdtrim_core.testing import tiny_llama, tiny_model
@@ -239,7 +239,7 @@ def run(host: PluginHost, out: Path, answer: Callable[[PruneContext], Any], **ch
         "objective": "margin",
         "evaluation": {"threads": 1},
     }
-    return pipeline.run(resolve({**data, **changes}, host, where="planted.toml", out=out), host)
+    return pipeline.run(Recipe.from_data({**data, **changes}, where="planted.toml", out=out, host=host), host)
 
 
 LABEL = "pruner 'planted' (planted 1.0)"

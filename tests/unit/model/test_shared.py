@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pdtrim_core import Drop, Item, KvOnly, Merge, Plan, Recipe, Removal, Shared, pipeline
-from pdtrim_core.recipe import resolve
 from pdtrim_core.shared import keys_of, values_keys
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
@@ -32,7 +31,7 @@ class Thing:
 
 
 def recipe(out: Path = Path("r"), **changes: Any) -> Recipe:
-    return resolve({**DATA, **changes}, HOST, where="r.toml", out=out)
+    return Recipe.from_data({**DATA, **changes}, where="r.toml", out=out, host=HOST)
 
 
 def test_a_thing_is_made_once_for_a_key() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from pdtrim_core import Drop, Item, PdtrimError, Plan, Removal, StagedModel, pipeline
 from pdtrim_core.batches import Layout
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_core.trunk import Trunk
@@ -136,7 +136,7 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
         "searcher": {"t0": 5.0, "alpha": 0.6},
         "evaluation": {"batch_tokens": 256, **evaluation},
     }
-    outcome = pipeline.run(resolve(data, host, where="recipe.toml", out=folder), host)
+    outcome = pipeline.run(Recipe.from_data(data, where="recipe.toml", out=folder, host=host), host)
     return outcome.saved_plan, {row.name: row.calibration.points for row in outcome.rows}
 
 

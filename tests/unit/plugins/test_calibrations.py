@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pdtrim_core import PdtrimError, Sample, first_steps, python_reference
 from pdtrim_core.calibration import Calibration
-from pdtrim_core.recipe import resolve
+from pdtrim_core.recipe import Recipe
 from pdtrim_core.testing.contracts import tiny_host
 from pdtrim_plugins.calibrations import Jsonl, Mini, Text
 
@@ -35,7 +35,7 @@ def run_draws(options: dict[str, Any], seed: int = 0) -> Calibration:
     """Return what a run on a tiny model draws from a source."""
     host = tiny_host()
     data = {"seed": seed, "model": {"path": "tiny:llama"}, "prune": {"blocks": 1}, "calibration": options}
-    recipe = resolve(data, host, where="small.toml")
+    recipe = Recipe.from_data(data, where="small.toml", host=host)
     return first_steps.draw(recipe, host, first_steps.open_model(recipe.model, host))
 
 
