@@ -80,9 +80,9 @@ def compare(options: argparse.Namespace, run: LoadedRun) -> list[dict[str, Any]]
     """Run every task both ways and return their figures."""
     from lm_eval.models.huggingface import HFLM
 
-    from pdtrim_core.harness.model import PdtrimLM
+    from pdtrim_core.harness.model import ModelOptions, PdtrimLM
 
-    own = PdtrimLM(run, stage="dense", batch_size=options.batch_size)
+    own = PdtrimLM(run, ModelOptions(stage="dense", batch_size=options.batch_size))
     plain = HFLM(pretrained=run.dense.model, tokenizer=run.dense.tokenizer, batch_size=options.batch_size)
     for model in (own, plain):
         # Neither pays for what is done once: reading the weights, and trying whether rows can be shared.

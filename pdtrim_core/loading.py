@@ -82,6 +82,16 @@ class LoadedRun:
             return plan
         return Plan.unified(plan.decode if side != "prefill" else _alone(plan, self.outcome.block_count))
 
+    def same_as(self, side: Side) -> tuple[Side, ...]:
+        """Return the sides that run the same plan on the same model as one, which comes first: their answers are the same.
+
+        `unified` and `decode` always do; `staged`, too, where prefill keeps no block that decode loses.
+        """
+        known: tuple[Side, ...] = get_args(Side) if self.outcome.saved_plan is not None else ("unified", "decode", "dense")
+        model, plan = self.model_of(side), self.plan_of(side)
+        others = (other for other in known if other != side and self.model_of(other) is model and self.plan_of(other) == plan)
+        return side, *others
+
 
 def load_run(path: Path | str, host: PluginHost | None = None, shared: Shared | None = None) -> LoadedRun:
     """Open the folder of a finished run, with the plugins that it names unless others are given.
