@@ -27,11 +27,7 @@ def compare(
 ) -> None:
     """Print one table of runs by tasks, with paired differences to the first row, what each stage loses, and what that costs."""
     del debug  # main() reads it
-    wanted = _words(sides)
-    problems = [
-        f"--sides: there is no side '{side}'{did_you_mean(side, get_args(Side))}" for side in wanted if side not in get_args(Side)
-    ]
-    problems += [] if wanted else ["--sides: name at least one side"]
+    wanted, problems = _words(sides), _wrong_sides(_words(sides))
     if as_json + as_markdown + as_latex > 1:
         problems.append("--json, --markdown, --latex: choose one")
     if problems:
@@ -48,6 +44,13 @@ def compare(
         print(text.latex(found), end="")
     else:
         print_comparison(found)
+
+
+def _wrong_sides(wanted: list[str]) -> list[str]:
+    if not wanted:
+        return ["--sides: name at least one side"]
+    known = get_args(Side)
+    return [f"--sides: there is no side '{side}'{did_you_mean(side, known)}" for side in wanted if side not in known]
 
 
 def print_comparison(comparison: Comparison) -> None:

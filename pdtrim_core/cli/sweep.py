@@ -49,17 +49,7 @@ def sweep(
         _print_plan(wanted, as_json=as_json)
         return
     ended = _carry_out(wanted, fresh=fresh, debug=debug)
-    from pdtrim_core.sweeping.running import results  # noqa: PLC0415 - imports torch
-
-    found = results(wanted, ended)
-    comparisons = _comparisons(wanted, ended)
-    if as_json:
-        tables = {"comparisons": [one.to_data() for one in comparisons]} if wanted.evaluate else {}
-        print(json.dumps({**found, **tables}, indent=1))
-    elif comparisons:
-        _print_comparisons(found["about"], comparisons)
-    else:
-        _print_table(found)
+    _print_results(wanted, ended, as_json=as_json)
     failed = [end for end in ended if end.problem]
     if failed:
         causes = "".join(f"\n  {end.run.point.name}: {end.problem}" for end in failed)
@@ -90,6 +80,19 @@ def _print_plan(wanted: Sweep, *, as_json: bool) -> None:
         return
     for run in wanted.runs:
         print(run.recipe.out)
+
+
+def _print_results(wanted: Sweep, ended: Sequence[Ended], *, as_json: bool) -> None:
+    from pdtrim_core.sweeping.running import results  # noqa: PLC0415 - imports torch
+
+    found, comparisons = results(wanted, ended), _comparisons(wanted, ended)
+    if as_json:
+        tables = {"comparisons": [one.to_data() for one in comparisons]} if wanted.evaluate else {}
+        print(json.dumps({**found, **tables}, indent=1))
+    elif comparisons:
+        _print_comparisons(found["about"], comparisons)
+    else:
+        _print_table(found)
 
 
 def _comparisons(wanted: Sweep, ended: Sequence[Ended]) -> list[Comparison]:

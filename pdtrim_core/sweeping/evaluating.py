@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pdtrim_core.evaluations import Side
 from pdtrim_core.loading import LoadedRun
 from pdtrim_core.sweeping.evaluate_table import Evaluate
+
+if TYPE_CHECKING:
+    from pdtrim_core.harness.evaluate import Options
 
 
 def check(wanted: Evaluate, *, runs_code: bool) -> None:
@@ -39,7 +42,7 @@ def sides_of(run: LoadedRun, wanted: Sequence[Side]) -> list[Side]:
     return list(dict.fromkeys(sides))
 
 
-def _options(wanted: Evaluate) -> Any:
+def _options(wanted: Evaluate) -> Options:
     from pdtrim_core.harness.evaluate import Options  # noqa: PLC0415 - heavy, and an extra
     from pdtrim_core.harness.tasks import Source  # noqa: PLC0415 - the same
 
