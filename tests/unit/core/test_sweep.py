@@ -213,6 +213,25 @@ def test_the_command_line_cannot_set_what_varies(folder: Path, host: PluginHost,
     assert problems_of(folder, host, text, setting) == [problem]
 
 
+def test_a_sweep_loads_the_plugins_that_its_recipe_names(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "base.toml").write_text('plugins = ["mine.py"]\n' + RECIPE)
+    (folder / "sub" / "mine.py").write_text(
+        "from pdtrim_core import Searcher, hookimpl\n\n"
+        "class Mine(Searcher):\n"
+        '    """Nothing."""\n\n'
+        '    name = "mine"\n\n'
+        "    def search(self, space, rng):\n"
+        "        yield from ()\n\n"
+        "@hookimpl\n"
+        "def pdtrim_searchers():\n"
+        "    yield Mine\n"
+    )
+    sweep = read_sweep(written(folder, 'sweep = 1\nrecipe = "sub/base.toml"\n[grid]\nsearcher = ["mine", "greedy"]\n'))
+    assert [run.recipe.searcher.name for run in sweep.runs] == ["mine", "greedy"]
+    assert all(run.recipe.host is sweep.host for run in sweep.runs)
+
+
 def test_plugins_of_the_recipe_are_found_beside_it(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "base.toml").write_text('plugins = ["mine.py"]\n')
