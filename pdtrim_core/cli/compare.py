@@ -27,13 +27,7 @@ def compare(
 ) -> None:
     """Print one table of runs by tasks, with paired differences to the first row, what each stage loses, and what that costs."""
     del debug  # main() reads it
-    wanted = _words(variants)
-    problems = [
-        f"--sides: there is no side '{variant}'{did_you_mean(variant, get_args(Variant))}"
-        for variant in wanted
-        if variant not in get_args(Variant)
-    ]
-    problems += [] if wanted else ["--sides: name at least one side"]
+    wanted, problems = _words(variants), _wrong_sides(_words(variants))
     if as_json + as_markdown + as_latex > 1:
         problems.append("--json, --markdown, --latex: choose one")
     if problems:
@@ -50,6 +44,13 @@ def compare(
         print(text.latex(found), end="")
     else:
         print_comparison(found)
+
+
+def _wrong_sides(wanted: list[str]) -> list[str]:
+    if not wanted:
+        return ["--sides: name at least one side"]
+    known = get_args(Variant)
+    return [f"--sides: there is no side '{variant}'{did_you_mean(variant, known)}" for variant in wanted if variant not in known]
 
 
 def print_comparison(comparison: Comparison) -> None:

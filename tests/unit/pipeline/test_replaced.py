@@ -31,7 +31,7 @@ from pdtrim_core import (
 from pdtrim_core.data.items import Item, Sample, encode
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import load_plan, measured_in
 from pdtrim_core.testing import ByteTokenizer, tiny_llama
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
@@ -87,7 +87,7 @@ def run(host: PluginHost, out: Path, shared: RunCache | None = None, **changes: 
         "evaluation": {"threads": 1},
         **changes,
     }
-    return pipeline.run(resolve(data, host, where="other.toml", out=out), host, shared=shared)
+    return pipeline.run(Recipe.from_data(data, where="other.toml", out=out, host=host), host, shared=shared)
 
 
 def alone(host: PluginHost, out: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int) -> Outcome:
