@@ -18,7 +18,7 @@ from generator.code import methods, signature
 from generator.markup import anchor, doc, summary, table
 from pdtrim_core.api.kinds import KINDS, Component, options_of
 from pdtrim_core.host.host import PluginHost
-from pdtrim_core.recipe.recipe import OWN_DISTRIBUTION
+from pdtrim_core.recipe.parts import OWN_DISTRIBUTION
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 
 EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {

@@ -235,7 +235,7 @@ def _saved(recipe: Recipe, start: Start, plan: Plan) -> dict[str, Any] | None:
     if start.replaced is not None:
         return None
     model, first_token = start.model, recipe.settings.evaluation.first_token
-    return dict(json.loads(SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token).to_json()))
+    return SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token).to_data()
 
 
 def _environment(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration) -> Environment:

@@ -58,7 +58,7 @@ class Gguf(Exporter):
         file = f"{name}-{kind}.gguf"
         with export_folder(out / "gguf") as folder:
             text = f"One model for both stages, for llama.cpp:\n\n```sh\nllama-cli -m {file}\n```"
-            readme = card(outcome, model, saved, role="gguf", text=text, run=out)
+            readme = card(outcome, model, role="gguf", text=text, run=out)
             (folder / CARD).write_text(readme, encoding="utf-8")
             self._write(folder / file, model, config, stored, kind)
         yield out / "gguf"

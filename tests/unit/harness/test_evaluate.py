@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import LoadedRun, PdtrimError
+from pdtrim_core import Drop, LoadedRun, PdtrimError, Plan, Removal
 from pdtrim_core.harness import data_files
 from pdtrim_core.harness.tasks import NAMES, Source, load_task
-from pdtrim_core.results.task_results import results_in
+from pdtrim_core.results.task_results import Variant, results_in
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
-from lm_eval import simple_evaluate
+from lm_eval import evaluator, simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -151,6 +151,95 @@ def test_a_result_is_measured_once(staged_run: LoadedRun, data: Path, tmp_path: 
     assert said == ["piqa, staged: running", "piqa, dense: running", "piqa, staged: known", "piqa, dense: known"]
     list(evaluation.results(["piqa"], ["staged"], fresh=True))
     assert said[-1] == "piqa, staged: running"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sides that were really measured, one entry a time that the harness ran."""
+    variants = []
+
+    def counted(*arguments: Any, model: Any, **options: Any) -> Any:
+        variants.append(model.variant)
+        return simple_evaluate(*arguments, model=model, **options)
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", counted)
+    return variants
+
+
+def with_plan(run: LoadedRun, path: Path, plan: Plan) -> LoadedRun:
+    """Return a run as if it had come to another plan."""
+    saved = replace(run.outcome.plan, plan=plan)
+    return replace(run, path=path, outcome=replace(run.outcome, saved_plan=saved.to_data()))
+
+
+LOST = Removal([Drop(1), Drop(3)])
+STAGED = Plan(prefill=Removal([Drop(3)]), decode=LOST)
+SAME: list[tuple[Plan, Variant, Variant]] = [
+    (STAGED, "unified", "decode"),
+    (Plan.unified(LOST), "staged", "unified"),
+    (Plan.unified(LOST), "decode", "staged"),
+    (Plan.unified(LOST), "prefill", "staged"),
+    (Plan(decode=LOST), "prefill", "dense"),
+    (Plan(decode=LOST), "dense", "prefill"),
+    (Plan(), "staged", "dense"),
+]
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_sides_that_run_the_same_are_measured_once(
+    case: tuple[Plan, Variant, Variant], staged_run: LoadedRun, data: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    plan, first, second = case
+    run = with_plan(staged_run, tmp_path / "run", plan)
+    said: list[str] = []
+    evaluation = Evaluation(run, Options(source=Source(data)), said.append)
+    for fresh in (False, True):
+        one, other = evaluation.results(["piqa"], [first, second], fresh=fresh)
+        assert measured == [first] * (1 + fresh)
+        assert said[-2:] == [f"piqa, {first}: running", f"piqa, {second}: known, the same as {first}"]
+        assert other == replace(one, variant=second, settings=evaluation.settings("piqa", second))
+        assert {result.variant: result for result in results_in(run.path)} == {first: one, second: other}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_result_in_the_folder_serves_a_side_that_runs_the_same(
+    case: tuple[Plan, Variant, Variant], staged_run: LoadedRun, data: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    plan, first, second = case
+    run = with_plan(staged_run, tmp_path / "run", plan)
+    (one,) = Evaluation(run, Options(source=Source(data))).results(["piqa"], [first])
+    (other,) = Evaluation(run, Options(source=Source(data))).results(["piqa"], [second])
+    assert measured == [first]
+    assert (other.variant, other.answers, other.metrics) == (second, one.answers, one.metrics)
+    list(Evaluation(run, Options(source=Source(data), limit=2)).results(["piqa"], [second]))
+    assert measured == [first, second]
+
+
+@pytest.mark.parametrize("second", ["staged", "prefill", "dense"])
+def test_sides_that_run_something_else_are_measured_each(
+    second: Variant, staged_run: LoadedRun, data: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    run = with_plan(staged_run, tmp_path / "run", STAGED)
+    list(Evaluation(run, Options(source=Source(data))).results(["piqa"], ["unified", second]))
+    assert measured == ["unified", second]
+
+
+def test_unified_and_decode_have_equal_settings(staged_run: LoadedRun, data: Path, tmp_path: Path) -> None:
+    run = replace(staged_run, path=tmp_path / "run")
+    unified, decode = Evaluation(run, Options(source=Source(data))).results(["piqa"], ["unified", "decode"])
+    assert decode == replace(unified, variant="decode")
+
+
+def test_what_the_harness_would_do_besides_is_off_while_it_runs(
+    staged_run: LoadedRun, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    for name in ("get_git_commit_hash", "add_env_info"):
+        monkeypatch.setattr(f"lm_eval.evaluator.{name}", lambda *_, name=name: asked.append(name))
+    before = [getattr(evaluator, name) for name in ("get_git_commit_hash", "add_env_info")]
+    list(Evaluation(replace(staged_run, path=tmp_path / "run"), Options(source=Source(data))).results(["piqa"], ["staged"]))
+    assert asked == []
+    assert [getattr(evaluator, name) for name in ("get_git_commit_hash", "add_env_info")] == before
 
 
 def test_what_changes_numbers_is_measured_again_and_what_does_not_is_not(

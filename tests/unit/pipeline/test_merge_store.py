@@ -19,7 +19,7 @@ from pdtrim_core.host.host import load_plugins
 from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.merge_pairs import Merges
 from pdtrim_core.pipeline.merge_store import MergeStore
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing import ByteTokenizer, tiny_llama, tiny_model
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
@@ -152,7 +152,7 @@ def merging(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host = load_plugins()
     options = {"use": "mse", "tokens": 512, "epochs": 2, **distiller}
-    recipe = resolve({"model": "package:none", "prune": {"blocks": 2}, "distiller": options}, host, where="x")
+    recipe = Recipe.from_data({"model": "package:none", "prune": {"blocks": 2}, "distiller": options}, where="x", host=host)
     model, calibration = tiny_llama(silent={2}), Calibration((), (), "")
     return Merges(recipe, host, model, calibration, scores=scores, count=1, threshold=threshold), RunEvents(host)
 

@@ -36,7 +36,7 @@ from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import losses, pipeline
 from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.pipeline.prune import Pruning
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.search.driver import Ledger
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
@@ -243,7 +243,7 @@ def run(host: PluginHost, out: Path, answer: Callable[[PruneContext], Any], **ch
         "objective": "margin",
         "evaluation": {"threads": 1},
     }
-    return pipeline.run(resolve({**data, **changes}, host, where="planted.toml", out=out), host)
+    return pipeline.run(Recipe.from_data({**data, **changes}, where="planted.toml", out=out, host=host), host)
 
 
 LABEL = "pruner 'planted' (planted 1.0)"

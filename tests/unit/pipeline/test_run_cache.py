@@ -14,7 +14,6 @@ from pdtrim_core import Drop, KvOnly, Merge, Plan, Recipe, Removal, RunCache
 from pdtrim_core.api import Item
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.run_cache import keys_of, values_keys
-from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
 HOST = tiny_host()
@@ -34,7 +33,7 @@ class Thing:
 
 
 def recipe(out: Path = Path("r"), **changes: Any) -> Recipe:
-    return resolve({**DATA, **changes}, HOST, where="r.toml", out=out)
+    return Recipe.from_data({**DATA, **changes}, where="r.toml", out=out, host=HOST)
 
 
 def test_a_thing_is_made_once_for_a_key() -> None:

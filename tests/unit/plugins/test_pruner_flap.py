@@ -13,7 +13,7 @@ from pdtrim_core import PdtrimError, Plan, Removal, Shrink, run
 from pdtrim_core.api import PruneContext
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model.weights import load_modules
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import load_plan
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import tiny_host
@@ -291,7 +291,7 @@ def test_a_run_keeps_the_biases_and_counts_them(family: str, tmp_path: Path) -> 
         "calibration": {"use": "mini", "samples": 4, "held_out": 4},
         "objective": "margin",
     }
-    outcome = run(resolve(data, host, where="x", out=tmp_path), host)
+    outcome = run(Recipe.from_data(data, where="x", out=tmp_path, host=host), host)
     plan = load_plan(tmp_path).plan
     modules = load_modules(plan, tiny_model(family), tmp_path / "merges")
     assert set(modules) == set(plan.decode)

@@ -17,7 +17,7 @@ from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.merge_store import MergeStore
 from pdtrim_core.pipeline.run_cache import RunCache
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import open_run_folder
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
@@ -152,7 +152,7 @@ def recipe_data(**distiller: Any) -> dict[str, Any]:
 def test_a_run_trains_the_block_and_tells_how_it_came_out(kv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host = tiny_host()
-    outcome = pipeline.run(resolve(recipe_data(kv=kv), host, where="x.toml", out=tmp_path / "run"), host)
+    outcome = pipeline.run(Recipe.from_data(recipe_data(kv=kv), where="x.toml", out=tmp_path / "run", host=host), host)
     (merge,) = outcome.plan.plan.decode
     assert isinstance(merge, Merge)
     assert (len(merge.blocks), merge.kv) == (3, kv)
@@ -172,7 +172,7 @@ def test_another_distiller_makes_another_block(tmp_path: Path, monkeypatch: pyte
     host = tiny_host()
     trained = []
     for number, epochs in enumerate((1, 4)):
-        recipe = resolve(recipe_data(epochs=epochs), host, where="x.toml", out=tmp_path / str(number))
+        recipe = Recipe.from_data(recipe_data(epochs=epochs), where="x.toml", out=tmp_path / str(number), host=host)
         with open_run_folder(recipe.out, recipe.to_data(), fresh=False) as folder, RunEvents(host) as log:
             start = pipeline.prepare(recipe, host, folder, log, shared=RunCache())
         (result,) = start.merges.results(Plan())
@@ -184,7 +184,7 @@ def test_another_distiller_makes_another_block(tmp_path: Path, monkeypatch: pyte
 def test_a_block_that_is_worse_than_a_drop_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host = tiny_host()
-    outcome = pipeline.run(resolve(recipe_data(lr=0.3), host, where="x.toml", out=tmp_path / "run"), host)
+    outcome = pipeline.run(Recipe.from_data(recipe_data(lr=0.3), where="x.toml", out=tmp_path / "run", host=host), host)
     (merge,) = outcome.plan.plan.decode
     assert (
         f"merge {merge} is farther from the dense model than its first or its last block alone: train it for longer"
@@ -196,7 +196,7 @@ def test_too_few_training_texts_are_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: ["A short text."])
     host = tiny_host()
     with pytest.raises(PdtrimError) as caught:
-        pipeline.run(resolve(recipe_data(), host, where="x.toml", out=tmp_path / "run"), host)
+        pipeline.run(Recipe.from_data(recipe_data(), where="x.toml", out=tmp_path / "run", host=host), host)
     assert str(caught.value) == (
         "calibration 'mini' gave 13 training tokens, too few to merge blocks: give it more text, or use another pruner"
     )

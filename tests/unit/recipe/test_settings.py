@@ -89,7 +89,7 @@ def test_the_tail_of_prefill_goes_only_where_decode_makes_the_first_token(first_
         ({"recipe": 2}, "recipe: must be less than or equal to 1 (got 2)"),
         ({"seed": -1}, "seed: must be greater than or equal to 0 (got -1)"),
         ({"evaluation": {"first_token": "both"}}, "evaluation.first_token: must be 'decode' or 'prefill' (got 'both')"),
-        ({"evaluation": {"prefill_tail": "cut"}}, "evaluation.prefill_tail: must be 'free' or 'full' (got 'cut')"),
+        ({"evaluation": {"truncate_prefill": "cut"}}, "evaluation.truncate_prefill: must be a valid boolean (got 'cut')"),
         ({"plugins": "one.py"}, "plugins: must be a valid array (got 'one.py')"),
     ],
 )
