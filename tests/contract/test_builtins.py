@@ -53,6 +53,8 @@ from pdtrim_plugins.splitters import AsFound, Budget, DensePrefill, Gain, Pop, U
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
 
+pytestmark = pytest.mark.numeric
+
 MINI = str(resources.files("pdtrim_plugins") / "data" / "mini")
 COMMIT = "0" * 40
 PROSE = str(Path(__file__).resolve())

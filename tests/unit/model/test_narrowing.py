@@ -16,6 +16,8 @@ from pdtrim_core.trunk import Trunk
 
 from .test_stages import some_items, two_phase_sums
 
+pytestmark = pytest.mark.numeric
+
 HEAD, CHANNELS = Shrink(2, "attention", (1,)), Shrink(2, "mlp", (0, 3, 17, 40))
 PLANS: Mapping[str, Plan] = {
     "decode-only heads": Plan(decode=Removal([HEAD])),

@@ -15,6 +15,8 @@ from pdtrim_core.recipe import resolve
 from pdtrim_core.shared import keys_of, values_keys
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
+pytestmark = pytest.mark.numeric
+
 HOST = tiny_host()
 DATA: dict[str, Any] = {
     "model": {"path": "tiny:llama"},
