@@ -1,4 +1,4 @@
-"""A plan is the same on every machine: with whichever kernels torch takes for its processor, and any number of threads."""
+"""A plan does not depend on the machine: any kernels that torch has for this kind of processor, and one thread or two, give it."""
 
 from __future__ import annotations
 
