@@ -18,6 +18,8 @@ from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel, PluginHost
 
+pytestmark = pytest.mark.numeric
+
 SHARED = Path(__file__).parents[4] / "shared"
 SEQUENCES = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]]
 

@@ -50,6 +50,7 @@ def shortened(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.numeric
 @pytest.mark.shared
 @pytest.mark.parametrize("task", NAMES)
 def test_dense_numbers_are_those_of_the_harness_own_model(task: str, staged_run: LoadedRun, shortened: Path) -> None:

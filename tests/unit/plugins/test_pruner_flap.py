@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core import BlockModel, Pruned
 
+pytestmark = pytest.mark.numeric
+
 ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
 WINDOWS = [tuple(Random(number).randrange(256) for _ in range(16)) for number in range(7)]
 

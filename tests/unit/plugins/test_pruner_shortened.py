@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 SHARED = Path(__file__).parents[4] / "shared"
 TOKENS = Random(0).choices(range(256), k=67)
 BOTH: list[type[Pruner]] = [ShortenedPpl, ShortenedTaylor]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 SHARED = Path(__file__).parents[4] / "shared"
 SEQUENCES = [[7, 3, 99, 4], [250, 1, 1, 8, 40, 41, 42], [65, 66, 67, 68, 69]]
 CLOSE = 1e-5

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pdtrim_core import BlockModel
     from pdtrim_core.pipeline.objective_value import Measurement
 
+pytestmark = pytest.mark.numeric
+
 SHARED = Path(__file__).parents[4] / "shared"
 SEQUENCES = [Random(number).choices(range(256), k=11) for number in range(4)]
 

@@ -21,6 +21,8 @@ from pdtrim_plugins.pruners.dependency_graph import TracedBlocks
 if TYPE_CHECKING:
     from pdtrim_core import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 SHARED = Path(__file__).parents[4] / "shared"
 WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3)]
 
