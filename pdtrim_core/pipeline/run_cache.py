@@ -70,7 +70,7 @@ def keys_of(recipe: Recipe) -> Keys:
     evaluation = recipe.settings.evaluation
     model = (_text("model", data["model"]),)
     calibration = (*model, _text("calibration", [data["calibration"], recipe.settings.seed]))
-    # Batches decide about the last digits, so that a run is the same bit by bit only with the same ones.
+    # Batches and threads decide about the last digits, so that a run is the same to the last one only with the same of both.
     threads, batch_tokens = evaluation.threads, evaluation.batch_tokens
     scores = (*calibration, _text("scores", [data.get("scorer"), threads, batch_tokens]))
     switches = [

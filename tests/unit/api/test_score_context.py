@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pdtrim_core import PluginHost
     from pdtrim_core.api import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]]
 
 

@@ -22,6 +22,8 @@ from tests.unit.execution.test_staged_model import PLANS, TAILS, replacements, s
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 CLOSE = 1e-4
 """Nats a choice: rounding of float32 where other tokens lie in between; a wrong mask or position gives tenths."""
 WALK = [Plan.unified(Removal(map(Drop, blocks))) for blocks in ((2, 4), (2, 5), (1, 2), (2, 4), (1, 2), (0, 2), (2, 5), (3, 5))]

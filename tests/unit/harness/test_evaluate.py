@@ -57,6 +57,7 @@ def real_items(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("task", NAMES)
 def test_dense_numbers_are_those_of_the_harness_own_model(task: str, staged_run: LoadedRun, own_items: Path) -> None:
     _check_dense_numbers(task, staged_run, own_items)

@@ -22,6 +22,8 @@ from lm_eval.models.huggingface import HFLM
 
 from pdtrim_core.harness.model import ModelOptions, PdtrimLM
 
+pytestmark = pytest.mark.numeric
+
 TEXTS = [
     ("Question: which is heavier?\nAnswer:", " a stone"),
     ("Question: which is heavier?\nAnswer:", " a feather"),

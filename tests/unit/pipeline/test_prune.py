@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, LoadedModel
     from pdtrim_core.pipeline.objective_value import Measurement
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [Random(number).choices(range(256), k=length) for number, length in enumerate((5, 9, 1, 14, 9))]
 CLOSE = 1e-5
 """Relative: float32 logits of around 10, summed in another order."""

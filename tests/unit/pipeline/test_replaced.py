@@ -23,6 +23,8 @@ from pdtrim_core.results.run_folder import load_plan, measured_in
 from pdtrim_core.testing import ByteTokenizer, tiny_llama
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
 
+pytestmark = pytest.mark.numeric
+
 NARROW: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3}
 """Another model in every size but its vocabulary."""
 

@@ -16,6 +16,8 @@ from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.run_cache import keys_of, values_keys
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
+pytestmark = pytest.mark.numeric
+
 HOST = tiny_host()
 DATA: dict[str, Any] = {
     "model": {"path": "tiny:llama"},

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core.api import BlockModel, Pruned
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = [tuple(Random(number).randrange(256) for _ in range(16)) for number in range(7)]
 
 

@@ -21,6 +21,8 @@ from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Pruned
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[(7 * i + 3 * j + i * j) % 256 for j in range(8 + i)] for i in range(6)]
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core.api import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 TOKENS = Random(0).choices(range(256), k=67)
 BOTH: list[type[Pruner]] = [ShortenedPpl, ShortenedTaylor]
 

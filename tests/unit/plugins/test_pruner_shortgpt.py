@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core.api import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[7, 3, 99, 4], [250, 1, 1, 8, 40, 41, 42], [65, 66, 67, 68, 69]]
 CLOSE = 1e-5
 """Relative: float32 states, summed in another order."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
     from pdtrim_core.pipeline.objective_value import Measurement
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [Random(number).choices(range(256), k=11) for number in range(4)]
 
 

@@ -31,6 +31,8 @@ from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Pruned
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(4)]
 
 

@@ -21,6 +21,8 @@ from tests.reference import reference, reference_text
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3)]
 
 
