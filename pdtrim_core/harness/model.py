@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Scored, StagedModel
 from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
@@ -178,7 +178,8 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
     def _prefix_cache(self) -> PrefixCache:
         return PrefixCache(
-            self.blocks, first_token=self.first_token, batch_tokens=self._batch_tokens, budget=0, packed=bool(self._packed)
+            self.blocks,
+            ExecutionOptions(first_token=self.first_token, batch_tokens=self._batch_tokens, budget=0, packed=bool(self._packed)),
         )
 
     def _staged(self) -> StagedModel:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
@@ -58,4 +58,4 @@ def apply(
         first_token, plan = first_token or plan.first_token, plan.plan
     if not isinstance(plan, Plan):
         raise PdtrimError(f"apply takes a plan, a run or the path of one, not {type(plan).__name__}")
-    return StagedModel(PrefixCache(model, first_token=first_token or "decode"), plan, modules)
+    return StagedModel(PrefixCache(model, ExecutionOptions(first_token=first_token or "decode")), plan, modules)

@@ -214,11 +214,11 @@ def _merged(model: BlockModel, merge: Merge) -> Any:
 
 
 def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name: str) -> Subject:
-    from pdtrim_core.execution.prefix_cache import PrefixCache
+    from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
     from pdtrim_core.execution.staged_model import StagedModel
 
     modules: dict[Merge | Shrink, Any] = {e: _merged(model, e) for e in plan.decode if isinstance(e, Merge)}
-    staged = StagedModel(PrefixCache(model, first_token="decode"), plan, modules)
+    staged = StagedModel(PrefixCache(model, ExecutionOptions(first_token="decode")), plan, modules)
     prompts = _prompts(vocabulary)
     ends_at_once: tuple[int, ...] = ()
     if name != "smollm":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, Item, Plan, Removal
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
@@ -28,7 +28,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_prompts_generate_together_what_they_generate_alone(family: str, first_token: FirstToken) -> None:
     model = tiny_model(family)
     plan = STAGED.truncated_prefill(model.block_count) if first_token == "decode" else STAGED
-    staged = StagedModel(PrefixCache(model, first_token=first_token, budget=0), plan)
+    staged = StagedModel(PrefixCache(model, ExecutionOptions(first_token=first_token, budget=0)), plan)
     before = model.model.config.to_dict()
     made_BT = staged.generate_batch(*batch(), max_length=WIDTH + NEW, do_sample=False, pad_token_id=PAD)
     for made, prompt in zip(made_BT[:, WIDTH:].tolist(), PROMPTS, strict=True):
@@ -41,7 +41,7 @@ def test_prompts_generate_together_what_they_generate_alone(family: str, first_t
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
 def test_a_text_that_ends_at_once_is_followed_by_padding(first_token: FirstToken) -> None:
     model = tiny_llama()
-    staged = StagedModel(PrefixCache(model, first_token=first_token, budget=0), STAGED)
+    staged = StagedModel(PrefixCache(model, ExecutionOptions(first_token=first_token, budget=0)), STAGED)
     first = staged.generate(PROMPTS[1], 1)[0]
     model.model.generation_config.eos_token_id = first
     made_BT = staged.generate_batch(*batch(), max_length=WIDTH + 4, do_sample=False, pad_token_id=PAD)
@@ -49,14 +49,14 @@ def test_a_text_that_ends_at_once_is_followed_by_padding(first_token: FirstToken
 
 
 def test_only_one_token_is_prefill_s_alone() -> None:
-    staged = StagedModel(PrefixCache(tiny_llama(), first_token="prefill", budget=0), STAGED)
+    staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(first_token="prefill", budget=0)), STAGED)
     made_BT = staged.generate_batch(*batch(), max_length=WIDTH + 1, do_sample=False, pad_token_id=PAD)
     assert made_BT[:, WIDTH:].tolist() == [staged.generate(prompt, 1) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_choice_is_greedy_when_each_of_its_tokens_is_the_likeliest(packed: bool) -> None:
-    staged = StagedModel(PrefixCache(tiny_llama(), packed=packed, budget=0), STAGED)
+    staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(packed=packed, budget=0)), STAGED)
     items = []
     for number, prompt in enumerate(PROMPTS):
         made = tuple(staged.generate(prompt, 4))

@@ -13,7 +13,7 @@ import torch
 from pdtrim_core.api import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, Sample, Student, TeacherBatches
 from pdtrim_core.data.items import Calibration, calibrate
 from pdtrim_core.data.scores import Scores
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import load_plugins
 from pdtrim_core.pipeline.events import RunEvents
@@ -130,7 +130,7 @@ def test_a_trained_merge_in_decode_alone_agrees_with_two_phases(family: str, kv:
     merges = MergeStore(model, Mse.model_validate({"lr": 1e-2, "epochs": 3, "kv": kv}), SEQUENCES, tmp_path, label="x")
     merge = merges.merge_of(PAIR)
     module, _ = merges.trained(merge)
-    staged = StagedModel(PrefixCache(model, batch_tokens=64), Plan(decode=Removal([merge])), {merge: module})
+    staged = StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), Plan(decode=Removal([merge])), {merge: module})
     items = some_items()[:3]
     for item, sums, expected in zip(items, staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
         assert sums == pytest.approx(expected, abs=1e-4 * max(map(len, item.choices)))

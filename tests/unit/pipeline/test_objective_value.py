@@ -11,7 +11,7 @@ import torch
 from pdtrim_core.api import Drop, Item, Objective, PdtrimError, Plan, PluginError, Removal, Staged
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.threads import fitting_threads, threads
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.testing import tiny_llama, tiny_model
@@ -43,7 +43,7 @@ def items() -> list[Item]:
 
 
 def measurement(items: Sequence[Item], objective: Objective, *, early_stop: bool = True, batch_tokens: int = 1) -> Measurement:
-    prefix_cache = PrefixCache(tiny_llama(), batch_tokens=batch_tokens)
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=batch_tokens))
     return Measurement(lambda: prefix_cache, objective, items, label="objective 'share'", early_stop=early_stop)
 
 
@@ -137,7 +137,7 @@ class Hungry(Share):
 
 def test_out_of_memory_halves_the_batch_says_so_and_goes_on(items: list[Item]) -> None:
     notes: list[str] = []
-    prefix_cache = PrefixCache(tiny_llama(), batch_tokens=128)
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=128))
     measure = Measurement(lambda: prefix_cache, Hungry(), items, label="objective 'hungry'", note=notes.append)
     assert measure(PLAN, None, None).score == 0.0
     assert notes

@@ -12,7 +12,7 @@ import torch
 
 from pdtrim_core import PdtrimError, Plan, Removal, Shrink, run
 from pdtrim_core.api import PruneContext
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.weights import load_modules
 from pdtrim_core.recipe.recipe import resolve
@@ -218,7 +218,7 @@ def test_without_compensation_no_modules_come_and_the_same_units_go() -> None:
 def test_a_prefill_that_is_given_all_back_is_dense_and_has_no_bias() -> None:
     model = tiny_llama()
     pruned = pruned_by(model, 0.3)
-    prefix_cache = PrefixCache(model, first_token="prefill")
+    prefix_cache = PrefixCache(model, ExecutionOptions(first_token="prefill"))
     prompt, continuation = WINDOWS[0][:9], WINDOWS[0][9:]
     dense = StagedModel(prefix_cache, Plan()).continuation_logits(prompt, continuation)
     found = StagedModel(prefix_cache, Plan(decode=pruned.removal), pruned.modules).continuation_logits(prompt, continuation)

@@ -12,7 +12,7 @@ import torch
 
 from pdtrim_core.api import Merge, PdtrimError, Plan, Removal
 from pdtrim_core.api.score_context import ScoreContext
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.events import RunEvents
@@ -137,7 +137,7 @@ def test_one_pass_agrees_with_two_phases(family: str, kv: str, tmp_path: Path) -
     assert (merge.kv, len(merge.blocks)) == (kv, 3)
     items = some_items()[:3]
     for plan in (Plan(decode=found.removal), Plan.unified(found.removal)):
-        staged = StagedModel(PrefixCache(model, batch_tokens=64), plan, found.modules)
+        staged = StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), plan, found.modules)
         for item, sums, expected in zip(items, staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
             assert sums == pytest.approx(expected, abs=1e-4 * max(map(len, item.choices)))
 

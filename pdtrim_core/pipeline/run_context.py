@@ -1,0 +1,45 @@
+"""What all steps of one run share: its recipe, the plugins, its folder, its events, and what other runs left in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+
+from pdtrim_core.data.readings import Candidate
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.pipeline.events import RunEvents
+from pdtrim_core.pipeline.run_cache import RunCache
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.results.run_folder import RunFolder
+from pdtrim_core.search.driver import Ledger, Measure
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The recipe of a run, the host of its plugins, its folder, its events, and the cache that runs share."""
+
+    recipe: Recipe
+    host: PluginHost
+    folder: RunFolder
+    events: RunEvents
+    cache: RunCache
+
+    def rng(self, step: str) -> Random:
+        """Return the random numbers of a step, which depend on the recipe's seed and on the step's name alone."""
+        return Random(f"{self.recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
+
+    def ledger(self, part: str, measure: Measure, *, has_best: bool = True) -> Ledger:
+        """Return the ledger of one part of the journal: it knows what the journal has, and adds to it.
+
+        Listeners hear of each measurement; without `has_best` they are told no best so far.
+        """
+
+        def notify(candidate: Candidate) -> None:
+            self.host.tell("pdtrim_candidate_measured", candidate=candidate if has_best else replace(candidate, best=None))
+
+        return Ledger(
+            measure,
+            known=self.folder.known.get(part),
+            record=lambda plan, reading: self.folder.note(part, plan, reading),
+            notify=notify,
+        )
