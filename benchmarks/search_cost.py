@@ -37,7 +37,7 @@ from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.pipeline.objective_value import Measurement
+from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.prepare import score
 from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.search.space import search_space, two_sets
@@ -83,9 +83,8 @@ class Race:
         self._whole(Plan(), None, None)
 
     def _measurement(self, prefix_cache: PrefixCache) -> Measurement:
-        return Measurement(
-            lambda: prefix_cache, self.subject.recipe.objective, self.subject.calibration.items, label="the objective"
-        )
+        objective = ObjectiveOnItems(self.subject.recipe.objective, self.subject.calibration.items, "the objective")
+        return Measurement(lambda: prefix_cache, objective)
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the reading that the search asked for; this is what its ledger calls."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pdtrim_core.execution.threads import threads
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome
-from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.export import write_exports
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.measurements import rows_of
 from pdtrim_core.pipeline.prune import prune
 from pdtrim_core.pipeline.run_cache import RunCache
-from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
 from pdtrim_core.pipeline.search_removal import search_removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome, Row
-from pdtrim_core.results.run_folder import open_run_folder
 
 
 def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, shared: RunCache | None = None) -> Outcome:
@@ -30,12 +27,7 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
     measured until then stays in the journal.
     """
     host = host or recipe.host
-    with (
-        open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder,
-        threads(recipe.settings.evaluation.threads),
-        RunEvents(host) as events,
-    ):
-        context = RunContext(recipe, host, folder, events, shared or RunCache())
+    with open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         inputs = prepare(context)
         found = find(context, inputs)

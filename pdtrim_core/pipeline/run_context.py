@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 
 from pdtrim_core.data.readings import Candidate
+from pdtrim_core.execution.threads import threads
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_core.results.run_folder import RunFolder
+from pdtrim_core.results.run_folder import RunFolder, open_run_folder
 from pdtrim_core.search.driver import Ledger, Measure
 
 
@@ -43,3 +46,19 @@ class RunContext:
             record=lambda plan, reading: self.folder.note(part, plan, reading),
             notify=notify,
         )
+
+
+@contextmanager
+def open_run_context(
+    recipe: Recipe, host: PluginHost, *, fresh: bool = False, cache: RunCache | None = None
+) -> Iterator[RunContext]:
+    """Open the folder of a run, to begin it or to go on with it, with the threads that the recipe asks for.
+
+    Raises `PdtrimError` when it holds a run of another recipe (unless `fresh`), or when a run is working in it now.
+    """
+    with (
+        open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder,
+        threads(recipe.settings.evaluation.threads),
+        RunEvents(host) as events,
+    ):
+        yield RunContext(recipe, host, folder, events, cache or RunCache())
