@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from pdtrim_core import Drop, Merge, Outcome, Plan, Removal, Shrink
+from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.weights import added_biases
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome, costs_of
 from pdtrim_core.pipeline.run_inputs import prepare
@@ -45,9 +46,10 @@ def test_costs_are_those_of_the_plan_beside_the_dense_models(plan: Plan) -> None
 def test_a_bias_that_the_dense_model_has_not_is_a_cost_of_the_stage_that_runs_it() -> None:
     model, plan = tiny_llama(), Plan(decode=Removal([CHANNELS]))
     module = nn.Linear(45, 32)
-    bias = added_biases(plan.decode, model, {CHANNELS: module})
+    modules: Replacements = {CHANNELS: module}
+    bias = added_biases(plan.decode, model, modules)
     assert bias == 32
-    plain, biased = ({cost.name: cost.plan for cost in costs_of(model, plan, modules)} for modules in ({}, {CHANNELS: module}))
+    plain, biased = ({cost.name: cost.plan for cost in costs_of(model, plan, given)} for given in ({}, modules))
     assert {name: biased[name] - plain[name] for name in plain if biased[name] != plain[name]} == {
         "parameters of decode": bias,
         "decode weight traffic": bias * model.sizes.bytes_per_number,

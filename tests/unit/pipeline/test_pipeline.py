@@ -142,7 +142,12 @@ def test_runs_that_share_a_cache_open_the_model_once(host: PluginHost, tmp_path:
     tiny = host.find("model", "tiny").component
     opened = []
     open_tiny = tiny.open  # type: ignore[attr-defined]
-    monkeypatch.setattr(tiny, "open", lambda self: (opened.append(self), open_tiny(self))[1])
+
+    def count(self: object) -> object:
+        opened.append(self)
+        return open_tiny(self)
+
+    monkeypatch.setattr(tiny, "open", count)
     shared = RunCache()
     for name in "ab":
         run(recipe(host, tmp_path / name, seed=ord(name)), host, shared=shared)
