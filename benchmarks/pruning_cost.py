@@ -11,7 +11,7 @@ and the ratio is that of processor time: the two do not run in turn, so a machin
 one of them only.
 
 The loop takes long, so each of its measurements goes to `--state` with its time; a run that finds them there adds them up.
-Both plans are measured at the end on items kept apart.
+Both plans are measured at the end on held-out items.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def state_file(subject: Subject, options: argparse.Namespace) -> Path:
 
 
 def values_apart(subject: Subject, plan: Plan) -> list[float]:
-    """Return the objective's values on the items kept apart."""
+    """Return the objective's values on the held-out items."""
     staged = StagedModel(PrefixCache(subject.model, ExecutionOptions(packed=True)), plan)
     return [float(value) for value in subject.recipe.objective.item_values(staged, subject.calibration.held_out)]
 
 
 def compare(subject: Subject, ours: Plan, theirs: Plan) -> dict[str, Any]:
-    """Return the points of both plans on the items kept apart, and of their difference, with standard errors over items."""
+    """Return the points of both plans on the held-out items, and of their difference, with standard errors over items."""
     objective = subject.recipe.objective
     found: dict[str, Any] = {}
     values = {name: values_apart(subject, plan) for name, plan in {"dense": Plan(), "ours": ours, "theirs": theirs}.items()}
@@ -119,7 +119,7 @@ def whole_run(subject: Subject) -> tuple[Plan, dict[str, float], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, samples=64)
-    parser.add_argument("--held-out", type=int, help="items kept apart (default: 64 of mini, 512 of --data)")
+    parser.add_argument("--held-out", type=int, help="held-out items (default: 64 of mini, 512 of --data)")
     parser.add_argument("--state", type=Path, help="file of the loop's measurements (default: one in the cache folder)")
     options = parser.parse_args()
     subject = open_subject(options, held_out=options.held_out)
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    print(f"\n{'':8}{'processor':>10}{'clock':>10}   on {figures['apart']} items kept apart")
+    print(f"\n{'':8}{'processor':>10}{'clock':>10}   on {figures['apart']} held-out items")
     for name in ("ours", "theirs"):
         value = figures["held_out"][name]
         quality = f"{value['points']:.2f} points ({value['mean']:.4f} +- {value['mean_error']:.4f} {figures['unit']})"

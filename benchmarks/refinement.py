@@ -48,7 +48,7 @@ class Refined(NamedTuple):
 
 
 def refined(name: str, options: argparse.Namespace, host: PluginHost, shared: RunCache) -> Refined:
-    """Run one pruner, or go on with it, and compare its two plans on the items kept apart."""
+    """Run one pruner, or go on with it, and compare its two plans on the held-out items."""
     out = options.out / name
     outcome = run(resolve(recipe_data(name, options), host, where=name, out=out), host, shared=shared)
     assert outcome.saved_plan is not None, "only pruners whose removal can be split are compared"

@@ -33,6 +33,7 @@ from subject import COUNT, Subject, add_options, open_subject, write
 from torch import nn
 
 from pdtrim_core import Plan
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
@@ -120,7 +121,9 @@ class Race:
 def walk(subject: Subject, race: Race) -> None:
     """Let the recipe's searcher walk, as a run does."""
     scores = score(subject.recipe, subject.host, subject.model, subject.calibration)
-    space = search_space(scores, COUNT, two_sets(scores, COUNT, NO_MERGES), subject.model.sizes)
+    space = search_space(
+        scores, COUNT, two_sets(scores, COUNT, NO_MERGES), CostModel(subject.model.block_count, subject.model.sizes)
+    )
     rng = Random(f"{subject.recipe.settings.seed} search")
     drive(subject.recipe.searcher.search(space, rng), Ledger(race), label="the searcher", problems=space.problems)
 

@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser, *, samples: int) -> None:
 
 
 def open_subject(options: argparse.Namespace, *, held_out: int | None = None) -> Subject:
-    """Open the model and draw the items, `held_out` of them kept apart (None: as many as is usual)."""
+    """Open the model and draw the items, `held_out` of them held out (None: as many as is usual)."""
     torch.set_num_threads(1)
     host = load_plugins()
     source: dict[str, Any] = {"use": "mini"}

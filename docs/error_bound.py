@@ -81,7 +81,7 @@ def heads(model: BlockModel, plan: Plan, prompt: Sequence[int], answer: Sequence
     """Return what each head of each block that runs works with at the last token, by block and head."""
     seen: dict[tuple[int, int], Seen] = {}
     with recording(model, seen):
-        apply(plan, model).continuation_logits(prompt, answer)
+        apply(plan, model).two_phase.continuation_logits(prompt, answer)
     return seen
 
 

@@ -31,12 +31,12 @@ finished = load_run("runs/from-python")
 model, tokenizer = finished.dense.model, finished.dense.tokenizer
 
 # %% The plan on a transformers model that is loaded already, wherever it came from
-staged = apply(finished, model)
+pair = apply(finished, model)
 prompt = tokenizer("The capital of France is")["input_ids"]
-print(tokenizer.decode(staged.generate(prompt, max_new_tokens=8)))
+print(tokenizer.decode(pair.generate(prompt, max_new_tokens=8)))
 
 # %% What the two stages say of an item
 item = encode(Sample("Water freezes at zero degrees", (" Celsius", " Sunday")), tokenizer)
-((right, wrong),) = staged.loglikelihoods([item])
+((right, wrong),) = pair.loglikelihoods([item])
 print(f"right {right:.1f}, wrong {wrong:.1f} nats")
 assert right > wrong

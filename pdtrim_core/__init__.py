@@ -22,7 +22,7 @@ from pdtrim_core.results.record import RunRecord, read_record
 from pdtrim_core.results.task_results import TaskResult, results_in
 
 if TYPE_CHECKING:
-    from pdtrim_core.pipeline.apply import apply
+    from pdtrim_core.pipeline.apply import ModelPair, apply
     from pdtrim_core.pipeline.open_run import LoadedRun, load_run
     from pdtrim_core.pipeline.pipeline import run
 
@@ -32,6 +32,7 @@ __all__ = [
     "KvOnly",
     "LoadedRun",
     "Merge",
+    "ModelPair",
     "Outcome",
     "PdtrimError",
     "Plan",
@@ -58,6 +59,7 @@ __all__ = [
 
 _LAZY = {
     "LoadedRun": "pdtrim_core.pipeline.open_run",
+    "ModelPair": "pdtrim_core.pipeline.apply",
     "apply": "pdtrim_core.pipeline.apply",
     "load_run": "pdtrim_core.pipeline.open_run",
     "run": "pdtrim_core.pipeline.pipeline",

@@ -42,7 +42,7 @@ from pdtrim_core.results.outcome import machine, versions
 from pdtrim_core.timing.bench import device_name, measure
 from pdtrim_core.timing.latency import Grid
 from pdtrim_core.timing.shapes import random_model, read_shape
-from pdtrim_core.timing.subjects import Budget, subjects_of_shape
+from pdtrim_core.timing.subjects import BlocksToRemove, subjects_of_shape
 
 ROOT = Path(__file__).parents[2]
 NOT_COUNTED = ("open the model", "evaluate", "write")
@@ -123,7 +123,7 @@ def table3(host: PluginHost, shape: str, options: argparse.Namespace, dtype: Any
     """Time the forward of Table 3 at both of its ratios, and with the first what prefill and decode gain."""
     found = {}
     for number, blocks in enumerate(options.blocks):
-        subjects = subjects_of_shape(shape, Budget(decode=blocks), host, dtype)
+        subjects = subjects_of_shape(shape, BlocksToRemove(decode=blocks), host, dtype)
         whole = Grid(options.tokens, options.lengths, options.batches, options.contexts, options.repeats)
         grid = whole if number == 0 and dtype != "float32" else Grid(options.tokens, (), (), (), options.repeats)
         latencies = measure(subjects, grid, None)

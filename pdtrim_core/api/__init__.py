@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import (
     CalibrationSource,
@@ -23,7 +24,19 @@ from pdtrim_core.api.kinds import (
     StageSplitter,
 )
 from pdtrim_core.api.pruned import Pruned
-from pdtrim_core.api.requests import AtLeast, Note, Probe, Request, Result, Staged
+from pdtrim_core.api.requests import (
+    AtLeast,
+    Note,
+    Probe,
+    Request,
+    Requests,
+    Result,
+    Staged,
+    measure,
+    measure_all,
+    measure_if,
+    note,
+)
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.api.similarity_scorer import SimilarityScorer
 from pdtrim_core.data.items import Item, Sample, encode
@@ -34,6 +47,7 @@ from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.atomic_files import cache_folder, whole_folder, write_whole
@@ -44,7 +58,7 @@ from pdtrim_core.results.task_results import Metric, TaskResult, results_in
 if TYPE_CHECKING:
     from pdtrim_core.api.distillation import Student, TeacherBatch, TeacherBatches
     from pdtrim_core.api.prune_context import PruneContext
-    from pdtrim_core.api.score_context import HiddenStates, ScoreContext
+    from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.weights import load_modules
@@ -56,6 +70,7 @@ __all__ = [
     "CalibrationSource",
     "Candidate",
     "Component",
+    "CostModel",
     "Distiller",
     "Drop",
     "Element",
@@ -64,6 +79,7 @@ __all__ = [
     "HiddenStates",
     "Item",
     "KvOnly",
+    "Layer",
     "LoadedModel",
     "Merge",
     "MergeResult",
@@ -85,6 +101,7 @@ __all__ = [
     "Removal",
     "Report",
     "Request",
+    "Requests",
     "Result",
     "RunRecord",
     "Sample",
@@ -104,6 +121,7 @@ __all__ = [
     "TaskResult",
     "TeacherBatch",
     "TeacherBatches",
+    "TokenBatch",
     "Value",
     "cache_folder",
     "draw_diagram",
@@ -111,7 +129,11 @@ __all__ = [
     "head_dim_of",
     "hookimpl",
     "load_modules",
+    "measure",
+    "measure_all",
+    "measure_if",
     "narrowed",
+    "note",
     "pair_scores",
     "python_reference",
     "read_record",
@@ -128,6 +150,7 @@ _LAZY = {
     "Student": "pdtrim_core.api.distillation",
     "TeacherBatch": "pdtrim_core.api.distillation",
     "TeacherBatches": "pdtrim_core.api.distillation",
+    "TokenBatch": "pdtrim_core.api.score_context",
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",

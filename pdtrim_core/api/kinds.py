@@ -7,7 +7,7 @@ what is checked and what is recorded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pdtrim_core.api.requests import Request, Result, Staged
+from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.api.requests import Requests, Staged
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Item, Sample
 from pdtrim_core.data.scores import Scores
@@ -53,6 +54,9 @@ class Scorer(Component):
 
     kind = "scorer"
 
+    needs_gradients: ClassVar[bool] = False
+    """Whether it takes gradients: `context.loss` is then there, and hidden states may be differentiated."""
+
     @abstractmethod
     def score(self, context: ScoreContext) -> Scores:
         """Return one score a block and one a pair (or no pair scores); higher is safer to remove.
@@ -62,7 +66,7 @@ class Scorer(Component):
 
 
 class Searcher(Component):
-    """Finds what decode loses: yields plans and is sent their values in points (0 to 100, higher is better)."""
+    """Finds what decode loses: requests the scores of plans (0 to 100, higher is better)."""
 
     kind = "searcher"
 
@@ -70,8 +74,8 @@ class Searcher(Component):
     """Whether it finds what prefill loses, too: a recipe without a `splitter` then gets `keep-search-result`, not the default."""
 
     @abstractmethod
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
-        """Yield plans whose decode removes exactly `space.count` blocks; the best one measured is taken.
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
+        """Measure plans whose decode removes exactly `space.count` blocks; the best one measured is taken.
 
         All randomness comes from `rng`. Measuring, remembering and the best so far are the core's work.
         """
@@ -130,17 +134,20 @@ class Distiller(Component):
 
 
 class StageSplitter(Component):
-    """Decides what of a removal prefill can be spared: yields trial plans with the same decode."""
+    """Decides what of a removal prefill keeps: measures trial plans with the same decode."""
 
     kind = "splitter"
 
-    @abstractmethod
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
-        """Yield trial plans and return the final one. Its decode is that of `plan`."""
+    needs_model: ClassVar[bool] = False
+    """Whether it wants the model itself, to time it: `costs.model` is then the dense one."""
 
-    def steps(self, space: SearchSpace) -> int | None:
-        """Return about how many measurements a split takes, for the preview; None where that is unknown."""
-        del space
+    @abstractmethod
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        """Measure trial plans and return the final one. Its decode is that of `plan`, which loses the same in both stages."""
+
+    def steps(self, plan: Plan) -> int | None:
+        """Return about how many measurements a split of `plan` takes, for the preview; None where that is unknown."""
+        del plan
         return None
 
 
@@ -176,12 +183,12 @@ class Objective(Component):
 
 
 class CalibrationSource(Component):
-    """Gives the samples that a run measures on, and those it keeps apart until the end."""
+    """Gives the samples that a run measures on, and held-out ones to evaluate on at the end."""
 
     kind = "calibration"
 
     samples: int = Field(256, gt=0, description="number of items to measure on (the paper: 256)")
-    held_out: int = Field(64, ge=0, description="number of items kept apart to evaluate on at the end")
+    held_out: int = Field(64, ge=0, description="number of held-out items to evaluate on at the end")
 
     @abstractmethod
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:

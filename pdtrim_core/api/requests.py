@@ -1,27 +1,35 @@
-"""What components ask of the core while they work, such as the value of a plan."""
+"""What searchers and splitters request of the core, and the results they are sent; what an objective may ask of the model.
+
+A search is a generator: it yields requests and is sent results. The functions here each make one request and return its
+result, with the type that it has: `score = yield from measure(plan)`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar, cast
 
 from pdtrim_core.data.items import Item
+from pdtrim_core.data.readings import Score
 from pdtrim_core.plan.plan import Plan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Ask for the value of a plan on the way to one: it may remove fewer blocks, and it is never the result."""
+    """A plan on the way to one that is measured but never the result: it may remove fewer blocks."""
 
     plan: Plan
 
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Ask for a plan's value only if it reaches a floor (points); measuring may stop as soon as it cannot.
+    """A plan whose score is wanted only if it reaches a floor (0 to 100); measuring may stop as soon as it cannot.
 
-    A plan that reaches it is taken. `temperature` (points) is what a search by annealing had at this step; reports show it.
+    A plan that reaches it is taken. `temperature`, in points of the score, is what a search by annealing had at this step;
+    reports show it.
     """
 
     plan: Plan | Probe
@@ -39,12 +47,38 @@ class Note:
 Request = Plan | Probe | list[Plan] | list[Probe] | AtLeast | Note
 """What a searcher or splitter yields: a plan or a probe, several that are independent of each other, a plan with a floor, or a
 note."""
-Result = Any
-"""What it is sent back: `Score` (a float), a list of them, or `Score` or None where the floor was not reached."""
+Result = Score | list[Score] | None
+"""What it is sent back: a `Score` (a float), a list of them for a list, or None for a note and where a floor was not reached."""
+Requests = Generator[Request, Result, T]
+"""A generator that makes requests and returns a T: what `search`, `split` and the functions here are."""
+
+
+def measure(plan: Plan | Probe) -> Requests[Score]:
+    """Measure a plan, or a probe on the way to one; return its score."""
+    # The loop that sends results gives each request the sort of result that it has; a generator's type cannot say so.
+    return cast("Score", (yield plan))
+
+
+def measure_all(plans: Sequence[Plan] | Sequence[Probe]) -> Requests[list[Score]]:
+    """Measure plans that do not depend on each other's scores, side by side; return their scores in the same order."""
+    return cast("list[Score]", (yield cast("list[Plan] | list[Probe]", list(plans))))
+
+
+def measure_if(plan: Plan | Probe, at_least: float, *, temperature: float | None = None) -> Requests[Score | None]:
+    """Measure a plan only as far as it can reach a floor; return its score, or None as soon as it cannot.
+
+    A plan that reaches it is taken. `temperature` is what a search by annealing had at this step; reports show it.
+    """
+    return cast("Score | None", (yield AtLeast(plan, at_least, temperature)))
+
+
+def note(text: str) -> Requests[None]:
+    """Say something to the user."""
+    yield Note(text)
 
 
 class Staged(Protocol):
-    """What an objective may ask of the model under a plan; `stages.StagedModel` is one."""
+    """What an objective may ask of the model under a plan; `execution.staged_model.StagedModel` is one."""
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""

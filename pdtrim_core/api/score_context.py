@@ -1,22 +1,33 @@
-"""What a scorer may look at: the dense model's hidden states over the calibration tokens, streamed.
+"""What a scorer may look at: the calibration tokens, the dense model's hidden states over them, and gradients if it asks.
 
-Shape suffixes: L block outputs, B batch, T token, D hidden.
+Shape suffixes: L block outputs, B batch, T token, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
 
 
 @dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of one batch, padded on the right; `is_token_BT` is False on padding."""
+
+    ids_BT: Tensor
+    is_token_BT: Tensor
+
+
+@dataclass(frozen=True)
 class HiddenStates:
-    """The stream of one batch: `hidden[i]` is the input of block i, `hidden[L]` the output of the last block.
+    """The hidden states of one batch: `hidden[i]` is the input of block i, `hidden[L]` the output of the last block.
 
     All are taken at the blocks, before any final norm. `is_token_BT` is False on padding.
     """
@@ -30,32 +41,92 @@ class ScoreContext:
 
     Only one batch of hidden states is in memory at a time. Once all batches have been looked at, `norms` has the mean length
     of the states in front of each block and behind the last one (L + 1 numbers), over all real tokens.
+
+    With `gradients`, which a scorer asks for by `needs_gradients`, the context is entered (`with context:`) while the scorer
+    works: parameters then take gradients, and `loss` gives what to differentiate. When it is left, the gradients are gone and
+    the parameters are as they were.
     """
 
-    def __init__(self, model: BlockModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: BlockModel,
+        sequences: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int | None = None,
+        gradients: bool = False,
+    ) -> None:
         self.model = model
         self.block_count = model.block_count
         self._sequences = [tuple(sequence) for sequence in sequences]
         self._batch_tokens = batch_tokens or model.fitting_batch
+        self._gradients = gradients
+        self._frozen: list[tuple[nn.Parameter, bool]] | None = None
         self.norms: tuple[float, ...] = ()
 
-    def batches(self) -> Iterator[HiddenStates]:
-        """Yield the hidden states of all sequences, batch by batch, sorted by length and padded on the right."""
-        lengths, tokens = torch.zeros(self.block_count + 1, dtype=torch.float64), 0
+    def __enter__(self) -> Self:
+        if self._gradients:
+            self._frozen = [(parameter, parameter.requires_grad) for parameter in self.model.model.parameters()]
+            for parameter, _ in self._frozen:
+                parameter.requires_grad_(parameter.is_floating_point())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for parameter, before in self._frozen or []:
+            parameter.requires_grad_(before)
+            parameter.grad = None
+        self._frozen = None
+
+    def token_batches(self) -> Iterator[TokenBatch]:
+        """Yield the token ids of all sequences, batch by batch, sorted by length and padded on the right."""
         for group in self._groups():
             width = len(group[-1])
             ids_BT = torch.tensor([[*s, *[0] * (width - len(s))] for s in group], device=self.model.device)
             is_token_BT = torch.tensor([[t < len(s) for t in range(width)] for s in group], device=self.model.device)
-            with torch.inference_mode():
-                recording = self.model.record(ids_BT)
-                hidden = [recording.hidden_BTD]
-                for index in range(self.block_count):
-                    hidden.append(self.model.run(index, hidden[-1], recording.calls))
-                lengths += torch.stack([_total_length(states_BTD, is_token_BT) for states_BTD in hidden]).cpu()
-                tokens += int(is_token_BT.sum())
-                yield HiddenStates(tuple(hidden), is_token_BT)
+            yield TokenBatch(ids_BT, is_token_BT)
+
+    def loss(self, batch: TokenBatch) -> Tensor:
+        """Return a batch's share of the mean cross entropy of the next token (nats) over all sequences, to differentiate.
+
+        The sum over all batches is the mean, and gradients that add up over batches are those of the mean, whatever the
+        batches are. Raises `PdtrimError` outside of a context that was entered with `gradients`, and where no sequence has
+        two tokens.
+        """
+        if self._frozen is None:
+            raise PdtrimError("there are no gradients here: a scorer that takes them says needs_gradients = True")
+        count = sum(len(sequence) - 1 for sequence in self._sequences if sequence)
+        if not count:
+            raise PdtrimError("there are no sequences of two tokens or more to take a loss on: give longer samples")
+        is_next_BT = batch.is_token_BT[:, 1:]
+        with torch.enable_grad():
+            # Attention is causal: padding on the right changes nothing in front of it.
+            logits_BTV = self.model.model(input_ids=batch.ids_BT, use_cache=False).logits[:, :-1].float()
+            next_BT = batch.ids_BT[:, 1:]
+            total: Tensor = nn.functional.cross_entropy(logits_BTV[is_next_BT], next_BT[is_next_BT], reduction="sum")
+            return total / count
+
+    def batches(self) -> Iterator[HiddenStates]:
+        """Yield the hidden states of all sequences, batch by batch, sorted by length and padded on the right.
+
+        They take part in no gradient, and between two of them the thread is in the mode that it was in.
+        """
+        lengths, tokens = torch.zeros(self.block_count + 1, dtype=torch.float64), 0
+        for batch in self.token_batches():
+            hidden = self._hidden(batch)
+            with torch.no_grad():
+                lengths += torch.stack([_total_length(states_BTD, batch.is_token_BT) for states_BTD in hidden]).cpu()
+            tokens += int(batch.is_token_BT.sum())
+            yield HiddenStates(hidden, batch.is_token_BT)
         if tokens:
             self.norms = tuple((lengths / tokens).tolist())
+
+    def _hidden(self, batch: TokenBatch) -> tuple[Tensor, ...]:
+        # What inference mode makes can take no part in a gradient ever after, so a scorer that wants some gets other tensors.
+        with torch.no_grad() if self._gradients else torch.inference_mode():
+            recording = self.model.record(batch.ids_BT)
+            hidden = [recording.hidden_BTD]
+            for index in range(self.block_count):
+                hidden.append(self.model.run(index, hidden[-1], recording.calls))
+            return tuple(hidden)
 
     def _groups(self) -> Iterator[list[tuple[int, ...]]]:
         group: list[tuple[int, ...]] = []

@@ -1,14 +1,13 @@
-"""What a searcher may choose from, and what a plan costs."""
+"""What a searcher may choose from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.scores import Scores
-from pdtrim_core.errors import PdtrimError
-from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.plan.elements import Element, Removal, Stage
 from pdtrim_core.plan.plan import Plan
 
@@ -18,8 +17,7 @@ class SearchSpace:
     """What a searcher may choose from: elements with weights, the number to remove, and where to start.
 
     `elements` partition the blocks, so that no choice of them overlaps. `weights` (one an element) are the chances of
-    PDTrim, Eq. 8 and 9. Costs are shares of the dense model's; with `truncated_prefill` prefill computes
-    nothing behind the last K/V that decode reads, and what it leaves out there costs nothing.
+    PDTrim, Eq. 8 and 9. `count` is how many blocks decode loses; `costs` tells what a plan costs.
     """
 
     count: int
@@ -27,13 +25,12 @@ class SearchSpace:
     weights: tuple[float, ...]
     first: Removal
     scores: Scores
-    sizes: ModelSizes | None = field(default=None, repr=False)
-    truncated_prefill: bool = False
+    costs: CostModel
 
     @property
     def block_count(self) -> int:
         """The number of blocks of the dense model."""
-        return len(self.scores.block)
+        return self.costs.block_count
 
     @cached_property
     def _weight_of(self) -> dict[Element, float]:
@@ -54,9 +51,7 @@ class SearchSpace:
 
     def cost(self, plan: Plan, stage: Stage) -> float:
         """Return a stage's cost as a share of the dense model's: FLOPs of prefill, weight bytes a token of decode."""
-        if self.sizes is None:
-            raise PdtrimError("this search space was made without the model's sizes, so it cannot tell a cost")
-        return self.sizes.cost(plan.truncated_prefill(self.block_count) if self.truncated_prefill else plan, stage)
+        return self.costs.cost(plan, stage)
 
     def problems(self, plan: Plan) -> list[str]:
         """Return why a plan may not be proposed by a search over this space."""

@@ -74,11 +74,11 @@ def bench(
 
 def _subjects(run: Path | None, shape: str | None, given: dict[str, Any], dtype: Any) -> Subjects:
     from pdtrim_core.results.run_folder import load_outcome  # noqa: PLC0415 - only one way needs it
-    from pdtrim_core.timing.subjects import Budget, subjects_of_run, subjects_of_shape  # noqa: PLC0415 - imports torch
+    from pdtrim_core.timing.subjects import BlocksToRemove, subjects_of_run, subjects_of_shape  # noqa: PLC0415 - imports torch
 
     if shape is not None:
         like = None if run is None else load_outcome(run)
-        budget = Budget(given["--blocks"], given["--prefill-blocks"], given["--plan"], like)
+        budget = BlocksToRemove(given["--blocks"], given["--prefill-blocks"], given["--plan"], like)
         return subjects_of_shape(shape, budget, load_plugins(), dtype)
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
 

@@ -58,9 +58,9 @@ def print_comparison(comparison: Comparison) -> None:
     from rich.table import Table  # noqa: PLC0415 - the same
     from rich.text import Text  # noqa: PLC0415 - the same
 
-    from pdtrim_core.comparing.text import grid_of, notes_of  # noqa: PLC0415 - the other commands do without
+    from pdtrim_core.comparing.text import notes_of, text_table_of  # noqa: PLC0415 - the other commands do without
 
-    grid = grid_of(comparison)
+    grid = text_table_of(comparison)
     table = Table(box=None, pad_edge=False)
     for number, title in enumerate(grid.heading):
         table.add_column(title, no_wrap=True, justify="left" if number == 0 else "right")

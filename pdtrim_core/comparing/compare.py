@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from pdtrim_core.comparing.groups import Column, choose
-from pdtrim_core.comparing.objective_cells import Candidate, Cell, objective_cells
+from pdtrim_core.comparing.objective_cells import Cell, RowSource, objective_cells
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.results.outcome import Outcome
@@ -26,7 +26,7 @@ SAME = 1e-6
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRow:
     """One model that was measured: a side of a run, what its stages lose as shares of the parameters, and what it costs."""
 
     name: str
@@ -47,7 +47,7 @@ class Comparison:
 
     model: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedRow, ...]
     best: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
     format: int = field(default=COMPARISON_FORMAT)
@@ -82,7 +82,7 @@ def compare(
     return Comparison(candidates[0].outcome.model, columns, rows, _best(rows, columns), tuple(dict.fromkeys(notes)))
 
 
-def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]]) -> tuple[list[Candidate], list[str]]:
+def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]]) -> tuple[list[RowSource], list[str]]:
     """Return the rows to be, the dense model first; what there is of a run whose model was replaced is unified."""
     if not paths:
         raise PdtrimError("name the folders of the runs to compare")
@@ -97,7 +97,7 @@ def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]
     if any("dense" in of_run for of_run in variants.values()):
         path, outcome = next(iter(outcomes.items()))
         dense = tuple(pair for of_run in results.values() for pair in of_run if pair[1].variant == "dense")
-        candidates.append(Candidate("dense", path, outcome, "dense", dense))
+        candidates.append(RowSource("dense", path, outcome, "dense", dense))
     for path, outcome in outcomes.items():
         of_run: dict[Variant, None] = dict.fromkeys(
             "unified" if outcome.saved_plan is None else variant for variant in variants[path] if variant != "dense"
@@ -105,7 +105,7 @@ def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]
         for variant in of_run:
             own = tuple(pair for pair in results[path] if pair[1].variant == variant)
             name = f"{names[path]} ({variant})" if len(of_run) > 1 or variant != "staged" else names[path]
-            candidates.append(Candidate(name, path, outcome, variant, own))
+            candidates.append(RowSource(name, path, outcome, variant, own))
             others = sorted({result.variant for _, result in results[path]} - {variant})
             if not own and any(results.values()):
                 hint = f"; it has some on its {', '.join(others)} side" if others else ""
@@ -128,7 +128,7 @@ def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: name if last.count(name) == 1 else str(path) for path, name in zip(paths, last, strict=True)}
 
 
-def _check_common(candidates: Sequence[Candidate], found: Mapping[str, Mapping[str, TaskResult]]) -> None:
+def _check_common(candidates: Sequence[RowSource], found: Mapping[str, Mapping[str, TaskResult]]) -> None:
     with_results = [one for one in candidates if one.results]
     if len(with_results) > 1 and not any(len(of_task) > 1 for of_task in found.values()):
         having = "; ".join(f"{one.name} has {', '.join(sorted({r.task for _, r in one.results}))}" for one in with_results)
@@ -136,7 +136,7 @@ def _check_common(candidates: Sequence[Candidate], found: Mapping[str, Mapping[s
 
 
 def _task_cells(
-    candidates: Sequence[Candidate], columns: Sequence[Column], found: Mapping[str, Mapping[str, TaskResult]], notes: list[str]
+    candidates: Sequence[RowSource], columns: Sequence[Column], found: Mapping[str, Mapping[str, TaskResult]], notes: list[str]
 ) -> dict[str, dict[str, Cell]]:
     """Return the cells of each row by task."""
     cells: dict[str, dict[str, Cell]] = {one.name: {} for one in candidates}
@@ -186,7 +186,7 @@ def _item_values(result: TaskResult, metric: str) -> dict[str, float] | None:
     return values if abs(sum(values.values()) / len(values) - value) <= SAME * max(1.0, abs(value)) else None
 
 
-def _row(one: Candidate, cells: Mapping[str, Cell], columns: Sequence[Column]) -> Row:
+def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -> ComparedRow:
     costs = {cost.name: cost for cost in one.outcome.costs}
     prefill, decode = (costs[f"parameters of {stage}"].saved for stage in ("prefill", "decode"))
     # The run's costs are those of the pair; alone, a model is the same in both stages.
@@ -200,7 +200,7 @@ def _row(one: Candidate, cells: Mapping[str, Cell], columns: Sequence[Column]) -
     traffic, kv = costs["decode weight traffic"], costs["K/V shipped to decode"]
     dense, unknown = one.variant == "dense", one.variant == "prefill"
     seconds = sum(taken for step, taken in one.outcome.seconds.items() if step not in NOT_PRUNING)
-    return Row(
+    return ComparedRow(
         name=one.name,
         run=str(one.path),
         variant=one.variant,
@@ -235,7 +235,7 @@ def _of_mean(errors: Sequence[float | None]) -> float | None:
     return math.hypot(*given) / len(given) if len(given) == len(errors) else None
 
 
-def _best(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, tuple[int, ...]]:
+def _best(rows: Sequence[ComparedRow], columns: Sequence[Column]) -> dict[str, tuple[int, ...]]:
     """Return the best pruned rows of each column; nothing is best among fewer than two."""
     values: dict[str, dict[int, float]] = {}
     for number, row in enumerate(rows):

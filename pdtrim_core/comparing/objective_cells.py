@@ -29,7 +29,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RowSource:
     """A row to be: its name, its run, its side, and all that was measured of it."""
 
     name: str
@@ -39,8 +39,8 @@ class Candidate:
     results: tuple[tuple[Path, TaskResult], ...]
 
 
-def objective_cells(candidates: Sequence[Candidate], notes: list[str]) -> tuple[tuple[Column, ...], dict[str, dict[str, Cell]]]:
-    """Return the one column that runs have by themselves: their objective, on the items kept apart where there are some."""
+def objective_cells(candidates: Sequence[RowSource], notes: list[str]) -> tuple[tuple[Column, ...], dict[str, dict[str, Cell]]]:
+    """Return the one column that runs have by themselves: their objective, on the held-out items where there are some."""
     objectives = {one.outcome.objective for one in candidates}
     if len(objectives) > 1:
         raise PdtrimError(
@@ -59,7 +59,7 @@ def objective_cells(candidates: Sequence[Candidate], notes: list[str]) -> tuple[
     return (column,), cells
 
 
-def _objective_cell(one: Candidate, first: Candidate, notes: list[str], *, apart: bool) -> Cell:
+def _objective_cell(one: RowSource, first: RowSource, notes: list[str], *, apart: bool) -> Cell:
     own, base = ({row.name: row for row in each.outcome.rows}[_row_name(each)] for each in (one, first))
     value, there = (row.held_out if apart and row.held_out else row.calibration for row in (own, base))
     if one is first:
@@ -75,7 +75,7 @@ def _objective_cell(one: Candidate, first: Candidate, notes: list[str], *, apart
     return Cell(value.score, value.error, difference, slope * standard_error(gaps), paired=True, items=value.items)
 
 
-def _objective_gaps(one: Candidate, first: Candidate, *, apart: bool) -> list[float] | None:
+def _objective_gaps(one: RowSource, first: RowSource, *, apart: bool) -> list[float] | None:
     """Return differences item by item, from the journals of two runs on the same items."""
     if one.outcome.environment.data != first.outcome.environment.data or None in (
         one.outcome.saved_plan,
@@ -98,5 +98,5 @@ def _objective_gaps(one: Candidate, first: Candidate, *, apart: bool) -> list[fl
     return gaps if len(gaps) == len(own) else None
 
 
-def _row_name(one: Candidate) -> str:
+def _row_name(one: RowSource) -> str:
     return one.variant if one.variant in ("dense", "staged") else "unified"

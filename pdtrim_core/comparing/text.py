@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pdtrim_core.comparing.compare import Comparison, Row
+from pdtrim_core.comparing.compare import ComparedRow, Comparison
 from pdtrim_core.comparing.objective_cells import Cell
 
 NOTHING = "-"
-_COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+_COSTS: tuple[tuple[str, Callable[[ComparedRow], str]], ...] = (
     ("prefill removed", lambda row: _percent(row.prefill_removed)),
     ("decode removed", lambda row: _percent(row.decode_removed)),
     ("pruning s", lambda row: NOTHING if row.pruning_seconds is None else f"{row.pruning_seconds:.0f}"),
@@ -20,7 +20,7 @@ _COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """A table as text: its heading, its rows, and the places (row, column) that are best."""
 
     heading: tuple[str, ...]
@@ -28,7 +28,7 @@ class Grid:
     best: frozenset[tuple[int, int]]
 
 
-def grid_of(comparison: Comparison) -> Grid:
+def text_table_of(comparison: Comparison) -> TextTable:
     """Return a comparison as text cells: a value with its error in the first row, with the difference to it in the others."""
     averaged = any(row.average is not None for row in comparison.rows)
     titles = [_title(column.name, column.metric, higher=column.higher_is_better) for column in comparison.columns]
@@ -41,12 +41,12 @@ def grid_of(comparison: Comparison) -> Grid:
     best = frozenset(
         (row, names.index(name) + 1) for name, numbers in comparison.best.items() for row in numbers if name in names
     )
-    return Grid(heading, tuple(rows), best)
+    return TextTable(heading, tuple(rows), best)
 
 
 def markdown(comparison: Comparison) -> str:
     """Return a comparison as a Markdown table, the best in bold, with its notes below."""
-    grid = grid_of(comparison)
+    grid = text_table_of(comparison)
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -61,7 +61,7 @@ def markdown(comparison: Comparison) -> str:
 
 def latex(comparison: Comparison) -> str:
     """Return a comparison as a LaTeX table for the package booktabs, the best in bold, with its notes as comments."""
-    grid = grid_of(comparison)
+    grid = text_table_of(comparison)
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(cells) + r" \\"

@@ -1,4 +1,4 @@
-"""Calibration items: samples as text, items as tokens, and the sets that measure and that are kept apart."""
+"""Calibration items: samples as text, items as tokens, the set that measures and the held-out one."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ SHARED_WORDS = 13
 
 @dataclass(frozen=True)
 class Calibration:
-    """The items that measure, and those kept apart until the end. `digest` names their content.
+    """The items that measure, and the held-out ones. `digest` names their content.
 
     `texts` has all that is read or scored of each sample.
     """
@@ -154,7 +154,7 @@ def calibrate(samples: Sequence[Sample], held_out: Sequence[Sample], tokenizer: 
     both = [sample for sample in held_out if sample.content in measured]
     if both:
         raise PdtrimError(
-            f"{len(both)} of the items kept apart also measure, the first is {both[0].name or both[0].prompt[:60]!r}: "
+            f"{len(both)} of the held-out items also measure, the first is {both[0].name or both[0].prompt[:60]!r}: "
             "the figures on them would flatter; take them out of one of the two"
         )
     items = tuple(encode(sample, tokenizer) for sample in _named(samples))

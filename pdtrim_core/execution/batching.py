@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pdtrim_core.data.items import Item
-from pdtrim_core.execution.grouping import Shape
+from pdtrim_core.execution.grouping import RowShape
 from pdtrim_core.plan.plan import FirstToken
 
 ROW_TOKENS = 64
@@ -82,7 +82,7 @@ class Segment:
         return len(self.prompt) + len(self._columns)
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a segment begins."""
 
     row: int
@@ -132,7 +132,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How items become rows.
 
     With `row_tokens` the choices of an item share one pass over their prompt, with `share_tokens` one pass over the tokens
@@ -152,10 +152,10 @@ class Layout:
             return [Segment(number, item.prompts[0], choices, self.share_tokens)]
         return [Segment(number, item.prompt_of(choice[0]), (choice,)) for choice in choices]
 
-    def shape(self, item: Item) -> Shape:
+    def shape(self, item: Item) -> RowShape:
         """Return the rows and columns that an item takes in a batch."""
         segments = self.segments(0, item)
-        return Shape(len(segments), max(len(segment) for segment in segments), shared=bool(self.row_tokens))
+        return RowShape(len(segments), max(len(segment) for segment in segments), shared=bool(self.row_tokens))
 
     def batch(self, items: Sequence[Item], device: torch.device) -> Batch:
         """Lay items out as one batch."""
@@ -178,7 +178,9 @@ class Layout:
             owners=tuple(owner for _, _, owner in targets),
         )
 
-    def _prompts(self, segments: Sequence[Segment], places: Sequence[Place], width: int, device: torch.device) -> Prompts | None:
+    def _prompts(
+        self, segments: Sequence[Segment], places: Sequence[Position], width: int, device: torch.device
+    ) -> Prompts | None:
         behind = 1 if self.first_token == "decode" else 0
         read = [(Segment(s.item, s.prompt[: len(s.prompt) - behind]), p) for s, p in zip(segments, places, strict=True)]
         read = [(prompt, place) for prompt, place in read if len(prompt)]
@@ -194,20 +196,20 @@ class Layout:
         real_N = (source_PQ.flatten() >= 0).nonzero()[:, 0]
         return Prompts(rows, source_PQ.clamp(min=0).to(device), real_N.to(device))
 
-    def _places(self, segments: Sequence[Segment]) -> list[Place]:
+    def _places(self, segments: Sequence[Segment]) -> list[Position]:
         if not self.row_tokens:
-            return [Place(row, 0) for row in range(len(segments))]
+            return [Position(row, 0) for row in range(len(segments))]
         return fill([len(segment) for segment in segments], self.row_tokens)
 
 
-def fill(lengths: Sequence[int], row_tokens: int) -> list[Place]:
+def fill(lengths: Sequence[int], row_tokens: int) -> list[Position]:
     """Return places for segments in rows that leave little empty.
 
     No row is longer than `row_tokens`, or than the longest segment where that is longer.
     """
     limit = max(row_tokens, *lengths)
     fewest = math.ceil(sum(lengths) / limit)
-    best: list[Place] = []
+    best: list[Position] = []
     least = math.inf
     # Twice the fewest rows always do: if none of them has room for a segment, more than half of each is taken.
     for rows in range(fewest, min(len(lengths), 2 * fewest) + 1):
@@ -217,13 +219,13 @@ def fill(lengths: Sequence[int], row_tokens: int) -> list[Place]:
     return best
 
 
-def _even_rows(lengths: Sequence[int], rows: int) -> tuple[list[Place], int]:
+def _even_rows(lengths: Sequence[int], rows: int) -> tuple[list[Position], int]:
     """Put the longest segments first, each into the row that is shortest so far; return places and width."""
     ends = [(0, row) for row in range(rows)]
-    places = [Place(0, 0)] * len(lengths)
+    places = [Position(0, 0)] * len(lengths)
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         end, row = ends[0]
-        places[number] = Place(row, end)
+        places[number] = Position(row, end)
         heapq.heapreplace(ends, (end + lengths[number], row))
     return places, max(end for end, _ in ends)
 
@@ -237,7 +239,7 @@ def _scored(segment: Segment) -> list[tuple[int, int, int]]:
     ]
 
 
-def _rows(segments: Sequence[Segment], places: Sequence[Place], device: torch.device) -> Rows:
+def _rows(segments: Sequence[Segment], places: Sequence[Position], device: torch.device) -> Rows:
     count = 1 + max(place.row for place in places)
     width = max(place.column + len(segment) for segment, place in zip(segments, places, strict=True))
     ids_BT = torch.zeros(count, width, dtype=torch.long)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
 
-from pdtrim_core.execution.stage_modules import Step, as_stage, decode_steps, prefill_steps
+from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, steps_of
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.plan.elements import Merge, Shrink, Stage
+from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.plan import Plan
 
 
@@ -19,16 +19,16 @@ class _KvMade(Exception):  # noqa: N818 - no error: what a block was run for is 
 
 
 @contextmanager
-def stage_alone(model: BlockModel, plan: Plan, stage: Stage, replacements: Mapping[Merge | Shrink, nn.Module]) -> Iterator[None]:
+def stage_alone(model: BlockModel, plan: Plan, stage: Stage, modules: Modules) -> Iterator[None]:
     """Make the model one stage of a plan inside the context, with nothing in it that the stage does not run.
 
     Blocks that prefill has for their K/V alone end there, where a cache is given; the K/V are those of the whole block.
     Meant for timing: the reference in `two_phase` runs such blocks to their end.
     """
-    steps = prefill_steps(model, plan, replacements) if stage == "prefill" else decode_steps(model, plan, replacements)
+    steps = steps_of(model, plan, stage, modules)
     with as_stage(model, steps):
         for step in steps:
-            if step.passed_by:
+            if not step.layer.runs:
                 _end_at_kv(model, step)
         yield
 
@@ -41,7 +41,7 @@ def _end_at_kv(model: BlockModel, step: Step) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         with suppress(_KvMade):
             inner(step.module, *map(_ending, args), **{key: _ending(value) for key, value in kwargs.items()})
-        return model.wrap(step.like, hidden)
+        return model.wrap(step.layer.like, hidden)
 
     vars(step.module)["forward"] = forward
     for name in model.layout.attention[:1]:

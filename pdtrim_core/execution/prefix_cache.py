@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
-from pdtrim_core.execution.batching import ROW_TOKENS, Batch, Layout, Rows
-from pdtrim_core.execution.grouping import Shape, group_by_length
+from pdtrim_core.execution.batching import ROW_TOKENS, Batch, RowLayout, Rows
+from pdtrim_core.execution.grouping import RowShape, group_by_length
 from pdtrim_core.model.block_model import BlockModel, Recording
 from pdtrim_core.plan.plan import FirstToken
 
@@ -73,9 +73,9 @@ class PrefixCache:
         self.batch_tokens = options.batch_tokens or model.fitting_batch
         # Our mask has no sliding window in it, so a row with several things in it must be shorter than one.
         self._window = getattr(model.config, "sliding_window", None) or math.inf
-        self._apart = Layout(options.first_token)
+        self._apart = RowLayout(options.first_token)
         width = int(min(ROW_TOKENS, self._window - 1))
-        self._packed = Layout(options.first_token, width, options.shared_tokens) if options.packed else self._apart
+        self._packed = RowLayout(options.first_token, width, options.shared_tokens) if options.packed else self._apart
         self._reuse_plans = options.reuse_plans
         self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if options.budget is None else options.budget)
         self._spent = 0
@@ -98,10 +98,10 @@ class PrefixCache:
             self._prepared[group] = PreparedBatch(self.model, batch, self)
         return self._prepared[group]
 
-    def _shape(self, item: Item) -> Shape:
+    def _shape(self, item: Item) -> RowShape:
         return self._layout(item).shape(item)
 
-    def _layout(self, item: Item) -> Layout:
+    def _layout(self, item: Item) -> RowLayout:
         return self._packed if self._packed.shape(item).width < self._window else self._apart
 
     def halve_batches(self) -> None:

@@ -11,66 +11,44 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.plan.elements import Merge, Shrink
+from pdtrim_core.plan.elements import Merge, Shrink, Stage
+from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
+
+Modules = Mapping[Merge | Shrink, nn.Module]
+"""For a merge the block that stands for its run; for a shrink the projection out of its part, where that is not the dense one
+less some columns."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One entry of a stage's list of blocks.
-
-    `like` is the block whose mask and layer type it takes; a step that is `passed_by` computes K/V and hands its input on;
-    `slot` is the decode slot that its K/V belong to, None where decode has no use for them.
-    """
+    """One entry of a stage's list of blocks: a layer of the plan and the module that it runs."""
 
     module: nn.Module
-    like: int
-    passed_by: bool = False
-    slot: int | None = None
+    layer: Layer
 
 
-def prefill_steps(model: BlockModel, plan: Plan, replacements: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
-    """Return what prefill runs, and what it computes for the K/V alone, in order."""
-    slots = plan.slots(model.block_count)
-    sources = {source.block: source for source in plan.kv_map(model.block_count)}
-    steps = []
-    for block in range(model.block_count):
-        source = sources.get(block)
-        number = None if source is None else source.slot
-        merge = None if number is None else slots[number].merge
-        if merge is not None and source is not None and source.source in ("shadow", "kv-only"):
-            steps.append(Step(replacements[merge], merge.keep, passed_by=True, slot=number))
-            number = None
-        match plan.state("prefill", block):
-            case "run":
-                steps.append(Step(model.blocks[block], block, slot=number))
-            case "kv-only" if merge is None and number is not None:
-                module = _shrunk(model, block, slots[number].shrinks, replacements)
-                steps.append(Step(module, block, passed_by=True, slot=number))
-            case "shrunk":
-                steps.append(Step(_shrunk(model, block, plan.prefill.shrinks_at(block), replacements), block, slot=number))
-            case "merged":
-                (merge,) = (element for element in plan.prefill.at(block) if isinstance(element, Merge))
-                steps.append(Step(replacements[merge], merge.keep, slot=number))
-    return steps
+def checked_modules(plan: Plan, modules: Modules | None) -> Modules:
+    """Return the modules of a plan. Raises `PdtrimError` where one of its merges has none."""
+    found = dict(modules or {})
+    for element in (*plan.prefill, *plan.decode):
+        if isinstance(element, Merge) and element not in found:
+            raise PdtrimError(f"the plan has {element}, but no merged block was given for it")
+    return found
 
 
-def decode_steps(model: BlockModel, plan: Plan, replacements: Mapping[Merge | Shrink, nn.Module]) -> list[Step]:
-    """Return what decode runs, in the order of its slots."""
-    steps = []
-    for slot in plan.slots(model.block_count):
-        if slot.merge is not None:
-            steps.append(Step(replacements[slot.merge], slot.merge.keep))
-        else:
-            steps.append(Step(_shrunk(model, slot.block, slot.shrinks, replacements), slot.block))
-    return steps
+def module_of(model: BlockModel, layer: Layer, modules: Modules) -> nn.Module:
+    """Return what a layer runs: a block of the model, that block less some units, or a merged one."""
+    if layer.merge is not None:
+        return modules[layer.merge]
+    return model.narrowed(layer.shrinks, modules) if layer.shrinks else model.blocks[layer.block]
 
 
-def _shrunk(
-    model: BlockModel, block: int, shrinks: Sequence[Shrink], replacements: Mapping[Merge | Shrink, nn.Module]
-) -> nn.Module:
-    return model.narrowed(shrinks, replacements) if shrinks else model.blocks[block]
+def steps_of(model: BlockModel, plan: Plan, stage: Stage, modules: Modules) -> list[Step]:
+    """Return the layers of a stage with their modules, in order."""
+    return [Step(module_of(model, layer, modules), layer) for layer in plan.layers(stage, model.block_count)]
 
 
 @contextmanager
@@ -87,7 +65,7 @@ def as_stage(model: BlockModel, steps: Sequence[Step]) -> Iterator[None]:
         setattr(parent, name, nn.ModuleList([step.module for step in steps]))
         _renumber(model, steps)
         for step in steps:
-            if step.passed_by:
+            if not step.layer.runs:
                 vars(step.module)["forward"] = model.passing_by(step.module)
         yield
     finally:
@@ -106,5 +84,5 @@ def _renumber(model: BlockModel, steps: Sequence[Step]) -> None:
     config = vars(model.config)
     for key, value in list(config.items()):
         if isinstance(value, list) and len(value) == model.block_count:
-            config[key] = [value[step.like] for step in steps]
+            config[key] = [value[step.layer.like] for step in steps]
     config["num_hidden_layers"] = len(steps)

@@ -1,4 +1,4 @@
-"""A model under a plan: scoring in one pass with two streams, and generating in two phases.
+"""A model under a plan, scored: both stages in one pass, each token in its own. Generation is in `two_phase`.
 
 Attention is causal, so a prompt never sees what follows it. Both stages share one pass over prompt and continuation: where
 they differ, the prompt's tokens take prefill's branch and the others take decode's. The K/V that continuation tokens
@@ -11,28 +11,25 @@ count, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pdtrim_core.data.items import Item
-from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution import two_phase
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
+from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import HEAD_NUMBERS, BlockModel
-from pdtrim_core.plan.elements import Merge, Shrink, Stage
+from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 
 NORMALISED_AT_ONCE = 2
 """Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
 
-Replacements = Mapping[Merge | Shrink, nn.Module]
-"""For a merge the block that stands for its run; for a shrink the projection out of its part, where that is not the dense one
-less some columns."""
+Replacements = Modules
 
 
 class Scored(NamedTuple):
@@ -43,7 +40,7 @@ class Scored(NamedTuple):
 
 
 class StagedModel:
-    """A model under a plan. Making one is cheap; the trunk holds what plans share.
+    """A model under a plan. Making one is cheap; the prefix cache holds what plans share.
 
     `replacements` has a module for every merge of the plan. Raises `PlanError` for a plan that does not fit.
     """
@@ -53,10 +50,7 @@ class StagedModel:
         self.plan = plan
         self._prefix_cache = prefix_cache
         self._model = prefix_cache.model
-        self._replacements = dict(replacements or {})
-        for element in (*plan.prefill, *plan.decode):
-            if isinstance(element, Merge) and element not in self._replacements:
-                raise PdtrimError(f"the plan has {element}, but no merged block was given for it")
+        self._modules = checked_modules(plan, replacements)
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
@@ -85,20 +79,21 @@ class StagedModel:
         """
         batch = prepared.batch
         stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
-        found = torch.empty(len(batch.targets), dtype=torch.float32)
-        likeliest = torch.zeros(len(batch.targets), dtype=torch.bool)
-        start = 0
-        for logits_NV in self._model.head(stream_ND):
+
+        def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
             here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
-            at = batch.target_at[here] - start
+            at = (batch.target_at[here] - start).to(logits_NV.device)
             targets = batch.targets[here].to(logits_NV.device)
-            at = at.to(logits_NV.device)
             # log_softmax in float32 is off by about 1e-5 a token, always to the same side; logsumexp is not.
-            found[here.cpu()] = (logits_NV[at, targets].float() - _normaliser(logits_NV)[at]).cpu()
-            if greedy:
-                likeliest[here.cpu()] = _likeliest(logits_NV, at, targets).cpu()
-            start += len(logits_NV)
-        return found, likeliest
+            logprobs = logits_NV[at, targets].float() - _normaliser(logits_NV)[at]
+            likeliest = _likeliest(logits_NV, at, targets) if greedy else torch.zeros_like(at, dtype=torch.bool)
+            return here.cpu(), logprobs.cpu(), likeliest.cpu()
+
+        logprobs = torch.empty(len(batch.targets), dtype=torch.float32)
+        likeliest = torch.zeros(len(batch.targets), dtype=torch.bool)
+        for here, of_these, likeliest_of_these in self._model.map_logits(stream_ND, scored):
+            logprobs[here], likeliest[here] = of_these, likeliest_of_these
+        return logprobs, likeliest
 
     def divergences(self, items: Sequence[Item]) -> list[float]:
         """Return for each item how far this plan is from the dense model, 0 or more.
@@ -143,24 +138,25 @@ class StagedModel:
     @cached_property
     def _path(self) -> Path:
         """What the two stages run, place by place."""
+        count = self._model.block_count
+        prefill, decode = self.plan.layers("prefill", count), self.plan.layers("decode", count)
+        # Where decode makes every token, nothing behind its last block counts.
+        end = count if self._prefix_cache.first_token == "prefill" else decode[-1].blocks[-1] + 1
         places, index = [], 0
-        while index < self._end:
-            blocks = range(index, index + self._width(index))
-            places.append(Place(index, self._branch("prefill", blocks), self._branch("decode", blocks)))
-            index = blocks.stop
+        while index < end:
+            # A place is a block, or as many as either stage has one layer for.
+            stop = max((layer.blocks[-1] for layer in (*prefill, *decode) if layer.block == index), default=index) + 1
+            places.append(Place(index, self._branch(prefill, index, stop), self._branch(decode, index, stop)))
+            index = stop
         return tuple(places)
 
-    @property
-    def _end(self) -> int:
-        """Where to stop: behind the last block, or behind decode's last one where decode makes every token."""
-        if self._prefix_cache.first_token == "prefill":
-            return self._model.block_count
-        return self.plan.slots(self._model.block_count)[-1].blocks[-1] + 1
-
-    def _width(self, index: int) -> int:
-        """Return how many blocks either stage merges from here on; 1 where none does."""
-        here = (*self.plan.prefill.at(index), *self.plan.decode.at(index))
-        return max((len(element.blocks) for element in here if isinstance(element, Merge)), default=1)
+    def _branch(self, layers: Sequence[Layer], start: int, stop: int) -> Branch:
+        """Return what one stage runs from one block up to another; a block as it is has no module of its own."""
+        return tuple(
+            (layer.like, None if layer.state == "run" else module_of(self._model, layer, self._modules))
+            for layer in layers
+            if layer.runs and start <= layer.block < stop
+        )
 
     def _step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
         """Run one place in both stages: each token takes the branch of its stage."""
@@ -183,61 +179,6 @@ class StagedModel:
         for block, module in branch:
             hidden_BTD = self._model.run(block, hidden_BTD, calls, module)
         return hidden_BTD
-
-    def _branch(self, stage: Stage, blocks: range) -> Branch:
-        """Return what one stage runs at a place."""
-        branch: list[tuple[int, nn.Module | None]] = []
-        for block in blocks:
-            state = self.plan.state(stage, block)
-            if state == "run":
-                branch.append((block, None))
-            elif state == "shrunk":
-                branch.append((block, self._model.narrowed(self.plan.removal(stage).shrinks_at(block), self._replacements)))
-            elif state == "merged":
-                (merge,) = self.plan.removal(stage).at(block)
-                assert isinstance(merge, Merge)
-                branch.append((merge.keep, self._replacements[merge]))
-        return tuple(branch)
-
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
-        """Return the greedy continuation of a prompt, in two phases with a real hand-over of K/V.
-
-        `recompute` is how many prompt tokens decode runs again: 1 where decode makes the first token (engines that hand
-        over whole cache blocks run more), 0 where prefill makes it.
-        """
-        _ = self._path  # holds the narrowed blocks from one prompt to the next
-        return two_phase.generate(
-            self._model, self.plan, prompt, max_new_tokens, recompute=self._recomputed(recompute), replacements=self._replacements
-        )
-
-    def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
-        """Return prompts with what follows each, in two phases; see `two_phase.generate_batch`."""
-        return two_phase.generate_batch(
-            self._model,
-            self.plan,
-            ids_BT,
-            mask_BT,
-            first_token=self._prefix_cache.first_token,
-            replacements=self._replacements,
-            **options,
-        )
-
-    def continuation_logits(self, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:
-        """Return the logits `[token, V]` behind the prompt and each token but the last of a continuation, in two phases.
-
-        This is the reference that scoring in one pass agrees with.
-        """
-        return two_phase.continuation_logits(
-            self._model, self.plan, prompt, continuation, recompute=self._recomputed(None), replacements=self._replacements
-        )
-
-    def _recomputed(self, recompute: int | None) -> int:
-        least = 1 if self._prefix_cache.first_token == "decode" else 0
-        if recompute is None:
-            return least
-        if recompute < least or (least == 0 and recompute > 0):
-            raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self._prefix_cache.first_token}'")
-        return recompute
 
 
 def _logprobs(model: BlockModel, stream_ND: Tensor) -> Tensor:

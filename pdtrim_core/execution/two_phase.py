@@ -2,132 +2,160 @@
 
 One sequence at a time this is slow and plain on purpose: the reference that scoring in one pass and real engines are tested
 against. Batches are for tasks that generate.
+
+Shape suffixes: B batch, T token, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution.stage_modules import Step, as_stage, decode_steps, prefill_steps
+from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, steps_of
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import FirstToken, Plan
 
 
-def generate(
-    model: BlockModel,
-    plan: Plan,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    *,
-    recompute: int,
-    replacements: Mapping[Merge | Shrink, nn.Module],
-) -> list[int]:
-    """Return the greedy continuation of a prompt; ends early at the model's end-of-sequence token."""
-    stops = _stop_tokens(model)
-    made: list[int] = []
-    with torch.inference_mode():
-        cache, logits_V = _prefill(model, plan, prompt, recompute, replacements)
-        with as_stage(model, decode_steps(model, plan, replacements)):
-            if recompute:
-                logits_V = _forward(model, prompt[len(prompt) - recompute :], cache)
+class TwoPhaseModel:
+    """A model under a plan that generates in two phases, with a real hand-over of K/V.
+
+    `modules` has a module for every merge of the plan; `first_token` is the stage that makes the first token of an answer.
+    Raises `PdtrimError` for a plan that does not fit, and for a merge without its module.
+    """
+
+    def __init__(
+        self, model: BlockModel, plan: Plan, modules: Modules | None = None, *, first_token: FirstToken = "decode"
+    ) -> None:
+        plan.check_fits(model.block_count)
+        self.plan = plan
+        self.first_token: FirstToken = first_token
+        self._model = model
+        self._modules = checked_modules(plan, modules)
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
+        """Return the greedy continuation of a prompt; it ends early at the model's end-of-sequence token.
+
+        `recompute` is how many prompt tokens decode runs again: 1 where decode makes the first token (engines that hand
+        over whole cache blocks run more), 0 where prefill makes it.
+        """
+        stops = _stop_tokens(self._model)
+        made: list[int] = []
+        with torch.inference_mode(), self._decoding(prompt, recompute) as (cache, behind_prompt_V):
+            logits_V = behind_prompt_V
             while len(made) < max_new_tokens:
                 made.append(int(logits_V.argmax()))
                 if made[-1] in stops or len(made) == max_new_tokens:
                     break
-                logits_V = _forward(model, made[-1:], cache)
-    return made
+                logits_V = self._forward(made[-1:], cache)
+        return made
 
+    def continuation_logits(self, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:
+        """Return the logits `[token, V]` behind the prompt and each token but the last of a continuation.
 
-def continuation_logits(
-    model: BlockModel,
-    plan: Plan,
-    prompt: Sequence[int],
-    continuation: Sequence[int],
-    *,
-    recompute: int,
-    replacements: Mapping[Merge | Shrink, nn.Module],
-) -> Tensor:
-    """Return the logits `[token, V]` that each token of a continuation is scored by, one decode step a token."""
-    with torch.inference_mode():
-        cache, logits_V = _prefill(model, plan, prompt, recompute, replacements)
-        rows = []
-        with as_stage(model, decode_steps(model, plan, replacements)):
-            if recompute:
-                logits_V = _forward(model, prompt[len(prompt) - recompute :], cache)
-            rows.append(logits_V)
-            rows += [_forward(model, [token], cache) for token in continuation[:-1]]
-    return torch.stack(rows)
+        This is the reference that scoring in one pass agrees with: one decode step a token.
+        """
+        with torch.inference_mode(), self._decoding(prompt, None) as (cache, logits_V):
+            return torch.stack([logits_V, *(self._forward([token], cache) for token in continuation[:-1])])
 
+    def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
+        """Return prompts with what follows each, `[B, T + new]`; each phase is `transformers`' own `generate`, given `options`.
 
-def generate_batch(
-    model: BlockModel,
-    plan: Plan,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    first_token: FirstToken,
-    replacements: Mapping[Merge | Shrink, nn.Module],
-    **options: Any,
-) -> Tensor:
-    """Return prompts with what follows each, `[B, T + new]`; each phase is `transformers`' own `generate`, given `options`.
+        Prompts are padded on the left, where `mask_BT` is 0; texts that end early are padded on the right. The options have at
+        least `max_length`, in which the prompt counts, and `pad_token_id`.
+        """
+        with torch.inference_mode():
+            begun_BT, cache = self._prefill_batch(ids_BT, mask_BT, options)
+            if begun_BT.shape[1] >= options["max_length"]:
+                return begun_BT
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(ids_BT), begun_BT.shape[1] - ids_BT.shape[1])], dim=1)
+            with as_stage(self._model, self._decode_steps):
+                whole_BT: Tensor = self._model.model.generate(begun_BT, attention_mask=mask_BT, past_key_values=cache, **options)
+            if self.first_token == "prefill":
+                # Decode does not know that prefill's token may have been the last one.
+                stops = torch.tensor(sorted(_stop_tokens(self._model)), dtype=torch.long, device=begun_BT.device)
+                whole_BT[torch.isin(begun_BT[:, -1], stops), begun_BT.shape[1] :] = options["pad_token_id"]
+        return whole_BT
 
-    Prompts are padded on the left, where `mask_BT` is 0; texts that end early are padded on the right. The options have at least
-    `max_length`, in which the prompt counts, and `pad_token_id`.
-    """
-    with torch.inference_mode():
-        begun_BT, cache = _prefill_batch(
-            model, plan, ids_BT, mask_BT, first_token=first_token, replacements=replacements, **options
-        )
-        if begun_BT.shape[1] >= options["max_length"]:
-            return begun_BT
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(ids_BT), begun_BT.shape[1] - ids_BT.shape[1])], dim=1)
-        with as_stage(model, decode_steps(model, plan, replacements)):
-            whole_BT: Tensor = model.model.generate(begun_BT, attention_mask=mask_BT, past_key_values=cache, **options)
-        if first_token == "prefill":
-            # Decode does not know that prefill's token may have been the last one.
-            stops = torch.tensor(sorted(_stop_tokens(model)), dtype=torch.long, device=begun_BT.device)
-            whole_BT[torch.isin(begun_BT[:, -1], stops), begun_BT.shape[1] :] = options["pad_token_id"]
-    return whole_BT
+    # The steps are kept with their narrowed blocks, from one prompt to the next.
 
+    @cached_property
+    def _prefill_steps(self) -> list[Step]:
+        steps = steps_of(self._model, self.plan, "prefill", self._modules)
+        assert steps  # decode runs at least one block, whose K/V prefill computes
+        return steps
 
-def _prefill_batch(
-    model: BlockModel,
-    plan: Plan,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    first_token: FirstToken,
-    replacements: Mapping[Merge | Shrink, nn.Module],
-    **options: Any,
-) -> tuple[Tensor, Any]:
-    """Run prefill; return the prompts, with their first token where prefill makes it, and the cache that decode starts from."""
-    cache, width = _new_cache(), ids_BT.shape[1]
-    if first_token == "decode" and width == 1:
-        return ids_BT, cache
-    steps = prefill_steps(model, plan, replacements)
-    with as_stage(model, _something(steps)):
-        if first_token == "prefill":
-            one_more = {**options, "max_length": width + 1}
-            ids_BT = model.model.generate(ids_BT, attention_mask=mask_BT, past_key_values=cache, **one_more)
-        else:
-            _read(model, ids_BT[:, :-1], mask_BT[:, :-1], cache)
-    return ids_BT, _hand_over(model, plan, steps, cache)
+    @cached_property
+    def _decode_steps(self) -> list[Step]:
+        return steps_of(self._model, self.plan, "decode", self._modules)
 
+    @contextmanager
+    def _decoding(self, prompt: Sequence[int], recompute: int | None) -> Iterator[tuple[Any, Tensor]]:
+        """Run prefill; inside, the model is decode. Gives decode's cache, and the logits behind the prompt."""
+        again = self._recomputed(recompute)
+        cache, logits_V = self._prefill(prompt[: len(prompt) - again])
+        with as_stage(self._model, self._decode_steps):
+            yield cache, self._forward(prompt[len(prompt) - again :], cache) if again else logits_V
 
-def _read(model: BlockModel, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> None:
-    """Run padded prompts into a cache; each counts its positions from its own first token."""
-    positions: dict[str, Tensor] = {}
-    if "position_ids" in inspect.signature(model.model.forward).parameters:
-        positions["position_ids"] = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)
-    # The head has nothing to say here; one position of it is the least that models compute.
-    model.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions)
+    def _recomputed(self, recompute: int | None) -> int:
+        least = 1 if self.first_token == "decode" else 0
+        if recompute is None:
+            return least
+        if recompute < least or (least == 0 and recompute > 0):
+            raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self.first_token}'")
+        return recompute
+
+    def _prefill(self, tokens: Sequence[int]) -> tuple[Any, Tensor]:
+        """Run prefill; return the cache that decode starts from, and prefill's logits behind its last token."""
+        cache = _new_cache()
+        if not tokens:
+            return cache, torch.empty(0)
+        with as_stage(self._model, self._prefill_steps):
+            logits_V = self._forward(tokens, cache)
+        return self._hand_over(cache), logits_V
+
+    def _prefill_batch(self, ids_BT: Tensor, mask_BT: Tensor, options: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Run prefill; return the prompts, with their first token where prefill makes it, and decode's cache."""
+        cache, width = _new_cache(), ids_BT.shape[1]
+        if self.first_token == "decode" and width == 1:
+            return ids_BT, cache
+        with as_stage(self._model, self._prefill_steps):
+            if self.first_token == "prefill":
+                one_more = {**options, "max_length": width + 1}
+                ids_BT = self._model.model.generate(ids_BT, attention_mask=mask_BT, past_key_values=cache, **one_more)
+            else:
+                self._read(ids_BT[:, :-1], mask_BT[:, :-1], cache)
+        return ids_BT, self._hand_over(cache)
+
+    def _read(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> None:
+        """Run padded prompts into a cache; each counts its positions from its own first token."""
+        model = self._model.model
+        positions: dict[str, Tensor] = {}
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            positions["position_ids"] = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)
+        # The head has nothing to say here; one position of it is the least that models compute.
+        model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions)
+
+    def _hand_over(self, cache: Any) -> Any:
+        """Return the cache that decode starts from: of prefill's K/V, those of the blocks that decode keeps."""
+        handed_over = _new_cache()
+        for entry, step in zip(cache.layers, self._prefill_steps, strict=True):
+            if step.layer.kv_slot is not None:
+                kept = [head for head in range(entry.keys.shape[1]) if head not in step.layer.sliced_heads]
+                handed_over.update(entry.keys[:, kept].clone(), entry.values[:, kept].clone(), step.layer.kv_slot)
+        return handed_over
+
+    def _forward(self, tokens: Sequence[int], cache: Any) -> Tensor:
+        """Run tokens on top of a cache; return the logits behind the last one, in float32."""
+        ids = torch.tensor([list(tokens)], device=self._model.device)
+        logits: Tensor = self._model.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        return logits[0, -1].float().cpu()
 
 
 def _new_cache() -> Any:
@@ -135,44 +163,6 @@ def _new_cache() -> Any:
 
     # A cache that knows the config cuts sliding windows and then loses the length; a plain one keeps everything.
     return DynamicCache()
-
-
-def _prefill(
-    model: BlockModel, plan: Plan, prompt: Sequence[int], recompute: int, replacements: Mapping[Merge | Shrink, nn.Module]
-) -> tuple[Any, Tensor]:
-    """Run prefill; return the cache that decode starts from, and prefill's logits behind its last token."""
-    cache = _new_cache()
-    read = prompt[: len(prompt) - recompute]
-    if not read:
-        return cache, torch.empty(0)
-    steps = prefill_steps(model, plan, replacements)
-    with as_stage(model, _something(steps)):
-        logits_V = _forward(model, read, cache)
-    return _hand_over(model, plan, steps, cache), logits_V
-
-
-def _something(steps: Sequence[Step]) -> Sequence[Step]:
-    if not steps:
-        raise PdtrimError("this plan leaves prefill nothing to run and decode needs K/V")
-    return steps
-
-
-def _hand_over(model: BlockModel, plan: Plan, steps: Sequence[Step], cache: Any) -> Any:
-    """Return the cache that decode starts from: of prefill's K/V, those of the blocks that decode keeps."""
-    handed_over = _new_cache()
-    entries = {step.slot: number for number, step in enumerate(steps) if step.slot is not None}
-    for source in plan.kv_map(model.block_count):
-        layer = cache.layers[entries[source.slot]]
-        kept = [head for head in range(layer.keys.shape[1]) if head not in source.removed_heads]
-        handed_over.update(layer.keys[:, kept].clone(), layer.values[:, kept].clone(), source.slot)
-    return handed_over
-
-
-def _forward(model: BlockModel, tokens: Sequence[int], cache: Any) -> Tensor:
-    """Run tokens on top of a cache; return the logits behind the last one, in float32."""
-    ids = torch.tensor([list(tokens)], device=model.device)
-    logits: Tensor = model.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-    return logits[0, -1].float().cpu()
 
 
 def _stop_tokens(model: BlockModel) -> set[int]:

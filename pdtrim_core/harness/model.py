@@ -25,6 +25,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Scored, StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.elements import KvOnly
@@ -165,7 +166,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         while groups:
             group = groups.pop(0)
             try:
-                # A trunk for each group: nothing is kept, however many items there are.
+                # A prefix cache for each group: nothing is kept, however many items there are.
                 found.update(zip(group, self._staged().scores(group), strict=True))
                 bar.update(len(group))
             except torch.OutOfMemoryError:
@@ -194,7 +195,8 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
             options = {**options, "do_sample": False}
             options.pop("temperature", None)
         mask = options.pop("attention_mask", None)
-        return self._staged().generate_batch(
+        two_phase = TwoPhaseModel(self.blocks, self.plan, self.modules, first_token=self.first_token)
+        return two_phase.generate_batch(
             context,
             torch.ones_like(context) if mask is None else mask,
             max_length=max_length,

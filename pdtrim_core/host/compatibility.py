@@ -17,8 +17,10 @@ from pdtrim_core.errors import did_you_mean
 
 CHANGES: Mapping[str, str] = {
     "Objective.points": "is Objective.score since 0.2",
+    "StageSplitter.split(space)": "is costs since 0.2, a CostModel with cost(plan, stage), block_count and model",
+    "StageSplitter.steps(space)": "is plan since 0.2, the plan that split is given",
 }
-"""What to say of each name that is no more, such as "is pdtrim_find_blocks since 0.2"."""
+"""What to say of each name that is no more, such as "is pdtrim_find_blocks since 0.2"; of an argument, by "Kind.method(name)"."""
 RENAMED: Mapping[str, str] = {
     "Answer": "Result",
     "Ask": "Request",
@@ -29,7 +31,7 @@ RENAMED: Mapping[str, str] = {
 """Names of 0.1 that plugins import, and what each is called in `pdtrim_core.api`."""
 GONE: Mapping[str, str] = {
     "Shared": "is pdtrim_core.RunCache since 0.2",
-    "StagedModel": "is what pdtrim_core.apply returns, and has no public name since 0.2",
+    "StagedModel": "has no public name since 0.2: pdtrim_core.apply returns the pair that it is a part of",
     "Trunk": "has no public name since 0.2: pdtrim_core.apply makes what it was for",
 }
 """Names of 0.1 that are not in `pdtrim_core.api`, and what to say of each."""
@@ -71,6 +73,9 @@ def problem_with_methods(component: type, kind: str) -> str | None:
         old = [f"{wanted.__name__}.{name}" for name in vars(component) if f"{wanted.__name__}.{name}" in CHANGES]
         change = f": {old[0]} {CHANGES[old[0]]}" if old else ""
         return f"{component.__name__} does not define {', '.join(missing)}{change}"
+    renamed = _renamed_argument(component, wanted)
+    if renamed:
+        return renamed
     for name in sorted(getattr(wanted, "__abstractmethods__", ())):
         called = [parameter.name for parameter in inspect.signature(getattr(wanted, name)).parameters.values()]
         if isinstance(inspect.getattr_static(component, name), staticmethod):
@@ -85,4 +90,20 @@ def problem_with_methods(component: type, kind: str) -> str | None:
         except ValueError:
             # A function written in C may have no signature to read.
             continue
+    return None
+
+
+def _renamed_argument(component: type, wanted: type) -> str | None:
+    """Return what to say of an argument that means something else now: it is told by its old name."""
+    for key, change in CHANGES.items():
+        kind, _, call = key.partition(".")
+        name, bracket, argument = call.removesuffix(")").partition("(")
+        method = vars(component).get(name)
+        if (
+            bracket
+            and kind == wanted.__name__
+            and inspect.isfunction(method)
+            and argument in inspect.signature(method).parameters
+        ):
+            return f"{component.__name__}.{name} takes '{argument}', which {change}"
     return None

@@ -12,7 +12,7 @@ from typing import Any
 from pdtrim_core.api import hookspecs
 from pdtrim_core.host.compatibility import hook_names, problem_with_hook
 from pdtrim_core.host.discovery import Origin
-from pdtrim_core.host.tracing import Found, traced
+from pdtrim_core.host.tracing import HookCall, traced
 
 _MARK = f"{hookspecs.PROJECT}_impl"
 """Where pluggy keeps the options of a function that is marked as a hook."""
@@ -72,7 +72,7 @@ class Implementation:
             return returned
         return [list(offered) for offered in returned] if self.wrapper else list(returned)
 
-    def traced(self, facts: Mapping[str, object]) -> AbstractContextManager[Found]:
+    def traced(self, facts: Mapping[str, object]) -> AbstractContextManager[HookCall]:
         """Trace a call; the model that a question is about would fill pages."""
         who = self.origin.source if self.sort is Sort.REGISTRY else self.plugin
         return traced(self.hook, who, **(facts if self.sort is Sort.EVENT else {}))

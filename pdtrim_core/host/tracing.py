@@ -14,16 +14,16 @@ WIDTH = 200
 
 
 @dataclass
-class Found:
+class HookCall:
     """What a hook answered."""
 
     answer: Any = None
 
 
 @contextmanager
-def traced(hook: str, who: str, **facts: object) -> Iterator[Found]:
+def traced(hook: str, who: str, **facts: object) -> Iterator[HookCall]:
     """Print a line for one call of a hook, with what it was told, and what it answered or raised; nothing unless asked to."""
-    found = Found()
+    found = HookCall()
     try:
         yield found
     except BaseException as error:

@@ -171,18 +171,30 @@ class BlockModel:
         for part_ND in self._at_once(hidden_ND):
             yield self._behind_blocks(self.model, part_ND).logits[:, 0].float()
 
-    def head(self, hidden_ND: Tensor) -> Iterator[Tensor]:
-        """Yield the logits as `logits` does, in the model's number format; what was yielded before is overwritten."""
+    def map_logits(self, hidden_ND: Tensor, function: Callable[[Tensor, int], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """Return what a function makes of the logits of hidden states behind the last block, some positions at a time.
+
+        The function is given logits `[N, V]` in the model's number format, and the number of the first of their positions. They
+        are its own while it runs: their memory is then used again, and what it returns is copied where it is part of them.
+        """
+        found, start = [], 0
         for part_ND in self._at_once(hidden_ND):
-            with self._head_writes_over():
+            with self._head_in_kept_memory():
                 logits_NV = self._behind_blocks(self.model, part_ND).logits[:, 0]
-            yield logits_NV
+            # Whoever asks for logits inside the function gets other memory.
+            kept, self._logits = self._logits, None
+            try:
+                found.append(tuple(_apart(result, logits_NV) for result in function(logits_NV, start)))
+            finally:
+                self._logits = kept
+            start += len(part_ND)
+        return found
 
     def _at_once(self, hidden_ND: Tensor) -> tuple[Tensor, ...]:
         return torch.split(hidden_ND, max(1, HEAD_NUMBERS // self.config.vocab_size))
 
     @contextmanager
-    def _head_writes_over(self) -> Iterator[None]:
+    def _head_in_kept_memory(self) -> Iterator[None]:
         """Let the head write to the same memory every time: fresh pages for all those logits cost as much as the product."""
         head = self.model.get_output_embeddings()
         # A head that someone wrapped, or that has a bias, is left alone; so is one that gradients may go through.
@@ -267,3 +279,9 @@ class BlockModel:
         """Return a stream in the form of a block's output."""
         rest = self._returns[index]
         return hidden_BTD if rest is None else (hidden_BTD, *rest)
+
+
+def _apart(result: Tensor, logits_NV: Tensor) -> Tensor:
+    """Return a tensor that has no memory in common with logits."""
+    shared = result.untyped_storage().data_ptr() == logits_NV.untyped_storage().data_ptr()
+    return result.clone() if shared else result

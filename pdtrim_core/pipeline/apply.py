@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
+from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, load_modules
 from pdtrim_core.pipeline.open_run import LoadedRun
-from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.run_folder import load_plan
 
-Modules = Mapping[Merge | Shrink, nn.Module]
+
+@dataclass(frozen=True)
+class ModelPair:
+    """The two stages of a plan on one model: `staged` scores them in one pass, `two_phase` generates with both, one by one."""
+
+    staged: StagedModel
+    two_phase: TwoPhaseModel
+
+    @property
+    def plan(self) -> Plan:
+        """What each stage loses."""
+        return self.staged.plan
+
+    def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
+        """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
+        return self.staged.loglikelihoods(items)
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
+        """Return the greedy continuation of a prompt; see `TwoPhaseModel.generate`."""
+        return self.two_phase.generate(prompt, max_new_tokens, recompute=recompute)
+
+    def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
+        """Return prompts with what follows each; see `TwoPhaseModel.generate_batch`."""
+        return self.two_phase.generate_batch(ids_BT, mask_BT, **options)
 
 
 def apply(
@@ -30,7 +56,7 @@ def apply(
     modules: Modules | None = None,
     first_token: FirstToken | None = None,
     host: PluginHost | None = None,
-) -> StagedModel:
+) -> ModelPair:
     """Return a transformers model that is already loaded as the two stages of a plan.
 
     The result has `generate(tokens, count)` and `loglikelihoods(items)`, as prefill and decode give them together.
@@ -58,4 +84,8 @@ def apply(
         first_token, plan = first_token or plan.first_token, plan.plan
     if not isinstance(plan, Plan):
         raise PdtrimError(f"apply takes a plan, a run or the path of one, not {type(plan).__name__}")
-    return StagedModel(PrefixCache(model, ExecutionOptions(first_token=first_token or "decode")), plan, modules)
+    first_token = first_token or "decode"
+    return ModelPair(
+        StagedModel(PrefixCache(model, ExecutionOptions(first_token=first_token)), plan, modules),
+        TwoPhaseModel(model, plan, modules, first_token=first_token),
+    )

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
@@ -19,13 +19,13 @@ from pdtrim_core.results.outcome import Environment, MergeResult, Sets
 class FoundRemoval(ABC):
     """A removal from decode, with what measures it and what is known of how it was found.
 
-    `plan` is what the splitter starts from, `space` what it may choose from, `bench` measures from here on, `modules` are the
+    `plan` is what the splitter starts from, `costs` tells it what plans cost, `bench` measures from here on, `modules` are the
     replacement modules. `environment` tells what was trained on, too. `replaced` is the whole other model of a pruner that gave
     one: there is then no plan but the dense one.
     """
 
     plan: Plan
-    space: SearchSpace
+    costs: CostModel
     bench: Bench
     modules: Replacements
     environment: Environment

@@ -1,12 +1,13 @@
-"""The measurements of one run: the search, the split and the result table, on one cache of shared hidden states."""
+"""The measurements of one run: the search, the split and the result table, on one prefix cache."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Item
 from pdtrim_core.data.readings import Score
@@ -37,9 +38,9 @@ class ModuleSet:
 
 
 class Bench:
-    """The measurements of one run: two sets of items, one cache of shared hidden states, one ledger each.
+    """The measurements of one run: two sets of items, one prefix cache, one ledger each.
 
-    `replaced` is a whole other model in place of the dense one. Its values are kept apart from the dense model's.
+    `replaced` is a whole other model in place of the dense one. Its values have a part of the journal of their own.
     """
 
     def __init__(
@@ -134,16 +135,17 @@ class Bench:
             raise PluginError(f"{label} asked for no plan at all")
         return best.plan
 
-    def split(self, found: Plan, space: SearchSpace) -> Plan:
-        """Let the splitter decide what prefill keeps of it; then truncate prefill."""
+    def split(self, found: Plan, costs: CostModel) -> Plan:
+        """Let the splitter decide what prefill keeps; then leave out what no one reads behind the last K/V."""
         recipe, splitter = self._context.recipe, self._context.recipe.splitter
         label = self._context.host.label_of(splitter)
-        asks = splitter.split(found, space, self._context.rng("split"))
+        costs = replace(costs, model=self._model) if splitter.needs_model else costs
+        requests = splitter.split(found, costs, self._context.rng("split"))
 
         def problems(plan: Plan) -> Iterable[str]:
             return [] if plan.decode == found.decode else ["a splitter may change prefill only"]
 
-        _, plan = drive(asks, self.ledger, label=label, problems=problems, note=self._context.events.note)
+        _, plan = drive(requests, self.ledger, label=label, problems=problems, note=self._context.events.note)
         if not isinstance(plan, Plan) or plan.decode != found.decode:
             raise PluginError(f"{label} returned {plan}: it must return a plan with the decode that it was given")
         return plan.truncated_prefill(self._model.block_count) if recipe.settings.evaluation.truncates_prefill else plan
@@ -157,7 +159,7 @@ class Bench:
         return rows if self._held_out is None else 2 * rows
 
     def rows(self, plans: Mapping[str, Plan]) -> tuple[Row, ...]:
-        """Measure plans by name, on the items that measured and on those held out."""
+        """Measure plans by name, on the items that measured and on held-out ones."""
         return tuple(
             Row(
                 name,

@@ -9,7 +9,7 @@ from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.pipeline.measurements import ModuleSet
 from pdtrim_core.pipeline.run_context import RunContext
-from pdtrim_core.pipeline.run_inputs import RunInputs
+from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model
 from pdtrim_core.pipeline.train_merges import Training
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
@@ -35,7 +35,7 @@ class MergePairs:
         self._scores = scores
         self._threshold = threshold
         self._after_search = context.recipe.distiller.train == "after-search"
-        self._truncates_prefill = context.recipe.settings.evaluation.truncates_prefill
+        self._costs = cost_model(context, inputs.model)
         self._never: set[tuple[int, ...]] = set()
         self.training = Training(context, inputs, otherwise="say prune.merges = false")
 
@@ -55,7 +55,8 @@ class MergePairs:
             what = f"no pair is worth merging at prune.merge_threshold = {self._threshold:g}"
             self._events.note(f"{what}: every block is searched as a drop")
         sets = TwoSets(sets.initial, tuple(pairs), sets.drops)
-        return Choice(sets, self._space(sets), self._untrained(pairs) if self._after_search and pairs else self._trained(pairs))
+        space = search_space(self._scores, self._inputs.blocks, sets, self._costs)
+        return Choice(sets, space, self._untrained(pairs) if self._after_search and pairs else self._trained(pairs))
 
     def train_chosen(self, plan: Plan) -> ModuleSet | None:
         """Train the merges of a plan that a search found untrained; return them.
@@ -68,10 +69,6 @@ class MergePairs:
     def results(self, plan: Plan, kept: Collection[Merge | Shrink]) -> tuple[MergeResult, ...]:
         """Return how each trained merge came out, by its blocks, and whether the plan has it."""
         return self.training.results(plan, kept=kept, score_of=lambda merge: self._scores.pair[merge.blocks[0]])
-
-    def _space(self, sets: TwoSets) -> SearchSpace:
-        model, blocks = self._inputs.model, self._inputs.blocks
-        return search_space(self._scores, blocks, sets, model.sizes, truncated_prefill=self._truncates_prefill)
 
     def _untrained(self, pairs: Sequence[Merge]) -> ModuleSet:
         blocks = self._inputs.model.blocks

@@ -47,8 +47,8 @@ def split(context: RunContext, found: FoundRemoval) -> Plan:
     """Let the splitter decide what prefill keeps; a replaced model has nothing to split."""
     if found.replaced is not None:
         return found.plan
-    with context.events.step("split the stages", about=context.recipe.splitter.steps(found.space)):
-        return found.bench.split(found.plan, found.space)
+    with context.events.step("split the stages", about=context.recipe.splitter.steps(found.plan)):
+        return found.bench.split(found.plan, found.costs)
 
 
 def evaluate(context: RunContext, found: FoundRemoval, plan: Plan) -> tuple[Row, ...]:

@@ -30,7 +30,7 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
 
 
 def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
-    """Draw the samples that measure and those kept apart, and tokenise them."""
+    """Draw the samples that measure and the held-out ones, and tokenise them."""
     source = recipe.calibration
     rng = Random(f"{recipe.settings.seed} calibration")  # noqa: S311 - reproducible draws, nothing secret
     with blame(host.label_of(source)):
@@ -46,10 +46,11 @@ def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
 def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration) -> Scores:
     """Let the scorer score the blocks over prompts with their right continuations."""
     sequences = [item.tokens for item in calibration.items]
-    context = ScoreContext(model, sequences, batch_tokens=recipe.settings.evaluation.batch_tokens)
-    label = host.label_of(recipe.scorer)
-    with blame(label):
-        scores = recipe.scorer.score(context)
+    scorer, batch_tokens = recipe.scorer, recipe.settings.evaluation.batch_tokens
+    context = ScoreContext(model, sequences, batch_tokens=batch_tokens, gradients=scorer.needs_gradients)
+    label = host.label_of(scorer)
+    with blame(label), context:
+        scores = scorer.score(context)
     if not isinstance(scores, Scores):
         raise PluginError(f"{label} returned {type(scores).__name__} where Scores are expected")
     problems = scores.problems(model.block_count)

@@ -15,7 +15,6 @@ from torch import nn
 from pdtrim_core.api.kinds import Pruner
 from pdtrim_core.api.prune_context import PruneContext, Train
 from pdtrim_core.api.pruned import Pruned
-from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PlanError, PluginError, blame
 from pdtrim_core.execution.prefix_cache import ExecutionOptions
@@ -25,7 +24,7 @@ from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.pipeline.measurements import ModuleSet, open_bench
 from pdtrim_core.pipeline.run_context import RunContext
-from pdtrim_core.pipeline.run_inputs import RunInputs, with_training, write_environment
+from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model, with_training, write_environment
 from pdtrim_core.pipeline.train_merges import Training
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
@@ -69,7 +68,7 @@ def prune(context: RunContext, inputs: RunInputs) -> PrunedRemoval:
     digest = digest_of(pruner, budget=(inputs.blocks, wanted), training=training.digest)
     return PrunedRemoval(
         plan=Plan.unified(pruned.removal),
-        space=_space(pruned, model, truncated_prefill=recipe.settings.evaluation.truncates_prefill),
+        costs=cost_model(context, model),
         bench=open_bench(context, inputs, ModuleSet(pruned.modules, digest)),
         modules=pruned.modules,
         environment=environment,
@@ -143,14 +142,6 @@ def _told(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Iterato
         f"{label} removed {100 * (1 - kept / model.sizes.parameters):.2f} % of the parameters; "
         f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
     )
-
-
-def _space(pruned: Pruned, model: BlockModel, *, truncated_prefill: bool) -> SearchSpace:
-    """Return the space that a splitter sees: what the pruner removed, all elements alike."""
-    removal = pruned.removal
-    scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
-    weights = (1.0,) * len(removal)
-    return SearchSpace(len(removal), removal.elements, weights, removal, scores, model.sizes, truncated_prefill=truncated_prefill)
 
 
 def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:

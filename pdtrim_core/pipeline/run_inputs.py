@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.execution.threads import fitting_threads
 from pdtrim_core.model.block_model import BlockModel
@@ -49,6 +50,11 @@ def prepare(context: RunContext) -> RunInputs:
         environment = _environment(context, model, calibration)
         context.folder.check_same({"weights": environment.weights, "data": environment.data})
     return RunInputs(model, calibration, blocks, environment)
+
+
+def cost_model(context: RunContext, model: BlockModel) -> CostModel:
+    """Return what plans cost on a model, as the recipe lets prefill be truncated or not."""
+    return CostModel(model.block_count, model.sizes, context.recipe.settings.evaluation.truncates_prefill)
 
 
 def with_training(context: RunContext, environment: Environment, training: str, *, decides: bool) -> Environment:

@@ -49,7 +49,7 @@ def search_removal(context: RunContext, inputs: RunInputs) -> SearchedRemoval:
     searched = _search(context, inputs, pairs, choice)
     return SearchedRemoval(
         plan=searched.plan,
-        space=searched.choice.space,
+        costs=searched.choice.space.costs,
         bench=searched.bench,
         modules=searched.module_set.modules,
         environment=environment,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Part, Shrink, Stage
+from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 
 PREFILL_TOKENS = 1024
@@ -73,23 +75,22 @@ class ModelSizes:
     def kept_parameters(self, plan: Plan, stage: Stage) -> int:
         """Return the parameters that a stage keeps, tied weights once.
 
-        K/V-only blocks keep their K/V projections and the norms in front of K and V; a prefill with a free tail has no head.
+        K/V-only blocks keep their K/V projections and the norms in front of K and V; a truncated prefill has no head.
         """
         outside = self.parameters - sum(block.parameters for block in self.blocks)
         if stage == "prefill" and plan.prefill and plan == plan.truncated_prefill(len(self.blocks)):
             outside -= self.own_head
-        blocks = sum(self._kept_of_block(plan, stage, block, "parameters", "kv_parameters") for block in self._all())
-        return outside + blocks + (self._shadows(plan) if stage == "prefill" else 0)
+        return outside + sum(self._kept(layer, "parameters") for layer in plan.layers(stage, len(self.blocks)))
 
     def prefill_flops(self, plan: Plan, tokens: int = PREFILL_TOKENS) -> int:
         """Return the FLOPs of prefill over a prompt: matrix products, causal attention, and the head once."""
         flops = 2 * self.head
-        for index in self._all():
-            flops += 2 * tokens * self._kept_of_block(plan, "prefill", index, "active", "kv_parameters")
-            if plan.state("prefill", index) in ("run", "merged", "shrunk"):
-                heads = self.blocks[index].heads_kept(plan.prefill.shrinks_at(index))
-                flops += 2 * tokens * (tokens + 1) * round(self.blocks[index].attention_width * heads)
-        return flops + 2 * tokens * self._shadows(plan)
+        for layer in plan.layers("prefill", len(self.blocks)):
+            flops += 2 * tokens * self._kept(layer, "active")
+            if layer.runs:
+                block = self.blocks[layer.block]
+                flops += 2 * tokens * (tokens + 1) * round(block.attention_width * block.heads_kept(layer.shrinks))
+        return flops
 
     def forward_flops(self, plan: Plan, tokens: int = PREFILL_TOKENS) -> int:
         """Return the FLOPs of prefill's blocks over a prompt with logits behind every token, as training frameworks run it."""
@@ -97,13 +98,13 @@ class ModelSizes:
 
     def decode_bytes(self, plan: Plan) -> int:
         """Return the bytes of weights that decode reads a token, the head included."""
-        numbers = self.head + sum(self._kept_of_block(plan, "decode", i, "active", "kv_parameters") for i in self._all())
+        numbers = self.head + sum(self._kept(layer, "active") for layer in plan.layers("decode", len(self.blocks)))
         return numbers * self.bytes_per_number
 
     def kv_bytes(self, plan: Plan) -> int:
         """Return the bytes of K/V that prefill ships to decode a prompt token."""
-        slots = plan.slots(len(self.blocks))
-        widths = (self.blocks[slot.block].kv_width * self.blocks[slot.block].heads_kept(slot.shrinks) for slot in slots)
+        layers = plan.layers("decode", len(self.blocks))
+        widths = (self.blocks[layer.block].kv_width * self.blocks[layer.block].heads_kept(layer.shrinks) for layer in layers)
         return round(sum(widths)) * self.bytes_per_number
 
     def step_bytes(self, plan: Plan, *, batch: int, context: int) -> int:
@@ -116,26 +117,10 @@ class ModelSizes:
             return self.prefill_flops(plan) / self.prefill_flops(Plan())
         return self.decode_bytes(plan) / self.decode_bytes(Plan())
 
-    def _shadows(self, plan: Plan) -> int:
-        """Return the K/V projections that prefill has beside its own blocks, for merges that only decode made."""
-        sources = plan.kv_map(len(self.blocks))
-        shadowed = [self.blocks[source.block] for source in sources if source.source == "shadow"]
-        return sum(block.kv_parameters + block.kv_norms for block in shadowed)
-
-    def _all(self) -> range:
-        return range(len(self.blocks))
-
-    def _kept_of_block(self, plan: Plan, stage: Stage, index: int, whole: str, kv: str) -> int:
-        """Return what a stage keeps of one block: all of it, its K/V projections, or nothing."""
-        match plan.state(stage, index):
-            case "run" | "merged":
-                kept: int = getattr(self.blocks[index], whole)
-            case "kv-only":
-                heads = self.blocks[index].heads_kept(plan.decode.shrinks_at(index))
-                kept = round(getattr(self.blocks[index], kv) * heads) + self.blocks[index].kv_norms
-            case "gone" | "into":
-                kept = 0
-            case "shrunk":
-                block = self.blocks[index]
-                kept = getattr(block, whole) - block.lost(plan.removal(stage).shrinks_at(index))
-        return kept
+    def _kept(self, layer: Layer, what: Literal["parameters", "active"]) -> int:
+        """Return what a stage has of one layer: what its units leave of all parameters, or what makes its K/V."""
+        block = self.blocks[layer.block]
+        if not layer.runs:
+            return round(block.kv_parameters * block.heads_kept(layer.shrinks)) + block.kv_norms
+        whole = block.parameters if what == "parameters" else block.active
+        return whole - block.lost(layer.shrinks)

@@ -21,7 +21,7 @@ GROUPS_A_LINE = 6
 
 def draw_diagram(plan: Plan, block_count: int) -> str:
     """Return the ladder of a plan: a line a stage, a sign a block in groups of ten, and what the signs mean."""
-    rows = {stage: [plan.state(stage, block) for block in range(block_count)] for stage in STAGES}
+    rows = {stage: plan.states(stage, block_count) for stage in STAGES}
     lines = []
     for start in range(0, block_count, GROUP * GROUPS_A_LINE):
         stop = min(block_count, start + GROUP * GROUPS_A_LINE)

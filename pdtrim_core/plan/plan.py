@@ -6,11 +6,13 @@ prefill computed", is checked where the plan is made, so that no other code need
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from pdtrim_core.errors import PlanError
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.layers import Layer, LayerState, layers_of
 
 FirstToken = Literal["decode", "prefill"]
 State = Literal["run", "shrunk", "merged", "into", "kv-only", "gone"]
@@ -31,13 +33,15 @@ class Slot:
         """The blocks of the dense model that this slot stands for."""
         return self.merge.blocks if self.merge else (self.block,)
 
-    @property
-    def removed_kv_heads(self) -> tuple[int, ...]:
-        """The K/V heads of the dense block that this slot does not have."""
-        return next((shrink.units for shrink in self.shrinks if shrink.part == "attention"), ())
-
 
 KvFrom = Literal["run", "kv-only", "merged", "shadow"]
+_KV_FROM: Mapping[LayerState, KvFrom] = {
+    "run": "run",
+    "shrunk": "run",
+    "merged": "merged",
+    "kv-only": "kv-only",
+    "shadow": "shadow",
+}
 
 
 @dataclass(frozen=True)
@@ -83,25 +87,22 @@ class Plan:
         """Return what one stage loses."""
         return self.prefill if stage == "prefill" else self.decode
 
+    def layers(self, stage: Stage, block_count: int) -> tuple[Layer, ...]:
+        """Return what one stage runs on a model of so many blocks, and which K/V it computes, layer by layer."""
+        return layers_of(self.prefill, self.decode, stage, block_count)
+
     def state(self, stage: Stage, block: int) -> State:
         """Return what a stage does at a block of the dense model."""
-        elements = self.removal(stage).at(block)
-        if not elements:
-            return "into" if stage == "prefill" and self._behind_kv_only(block) else "run"
-        match elements[0]:
-            case Drop():
-                return "gone"
-            case KvOnly():
-                return "kv-only"
-            case Shrink():
-                return "shrunk"
-            case Merge() as merge:
-                return "merged" if block == merge.blocks[0] else "into"
+        return self.states(stage, block + 1)[block]
 
-    def _behind_kv_only(self, block: int) -> bool:
-        """Whether decode merges this block into an earlier one, of which prefill keeps the K/V alone."""
-        merges = [e for e in self.decode.at(block) if isinstance(e, Merge) and block != e.blocks[0]]
-        return any(KvOnly(merge.blocks[0]) in self.prefill for merge in merges)
+    def states(self, stage: Stage, block_count: int) -> tuple[State, ...]:
+        """Return what a stage does at each block of the dense model."""
+        found: dict[int, State] = {}
+        for layer in self.layers(stage, block_count):
+            if layer.state != "shadow":
+                found.update(dict.fromkeys(layer.blocks, "into"))
+                found[layer.block] = layer.state
+        return tuple(found.get(block, "gone") for block in range(block_count))
 
     @property
     def first_block(self) -> int | None:
@@ -118,40 +119,15 @@ class Plan:
 
     def slots(self, block_count: int) -> tuple[Slot, ...]:
         """Return the blocks that decode runs, in order; their position is the block index of a decode checkpoint."""
-        slots = []
-        for block in range(block_count):
-            elements = self.decode.at(block)
-            if not elements:
-                slots.append(Slot(block))
-            elif isinstance(elements[0], Merge):
-                if block == elements[0].blocks[0]:
-                    slots.append(Slot(block, merge=elements[0]))
-            elif isinstance(elements[0], Shrink):
-                slots.append(Slot(block, shrinks=tuple(e for e in elements if isinstance(e, Shrink))))
-        return tuple(slots)
+        return tuple(Slot(layer.block, layer.merge, layer.shrinks) for layer in self.layers("decode", block_count))
 
     def kv_map(self, block_count: int) -> tuple[KvSource, ...]:
         """Return for each decode slot, in order, which of prefill's K/V feed it."""
         return tuple(
-            KvSource(slot=number, block=slot.block, source=self._source(slot), removed_heads=self._sliced(slot))
-            for number, slot in enumerate(self.slots(block_count))
+            KvSource(layer.kv_slot, layer.block, _KV_FROM[layer.state], layer.sliced_heads)
+            for layer in self.layers("prefill", block_count)
+            if layer.kv_slot is not None
         )
-
-    def _source(self, slot: Slot) -> KvFrom:
-        if KvOnly(slot.block) in self.prefill:
-            return "kv-only"
-        if slot.merge is None:
-            return "run"
-        if slot.merge in self.prefill:
-            return "merged"
-        return "run" if slot.merge.kv == "frozen" else "shadow"
-
-    def _sliced(self, slot: Slot) -> tuple[int, ...]:
-        if KvOnly(slot.block) in self.prefill:
-            return ()
-        shrinks = [e for e in self.prefill.at(slot.block) if isinstance(e, Shrink) and e.part == "attention"]
-        in_prefill = {unit for shrink in shrinks for unit in shrink.units}
-        return tuple(unit for unit in slot.removed_kv_heads if unit not in in_prefill)
 
     def truncated_prefill(self, block_count: int) -> Plan:
         """Return the plan whose prefill computes nothing that no one reads, when decode makes the first token.

@@ -48,7 +48,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result table: a plan by name, on the items that measured and on those kept apart."""
+    """One line of the result table: a plan by name, on the items that measured and on held-out ones."""
 
     name: str
     calibration: Value

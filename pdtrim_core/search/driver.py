@@ -1,4 +1,4 @@
-"""The ask-and-tell loop: searchers and splitters yield plans, the core measures, remembers and keeps the best.
+"""The ask-and-tell loop: searchers and splitters make requests, the core measures, remembers and keeps the best.
 
 Measuring is somebody else's (`Measure`), so that everything here is torch-free and can be tested on a table of numbers.
 """
@@ -6,11 +6,11 @@ Measuring is somebody else's (`Measure`), so that everything here is torch-free 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from pdtrim_core.api.requests import AtLeast, Note, Probe, Request, Result
+from pdtrim_core.api.requests import AtLeast, Note, Probe, Requests, Result
 from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score
 from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.plan.plan import Plan
@@ -118,7 +118,7 @@ def _rounded(reading: Reading) -> Reading:
 
 
 @dataclass(frozen=True)
-class Found:
+class BestPlan:
     """The best plan that was measured, first seen on ties, with its points."""
 
     plan: Plan
@@ -127,7 +127,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a searcher or splitter asked for, and what it was told.
+    """A request of a searcher or splitter, and what came of it.
 
     `floor` are the score that the plan had to reach to be taken, `temperature` (score) is that of annealing, `may_win` tells
     that the plan may be the result.
@@ -141,53 +141,54 @@ class Exchange:
 
 
 def drive(
-    asks: Generator[Request, Result, T],
+    requests: Requests[T],
     ledger: Ledger,
     *,
     label: str,
     problems: Callable[[Plan], Iterable[str]] = lambda plan: (),
     note: Callable[[str], None] = lambda text: None,
-    told: Callable[[Exchange], None] = lambda asked: None,
-) -> tuple[Found | None, T]:
-    """Run a searcher or splitter to its end; return the best plan it asked for and what it returned.
+    told: Callable[[Exchange], None] = lambda exchange: None,
+) -> tuple[BestPlan | None, T]:
+    """Run a searcher or splitter to its end; return the best plan that it requested and what it returned.
 
-    `label` names the component in errors, `problems` says why a plan may not be asked for, `note` takes what it has to
-    say, `told` everything that it asked for. Raises `PluginError` when the component raises, or yields something that is no
+    `label` names the component in errors, `problems` says why a plan may not be requested, `note` takes what it has to
+    say, `told` each request with its result. Raises `PluginError` when the component raises, or yields something that is no
     `Request`.
     """
-    best: Found | None = None
-    answer: Result = None
+    best: BestPlan | None = None
+    result: Result = None
     ledger.restart_best()
     while True:
         with blame(label):
             try:
-                ask = asks.send(answer)
+                request = requests.send(result)
             except StopIteration as stop:
                 return best, stop.value
-        if isinstance(ask, Note):
-            note(ask.text)
-            answer = None
+        if isinstance(request, Note):
+            note(request.text)
+            result = None
             continue
-        wanted = _wanted(ask, label)
+        wanted = _wanted(request, label)
         for plan, is_result in wanted:
             for problem in problems(plan) if is_result else ():
-                raise PluginError(f"{label} asked for the plan {plan}: {problem}")
-        floor, temperature = (ask.floor, ask.temperature) if isinstance(ask, AtLeast) else (None, None)
-        answers = [ledger.score(plan, floor, may_win=is_result) for plan, is_result in wanted]
+                raise PluginError(f"{label} requested the plan {plan}: {problem}")
+        floor, temperature = (request.floor, request.temperature) if isinstance(request, AtLeast) else (None, None)
+        scores = [ledger.score(plan, floor, may_win=is_result) for plan, is_result in wanted]
         for plan, is_result in wanted:
             told(Exchange(plan, ledger.latest(plan), floor, temperature, is_result))
-        for (plan, is_result), score in zip(wanted, answers, strict=True):
+        for (plan, is_result), score in zip(wanted, scores, strict=True):
             if is_result and score is not None and (best is None or score > best.score):
-                best = Found(plan, score)
-        answer = answers if isinstance(ask, list) else answers[0]
+                best = BestPlan(plan, score)
+        # Plans in a list have no floor, so each of them has a score.
+        result = [score for score in scores if score is not None] if isinstance(request, list) else scores[0]
 
 
-def _wanted(ask: Any, label: str) -> list[tuple[Plan, bool]]:
-    """Return the plans of an ask, each with whether it may be the result."""
-    entries = ask if isinstance(ask, list) else [ask.plan if isinstance(ask, AtLeast) else ask]
+def _wanted(request: Any, label: str) -> list[tuple[Plan, bool]]:
+    """Return the plans of a request, each with whether it may be the result."""
+    entries = request if isinstance(request, list) else [request.plan if isinstance(request, AtLeast) else request]
     wanted = [(e.plan, False) if isinstance(e, Probe) else (e, True) for e in entries]
     if not all(isinstance(plan, Plan) for plan, _ in wanted):
         raise PluginError(
-            f"{label} yielded {ask!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
+            f"{label} yielded {request!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
         )
     return wanted

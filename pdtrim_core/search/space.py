@@ -6,10 +6,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.plan.elements import Drop, Element, Merge, Removal
 
 DEFAULT_THRESHOLD = 0.95
@@ -74,10 +74,8 @@ def quantile_threshold(scores: Scores, quantile: float) -> float:
     return rising[min(len(rising) - 1, math.ceil(quantile * len(rising)))]
 
 
-def search_space(
-    scores: Scores, count: int, sets: TwoSets, sizes: ModelSizes | None = None, *, truncated_prefill: bool = False
-) -> SearchSpace:
-    """Build the space of the paper's search from the two sets.
+def search_space(scores: Scores, count: int, sets: TwoSets, costs: CostModel | None = None) -> SearchSpace:
+    """Build the space of the paper's search from the two sets; without `costs` it tells none.
 
     Raises `PdtrimError` when so many blocks cannot go.
     """
@@ -90,7 +88,7 @@ def search_space(
     elements: tuple[Element, ...] = tuple(sorted((*drops, *sets.pairs), key=lambda e: e.blocks))
     scale = scores.block if scores.similarity else _ranks(scores)
     weights = tuple(max(0.0, sum(scale[b] for b in e.blocks) / len(e.blocks)) for e in elements)
-    return SearchSpace(count, elements, weights, sets.first_removal(count), scores, sizes, truncated_prefill)
+    return SearchSpace(count, elements, weights, sets.first_removal(count), scores, costs or CostModel(len(scores.block)))
 
 
 def without_merges(sets: TwoSets, scores: Scores) -> TwoSets:

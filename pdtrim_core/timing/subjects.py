@@ -19,7 +19,7 @@ from pdtrim_core.plan.plan_file import SavedPlan, plan_to_json
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_plan
 from pdtrim_core.timing.latency import Subject
-from pdtrim_core.timing.shapes import Shape, random_model, read_shape
+from pdtrim_core.timing.shapes import ModelShape, random_model, read_shape
 
 PAPER_SHARE = 0.1358
 """The share of LLaMA3.1-8B's parameters that the first row of the paper's Table 3 removes: 5 blocks of 32."""
@@ -37,7 +37,7 @@ class Subjects:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BlocksToRemove:
     """How many blocks to remove from a published shape; None leaves decode's number to the paper, and half of it to prefill."""
 
     decode: int | None = None
@@ -57,7 +57,7 @@ def subjects_of_run(run: LoadedRun, dtype: Dtype | None = None) -> Subjects:
     return _subjects(dense, saved.plan, modules, saved.first_token, random_weights=False)
 
 
-def subjects_of_shape(given: str, budget: Budget, host: PluginHost, dtype: Dtype | None = None) -> Subjects:
+def subjects_of_shape(given: str, budget: BlocksToRemove, host: PluginHost, dtype: Dtype | None = None) -> Subjects:
     """Return models of a published shape with random weights, made on the accelerator if there is one.
 
     Everything is checked before any weight is made.
@@ -69,7 +69,7 @@ def subjects_of_shape(given: str, budget: Budget, host: PluginHost, dtype: Dtype
     return _subjects(random_model(shape, host, device), plan, {}, first_token, random_weights=True)
 
 
-def plan_for(shape: Shape, budget: Budget) -> tuple[Plan, FirstToken]:
+def plan_for(shape: ModelShape, budget: BlocksToRemove) -> tuple[Plan, FirstToken]:
     """Return the plan that a shape is timed under, and who makes the first token.
 
     Time does not depend on which blocks go, so drops stand in the middle. Raises `PdtrimError` for one that does not fit.
@@ -96,7 +96,7 @@ def plan_for(shape: Shape, budget: Budget) -> tuple[Plan, FirstToken]:
     return (plan.truncated_prefill(count) if first_token == "decode" else plan), first_token
 
 
-def _counts(shape: Shape, budget: Budget) -> tuple[int, int, FirstToken]:
+def _counts(shape: ModelShape, budget: BlocksToRemove) -> tuple[int, int, FirstToken]:
     """Return how many blocks decode and prefill lose."""
     if budget.like is None or budget.decode is not None:
         decode = shape.sizes.blocks_for(PAPER_SHARE) if budget.decode is None else budget.decode

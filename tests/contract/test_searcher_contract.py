@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core.api import AtLeast, Drop, Plan, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import AtLeast, Drop, Plan, Removal, Requests, Searcher, SearchSpace, measure, measure_if
 from pdtrim_core.testing import (
     SearcherContract,
 )
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Failing = Callable[..., set[str]]
-    from collections.abc import Generator
     from random import Random
 
 
@@ -25,7 +24,7 @@ class Shuffle(Searcher):
 
     name = "shuffle"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         for _ in range(3):
             yield Plan.unified(Removal(rng.sample(_drops(space), space.count)))
 
@@ -39,7 +38,7 @@ class RemovesOneMore(Searcher):
 
     name = "one-more"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         yield Plan.unified(Removal(_drops(space)[: space.count + 1]))
 
 
@@ -48,7 +47,7 @@ class SpareThePrefill(Searcher):
 
     name = "spare-the-prefill"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         yield Plan()
 
 
@@ -57,7 +56,7 @@ class UsesGlobalRandom(Searcher):
 
     name = "global-random"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         yield Plan.unified(Removal(random.sample(_drops(space), space.count)))
 
 
@@ -66,7 +65,7 @@ class Unseeded(Searcher):
 
     name = "unseeded"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         own = random.Random()
         for _ in range(20):
             yield Plan.unified(Removal(own.sample(_drops(space), space.count)))
@@ -77,7 +76,7 @@ class SilentSearcher(Searcher):
 
     name = "silent"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         yield from ()
 
 
@@ -86,10 +85,10 @@ class TakesNoneForANumber(Searcher):
 
     name = "none-for-a-number"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
-        value = yield Plan.unified(space.first)
-        other = yield AtLeast(Plan.unified(space.neighbour(space.first, rng)), 99.9)
-        assert value + other >= 0
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
+        value = yield from measure(Plan.unified(space.first))
+        other = yield from measure_if(Plan.unified(space.neighbour(space.first, rng)), at_least=99.9)
+        assert value + other >= 0  # type: ignore[operator]
 
 
 class RemembersSearches(Searcher):
@@ -97,7 +96,7 @@ class RemembersSearches(Searcher):
 
     name = "remembers-searches"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         SEARCHES.append(rng)
         yield Plan.unified(space.first)
         for _ in range(len(SEARCHES)):
@@ -112,8 +111,8 @@ class NeverEnds(Searcher):
 
     name = "never-ends"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
-        while (yield Plan.unified(space.first)) <= 100:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
+        while (yield from measure(Plan.unified(space.first))) <= 100:
             pass
 
 

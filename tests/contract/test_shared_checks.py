@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 from pydantic import ConfigDict, Field
 
-from pdtrim_core.api import Drop, Plan, Removal, Request, Result, Searcher, SearchSpace, SimilarityScorer
+from pdtrim_core.api import Drop, Plan, Removal, Requests, Searcher, SearchSpace, SimilarityScorer
 from pdtrim_core.testing import (
     ScorerContract,
     SearcherContract,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
     from random import Random
 
     from torch import Tensor
@@ -40,7 +39,7 @@ class Shuffle(Searcher):
 
     name = "shuffle"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         for _ in range(3):
             yield Plan.unified(Removal(rng.sample(_drops(space), space.count)))
 

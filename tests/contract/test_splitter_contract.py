@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core.api import Plan, Request, Result, SearchSpace, StageSplitter
+from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, measure, measure_all
 from pdtrim_core.testing import (
     SplitterContract,
 )
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Failing = Callable[..., set[str]]
-    from collections.abc import Generator
     from random import Random
 
 
@@ -26,12 +25,12 @@ class GiveBackTheBest(StageSplitter):
 
     name = "the-best"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         if not len(plan.decode):
             return plan
         trials = [Plan(prefill=plan.decode.without(element), decode=plan.decode) for element in plan.decode]
-        score: list[float] = yield [*trials]
-        return trials[score.index(max(score))]
+        scores = yield from measure_all(trials)
+        return trials[scores.index(max(scores))]
 
 
 class AsksForAnotherDecode(StageSplitter):
@@ -39,7 +38,7 @@ class AsksForAnotherDecode(StageSplitter):
 
     name = "other-decode-asked"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         yield Plan.unified(plan.decode.without(*plan.decode.elements[:1]))
         return plan
 
@@ -49,7 +48,7 @@ class ReturnsAnotherDecode(StageSplitter):
 
     name = "other-decode-returned"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         yield from ()
         return Plan()
 
@@ -59,7 +58,7 @@ class ReturnsNothing(StageSplitter):
 
     name = "returns-nothing"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         yield plan
         return None  # type: ignore[return-value]
 
@@ -69,7 +68,7 @@ class NeedsAnElement(StageSplitter):
 
     name = "needs-an-element"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         yield Plan(prefill=plan.decode.without(plan.decode.elements[0]), decode=plan.decode)
         return plan
 
@@ -79,7 +78,7 @@ class SparesAnything(StageSplitter):
 
     name = "spares-anything"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         yield from ()
         own = random.Random(os.urandom(8))
         kept_in_prefill = [element for element in plan.decode if own.random() < 0.5]
@@ -91,12 +90,12 @@ class SparesTheSilent(StageSplitter):
 
     name = "spares-the-silent"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
-        start = yield plan
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        start = yield from measure(plan)
         current = plan
         for element in plan.decode:
             trial = Plan(prefill=current.prefill.without(element), decode=plan.decode)
-            if (yield trial) >= start:
+            if (yield from measure(trial)) >= start:
                 current = trial
         return current
 

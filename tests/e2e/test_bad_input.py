@@ -221,7 +221,7 @@ def test_items_that_measure_and_are_kept_apart(cli: Cli, recipe: Path, tmp_path:
     recipe.write_text(recipe.read_text().replace("samples = 8", settings))
     code, line = error_of(cli, recipe)
     assert code == 1
-    assert line.startswith("error: 4 of the items kept apart also measure, the first is '")
+    assert line.startswith("error: 4 of the held-out items also measure, the first is '")
     assert line.endswith("': the figures on them would flatter; take them out of one of the two")
 
 
@@ -230,7 +230,7 @@ def test_a_plugin_that_raises_is_named_and_what_was_done_is_kept(
 ) -> None:
     assert checkpoint.is_dir()
     (tmp_path / "bad.py").write_text(
-        "from pdtrim_core import Plan, Searcher, hookimpl\n\n"
+        "from pdtrim_core.api import Plan, Searcher, hookimpl\n\n"
         "class Bad(Searcher):\n"
         '    """Fails after its first plan."""\n\n'
         '    name = "bad"\n\n'

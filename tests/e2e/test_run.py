@@ -378,7 +378,7 @@ def test_a_dry_run_prints_the_whole_recipe_and_writes_nothing(cli: Cli, recipe: 
 
 def test_a_scorer_in_a_plain_file_takes_part(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from pdtrim_core import SimilarityScorer, hookimpl\n\n"
+        "from pdtrim_core.api import SimilarityScorer, hookimpl\n\n"
         "class NormRatio(SimilarityScorer):\n"
         '    """How little a block changes the length of the stream."""\n\n'
         '    name = "norm-ratio"\n\n'

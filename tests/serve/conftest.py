@@ -27,7 +27,7 @@ from pdtrim_core.serving.servers import Server, stop, wait_until_healthy
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
-    from pdtrim_core.execution.staged_model import StagedModel
+    from pdtrim_core.execution.two_phase import TwoPhaseModel
 
 LENGTHS = (1, 2, 5, 31, 32, 33, 34, 40, 63, 64, 65, 66, 96, 97, 100, 127, 128, 129, 200, 257, 300, 400)
 """Prompts of one cache block and of several, whole ones, and one token more or less."""
@@ -64,7 +64,7 @@ class Subject:
     """A model with a plan, in one process, and its export."""
 
     model: BlockModel
-    staged: StagedModel
+    two_phase: TwoPhaseModel
     plan: Plan
     export: Export
     prompts: tuple[tuple[int, ...], ...]
@@ -72,7 +72,7 @@ class Subject:
     """A prompt that decode answers with an end-of-sequence token, where the model has one."""
 
     def expected(self, prompt: Sequence[int], recompute: int = 1, tokens: int = NEW_TOKENS) -> list[int]:
-        return self.staged.generate(prompt, tokens, recompute=recompute)
+        return self.two_phase.generate(prompt, tokens, recompute=recompute)
 
     @property
     def bytes_a_block(self) -> int:
@@ -214,19 +214,18 @@ def _merged(model: BlockModel, merge: Merge) -> Any:
 
 
 def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name: str) -> Subject:
-    from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
-    from pdtrim_core.execution.staged_model import StagedModel
+    from pdtrim_core.execution.two_phase import TwoPhaseModel
 
     modules: dict[Merge | Shrink, Any] = {e: _merged(model, e) for e in plan.decode if isinstance(e, Merge)}
-    staged = StagedModel(PrefixCache(model, ExecutionOptions(first_token="decode")), plan, modules)
+    two_phase = TwoPhaseModel(model, plan, modules)
     prompts = _prompts(vocabulary)
     ends_at_once: tuple[int, ...] = ()
     if name != "smollm":
         # Prefill has no head, so its one token is 0: let that end a sequence, and also what decode says first to a prompt.
         ends_at_once = prompts[4]
-        first = staged.generate(ends_at_once, 1)[0]
+        first = two_phase.generate(ends_at_once, 1)[0]
         model.model.generation_config.eos_token_id = [0, first]
-    return Subject(model, staged, plan, _export(model, plan, modules, folder, name), prompts, ends_at_once)
+    return Subject(model, two_phase, plan, _export(model, plan, modules, folder, name), prompts, ends_at_once)
 
 
 @pytest.fixture(scope="session")

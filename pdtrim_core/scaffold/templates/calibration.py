@@ -1,4 +1,4 @@
-"""A calibration source: the items that a run measures on, and those that it keeps apart."""
+"""A calibration source: the items that a run measures on, and the held-out ones."""
 
 from __future__ import annotations
 

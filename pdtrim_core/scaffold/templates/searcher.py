@@ -1,13 +1,13 @@
-"""A searcher: yields plans, and is sent their values in points."""
+"""A searcher: chooses what decode loses, by the scores of the plans that it measures."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import AtLeast, Plan, Request, Result, Searcher, SearchSpace, hookimpl
+from pdtrim_core.api import Plan, Requests, Searcher, SearchSpace, hookimpl, measure, measure_if
 
 
 class Example(Searcher):
@@ -17,16 +17,16 @@ class Example(Searcher):
 
     tries: int = Field(10, gt=0, description="neighbours to try")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
-        """Yield the removal that scores suggest, then neighbours; the best plan that was measured is taken."""
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
+        """Measure the removal that block scores suggest, then neighbours; the best plan that was measured is taken."""
         best = space.first
-        score = yield Plan.unified(best)
+        score = yield from measure(Plan.unified(best))
         for _ in range(self.tries):
             trial = space.neighbour(best, rng)
-            # None where the trial does not reach what there is: measuring it stops as soon as that is clear.
-            value = yield AtLeast(Plan.unified(trial), score)
-            if value is not None:
-                best, score = trial, value
+            # None where the trial does not reach the best so far: measuring it stops as soon as that is clear.
+            reached = yield from measure_if(Plan.unified(trial), at_least=score)
+            if reached is not None:
+                best, score = trial, reached
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return about how many measurements a search takes, for the progress bar."""

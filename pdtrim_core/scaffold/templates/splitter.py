@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Plan, Request, Result, SearchSpace, StageSplitter, hookimpl
+from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, hookimpl, measure, measure_all
 
 
 class Example(StageSplitter):
-    """Gives prefill back the elements that bring most, each measured alone."""
+    """Keeps in prefill the elements that gain most there, each measured alone."""
 
     name = "example"
 
-    at_most: int = Field(2, ge=0, description="elements that prefill is given back")
-    least: float = Field(1.0, ge=0, description="gain in points that an element must bring")
+    at_most: int = Field(2, ge=0, description="elements that prefill keeps")
+    least: float = Field(1.0, ge=0, description="gain of the score that an element must bring")
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
-        """Yield trial plans with the same decode, and return the final one."""
-        del space, rng
-        start = yield plan
-        # Plans that do not depend on each other's values go out together.
-        values = yield [Plan(prefill=plan.decode.without(element), decode=plan.decode) for element in plan.decode]
-        gains = sorted(
-            ((value - start, element) for value, element in zip(values, plan.decode, strict=True)), key=lambda g: -g[0]
-        )
-        kept_in_prefill = [element for gain, element in gains[: self.at_most] if gain >= self.least]
-        return Plan(prefill=plan.decode.without(*kept_in_prefill), decode=plan.decode)
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        """Measure trial plans with the same decode, and return the final one."""
+        del costs, rng
+        start = yield from measure(plan)
+        # Plans that do not depend on each other's scores go out together.
+        trials = [Plan(prefill=plan.decode.without(element), decode=plan.decode) for element in plan.decode]
+        scores = yield from measure_all(trials)
+        gains = sorted(((score - start, e) for score, e in zip(scores, plan.decode, strict=True)), key=lambda pair: -pair[0])
+        kept = [element for gain, element in gains[: self.at_most] if gain >= self.least]
+        return Plan(prefill=plan.decode.without(*kept), decode=plan.decode)
 
-    def steps(self, space: SearchSpace) -> int | None:
-        """Return about how many measurements a split takes, for the progress bar."""
-        return space.count + 1
+    def steps(self, plan: Plan) -> int | None:
+        """Return about how many measurements a split of this plan takes, for the progress bar."""
+        return len(plan.decode) + 1
 
 
 @hookimpl

@@ -29,7 +29,7 @@ class CalibrationContract:
         assert [len(self._draw(count)) for count in (1, 5, 16)] == [1, 5, 16]
 
     def test_the_same_seed_draws_the_same_samples(self) -> None:
-        """Also for those that are kept apart."""
+        """Also for the held-out ones."""
         with no_global_randomness():
             assert self._draw(8) == self._draw(8)
             assert self._both() == self._both()

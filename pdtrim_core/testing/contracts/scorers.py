@@ -70,7 +70,9 @@ class ScorerContract:
             self._score(model, _sequences(5, 9, 12))
 
     def _score(self, model: BlockModel, sequences: Sequence[Sequence[int]], batch_tokens: int = 512) -> Scores:
-        return self.component(**self.options).score(ScoreContext(model, sequences, batch_tokens=batch_tokens))
+        scorer = self.component(**self.options)
+        with ScoreContext(model, sequences, batch_tokens=batch_tokens, gradients=scorer.needs_gradients) as context:
+            return scorer.score(context)
 
     def _same(self, one: Scores, other: Scores) -> None:
         size = max(1.0, *map(abs, one.block))

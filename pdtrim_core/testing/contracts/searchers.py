@@ -8,7 +8,7 @@ from pdtrim_core.api.kinds import Searcher
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.readings import DIGITS
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import Found
+from pdtrim_core.search.driver import BestPlan
 from pdtrim_core.testing.contracts.shared import check_component, contract
 from pdtrim_core.testing.contracts.tables import BLOCKS, Table, rugged, search_on_table, table_spaces
 
@@ -66,5 +66,5 @@ class SearcherContract:
     def _made(self) -> Searcher:
         return self.component(**self.options)
 
-    def _search(self, space: SearchSpace) -> tuple[Found | None, list[Plan]]:
+    def _search(self, space: SearchSpace) -> tuple[BestPlan | None, list[Plan]]:
         return search_on_table(self._made(), space, Table(rugged))

@@ -1,22 +1,24 @@
-"""Searchers and splitters on a table of numbers: no model, no torch, the same values on every machine."""
+"""Searchers and splitters on a table of numbers: the same values on every machine, and no model but for those who ask."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.search_space import SearchSpace
-from pdtrim_core.data.readings import DIGITS, Candidate, Reading
+from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.plan.elements import Removal
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import Found, Ledger, Measure, drive
+from pdtrim_core.search.driver import BestPlan, Ledger, Measure, drive
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts.shared import no_global_randomness, rng_of
+from pdtrim_core.testing.models import tiny_llama
 
 BLOCKS = 6
 ENOUGH_ASKS = 20_000
@@ -39,7 +41,12 @@ class Table:
         score = round(self.value(plan), DIGITS)
         if self.early_stop and floor is not None and score < floor:
             return Reading(None, None, ceiling=score)
-        return Reading(score, score / 100, (score / 100,) * 4, slope=100.0, ceiling=score)
+        return score_of(score).reading
+
+
+def score_of(value: float) -> Score:
+    """Return a score of so many points with a reading behind it, all of whose items are alike."""
+    return Score(Reading(value, value / 100, (value / 100,) * 4, slope=100.0, ceiling=value))
 
 
 def rugged(plan: Plan) -> float:
@@ -55,7 +62,7 @@ def table_space(count: int, *, merge_threshold: float | None = None) -> SearchSp
     sets = without_merges(sets, scores) if merge_threshold is None else sets
     part = BlockSizes(parameters=100, active=100, kv_parameters=20, kv_width=8, attention_width=8)
     sizes = ModelSizes(blocks=(part,) * BLOCKS, parameters=800, head=200, bytes_per_number=4)
-    return search_space(scores, count, sets, sizes)
+    return search_space(scores, count, sets, CostModel(BLOCKS, sizes))
 
 
 def table_spaces() -> Iterator[SearchSpace]:
@@ -66,7 +73,7 @@ def table_spaces() -> Iterator[SearchSpace]:
 
 def search_on_table(
     searcher: Searcher, space: SearchSpace, measure: Measure, *, seed: int = 0
-) -> tuple[Found | None, list[Plan]]:
+) -> tuple[BestPlan | None, list[Plan]]:
     """Run a searcher on a table; return the best that it found and all plans that it proposed, in order; probes are none."""
     proposed: list[Plan] = []
     ledger = Ledger(measure, notify=_note_in([]))
@@ -76,8 +83,8 @@ def search_on_table(
         return ()
 
     with no_global_randomness():
-        asks = searcher.search(space, rng_of(seed))
-        found, _ = drive(asks, ledger, label=f"searcher '{searcher.name}'", problems=listed)
+        requests = searcher.search(space, rng_of(seed))
+        found, _ = drive(requests, ledger, label=f"searcher '{searcher.name}'", problems=listed)
     return found, proposed
 
 
@@ -87,10 +94,11 @@ def split_on_table(
     """Run a splitter on a table; return the final plan and all plans that it asked for, in order."""
     asked: list[Plan] = []
     ledger = Ledger(measure, notify=_note_in(asked))
-    space = table_space(removal.blocks_removed)
+    costs = table_space(removal.blocks_removed).costs
+    costs = replace(costs, model=tiny_llama()) if splitter.needs_model else costs
     with no_global_randomness():
-        asks = splitter.split(Plan.unified(removal), space, rng_of(seed))
-        _, plan = drive(asks, ledger, label=f"splitter '{splitter.name}'", note=note)
+        requests = splitter.split(Plan.unified(removal), costs, rng_of(seed))
+        _, plan = drive(requests, ledger, label=f"splitter '{splitter.name}'", note=note)
     return plan, asked
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
+from pdtrim_core.api import Layer, Merge, PdtrimError, Plan, Removal, Shrink
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,17 +49,17 @@ class Parts:
     model: BlockModel
     folder: Path
 
-    def merged(self, merge: Merge) -> nn.Module:
-        """Return the block that stands for a run."""
-        return self._modules([merge])[merge]
-
-    def shrunk(self, shrinks: Sequence[Shrink]) -> nn.Module:
-        """Return a block less the units that shrinks of it remove."""
+    def module(self, layer: Layer) -> nn.Module:
+        """Return what a layer runs: a merged block, a block less some units, or a block as it is."""
         from pdtrim_core.api import head_dim_of, narrowed  # noqa: PLC0415 - listings must not import torch
 
-        outputs = {e: module for e, module in self._modules(shrinks).items() if isinstance(e, Shrink)}
-        block = self.model.blocks[shrinks[0].block]
-        return narrowed(block, self.model.layout, head_dim_of(self.model.config), shrinks, outputs)
+        if layer.merge is not None:
+            return self._modules([layer.merge])[layer.merge]
+        block = self.model.blocks[layer.block]
+        if not layer.shrinks:
+            return block
+        outputs = {e: module for e, module in self._modules(layer.shrinks).items() if isinstance(e, Shrink)}
+        return narrowed(block, self.model.layout, head_dim_of(self.model.config), layer.shrinks, outputs)
 
     def widths(self, shrinks: Sequence[Shrink]) -> dict[str, Any]:
         """Return how many K/V heads and MLP channels are left, and which projections out of a part got a bias."""
@@ -83,16 +83,7 @@ class Parts:
 
 def decode_blocks(parts: Parts, plan: Plan) -> list[StoredBlock]:
     """Return the blocks of the decode model, renumbered."""
-    stored = []
-    for number, slot in enumerate(plan.slots(parts.model.block_count)):
-        if slot.merge is not None:
-            stored.append(StoredBlock(number, slot.merge.keep, _maker(parts.merged, slot.merge)))
-        elif slot.shrinks:
-            make = _maker(parts.shrunk, slot.shrinks)
-            stored.append(StoredBlock(number, slot.block, make, parts.widths(slot.shrinks)))
-        else:
-            stored.append(StoredBlock(number, slot.block, _maker(parts.model.blocks.__getitem__, slot.block)))
-    return stored
+    return [_stored(parts, number, layer) for number, layer in enumerate(plan.layers("decode", parts.model.block_count))]
 
 
 @dataclass(frozen=True)
@@ -105,55 +96,28 @@ class Prefill:
 
 def prefill_blocks(parts: Parts, plan: Plan) -> Prefill:
     """Return what prefill has of each block. Raises `PdtrimError` where K and V have no parts of their own."""
-    model, count = parts.model, parts.model.block_count
-    slots = plan.slots(count)
-    sources = {source.block: source for source in plan.kv_map(count)}
-    stored: list[StoredBlock] = []
-    removed, kv_only, shadows = [], [], []
-    for block in range(count):
-        source = sources.get(block)
-        slot = slots[source.slot] if source else None
-        if slot and slot.merge and source and source.source == "shadow":
-            shadows.append(block)
-            make = _maker(parts.merged, slot.merge)
-            stored.append(StoredBlock(block, slot.merge.keep, make, parts=_kv(model.layout, model), under="shadow."))
-        match plan.state("prefill", block):
-            case "run":
-                stored.append(StoredBlock(block, block, _maker(model.blocks.__getitem__, block)))
-            case "shrunk":
-                shrinks = plan.prefill.shrinks_at(block)
-                stored.append(StoredBlock(block, block, _maker(parts.shrunk, shrinks), parts.widths(shrinks)))
-            case "merged":
-                (merge,) = (element for element in plan.prefill.at(block) if isinstance(element, Merge))
-                stored.append(StoredBlock(block, merge.keep, _maker(parts.merged, merge)))
-            case "kv-only" if slot is not None:
-                kv_only.append(block)
-                stored.append(_stored_kv(parts, block, slot.merge, slot.shrinks))
-            case _:
-                removed.append(block)
+    count = parts.model.block_count
+    prefill, decode = plan.layers("prefill", count), plan.layers("decode", count)
+    layouts = {layer.block for layer in prefill}
+    fed_by = {layer.kv_slot: layer for layer in prefill if layer.kv_slot is not None}
     told = {
         "block_count": count,
-        "removed": removed,
-        "kv_only": kv_only,
-        "shadows": shadows,
-        "merged": {str(e.blocks[0]): _told_of(e, plan) for e in plan.decode if isinstance(e, Merge)},
-        "decode_index": {str(source.block): source.slot for source in plan.kv_map(count)},
-        "decode_layers": len(slots),
-        "tail": _tail(count, {*removed, *kv_only}),
+        "removed": [block for block in range(count) if block not in layouts],
+        "kv_only": [layer.block for layer in prefill if layer.state == "kv-only"],
+        "shadows": [layer.block for layer in prefill if layer.state == "shadow"],
+        "merged": {str(fed.block): _told_of(fed.merge, fed_by[slot]) for slot, fed in enumerate(decode) if fed.merge},
+        "decode_index": {str(layer.block): slot for slot, layer in fed_by.items()},
+        "decode_layers": len(decode),
+        "tail": _tail(prefill, count),
     }
-    return Prefill(stored, told)
+    return Prefill([_stored(parts, layer.block, layer) for layer in prefill], told)
 
 
-def _stored_kv(parts: Parts, block: int, merge: Merge | None, shrinks: Sequence[Shrink]) -> StoredBlock:
-    """Return what makes the K/V of a block, and nothing else of it."""
-    attention = [shrink for shrink in shrinks if shrink.part == "attention"]
-    if merge:
-        make = _maker(parts.merged, merge)
-    elif attention:
-        make = _maker(parts.shrunk, attention)
-    else:
-        make = _maker(parts.model.blocks.__getitem__, block)
-    return StoredBlock(block, block, make, parts.widths(attention), parts=_kv(parts.model.layout, parts.model))
+def _stored(parts: Parts, index: int, layer: Layer) -> StoredBlock:
+    """Return a layer as a checkpoint has it: all of it, or what makes its K/V."""
+    kept = None if layer.runs else _kv(parts.model.layout, parts.model)
+    under = "shadow." if layer.state == "shadow" else ""
+    return StoredBlock(index, layer.like, lambda: parts.module(layer), parts.widths(layer.shrinks), kept, under)
 
 
 def widths_of(stored: Sequence[StoredBlock]) -> dict[str, Any]:
@@ -166,10 +130,6 @@ def layout_data(layout: BlockLayout) -> dict[str, Any]:
     return {"blocks": layout.blocks, "kv": list(layout.kv), "attention": list(layout.attention), "mlp": list(layout.mlp)}
 
 
-def _maker(make: Callable[[Any], nn.Module], argument: Any) -> Callable[[], nn.Module]:
-    return lambda: make(argument)
-
-
 def _kv(layout: BlockLayout, model: BlockModel) -> tuple[str, ...]:
     if not layout.kv:
         raise PdtrimError(
@@ -179,15 +139,12 @@ def _kv(layout: BlockLayout, model: BlockModel) -> tuple[str, ...]:
     return layout.kv
 
 
-def _told_of(merge: Merge, plan: Plan) -> dict[str, Any]:
-    first = merge.blocks[0]
-    does = "merged" if merge in plan.prefill else "kv-only" if KvOnly(first) in plan.prefill else "blocks"
+def _told_of(merge: Merge, feeding: Layer) -> dict[str, Any]:
+    does = feeding.state if feeding.state in ("merged", "kv-only") else "blocks"
     return {"blocks": list(merge.blocks), "keep": merge.keep, "kv": merge.kv, "prefill": does}
 
 
-def _tail(count: int, not_run: set[int]) -> int | None:
+def _tail(prefill: Sequence[Layer], count: int) -> int | None:
     """Return the first block behind which, and itself, no block runs; None where the last one does."""
-    tail = count
-    while tail and tail - 1 in not_run:
-        tail -= 1
+    tail = max((layer.block + 1 for layer in prefill if layer.runs), default=0)
     return tail if tail < count else None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
 from pydantic import Field
 
-from pdtrim_core.api import AtLeast, Plan, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import Plan, Removal, Requests, Searcher, SearchSpace, measure, measure_if
 
 
 class Cooling(NamedTuple):
@@ -28,19 +28,19 @@ class Cooling(NamedTuple):
         return (self.t0 * self.alpha**step for step in range(self.step_count()))
 
 
-def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> Generator[Request, Result, None]:
+def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> Requests[None]:
     """Walk from a removal; a worse neighbour is taken with probability exp(-loss / T).
 
     The acceptance number is drawn before measuring, so that a candidate has a known floor to reach and measuring may
     stop early. The path is the same with and without that.
     """
     current = start
-    value = yield Plan.unified(current)
+    value = yield from measure(Plan.unified(current))
     for temperature in cooling.temperatures():
         neighbour = space.neighbour(current, rng)
         # exp(-(value - new) / T) >= u, solved for new; 1 - random() is never 0.
         floor = value + temperature * math.log(1 - rng.random())
-        reached = yield AtLeast(Plan.unified(neighbour), floor, temperature)
+        reached = yield from measure_if(Plan.unified(neighbour), floor, temperature=temperature)
         if reached is not None:
             current, value = neighbour, reached
 
@@ -55,7 +55,7 @@ class Annealing(Searcher):
     alpha: float = Field(0.85, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.05, gt=0, description="temperature at which the search stops, in points")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Walk from the first removal (see `walk`)."""
         yield from walk(space, space.first, Cooling(self.t0, self.alpha, self.t_min), rng)
 
@@ -79,7 +79,7 @@ class Restarts(Searcher):
     alpha: float = Field(0.85, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.05, gt=0, description="temperature at which a walk stops, in points")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Walk from the first removal, then from removals that are `space.count` random swaps away from it."""
         cooling = Cooling(self.t0, self.alpha, self.t_min)
         yield from walk(space, space.first, cooling, rng)

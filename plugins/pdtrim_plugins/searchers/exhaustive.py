@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from itertools import combinations, islice
 from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Requests, Searcher, SearchSpace, measure_all
 
 SIDE_BY_SIDE = 64
 """Plans asked for in one list: enough to be measured side by side, few enough that a bar moves."""
@@ -24,7 +23,7 @@ class Exhaustive(Searcher):
     drops: int = Field(5, ge=0, description="number of best drops by score to combine with all merges (the paper: 5)")
     limit: int = Field(2000, gt=0, description="number of combinations above which the search is refused")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Ask for every combination, in the order of the blocks. Raises `PdtrimError` when there are too many."""
         del rng
         elements = self._elements(space)
@@ -37,7 +36,7 @@ class Exhaustive(Searcher):
             )
         rest = combinations(elements, space.count)
         while plans := [Plan.unified(Removal(chosen)) for chosen in islice(rest, SIDE_BY_SIDE)]:
-            yield plans
+            yield from measure_all(plans)
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the number of combinations."""

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
 from pdtrim_core.api import (
-    AtLeast,
     Element,
     KvOnly,
     Merge,
-    Note,
     PdtrimError,
     Plan,
     Probe,
     Removal,
-    Request,
-    Result,
+    Requests,
     Score,
     Searcher,
     SearchSpace,
+    measure,
+    measure_if,
+    note,
 )
 from pdtrim_plugins.searchers.annealing import Cooling
 
@@ -53,7 +53,7 @@ class Joint(Searcher):
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Walk from the first removal; then decide.
 
         Temperatures are relative, since objectives differ in how many points they give to the same plan. The plan taken is
@@ -61,31 +61,31 @@ class Joint(Searcher):
         start if none is above 0. Raises `PdtrimError` where the ceiling is out of reach.
         """
         start, *other = self._starts(space)
-        before: Score = yield start
+        before = yield from measure(start)
         seen = {start: before}
         for plan in other:
-            seen[plan] = yield Probe(plan)
+            seen[plan] = yield from measure(Probe(plan))
         current, value = max(seen.items(), key=lambda entry: entry[1])
         for temperature in self._cooling.temperatures():
             neighbour = self._neighbour(current, space, rng)
             in_points = temperature / 100 * before
             floor = value + in_points * math.log(1 - rng.random())
-            reached = yield AtLeast(Probe(neighbour), floor, in_points)
+            reached = yield from measure_if(Probe(neighbour), floor, temperature=in_points)
             if reached is not None:
                 current, value = neighbour, reached
                 seen[current] = value
         yield from self._decide(start, seen)
 
-    def _decide(self, start: Plan, seen: Mapping[Plan, Score]) -> Generator[Request, Result, None]:
+    def _decide(self, start: Plan, seen: Mapping[Plan, Score]) -> Requests[None]:
         """Ask for the plan that is surely better than the start, if there is one, as a result."""
         before = seen[start]
         sure = {plan: score - before - self.caution * score.error_of_gain_over(before) for plan, score in seen.items()}
         best = max(sure, key=sure.__getitem__)
         lucky = sum(score > before for score in seen.values())
         if sure[best] > 0:
-            yield best
+            yield from measure(best)
         elif lucky:
-            yield Note(
+            yield from note(
                 f"searcher joint: {lucky} plans measured better than the start, none by more than {self.caution:g} standard "
                 "errors of the gain, so the start stays: more calibration samples, or a smoother objective, would tell more"
             )
@@ -132,7 +132,7 @@ class Joint(Searcher):
         entering = _early(outside, rng)
         decode = plan.decode.without(rng.choice(plan.decode.elements)).with_(entering)
         left, entered = _blocks(plan.decode, decode), _blocks(decode, plan.decode)
-        passed = {block for block in range(space.block_count) if plan.state("prefill", block) != "run"}
+        passed = {block for block, state in enumerate(plan.states("prefill", space.block_count)) if state != "run"}
         passed = passed - left | (entered if left <= passed else passed & entered)
         lost = (place[0] for place in _places(decode, space.block_count) if not passed.isdisjoint(place[0].blocks))
         return self._fit(Plan(prefill=Removal(lost), decode=decode), space)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Drop, Plan, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import Drop, Plan, Removal, Requests, Searcher, SearchSpace, measure, measure_all
 
 
 class Greedy(Searcher):
@@ -16,10 +15,10 @@ class Greedy(Searcher):
     name = "greedy"
     cites = "ShortGPT (arXiv:2403.03853)"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Ask for one plan."""
         del rng
-        yield Plan.unified(Removal(Drop(block) for block in space.scores.ranking()[: space.count]))
+        yield from measure(Plan.unified(Removal(Drop(block) for block in space.scores.ranking()[: space.count])))
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return 1."""
@@ -34,10 +33,11 @@ class RandomChoice(Searcher):
 
     tries: int = Field(37, gt=0, description="number of removals to draw (37 is what annealing measures at most)")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Ask for all of them at once: they do not depend on each other."""
         blocks = range(space.block_count)
-        yield [Plan.unified(Removal(Drop(block) for block in rng.sample(blocks, space.count))) for _ in range(self.tries)]
+        removals = [Removal(Drop(block) for block in rng.sample(blocks, space.count)) for _ in range(self.tries)]
+        yield from measure_all([Plan.unified(removal) for removal in removals])
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the number of tries."""

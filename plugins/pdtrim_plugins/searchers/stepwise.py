@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Element, PdtrimError, Plan, Probe, Removal, Request, Result, Searcher, SearchSpace
+from pdtrim_core.api import Element, PdtrimError, Plan, Probe, Removal, Requests, Searcher, SearchSpace, measure, measure_all
 
 
 class Sequential(Searcher):
@@ -20,7 +19,7 @@ class Sequential(Searcher):
     protect_first: int = Field(1, ge=0, description="number of first blocks that are never removed")
     protect_last: int = Field(1, ge=0, description="number of last blocks that are never removed")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Measure every removal with one more element, keep the best (ties: the lower block), and so on."""
         del rng
         elements = _unprotected(space, self.protect_first, self.protect_last)
@@ -46,7 +45,7 @@ class Beam(Searcher):
     protect_first: int = Field(1, ge=0, description="number of first blocks that are never removed")
     protect_last: int = Field(1, ge=0, description="number of last blocks that are never removed")
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Measure every removal with one more element than one that is followed; follow the best of them."""
         del rng
         elements = _unprotected(space, self.protect_first, self.protect_last)
@@ -58,20 +57,20 @@ class Beam(Searcher):
         return _step_count(len(_unprotected(space, self.protect_first, self.protect_last)), space.count, self.width)
 
 
-def _grow(elements: list[Element], count: int, width: int) -> Generator[Request, Result, None]:
+def _grow(elements: list[Element], count: int, width: int) -> Requests[None]:
     """Ask for all removals with one element more than the `width` best of the size before, up to `count` elements.
 
     Those on the way are probes; those of the last size are what the search is for.
     """
     best = [Removal()]
     if count == 0:
-        yield Plan.unified(Removal())
+        yield from measure(Plan.unified(Removal()))
     for size in range(1, count + 1):
         grown = dict.fromkeys(removal.with_(element) for removal in best for element in elements if element not in removal)
         plans = [Plan.unified(removal) for removal in grown]
-        score = yield plans if size == count else [Probe(plan) for plan in plans]
+        scores = yield from measure_all(plans if size == count else [Probe(plan) for plan in plans])
         # Sorting is stable: ties stay in the order of the removal they grew from, then of the blocks.
-        ranked = sorted(zip(grown, score, strict=True), key=lambda pair: pair[1], reverse=True)
+        ranked = sorted(zip(grown, scores, strict=True), key=lambda pair: pair[1], reverse=True)
         best = [removal for removal, _ in ranked[:width]]
 
 

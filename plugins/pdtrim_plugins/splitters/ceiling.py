@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
 from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import KvOnly, PdtrimError, Plan, Request, Result, Score, SearchSpace, StageSplitter
-from pdtrim_plugins.splitters.sparing import gain_over, keep_in_prefill
+from pdtrim_core.api import CostModel, KvOnly, PdtrimError, Plan, Requests, StageSplitter, measure, measure_all
+from pdtrim_plugins.splitters.gain import gain_over, keep_in_prefill
 
 
 class Budget(StageSplitter):
@@ -19,7 +18,7 @@ class Budget(StageSplitter):
 
     prefill_at_most: float = Field(0.85, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Begin at prefill = decode, give back what brings most for its cost, and measure the rest again on top of it.
 
         Ends where no element that fits brings anything. The best plan measured is returned, the first one on ties: what brings
@@ -28,25 +27,25 @@ class Budget(StageSplitter):
         """
         del rng
         current = Plan.unified(plan.decode)
-        self._check(space.cost(current, "prefill"))
-        value: Score = yield current
+        self._check(costs.cost(current, "prefill"))
+        value = yield from measure(current)
         best, highest = current, value
-        while trials := self._trials(current, space):
-            score: Sequence[Score] = yield [*trials]
-            for trial, reached in zip(trials, score, strict=True):
+        while trials := self._trials(current, costs):
+            scores = yield from measure_all(trials)
+            for trial, reached in zip(trials, scores, strict=True):
                 if reached > highest:
                     best, highest = trial, reached
-            gains = [gain_over(value, reached) for reached in score]
+            gains = [gain_over(value, reached) for reached in scores]
             if max(gains) <= 0:
                 break
-            rates = [_rate(gain, _added(space, current, trial)) for gain, trial in zip(gains, trials, strict=True)]
+            rates = [_rate(gain, _added(costs, current, trial)) for gain, trial in zip(gains, trials, strict=True)]
             taken = max(range(len(trials)), key=lambda i: (rates[i], -i))
-            current, value = trials[taken], score[taken]
+            current, value = trials[taken], scores[taken]
         return best
 
-    def _trials(self, current: Plan, space: SearchSpace) -> list[Plan]:
+    def _trials(self, current: Plan, costs: CostModel) -> list[Plan]:
         trials = [keep_in_prefill(current, element) for element in current.prefill]
-        return [trial for trial in trials if space.cost(trial, "prefill") <= self.prefill_at_most]
+        return [trial for trial in trials if costs.cost(trial, "prefill") <= self.prefill_at_most]
 
     def _check(self, least: float) -> None:
         if least > self.prefill_at_most:
@@ -56,9 +55,9 @@ class Budget(StageSplitter):
                 'that, remove more blocks, or use splitter = "pop", which can go lower'
             )
 
-    def steps(self, space: SearchSpace) -> int | None:
+    def steps(self, plan: Plan) -> int | None:
         """Return the start and all rounds that there can be."""
-        return 1 + space.count * (space.count + 1) // 2
+        return 1 + len(plan.decode) * (len(plan.decode) + 1) // 2
 
 
 class Pop(StageSplitter):
@@ -73,21 +72,21 @@ class Pop(StageSplitter):
 
     prefill_at_most: float = Field(0.85, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Pass by one block of decode after the other, the deepest first; measure the result once.
 
         Raises `PdtrimError` where the ceiling is out of reach even with the K/V of all blocks alone.
         """
         del rng
         current = Plan.unified(plan.decode)
-        for slot in reversed(current.slots(space.block_count)):
-            if space.cost(current, "prefill") <= self.prefill_at_most:
+        for slot in reversed(current.slots(costs.block_count)):
+            if costs.cost(current, "prefill") <= self.prefill_at_most:
                 break
             there = current.prefill.at(slot.block)
             prefill = current.prefill.without(*there).with_(KvOnly(slot.block))
             current = Plan(prefill=prefill, decode=plan.decode)
-        self._check(space.cost(current, "prefill"))
-        yield current
+        self._check(costs.cost(current, "prefill"))
+        yield from measure(current)
         return current
 
     def _check(self, least: float) -> None:
@@ -98,14 +97,14 @@ class Pop(StageSplitter):
                 "that, or remove more blocks"
             )
 
-    def steps(self, space: SearchSpace) -> int | None:
+    def steps(self, plan: Plan) -> int | None:
         """Return 1: the result is measured."""
-        del space
+        del plan
         return 1
 
 
-def _added(space: SearchSpace, before: Plan, after: Plan) -> float:
-    return space.cost(after, "prefill") - space.cost(before, "prefill")
+def _added(costs: CostModel, before: Plan, after: Plan) -> float:
+    return costs.cost(after, "prefill") - costs.cost(before, "prefill")
 
 
 def _rate(gain: float, cost: float) -> float:

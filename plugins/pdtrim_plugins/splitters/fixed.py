@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from random import Random
 
-from pdtrim_core.api import Plan, Request, Result, SearchSpace, StageSplitter
+from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter
 
 
 class Unified(StageSplitter):
@@ -13,9 +12,9 @@ class Unified(StageSplitter):
 
     name = "unified"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Measure nothing."""
-        del space, rng
+        del costs, rng
         yield from ()
         return Plan.unified(plan.decode)
 
@@ -25,9 +24,9 @@ class DensePrefill(StageSplitter):
 
     name = "dense-prefill"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Measure nothing."""
-        del space, rng
+        del costs, rng
         yield from ()
         return Plan(decode=plan.decode)
 
@@ -37,8 +36,8 @@ class KeepSearchResult(StageSplitter):
 
     name = "keep-search-result"
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Measure nothing."""
-        del space, rng
+        del costs, rng
         yield from ()
         return plan

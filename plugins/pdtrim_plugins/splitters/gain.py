@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import Note, Plan, Request, Result, Score, SearchSpace, StageSplitter
-from pdtrim_plugins.splitters.sparing import gain_over, keep_in_prefill
+from pdtrim_core.api import CostModel, Element, Plan, Requests, Score, StageSplitter, measure, measure_all, note
+
+
+def keep_in_prefill(plan: Plan, *elements: Element) -> Plan:
+    """Return the plan whose prefill keeps what these elements remove."""
+    return Plan(prefill=plan.prefill.without(*elements), decode=plan.decode)
+
+
+def gain_over(before: Score, after: Score) -> float:
+    """Return a gain to the digits that scores have: 4.1 - 1.1 must reach a threshold of 3."""
+    return round(after - before, 4)
 
 
 class Gain(StageSplitter):
@@ -28,16 +37,16 @@ class Gain(StageSplitter):
         "others are measured again on top of it",
     )
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Test each element alone; then give back, in one go or one after the other, what brings the threshold."""
-        del space, rng
+        del costs, rng
         start = Plan.unified(plan.decode)
-        before: Score = yield start
+        before = yield from measure(start)
         needed = self.threshold if self.unit == "score" else self.threshold / 100 * before
-        after: Sequence[Score] = yield [keep_in_prefill(start, element) for element in plan.decode]
+        after = yield from measure_all([keep_in_prefill(start, element) for element in plan.decode])
         coarse = max((score.error_of_gain_over(before) for score in after), default=0.0)
         if coarse > needed:
-            yield Note(
+            yield from note(
                 f"splitter gain: the threshold of {needed:.3g} points is below the standard error of a gain ({coarse:.1f} "
                 "points): use more calibration samples; the objective margin is smoother than accuracy"
             )
@@ -46,7 +55,7 @@ class Gain(StageSplitter):
             return final
         return (yield from self._together(start, before, after, needed))
 
-    def _together(self, start: Plan, before: Score, after: Sequence[Score], needed: float) -> Generator[Request, Result, Plan]:
+    def _together(self, start: Plan, before: Score, after: Sequence[Score], needed: float) -> Requests[Plan]:
         """Give back all elements that bring the threshold alone, and measure that too.
 
         Gains of single elements need not add up: should the result be worse than its start, elements are given back
@@ -54,30 +63,29 @@ class Gain(StageSplitter):
         """
         pairs = zip(start.decode, after, strict=True)
         final = keep_in_prefill(start, *(element for element, score in pairs if gain_over(before, score) >= needed))
-        reached: Score = yield final
+        reached = yield from measure(final)
         if reached >= before:
             return final
         trail, last = yield from self._one_by_one(start, before, needed)
-        yield Note(
+        yield from note(
             f"splitter gain: the elements that gain alone lose together ({before:.1f} to {reached:.1f} points); giving them "
             f"back one after the other reached {last:.1f}"
         )
         return max(((start, before), (trail, last), (final, reached)), key=lambda pair: pair[1])[0]
 
-    def _one_by_one(self, start: Plan, before: Score, needed: float) -> Generator[Request, Result, tuple[Plan, Score]]:
+    def _one_by_one(self, start: Plan, before: Score, needed: float) -> Requests[tuple[Plan, Score]]:
         """Give back the best element, measure again on top of it, until none brings the threshold."""
         current, value = start, before
         while len(current.prefill):
             trials = [keep_in_prefill(current, element) for element in current.prefill]
-            score: Sequence[Score] = yield [*trials]
-            best = max(range(len(trials)), key=lambda i: (score[i], -i))
-            if gain_over(value, score[best]) < needed:
+            scores = yield from measure_all(trials)
+            best = max(range(len(trials)), key=lambda i: (scores[i], -i))
+            if gain_over(value, scores[best]) < needed:
                 break
-            current, value = trials[best], score[best]
+            current, value = trials[best], scores[best]
         return current, value
 
-    def steps(self, space: SearchSpace) -> int | None:
+    def steps(self, plan: Plan) -> int | None:
         """Return the start, one trial an element, and the final plan; or the start and all rounds that there can be."""
-        if self.mode == "cumulative":
-            return 1 + space.count * (space.count + 1) // 2
-        return space.count + 2
+        elements = len(plan.decode)
+        return 1 + elements * (elements + 1) // 2 if self.mode == "cumulative" else elements + 2

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from random import Random
 
-from pdtrim_core.api import Plan, Request, Result, Scorer, Searcher, SearchSpace, hookimpl
+from pdtrim_core.api import Plan, Requests, Scorer, Searcher, SearchSpace, hookimpl
 
 
 class Patient(Searcher):
@@ -13,7 +13,7 @@ class Patient(Searcher):
 
     name = "patient"
 
-    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Ask once."""
         del rng
         yield Plan.unified(space.first)

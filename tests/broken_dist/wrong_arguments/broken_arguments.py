@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 
-from pdtrim_core.api import Plan, Request, Result, Searcher, SearchSpace, hookimpl
+from pdtrim_core.api import Plan, Requests, Searcher, SearchSpace, hookimpl
 
 
 class Seedless(Searcher):
@@ -12,7 +12,7 @@ class Seedless(Searcher):
 
     name = "seedless"
 
-    def search(self, space: SearchSpace) -> Generator[Request, Result, None]:  # type: ignore[override]
+    def search(self, space: SearchSpace) -> Requests[None]:  # type: ignore[override]
         """Ask once."""
         yield Plan.unified(space.first)
 

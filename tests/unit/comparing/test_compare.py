@@ -15,7 +15,7 @@ import pytest
 
 from pdtrim_core import PdtrimError, Plan
 from pdtrim_core.comparing.compare import Comparison, compare
-from pdtrim_core.comparing.text import grid_of, latex, markdown
+from pdtrim_core.comparing.text import latex, markdown, text_table_of
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.task_results import ItemAnswer, Metric, TaskResult, Variant, path_of, write_result
@@ -131,7 +131,7 @@ def test_a_perplexity_is_no_percentage_no_mean_over_items_and_better_when_lower(
     assert found.best == {"wikitext": (0,)}
     assert found.rows[0].average is None
     assert found.notes == ("wikitext: its value is no mean over items, so that errors of differences are not paired",)
-    assert grid_of(found).heading[1] == "wikitext word_perplexity (lower is better)"
+    assert text_table_of(found).heading[1] == "wikitext word_perplexity (lower is better)"
 
 
 def test_results_of_other_settings_are_not_mixed_and_named(two: tuple[Path, Path]) -> None:

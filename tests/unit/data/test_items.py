@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pdtrim_core.data.items import Item, Sample, calibrate, digest_of, encode
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution.grouping import Shape, group_by_length
+from pdtrim_core.execution.grouping import RowShape, group_by_length
 from pdtrim_core.testing import ByteTokenizer
 from tests.unit.examples import given
 
@@ -181,7 +181,7 @@ def test_what_is_kept_apart_may_not_measure() -> None:
     with pytest.raises(PdtrimError) as caught:
         calibrate([sample("a"), sample("b")], [sample("c"), sample("B", name="twin"), sample("A ")], TOKENIZER)
     assert str(caught.value) == (
-        "2 of the items kept apart also measure, the first is 'twin': the figures on them would flatter; take them out of "
+        "2 of the held-out items also measure, the first is 'twin': the figures on them would flatter; take them out of "
         "one of the two"
     )
 
@@ -214,9 +214,9 @@ def test_the_digest_knows_tokens_answers_and_order_but_no_names() -> None:
 # Packing
 
 
-def shape(item: Item) -> Shape:
+def shape(item: Item) -> RowShape:
     width = max(len(item.prompt_of(n)) + len(choice) for n, choice in enumerate(item.choices))
-    return Shape(len(item.choices), width, shared=len(item.choices) == 2)
+    return RowShape(len(item.choices), width, shared=len(item.choices) == 2)
 
 
 ITEMS = st.lists(

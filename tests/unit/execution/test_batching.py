@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pdtrim_core import Drop, KvOnly, Plan, Removal
 from pdtrim_core.data.items import Item
-from pdtrim_core.execution.batching import Layout, fill
+from pdtrim_core.execution.batching import RowLayout, fill
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import FirstToken
@@ -51,7 +51,7 @@ def test_rows_of_many_short_segments_are_nearly_full(lengths: list[int]) -> None
 
 
 def test_items_in_a_row_do_not_see_each_other() -> None:
-    batch = Layout(row_tokens=64).batch([item(3, 2, 2), item(2, 3)], CPU)
+    batch = RowLayout(row_tokens=64).batch([item(3, 2, 2), item(2, 3)], CPU)
     rows = batch.rows
     assert rows.ids_BT.tolist() == [[3, 4, 5, 20, 29, 3, 4, 20, 21]]
     assert rows.positions_BT is not None
@@ -63,13 +63,13 @@ def test_items_in_a_row_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize(("first_token", "read"), [("decode", [0, 1, 5]), ("prefill", [0, 1, 2, 5, 6])])
 def test_prefill_reads_the_prompts_alone(first_token: FirstToken, read: list[int]) -> None:
-    prompts = Layout(first_token, row_tokens=64).batch([item(3, 2, 2), item(2, 3)], CPU).prompts
+    prompts = RowLayout(first_token, row_tokens=64).batch([item(3, 2, 2), item(2, 3)], CPU).prompts
     assert prompts is not None
     assert sorted(prompts.source_PQ.flatten()[prompts.real_N].tolist()) == read
 
 
 def test_prompts_of_one_token_leave_prefill_nothing_to_read() -> None:
-    assert Layout("decode").batch([item(1, 2)], CPU).prompts is None
+    assert RowLayout("decode").batch([item(1, 2)], CPU).prompts is None
 
 
 def test_an_item_longer_than_the_sliding_window_keeps_the_models_own_mask() -> None:

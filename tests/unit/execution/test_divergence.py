@@ -14,7 +14,7 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, Pr
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model import block_model as model
 from pdtrim_core.testing import tiny_llama, tiny_model
-from tests.unit.execution.test_staged_model import PLANS, replacements, some_items
+from tests.unit.execution.test_staged_model import PLANS, replacements, some_items, two_phases_of
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
@@ -59,7 +59,7 @@ def test_every_sort_of_plan_diverges_as_in_two_phases(name: str, first_token: Fi
     )
     items = some_items()
     for item, value in zip(items, staged.divergences(items), strict=True):
-        two_phases = staged.continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
+        two_phases = two_phases_of(staged).continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
         assert value == pytest.approx(kl(full_logits(dense, item), two_phases), abs=CLOSE)
 
 
@@ -69,7 +69,7 @@ def test_other_families_diverge_as_in_two_phases(family: str) -> None:
     staged = StagedModel(PrefixCache(dense, ExecutionOptions(batch_tokens=64)), Plan(Removal([KvOnly(4)]), Removal([Drop(2)])))
     items = some_items()
     for item, value in zip(items, staged.divergences(items), strict=True):
-        two_phases = staged.continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
+        two_phases = two_phases_of(staged).continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
         assert value == pytest.approx(kl(full_logits(dense, item), two_phases), abs=CLOSE)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from pdtrim_core import Drop, KvOnly, Merge, Plan, Removal, Shrink
 from pdtrim_core.execution.one_stage import stage_alone
-from pdtrim_core.execution.stage_modules import as_stage, prefill_steps
+from pdtrim_core.execution.stage_modules import as_stage, steps_of
 from pdtrim_core.testing import FAMILIES, tiny_model
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def calls_of(model: BlockModel, part: str, block: int) -> list[Any]:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_block_that_ends_at_its_kv_made_the_same_ones(family: str) -> None:
     model = tiny_model(family)
-    with as_stage(model, prefill_steps(model, TAIL, {})):
+    with as_stage(model, steps_of(model, TAIL, "prefill", {})):
         whole = filled(model)
     with stage_alone(model, TAIL, "prefill", {}):
         short = filled(model)
@@ -73,7 +73,7 @@ def test_the_kv_of_a_merge_that_decode_alone_made_end_there_too() -> None:
     model, merge = tiny_model(), Merge(2, 3)
     replacements: dict[Merge | Shrink, Any] = {merge: tiny_model(seed=1).blocks[0]}
     plan = Plan(decode=Removal([merge]))
-    with as_stage(model, prefill_steps(model, plan, replacements)):
+    with as_stage(model, steps_of(model, plan, "prefill", replacements)):
         whole = filled(model)
     with stage_alone(model, plan, "prefill", replacements):
         short = filled(model)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, Item, PdtrimError, Plan, Removal
-from pdtrim_core.execution.batching import Layout
+from pdtrim_core.execution.batching import RowLayout
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline import pipeline
@@ -105,7 +105,7 @@ def test_halving_the_batches_forgets_the_streams_of_plans() -> None:
 
 def test_tokens_that_choices_begin_with_are_run_once() -> None:
     def layout(*, shared: bool) -> list[int]:
-        batch = Layout(row_tokens=64, share_tokens=shared).batch(forked_items()[:1], torch.device("cpu"))
+        batch = RowLayout(row_tokens=64, share_tokens=shared).batch(forked_items()[:1], torch.device("cpu"))
         return [*batch.rows.ids_BT[0, 4:].tolist(), len(batch.at_row)]
 
     # Of four choices all but the last token is run: 7 8 9, 7 8, 7 and 5 8.

@@ -14,6 +14,7 @@ from torch import nn
 from pdtrim_core.api import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ PLANS = {
     "K/V only of a merge of three": Plan(Removal([KvOnly(1)]), Removal([THREE])),
     "K/V only of a frozen merge": Plan(Removal([KvOnly(2)]), Removal([FROZEN])),
 }
-TAILS = {f"{name}, free tail": plan.truncated_prefill(BLOCKS) for name, plan in PLANS.items()}
+TAILS = {f"{name}, truncated prefill": plan.truncated_prefill(BLOCKS) for name, plan in PLANS.items()}
 
 
 def some_items(*, vocabulary: int = 256) -> list[Item]:
@@ -73,13 +74,18 @@ def replacements(model: BlockModel) -> dict[Merge | Shrink, nn.Module]:
     return {MERGE: merged, FROZEN: frozen, THREE: three}
 
 
+def two_phases_of(staged: StagedModel) -> TwoPhaseModel:
+    """The same plan on the same model, run as a serving engine runs it."""
+    return TwoPhaseModel(staged._model, staged.plan, staged._modules, first_token=staged._prefix_cache.first_token)
+
+
 def two_phase_sums(staged: StagedModel, items: Sequence[Item]) -> list[list[float]]:
     """What each choice scores when a cache is handed over and decode runs token by token."""
-    found = []
+    found, two_phase = [], two_phases_of(staged)
     for item in items:
         sums = []
         for number, choice in enumerate(item.choices):
-            logits = staged.continuation_logits(item.prompt_of(number), choice).double().log_softmax(-1)
+            logits = two_phase.continuation_logits(item.prompt_of(number), choice).double().log_softmax(-1)
             sums.append(sum(float(logits[place, token]) for place, token in enumerate(choice)))
         found.append(sums)
     return found
@@ -118,26 +124,17 @@ def test_in_float64_one_pass_and_two_phases_are_the_same_but_for_rounding(first_
         staged = StagedModel(prefix_cache, plan, modules)
         with torch.inference_mode():
             # The public numbers are float32, so the streams themselves are compared.
-            streams = [stream_of_two_phases(model, staged, item, first_token) for item in items]
+            streams = [stream_of_two_phases(model, staged, item) for item in items]
         assert max(streams) < 1e-12
 
 
-def stream_of_two_phases(model: BlockModel, staged: StagedModel, item: Item, first_token: FirstToken) -> float:
+def stream_of_two_phases(model: BlockModel, staged: StagedModel, item: Item) -> float:
     """How far the last stream of one pass is from that of the cached run, on the decode tokens, in float64."""
-    from pdtrim_core.execution import two_phase
-
     seen: list[torch.Tensor] = []
     norm = model.model.model.norm
     hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0][0, -1:].clone()))
     try:
-        two_phase.continuation_logits(
-            model,
-            staged.plan,
-            item.prompts[0],
-            item.choices[0],
-            recompute=1 if first_token == "decode" else 0,
-            replacements=staged._replacements,
-        )
+        two_phases_of(staged).continuation_logits(item.prompts[0], item.choices[0])
     finally:
         hook.remove()
     ((_, prepared),) = staged._prefix_cache.batches([Item(item.prompts[:1], item.choices[:1], 0, (1,))])
@@ -154,7 +151,7 @@ def test_the_free_tail_changes_no_logit(name: str) -> None:
     whole, free = (StagedModel(prefix_cache, p, modules) for p in (plan, plan.truncated_prefill(BLOCKS)))
     assert whole.loglikelihoods(some_items()) == free.loglikelihoods(some_items())
     item = some_items()[3]
-    whole_logits, free_logits = (s.continuation_logits(item.prompts[0], item.choices[2]) for s in (whole, free))
+    whole_logits, free_logits = (two_phases_of(s).continuation_logits(item.prompts[0], item.choices[2]) for s in (whole, free))
     assert torch.equal(whole_logits, free_logits)
 
 
@@ -232,7 +229,7 @@ def test_the_model_is_as_before_after_scoring_and_generating() -> None:
         logits = model.model(ids).logits
     staged = StagedModel(PrefixCache(model), PLANS["K/V only of a merge"], replacements(model))
     staged.loglikelihoods(some_items())
-    staged.generate([1, 2, 3, 4], 5)
+    two_phases_of(staged).generate([1, 2, 3, 4], 5)
     model.__dict__.pop("fingerprint")
     assert model.fingerprint == before
     assert model.config.to_dict() == config
@@ -254,7 +251,7 @@ def test_the_model_is_as_before_after_an_exception() -> None:
     with pytest.raises(RuntimeError, match="boom"):
         staged.loglikelihoods(some_items())
     with pytest.raises(RuntimeError, match="boom"):
-        staged.generate([1, 2, 3], 2)
+        two_phases_of(staged).generate([1, 2, 3], 2)
     assert len(model.model.model.layers) == model.config.num_hidden_layers == BLOCKS
     with torch.inference_mode():
         assert torch.equal(model.model(torch.arange(9)[None]).logits, logits)
@@ -264,9 +261,8 @@ def test_generating_with_the_dense_plan_is_what_transformers_generates() -> None
     model = tiny_llama()
     prompt = [5, 6, 7, 8]
     expected = model.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=258)[0, 4:]
-    assert StagedModel(PrefixCache(model), Plan()).generate(prompt, 8) == expected.tolist()
-    by_prefill = PrefixCache(model, ExecutionOptions(first_token="prefill"))
-    assert StagedModel(by_prefill, Plan()).generate(prompt, 8) == expected.tolist()
+    assert TwoPhaseModel(model, Plan()).generate(prompt, 8) == expected.tolist()
+    assert TwoPhaseModel(model, Plan(), first_token="prefill").generate(prompt, 8) == expected.tolist()
 
 
 def test_greedy_tokens_are_those_that_scoring_in_one_pass_prefers() -> None:
@@ -274,7 +270,7 @@ def test_greedy_tokens_are_those_that_scoring_in_one_pass_prefers() -> None:
     prefix_cache = PrefixCache(model)
     staged = StagedModel(prefix_cache, PLANS["part of the drops in prefill"])
     prompt = (5, 6, 7, 8)
-    made = staged.generate(prompt, 4)
+    made = two_phases_of(staged).generate(prompt, 4)
     for place in range(4):
         choices = tuple((*made[:place], token) for token in range(256))
         item = Item((prompt,), choices, 0, (1,) * 256, f"place {place}")
@@ -283,23 +279,24 @@ def test_greedy_tokens_are_those_that_scoring_in_one_pass_prefers() -> None:
 
 
 def test_running_more_of_the_prompt_in_decode_is_another_model() -> None:
-    model = tiny_llama()
-    staged = StagedModel(PrefixCache(model), Plan(decode=Removal([Drop(1), Drop(2), Drop(3)])))
+    model = TwoPhaseModel(tiny_llama(), Plan(decode=Removal([Drop(1), Drop(2), Drop(3)])))
     prompt = list(range(40, 72))
-    one, all_but_one = staged.generate(prompt, 12), staged.generate(prompt, 12, recompute=31)
+    one, all_but_one = model.generate(prompt, 12), model.generate(prompt, 12, recompute=31)
     assert len(one) == 12
     assert one != all_but_one
 
 
 def test_a_recompute_that_does_not_go_with_the_first_token_is_refused() -> None:
-    staged = StagedModel(PrefixCache(tiny_llama()), Plan())
+    model = TwoPhaseModel(tiny_llama(), Plan())
     with pytest.raises(PdtrimError, match=r"^recompute = 0 does not go with first_token = 'decode'$"):
-        staged.generate([1, 2, 3], 1, recompute=0)
+        model.generate([1, 2, 3], 1, recompute=0)
 
 
 def test_a_merge_without_a_trained_block_is_refused() -> None:
     with pytest.raises(PdtrimError, match=r"^the plan has 2\+3, but no merged block was given for it$"):
         StagedModel(PrefixCache(tiny_llama()), Plan.unified(Removal([MERGE])))
+    with pytest.raises(PdtrimError, match=r"^the plan has 2\+3, but no merged block was given for it$"):
+        TwoPhaseModel(tiny_llama(), Plan.unified(Removal([MERGE])))
 
 
 @pytest.mark.parametrize("silent", range(BLOCKS))

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pdtrim_core import LoadedRun, PdtrimError, Plan
-from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.results.task_results import Variant
 from pdtrim_core.testing import ByteTokenizer
@@ -59,8 +59,7 @@ def test_what_greedy_decoding_makes_is_told(staged_run: LoadedRun) -> None:
     for variant in ("staged", "dense"):
         model = PdtrimLM(staged_run, stage=variant)
         context = "Question: which is heavier?\nAnswer:"
-        staged = StagedModel(PrefixCache(staged_run.dense, ExecutionOptions(budget=0)), model.plan)
-        made = staged.generate(model.tok_encode(context), 3)
+        made = TwoPhaseModel(staged_run.dense, model.plan).generate(model.tok_encode(context), 3)
         other = [*made[:2], (made[2] + 1) % 256]
         found = model._loglikelihood_tokens([(("", ""), model.tok_encode(context), tokens) for tokens in (made, other)])
         assert [greedy for _, greedy in found] == [True, False], variant
@@ -79,10 +78,10 @@ def test_the_staged_side_is_the_two_phase_run(staged_run: LoadedRun) -> None:
     assert model.plan.prefill != model.plan.decode
     asked = TEXTS[:4]
     found = model.loglikelihood(requests("loglikelihood", *asked))
-    staged = StagedModel(PrefixCache(staged_run.dense, ExecutionOptions(budget=0)), model.plan)
+    reference_model = TwoPhaseModel(staged_run.dense, model.plan)
     for (context, continuation), (logprob, _) in zip(asked, found, strict=True):
         prompt, tokens = model._encode_pair(context, continuation)
-        logits_TV = staged.continuation_logits(prompt, tokens).double().log_softmax(-1)
+        logits_TV = reference_model.continuation_logits(prompt, tokens).double().log_softmax(-1)
         reference = logits_TV[range(len(tokens)), tokens].sum().item()
         assert logprob == pytest.approx(reference, abs=1e-4 * len(tokens))
     dense = PdtrimLM(staged_run, stage="dense").loglikelihood(requests("loglikelihood", *asked))
@@ -119,10 +118,10 @@ def test_prompts_generate_together_what_they_generate_alone(staged_run: LoadedRu
     prompts = ["Once upon a time", "A", "Question: which is heavier?\nAnswer:"]
     limits = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
     made = PdtrimLM(staged_run, batch_size=3).generate_until(requests("generate_until", *((p, limits) for p in prompts)))
-    staged = StagedModel(PrefixCache(staged_run.dense, ExecutionOptions(budget=0)), staged_run.plan_of("staged"))
+    two_phase = TwoPhaseModel(staged_run.dense, staged_run.plan_of("staged"))
     tokenizer = staged_run.dense.tokenizer
     for prompt, text in zip(prompts, made, strict=True):
-        alone = tokenizer.decode(staged.generate(tokenizer.encode(prompt), 12), skip_special_tokens=True)
+        alone = tokenizer.decode(two_phase.generate(tokenizer.encode(prompt), 12), skip_special_tokens=True)
         assert text == alone.split("\n\n")[0]
 
 

@@ -23,18 +23,53 @@ def test_the_final_norm_is_the_models_own(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_that_overwrite_each_other_are_those_that_do_not(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_in_memory_that_is_used_again_are_those_in_memory_of_their_own(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model(family)
     monkeypatch.setattr("pdtrim_core.model.block_model.HEAD_NUMBERS", 2 * model.config.vocab_size)
     stream_ND = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    places, starts = set(), []
+
+    def seen(logits_NV: torch.Tensor, start: int) -> tuple[torch.Tensor]:
+        places.add(logits_NV.data_ptr())
+        starts.append(start)
+        return (logits_NV.float().clone(),)
+
     with torch.inference_mode():
         kept = torch.cat(list(model.logits(stream_ND)))
-        found = torch.cat([part.float().clone() for part in model.head(stream_ND)])
-        places = {part.data_ptr() for part in model.head(stream_ND[:4])}
+        found = torch.cat([part for (part,) in model.map_logits(stream_ND, seen)])
     assert torch.equal(found, kept)
+    assert starts == [0, 2, 4]
     # Families that scale or cap their logits do so behind the head, in memory of its own.
     assert len(places) == 1 or family in {"cohere", "gemma2", "gemma3", "granite"}
     assert "forward" not in vars(model.model.get_output_embeddings())
+
+
+def test_what_is_kept_of_logits_is_never_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr("pdtrim_core.model.block_model.HEAD_NUMBERS", 2 * model.config.vocab_size)
+    stream_ND = torch.randn(6, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        kept = torch.cat(list(model.logits(stream_ND)))
+        parts = model.map_logits(stream_ND, lambda logits_NV, start: (logits_NV, logits_NV[-1:]))
+        model.map_logits(-stream_ND, lambda logits_NV, start: (logits_NV,))
+    assert torch.equal(torch.cat([whole for whole, _ in parts]), kept)
+    assert torch.equal(torch.cat([last for _, last in parts]), kept[1::2])
+
+
+def test_logits_may_be_asked_for_while_others_are_looked_at() -> None:
+    model = tiny_model("llama")
+    stream_ND = torch.randn(3, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def gap(logits_NV: torch.Tensor, start: int) -> tuple[torch.Tensor]:
+        ((other_NV,),) = model.map_logits(-stream_ND, lambda inner_NV, at: (inner_NV,))
+        return (logits_NV - other_NV,)
+
+    with torch.inference_mode():
+        ((found,),) = model.map_logits(stream_ND, gap)
+        (ours,), (others,) = model.logits(stream_ND), model.logits(-stream_ND)
+    assert torch.equal(found, ours - others)
 
 
 @pytest.mark.parametrize("change", ["wrapped", "biased", "with gradients"])
@@ -55,7 +90,7 @@ def test_a_head_that_is_no_plain_product_is_left_alone(change: str) -> None:
         head.bias = torch.nn.Parameter(torch.ones(head.out_features), requires_grad=False)
     stream_ND = torch.randn(3, model.config.hidden_size, requires_grad=change == "with gradients")
     with torch.set_grad_enabled(change == "with gradients"):
-        (found,) = model.head(stream_ND)
+        ((found,),) = model.map_logits(stream_ND, lambda logits_NV, start: (logits_NV,))
         (expected,) = model.logits(stream_ND)
     assert torch.equal(found, expected)
     assert found.requires_grad == (change == "with gradients")

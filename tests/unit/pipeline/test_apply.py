@@ -151,7 +151,7 @@ def test_all_problems_of_a_recipe_of_data_are_told() -> None:
 
 def test_a_run_uses_the_plugins_that_its_recipe_was_made_with(tmp_path: Path) -> None:
     (tmp_path / "flat.py").write_text(
-        "from pdtrim_core import Scorer, Scores, hookimpl\n\n"
+        "from pdtrim_core.api import Scorer, Scores, hookimpl\n\n"
         "class Flat(Scorer):\n"
         '    """All blocks alike."""\n'
         '    name = "flat"\n'
@@ -171,4 +171,4 @@ def test_a_run_uses_the_plugins_that_its_recipe_was_made_with(tmp_path: Path) ->
 
 
 def test_the_names_of_the_python_api_are_public() -> None:
-    assert {"Recipe", "run", "load_run", "apply", "encode"} <= set(pdtrim_core.__all__)
+    assert {"Recipe", "run", "load_run", "apply"} <= set(pdtrim_core.__all__)

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import pytest
 
 from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, PluginError, Removal
-from pdtrim_core.api import Request, Result, Scores, Searcher, SearchSpace, StageSplitter
+from pdtrim_core.api import CostModel, Request, Result, Scores, Searcher, SearchSpace, StageSplitter
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.measurements import Bench, ModuleSet, open_bench, rows_of
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
+from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.results.run_folder import measured_in
 from pdtrim_core.search.space import search_space, two_sets
 from pdtrim_core.testing import tiny_llama
@@ -25,6 +26,7 @@ from tests.unit.pipeline.runs import Begin
 MERGE = Merge(keep=2, drop=1)
 DROPS = Plan.unified(Removal([Drop(1), Drop(4)]))
 SCORES = Scores(tuple(number / 10 for number in range(6)))
+COSTS = CostModel(6, tiny_llama().sizes)
 SPACE = search_space(SCORES, 2, two_sets(SCORES, 2))
 CLOSE = 1e-5
 NOTHING = ModuleSet({}, "")
@@ -111,8 +113,10 @@ class Gives(StageSplitter):
     name = "gives"
     tried: ClassVar[Plan]
     given: ClassVar[Any]
+    told: ClassVar[CostModel | None] = None
 
-    def split(self, plan: Plan, space: SearchSpace, rng: Random) -> Generator[Request, Result, Plan]:
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Generator[Request, Result, Plan]:
+        type(self).told = costs
         yield self.tried
         given: Plan = self.given
         return given
@@ -172,7 +176,7 @@ def test_a_split_keeps_in_prefill_what_the_splitter_says_and_truncates_it(
     evaluation = {"threads": 1, "first_token": first_token}
     bench, _ = with_parts(begin, monkeypatch, tried=kept, given=kept, evaluation=evaluation)
     expected = kept.truncated_prefill(6) if first_token == "decode" else kept
-    assert bench.split(DROPS, SPACE) == expected
+    assert bench.split(DROPS, COSTS) == expected
     assert (KvOnly(5) in expected.prefill) == (first_token == "decode")
 
 
@@ -181,12 +185,24 @@ def test_a_splitter_may_not_change_decode(begin: Begin, monkeypatch: pytest.Monk
     bench, context = with_parts(begin, monkeypatch, given=other)
     label = context.host.label_of(Gives())
     with pytest.raises(PluginError) as caught:
-        bench.split(DROPS, SPACE)
+        bench.split(DROPS, COSTS)
     assert str(caught.value) == f"{label} returned {other}: it must return a plan with the decode that it was given"
     monkeypatch.setattr(Gives, "tried", other)
     with pytest.raises(PluginError) as caught:
-        bench.split(DROPS, SPACE)
-    assert str(caught.value) == f"{label} asked for the plan {other}: a splitter may change prefill only"
+        bench.split(DROPS, COSTS)
+    assert str(caught.value) == f"{label} requested the plan {other}: a splitter may change prefill only"
+
+
+@pytest.mark.parametrize("needs_model", [True, False])
+def test_a_splitter_that_asks_for_the_model_gets_it(begin: Begin, monkeypatch: pytest.MonkeyPatch, needs_model: bool) -> None:
+    monkeypatch.setattr(Gives, "needs_model", needs_model)
+    bench, context = with_parts(begin, monkeypatch)
+    bench.split(DROPS, COSTS)
+    assert Gives.told is not None
+    assert Gives.told.sizes == COSTS.sizes
+    assert (Gives.told.model is None) != needs_model
+    if needs_model:
+        assert Gives.told.model is context.cache.latest("model", keys_of(context.recipe).model, tiny_llama)
 
 
 def test_a_gain_is_what_it_brought_to_keep_one_element_in_prefill(begin: Begin) -> None:

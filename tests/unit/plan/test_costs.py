@@ -39,7 +39,7 @@ def test_what_k_and_v_take_beside_their_projections_is_kept_with_them() -> None:
     sizes = ModelSizes((block,) * 3, 340, 40, 4, own_head=30)
     assert sizes.kept_parameters(plan([KvOnly(0)], []), "prefill") == 340 - 100 + 20 + 3
     assert sizes.kept_parameters(plan([], [Merge(0, 1)]), "prefill") == 340 + 20 + 3
-    # Nobody reads what a head behind a free tail would say.
+    # Nobody reads what a head behind a truncated prefill would say.
     assert sizes.kept_parameters(plan([], []).truncated_prefill(3), "prefill") == 340 - 100 + 20 + 3 - 30
     assert sizes.kept_parameters(plan([], []).truncated_prefill(3), "decode") == 340
 

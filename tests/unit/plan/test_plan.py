@@ -147,7 +147,6 @@ def test_slots_are_what_decode_runs() -> None:
     slots = plan([], [Drop(0), merge, *shrink]).slots(6)
     assert slots == (Slot(1, merge=merge), Slot(3), Slot(4, shrinks=shrink), Slot(5))
     assert [slot.blocks for slot in slots] == [(1, 2), (3,), (4,), (5,)]
-    assert [slot.removed_kv_heads for slot in slots] == [(), (), (1,), ()]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +194,7 @@ def test_the_first_changed_block_is_the_lower_of_both_stages() -> None:
     assert plan([KvOnly(2)], [Drop(5)]).first_block == 2
 
 
-# The free tail
+# The truncated prefill
 
 
 @given(lawful())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pdtrim_core.api import BlockModel, Element, Exporter, Plan, Removal, Shrink, load_modules
-from pdtrim_core.execution.stage_modules import as_stage, decode_steps
+from pdtrim_core.execution.stage_modules import as_stage, steps_of
 from pdtrim_core.testing.contracts.small_run import run_with_plan
 
 TOKENS = torch.randint(0, 250, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,7 @@ def decode_logits(model: BlockModel, plan: Plan | Sequence[Element], out: Path) 
     """Return what our decode stage computes, by the model's own forward over the stage's blocks."""
     plan = plan if isinstance(plan, Plan) else Plan.unified(Removal(plan))
     modules = load_modules(plan, model, out / "merges")
-    with as_stage(model, decode_steps(model, plan, modules)):
+    with as_stage(model, steps_of(model, plan, "decode", modules)):
         return logits_of(model.model)
 
 

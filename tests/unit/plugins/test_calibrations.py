@@ -176,7 +176,7 @@ def test_jsonl_keeps_apart_items_of_files_named_for_that(tmp_path: Path) -> None
 
 def test_jsonl_refuses_files_that_measure_and_are_kept_apart(tmp_path: Path) -> None:
     path = str(write(tmp_path / "a.jsonl", numbered("a", 2)))
-    with pytest.raises(PdtrimError, match=r"^2 of the items kept apart also measure, the first is 'a[01]'"):
+    with pytest.raises(PdtrimError, match=r"^2 of the held-out items also measure, the first is 'a[01]'"):
         run_draws({"use": "jsonl", "files": [path], "held_out_files": [path], "samples": 2, "held_out": 2})
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, PdtrimError, Plan, Removal, SavedPlan, Shrink, load_modules
-from pdtrim_core.execution import two_phase
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan
 from pdtrim_plugins.exporters.vllm import Vllm
@@ -41,10 +41,11 @@ def check_pair(model: BlockModel, plan: Plan, out: Path) -> tuple[Any, Any]:
     assert export(Vllm(), model, plan, out) == [out / "decode", out / "prefill", out / "serve"]
     prefill, decode = read_back(out / "prefill"), read_back(out / "decode")
     modules = load_modules(plan, model, out / "merges")
-    wanted = two_phase.generate(model, plan, PROMPT[0].tolist(), 8, recompute=1, replacements=modules)
+    reference = TwoPhaseModel(model, plan, modules)
+    wanted = reference.generate(PROMPT[0].tolist(), 8)
     rows = list(islice(_decoded(prefill, decode), len(wanted)))
     assert [int(row.argmax()) for row in rows] == wanted
-    logits = two_phase.continuation_logits(model, plan, PROMPT[0].tolist(), wanted, recompute=1, replacements=modules)
+    logits = reference.continuation_logits(PROMPT[0].tolist(), wanted)
     assert torch.equal(torch.stack(rows), logits)
     return prefill, decode
 

@@ -12,8 +12,7 @@ import torch
 
 from pdtrim_core import PdtrimError, Plan, Removal, Shrink, run
 from pdtrim_core.api import PruneContext
-from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
-from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model.weights import load_modules
 from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.results.run_folder import load_plan
@@ -200,10 +199,10 @@ def test_a_compensated_plan_is_the_dense_model_with_lost_inputs_at_their_mean(fa
     assert {shrink.part for shrink in pruned.removal if isinstance(shrink, Shrink)} == {"attention", "mlp"}
     plan = Plan.unified(pruned.removal)
     prompt, continuation = WINDOWS[0][:9], WINDOWS[0][9:]
-    found = StagedModel(PrefixCache(model), plan, pruned.modules).continuation_logits(prompt, continuation)
-    bare = StagedModel(PrefixCache(model), plan).continuation_logits(prompt, continuation)
+    found = TwoPhaseModel(model, plan, pruned.modules).continuation_logits(prompt, continuation)
+    bare = TwoPhaseModel(model, plan).continuation_logits(prompt, continuation)
     with Meaned(model, pruned.removal):
-        expected = StagedModel(PrefixCache(model), Plan()).continuation_logits(prompt, continuation)
+        expected = TwoPhaseModel(model, Plan()).continuation_logits(prompt, continuation)
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
     assert not torch.allclose(bare, expected, atol=1e-2), "compensation changes nothing here, so this shows nothing"
 
@@ -218,10 +217,10 @@ def test_without_compensation_no_modules_come_and_the_same_units_go() -> None:
 def test_a_prefill_that_is_given_all_back_is_dense_and_has_no_bias() -> None:
     model = tiny_llama()
     pruned = pruned_by(model, 0.3)
-    prefix_cache = PrefixCache(model, ExecutionOptions(first_token="prefill"))
     prompt, continuation = WINDOWS[0][:9], WINDOWS[0][9:]
-    dense = StagedModel(prefix_cache, Plan()).continuation_logits(prompt, continuation)
-    found = StagedModel(prefix_cache, Plan(decode=pruned.removal), pruned.modules).continuation_logits(prompt, continuation)
+    plans = {"dense": Plan(), "found": Plan(decode=pruned.removal)}
+    models = {name: TwoPhaseModel(model, plan, pruned.modules, first_token="prefill") for name, plan in plans.items()}
+    dense, found = (models[name].continuation_logits(prompt, continuation) for name in plans)
     assert torch.allclose(found[0], dense[0], atol=1e-4)
     assert not torch.allclose(found[1], dense[1], atol=1e-2)
 

@@ -12,6 +12,7 @@ from pdtrim_core.api import BlockModel, Item, PdtrimError, Plan
 from pdtrim_core.data.items import calibrate
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.pruners import SliceGpt
@@ -151,7 +152,7 @@ def test_scoring_and_two_phases_with_a_cache_agree_with_the_models_own_forward()
     narrow = sliced(stirred(tiny_llama()), 20)
     staged = StagedModel(PrefixCache(narrow), Plan())
     own = logits(narrow, [TOKENS[:13]])[0, 7:]
-    in_phases = staged.continuation_logits(TOKENS[:8], TOKENS[8:14])
+    in_phases = TwoPhaseModel(narrow, Plan()).continuation_logits(TOKENS[:8], TOKENS[8:14])
     assert (in_phases - own).abs().max() < ROUNDING
     item = Item((tuple(TOKENS[:8]),), (tuple(TOKENS[8:14]),), 0, (6,), "")
     expected = own.log_softmax(-1)[range(6), TOKENS[8:14]].sum().item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from pdtrim_core.api import Drop, Plan, Removal, Scores, SearchSpace
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
+from pdtrim_core.testing.contracts.tables import score_of
 from pdtrim_plugins.searchers import Annealing, Greedy, RandomChoice
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def test_annealing_finds_the_best_removal_of_a_smooth_table() -> None:
 
     scores = Scores((0.5, 0.5, 0.9, 0.9, 0.9, 0.9, *(0.5,) * 6), similarity=True)
     space = search_space(scores, 4, without_merges(two_sets(scores, 4), scores))
-    bad_start = SearchSpace(4, space.elements, space.weights, Removal(map(Drop, (0, 1, 10, 11))), scores)
+    bad_start = replace(space, first=Removal(map(Drop, (0, 1, 10, 11))))
     found, asked = search_on_table(Annealing(t0=3.0), bad_start, Table(value))
     assert found is not None
     assert found.score > value(asked[0])
@@ -220,4 +222,4 @@ def test_random_asks_for_everything_at_once() -> None:
     assert isinstance(first, list)
     assert len(first) == 5
     with pytest.raises(StopIteration):
-        asks.send([1.0] * 5)
+        asks.send([score_of(1.0)] * 5)

@@ -11,6 +11,7 @@ import pytest
 from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Scores, Searcher, SearchSpace
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
+from pdtrim_core.testing.contracts.tables import score_of
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, RandomChoice, Restarts, Sequential
 
 FREE = {"protect_first": 0, "protect_last": 0}
@@ -89,7 +90,7 @@ def test_it_asks_for_lists_of_plans_that_are_measured_side_by_side() -> None:
         assert isinstance(ask, list)
         sizes.append(len(ask))
         try:
-            ask = asks.send([1.0] * len(ask))
+            ask = asks.send([score_of(1.0)] * len(ask))
         except StopIteration:
             break
     assert sizes == [64] * 7 + [495 - 7 * 64]

@@ -47,12 +47,17 @@ def prefers(plan: Plan) -> Callable[[Plan], float]:
     return value
 
 
+def truncated(space: SearchSpace, whether: bool) -> SearchSpace:
+    """Return a space whose costs count a truncated prefill, or a whole one."""
+    return replace(space, costs=replace(space.costs, truncated_prefill=whether))
+
+
 @given(st.sampled_from(CEILINGS), st.integers(0, 5), st.booleans(), st.booleans(), st.integers(0, 20))
 def test_every_plan_is_under_the_ceiling_and_has_no_room_for_one_more_place(
     ceiling: float, count: int, merging: bool, tail: bool, seed: int
 ) -> None:
     count = min(count, 3) if merging else count
-    space = replace(table_space(count, merge_threshold=MERGING if merging else None), truncated_prefill=tail)
+    space = truncated(table_space(count, merge_threshold=MERGING if merging else None), tail)
     try:
         _, asked = asked_by(Joint(prefill_at_most=ceiling), space, seed=seed)
     except PdtrimError as error:
@@ -83,7 +88,7 @@ def test_it_starts_from_a_prefill_that_keeps_all_it_can_and_from_one_that_loses_
 
 
 def test_shallow_places_are_kept_first_and_deep_ones_only_give_their_kv() -> None:
-    space = replace(table_space(1), truncated_prefill=True)
+    space = truncated(table_space(1), True)
     _, (start, *_) = asked_by(Joint(prefill_at_most=0.6), space)
     assert start.prefill.elements[0].blocks[0] > 2
     assert all(isinstance(e, KvOnly) for e in start.prefill if e not in start.decode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import pytest
 from pdtrim_core.api import Plan, Scores, SearchSpace
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
+from pdtrim_core.testing.contracts.tables import score_of
 from pdtrim_plugins.searchers import Annealing, Restarts
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ def test_every_chain_obeys_the_law_of_acceptance(seed: int) -> None:
         start = space.first
         for _ in range(space.count if chain else 0):
             start = space.neighbour(start, rng)
-        from_there = SearchSpace(space.count, space.elements, space.weights, start, space.scores)
+        from_there = replace(space, first=start)
         asks = Annealing().search(from_there, rng)
         ask = next(asks, None)
         while ask is not None:
@@ -121,7 +123,7 @@ def test_every_chain_obeys_the_law_of_acceptance(seed: int) -> None:
             expected.append(plan)
             score = round(rugged(plan), 4)
             try:
-                ask = asks.send(score if floor is None or score >= floor else None)
+                ask = asks.send(score_of(score) if floor is None or score >= floor else None)
             except StopIteration:
                 break
     assert asked == expected

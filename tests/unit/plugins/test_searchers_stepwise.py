@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core.api import Drop, PdtrimError, Plan, Probe, Removal, Scores, Searcher, SearchSpace
-from pdtrim_core.search.driver import Found, Ledger, drive
+from pdtrim_core.search.driver import BestPlan, Ledger, drive
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
-from pdtrim_core.testing.contracts.tables import table_spaces
+from pdtrim_core.testing.contracts.tables import score_of, table_spaces
 from pdtrim_plugins.searchers import Beam, Exhaustive, Sequential
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def table_of(number: int) -> Callable[[Plan], float]:
     return lambda plan: Random(f"{number} {plan}").uniform(0, 100)
 
 
-def found_by(searcher: Searcher, space: SearchSpace, value: Callable[[Plan], float] = rugged) -> Found:
+def found_by(searcher: Searcher, space: SearchSpace, value: Callable[[Plan], float] = rugged) -> BestPlan:
     """Return what a searcher finds under the rule that a result removes just as many blocks as are asked."""
     asks = searcher.search(space, Random(0))
     found, _ = drive(asks, Ledger(Table(value)), label=f"searcher '{searcher.name}'", problems=space.problems)
@@ -102,9 +102,9 @@ def test_sequential_breaks_ties_by_the_lower_block() -> None:
 @pytest.mark.parametrize("searcher", [Sequential(), Beam()], ids=["sequential", "beam"])
 def test_plans_on_the_way_are_probes_and_those_at_the_end_are_not(searcher: Searcher) -> None:
     asks = searcher.search(plain_space(8, 3), Random(0))
-    first, second = next(asks), asks.send([1.0] * 6)
+    first, second = next(asks), asks.send([score_of(1.0)] * 6)
     assert isinstance(second, list)
-    third = asks.send([1.0] * len(second))
+    third = asks.send([score_of(1.0)] * len(second))
     assert isinstance(third, list)
     for size, ask in enumerate((first, second, third), start=1):
         assert isinstance(ask, list)
@@ -113,7 +113,7 @@ def test_plans_on_the_way_are_probes_and_those_at_the_end_are_not(searcher: Sear
         assert {len(plan.decode) for plan in plans} == {size}
         assert all(plan.prefill == plan.decode for plan in plans)
     with pytest.raises(StopIteration):
-        asks.send([1.0] * len(third))
+        asks.send([score_of(1.0)] * len(third))
 
 
 @pytest.mark.parametrize("searcher", [Sequential(**FREE), Beam(**FREE)], ids=["sequential", "beam"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pdtrim_core import Drop, Merge, Plan, Removal
 from pdtrim_core.data.readings import Reading
-from pdtrim_core.testing.contracts import Table, split_on_table, table_space
+from pdtrim_core.testing.contracts import Table, split_on_table
 from pdtrim_plugins.splitters import DensePrefill, Gain, Unified
 from tests.unit.examples import given
 
@@ -53,7 +53,7 @@ def test_gain_asks_for_the_start_each_element_alone_and_the_result() -> None:
     alone = [Plan(prefill=REMOVAL.without(element), decode=REMOVAL) for element in REMOVAL]
     final = Plan(prefill=Removal(map(Drop, (3, 4))), decode=REMOVAL)
     assert asked == [Plan.unified(REMOVAL), *alone, final]
-    assert Gain().steps(table_space(len(REMOVAL))) == len(asked)
+    assert Gain().steps(Plan.unified(REMOVAL)) == len(asked)
 
 
 @pytest.mark.parametrize(("threshold", "kept"), [(0.0, (1, 2, 3)), (3.0, (1, 2)), (4.0, (1,)), (10.0, ())])
@@ -226,7 +226,7 @@ def test_a_cumulative_split_gains_the_threshold_with_each_element_and_leaves_non
     assert gained >= threshold * (len(REMOVAL) - len(final.prefill)) - 1e-9
     left = [Plan(final.prefill.without(element), REMOVAL) for element in final.prefill]
     assert all(round(score[plan] - score[final], 4) < threshold for plan in left)
-    assert len(asked) <= 1 + len(REMOVAL) + (Gain(mode="cumulative").steps(table_space(len(REMOVAL))) or 0)
+    assert len(asked) <= 1 + len(REMOVAL) + (Gain(mode="cumulative").steps(Plan.unified(REMOVAL)) or 0)
 
 
 def test_a_negative_threshold_is_refused() -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import strategies as st
 
-from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, Removal
+from pdtrim_core.api import CostModel, Drop, KvOnly, Merge, PdtrimError, Plan, Removal
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.search.driver import Ledger, drive
-from pdtrim_core.testing.contracts import Table, split_on_table, table_space
+from pdtrim_core.testing.contracts import Table, split_on_table
 from pdtrim_plugins.splitters import Budget, Pop
 from tests.unit.examples import given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pdtrim_core.api import SearchSpace
 
 START = 50.0
 REMOVAL = Removal(map(Drop, (1, 2, 3, 4)))
@@ -39,18 +37,18 @@ def kept_in_prefill(plan: Plan) -> tuple[int, ...]:
     return tuple(element.blocks[0] for element in plan.decode if element not in plan.prefill)
 
 
-def sized(widths: Sequence[int], *, head: int = 0) -> SearchSpace:
-    """Return a space of six blocks that cost prefill so much each, a fifth of it for their K/V."""
+def sized(widths: Sequence[int], *, head: int = 0) -> CostModel:
+    """Return the costs of six blocks that cost prefill so much each, a fifth of it for their K/V."""
     blocks = tuple(BlockSizes(5 * width, 5 * width, width, kv_width=8, attention_width=0) for width in widths)
     sizes = ModelSizes(blocks, parameters=5 * sum(widths) + head, head=head, bytes_per_number=4)
-    return replace(table_space(len(REMOVAL)), sizes=sizes)
+    return CostModel(len(widths), sizes)
 
 
-def run(splitter: Budget | Pop, removal: Removal, space: SearchSpace, value: Callable[[Plan], float]) -> tuple[Plan, list[Plan]]:
-    """Split on a table over a space with sizes of its own; return the final plan and those asked for."""
+def run(splitter: Budget | Pop, removal: Removal, costs: CostModel, value: Callable[[Plan], float]) -> tuple[Plan, list[Plan]]:
+    """Split on a table with sizes of its own; return the final plan and those asked for."""
     asked: list[Plan] = []
     ledger = Ledger(Table(value), notify=lambda candidate: asked.append(candidate.plan))
-    _, final = drive(splitter.split(Plan.unified(removal), space, Random(0)), ledger, label=splitter.name)
+    _, final = drive(splitter.split(Plan.unified(removal), costs, Random(0)), ledger, label=splitter.name)
     return final, asked
 
 
@@ -86,17 +84,17 @@ def test_the_ceiling_decides_how_much_is_given_back(ceiling: float, kept: tuple[
 
 
 def test_a_ceiling_that_is_met_exactly_is_kept_to() -> None:
-    space = sized([10] * 6)
-    assert space.cost(Plan(Removal(map(Drop, (2, 3, 4))), REMOVAL), "prefill") == 0.5
-    final, _ = run(Budget(prefill_at_most=0.5), REMOVAL, space, planted({1: 1.0, 2: -1.0, 3: -1.0, 4: -1.0}))
+    costs = sized([10] * 6)
+    assert costs.cost(Plan(Removal(map(Drop, (2, 3, 4))), REMOVAL), "prefill") == 0.5
+    final, _ = run(Budget(prefill_at_most=0.5), REMOVAL, costs, planted({1: 1.0, 2: -1.0, 3: -1.0, 4: -1.0}))
     assert kept_in_prefill(final) == (1,)
 
 
 def test_gain_per_cost_goes_before_gain() -> None:
     """Block 1 brings most, but blocks 2 and 3 bring more together for the same cost."""
-    space = sized([10, 20, 10, 10, 20, 10])
+    costs = sized([10, 20, 10, 10, 20, 10])
     value = planted({1: 6.0, 2: 4.0, 3: 4.0, 4: 1.0})
-    final, asked = run(Budget(prefill_at_most=0.5), REMOVAL, space, value)
+    final, asked = run(Budget(prefill_at_most=0.5), REMOVAL, costs, value)
     assert kept_in_prefill(final) == (2, 3)
     # The second round holds what still fits on top of block 2.
     assert [kept_in_prefill(plan) for plan in asked] == [(), (1,), (2,), (3,), (4,), (2, 3)]
@@ -104,8 +102,8 @@ def test_gain_per_cost_goes_before_gain() -> None:
 
 def test_where_the_best_single_element_beats_the_path_it_is_taken() -> None:
     """Block 2 brings most for its cost, and then block 1, which alone brings more, does not fit any more."""
-    space = sized([10, 20, 10, 10, 20, 10])
-    final, _ = run(Budget(prefill_at_most=0.5), REMOVAL, space, planted({1: 6.0, 2: 4.0, 3: -1.0, 4: -1.0}))
+    costs = sized([10, 20, 10, 10, 20, 10])
+    final, _ = run(Budget(prefill_at_most=0.5), REMOVAL, costs, planted({1: 6.0, 2: 4.0, 3: -1.0, 4: -1.0}))
     assert kept_in_prefill(final) == (1,)
 
 
@@ -133,11 +131,11 @@ def test_ties_go_to_the_lower_block() -> None:
 
 def test_a_merge_is_given_back_as_a_pair_with_its_shadow() -> None:
     """Two blocks of 10 and the merged block's K/V of 2 in place of one block: 12 of 60 more."""
-    removal, space = Removal([Drop(0), MERGE, Drop(5)]), sized([10] * 6)
+    removal, costs = Removal([Drop(0), MERGE, Drop(5)]), sized([10] * 6)
     value = planted({2: 5.0})
     exactly = (20 + 20 + 2) / 60
-    assert kept_in_prefill(run(Budget(prefill_at_most=exactly + 1e-9), removal, space, value)[0]) == (2,)
-    assert kept_in_prefill(run(Budget(prefill_at_most=exactly - 1e-3), removal, space, value)[0]) == ()
+    assert kept_in_prefill(run(Budget(prefill_at_most=exactly + 1e-9), removal, costs, value)[0]) == (2,)
+    assert kept_in_prefill(run(Budget(prefill_at_most=exactly - 1e-3), removal, costs, value)[0]) == ()
 
 
 def test_a_ceiling_below_prefill_like_decode_is_refused() -> None:
@@ -155,18 +153,18 @@ def test_a_ceiling_below_prefill_like_decode_is_refused() -> None:
 def test_budget_keeps_to_its_ceiling_and_returns_the_best_it_measured(
     seed: int, six: list[int], removal: Removal, ceiling: float, head: int
 ) -> None:
-    space, value = sized(six, head=head), rugged(seed)
+    costs, value = sized(six, head=head), rugged(seed)
     splitter = Budget(prefill_at_most=ceiling)
-    if space.cost(Plan.unified(removal), "prefill") > ceiling:
+    if costs.cost(Plan.unified(removal), "prefill") > ceiling:
         with pytest.raises(PdtrimError, match="is out of reach"):
-            run(splitter, removal, space, value)
+            run(splitter, removal, costs, value)
         return
-    final, asked = run(splitter, removal, space, value)
+    final, asked = run(splitter, removal, costs, value)
     assert {plan.decode for plan in (final, *asked)} == {removal}
-    assert max(space.cost(plan, "prefill") for plan in asked) <= ceiling
+    assert max(costs.cost(plan, "prefill") for plan in asked) <= ceiling
     assert final in asked
     assert round(value(final), 4) == max(round(value(plan), 4) for plan in asked)
-    assert len(asked) <= (splitter.steps(replace(space, count=len(removal))) or 0)
+    assert len(asked) <= (splitter.steps(Plan.unified(removal)) or 0)
 
 
 @given(widths, ceilings, st.lists(st.integers(-50, 50), min_size=4, max_size=4))
@@ -174,9 +172,9 @@ def test_a_higher_ceiling_never_loses_points_where_all_blocks_cost_the_same(
     six: list[int], ceiling: float, tenths: list[int]
 ) -> None:
     value = planted({block: tenth / 10 for block, tenth in zip((1, 2, 3, 4), tenths, strict=True)})
-    space = sized([six[0]] * 6)
+    costs = sized([six[0]] * 6)
     low, high = (max(0.34, share) for share in (ceiling, min(1.0, ceiling + 0.2)))
-    score = [value(run(Budget(prefill_at_most=share), REMOVAL, space, value)[0]) for share in (low, high)]
+    score = [value(run(Budget(prefill_at_most=share), REMOVAL, costs, value)[0]) for share in (low, high)]
     assert score[0] <= score[1] + 1e-9
 
 
@@ -191,7 +189,7 @@ def test_the_ceiling_decides_how_many_of_the_deepest_blocks_are_passed_by(ceilin
     final, asked = run(Pop(prefill_at_most=ceiling), Removal(), sized([10] * 6), planted({}))
     assert final == Plan(prefill=Removal(map(KvOnly, slots)))
     assert asked == [final]
-    assert Pop().steps(table_space(0)) == len(asked)
+    assert Pop().steps(Plan()) == len(asked)
 
 
 def test_what_decode_drops_stays_dropped_and_costs_nothing() -> None:
@@ -208,10 +206,10 @@ def test_prefill_like_decode_is_left_as_it_is_where_it_is_cheap_enough() -> None
 @pytest.mark.parametrize("merge", [MERGE, Merge(2, 3, "frozen")], ids=["shadow", "frozen"])
 def test_a_merged_pair_is_passed_by_as_one(merge: Merge) -> None:
     """Five slots of 10 in 60: 0.833, then 0.7 and 0.567 without blocks 5 and 4, 0.433 without the pair."""
-    removal, space = Removal([merge]), sized([10] * 6)
+    removal, costs = Removal([merge]), sized([10] * 6)
     deepest = [KvOnly(5), KvOnly(4)]
-    assert run(Pop(prefill_at_most=0.6), removal, space, planted({}))[0] == Plan(Removal([merge, *deepest]), removal)
-    final, _ = run(Pop(prefill_at_most=0.5), removal, space, planted({}))
+    assert run(Pop(prefill_at_most=0.6), removal, costs, planted({}))[0] == Plan(Removal([merge, *deepest]), removal)
+    final, _ = run(Pop(prefill_at_most=0.5), removal, costs, planted({}))
     assert final == Plan(Removal([KvOnly(2), *deepest]), removal)
     assert [source.source for source in final.kv_map(6)] == ["run", "run", "kv-only", "kv-only", "kv-only"]
 
@@ -235,25 +233,25 @@ def test_a_ceiling_below_the_kv_of_all_blocks_is_refused() -> None:
 def test_pop_keeps_to_its_ceiling_and_passes_by_no_more_than_it_must(
     six: list[int], removal: Removal, ceiling: float, head: int
 ) -> None:
-    space = sized(six, head=head)
+    costs = sized(six, head=head)
     slots = Plan(decode=removal).slots(6)
     drops = [element for element in removal if isinstance(element, Drop)]
-    least = space.cost(Plan(Removal([*drops, *(KvOnly(slot.block) for slot in slots)]), removal), "prefill")
+    least = costs.cost(Plan(Removal([*drops, *(KvOnly(slot.block) for slot in slots)]), removal), "prefill")
     if least > ceiling:
         with pytest.raises(PdtrimError, match=f"cost {math.ceil(least * 10_000) / 10_000} of the dense prefill"):
-            run(Pop(prefill_at_most=ceiling), removal, space, planted({}))
+            run(Pop(prefill_at_most=ceiling), removal, costs, planted({}))
         return
-    final, asked = run(Pop(prefill_at_most=ceiling), removal, space, planted({}))
+    final, asked = run(Pop(prefill_at_most=ceiling), removal, costs, planted({}))
     assert asked == [final]
     assert final.decode == removal
-    assert space.cost(final, "prefill") <= ceiling
+    assert costs.cost(final, "prefill") <= ceiling
     passed = [element for element in final.prefill if isinstance(element, KvOnly)]
     assert [element.slot for element in passed] == [slot.block for slot in slots][len(slots) - len(passed) :]
     assert all(element in removal for element in final.prefill if element not in passed)
     if passed:
         own = removal.at(passed[0].slot)
         one_fewer = Plan(final.prefill.without(passed[0]).with_(*own), removal)
-        assert space.cost(one_fewer, "prefill") > ceiling
+        assert costs.cost(one_fewer, "prefill") > ceiling
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.01])

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
-from pdtrim_core.api.requests import AtLeast, Note, Probe, Request, Result
+from pdtrim_core.api import requests
+from pdtrim_core.api.requests import AtLeast, Note, Probe, Request, Requests, Result
 from pdtrim_core.data.readings import Candidate, Reading, Score, standard_error
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import Exchange, Found, Ledger, drive
+from pdtrim_core.search.driver import BestPlan, Exchange, Ledger, drive
 from tests.unit.examples import given
 
 LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
@@ -44,14 +45,14 @@ class Table:
 TABLE = {drop(block): float(score) for block, score in enumerate((50, 70, 60, 70, 20))}
 
 
-def ask_all(*asks: Request) -> Generator[Request, Result, list[Result]]:
+def ask_all(*asks: Request) -> Requests[list[Result]]:
     answers = []
     for ask in asks:
         answers.append((yield ask))  # noqa: PERF401 - a comprehension cannot yield
     return answers
 
 
-def drive_all(ledger: Ledger, *asks: Any, **options: Any) -> tuple[Found | None, list[Result]]:
+def drive_all(ledger: Ledger, *asks: Any, **options: Any) -> tuple[BestPlan | None, list[Result]]:
     return drive(ask_all(*asks), ledger, label=LABEL, **options)
 
 
@@ -94,7 +95,7 @@ def test_a_search_that_asks_for_nothing_finds_nothing() -> None:
 
 
 def test_what_a_splitter_returns_is_handed_on() -> None:
-    def split() -> Generator[Request, Result, Plan]:
+    def split() -> Requests[Plan]:
         yield drop(0)
         return drop(4)
 
@@ -180,7 +181,7 @@ def test_what_is_no_ask_is_refused_and_shown(ask: Any) -> None:
     )
 
 
-def raising(error: Exception) -> Generator[Request, Result, None]:
+def raising(error: Exception) -> Requests[None]:
     yield drop(0)
     raise error
 
@@ -213,7 +214,7 @@ def test_a_plan_that_may_not_be_asked_for_is_refused_before_it_is_measured(ask: 
 
     with pytest.raises(PluginError) as caught:
         drive_all(Ledger(table), ask, problems=problems)
-    assert str(caught.value) == f"{LABEL} asked for the plan prefill {{4}}, decode {{4}}: block 4 stays"
+    assert str(caught.value) == f"{LABEL} requested the plan prefill {{4}}, decode {{4}}: block 4 stays"
     assert table.calls == []
 
 
@@ -340,9 +341,9 @@ def test_a_probe_is_answered_and_remembered_but_never_the_result() -> None:
 
     seen: list[float] = []
 
-    def asks() -> Generator[Request, Result, None]:
-        seen.append((yield Probe(few)))
-        seen.extend((yield [Probe(few), Probe(whole)]))
+    def asks() -> Requests[None]:
+        seen.append((yield from requests.measure(Probe(few))))
+        seen.extend((yield from requests.measure_all([Probe(few), Probe(whole)])))
         yield whole
 
     best, _ = drive(asks(), Ledger(measure), label="searcher 'x'", problems=lambda plan: [] if plan == whole else ["too few"])

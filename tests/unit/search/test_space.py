@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PdtrimError
@@ -43,7 +44,9 @@ def space_of(drawn: tuple[Scores, int, float]) -> SearchSpace:
 
 
 def weighted(weights: dict[Element, float], first: Removal) -> SearchSpace:
-    return SearchSpace(len(first), tuple(weights), tuple(weights.values()), first, Scores((0.0,) * len(weights)))
+    return SearchSpace(
+        len(first), tuple(weights), tuple(weights.values()), first, Scores((0.0,) * len(weights)), CostModel(len(weights))
+    )
 
 
 # The two sets
@@ -314,16 +317,16 @@ def test_costs_are_shares_of_the_dense_model() -> None:
     block = BlockSizes(parameters=100, active=100, kv_parameters=20, kv_width=4, attention_width=8)
     scores = Scores((0.5,) * 4)
     sizes = ModelSizes((block,) * 4, parameters=400, head=0, bytes_per_number=2)
-    space = search_space(scores, 1, two_sets(scores, 1), sizes)
+    space = search_space(scores, 1, two_sets(scores, 1), CostModel(4, sizes))
     plan = Plan(decode=Removal([Drop(1)]))
     assert (space.cost(plan, "prefill"), space.cost(plan, "decode")) == (1.0, 0.75)
 
 
-def test_a_free_tail_costs_nothing() -> None:
+def test_what_a_truncated_prefill_leaves_out_costs_nothing() -> None:
     block = BlockSizes(parameters=100, active=100, kv_parameters=20, kv_width=4, attention_width=0)
     scores = Scores((0.5,) * 4)
     sizes = ModelSizes((block,) * 4, parameters=400, head=0, bytes_per_number=2)
-    whole, free = (search_space(scores, 1, two_sets(scores, 1), sizes, truncated_prefill=tail) for tail in (False, True))
+    whole, free = (search_space(scores, 1, two_sets(scores, 1), CostModel(4, sizes, tail)) for tail in (False, True))
     without_last = Plan(decode=Removal([Drop(3)]))
     assert whole.cost(without_last, "prefill") == 1.0
     assert free.cost(without_last, "prefill") == (2 + 0.2) / 4
@@ -334,4 +337,4 @@ def test_without_sizes_a_cost_cannot_be_told() -> None:
     scores = Scores((0.5,) * 4)
     with pytest.raises(PdtrimError) as caught:
         search_space(scores, 1, two_sets(scores, 1)).cost(Plan(), "decode")
-    assert str(caught.value) == "this search space was made without the model's sizes, so it cannot tell a cost"
+    assert str(caught.value) == "this cost model was made without the model's sizes, so it cannot tell a cost"

@@ -14,7 +14,7 @@ import pytest
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.serving.commands import Command
-from pdtrim_core.serving.servers import Found, check_engine, check_free, look_at, running, wait_until_healthy, watch
+from pdtrim_core.serving.servers import Interpreter, check_engine, check_free, look_at, running, wait_until_healthy, watch
 
 ANSWERS = """
 import http.server, os, subprocess, sys
@@ -163,7 +163,7 @@ def test_an_interpreter_that_is_none(tmp_path: Path) -> None:
 
 def test_what_an_interpreter_lacks_is_said() -> None:
     with pytest.raises(PdtrimError, match=r"^py has no vLLM: name the interpreter of an environment that has it with --python$"):
-        check_engine("py", Found(None, cpu=False, lacks=("nixl",)), wants_nixl=True)
+        check_engine("py", Interpreter(None, cpu=False, lacks=("nixl",)), wants_nixl=True)
     with pytest.raises(PdtrimError, match=r"^py has vLLM 1\.0, but lacks nixl, pdtrim-core: py -m pip install nixl pdtrim-core$"):
-        check_engine("py", Found("1.0", cpu=False, lacks=("nixl", "pdtrim-core")), wants_nixl=True)
-    check_engine("py", Found("1.0", cpu=False, lacks=("nixl",)), wants_nixl=False)
+        check_engine("py", Interpreter("1.0", cpu=False, lacks=("nixl", "pdtrim-core")), wants_nixl=True)
+    check_engine("py", Interpreter("1.0", cpu=False, lacks=("nixl",)), wants_nixl=False)

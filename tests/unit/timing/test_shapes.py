@@ -13,8 +13,8 @@ from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, Removal
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.testing import tiny_config
 from pdtrim_core.testing.contracts.small_run import small_run
-from pdtrim_core.timing.shapes import SHAPES, Shape, random_model, read_shape
-from pdtrim_core.timing.subjects import Budget, plan_for, subjects_of_shape
+from pdtrim_core.timing.shapes import SHAPES, ModelShape, random_model, read_shape
+from pdtrim_core.timing.subjects import BlocksToRemove, plan_for, subjects_of_shape
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
@@ -53,7 +53,7 @@ def test_a_shape_has_the_parameters_of_the_published_checkpoint(name: str, host:
 
 def test_the_default_is_the_ratio_of_the_papers_first_row(host: PluginHost) -> None:
     shape = read_shape("llama-3.1-8b", host, torch.float32)
-    plan, first_token = plan_for(shape, Budget())
+    plan, first_token = plan_for(shape, BlocksToRemove())
     assert [element.blocks[0] for element in plan.decode] == [13, 14, 15, 16, 17]
     assert plan.prefill == Removal([Drop(13), Drop(14), KvOnly(31)])
     assert first_token == "decode"
@@ -62,14 +62,14 @@ def test_the_default_is_the_ratio_of_the_papers_first_row(host: PluginHost) -> N
 
 def test_counts_may_be_said(tiny: Path, host: PluginHost) -> None:
     shape = read_shape(str(tiny), host, torch.float32)
-    plan, _ = plan_for(shape, Budget(decode=3, prefill=0))
+    plan, _ = plan_for(shape, BlocksToRemove(decode=3, prefill=0))
     assert (len(plan.decode), plan.prefill) == (3, Removal([KvOnly(5)]))
 
 
 def test_a_run_lends_its_counts(tiny: Path, host: PluginHost) -> None:
     outcome = small_run()[0]
     shape = read_shape(str(tiny), host, torch.float32)
-    plan, _ = plan_for(shape, Budget(like=outcome))
+    plan, _ = plan_for(shape, BlocksToRemove(like=outcome))
     assert len(plan.decode) == len(outcome.plan.plan.decode) == 2
     shared = [element for element in outcome.plan.plan.prefill if element in outcome.plan.plan.decode]
     assert len([element for element in plan.prefill if isinstance(element, Drop)]) == len(shared)
@@ -80,14 +80,14 @@ def test_a_plan_file_is_taken_as_it_is(tiny: Path, host: PluginHost, tmp_path: P
     plan = Plan.unified(Removal([Drop(4)]))
     file = tmp_path / "plan.json"
     file.write_text(SavedPlan(plan, "m", "f", 6, "prefill").to_json())
-    assert plan_for(shape, Budget(plan=file)) == (plan, "prefill")
+    assert plan_for(shape, BlocksToRemove(plan=file)) == (plan, "prefill")
 
 
 @pytest.mark.parametrize("counts", [(0, None), (6, None), (2, 3), (-1, None)])
 def test_counts_that_do_not_fit_are_refused(counts: Any, tiny: Path, host: PluginHost) -> None:
     shape = read_shape(str(tiny), host, torch.float32)
     with pytest.raises(PdtrimError, match="has 6 blocks: decode can lose 1 to 5 of them and prefill at most as many, not"):
-        plan_for(shape, Budget(*counts))
+        plan_for(shape, BlocksToRemove(*counts))
 
 
 def test_a_plan_for_another_number_of_blocks_is_refused(tiny: Path, host: PluginHost, tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_a_plan_for_another_number_of_blocks_is_refused(tiny: Path, host: Plugin
     file = tmp_path / "plan.json"
     file.write_text(SavedPlan(Plan(), "big", "f", 32).to_json())
     with pytest.raises(PdtrimError, match=r"is a plan for 32 blocks \(big\), but tiny has 6: give --blocks N instead"):
-        plan_for(shape, Budget(plan=file))
+        plan_for(shape, BlocksToRemove(plan=file))
     file.write_text(SavedPlan(Plan(decode=Removal([Merge(1, 2)])), "m", "f", 6).to_json())
     with pytest.raises(PdtrimError, match=r"has 1\+2, whose module a random model does not have: give --blocks N instead"):
-        plan_for(shape, Budget(plan=file))
+        plan_for(shape, BlocksToRemove(plan=file))
 
 
 def test_a_model_of_a_shape_is_made_where_and_as_it_runs(tiny: Path, host: PluginHost) -> None:
@@ -106,7 +106,7 @@ def test_a_model_of_a_shape_is_made_where_and_as_it_runs(tiny: Path, host: Plugi
     assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}
     assert model.name == "tiny (random weights)"
     assert all(bool(torch.isfinite(parameter).all()) for parameter in model.model.parameters())
-    found = subjects_of_shape(str(tiny), Budget(decode=2), host, "bfloat16")
+    found = subjects_of_shape(str(tiny), BlocksToRemove(decode=2), host, "bfloat16")
     assert [subject.name for subject in found.all] == ["dense", "unified", "prefill", "decode"]
     assert found.random_weights
 
@@ -121,7 +121,7 @@ def test_random_weights_do_not_touch_the_random_numbers_of_others(tiny: Path, ho
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_made(host: PluginHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pdtrim_core.execution.prefix_cache.free_memory", lambda device: 8e9)
-    shape: Shape = read_shape("llama-3.1-8b", host, torch.float32)
+    shape: ModelShape = read_shape("llama-3.1-8b", host, torch.float32)
     words = (
         "the weights of llama-3.1-8b take 32.1 GB in float32, 8.0 GB are free on cpu: choose a smaller shape or --dtype bfloat16"
     )

@@ -16,7 +16,7 @@ from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_core.timing.latency import Grid, LatencyBench
 from pdtrim_core.timing.shapes import read_shape
-from pdtrim_core.timing.subjects import Budget, plan_for, subjects_of_run
+from pdtrim_core.timing.subjects import BlocksToRemove, plan_for, subjects_of_run
 
 SMALL = Grid(forward=16, prompt_lengths=(8,), batches=(2,), contexts=(8,), repeats=1)
 
@@ -75,4 +75,4 @@ def test_a_run_without_whole_blocks_to_remove_lends_no_counts(tmp_path: Path) ->
     outcome: Outcome = carried_out(tmp_path / "run", pruner={"use": "flap"}, splitter="unified").outcome
     shape = read_shape("smollm2-135m", tiny_host(), torch.float32)
     with pytest.raises(PdtrimError, match=r"the run removes no whole blocks, .*: give --blocks N"):
-        plan_for(shape, Budget(like=outcome))
+        plan_for(shape, BlocksToRemove(like=outcome))

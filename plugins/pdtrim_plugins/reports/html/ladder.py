@@ -47,7 +47,7 @@ def ladder_in_words(plan: Plan, block_count: int) -> str:
 
 
 def _states(plan: Plan, block_count: int) -> dict[str, list[str]]:
-    return {stage: [plan.state(stage, block) for block in range(block_count)] for stage in ("prefill", "decode")}
+    return {stage: list(plan.states(stage, block_count)) for stage in ("prefill", "decode")}
 
 
 def _line_length(block_count: int, *, narrow: bool) -> int:

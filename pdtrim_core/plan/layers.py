@@ -1,0 +1,108 @@
+"""The layers that a stage has under a plan: what each of them runs, and which layer of decode its K/V feed.
+
+This is the one reading of a plan. Running, exporting and counting costs all follow these layers and look at no element
+themselves, so that a new kind of element is added here alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+
+LayerState = Literal["run", "shrunk", "merged", "kv-only", "shadow"]
+"""What a layer is: a block of the model, one with fewer heads or channels, a merged block, the K/V of decode's layer alone, or
+the K/V of decode's merged block beside blocks that prefill still runs."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a stage, in the order in which it runs.
+
+    `blocks` are the blocks of the dense model that it stands for; it is placed at the first of them. `like` is the block whose
+    mask, layer type and entries of the config it has. `merge` and `shrinks` say how its weights came about: neither for
+    a block as it is. Of prefill's layers, `kv_slot` is the number of the decode layer that is fed with this layer's K/V (None
+    where decode has no use for them), and `sliced_heads` are the K/V heads that decode leaves out of them.
+    """
+
+    blocks: tuple[int, ...]
+    state: LayerState
+    like: int
+    merge: Merge | None = None
+    shrinks: tuple[Shrink, ...] = ()
+    kv_slot: int | None = None
+    sliced_heads: tuple[int, ...] = ()
+
+    @property
+    def block(self) -> int:
+        """The block of the dense model at which this layer is placed."""
+        return self.blocks[0]
+
+    @property
+    def runs(self) -> bool:
+        """Whether the hidden states change here; the other layers compute K/V and hand their input on."""
+        return self.state in ("run", "shrunk", "merged")
+
+    @property
+    def removed_kv_heads(self) -> tuple[int, ...]:
+        """The K/V heads of the dense block that this layer does not have."""
+        return next((shrink.units for shrink in self.shrinks if shrink.part == "attention"), ())
+
+
+def layers_of(prefill: Removal, decode: Removal, stage: Stage, block_count: int) -> tuple[Layer, ...]:
+    """Return the layers of one stage of a lawful plan on a model of so many blocks, in the order in which they run."""
+    decode_layers = tuple(_left_by(decode, block_count))
+    return decode_layers if stage == "decode" else tuple(_feeding(decode_layers, _left_by(prefill, block_count)))
+
+
+def _left_by(removal: Removal, block_count: int) -> Iterator[Layer]:
+    """Yield what a removal leaves of the blocks, whatever the other stage does."""
+    at: dict[int, list[Element]] = {}
+    for element in removal:
+        for block in element.blocks:
+            at.setdefault(block, []).append(element)
+    for block in range(block_count):
+        match at.get(block, []):
+            case []:
+                yield Layer((block,), "run", like=block)
+            case [Drop()]:
+                pass
+            case [KvOnly()]:
+                yield Layer((block,), "kv-only", like=block)
+            case [Merge() as merge]:
+                if block == merge.blocks[0]:
+                    yield Layer(merge.blocks, "merged", like=merge.keep, merge=merge)
+            case shrinks:
+                found = tuple(element for element in shrinks if isinstance(element, Shrink))
+                yield Layer((block,), "shrunk", like=block, shrinks=found)
+
+
+def _feeding(decode_layers: tuple[Layer, ...], prefill_layers: Iterator[Layer]) -> Iterator[Layer]:
+    """Yield prefill's layers with the decode layers that they feed, and those that are there for their K/V alone."""
+    slots = {layer.block: (number, layer) for number, layer in enumerate(decode_layers)}
+    passed = -1
+    for layer in prefill_layers:
+        if layer.block <= passed:
+            continue
+        if layer.block not in slots:
+            yield layer
+            continue
+        slot, fed = slots[layer.block]
+        if layer.state == "kv-only":
+            # The K/V are those of decode's own layer, which may stand for several blocks; all of them are passed by.
+            yield _kv_of(fed, "kv-only", slot)
+            passed = fed.blocks[-1]
+        elif fed.merge is None or fed.merge == layer.merge or fed.merge.kv == "frozen":
+            sliced = tuple(head for head in fed.removed_kv_heads if head not in layer.removed_kv_heads)
+            yield replace(layer, kv_slot=slot, sliced_heads=sliced)
+        else:
+            yield _kv_of(fed, "shadow", slot)
+            yield layer
+
+
+def _kv_of(fed: Layer, state: LayerState, slot: int) -> Layer:
+    """Return the layer that computes the K/V of a decode layer and no more: channels of its MLP do not matter."""
+    attention = tuple(shrink for shrink in fed.shrinks if shrink.part == "attention")
+    return replace(fed, state=state, shrinks=attention, kv_slot=slot)
