@@ -26,7 +26,7 @@ from subject import environment, write
 
 from pdtrim_core import Merge, load_plugins
 from pdtrim_core.api import Item, TeacherBatch, TeacherBatches, python_reference
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.pipeline import merge_store as merges
 from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore
 from pdtrim_core.pipeline.prepare import open_model
@@ -48,8 +48,8 @@ class NothingKept(TeacherBatches):
 
     def __iter__(self) -> Iterator[TeacherBatch]:
         model, batch_tokens, items, merge = self._parts
-        for group in PrefixCache(model, batch_tokens=batch_tokens, budget=0).groups(items):
-            yield from TeacherBatches(PrefixCache(model, batch_tokens=batch_tokens, budget=0), group, merge)
+        for group in PrefixCache(model, ExecutionOptions(batch_tokens=batch_tokens, budget=0)).groups(items):
+            yield from TeacherBatches(PrefixCache(model, ExecutionOptions(batch_tokens=batch_tokens, budget=0)), group, merge)
 
 
 def measure(way: str, options: argparse.Namespace) -> dict[str, float]:

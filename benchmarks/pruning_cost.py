@@ -29,7 +29,7 @@ from subject import COUNT, Subject, add_options, open_subject, write
 from pdtrim_core import Drop, Plan, Removal
 from pdtrim_core.data.items import digest_of
 from pdtrim_core.data.readings import standard_error
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.results.atomic_files import cache_folder
@@ -88,7 +88,7 @@ def state_file(subject: Subject, options: argparse.Namespace) -> Path:
 
 def values_apart(subject: Subject, plan: Plan) -> list[float]:
     """Return the objective's values on the held-out items."""
-    staged = StagedModel(PrefixCache(subject.model, packed=True), plan)
+    staged = StagedModel(PrefixCache(subject.model, ExecutionOptions(packed=True)), plan)
     return [float(value) for value in subject.recipe.objective.item_values(staged, subject.calibration.held_out)]
 
 

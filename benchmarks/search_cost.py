@@ -36,9 +36,9 @@ from pdtrim_core import Plan
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.pipeline.objective_value import Measurement
+from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.prepare import score
 from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.search.space import search_space, two_sets
@@ -74,16 +74,18 @@ class Race:
         start = Timed.now()
         evaluation, items = self.subject.recipe.settings.evaluation, self.subject.calibration.items
         packed = packing_agrees(self.subject.model, items, batch_tokens=evaluation.batch_tokens)
-        prefix_caches = [PrefixCache(self.subject.model, batch_tokens=evaluation.batch_tokens, packed=packed) for _ in range(2)]
+        prefix_caches = [
+            PrefixCache(self.subject.model, ExecutionOptions(batch_tokens=evaluation.batch_tokens, packed=packed))
+            for _ in range(2)
+        ]
         self._measure, self._whole = (self._measurement(prefix_cache) for prefix_cache in prefix_caches)
         self._measure(Plan(), None, None)
         self.once = Timed.since(start)
         self._whole(Plan(), None, None)
 
     def _measurement(self, prefix_cache: PrefixCache) -> Measurement:
-        return Measurement(
-            lambda: prefix_cache, self.subject.recipe.objective, self.subject.calibration.items, label="the objective"
-        )
+        objective = ObjectiveOnItems(self.subject.recipe.objective, self.subject.calibration.items, "the objective")
+        return Measurement(lambda: prefix_cache, objective)
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the reading that the search asked for; this is what its ledger calls."""
@@ -160,7 +162,7 @@ def shares_of(subject: Subject, plan: Plan) -> dict[str, float]:
     clock.watch("products", [part for block in model.blocks for part in block.modules() if isinstance(part, nn.Linear)])
     clock.watch("blocks", model.blocks)
     clock.watch("head", [model.model.get_output_embeddings()])
-    prefix_cache = PrefixCache(model, packed=True, reuse_plans=False)
+    prefix_cache = PrefixCache(model, ExecutionOptions(packed=True, reuse_plans=False))
     StagedModel(prefix_cache, plan).loglikelihoods(subject.calibration.items)
     clock.seconds.clear()
     start = Timed.now()

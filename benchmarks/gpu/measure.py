@@ -36,7 +36,7 @@ from pdtrim_core.cli.latency_tables import print_latencies
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.pipeline.run_cache import keys_of
+from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.results.outcome import machine, versions
 from pdtrim_core.timing.bench import device_name, measure
 from pdtrim_core.timing.latency import Grid

@@ -6,7 +6,7 @@ import torch
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution.prefix_cache import PACKING_TOLERANCE, PrefixCache
+from pdtrim_core.execution.prefix_cache import PACKING_TOLERANCE, ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import Plan
@@ -15,7 +15,9 @@ from pdtrim_core.plan.plan import Plan
 def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: int | None) -> bool:
     """Tell whether choices and items may share rows: tried on the first group, since not every family can."""
     forked = [item for item in items if item.one_prompt and len(item.choices) > 1 and not item.one_token]
-    prefix_caches = [PrefixCache(model, batch_tokens=batch_tokens, budget=0, packed=packed) for packed in (True, False)]
+    prefix_caches = [
+        PrefixCache(model, ExecutionOptions(batch_tokens=batch_tokens, budget=0, packed=packed)) for packed in (True, False)
+    ]
     group = prefix_caches[0].groups(forked or items)[0]
     try:
         shared, apart = (StagedModel(prefix_cache, Plan()).loglikelihoods(group) for prefix_cache in prefix_caches)

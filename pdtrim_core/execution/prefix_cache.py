@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -40,41 +41,48 @@ Path = tuple[Place, ...]
 """What the two stages run, place by place from block 0 on. Plans whose paths begin the same share streams so far."""
 
 
-class PrefixCache:
-    """Batches of items with streams that plans share, kept for all plans that are measured.
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """How items are laid out in batches, and how much is kept of them; nothing here but `first_token` changes a number.
 
-    The dense model's streams are kept at evenly spaced depths, as many as `budget` bytes hold (None: a quarter of the
-    free memory); with `reuse_plans` the rest of the budget holds those of the plans that were measured last. Reuse
-    changes no number. `batch_tokens` None is what suits the device. `packed` lets the choices of an item, and several items,
-    share a row, `shared_tokens` the tokens that choices begin with. `dense` is the model that divergences are taken from
-    where `model` is another one in its place.
+    `first_token` is the stage that makes the first output token. `batch_tokens` are the tokens a batch, None what suits the
+    device. `budget` are the bytes for hidden states that plans share, None a quarter of the free memory; with `reuse_plans` what
+    the dense model leaves of it holds those of the plans that were measured last. `packed` lets the choices of an item, and
+    several items, share a row, `shared_tokens` the tokens that choices begin with.
     """
 
-    def __init__(  # noqa: PLR0913 - the ways to measure, each with a default
-        self,
-        model: BlockModel,
-        *,
-        first_token: FirstToken = "decode",
-        batch_tokens: int | None = None,
-        budget: int | None = None,
-        packed: bool = False,
-        shared_tokens: bool = True,
-        reuse_plans: bool = True,
-        dense: BlockModel | None = None,
-    ) -> None:
+    first_token: FirstToken = "decode"
+    batch_tokens: int | None = None
+    budget: int | None = None
+    packed: bool = False
+    shared_tokens: bool = True
+    reuse_plans: bool = True
+
+
+class PrefixCache:
+    """Batches of items with hidden states that plans share, kept for all plans that are measured.
+
+    The dense model's are kept at evenly spaced depths, as many as the budget holds. `dense` is the model that divergences are
+    taken from where `model` is another one in its place.
+    """
+
+    def __init__(self, model: BlockModel, options: ExecutionOptions | None = None, *, dense: BlockModel | None = None) -> None:
+        options = options or ExecutionOptions()
         self.model = model
-        self.first_token: FirstToken = first_token
-        self.batch_tokens = batch_tokens or model.fitting_batch
+        self.first_token: FirstToken = options.first_token
+        self.batch_tokens = options.batch_tokens or model.fitting_batch
         # Our mask has no sliding window in it, so a row with several things in it must be shorter than one.
         self._window = getattr(model.config, "sliding_window", None) or math.inf
-        self._apart = RowLayout(first_token)
-        self._packed = RowLayout(first_token, int(min(ROW_TOKENS, self._window - 1)), shared_tokens) if packed else self._apart
-        self._reuse_plans = reuse_plans
-        self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if budget is None else budget)
+        self._apart = RowLayout(options.first_token)
+        width = int(min(ROW_TOKENS, self._window - 1))
+        self._packed = RowLayout(options.first_token, width, options.shared_tokens) if options.packed else self._apart
+        self._reuse_plans = options.reuse_plans
+        self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if options.budget is None else options.budget)
         self._spent = 0
         self._prepared: dict[tuple[Item, ...], PreparedBatch] = {}
         self.of_plans = PlanStates()
-        self.of_dense = self if dense is None else PrefixCache(dense, batch_tokens=batch_tokens, budget=0)
+        of_dense = ExecutionOptions(batch_tokens=options.batch_tokens, budget=0)
+        self.of_dense = self if dense is None else PrefixCache(dense, of_dense)
 
     def groups(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         """Return the items in groups that run as one batch each; a group's own grouping is itself."""

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Scored, StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
@@ -204,7 +204,8 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
     def _prefix_cache(self) -> PrefixCache:
         return PrefixCache(
-            self.blocks, first_token=self.first_token, batch_tokens=self._batch_tokens, budget=0, packed=bool(self._packed)
+            self.blocks,
+            ExecutionOptions(first_token=self.first_token, batch_tokens=self._batch_tokens, budget=0, packed=bool(self._packed)),
         )
 
     def _staged(self) -> StagedModel:

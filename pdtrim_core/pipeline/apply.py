@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
@@ -86,6 +86,6 @@ def apply(
         raise PdtrimError(f"apply takes a plan, a run or the path of one, not {type(plan).__name__}")
     first_token = first_token or "decode"
     return ModelPair(
-        StagedModel(PrefixCache(model, first_token=first_token), plan, modules),
+        StagedModel(PrefixCache(model, ExecutionOptions(first_token=first_token)), plan, modules),
         TwoPhaseModel(model, plan, modules, first_token=first_token),
     )

@@ -10,10 +10,10 @@ from pdtrim_core.api.prune_context import LossOf
 from pdtrim_core.api.requests import Staged
 from pdtrim_core.data.items import Item, digest_of
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.pipeline.objective_value import Measurement
+from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.plan.elements import Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.driver import Ledger
@@ -24,10 +24,9 @@ MakeLedger = Callable[[str, Measurement], Ledger]
 
 def losses_of(
     model: BlockModel,
+    options: ExecutionOptions | None = None,
     *,
     note: Callable[[str], None],
-    batch_tokens: int | None = None,
-    cache_budget: int | None = None,
     ledger: MakeLedger = lambda part, measurement: Ledger(measurement),
 ) -> LossOf:
     """Return what a `PruneContext` measures losses with; see its `loss_of`."""
@@ -40,8 +39,9 @@ def losses_of(
         ]
         if not items:
             raise PdtrimError("there are no sequences of two tokens or more to measure a loss on: give longer samples")
-        prefix_cache = PrefixCache(model, batch_tokens=batch_tokens, budget=cache_budget)
-        measurement = Measurement(lambda: prefix_cache, _Loss(), items, label="the loss of a pruner", note=note)
+        prefix_cache = PrefixCache(model, options)
+        objective = ObjectiveOnItems(_Loss(), items, "the loss of a pruner")
+        measurement = Measurement(lambda: prefix_cache, objective, note=note)
         measured = ledger(f"losses {digest_of(items)[:16]}", measurement)
 
         def loss(removal: Removal) -> float:

@@ -2,106 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from torch import nn
-
-from pdtrim_core.data.items import Calibration
-from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.model.weights import MODULES
+from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.data.scores import Scores
+from pdtrim_core.pipeline.measurements import ModuleSet
+from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model
 from pdtrim_core.pipeline.train_merges import Training
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult
-from pdtrim_core.search.space import TwoSets, two_sets
-
-if TYPE_CHECKING:
-    from pdtrim_core.data.scores import Scores
-    from pdtrim_core.host.host import PluginHost
-    from pdtrim_core.pipeline.events import RunEvents
-    from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.search.space import TwoSets, search_space, two_sets
 
 
-class Merges:
-    """The merged blocks of one run. `modules` has those that a search may choose, trained or not.
+@dataclass(frozen=True)
+class Choice:
+    """The two sets, the space that a search has over them, and the modules of their merges."""
 
-    While `put_off` holds, they are the blocks that training would start from.
-    """
+    sets: TwoSets
+    space: SearchSpace
+    module_set: ModuleSet
 
-    def __init__(  # noqa: PLR0913 - what a run has put together until here
-        self,
-        recipe: Recipe,
-        host: PluginHost,
-        model: BlockModel,
-        calibration: Calibration,
-        *,
-        scores: Scores,
-        count: int,
-        threshold: float,
-    ) -> None:
-        self._after = recipe.distiller.train == "after-search"
-        self._model = model
-        self._training = Training(recipe, host, model, calibration, otherwise="say prune.merges = false")
-        self.scores = scores
-        self.count = count
-        self.threshold = threshold
+
+class MergePairs:
+    """Chooses which pairs of blocks a search may merge, and trains them: before the search, or those that it chose."""
+
+    def __init__(self, context: RunContext, inputs: RunInputs, scores: Scores, threshold: float) -> None:
+        self._events = context.events
+        self._inputs = inputs
+        self._scores = scores
+        self._threshold = threshold
+        self._after_search = context.recipe.distiller.train == "after-search"
+        self._costs = cost_model(context, inputs.model)
         self._never: set[tuple[int, ...]] = set()
-        self.put_off = False
-        self.modules: dict[Merge | Shrink, nn.Module] = {}
+        self.training = Training(context, inputs, otherwise="say prune.merges = false")
 
-    @property
-    def digest(self) -> str:
-        """A hash of the training tokens; empty where nothing was trained."""
-        return self._training.digest
-
-    def choose(self, log: RunEvents) -> TwoSets:
+    def choose(self) -> Choice:
         """Return the two sets, with merges that are trained and worth it.
 
         A merge that ends farther from the dense model than dropping one of its blocks leaves D: its blocks become drops,
-        and the sets are chosen again. Where training is put off until the search is over, nothing is trained here.
+        and the sets are chosen again. Where training waits until the search is over, nothing is trained here, and the blocks
+        that it will start from stand for the pairs.
         """
         while True:
-            sets = two_sets(self.scores, self.count, self.threshold, never=self._never)
-            pairs = [self._training.merge_of(pair) for pair in sets.pairs]
-            if self._after or self.train(pairs, log):
+            sets = two_sets(self._scores, self._inputs.blocks, self._threshold, never=self._never)
+            pairs = [self.training.merge_of(pair) for pair in sets.pairs]
+            if self._after_search or self._train(pairs):
                 break
-        if self.threshold <= 1 and self.scores.pair and not sets.pairs:
-            log.note(f"no pair is worth merging at prune.merge_threshold = {self.threshold:g}: every block is searched as a drop")
-        self.put_off = self._after and bool(pairs)
-        trained = self._training.modules
-        self.modules = {merge: self._model.blocks[merge.keep] if self._after else trained[merge] for merge in pairs}
-        return TwoSets(sets.initial, tuple(pairs), sets.drops)
+        if self._threshold <= 1 and self._scores.pair and not sets.pairs:
+            what = f"no pair is worth merging at prune.merge_threshold = {self._threshold:g}"
+            self._events.note(f"{what}: every block is searched as a drop")
+        sets = TwoSets(sets.initial, tuple(pairs), sets.drops)
+        space = search_space(self._scores, self._inputs.blocks, sets, self._costs)
+        return Choice(sets, space, self._untrained(pairs) if self._after_search and pairs else self._trained(pairs))
 
-    def train_chosen(self, plan: Plan, log: RunEvents) -> bool:
-        """Train the merges of a plan, which had been put off; tell whether all are worth it.
+    def train_chosen(self, plan: Plan) -> ModuleSet | None:
+        """Train the merges of a plan that a search found untrained; return them.
 
-        Then they are what `modules` has. Otherwise choose the sets again, and search again.
+        None where one is worse than a drop: then the sets are to be chosen again, and searched again.
         """
         pairs = [element for element in plan.decode if isinstance(element, Merge)]
-        if not self.train(pairs, log):
-            return False
-        self.put_off = False
-        self.modules = {merge: self._training.modules[merge] for merge in pairs}
-        return True
+        return self._trained(pairs) if self._train(pairs) else None
 
-    def train(self, pairs: Sequence[Merge], log: RunEvents) -> bool:
+    def results(self, plan: Plan, kept: Collection[Merge | Shrink]) -> tuple[MergeResult, ...]:
+        """Return how each trained merge came out, by its blocks, and whether the plan has it."""
+        return self.training.results(plan, kept=kept, score_of=lambda merge: self._scores.pair[merge.blocks[0]])
+
+    def _untrained(self, pairs: Sequence[Merge]) -> ModuleSet:
+        blocks = self._inputs.model.blocks
+        return ModuleSet({merge: blocks[merge.keep] for merge in pairs}, self.training.digest, trained=False)
+
+    def _trained(self, pairs: Sequence[Merge]) -> ModuleSet:
+        return ModuleSet({merge: self.training.modules[merge] for merge in pairs}, self.training.digest)
+
+    def _train(self, pairs: Sequence[Merge]) -> bool:
         """Train merges, or find them among the trained ones; tell whether all are worth it. The others are never chosen again."""
-        fresh = [str(merge) for merge in pairs if merge not in self._training.modules]
+        fresh = [str(merge) for merge in pairs if merge not in self.training.modules]
         if fresh:
-            log.preview(f"merges: {len(fresh)} pairs to train, or to find among the trained ones: {', '.join(fresh)}")
-        bad = [merge for merge in pairs if not self._training.train(merge, log.note).worthwhile]
+            what = f"merges: {len(fresh)} pairs to train, or to find among the trained ones"
+            self._events.preview(f"{what}: {', '.join(fresh)}")
+        bad = [merge for merge in pairs if not self.training.train(merge).worthwhile]
         if bad:
-            log.note(f"merges that are worse than a drop leave the search: {', '.join(str(merge) for merge in bad)}")
+            self._events.note(f"merges that are worse than a drop leave the search: {', '.join(str(merge) for merge in bad)}")
         self._never |= {merge.blocks for merge in bad}
         return not bad
-
-    def results(self, plan: Plan) -> tuple[MergeResult, ...]:
-        """Return how each trained merge came out, by its blocks, and whether the plan has it."""
-        return self._training.results(plan, kept=self.modules, score_of=lambda merge: self.scores.pair[merge.blocks[0]])
-
-    def save(self, plan: Plan, dense: BlockModel, out: Path) -> None:
-        """Write the merged blocks of a plan into the run folder, beside the plan that needs them."""
-        del dense
-        self._training.save(plan, out / MODULES)

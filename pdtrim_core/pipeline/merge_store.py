@@ -20,7 +20,7 @@ from pdtrim_core.api.distillation import Student, TeacherBatches
 from pdtrim_core.api.kinds import Distiller
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError, PluginError, blame
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import read_module, write_module
 from pdtrim_core.plan.elements import Merge
@@ -72,7 +72,9 @@ class MergeStore:
         self._folder = folder
         self._label = label
         self._items = training_items(sequences)
-        self._prefix_cache = PrefixCache(model, batch_tokens=SEQUENCE_TOKENS * BATCH_SEQUENCES, budget=PREFIX_CACHE_BYTES)
+        self._prefix_cache = PrefixCache(
+            model, ExecutionOptions(batch_tokens=SEQUENCE_TOKENS * BATCH_SEQUENCES, budget=PREFIX_CACHE_BYTES)
+        )
         self.digest = hashlib.sha256(repr([tuple(s) for s in sequences]).encode()).hexdigest()
 
     def merge_of(self, merge: Merge) -> Merge:

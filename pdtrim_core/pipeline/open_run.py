@@ -15,7 +15,8 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.pipeline.run_cache import RunCache, keys_of
+from pdtrim_core.pipeline.run_cache import RunCache
+from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe

@@ -1,134 +1,133 @@
-"""The step of a run that asks another pruner, checks what it gives back, and makes of it what a splitter starts from."""
+"""Finding decode's removal by another method: ask the pruner, check what it gives, and make of it what a splitter starts from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.kinds import Pruner
-from pdtrim_core.api.prune_context import PruneContext
+from pdtrim_core.api.prune_context import PruneContext, Train
 from pdtrim_core.api.pruned import Pruned
-from pdtrim_core.api.search_space import SearchSpace
-from pdtrim_core.data.items import Calibration
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PlanError, PluginError, blame
+from pdtrim_core.execution.prefix_cache import ExecutionOptions
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, added_biases, save_modules, save_replaced
+from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.losses import losses_of
-from pdtrim_core.pipeline.objective_value import Measurement
+from pdtrim_core.pipeline.measurements import ModuleSet, open_bench
+from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model, with_training, write_environment
 from pdtrim_core.pipeline.train_merges import Training
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.results.outcome import MergeResult
-from pdtrim_core.search.driver import Ledger
-
-if TYPE_CHECKING:
-    from pdtrim_core.host.host import PluginHost
-    from pdtrim_core.pipeline.events import RunEvents
-    from pdtrim_core.recipe.recipe import Recipe
-    from pdtrim_core.results.run_folder import RunFolder
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.results.outcome import MergeResult, Sets
 
 
-class Pruning:
-    """What a pruner did in a run; the bench and the outcome ask it as they ask `Merges`."""
+@dataclass(frozen=True, kw_only=True)
+class PrunedRemoval(FoundRemoval):
+    """What a pruner found; it made the modules itself, or let the run train merges."""
 
-    put_off = False
+    dense: BlockModel
+    training: Training
 
-    def __init__(self, pruner: Pruner, pruned: Pruned, training: Training | None = None, *, blocks: int, parameters: int) -> None:
-        self._pruner = pruner
-        self._training = training
-        self._budget = blocks, parameters
-        self.pruned = pruned
-        self.modules = pruned.modules
-
-    @property
-    def digest(self) -> str:
-        """A hash of the pruner with its options and budget and of what it trained on, which decide what its modules are."""
-        what = [self._pruner.name, self._pruner.model_dump(mode="json"), self._budget, self.training]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def training(self) -> str:
-        """A hash of the training tokens; empty where nothing was trained."""
-        return self._training.digest if self._training else ""
-
-    def results(self, plan: Plan) -> tuple[MergeResult, ...]:
+    def merge_results(self, plan: Plan) -> tuple[MergeResult, ...]:
         """Return how the merges that the recipe's distiller trained came out; others have no figures."""
-        return () if self._training is None else self._training.results(plan, kept=self.modules, score_of=lambda _: None)
+        return self.training.results(plan, kept=self.modules, score_of=lambda _: None)
 
-    def save(self, plan: Plan, dense: BlockModel, out: Path) -> None:
-        """Write the modules of a plan, or a model that replaced the dense one, into the run folder."""
+    def save(self, plan: Plan, out: Path) -> None:
+        """Write the modules of a plan, or a model that replaced the dense one."""
         save_modules(plan, self.modules, out / MODULES)
-        if self.pruned.replaced is not None:
-            save_replaced(self.pruned.replaced, dense, out / REPLACED)
+        if self.replaced is not None:
+            save_replaced(self.replaced, self.dense, out / REPLACED)
 
 
-def prune(  # noqa: PLR0913 - what a run has put together until here
-    recipe: Recipe,
-    host: PluginHost,
-    model: BlockModel,
-    calibration: Calibration,
-    *,
-    blocks: int,
-    folder: RunFolder,
-    log: RunEvents,
-) -> tuple[Pruning, SearchSpace]:
-    """Let the recipe's pruner find what decode loses; return it, and the space that a splitter sees."""
-    pruner, evaluation = recipe.pruner, recipe.settings.evaluation
+def prune(context: RunContext, inputs: RunInputs) -> PrunedRemoval:
+    """Let the recipe's pruner find what decode loses."""
+    recipe, model = context.recipe, inputs.model
+    pruner = recipe.pruner
     assert pruner is not None
-    label = host.label_of(pruner)
-    wanted = _parameters(recipe, model, blocks)
+    if not context.folder.known:
+        # Before anything is measured: a pruner's readings are in the journal too, and must not be taken for another model's.
+        write_environment(context, inputs.environment)
+    training = Training(context, inputs, otherwise="use another pruner")
+    wanted = _parameters(recipe, model, inputs.blocks)
+    with context.events.step("prune"):
+        pruned = _ask(pruner, _context_of(context, inputs, wanted, training), context.host.label_of(pruner))
+        for line in _told(pruned, context.host.label_of(pruner), model, wanted):
+            context.events.note(line)
+    environment = with_training(context, inputs.environment, training.digest, decides=bool(training.digest))
+    digest = digest_of(pruner, budget=(inputs.blocks, wanted), training=training.digest)
+    return PrunedRemoval(
+        plan=Plan.unified(pruned.removal),
+        costs=cost_model(context, model),
+        bench=open_bench(context, inputs, ModuleSet(pruned.modules, digest)),
+        modules=pruned.modules,
+        environment=environment,
+        scores=Scores(pruned.block_scores),
+        sets=Sets((), (), (), None),
+        replaced=pruned.replaced,
+        dense=model,
+        training=training,
+    )
 
-    def ledger(part: str, measurement: Measurement) -> Ledger:
-        return Ledger(
-            measurement,
-            known=folder.known.get(part),
-            record=lambda plan, reading: folder.note(part, plan, reading),
-            # The points of a loss are made up, so no bar may show the best of them.
-            notify=lambda candidate: host.tell("pdtrim_candidate_measured", candidate=replace(candidate, best=None)),
-        )
 
-    training = Training(recipe, host, model, calibration, otherwise="use another pruner")
+def digest_of(pruner: Pruner, *, budget: tuple[int, int], training: str) -> str:
+    """Return a hash of a pruner with its options, its budget and what it trained on, which decide what its modules are."""
+    what = [pruner.name, pruner.model_dump(mode="json"), budget, training]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _context_of(context: RunContext, inputs: RunInputs, parameters: int, training: Training) -> PruneContext:
+    """Return what the pruner is given."""
+    evaluation = context.recipe.settings.evaluation
+    losses = losses_of(
+        inputs.model,
+        ExecutionOptions(batch_tokens=evaluation.batch_tokens, budget=evaluation.cache_budget),
+        note=context.events.note,
+        # The score of a loss is made up, so no bar may show the best of them.
+        ledger=partial(context.ledger, has_best=False),
+    )
+    return PruneContext(
+        inputs.model,
+        [item.tokens for item in inputs.calibration.items],
+        blocks=inputs.blocks,
+        parameters=parameters,
+        rng=context.rng("pruner"),
+        batch_tokens=evaluation.batch_tokens,
+        note=context.events.note,
+        losses=losses,
+        train=_train(context, training),
+    )
+
+
+def _train(context: RunContext, training: Training) -> Train:
+    """Return the function with which a pruner lets the run train a merge."""
 
     def train(merge: Merge) -> tuple[Merge, nn.Module]:
         merge = training.merge_of(merge)
-        if not training.train(merge, log.note).worthwhile:
-            log.note(f"merge {merge} is farther from the dense model than its first or its last block alone: train it for longer")
+        if not training.train(merge).worthwhile:
+            why = "is farther from the dense model than its first or its last block alone"
+            context.events.note(f"merge {merge} {why}: train it for longer")
         return merge, training.modules[merge]
 
-    context = PruneContext(
-        model,
-        [item.tokens for item in calibration.items],
-        blocks=blocks,
-        parameters=wanted,
-        rng=Random(f"{recipe.settings.seed} pruner"),  # noqa: S311 - reproducible draws, nothing secret
-        batch_tokens=evaluation.batch_tokens,
-        note=log.note,
-        losses=losses_of(
-            model,
-            note=log.note,
-            batch_tokens=evaluation.batch_tokens,
-            cache_budget=evaluation.cache_budget,
-            ledger=ledger,
-        ),
-        train=train,
-    )
+    return train
+
+
+def _ask(pruner: Pruner, context: PruneContext, label: str) -> Pruned:
+    """Return what a pruner gives back, checked."""
     with blame(label):
         pruned = pruner.prune(context)
-    _check(pruned, pruner, model, label)
-    for line in _told(pruned, label, model, wanted):
-        log.note(line)
-    space = _space(pruned, model, truncated_prefill=evaluation.truncates_prefill)
-    return Pruning(pruner, pruned, training, blocks=blocks, parameters=wanted), space
+    _check(pruned, pruner, context.model, label)
+    return pruned
 
 
 def _told(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Iterator[str]:
@@ -143,15 +142,6 @@ def _told(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Iterato
         f"{label} removed {100 * (1 - kept / model.sizes.parameters):.2f} % of the parameters; "
         f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
     )
-
-
-def _space(pruned: Pruned, model: BlockModel, *, truncated_prefill: bool) -> SearchSpace:
-    """Return the space that a splitter sees: what the pruner removed, all elements alike."""
-    removal = pruned.removal
-    scores = Scores(pruned.block_scores or (0.0,) * model.block_count)
-    weights = (1.0,) * len(removal)
-    costs = CostModel(model.block_count, model.sizes, truncated_prefill)
-    return SearchSpace(removal.blocks_removed, removal.elements, weights, removal, scores, costs)
 
 
 def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-from pdtrim_core.data.items import Calibration
 from pdtrim_core.errors import PdtrimError, blame
-from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import path_of
 from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore, TrainedMerge
+from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.atomic_files import cache_folder
 from pdtrim_core.results.outcome import MergeResult
-
-if TYPE_CHECKING:
-    from pdtrim_core.host.host import PluginHost
-    from pdtrim_core.recipe.recipe import Recipe
 
 
 class Training:
@@ -30,11 +24,9 @@ class Training:
     `otherwise` tells a user whose texts are too few what else to do.
     """
 
-    def __init__(self, recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration, *, otherwise: str) -> None:
-        self._recipe = recipe
-        self._host = host
-        self._model = model
-        self._calibration = calibration
+    def __init__(self, context: RunContext, inputs: RunInputs, *, otherwise: str) -> None:
+        self._context = context
+        self._inputs = inputs
         self._otherwise = otherwise
         self._opened: MergeStore | None = None
         self.modules: dict[Merge, nn.Module] = {}
@@ -49,37 +41,36 @@ class Training:
         """Return the merge as the recipe's distiller makes it; see `MergeStore.merge_of`."""
         return self._store.merge_of(merge)
 
-    def train(self, merge: Merge, note: Callable[[str], None]) -> TrainedMerge:
+    def train(self, merge: Merge) -> TrainedMerge:
         """Train a merge, or find it among the trained ones; return how it came out. A loss that rose is noted."""
         if merge not in self.records:
             self.modules[merge], record = self._store.trained(merge)
             self.records[merge] = record
             if record.losses[-1] > record.losses[0]:
-                note(
+                self._context.events.note(
                     f"merge {merge}: its training loss rose from {record.losses[0]:.4g} to {record.losses[-1]:.4g}; a smaller "
                     "distiller.lr may help"
                 )
-            self._host.tell("pdtrim_merge_trained", merge=merge, trained=record.trained, untrained=record.untrained)
+            told = {"merge": merge, "trained": record.trained, "untrained": record.untrained}
+            self._context.host.tell("pdtrim_merge_trained", **told)
         return self.records[merge]
 
     @property
     def _store(self) -> MergeStore:
         if self._opened is None:
-            distiller = self._recipe.distiller
-            label = self._host.label_of(distiller)
-            self._opened = MergeStore(self._model, distiller, self.sequences(), cache_folder() / "merges", label=label)
+            distiller, folder = self._context.recipe.distiller, cache_folder() / "merges"
+            label = self._context.host.label_of(distiller)
+            self._opened = MergeStore(self._inputs.model, distiller, self.sequences(), folder, label=label)
         return self._opened
 
     def sequences(self) -> list[tuple[int, ...]]:
         """Return training tokens in sequences of one length; texts that also measure are left out (see `Calibration.holds`)."""
-        source = self._recipe.calibration
-        rng = Random(f"{self._recipe.settings.seed} training")  # noqa: S311 - reproducible draws, nothing secret
-        wanted = self._recipe.distiller.tokens
+        source, wanted = self._context.recipe.calibration, self._context.recipe.distiller.tokens
         tokens: list[int] = []
-        with blame(self._host.label_of(source)):
-            for text in source.training_texts(rng):
-                if not self._calibration.holds(text):
-                    tokens.extend(self._model.tokenizer(text)["input_ids"])
+        with blame(self._context.host.label_of(source)):
+            for text in source.training_texts(self._context.rng("training")):
+                if not self._inputs.calibration.holds(text):
+                    tokens.extend(self._inputs.model.tokenizer(text)["input_ids"])
                 if len(tokens) >= wanted:
                     break
         if len(tokens) < SEQUENCE_TOKENS:

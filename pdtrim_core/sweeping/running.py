@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import load_run
-from pdtrim_core.pipeline.run_cache import Key, RunCache, keys_of
+from pdtrim_core.pipeline.run_cache import Key, RunCache
+from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import changed_keys, load_outcome

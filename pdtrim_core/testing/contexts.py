@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from pdtrim_core.api.prune_context import PruneContext
+from pdtrim_core.execution.prefix_cache import ExecutionOptions
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.losses import losses_of
 
@@ -24,6 +25,6 @@ def prune_context(
 
     `options` are other fields of `PruneContext`; without an `rng` there is one with seed 0.
     """
-    losses = losses_of(model, note=note, batch_tokens=options.get("batch_tokens"))
+    losses = losses_of(model, ExecutionOptions(batch_tokens=options.get("batch_tokens")), note=note)
     given = {"rng": Random(0), "losses": losses, **options}  # noqa: S311 - reproducible draws, nothing secret
     return PruneContext(model, sequences, blocks, parameters, note=note, **given)

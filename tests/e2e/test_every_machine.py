@@ -1,4 +1,4 @@
-"""A plan does not depend on the machine: whatever kernels torch has for the processor, and one thread or two, give the same one."""
+"""A plan does not depend on the machine: all kernels that torch has for the processor, and one thread or two, give the same."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import Pruner
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.data.items import Item, Sample, encode
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import Origin
 from pdtrim_core.model.block_model import BlockModel
@@ -73,7 +73,7 @@ class PrunerContract:
             assert all(math.isfinite(value) for of_item in values for value in of_item)
         start = Plan.unified(pruned.removal)
         kept_in_prefill = [Plan(pruned.removal.without(element), pruned.removal) for element in pruned.removal]
-        prefix_cache = PrefixCache(model, batch_tokens=64)
+        prefix_cache = PrefixCache(model, ExecutionOptions(batch_tokens=64))
         for plan in (start, *kept_in_prefill):
             StagedModel(prefix_cache, plan, pruned.modules)
 

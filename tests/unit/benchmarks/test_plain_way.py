@@ -13,7 +13,7 @@ import torch
 
 from pdtrim_core.api import BlockModel, Drop, Plan, Removal
 from pdtrim_core.data.items import calibrate
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.testing import tiny_model
 from pdtrim_plugins.calibrations import Mini
@@ -72,7 +72,9 @@ def test_the_harness_scores_a_pruned_copy_as_we_score_the_plan(plain_way: Any, s
     items = calibrate(samples, [], smollm.tokenizer).items
     plain = plain_way.PlainWay(smollm, samples, items, batch_size=4)
     theirs, taken = plain.measure(removed)
-    ours = StagedModel(PrefixCache(smollm, packed=True), Plan.unified(Removal(map(Drop, removed)))).loglikelihoods(items)
+    ours = StagedModel(
+        PrefixCache(smollm, ExecutionOptions(packed=True)), Plan.unified(Removal(map(Drop, removed)))
+    ).loglikelihoods(items)
     for sums, same in zip(ours, theirs, strict=True):
         # Float32 over 28 blocks and a sum of up to twenty tokens; the harness' log_softmax is off by 1e-5 a token.
         assert sums == pytest.approx(same, abs=2e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pdtrim_core import Drop, KvOnly, Plan, Removal, load_plugins
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.recipe.recipe import Recipe
@@ -24,9 +24,13 @@ PLANS = [Plan(), Plan(decode=Removal([Drop(2)])), Plan(Removal([KvOnly(4)]), Rem
 def test_scores_on_an_accelerator_are_those_on_the_cpu(family: str) -> None:
     accelerator = torch.accelerator.current_accelerator()
     model = tiny_model(family)
-    on_cpu = [StagedModel(PrefixCache(model, batch_tokens=64), plan).loglikelihoods(some_items()) for plan in PLANS]
+    on_cpu = [
+        StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), plan).loglikelihoods(some_items()) for plan in PLANS
+    ]
     model.model.to(accelerator)
-    there = [StagedModel(PrefixCache(model, batch_tokens=64), plan).loglikelihoods(some_items()) for plan in PLANS]
+    there = [
+        StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), plan).loglikelihoods(some_items()) for plan in PLANS
+    ]
     for one, other in zip(on_cpu, there, strict=True):
         for sums, same in zip(one, other, strict=True):
             # Other kernels add in another order.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pdtrim_core import Drop, KvOnly, Plan, Removal
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.batching import RowLayout, fill
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import tiny_model
@@ -77,7 +77,9 @@ def test_prompts_of_one_token_leave_prefill_nothing_to_read() -> None:
 def test_an_item_longer_than_the_sliding_window_keeps_the_models_own_mask() -> None:
     model = tiny_model("mistral", sliding_window=16)
     short, long = item(5, 3, 4), item(20, 3, 4)
-    staged = [StagedModel(PrefixCache(model, batch_tokens=512, packed=packed), Plan()) for packed in (True, False)]
+    staged = [
+        StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=512, packed=packed)), Plan()) for packed in (True, False)
+    ]
     together, apart = (one.loglikelihoods([short, long]) for one in staged)
     for one, other in zip(together, apart, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
@@ -88,7 +90,9 @@ def test_sharing_rows_with_other_items_changes_a_staged_plan_by_rounding_alone(f
     model = tiny_model("llama")
     items = [item(prompt, *choices) for prompt in (1, 2, 5, 11, 17) for choices in ((1, 1), (4,), (2, 6, 3))]
     plan = Plan(Removal([Drop(1), KvOnly(4)]), Removal([Drop(1), Drop(2)]))
-    prefix_caches = [PrefixCache(model, first_token=first_token, batch_tokens=tokens, packed=True) for tokens in (1, 4096)]
+    prefix_caches = [
+        PrefixCache(model, ExecutionOptions(first_token=first_token, batch_tokens=tokens, packed=True)) for tokens in (1, 4096)
+    ]
     alone, together = (StagedModel(prefix_cache, plan).loglikelihoods(items) for prefix_cache in prefix_caches)
     for one, other in zip(alone, together, strict=True):
         assert one == pytest.approx(other, abs=1e-4)

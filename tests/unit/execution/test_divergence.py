@@ -10,7 +10,7 @@ from torch import nn
 
 from pdtrim_core.api import Drop, Item, KvOnly, Plan, Removal
 from pdtrim_core.execution import staged_model as stages
-from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model import block_model as model
 from pdtrim_core.testing import tiny_llama, tiny_model
@@ -46,7 +46,7 @@ def test_a_unified_plan_diverges_as_the_model_without_those_blocks() -> None:
     pruned.model.model.layers = nn.ModuleList([block for index, block in enumerate(pruned.blocks) if index not in (1, 4)])
     pruned.config.num_hidden_layers = len(pruned.model.model.layers)
     items = some_items()
-    found = StagedModel(PrefixCache(dense, batch_tokens=64), UNIFIED).divergences(items)
+    found = StagedModel(PrefixCache(dense, ExecutionOptions(batch_tokens=64)), UNIFIED).divergences(items)
     for item, value in zip(items, found, strict=True):
         assert value == pytest.approx(kl(full_logits(dense, item), full_logits(pruned, item)), abs=CLOSE)
     assert min(found) > 0.01
@@ -56,7 +56,9 @@ def test_a_unified_plan_diverges_as_the_model_without_those_blocks() -> None:
 @pytest.mark.parametrize("name", PLANS)
 def test_every_sort_of_plan_diverges_as_in_two_phases(name: str, first_token: FirstToken) -> None:
     dense = tiny_llama()
-    staged = StagedModel(PrefixCache(dense, first_token=first_token, batch_tokens=64), PLANS[name], replacements(dense))
+    staged = StagedModel(
+        PrefixCache(dense, ExecutionOptions(first_token=first_token, batch_tokens=64)), PLANS[name], replacements(dense)
+    )
     items = some_items()
     for item, value in zip(items, staged.divergences(items), strict=True):
         two_phases = two_phases_of(staged).continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
@@ -66,7 +68,7 @@ def test_every_sort_of_plan_diverges_as_in_two_phases(name: str, first_token: Fi
 @pytest.mark.parametrize("family", ["gemma3", "opt", "mixtral"])
 def test_other_families_diverge_as_in_two_phases(family: str) -> None:
     dense = tiny_model(family)
-    staged = StagedModel(PrefixCache(dense, batch_tokens=64), Plan(Removal([KvOnly(4)]), Removal([Drop(2)])))
+    staged = StagedModel(PrefixCache(dense, ExecutionOptions(batch_tokens=64)), Plan(Removal([KvOnly(4)]), Removal([Drop(2)])))
     items = some_items()
     for item, value in zip(items, staged.divergences(items), strict=True):
         two_phases = two_phases_of(staged).continuation_logits(item.prompt_of(item.answer), item.choices[item.answer])
@@ -75,13 +77,13 @@ def test_other_families_diverge_as_in_two_phases(family: str) -> None:
 
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
 def test_the_dense_model_does_not_diverge_from_itself(first_token: FirstToken) -> None:
-    prefix_cache = PrefixCache(tiny_llama(), first_token=first_token, batch_tokens=64)
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(first_token=first_token, batch_tokens=64))
     assert StagedModel(prefix_cache, Plan()).divergences(some_items()) == [0.0] * len(some_items())
 
 
 def test_a_plan_that_changes_no_logit_does_not_diverge() -> None:
     """A block that is the identity is dropped, and prefill's tail is free."""
-    prefix_cache = PrefixCache(tiny_llama(silent={2}), batch_tokens=64)
+    prefix_cache = PrefixCache(tiny_llama(silent={2}), ExecutionOptions(batch_tokens=64))
     plan = Plan.unified(Removal([Drop(2)])).truncated_prefill(6)
     assert StagedModel(prefix_cache, plan).divergences(some_items()) == [0.0] * len(some_items())
 
@@ -106,15 +108,17 @@ def test_rounding_takes_no_divergence_below_0() -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
 def test_divergences_do_not_depend_on_the_batch(batch_tokens: int, packed: bool) -> None:
     dense, items = tiny_llama(), some_items()
-    usual = StagedModel(PrefixCache(dense, batch_tokens=64), PLANS["part of the drops in prefill"]).divergences(items)
-    prefix_cache = PrefixCache(dense, batch_tokens=batch_tokens, packed=packed)
+    usual = StagedModel(PrefixCache(dense, ExecutionOptions(batch_tokens=64)), PLANS["part of the drops in prefill"]).divergences(
+        items
+    )
+    prefix_cache = PrefixCache(dense, ExecutionOptions(batch_tokens=batch_tokens, packed=packed))
     other = StagedModel(prefix_cache, PLANS["part of the drops in prefill"]).divergences(items)
     assert other == pytest.approx(usual, abs=CLOSE)
 
 
 def test_divergences_come_in_the_order_of_the_items_and_as_often() -> None:
     items = some_items()
-    staged = StagedModel(PrefixCache(tiny_llama(), batch_tokens=64), UNIFIED)
+    staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), UNIFIED)
     values = dict(zip(items, staged.divergences(items), strict=True))
     asked = [items[4], items[0], items[4]]
     assert staged.divergences(asked) == pytest.approx([values[item] for item in asked], abs=CLOSE)
@@ -122,7 +126,7 @@ def test_divergences_come_in_the_order_of_the_items_and_as_often() -> None:
 
 
 def test_other_choices_do_not_count() -> None:
-    staged = StagedModel(PrefixCache(tiny_llama(), batch_tokens=64), UNIFIED)
+    staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), UNIFIED)
     whole = Item(((5, 6, 7),), ((1, 2), (3, 4), (9,)), 1, (1, 1, 1), "whole")
     alone = Item(((5, 6, 7),), ((3, 4),), 0, (1,), "alone")
     one, other = staged.divergences([whole, alone])
@@ -151,7 +155,7 @@ def test_the_head_runs_on_few_positions_at_a_time(positions: int, monkeypatch: p
 def test_the_dense_blocks_run_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second plan asks for its own blocks alone, and for the head on both."""
     dense, items = tiny_llama(), some_items()
-    prefix_cache = PrefixCache(dense, budget=0)
+    prefix_cache = PrefixCache(dense, ExecutionOptions(budget=0))
     StagedModel(prefix_cache, UNIFIED).divergences(items)
     ran: list[int] = []
     run = type(dense).run

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, Item, Plan, Removal
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.plan.plan import FirstToken
@@ -60,7 +60,10 @@ def test_only_one_token_is_prefill_s_alone() -> None:
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_choice_is_greedy_when_each_of_its_tokens_is_the_likeliest(packed: bool) -> None:
     model = tiny_llama()
-    staged, two_phase = StagedModel(PrefixCache(model, packed=packed, budget=0), STAGED), TwoPhaseModel(model, STAGED)
+    staged, two_phase = (
+        StagedModel(PrefixCache(model, ExecutionOptions(packed=packed, budget=0)), STAGED),
+        TwoPhaseModel(model, STAGED),
+    )
     items = []
     for number, prompt in enumerate(PROMPTS):
         made = tuple(two_phase.generate(prompt, 4))

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, Plan, Removal, Shrink, load_modules
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model.weights import MODULES
@@ -139,7 +139,10 @@ def test_costs_scoring_two_phases_and_exports_have_the_same_layers(family: str, 
         parts, modules = Parts(model, out / MODULES), load_modules(plan, model, out / MODULES)
         stored = {"prefill": prefill_blocks(parts, plan).stored, "decode": decode_blocks(parts, plan)}
         on_disk = {stage: written(model, blocks, out / stage) for stage, blocks in stored.items()}
-    staged, two_phase = StagedModel(PrefixCache(model, budget=0), plan, modules), TwoPhaseModel(model, plan, modules)
+    staged, two_phase = (
+        StagedModel(PrefixCache(model, ExecutionOptions(budget=0)), plan, modules),
+        TwoPhaseModel(model, plan, modules),
+    )
     stages: tuple[Stage, ...] = ("prefill", "decode")
     for stage in stages:
         assert run_in_two_phases(model, two_phase, stage) == counted(model, plan, stage) == on_disk[stage]

@@ -11,7 +11,7 @@ import torch
 
 from pdtrim_core.api import Drop, Item, PdtrimError, Plan, Removal
 from pdtrim_core.execution.batching import RowLayout
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.recipe.recipe import Recipe
@@ -54,7 +54,9 @@ def test_beginning_where_earlier_plans_part_changes_no_bit() -> None:
     model, items = tiny_llama(), some_items()
     modules = replacements(model)
     plans = [*WALK, *PLANS.values(), *TAILS.values(), *WALK]
-    prefix_caches = [PrefixCache(model, batch_tokens=64, packed=True, reuse_plans=reuse) for reuse in (True, False)]
+    prefix_caches = [
+        PrefixCache(model, ExecutionOptions(batch_tokens=64, packed=True, reuse_plans=reuse)) for reuse in (True, False)
+    ]
     for plan in plans:
         kept, anew = (StagedModel(prefix_cache, plan, modules).loglikelihoods(items) for prefix_cache in prefix_caches)
         assert kept == anew
@@ -74,7 +76,7 @@ def test_a_plan_begins_where_it_first_differs_from_an_earlier_one(monkeypatch: p
 
 def test_without_reuse_a_plan_begins_at_its_first_element(monkeypatch: pytest.MonkeyPatch) -> None:
     model, items = tiny_llama(), some_items()[:1]
-    prefix_cache = PrefixCache(model, reuse_plans=False)
+    prefix_cache = PrefixCache(model, ExecutionOptions(reuse_plans=False))
     StagedModel(prefix_cache, Plan.unified(Removal([Drop(1), Drop(4)]))).loglikelihoods(items)
     ran = blocks_run(model, monkeypatch)
     StagedModel(prefix_cache, Plan.unified(Removal([Drop(1), Drop(5)]))).loglikelihoods(items)
@@ -85,7 +87,7 @@ def test_without_reuse_a_plan_begins_at_its_first_element(monkeypatch: pytest.Mo
 def test_kept_streams_stay_within_the_budget(streams: int) -> None:
     model, items = tiny_llama(), some_items()[:1]
     one = PrefixCache(model).batches(items)[0][1].recording.hidden_BTD.nbytes
-    prefix_cache = PrefixCache(model, budget=streams * one)
+    prefix_cache = PrefixCache(model, ExecutionOptions(budget=streams * one))
     expected = [StagedModel(PrefixCache(model), plan).loglikelihoods(items) for plan in WALK]
     assert [StagedModel(prefix_cache, plan).loglikelihoods(items) for plan in WALK] == expected
     ((_, prepared),) = prefix_cache.batches(items)
@@ -95,7 +97,7 @@ def test_kept_streams_stay_within_the_budget(streams: int) -> None:
 
 
 def test_halving_the_batches_forgets_the_streams_of_plans() -> None:
-    prefix_cache = PrefixCache(tiny_llama(), batch_tokens=64)
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64))
     before = StagedModel(prefix_cache, WALK[0]).loglikelihoods(some_items())
     prefix_cache.halve_batches()
     assert not prefix_cache.of_plans._kept
@@ -119,7 +121,9 @@ def test_sharing_tokens_changes_a_choice_by_rounding_alone(family: str) -> None:
     items = [*forked_items(), *some_items()]
     apart, shared = (
         [
-            StagedModel(PrefixCache(model, batch_tokens=128, packed=True, shared_tokens=shared), plan).loglikelihoods(items)
+            StagedModel(
+                PrefixCache(model, ExecutionOptions(batch_tokens=128, packed=True, shared_tokens=shared)), plan
+            ).loglikelihoods(items)
             for plan in (Plan(), PLANS["decode-only drop"], PLANS["part of the drops in prefill"])
         ]
         for shared in (False, True)

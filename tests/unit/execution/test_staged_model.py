@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pdtrim_core.api import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
@@ -100,7 +100,9 @@ def test_one_pass_agrees_with_two_phases(family: str, first_token: FirstToken) -
     model = tiny_model(family)
     modules = replacements(model)
     items = [*some_items()[2:4], *some_items()[-1:]]
-    prefix_caches = [PrefixCache(model, first_token=first_token, batch_tokens=64, packed=packed) for packed in (False, True)]
+    prefix_caches = [
+        PrefixCache(model, ExecutionOptions(first_token=first_token, batch_tokens=64, packed=packed)) for packed in (False, True)
+    ]
     plans = {**PLANS, **(TAILS if first_token == "decode" else {})}
     worst: dict[str, float] = {}
     for name, plan in plans.items():
@@ -118,7 +120,7 @@ def test_one_pass_agrees_with_two_phases(family: str, first_token: FirstToken) -
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
 def test_in_float64_one_pass_and_two_phases_are_the_same_but_for_rounding(first_token: FirstToken) -> None:
     model = tiny_llama(dtype=torch.float64)
-    prefix_cache = PrefixCache(model, first_token=first_token, batch_tokens=64)
+    prefix_cache = PrefixCache(model, ExecutionOptions(first_token=first_token, batch_tokens=64))
     modules = replacements(model)
     items = [item for item in some_items() if len(item.choices[0]) > 1]
     for plan in PLANS.values():
@@ -147,7 +149,7 @@ def stream_of_two_phases(model: BlockModel, staged: StagedModel, item: Item) -> 
 @pytest.mark.parametrize("name", PLANS)
 def test_the_free_tail_changes_no_logit(name: str) -> None:
     model = tiny_llama()
-    prefix_cache = PrefixCache(model, batch_tokens=64)
+    prefix_cache = PrefixCache(model, ExecutionOptions(batch_tokens=64))
     plan, modules = PLANS[name], replacements(model)
     whole, free = (StagedModel(prefix_cache, p, modules) for p in (plan, plan.truncated_prefill(BLOCKS)))
     assert whole.loglikelihoods(some_items()) == free.loglikelihoods(some_items())
@@ -159,7 +161,7 @@ def test_the_free_tail_changes_no_logit(name: str) -> None:
 def test_dense_scores_are_those_of_the_model_itself() -> None:
     model = tiny_llama()
     items = some_items()
-    sums = StagedModel(PrefixCache(model, batch_tokens=64), Plan()).loglikelihoods(items)
+    sums = StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), Plan()).loglikelihoods(items)
     for item, of_choices in zip(items, sums, strict=True):
         for number, (choice, total) in enumerate(zip(item.choices, of_choices, strict=True)):
             prompt = item.prompt_of(number)
@@ -189,7 +191,7 @@ def test_with_the_first_token_by_prefill_one_token_choices_do_not_see_decode() -
     model = tiny_llama()
     item = some_items()[1]
     plan = Plan(decode=Removal([Drop(1), Drop(2), Drop(3)]))
-    by_prefill, by_decode = (PrefixCache(model, first_token=stage) for stage in ("prefill", "decode"))
+    by_prefill, by_decode = (PrefixCache(model, ExecutionOptions(first_token=stage)) for stage in ("prefill", "decode"))
     dense, pruned, seen = (
         torch.tensor(StagedModel(prefix_cache, p).loglikelihoods([item]))
         for prefix_cache, p in ((by_prefill, Plan()), (by_prefill, plan), (by_decode, plan))
@@ -203,8 +205,10 @@ def test_with_the_first_token_by_prefill_one_token_choices_do_not_see_decode() -
 def test_values_do_not_depend_on_the_batch(batch_tokens: int, packed: bool) -> None:
     model, items = tiny_llama(), some_items()
     plan = PLANS["part of the drops in prefill"]
-    usual = StagedModel(PrefixCache(model, batch_tokens=64), plan).loglikelihoods(items)
-    other = StagedModel(PrefixCache(model, batch_tokens=batch_tokens, packed=packed), plan).loglikelihoods(items)
+    usual = StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), plan).loglikelihoods(items)
+    other = StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=batch_tokens, packed=packed)), plan).loglikelihoods(
+        items
+    )
     for one, two in zip(usual, other, strict=True):
         assert one == pytest.approx(two, abs=1e-4)
 
@@ -212,9 +216,9 @@ def test_values_do_not_depend_on_the_batch(batch_tokens: int, packed: bool) -> N
 @pytest.mark.parametrize("budget", [0, 10_000, None], ids=["nothing kept", "some depths", "all depths"])
 def test_keeping_streams_changes_no_bit(budget: int | None) -> None:
     model, items = tiny_llama(), some_items()
-    prefix_cache = PrefixCache(model, batch_tokens=64, budget=budget)
+    prefix_cache = PrefixCache(model, ExecutionOptions(batch_tokens=64, budget=budget))
     fresh = {
-        name: StagedModel(PrefixCache(model, batch_tokens=64, budget=0), plan, replacements(model))
+        name: StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64, budget=0)), plan, replacements(model))
         for name, plan in PLANS.items()
     }
     for name, plan in PLANS.items():

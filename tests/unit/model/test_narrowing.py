@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import BlockModel, Drop, KvOnly, Plan, PlanError, Removal, Shrink
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
@@ -38,7 +38,7 @@ def test_these_families_can_lose_heads_and_channels() -> None:
 @pytest.mark.parametrize("family", SHRINKING)
 def test_one_pass_agrees_with_two_phases(family: str, first_token: FirstToken) -> None:
     model, items = tiny_model(family), [*some_items()[2:4], *some_items()[-1:]]
-    prefix_cache = PrefixCache(model, first_token=first_token, batch_tokens=64, packed=True)
+    prefix_cache = PrefixCache(model, ExecutionOptions(first_token=first_token, batch_tokens=64, packed=True))
     for plan in PLANS.values():
         staged = StagedModel(prefix_cache, plan)
         for sums, expected, item in zip(staged.loglikelihoods(items), two_phase_sums(staged, items), items, strict=True):
@@ -57,10 +57,12 @@ def silence(model: BlockModel, shrink: Shrink) -> None:
 @pytest.mark.parametrize("family", SHRINKING)
 def test_a_block_less_some_units_is_the_block_with_those_units_silent(family: str) -> None:
     thin, silent, items = tiny_model(family), tiny_model(family), some_items()
-    found = StagedModel(PrefixCache(thin, batch_tokens=64), Plan.unified(Removal([HEAD, CHANNELS]))).loglikelihoods(items)
+    found = StagedModel(
+        PrefixCache(thin, ExecutionOptions(batch_tokens=64)), Plan.unified(Removal([HEAD, CHANNELS]))
+    ).loglikelihoods(items)
     for shrink in (HEAD, CHANNELS):
         silence(silent, shrink)
-    expected = StagedModel(PrefixCache(silent, batch_tokens=64), Plan()).loglikelihoods(items)
+    expected = StagedModel(PrefixCache(silent, ExecutionOptions(batch_tokens=64)), Plan()).loglikelihoods(items)
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 

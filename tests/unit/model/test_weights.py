@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pdtrim_core.api import BlockModel, Merge, PdtrimError, Plan, PruneContext, Pruned, Removal, Shrink
-from pdtrim_core.api.kinds import Pruner
+from pdtrim_core.api import BlockModel, Merge, PdtrimError, Plan, Removal, Shrink
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.weights import load_modules, read_module, save_modules, write_module
-from pdtrim_core.pipeline.prune import Pruning
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
 
@@ -64,24 +62,6 @@ def test_modules_take_the_number_format_of_the_model(tmp_path: Path) -> None:
     save_modules(plan, made_by_a_pruner(tiny_llama()), tmp_path)
     loaded = load_modules(plan, tiny_llama(dtype=torch.bfloat16), tmp_path)
     assert {parameter.dtype for module in loaded.values() for parameter in module.parameters()} == {torch.bfloat16}
-
-
-def test_a_run_with_a_pruner_writes_what_can_be_loaded(tmp_path: Path) -> None:
-    class Own(Pruner):
-        name = "own"
-
-        def prune(self, context: PruneContext) -> Pruned:
-            raise NotImplementedError
-
-    model = tiny_llama()
-    modules, plan = made_by_a_pruner(model), Plan.unified(REMOVAL)
-    Pruning(Own(), Pruned(REMOVAL, modules), blocks=0, parameters=0).save(plan, model, tmp_path)
-    loaded = load_modules(plan, model, tmp_path / "merges")
-    assert all(
-        torch.equal(tensor, loaded[element].state_dict()[name])
-        for element, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    )
 
 
 def test_a_plan_without_modules_of_its_own_needs_no_folder(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core.api import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, Sample, Student, TeacherBatches
-from pdtrim_core.data.items import Calibration, calibrate
-from pdtrim_core.data.scores import Scores
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.api import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, Student, TeacherBatches
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.host.host import load_plugins
-from pdtrim_core.pipeline.events import RunEvents
-from pdtrim_core.pipeline.merge_pairs import Merges
 from pdtrim_core.pipeline.merge_store import MergeStore
-from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_core.testing import ByteTokenizer, tiny_llama, tiny_model
-from pdtrim_plugins.calibrations import Mini
+from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
@@ -132,7 +124,7 @@ def test_a_trained_merge_in_decode_alone_agrees_with_two_phases(family: str, kv:
     merges = MergeStore(model, Mse.model_validate({"lr": 1e-2, "epochs": 3, "kv": kv}), SEQUENCES, tmp_path, label="x")
     merge = merges.merge_of(PAIR)
     module, _ = merges.trained(merge)
-    staged = StagedModel(PrefixCache(model, batch_tokens=64), Plan(decode=Removal([merge])), {merge: module})
+    staged = StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), Plan(decode=Removal([merge])), {merge: module})
     items = some_items()[:3]
     for item, sums, expected in zip(items, staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
         assert sums == pytest.approx(expected, abs=1e-4 * max(map(len, item.choices)))
@@ -146,78 +138,3 @@ def test_frozen_kv_needs_projections_of_their_own(family: str, tmp_path: Path) -
     assert str(caught.value) == (
         f'tiny {family}: this family computes K and V together with Q, so they cannot stay frozen: say distiller.kv = "shadow"'
     )
-
-
-def merging(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Scores, threshold: float = 0.95, **distiller: Any
-) -> tuple[Merges, RunEvents]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    host = load_plugins()
-    options = {"use": "mse", "tokens": 512, "epochs": 2, **distiller}
-    recipe = Recipe.from_data({"model": "package:none", "prune": {"blocks": 2}, "distiller": options}, where="x", host=host)
-    model, calibration = tiny_llama(silent={2}), Calibration((), (), "")
-    return Merges(recipe, host, model, calibration, scores=scores, count=1, threshold=threshold), RunEvents(host)
-
-
-HIGH = Scores((0.1, 0.2, 0.9, 0.5, 0.3, 0.4), (0.2, 0.97, 0.98, 0.3, 0.96), similarity=True)
-
-
-def test_merges_that_are_worse_than_a_drop_leave_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So small a step leaves the merged block where it began: a hair worse than the better drop, which it began as or not.
-    merges, log = merging(tmp_path, monkeypatch, HIGH, lr=1e-12)
-    sets = merges.choose(log)
-    bad = [pair for pair, record in merges._training.records.items() if not record.worthwhile]
-    assert all(pair not in sets.pairs for pair in bad)
-    assert bool(bad) == any(note.startswith("merges that are worse than a drop leave the search: ") for note in log.notes)
-    assert {block for pair in sets.pairs for block in pair.blocks} | set(sets.drops) == set(range(6))
-    assert set(merges.modules) == set(sets.pairs)
-
-
-def test_a_loss_that_rises_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merges, log = merging(tmp_path, monkeypatch, HIGH, lr=0.3)
-    merges.choose(log)
-    risen = [record.losses[-1] > record.losses[0] for record in merges._training.records.values()]
-    assert any(risen)
-    said = [note for note in log.notes if "its training loss rose from" in note]
-    assert len(said) == sum(risen)
-    assert said[0].endswith("; a smaller distiller.lr may help")
-
-
-def test_texts_that_measure_do_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = Sample("Which of these is a line of prose that a source trains on", (" this one", " that one"))
-    texts = [f"{sample.prompt} that one", *(f"Another line of prose, the one with number {n}." for n in range(20))]
-    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: texts)
-    digests = []
-    for samples, expected in (([sample], texts[1:]), ([Sample("Something else", (" or", " not"))], texts)):
-        merges, log = merging(tmp_path, monkeypatch, HIGH)
-        merges._training._calibration = calibrate(samples, (), ByteTokenizer())
-        assert bytes(token for sequence in merges._training.sequences() for token in sequence) == "".join(expected).encode()[:512]
-        merges.choose(log)
-        digests.append(merges.digest)
-    assert digests[0] != digests[1]
-
-
-def test_a_threshold_that_no_pair_reaches_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merges, log = merging(tmp_path, monkeypatch, HIGH, 0.9999)
-    assert merges.choose(log).pairs == ()
-    assert log.notes == ["no pair is worth merging at prune.merge_threshold = 0.9999: every block is searched as a drop"]
-    assert merges.digest == ""
-
-
-def test_with_merging_off_nothing_is_said_and_nothing_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merges, log = merging(tmp_path, monkeypatch, HIGH, 1.1)
-    assert merges.choose(log).pairs == ()
-    assert (log.notes, list(tmp_path.iterdir())) == ([], [])
-
-
-def test_a_chosen_merge_is_written_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merges, log = merging(tmp_path, monkeypatch, HIGH, lr=1e-3, epochs=10)
-    pairs = merges.choose(log).pairs
-    assert pairs
-    plan = Plan.unified(Removal(pairs[:1]))
-    merges.save(plan, tiny_llama(), tmp_path)
-    names = [path.name for path in (tmp_path / "merges").iterdir()]
-    assert names == [f"{pairs[0].blocks[0]}-{pairs[0].blocks[1]}.safetensors"]
-    results = merges.results(plan)
-    assert [result.chosen for result in results if result.kept].count(True) == 1
-    assert json.dumps([vars(result) for result in results])

@@ -11,9 +11,9 @@ import torch
 from pdtrim_core.api import Drop, Item, Objective, PdtrimError, Plan, PluginError, Removal, Staged
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.threads import fitting_threads, threads
-from pdtrim_core.pipeline.objective_value import Measurement
+from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.testing import tiny_llama, tiny_model
 from tests.unit.execution.test_staged_model import some_items
 
@@ -43,8 +43,9 @@ def items() -> list[Item]:
 
 
 def measurement(items: Sequence[Item], objective: Objective, *, early_stop: bool = True, batch_tokens: int = 1) -> Measurement:
-    prefix_cache = PrefixCache(tiny_llama(), batch_tokens=batch_tokens)
-    return Measurement(lambda: prefix_cache, objective, items, label="objective 'share'", early_stop=early_stop)
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=batch_tokens))
+    on_items = ObjectiveOnItems(objective, items, "objective 'share'")
+    return Measurement(lambda: prefix_cache, on_items, early_stop=early_stop)
 
 
 def test_measuring_stops_once_the_floor_is_out_of_reach(items: list[Item]) -> None:
@@ -137,8 +138,9 @@ class Hungry(Share):
 
 def test_out_of_memory_halves_the_batch_says_so_and_goes_on(items: list[Item]) -> None:
     notes: list[str] = []
-    prefix_cache = PrefixCache(tiny_llama(), batch_tokens=128)
-    measure = Measurement(lambda: prefix_cache, Hungry(), items, label="objective 'hungry'", note=notes.append)
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=128))
+    objective = ObjectiveOnItems(Hungry(), items, "objective 'hungry'")
+    measure = Measurement(lambda: prefix_cache, objective, note=notes.append)
     assert measure(PLAN, None, None).score == 0.0
     assert notes
     assert notes[0] == "out of memory on the device: going on with batches of 64 tokens"

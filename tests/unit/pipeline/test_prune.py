@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from pdtrim_core.api import (
@@ -20,7 +19,6 @@ from pdtrim_core.api import (
     KvOnly,
     Merge,
     PdtrimError,
-    Plan,
     PluginError,
     PruneContext,
     Pruned,
@@ -30,15 +28,13 @@ from pdtrim_core.api import (
     hookimpl,
 )
 from pdtrim_core.data.readings import Candidate
-from pdtrim_core.execution.prefix_cache import PrefixCache
-from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.host.host import Origin
+from pdtrim_core.model.weights import load_modules
 from pdtrim_core.pipeline import losses, pipeline
-from pdtrim_core.pipeline.losses import losses_of
-from pdtrim_core.pipeline.prune import Pruning
+from pdtrim_core.pipeline.prune import digest_of
 from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_core.search.driver import Ledger
-from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
+from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
 from pdtrim_core.testing.models import tiny_transformers
 from pdtrim_plugins.pruners import ShortGpt, Sleb
@@ -46,9 +42,8 @@ from pdtrim_plugins.pruners import ShortGpt, Sleb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pdtrim_core import Element, Outcome, PluginHost
+    from pdtrim_core import Outcome, PluginHost
     from pdtrim_core.api import BlockModel, LoadedModel
-    from pdtrim_core.pipeline.objective_value import Measurement
 
 pytestmark = pytest.mark.numeric
 
@@ -57,152 +52,16 @@ CLOSE = 1e-5
 """Relative: float32 logits of around 10, summed in another order."""
 
 
-def context_of(model: BlockModel, sequences: Sequence[Sequence[int]] = SEQUENCES, **options: Any) -> PruneContext:
-    names = ("batch_tokens", "cache_budget", "ledger", "note")
-    measuring = {"note": lambda text: None, **{name: options.pop(name) for name in names if name in options}}
-    return prune_context(model, sequences, blocks=2, parameters=1000, losses=losses_of(model, **measuring), **options)
-
-
-def test_windows_are_cut_from_the_joined_sequences_and_the_rest_is_left_out() -> None:
-    context = context_of(tiny_llama(), [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]])
-    assert context.windows(5) == [(1, 2, 3, 4, 5), (6, 7, 8, 9, 10)]
-    assert context.windows(5, 1) == [(1, 2, 3, 4, 5)]
-    assert context.windows(11, 7) == [(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)]
-
-
-def test_a_window_that_is_not_filled_once_is_refused() -> None:
-    with pytest.raises(PdtrimError) as error:
-        context_of(tiny_llama(), [[1, 2, 3], [4]]).windows(5)
-    assert str(error.value) == (
-        "the calibration items have 4 tokens together, too few for a window of 5: ask for shorter windows or for more samples"
-    )
-
-
-def test_the_states_are_those_of_all_sequences() -> None:
-    states = context_of(tiny_llama(), batch_tokens=10).states
-    assert sum(int(batch.is_token_BT.sum()) for batch in states.batches()) == sum(map(len, SEQUENCES))
-
-
-def own_loss(model: BlockModel, removal: Removal) -> float:
-    """Return the mean loss of the model's own forward with patched blocks, each sequence by itself."""
-    forwards: dict[int, Any] = {}
-    for element in removal:
-        if isinstance(element, Shrink):
-            forwards[element.block] = model.narrowed([element], {}).forward
-        else:
-            forwards[element.blocks[0]] = lambda hidden, *_, **__: hidden
-    total = count = 0.0
-    with torch.inference_mode(), model.patched(forwards):
-        for sequence in SEQUENCES:
-            ids = torch.tensor([sequence])
-            logits = model.model(ids, use_cache=False).logits[0, :-1].double()
-            total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-            count += len(sequence) - 1
-    return total / count
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 20, 512])
-@pytest.mark.parametrize(
-    "elements", [[], [Drop(1)], [Drop(0), Drop(5)], [Drop(4), Shrink(2, "mlp", (0, 7))], [Shrink(3, "attention", (1,))]]
-)
-def test_the_loss_is_that_of_the_models_own_forward(elements: list[Element], batch_tokens: int) -> None:
-    removal = Removal(elements)
-    loss = context_of(tiny_llama(), batch_tokens=batch_tokens).loss_of(SEQUENCES)
-    assert loss(removal) == pytest.approx(own_loss(tiny_llama(), removal), rel=CLOSE)
-
-
-def test_sequences_of_one_token_have_no_loss() -> None:
-    with pytest.raises(PdtrimError) as error:
-        context_of(tiny_llama()).loss_of([[1], [], [2]])
-    assert str(error.value) == "there are no sequences of two tokens or more to measure a loss on: give longer samples"
-
-
-def test_a_merge_has_no_loss_for_want_of_its_block() -> None:
-    loss = context_of(tiny_llama()).loss_of(SEQUENCES)
-    with pytest.raises(PdtrimError, match=r"the plan has 1\+2, but no merged block was given for it"):
-        loss(Removal([Merge(1, 2)]))
-
-
-class Ledgers:
-    """Makes ledgers as a run does, and keeps what is measured by part."""
-
-    def __init__(self) -> None:
-        self.measured: dict[str, list[Plan]] = {}
-
-    def __call__(self, part: str, measurement: Measurement) -> Ledger:
-        plans = self.measured.setdefault(part, [])
-        return Ledger(measurement, record=lambda plan, reading: plans.append(plan))
-
-
-def test_a_loss_is_measured_once_and_each_set_of_sequences_has_a_part_of_its_own() -> None:
-    ledgers = Ledgers()
-    context = context_of(tiny_llama(), ledger=ledgers)
-    short, long = context.loss_of(SEQUENCES[:2]), context.loss_of(SEQUENCES)
-    losses = [loss(Removal([Drop(block)])) for loss in (short, long) for block in (1, 1, 2)]
-    context.loss_of(SEQUENCES[:2])
-    assert losses[0] == losses[1] != losses[3] == losses[4]
-    plans = [Plan.unified(Removal([Drop(block)])) for block in (1, 2)]
-    assert list(ledgers.measured.values()) == [plans, plans]
-    assert all(part.startswith("losses ") for part in ledgers.measured)
-
-
-def test_a_batch_that_does_not_fit_is_halved_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[str] = []
-    measure = StagedModel.loglikelihoods
-    failures = [torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError("still none")]
-
-    def loglikelihoods(self: StagedModel, items: Any) -> Any:
-        if failures:
-            raise failures.pop()
-        return measure(self, items)
-
-    monkeypatch.setattr(StagedModel, "loglikelihoods", loglikelihoods)
-    loss = context_of(tiny_llama(), batch_tokens=80, note=notes.append).loss_of(SEQUENCES)
-    assert loss(Removal()) == pytest.approx(own_loss(tiny_llama(), Removal()), rel=CLOSE)
-    assert notes == [f"out of memory on the device: going on with batches of {size} tokens" for size in (40, 20)]
-
-
-def test_kept_streams_take_no_more_than_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    budgets: list[int | None] = []
-
-    class Spied(PrefixCache):
-        def __init__(self, model: BlockModel, *, budget: int | None = None, **options: Any) -> None:
-            budgets.append(budget)
-            super().__init__(model, budget=budget, **options)
-
-    monkeypatch.setattr(losses, "PrefixCache", Spied)
-    context_of(tiny_llama(), cache_budget=0).loss_of(SEQUENCES)(Removal())
-    context_of(tiny_llama()).loss_of(SEQUENCES)
-    assert budgets == [0, None]
-
-
-def digest_of(pruner: Pruner, *, blocks: int = 2, parameters: int = 1000) -> str:
-    return Pruning(pruner, Pruned(Removal()), blocks=blocks, parameters=parameters).digest
-
-
 def test_the_digest_tells_all_that_modules_depend_on() -> None:
     digests = {
-        digest_of(pruner, **budget)
+        digest_of(pruner, budget=budget, training=training)
         for pruner in (Sleb(), Sleb(window=64), ShortGpt())
-        for budget in ({"blocks": 2}, {"blocks": 3}, {"parameters": 999})
+        for budget in ((2, 1000), (3, 1000), (2, 999))
+        for training in ("", "some tokens")
     }
-    assert len(digests) == 9
-    assert digest_of(Sleb()) == digest_of(Sleb(window=128))
-
-
-def test_modules_of_a_plan_are_saved_and_no_others(tmp_path: Path) -> None:
-    merge, shrink, plain, other = Merge(1, 2), Shrink(4, "mlp", (0, 3)), Shrink(4, "attention", (1,)), Merge(0, 1)
-    modules: dict[Merge | Shrink, nn.Module] = {element: nn.Linear(3, 2) for element in (merge, shrink, other)}
-    removal = Removal([merge, shrink, plain, Drop(5)])
-    saved = Pruning(Sleb(), Pruned(removal, modules), blocks=2, parameters=1000)
-    plan = Plan.unified(removal)
-    saved.save(plan, tiny_llama(), tmp_path)
-    files = {path.name: load_file(path) for path in (tmp_path / "merges").iterdir()}
-    assert files.keys() == {"1-2.safetensors", "4.mlp.safetensors"}
-    for name, element in (("1-2", merge), ("4.mlp", shrink)):
-        assert torch.equal(files[f"{name}.safetensors"]["weight"], modules[element].weight)  # type: ignore[arg-type]
-    assert saved.results(plan) == ()
-    assert not saved.put_off
+    assert len(digests) == 18
+    one, same = (digest_of(pruner, budget=(2, 1000), training="") for pruner in (Sleb(), Sleb(window=128)))
+    assert one == same
 
 
 class Planted(Pruner):
@@ -342,6 +201,24 @@ def test_what_decode_loses_is_the_answer_and_prefill_a_subset(with_planted: Plug
     assert without.block_scores == ()
 
 
+def test_modules_of_a_plan_are_saved_and_no_others(with_planted: PluginHost, tmp_path: Path) -> None:
+    merge, shrink, plain, other = Merge(1, 2), Shrink(4, "mlp", (0, 3)), Shrink(4, "attention", (1,)), Merge(0, 1)
+    # The dense projection has no bias.
+    projection = nn.Linear(46, 32)
+    removal = Removal([merge, shrink, plain, Drop(5)])
+
+    def answer(context: PruneContext) -> Pruned:
+        blocks = context.model.blocks
+        return Pruned(removal, {merge: blocks[1], shrink: projection, other: blocks[0]})
+
+    outcome = run(with_planted, tmp_path, answer, splitter="unified")
+    assert outcome.merges == ()
+    assert {path.name for path in (tmp_path / "merges").iterdir()} == {"1-2.safetensors", "4.mlp.safetensors"}
+    loaded = load_modules(outcome.plan.plan, tiny_llama(), tmp_path / "merges")
+    for element, module in ((merge, tiny_llama().blocks[1]), (shrink, projection)):
+        assert all(torch.equal(tensor, loaded[element].state_dict()[name]) for name, tensor in module.state_dict().items())
+
+
 def test_draws_and_sequences_depend_on_the_seed_alone(with_planted: PluginHost, tmp_path: Path) -> None:
     seen: list[tuple[float, Sequence[Sequence[int]]]] = []
 
@@ -434,19 +311,17 @@ def test_measurements_are_heard_without_a_best(with_planted: PluginHost, tmp_pat
 def test_the_cache_budget_of_a_recipe_holds_for_pruning_too(
     with_planted: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[dict[str, Any]] = []
+    made: list[ExecutionOptions] = []
 
-    def prefix_cache(model: BlockModel, **options: Any) -> PrefixCache:
+    def prefix_cache(model: BlockModel, options: ExecutionOptions) -> PrefixCache:
         made.append(options)
-        return PrefixCache(model, **options)
+        return PrefixCache(model, options)
 
     monkeypatch.setattr(losses, "PrefixCache", prefix_cache)
     run(with_planted, tmp_path, measuring(), evaluation={"threads": 1, "cache_budget": 0, "batch_tokens": 64})
-    assert made == [{"batch_tokens": 64, "budget": 0}] * 2
+    assert made == [ExecutionOptions(batch_tokens=64, budget=0)] * 2
 
 
 def test_another_family_prunes_by_loss_too(with_planted: PluginHost, tmp_path: Path) -> None:
     outcome = run(with_planted, tmp_path, measuring(), model={"path": "tiny:gpt-neox"})
     assert len(outcome.plan.plan.decode) == 2
-    loss = context_of(tiny_model("gpt-neox")).loss_of(SEQUENCES)
-    assert loss(Removal()) == pytest.approx(own_loss(tiny_model("gpt-neox"), Removal()), rel=CLOSE)

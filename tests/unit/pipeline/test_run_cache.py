@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import Drop, KvOnly, Merge, Plan, Recipe, Removal, RunCache
+from pdtrim_core import Recipe, RunCache
 from pdtrim_core.api import Item
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.pipeline.run_cache import keys_of, values_keys
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
 pytestmark = pytest.mark.numeric
@@ -69,57 +68,6 @@ def test_a_thing_that_could_not_be_made_is_asked_for_again() -> None:
     with pytest.raises(ValueError, match=r"^$"):
         shared.latest("model", ("a",), fail)
     assert isinstance(shared.latest("model", ("a",), Thing), Thing)
-
-
-CHANGES: list[tuple[dict[str, Any], set[str]]] = [
-    ({"model": {"path": "tiny:opt"}}, {"model", "calibration", "scores", "prefix_cache"}),
-    ({"model": {"path": "tiny:llama", "dtype": "bfloat16"}}, {"model", "calibration", "scores", "prefix_cache"}),
-    ({"seed": 1}, {"calibration", "scores", "prefix_cache"}),
-    ({"calibration": {"samples": 9}}, {"calibration", "scores", "prefix_cache"}),
-    ({"scorer": "dot"}, {"scores"}),
-    ({"evaluation": {"threads": 1, "batch_tokens": 64}}, {"scores", "prefix_cache"}),
-    ({"evaluation": {"threads": 1, "first_token": "prefill"}}, {"prefix_cache"}),
-    ({"evaluation": {"threads": 1, "pack_rows": False}}, {"prefix_cache"}),
-    ({"evaluation": {"threads": 1, "compile": True}}, {"prefix_cache"}),
-    ({"evaluation": {"threads": 1, "truncate_prefill": False, "early_stop": False}}, set()),
-    ({"searcher": "random", "splitter": "unified", "objective": "kl", "prune": {"blocks": 1}, "distiller": "cosine-loss"}, set()),
-    ({"exporter": [], "report": []}, set()),
-]
-
-
-@pytest.mark.parametrize(("changes", "changed"), CHANGES)
-def test_each_thing_depends_on_what_it_is_made_from_and_on_nothing_else(changes: dict[str, Any], changed: set[str]) -> None:
-    before, after = vars(keys_of(recipe())), vars(keys_of(recipe(**changes)))
-    assert {name for name in before if before[name] != after[name]} == changed
-
-
-DROPS = Plan.unified(Removal([Drop(1)]))
-MERGES = Plan.unified(Removal([Merge(1, 2)]))
-
-
-@pytest.mark.parametrize(
-    ("changes", "digests", "plans"),
-    [
-        ({}, {}, set()),
-        ({"objective": "accuracy"}, {}, {DROPS, MERGES}),
-        ({"seed": 1}, {}, {DROPS, MERGES}),
-        ({"distiller": "cosine-loss"}, {}, {MERGES}),
-        ({}, {"training": "other"}, {MERGES}),
-        ({}, {"weights": "other"}, {DROPS, MERGES}),
-        ({}, {"data": "other"}, {DROPS, MERGES}),
-        ({"evaluation": {"threads": 1, "truncate_prefill": False, "early_stop": False}}, {}, set()),
-        ({"searcher": "random", "splitter": "unified", "prune": {"blocks": 1}, "scorer": "dot"}, {}, set()),
-    ],
-)
-def test_values_are_shared_where_they_are_the_same(changes: dict[str, Any], digests: dict[str, str], plans: set[Plan]) -> None:
-    given = {"weights": "w", "data": "d", "training": "t"}
-    one, other = values_keys(recipe(), **given), values_keys(recipe(**changes), **{**given, **digests})
-    assert {plan for plan in (DROPS, MERGES) if one(plan) != other(plan)} == plans
-
-
-def test_a_merge_that_prefill_only_keeps_the_kv_of_counts_as_one() -> None:
-    key = values_keys(recipe(), weights="w", data="d", training="t")
-    assert key(Plan(prefill=Removal([KvOnly(1)]), decode=Removal([Merge(1, 2)]))) == key(MERGES)
 
 
 def told(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from pdtrim_core.api import Drop, Item, Objective, Plan, Removal
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.pipeline.objective_value import Measurement
+from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts import FixedStaged
 from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
@@ -101,7 +101,8 @@ def test_kl_gives_the_dense_model_all_points_and_fewer_the_more_is_gone() -> Non
     prefix_cache = PrefixCache(tiny_llama())
     items = [Item(((1, 2, n),), ((5, n), (6,)), n % 2, (1, 1), str(n)) for n in range(6)]
     plans = [Plan.unified(Removal(map(Drop, gone))) for gone in ((), (3,), (1, 3, 5))]
-    readings = [Measurement(lambda: prefix_cache, Divergence(), items, label="kl")(plan, None, None) for plan in plans]
+    objective = ObjectiveOnItems(Divergence(), items, "kl")
+    readings = [Measurement(lambda: prefix_cache, objective)(plan, None, None) for plan in plans]
     dense, one, three = (reading.score or 0.0 for reading in readings)
     assert dense == 100.0 > one > three >= 0
     values = StagedModel(prefix_cache, plans[1]).divergences(items)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import Merge, PdtrimError, Plan
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.testing import FAMILIES, prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LaCo
@@ -201,6 +201,6 @@ def test_one_pass_agrees_with_two_phases(family: str, way: str) -> None:
     found = pruned(model, 3, merge=way, layers=3)
     items = some_items()[:3]
     for plan in (Plan(decode=found.removal), Plan.unified(found.removal)):
-        staged = StagedModel(PrefixCache(model, batch_tokens=64), plan, found.modules)
+        staged = StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), plan, found.modules)
         for item, sums, expected in zip(items, staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
             assert sums == pytest.approx(expected, abs=1e-4 * max(map(len, item.choices)))

@@ -11,14 +11,14 @@ import torch
 
 from pdtrim_core.api import Merge, PdtrimError, Plan, Removal
 from pdtrim_core.api.score_context import ScoreContext
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.merge_store import MergeStore
-from pdtrim_core.pipeline.run_cache import RunCache
+from pdtrim_core.pipeline.prune import prune
+from pdtrim_core.pipeline.run_context import open_run_context
+from pdtrim_core.pipeline.run_inputs import prepare
 from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_core.results.run_folder import open_run_folder
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_plugins.calibrations import Mini
@@ -133,7 +133,7 @@ def test_one_pass_agrees_with_two_phases(family: str, kv: str, tmp_path: Path) -
     assert (merge.kv, len(merge.blocks)) == (kv, 3)
     items = some_items()[:3]
     for plan in (Plan(decode=found.removal), Plan.unified(found.removal)):
-        staged = StagedModel(PrefixCache(model, batch_tokens=64), plan, found.modules)
+        staged = StagedModel(PrefixCache(model, ExecutionOptions(batch_tokens=64)), plan, found.modules)
         for item, sums, expected in zip(items, staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
             assert sums == pytest.approx(expected, abs=1e-4 * max(map(len, item.choices)))
 
@@ -175,9 +175,9 @@ def test_another_distiller_makes_another_block(tmp_path: Path, monkeypatch: pyte
     trained = []
     for number, epochs in enumerate((1, 4)):
         recipe = Recipe.from_data(recipe_data(epochs=epochs), where="x.toml", out=tmp_path / str(number), host=host)
-        with open_run_folder(recipe.out, recipe.to_data(), fresh=False) as folder, RunEvents(host) as log:
-            start = pipeline.prepare(recipe, host, folder, log, shared=RunCache())
-        (result,) = start.merges.results(Plan())
+        with open_run_context(recipe, host) as context:
+            found = prune(context, prepare(context))
+        (result,) = found.merge_results(Plan())
         trained.append(result.trained)
         assert not result.chosen
     assert trained[1] < trained[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pdtrim_core.data.items import calibrate
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import Plan
 from pdtrim_plugins.calibrations import Mini
@@ -42,7 +42,7 @@ def test_the_real_model_is_better_than_chance_on_both_halves_of_mini(smollm: Blo
 def _right(model: BlockModel, samples: Iterable[Sample]) -> dict[str, float]:
     """Return for each item by name whether the dense model has it right."""
     items = calibrate(list(samples), [], model.tokenizer).items
-    values = Accuracy().item_values(StagedModel(PrefixCache(model, packed=True), Plan()), items)
+    values = Accuracy().item_values(StagedModel(PrefixCache(model, ExecutionOptions(packed=True)), Plan()), items)
     return {item.name: value for item, value in zip(items, values, strict=True)}
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core import PdtrimError, RecipeError
-from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.pipeline.run_cache import RunCache
@@ -85,7 +84,7 @@ def test_the_model_is_opened_once(sweep: Sweep, asked: list[tuple[LoadedRun, Eva
         opened.append(given)
         return open_model(*given)
 
-    monkeypatch.setattr(pipeline, "open_model", count)
+    monkeypatch.setattr("pdtrim_core.pipeline.run_inputs.open_model", count)
     monkeypatch.setattr("pdtrim_core.pipeline.open_run.open_model", count)
     list(carry_out(sweep))
     models = [run.dense for run, _ in asked]

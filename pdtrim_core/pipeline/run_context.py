@@ -1,0 +1,64 @@
+"""What all steps of one run share: its recipe, the plugins, its folder, its events, and what other runs left in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from random import Random
+
+from pdtrim_core.data.readings import Candidate
+from pdtrim_core.execution.threads import threads
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.pipeline.events import RunEvents
+from pdtrim_core.pipeline.run_cache import RunCache
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.results.run_folder import RunFolder, open_run_folder
+from pdtrim_core.search.driver import Ledger, Measure
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The recipe of a run, the host of its plugins, its folder, its events, and the cache that runs share."""
+
+    recipe: Recipe
+    host: PluginHost
+    folder: RunFolder
+    events: RunEvents
+    cache: RunCache
+
+    def rng(self, step: str) -> Random:
+        """Return the random numbers of a step, which depend on the recipe's seed and on the step's name alone."""
+        return Random(f"{self.recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
+
+    def ledger(self, part: str, measure: Measure, *, has_best: bool = True) -> Ledger:
+        """Return the ledger of one part of the journal: it knows what the journal has, and adds to it.
+
+        Listeners hear of each measurement; without `has_best` they are told no best so far.
+        """
+
+        def notify(candidate: Candidate) -> None:
+            self.host.tell("pdtrim_candidate_measured", candidate=candidate if has_best else replace(candidate, best=None))
+
+        return Ledger(
+            measure,
+            known=self.folder.known.get(part),
+            record=lambda plan, reading: self.folder.note(part, plan, reading),
+            notify=notify,
+        )
+
+
+@contextmanager
+def open_run_context(
+    recipe: Recipe, host: PluginHost, *, fresh: bool = False, cache: RunCache | None = None
+) -> Iterator[RunContext]:
+    """Open the folder of a run, to begin it or to go on with it, with the threads that the recipe asks for.
+
+    Raises `PdtrimError` when it holds a run of another recipe (unless `fresh`), or when a run is working in it now.
+    """
+    with (
+        open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder,
+        threads(recipe.settings.evaluation.threads),
+        RunEvents(host) as events,
+    ):
+        yield RunContext(recipe, host, folder, events, cache or RunCache())

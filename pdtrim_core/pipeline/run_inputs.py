@@ -1,0 +1,89 @@
+"""What a run works on, opened and checked before anything is measured: the model, the items, the budget, the environment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+
+import torch
+
+from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.data.items import Calibration
+from pdtrim_core.execution.threads import fitting_threads
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.pipeline.budget import removed_blocks
+from pdtrim_core.pipeline.prepare import draw, open_model
+from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.pipeline.run_keys import keys_of
+from pdtrim_core.results.outcome import Environment, machine, versions
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The dense model, the items, how many blocks decode loses, and where the run runs."""
+
+    model: BlockModel
+    calibration: Calibration
+    blocks: int
+    environment: Environment
+
+
+def prepare(context: RunContext) -> RunInputs:
+    """Open the model and draw the items.
+
+    Raises `PdtrimError` where the folder holds measurements of other weights or items.
+    """
+    recipe, keys, evaluation = context.recipe, keys_of(context.recipe), context.recipe.settings.evaluation
+    with context.events.step("open the model"):
+        model = context.cache.latest("model", keys.model, lambda: open_model(recipe.model, context.host))
+        blocks = removed_blocks(recipe, model.sizes, model.name)
+        model.compiles = evaluation.compile
+        if evaluation.threads is None:
+            # Put back by the context around the run.
+            torch.set_num_threads(fitting_threads(model, evaluation.batch_tokens))
+    with context.events.step("calibrate"):
+        calibration = context.cache.latest("calibration", keys.calibration, lambda: draw(recipe, context.host, model))
+        wanted, got = recipe.calibration.samples, len(calibration.items)
+        if got < wanted:
+            context.events.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples asked for")
+        environment = _environment(context, model, calibration)
+        context.folder.check_same({"weights": environment.weights, "data": environment.data})
+    return RunInputs(model, calibration, blocks, environment)
+
+
+def cost_model(context: RunContext, model: BlockModel) -> CostModel:
+    """Return what plans cost on a model, as the recipe lets prefill be truncated or not."""
+    return CostModel(model.block_count, model.sizes, context.recipe.settings.evaluation.truncates_prefill)
+
+
+def with_training(context: RunContext, environment: Environment, training: str, *, decides: bool) -> Environment:
+    """Return the environment with a hash of the training tokens, and write it into the folder of the run.
+
+    `decides` tells that something trained is going to be measured. Raises `PdtrimError` where it is, and the folder holds
+    measurements made with other tokens.
+    """
+    if decides:
+        context.folder.check_same({"training": training})
+    environment = replace(environment, training=training)
+    write_environment(context, environment)
+    return environment
+
+
+def write_environment(context: RunContext, environment: Environment) -> None:
+    """Write the environment into the folder of the run, so that one that goes on can tell whether it is the same."""
+    context.folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
+
+
+def _environment(context: RunContext, model: BlockModel, calibration: Calibration) -> Environment:
+    recipe_text = json.dumps(context.recipe.to_data(), sort_keys=True)
+    sources = tuple({origin.source for origin in context.host.origins if origin.version})
+    return Environment(
+        versions=versions(sources),
+        machine=machine(),
+        threads=torch.get_num_threads(),
+        device=str(model.device),
+        weights=model.fingerprint,
+        data=calibration.digest,
+        recipe=hashlib.sha256(recipe_text.encode()).hexdigest(),
+    )

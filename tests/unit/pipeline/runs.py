@@ -1,0 +1,48 @@
+"""Runs that are begun and not carried out, so that a test can ask one of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pdtrim_core.api import BlockModel
+from pdtrim_core.data.items import Calibration
+from pdtrim_core.pipeline.run_context import RunContext, open_run_context
+from pdtrim_core.pipeline.run_inputs import RunInputs
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.results.outcome import Environment
+from pdtrim_core.testing.contracts.small_run import tiny_host
+
+Begin = Callable[..., RunContext]
+"""Opens the folder of a run by its name; the keywords are changes of the recipe."""
+DATA: dict[str, Any] = {
+    "model": {"path": "tiny:llama"},
+    "prune": {"blocks": 2},
+    "calibration": {"samples": 6, "held_out": 3},
+    "searcher": {"use": "random", "tries": 3},
+    "distiller": {"use": "mse", "lr": 1e-2, "tokens": 512, "epochs": 2},
+    "objective": "margin",
+    "evaluation": {"threads": 1},
+}
+
+
+@contextmanager
+def beginning(folder: Path) -> Iterator[Begin]:
+    """Give a function that begins runs under a folder; all of them end with this context."""
+    with ExitStack() as opened:
+
+        def begin(name: str = "run", *, fresh: bool = False, **changes: Any) -> RunContext:
+            host = tiny_host()
+            data = {key: value for key, value in {**DATA, **changes}.items() if value is not None}
+            recipe = Recipe.from_data(data, where="x.toml", out=folder / name, host=host)
+            return opened.enter_context(open_run_context(recipe, host, fresh=fresh))
+
+        yield begin
+
+
+def inputs_of(model: BlockModel, *, blocks: int = 1, calibration: Calibration | None = None) -> RunInputs:
+    """Return what a run on a model works on; no items, unless some are given."""
+    environment = Environment({}, "a machine", 1, "cpu", model.fingerprint, "data", "recipe")
+    return RunInputs(model, calibration or Calibration((), (), ""), blocks, environment)

@@ -1,0 +1,236 @@
+"""The bench of a run: each plan is measured once, the journal has it, and what searchers and splitters give back is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from random import Random
+from typing import Any, ClassVar
+
+import pytest
+
+from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, PluginError, Removal
+from pdtrim_core.api import CostModel, Request, Result, Scores, Searcher, SearchSpace, StageSplitter
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.pipeline.measurements import Bench, ModuleSet, open_bench, rows_of
+from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
+from pdtrim_core.pipeline.run_keys import keys_of
+from pdtrim_core.results.run_folder import measured_in
+from pdtrim_core.search.space import search_space, two_sets
+from pdtrim_core.testing import tiny_llama
+from pdtrim_plugins.objectives import Margin
+from tests.unit.pipeline.runs import Begin
+
+MERGE = Merge(keep=2, drop=1)
+DROPS = Plan.unified(Removal([Drop(1), Drop(4)]))
+SCORES = Scores(tuple(number / 10 for number in range(6)))
+COSTS = CostModel(6, tiny_llama().sizes)
+SPACE = search_space(SCORES, 2, two_sets(SCORES, 2))
+CLOSE = 1e-5
+NOTHING = ModuleSet({}, "")
+
+
+def bench_of(context: RunContext, module_set: ModuleSet = NOTHING) -> tuple[Bench, RunInputs]:
+    inputs = prepare(context)
+    return Bench(context, inputs, module_set), inputs
+
+
+def test_a_row_is_the_objectives_mean_over_each_set_of_items(begin: Begin) -> None:
+    bench, inputs = bench_of(begin())
+    (row,) = bench.rows({"two drops": DROPS})
+    assert row.name == "two drops"
+    assert row.held_out is not None
+    staged = StagedModel(PrefixCache(tiny_llama()), DROPS)
+    for value, items in ((row.calibration, inputs.calibration.items), (row.held_out, inputs.calibration.held_out)):
+        values = Margin().item_values(staged, items)
+        assert value.mean == pytest.approx(sum(values) / len(values), rel=CLOSE)
+        assert value.items == len(items)
+
+
+def test_without_held_out_items_a_row_has_one_value_and_costs_half(begin: Begin) -> None:
+    bench, _ = bench_of(begin(calibration={"samples": 6, "held_out": 0}))
+    (row,) = bench.rows({"dense": Plan()})
+    assert row.held_out is None
+    with_both, _ = bench_of(begin("with both"))
+    assert (bench.measurements(3), with_both.measurements(3)) == (3, 6)
+
+
+def test_a_plan_is_measured_once_and_the_journal_has_it(begin: Begin) -> None:
+    context = begin()
+    bench, _ = bench_of(context)
+    assert bench.rows({"a": DROPS}) != bench.rows({"b": Plan()})
+    bench.rows({"again": DROPS})
+    assert (bench.ledger.tally.measured, bench.ledger.tally.remembered) == (2, 1)
+    assert {part: set(found) for part, found in measured_in(context.folder.path).items()} == {
+        "calibration": {DROPS, Plan()},
+        "held-out": {DROPS, Plan()},
+    }
+
+
+def test_merges_that_are_not_trained_yet_have_a_part_of_their_own(begin: Begin) -> None:
+    context, model, plan = begin(), tiny_llama(), Plan.unified(Removal([MERGE]))
+    inputs = prepare(context)
+    untrained = Bench(context, inputs, ModuleSet({MERGE: model.blocks[2]}, "digest", trained=False))
+    trained = Bench(context, inputs, ModuleSet({MERGE: model.blocks[4]}, "digest"))
+    assert untrained.ledger.exact(plan) != trained.ledger.exact(plan)
+    assert set(measured_in(context.folder.path)) == {"untrained", "calibration"}
+
+
+def test_the_dense_model_is_measured_in_a_step_of_its_own(begin: Begin) -> None:
+    context = begin()
+    bench = open_bench(context, prepare(context), NOTHING)
+    assert "measure the dense model" in context.events.seconds
+    assert bench.ledger.known(Plan()) is not None
+
+
+def test_items_that_the_objective_cannot_measure_are_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Margin, "problems", lambda _self, items: ["an item has no choices"] if len(items) == 3 else [])
+    with pytest.raises(PdtrimError) as caught:
+        bench_of(begin())
+    assert str(caught.value) == "objective 'margin' cannot measure the held-out items: an item has no choices"
+
+
+class Asks(Searcher):
+    """Asks for what a test says."""
+
+    name = "asks"
+    plans: ClassVar[tuple[Plan, ...]] = ()
+
+    def search(self, space: SearchSpace, rng: Random) -> Generator[Request, Result, None]:
+        for plan in self.plans:
+            asked: Request = plan
+            yield asked
+
+    def steps(self, space: SearchSpace) -> int:
+        return 7
+
+
+class Gives(StageSplitter):
+    """Tries a plan, and gives back another, as a test says."""
+
+    name = "gives"
+    tried: ClassVar[Plan]
+    given: ClassVar[Any]
+    told: ClassVar[CostModel | None] = None
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Generator[Request, Result, Plan]:
+        type(self).told = costs
+        yield self.tried
+        given: Plan = self.given
+        return given
+
+
+def with_parts(begin: Begin, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Bench, RunContext]:
+    """Return a bench whose searcher asks for some plans, and whose splitter tries one and gives one."""
+    given = {"plans": (DROPS,), "tried": DROPS, "given": DROPS, "evaluation": {"threads": 1}, **changes}
+    monkeypatch.setattr(Asks, "plans", given["plans"])
+    for name in ("tried", "given"):
+        monkeypatch.setattr(Gives, name, given[name], raising=False)
+    context = begin(evaluation=given["evaluation"])
+    context = replace(context, recipe=replace(context.recipe, searcher=Asks(), splitter=Gives()))
+    return bench_of(context)[0], context
+
+
+def test_the_best_plan_of_a_search_is_what_decode_loses(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = tuple(Plan.unified(Removal([Drop(0), Drop(block)])) for block in (1, 2, 3, 4, 5))
+    bench, context = with_parts(begin, monkeypatch, plans=plans)
+    found = bench.search(SPACE)
+    scores = {plan: bench.ledger.exact(plan) for plan in plans}
+    assert scores[found] == max(scores.values())
+    assert [step.decode for step in context.events.search] == [f"0, {block}" for block in (1, 2, 3, 4, 5)]
+
+
+def test_a_second_search_is_the_one_that_counts(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch)
+    bench.search(SPACE)
+    bench.search(SPACE)
+    assert len(context.events.search) == 1
+
+
+def test_a_search_says_beforehand_how_long_it_may_take(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch)
+    said: list[str] = []
+    monkeypatch.setattr(context.events, "preview", said.append)
+    bench.search(SPACE)
+    assert said == []  # nothing was timed yet
+    bench.dense()
+    bench.search(SPACE)
+    assert len(said) == 1
+    assert said[0].startswith("search: at most 7 measurements x ")
+
+
+def test_a_search_that_asks_for_nothing_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, plans=())
+    with pytest.raises(PluginError) as caught:
+        bench.search(SPACE)
+    assert str(caught.value) == f"{context.host.label_of(Asks())} asked for no plan at all"
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+def test_a_split_keeps_in_prefill_what_the_splitter_says_and_truncates_it(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, first_token: str
+) -> None:
+    kept = Plan(Removal([Drop(4)]), DROPS.decode)
+    evaluation = {"threads": 1, "first_token": first_token}
+    bench, _ = with_parts(begin, monkeypatch, tried=kept, given=kept, evaluation=evaluation)
+    expected = kept.truncated_prefill(6) if first_token == "decode" else kept
+    assert bench.split(DROPS, COSTS) == expected
+    assert (KvOnly(5) in expected.prefill) == (first_token == "decode")
+
+
+def test_a_splitter_may_not_change_decode(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Plan.unified(Removal([Drop(1), Drop(3)]))
+    bench, context = with_parts(begin, monkeypatch, given=other)
+    label = context.host.label_of(Gives())
+    with pytest.raises(PluginError) as caught:
+        bench.split(DROPS, COSTS)
+    assert str(caught.value) == f"{label} returned {other}: it must return a plan with the decode that it was given"
+    monkeypatch.setattr(Gives, "tried", other)
+    with pytest.raises(PluginError) as caught:
+        bench.split(DROPS, COSTS)
+    assert str(caught.value) == f"{label} requested the plan {other}: a splitter may change prefill only"
+
+
+@pytest.mark.parametrize("needs_model", [True, False])
+def test_a_splitter_that_asks_for_the_model_gets_it(begin: Begin, monkeypatch: pytest.MonkeyPatch, needs_model: bool) -> None:
+    monkeypatch.setattr(Gives, "needs_model", needs_model)
+    bench, context = with_parts(begin, monkeypatch)
+    bench.split(DROPS, COSTS)
+    assert Gives.told is not None
+    assert Gives.told.sizes == COSTS.sizes
+    assert (Gives.told.model is None) != needs_model
+    if needs_model:
+        assert Gives.told.model is context.cache.latest("model", keys_of(context.recipe).model, tiny_llama)
+
+
+def test_a_gain_is_what_it_brought_to_keep_one_element_in_prefill(begin: Begin) -> None:
+    bench, _ = bench_of(begin())
+    kept = Plan(Removal([Drop(1)]), DROPS.decode)
+    assert bench.gains(DROPS, kept) == ()  # nothing was measured yet
+    before, after = (bench.ledger.exact(plan) for plan in (DROPS, kept))
+    (gain,) = bench.gains(DROPS, kept)
+    assert (gain.element, gain.gain, gain.kept_in_prefill) == ("4", round(after - before, 4), True)
+    assert gain.error == after.error_of_gain_over(before)
+    (gain,) = bench.gains(DROPS, DROPS)
+    assert not gain.kept_in_prefill
+
+
+def test_a_replaced_model_is_measured_beside_the_dense_one(begin: Begin) -> None:
+    context, other = begin(), tiny_llama(seed=7)
+    bench, inputs = bench_of(context)
+    rows = rows_of(bench, Plan(), Plan(), other)
+    assert [row.name for row in rows] == ["dense", "unified"]
+    for row, model in zip(rows, (inputs.model, other), strict=True):
+        values = Margin().item_values(StagedModel(PrefixCache(model), Plan()), inputs.calibration.items)
+        assert row.calibration.mean == pytest.approx(sum(values) / len(values), rel=CLOSE)
+    assert set(measured_in(context.folder.path)) == {"calibration", "held-out", "replaced calibration", "replaced held-out"}
+
+
+def test_a_table_has_the_dense_model_decodes_removal_in_both_stages_and_the_plan(begin: Begin) -> None:
+    bench, _ = bench_of(begin())
+    plan = Plan(Removal([Drop(1)]), DROPS.decode)
+    rows = rows_of(bench, DROPS, plan, None)
+    assert rows == bench.rows({"dense": Plan(), "unified": DROPS, "staged": plan})
+    assert len({row.calibration.mean for row in rows}) == 3

@@ -1,0 +1,111 @@
+"""The training of a run's merges: on texts that do not measure, each merge once, and what is said of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pdtrim_core import Merge, PdtrimError, Plan, Removal
+from pdtrim_core.api import Sample, hookimpl
+from pdtrim_core.data.items import Calibration, calibrate
+from pdtrim_core.host.host import Origin
+from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.pipeline.train_merges import Training
+from pdtrim_core.testing import ByteTokenizer, tiny_llama
+from pdtrim_plugins.calibrations import Mini
+from tests.unit.pipeline.runs import DATA, Begin, inputs_of
+
+PAIR, OTHER = Merge(keep=3, drop=2), Merge(keep=5, drop=4)
+
+
+def training(
+    begin: Begin, name: str = "run", *, calibration: Calibration | None = None, **distiller: Any
+) -> tuple[Training, RunContext]:
+    context = begin(name, distiller={**DATA["distiller"], **distiller})
+    return Training(context, inputs_of(tiny_llama(), calibration=calibration), otherwise="do without"), context
+
+
+def test_a_merge_is_trained_once_and_told(begin: Begin) -> None:
+    trainer, context = training(begin)
+    heard: list[tuple[Merge, float, float]] = []
+    listener = SimpleNamespace(
+        pdtrim_merge_trained=hookimpl(lambda merge, trained, untrained: heard.append((merge, trained, untrained)))
+    )
+    context.host.register(listener, Origin("listener", "listener"))
+    record = trainer.train(PAIR)
+    assert trainer.train(PAIR) is record
+    assert trainer.records == {PAIR: record}
+    assert list(trainer.modules) == [PAIR]
+    assert heard == [(PAIR, record.trained, record.untrained)]
+
+
+def test_another_run_finds_the_merge_again(begin: Begin) -> None:
+    (one, _), (other, _) = (training(begin, name) for name in ("one", "other"))
+    assert one.train(PAIR) == other.train(PAIR)
+    assert one.digest == other.digest != ""
+
+
+def test_a_loss_that_rises_is_said(begin: Begin) -> None:
+    trainer, context = training(begin, lr=0.3)
+    losses = trainer.train(PAIR).losses
+    assert losses[-1] > losses[0]
+    assert context.events.notes == [
+        f"merge 2+3: its training loss rose from {losses[0]:.4g} to {losses[-1]:.4g}; a smaller distiller.lr may help"
+    ]
+
+
+def test_a_loss_that_falls_is_not_worth_a_note(begin: Begin) -> None:
+    trainer, context = training(begin, lr=1e-3)
+    trainer.train(PAIR)
+    assert context.events.notes == []
+
+
+def test_texts_that_measure_do_not_train(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = Sample("Which of these is a line of prose that a source trains on", (" this one", " that one"))
+    texts = [f"{sample.prompt} that one", *(f"Another line of prose, the one with number {n}." for n in range(20))]
+    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: texts)
+    digests = []
+    for number, (measured, expected) in enumerate(((sample, texts[1:]), (Sample("Else", (" or", " not")), texts))):
+        trainer, _ = training(begin, str(number), calibration=calibrate([measured], (), ByteTokenizer()))
+        tokens = bytes(token for sequence in trainer.sequences() for token in sequence)
+        assert tokens == "".join(expected).encode()[:512]
+        trainer.merge_of(PAIR)
+        digests.append(trainer.digest)
+    assert digests[0] != digests[1]
+
+
+def test_sequences_have_one_length_and_no_more_tokens_than_asked_for(begin: Begin) -> None:
+    trainer, _ = training(begin, tokens=200)
+    assert [len(sequence) for sequence in trainer.sequences()] == [64, 64, 64]
+
+
+def test_nothing_is_read_until_a_merge_is_asked_for(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: ["A short text."])
+    trainer, _ = training(begin)
+    assert (trainer.digest, trainer.results(Plan(), kept=(), score_of=lambda _: None)) == ("", ())
+    with pytest.raises(PdtrimError) as caught:
+        trainer.train(PAIR)
+    assert str(caught.value) == (
+        "calibration 'mini' gave 13 training tokens, too few to merge blocks: give it more text, or do without"
+    )
+
+
+def test_chosen_merges_are_written_beside_their_plan_and_no_others(begin: Begin, tmp_path: Path) -> None:
+    trainer, _ = training(begin)
+    for merge in (OTHER, PAIR):
+        trainer.train(merge)
+    plan = Plan.unified(Removal([PAIR]))
+    trainer.save(plan, tmp_path / "merges")
+    assert [path.name for path in (tmp_path / "merges").iterdir()] == ["2-3.safetensors"]
+    results = trainer.results(plan, kept=[PAIR], score_of=lambda merge: float(merge.keep))
+    assert [(result.pair, result.score, result.kept, result.chosen) for result in results] == [
+        ((2, 3), 3.0, True, True),
+        ((4, 5), 5.0, False, False),
+    ]
+    for result, merge in zip(results, (PAIR, OTHER), strict=True):
+        record = trainer.records[merge]
+        assert result.drop == min(record.drop_first, record.drop_second)
+        assert (result.untrained, result.trained) == (record.untrained, record.trained)
