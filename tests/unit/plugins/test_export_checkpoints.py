@@ -199,8 +199,8 @@ def test_the_card_tells_what_was_removed_and_carries_the_licence_over(tmp_path: 
     export(Checkpoints(), model, plan, tmp_path / "out")
     card = (tmp_path / "out" / "decode" / "README.md").read_text()
     assert card.startswith("---\nlicense: other\nlicense_name: tiny-licence\nlibrary_name: transformers\n")
-    assert "* prefill: K/V alone: 4" in card
-    assert "* decode: gone: 1; merged into one block: 2+3; fewer MLP channels: 2 in block 5" in card
+    assert "* prefill: K/V only: 4" in card
+    assert "* decode: removed: 1; merged into one block: 2+3; fewer MLP channels: 2 in block 5" in card
     assert "| dense | " in card
     assert "* objective: margin" in card
     assert "tiny-licence" in card.split("---\n", 2)[2]
