@@ -1,7 +1,7 @@
 """Weights as safetensors files, a shard at a time.
 
-safetensors' own file writing wants all tensors of a file in their final form at once, and its error for a full disk is no
-OSError. The form of a file is simple: the length of a header, the header in JSON, the tensors one behind the other.
+safetensors' own writer needs all tensors of a file in their final form at once, and its error for a full disk is not an
+OSError. The file format is simple: the length of the header, the header in JSON, the tensors one after the other.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ NAMES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-"""What safetensors calls the number formats of torch."""
+"""safetensors' names of torch's number formats."""
 SINGLE, SHARD, INDEX = "model.safetensors", "model-{:05d}-of-{:05d}.safetensors", "model.safetensors.index.json"
 
 
 class ShardWriter:
-    """Takes tensors one by one and writes a file whenever `shard_bytes` are together.
+    """Takes tensors one by one and writes a file whenever they reach `shard_bytes`.
 
     Weights in floating point are stored as `number_format`, None to leave them as they are.
     """
@@ -47,7 +47,7 @@ class ShardWriter:
         self.parameters = 0
 
     def add(self, tensors: dict[str, Tensor]) -> None:
-        """Take some tensors, by the names that they get in the checkpoint."""
+        """Add some tensors, by their names in the checkpoint."""
         for name, tensor in tensors.items():
             size = tensor.numel() * self._stored_as(tensor).itemsize
             if self._waiting and self._bytes + size > self._shard_bytes:
@@ -58,7 +58,7 @@ class ShardWriter:
             self.parameters += tensor.numel()
 
     def finish(self) -> None:
-        """Write what is left; give the files their final names, and more than one of them an index."""
+        """Write the remaining tensors; give the files their final names, and add an index if there are several."""
         self._flush()
         count = len(self._shards)
         if count == 1:

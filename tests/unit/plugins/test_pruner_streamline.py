@@ -25,7 +25,7 @@ from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
 from pdtrim_plugins.pruners import Streamline
-from pdtrim_plugins.pruners.streamline import most_alike, scaled_cosine
+from pdtrim_plugins.pruners.streamline import most_similar, scaled_cosine
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def means(of_texts: list[tuple[float, ...]]) -> list[float]:
 @pytest.mark.model
 def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list[tuple[float, ...]]], smollm: BlockModel) -> None:
     expected = json.loads((ORACLES / "similarity_variants.json").read_text())["llm_streamline"]
-    # The peer drew 39 of the 40 texts; its last run is compared behind the final norm, and it prints four digits.
+    # The peer drew 39 of the 40 texts; its last run is compared after the final norm, and it prints four digits.
     theirs = expected["similarities(0.5+0.5cos)"][:-1]
     gaps = []
     for left_out in range(40):
         ours = means([*of_texts["streamline"][:left_out], *of_texts["streamline"][left_out + 1 :]])[:-1]
         gaps.append(max(abs(a - b) for a, b in zip(ours, theirs, strict=True)))
-        assert most_alike(tuple(ours)) == expected["best_layer"]
+        assert most_similar(tuple(ours)) == expected["best_layer"]
     assert min(gaps) < 1e-4
     texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"]
     sequences = [smollm.tokenizer(text)["input_ids"] for text in texts]
@@ -82,7 +82,7 @@ def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list
 @pytest.mark.model
 def test_windows_of_five_have_the_distances_that_pruneme_gives(of_texts: dict[str, list[tuple[float, ...]]]) -> None:
     expected = json.loads((ORACLES / "similarity_variants.json").read_text())["pruneme"]
-    # PruneMe leaves the embeddings out; its last window is compared behind the final norm.
+    # PruneMe leaves the embeddings out; its last window is compared after the final norm.
     ours = means(of_texts["pruneme"])[1:-1]
     assert ours == pytest.approx(expected["average_distance"][:-1], abs=1e-4)
     assert ours.index(min(ours)) + 1 == expected["best_block_start_1based"]
@@ -99,12 +99,12 @@ def test_the_whole_model_may_become_one_block_and_no_more() -> None:
     assert pruned(tiny_llama(), 5).removal == Removal([Merge(0, 5)])
     with pytest.raises(PdtrimError) as caught:
         pruned(tiny_llama(), 6)
-    assert str(caught.value) == "pruner 'streamline': a run of 6 blocks can lose 5, not 6: remove fewer"
+    assert str(caught.value) == "pruner 'streamline': at most 5 of 6 blocks can be removed, not 6: remove fewer"
 
 
 def test_similarities_that_are_no_number_are_passed_over() -> None:
     nan = float("nan")
-    assert most_alike((nan, 0.5, 0.7, nan, 0.7)) == 2
+    assert most_similar((nan, 0.5, 0.7, nan, 0.7)) == 2
 
 
 def test_states_that_overflow_are_said() -> None:
@@ -114,8 +114,7 @@ def test_states_that_overflow_are_said() -> None:
     with pytest.raises(PdtrimError) as caught:
         pruned(model, 5)
     assert str(caught.value) == (
-        "pruner 'streamline': no run of 6 blocks has a similarity that is a number: say dtype = "
-        '"float32" or "bfloat16" in [model]'
+        'pruner \'streamline\': no run of 6 blocks has a finite similarity: say dtype = "float32" or "bfloat16" in [model]'
     )
 
 

@@ -126,7 +126,7 @@ def gains_section(outcome: Outcome) -> Section:
     return Section(
         "gains",
         "What prefill keeps",
-        "Prefill processes the prompt once and in parallel, so keeping a block costs less there than in decode, and may gain more.",
+        "Prefill processes the prompt once and in parallel, so a block costs less there than in decode, and may gain more.",
         [
             Figure(dots.gains(outcome.gains, threshold), caption + dots.more_than_shown(len(outcome.gains))),
             Table(["element", "gain in score", "prefill"], body, "Gain when kept in prefill", "All gains as a table"),
