@@ -132,7 +132,7 @@ def test_what_a_config_cannot_say_is_refused_with_the_reason(tmp_path: Path) -> 
     with pytest.raises(PdtrimError) as caught:
         export(Checkpoints(), model, [Drop(0)], tmp_path)
     assert str(caught.value) == (
-        "tiny qwen2: the config of this family cannot say what block 3 is as block 2 of the checkpoint: "
+        "tiny qwen2: the config of this family cannot describe block 3 as block 2 of the checkpoint: "
         "self_attn.sliding_window is 8, and would be None"
     )
 
