@@ -55,7 +55,7 @@ def kind_page(kind: str, host: PluginHost) -> str:
 
 def families_page() -> str:
     """Return the page of families whose blocks the built-in plugins find."""
-    from pdtrim_plugins.architectures import PLACES  # noqa: PLC0415 - one page is about this one plugin
+    from pdtrim_plugins.architectures import LAYOUTS  # noqa: PLC0415 - one page is about this one plugin
 
     rows = [
         [
@@ -64,7 +64,7 @@ def families_page() -> str:
             ", ".join(f"`{part}`" for part in parts) or "one projection with Q",
             " and ".join(name for name, there in (("heads", attention), ("channels", mlp)) if there) or "only whole blocks",
         ]
-        for family, (place, parts, attention, mlp) in sorted(PLACES.items())
+        for family, (place, parts, attention, mlp) in sorted(LAYOUTS.items())
     ]
     return "\n\n".join(
         [

@@ -1,1 +1,1 @@
-"""The built-in parts of pdtrim-core, registered through the same entry points as anyone's."""
+"""The built-in components of pdtrim-core, registered through the same entry points as third-party plugins."""

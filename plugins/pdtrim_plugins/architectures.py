@@ -1,4 +1,4 @@
-"""Where families of transformers models keep their list of blocks, and what makes K and V in one."""
+"""Block layouts of transformers families: the path of their list of blocks, and the submodules of a block that pruning needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEPARATE = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
 NORMED = (*SEPARATE, "self_attn.k_norm")
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-PLACES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+LAYOUTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "gemma3": ("model.language_model.layers", NORMED, ATTENTION, GATED),
     "gemma3_text": ("model.layers", NORMED, ATTENTION, GATED),
     "gpt_neox": ("gpt_neox.layers", (), (), ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")),
@@ -31,14 +31,14 @@ PLACES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
     "qwen3": ("model.layers", NORMED, ATTENTION, GATED),
     "qwen3_moe": ("model.layers", NORMED, ATTENTION, ()),
 }
-"""By the `model_type` of a config: the path of the module list, and of a block the parts that make K and V, the projections of
-attention, and those of the MLP; empty where they are fused or experts."""
+"""Block layouts by the `model_type` of a config: the path of the module list, and in a block the submodules that compute K and V,
+the projections of attention, and those of the MLP; empty where they are fused or experts."""
 
 
 @hookimpl
 def pdtrim_find_blocks(model: Any) -> BlockLayout | None:
-    """Answer for the families of `PLACES`."""
+    """Return the block layout of a family in `LAYOUTS`."""
     from pdtrim_core.api import BlockLayout  # noqa: PLC0415 - listings must not import torch
 
-    layout = PLACES.get(model.config.model_type)
+    layout = LAYOUTS.get(model.config.model_type)
     return BlockLayout(*layout) if layout else None

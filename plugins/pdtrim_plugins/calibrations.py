@@ -15,16 +15,16 @@ from pdtrim_core.api import CalibrationSource, PdtrimError, Sample, hookimpl, py
 
 
 class Mini(CalibrationSource):
-    """The items that ship with pdtrim-core: everyday physics and general knowledge, half each."""
+    """The items that ship with pdtrim-core: everyday physics and general knowledge, half of each."""
 
     name = "mini"
 
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
-        """Return so many of the 256 items, as many of either half, drawn with `rng`."""
+        """Return `count` of the 256 items, half of them from each part, drawn with `rng`."""
         return _halves(_shipped("calibration"), count, rng, "samples")
 
     def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample]:
-        """Return so many of the 64 items that are kept for evaluation only."""
+        """Return `count` of the 64 held-out items."""
         return _halves(_shipped("evaluation"), count, rng, "held_out")
 
 
@@ -37,7 +37,7 @@ def _halves(samples: Sequence[Sample], count: int, rng: Random, option: str) -> 
     physics = [sample for sample in samples if sample.name.startswith("physics")]
     knowledge = [sample for sample in samples if not sample.name.startswith("physics")]
     if count > len(samples):
-        raise PdtrimError(f"calibration.{option}: mini has {len(samples)} such items, {count} are asked")
+        raise PdtrimError(f"calibration.{option}: mini has {len(samples)} such items, not {count}")
     drawn = rng.sample(physics, count // 2) + rng.sample(knowledge, count - count // 2)
     rng.shuffle(drawn)
     return drawn
@@ -48,18 +48,21 @@ class Jsonl(CalibrationSource):
 
     name = "jsonl"
 
-    files: tuple[Path, ...] = Field(min_length=1, description="files to draw from, the same number of items of each")
-    held_out_files: tuple[Path, ...] = Field((), description="files to keep apart (default: items of files not drawn)")
+    files: tuple[Path, ...] = Field(min_length=1, description="files to draw from, the same number of items from each")
+    held_out_files: tuple[Path, ...] = Field(
+        (), description="files of held-out items (default: items of `files` that were not drawn)"
+    )
     training_files: tuple[Path, ...] = Field(
-        (), description="files of items to train merges on, where they do not measure (default: the Python reference's prose)"
+        (),
+        description="files of items to train merges on; measured ones are left out (default: the Python reference's prose)",
     )
 
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
-        """Return so many items, evenly over the files, drawn with `rng`."""
+        """Return `count` items, evenly over the files, drawn with `rng`."""
         return _spread([read_items(path) for path in self.files], count, rng)
 
     def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample] | None:
-        """Return items of the files kept apart; None where there are none."""
+        """Return items of the held-out files; None where there are none."""
         if not self.held_out_files:
             return None
         return _spread([read_items(path) for path in self.held_out_files], count, rng)
@@ -80,14 +83,14 @@ def _with_answer(sample: Sample) -> str:
 def _spread(groups: Sequence[list[Sample]], count: int, rng: Random) -> list[Sample]:
     for group in groups:
         rng.shuffle(group)
-    # Turn by turn, so that any first part of the result is spread as evenly as the whole.
+    # In turns, so that any prefix of the result is spread as evenly as the whole.
     longest = max(len(group) for group in groups)
     turns = [group[turn] for turn in range(longest) for group in groups if turn < len(group)]
     return turns[:count]
 
 
 def read_items(path: Path) -> list[Sample]:
-    """Return the items of a JSONL file. Raises `PdtrimError` that names the file, the line, and what is wrong there."""
+    """Return the items of a JSONL file. Raises a `PdtrimError` that names the file, the line and the problem."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -157,18 +160,19 @@ class Text(CalibrationSource):
     name = "text"
 
     files: tuple[Path, ...] = Field((), description="text files (default: the prose of the Python reference that CPython ships)")
-    words: int = Field(64, ge=4, description="words a piece")
+    words: int = Field(64, ge=4, description="words in a piece")
     training_files: tuple[Path, ...] = Field(
-        (), description="text files to train merges on, where they do not measure (default: the Python reference's prose)"
+        (),
+        description="text files to train merges on; text that is measured on is left out (default: the Python reference's prose)",
     )
 
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
-        """Return so many pieces, drawn with `rng`; no two overlap."""
+        """Return `count` pieces, drawn with `rng`; no two overlap."""
         pieces = [piece for path, text in self._texts(self.files) for piece in _pieces(text, self.words, path)]
         if not pieces:
             names = ", ".join(map(str, self.files)) or "the prose of the Python reference"
             raise PdtrimError(f"calibration.words: there are no {self.words} words in {names}: ask for shorter pieces")
-        # The same words again, as in licences and headings, would measure twice and could not be kept apart.
+        # Repeated pieces, as in licences and headings, would count twice, and could be both searched on and held out.
         pieces = list({piece.content: piece for piece in pieces}.values())
         rng.shuffle(pieces)
         return pieces[:count]

@@ -1,4 +1,4 @@
-"""Distillers: one block learns what two neighbours do (PDTrim, section 3.1)."""
+"""Distillers: train one block to replace two neighbours (PDTrim, section 3.1)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 Loss = Callable[["Student", "TeacherBatch"], "Tensor"]
 LR = Field(1e-5, gt=0, description="learning rate of Adam")
-EPOCHS = Field(10, gt=0, description="times that the training tokens are gone through")
+EPOCHS = Field(10, gt=0, description="passes over the training tokens")
 
 
 class Mse(Distiller):
-    """Mean squared difference of the hidden states behind the pair."""
+    """Mean squared difference of the hidden states after the pair."""
 
     name = "mse"
     cites = "PDTrim, Sec. 3.1 and App. C (arXiv:2509.04467)"
@@ -34,7 +34,7 @@ class Mse(Distiller):
 
 
 class CosineLoss(Distiller):
-    """One minus the cosine of the hidden states behind the pair."""
+    """One minus the cosine of the hidden states after the pair."""
 
     name = "cosine-loss"
 
@@ -65,7 +65,7 @@ class MseCosine(Distiller):
 
 
 class LogitKl(Distiller):
-    """KL divergence of the dense model's token distribution to the student's; runs all blocks behind the pair."""
+    """KL divergence of the dense model's token distribution from the student's; runs all blocks after the pair."""
 
     name = "logit-kl"
 
@@ -103,7 +103,7 @@ def _logit_kl(student: Student, batch: TeacherBatch) -> Tensor:
 
 
 def _train(student: Student, batches: TeacherBatches, loss: Loss, *, lr: float, epochs: int) -> Iterator[float]:
-    """Go through the batches `epochs` times with Adam; yield the mean loss of each time."""
+    """Make `epochs` passes over the batches with Adam; yield the mean loss of each."""
     from torch.optim import Adam  # noqa: PLC0415 - listings must not import torch
 
     optimizer = Adam(student.parameters(), lr=lr)

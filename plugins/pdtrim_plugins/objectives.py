@@ -44,12 +44,12 @@ class Accuracy(Objective):
         return 100 * mean
 
     def problems(self, items: Sequence[Item]) -> list[str]:
-        """Refuse items that have nothing to choose from."""
+        """Refuse items that have only one choice."""
         return _need_choices(items)
 
 
 class Margin(Objective):
-    """Log-probability of the right choice among the choices: smooth, far less noisy than accuracy on few items."""
+    """Log-probability of the right choice among the choices: smooth, and far less noisy than accuracy on few items."""
 
     name = "margin"
     unit = "nats"
@@ -64,12 +64,12 @@ class Margin(Objective):
         return 100 * math.exp(min(0.0, mean))
 
     def problems(self, items: Sequence[Item]) -> list[str]:
-        """Refuse items that have nothing to choose from."""
+        """Refuse items that have only one choice."""
         return _need_choices(items)
 
 
 class Perplexity(Objective):
-    """Negative log-likelihood of the right continuation, a token."""
+    """Negative log-likelihood of the right continuation, per token."""
 
     name = "perplexity"
     unit = "nats a token"
@@ -90,7 +90,7 @@ class Perplexity(Objective):
 
 
 class Divergence(Objective):
-    """KL divergence of the dense model's next-token distribution to the pruned one's, along the right continuation."""
+    """KL divergence of the dense model's next-token distribution from the pruned model's, along the right continuation."""
 
     name = "kl"
     unit = "nats a token"

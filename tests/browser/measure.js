@@ -50,7 +50,7 @@
   for (const { parent, text } of texts) {
     const svg = parent.closest("svg");
     const style = getComputedStyle(parent);
-    // A number in a cell of the ladder stands on the cell: what is drawn right before it.
+    // A number in a cell of the block diagram stands on the cell: what is drawn right before it.
     const under = svg && parent.previousElementSibling;
     let back = behind(svg ? svg.parentElement : parent);
     if (svg) {

@@ -108,7 +108,7 @@ def walked(count: int = 37) -> tuple[SearchStep, ...]:
 
 
 def big() -> Outcome:
-    """80 blocks, of which 17 go; prefill gets three of them back."""
+    """80 blocks, of which 17 are removed; prefill keeps three of them."""
     gone = [Drop(block) for block in range(40, 74, 2)]
     return outcome(Plan(Removal(gone[3:]), Removal(gone)).truncated_prefill(80), 80)
 
@@ -143,7 +143,7 @@ def joint() -> Outcome:
 
 
 def replaced() -> Outcome:
-    """A model that was replaced as a whole: no plan, no ladder."""
+    """A model that was replaced as a whole: no plan, no block diagram."""
     recipe = {key: of for key, of in RECIPE.items() if key not in ("scorer", "searcher", "splitter")}
     nothing: dict[str, Any] = {"block_scores": (), "pair_scores": (), "norms": (), "search": (), "gains": (), "notes": ()}
     return outcome(None, 30, recipe={**recipe, "pruner": {"use": "slicegpt"}}, sets=Sets((), (), (), None), **nothing)

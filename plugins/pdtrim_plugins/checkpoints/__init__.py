@@ -1,4 +1,4 @@
-"""Pruned checkpoints that no stock class of transformers can hold. Importing this registers the classes that can."""
+"""Classes for pruned checkpoints that no stock class of transformers can load. Importing this module registers them."""
 
 from __future__ import annotations
 

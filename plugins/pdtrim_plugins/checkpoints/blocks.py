@@ -1,6 +1,6 @@
-"""Forms that a block of a pruned checkpoint can have: gone, its K/V alone, with another block's K/V beside it, narrowed.
+"""Forms of a block in a pruned checkpoint: removed, K/V only, with another block's K/V in addition, narrowed.
 
-Shape suffixes: B batch, T token, D hidden, H heads, K numbers of a head.
+Shape suffixes: B batch, T token, D hidden, H heads, K head size.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from pdtrim_core.api import BlockLayout, Shrink, head_dim_of, narrowed
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
 SHADOW = "shadow"
-"""The name, inside a block, of the part that makes the K/V of the merged block."""
+"""The name, inside a block, of the submodule that computes the K/V of the merged block."""
 
 
-def give_form(model: Any, told: Mapping[str, Any]) -> None:
-    """Change the blocks of a model that was just made to what the `pdtrim` entry of its config tells."""
-    layout = BlockLayout(told["place"]["blocks"], *(tuple(told["place"][key]) for key in ("kv", "attention", "mlp")))
+def give_form(model: Any, entry: Mapping[str, Any]) -> None:
+    """Give the blocks of a newly made model the forms that the `pdtrim` entry of its config describes."""
+    layout = BlockLayout(entry["place"]["blocks"], *(tuple(entry["place"][key]) for key in ("kv", "attention", "mlp")))
     blocks = model.get_submodule(layout.blocks)
     head_dim = head_dim_of(model.config.get_text_config())
-    for index, widths in told.get("widths", {}).items():
+    for index, widths in entry.get("widths", {}).items():
         blocks[int(index)] = _thin(blocks[int(index)], int(index), widths, layout=layout, head_dim=head_dim)
-    if "decode_index" not in told:
+    if "decode_index" not in entry:
         return
-    for index in told["shadows"]:
+    for index in entry["shadows"]:
         blocks[index].add_module(SHADOW, KvOnly(copy.deepcopy(blocks[index]), layout.kv))
         blocks[index].register_forward_pre_hook(_run_shadow, with_kwargs=True)
-    for index in told["kv_only"]:
+    for index in entry["kv_only"]:
         blocks[index] = KvOnly(blocks[index], layout.kv)
-    for index in told["removed"]:
-        blocks[index] = PassedBy()
-    _number(blocks, {int(block): number for block, number in told["decode_index"].items()})
+    for index in entry["removed"]:
+        blocks[index] = Removed()
+    _number(blocks, {int(block): number for block, number in entry["decode_index"].items()})
 
 
-class PassedBy(nn.Module):
-    """A block that is gone: the stream passes by."""
+class Removed(nn.Module):
+    """A removed block: hidden states pass through unchanged."""
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        """Return the stream `[B, T, D]` as it came."""
+        """Return the hidden states `[B, T, D]` unchanged."""
         return hidden_states
 
 
 class KvOnly(nn.Module):
-    """What makes the K/V of a block: the norm in front, two projections, K's norm; its tensors are named as in the block."""
+    """Computes the K/V of a block: its input norm, two projections, K's norm; the tensors are named as in the block."""
 
     def __init__(self, block: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class KvOnly(nn.Module):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **_kwargs: Any,
     ) -> Tensor:
-        """Put the K/V of the stream `[B, T, D]` into the cache; return the stream as it came."""
+        """Write the K/V of the hidden states `[B, T, D]` to the cache; return the hidden states unchanged."""
         if past_key_values is not None and position_embeddings is not None:
             keys_BHTK, values_BHTK = self._kv(hidden_states, *position_embeddings)
             past_key_values.update(keys_BHTK, values_BHTK, self.layer_idx)
@@ -91,10 +91,10 @@ def _run_shadow(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _number(blocks: Any, decode_index: Mapping[int, int]) -> None:
-    """Give decode's K/V decode's entries of the cache, and all others the entries behind them."""
+    """Assign the K/V that decode reads to decode's cache entries, and all others to the entries after them."""
     own = count(len(decode_index))
     for index, block in enumerate(blocks):
-        if isinstance(block, PassedBy):
+        if isinstance(block, Removed):
             continue
         shared = decode_index.get(index)
         shadow = getattr(block, SHADOW, None)
@@ -108,12 +108,12 @@ def _number(blocks: Any, decode_index: Mapping[int, int]) -> None:
 
 
 def _thin(block: nn.Module, index: int, widths: Mapping[str, Any], *, layout: BlockLayout, head_dim: int) -> nn.Module:
-    """Return a block with as many K/V heads and MLP channels as `widths` says, and the biases that it names."""
+    """Return a block with the K/V heads, MLP channels and biases that `widths` gives."""
     shrinks = []
     for part in PARTS:
         names = layout.attention if part == "attention" else layout.mlp
         if part in widths:
-            # Any projection into a part tells its units: K of attention, where Q has more heads.
+            # An input projection gives the number of units: K in attention, because Q may have more heads.
             rows = block.get_submodule(names[1] if part == "attention" else names[0]).out_features
             dense = int(rows) // (head_dim if part == "attention" else 1)  # type: ignore[arg-type]
             if widths[part] < dense:

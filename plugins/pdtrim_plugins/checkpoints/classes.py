@@ -1,6 +1,6 @@
-"""A class for each family whose blocks differ from one another, as the `pdtrim` entry of its config says.
+"""Model classes for checkpoints whose blocks differ from one another, as the `pdtrim` entry of their config describes.
 
-Such a class is the family's own; when it has made its blocks, it gives them the form that the checkpoint has.
+Each subclasses its family's own class, and changes the form of the blocks after they are made.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pdtrim_core import PdtrimError
-from pdtrim_plugins.architectures import PLACES
+from pdtrim_plugins.architectures import LAYOUTS
 from pdtrim_plugins.checkpoints.blocks import give_form
 
 CONFIG_KEY = "pdtrim"
-"""The entry of a config that tells of the plan."""
+"""The entry of a config that describes the plan."""
 FORMAT = 1
 PREFIX = "pdtrim_"
 
 
 def register() -> None:
-    """Let `AutoConfig` and `AutoModelForCausalLM` know the classes of all families with a built-in place of their blocks."""
-    for family in PLACES:
+    """Register the classes of all families with a built-in block layout with `AutoConfig` and `AutoModelForCausalLM`."""
+    for family in LAYOUTS:
         classes_of(family)
 
 
@@ -33,14 +33,14 @@ def classes_of(family: str) -> tuple[type[Any], type[Any]]:
     """Return the config and model class of a family (a `model_type` of transformers), registered with the Auto classes."""
     stock_config = CONFIG_MAPPING[family]
     stock_model = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
-    config: type[Any] = type(f"PDTrim{stock_config.__name__}", (stock_config,), _told(family, stock_config))
+    config: type[Any] = type(f"PDTrim{stock_config.__name__}", (stock_config,), _config_attributes(family, stock_config))
     model = _model_class(stock_model, config)
     AutoConfig.register(PREFIX + family, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
     return config, model
 
 
-def _told(family: str, stock: type[Any]) -> dict[str, Any]:
+def _config_attributes(family: str, stock: type[Any]) -> dict[str, Any]:
     return {"model_type": PREFIX + family, "__module__": __name__, "__doc__": f"The config of {stock.__name__} with a plan."}
 
 
@@ -50,27 +50,27 @@ def _model_class(stock: type[Any], config: type[Any]) -> type[Any]:
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
-            give_form(self, told_by(config))
+            give_form(self, plan_entry(config))
 
         def forward(self, *args: Any, past_key_values: Any = None, use_cache: bool | None = None, **kwargs: Any) -> Any:
             if past_key_values is None and use_cache is not False:
-                # A cache made from the config has one entry a block, and would cut sliding windows that decode needs whole.
+                # A cache made from the config has one entry per block, and would cut sliding windows that decode needs whole.
                 past_key_values = DynamicCache()
             return super().forward(*args, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
 
-    # transformers looks into a class's module for how its attention is chosen.
+    # transformers looks up in a class's module how its attention is chosen.
     Formed.__name__ = Formed.__qualname__ = f"PDTrim{stock.__name__}"
     Formed.__module__ = stock.__module__
     Formed.__doc__ = f"{stock.__name__} with blocks that differ from one another."
     return Formed
 
 
-def told_by(config: Any) -> dict[str, Any]:
-    """Return the entry that tells of the plan. Raises `PdtrimError` where it is missing or newer than this version."""
-    told: dict[str, Any] = getattr(config, CONFIG_KEY, None) or {}
-    if told.get("format") != FORMAT:
+def plan_entry(config: Any) -> dict[str, Any]:
+    """Return the entry that describes the plan. Raises `PdtrimError` where it is missing or newer than this version."""
+    entry: dict[str, Any] = getattr(config, CONFIG_KEY, None) or {}
+    if entry.get("format") != FORMAT:
         raise PdtrimError(
-            f"the config has {CONFIG_KEY} format {told.get('format')}, this version reads {FORMAT}: export the run again, or "
+            f"the config has {CONFIG_KEY} format {entry.get('format')}, this version reads {FORMAT}: export the run again, or "
             "install the version that wrote it"
         )
-    return told
+    return entry

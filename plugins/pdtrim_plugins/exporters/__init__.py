@@ -1,4 +1,4 @@
-"""Exporters: what other programs use."""
+"""Exporters: files for other programs."""
 
 from __future__ import annotations
 

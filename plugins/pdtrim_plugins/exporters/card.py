@@ -32,11 +32,11 @@ def card(outcome: Outcome, model: BlockModel, *, role: str, text: str, run: Path
         text,
         _origin(model, saved),
         "## What was removed",
-        f"Of {saved.block_count} blocks, which count from 0:",
-        "\n".join(f"* {stage}: {_told(plan.removal(stage))}" for stage in ("prefill", "decode")),
+        f"Of {saved.block_count} blocks, counted from 0:",
+        "\n".join(f"* {stage}: {_removed(plan.removal(stage))}" for stage in ("prefill", "decode")),
         "## How it was measured",
         _measured(outcome, saved),
-        _table(["", f"{outcome.objective}, searched on", "kept apart"], _rows(outcome)),
+        _table(["", f"{outcome.objective}, items searched on", "held-out items"], _rows(outcome)),
         _benchmarks(run),
         "## What it saves",
         _table(["", "dense", "pruned", "change"], _costs(outcome)),
@@ -69,7 +69,7 @@ def _front(model: BlockModel, role: str) -> str:
 
 
 def _license(model: BlockModel) -> dict[str, str]:
-    """Return the licence of the source model as front matter: what its source knows, or what its own card says."""
+    """Return the licence of the source model as front matter: from the model source, or from the model's own card."""
     if model.license:
         return {"license": model.license.lower()}
     for readme in _cards_of(model):
@@ -107,14 +107,14 @@ def _short(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")
 
 
-def _told(removal: Removal) -> str:
+def _removed(removal: Removal) -> str:
     drops = [str(e) for e in removal if isinstance(e, Drop)]
     merges = [str(e) for e in removal if isinstance(e, Merge)]
     kv_only = [str(e.blocks[0]) for e in removal if not isinstance(e, Drop | Merge | Shrink)]
     parts = [
-        f"gone: {', '.join(drops)}" if drops else "",
+        f"removed: {', '.join(drops)}" if drops else "",
         f"merged into one block: {', '.join(merges)}" if merges else "",
-        f"K/V alone: {', '.join(kv_only)}" if kv_only else "",
+        f"K/V only: {', '.join(kv_only)}" if kv_only else "",
         *_shrinks([e for e in removal if isinstance(e, Shrink)]),
     ]
     return "; ".join(part for part in parts if part) or "the dense model"
@@ -122,9 +122,9 @@ def _told(removal: Removal) -> str:
 
 def _shrinks(shrinks: Sequence[Shrink]) -> Iterable[str]:
     for part, unit in (("attention", "K/V heads"), ("mlp", "MLP channels")):
-        lost = [f"{len(e.units)} in block {e.block}" for e in shrinks if e.part == part]
-        if lost:
-            yield f"fewer {unit}: {', '.join(lost)}"
+        counts = [f"{len(e.units)} in block {e.block}" for e in shrinks if e.part == part]
+        if counts:
+            yield f"fewer {unit}: {', '.join(counts)}"
 
 
 def _measured(outcome: Outcome, saved: SavedPlan) -> str:
@@ -165,7 +165,7 @@ def _benchmarks(run: Path) -> str:
         for result in results_in(run)
         if (metric := result.metrics.get(result.main)) is not None
     ]
-    return "Benchmarks:\n\n" + _table(["task", "side", "metric", "value"], rows) if rows else ""
+    return "Benchmarks:\n\n" + _table(["task", "variant", "metric", "value"], rows) if rows else ""
 
 
 def _costs(outcome: Outcome) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder: config, weights, tokenizer, model card; whole or not there."""
+"""A checkpoint folder with config, weights, tokenizer and model card, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
 OURS = ("config.json", "plan.json", "README.md")
-"""Files by which an earlier export is known: one of them names a plan by its hash."""
+"""Files that identify an earlier export: one of them contains a plan hash."""
 CARD = "README.md"
 
 
@@ -33,7 +33,7 @@ class Storage:
     shard_bytes: int
 
     def number_format(self, model: BlockModel) -> Any:
-        """Return the number format as torch has it."""
+        """Return the number format as a torch dtype."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
         return next(model.model.parameters()).dtype if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -60,7 +60,7 @@ def _is_ours(path: Path) -> bool:
 def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], storage: Storage) -> None:
     """Write config, weights, generation config and tokenizer.
 
-    Under the family's own config tensors get the names that its checkpoints have on disk; the head's own weights stay out
+    With the family's own config, tensors get the names that its checkpoints have on disk. The head's own weights are left out
     where the config says that there is no head.
     """
     stock = config.model_type == model.model.config.model_type
@@ -74,7 +74,7 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
         (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
     _write_tokenizer(model.tokenizer, folder)
     writer = ShardWriter(folder, storage.shard_bytes, number_format)
-    # The state dict names what the model holds; nothing is copied yet.
+    # The state dict refers to the model's tensors; nothing is copied yet.
     writer.add(_on_disk(model, outside(model, head=head), stock=stock))
     for block in stored:
         writer.add(_on_disk(model, block.tensors(model.layout.blocks), stock=stock))
@@ -82,7 +82,7 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
 
 
 def link_checkpoint(whole: Path, folder: Path) -> None:
-    """Put the files of a checkpoint, but for its card, into another folder: links where the disk has them, else copies."""
+    """Put the files of a checkpoint, except its card, into another folder: hard links where the disk allows them, else copies."""
     for file in whole.iterdir():
         if file.name == CARD:
             continue
@@ -113,7 +113,7 @@ def outside(model: BlockModel, *, head: bool) -> dict[str, Tensor]:
 
 
 def _on_disk(model: BlockModel, tensors: dict[str, Tensor], *, stock: bool) -> dict[str, Tensor]:
-    """Return tensors in the form that the family's checkpoints have, in which experts, for one, are apart."""
+    """Return tensors in the form that the family's checkpoints have, in which experts, for example, are separate tensors."""
     if not stock:
         return tensors
     from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415 - slow to import
@@ -130,7 +130,7 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     except OSError:
         raise
     except Exception as error:
-        # The tokenizers library has an error of its own for a full disk.
+        # The tokenizers library raises its own error for a full disk.
         raise PdtrimError(f"cannot write the tokenizer to {folder}: {' '.join(str(error).split())}") from error
 
 

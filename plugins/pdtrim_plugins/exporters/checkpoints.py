@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pdtrim_core.api import Exporter, PdtrimError, PlanError, SavedPlan
-from pdtrim_plugins.architectures import PLACES
+from pdtrim_plugins.architectures import LAYOUTS
 from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, link_checkpoint, write_checkpoint
 from pdtrim_plugins.exporters.configs import formed, ordinary
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 Format = Literal["auto", "float32", "float16", "bfloat16"]
 OUR_PREFIX = "pdtrim_"
-FORMAT_HELP = "number format of the weights; auto: the one that the model is loaded in"
+FORMAT_HELP = "number format of the weights; auto: the one the model is loaded in"
 SHARD_HELP = "largest file of weights, in GB"
 
 
 class Checkpoints(Exporter):
     """Writes decode/ and unified/: the decode model as a checkpoint that transformers and engines load.
 
-    Both hold the same weights, since a unified model is decode's removal in both stages; where the disk can, the second one
-    takes no room. Blocks are renumbered, and a merged block is a block like any other. Where all blocks have one width the
-    checkpoint is an ordinary one of its family; otherwise it needs `import pdtrim_plugins.checkpoints` to be loaded.
+    Both hold the same weights, since a unified model is decode's removal in both stages; the second
+    one is made of hard links where the disk allows them. Blocks are renumbered, and a merged block is stored as any other block.
+    Where all blocks have one width the checkpoint is an ordinary one of its family; otherwise it needs
+    `import pdtrim_plugins.checkpoints` to be loaded.
     """
 
     name = "checkpoints"
@@ -57,7 +58,7 @@ def plan_of(outcome: Outcome, model: BlockModel) -> SavedPlan:
         saved = outcome.plan
     except PlanError as error:
         raise PlanError(
-            f"{error}; its blocks have shapes that no class of transformers or of an engine has, so there is nothing to export: "
+            f"{error}; its blocks have shapes that no class of transformers or of an engine has, so it cannot be exported: "
             "load the run with pdtrim_core.load_run"
         ) from None
     saved.check_meets(model.name, model.fingerprint)
@@ -65,7 +66,7 @@ def plan_of(outcome: Outcome, model: BlockModel) -> SavedPlan:
 
 
 def write_decode(outcome: Outcome, model: BlockModel, saved: SavedPlan, out: Path, storage: Storage) -> None:
-    """Write decode/: an ordinary checkpoint where the family's config can say what it is, or else one of our own class."""
+    """Write decode/: an ordinary checkpoint where the family's config can describe its blocks, else one of our own class."""
     stored = decode_blocks(Parts(model, out / "merges"), saved.plan)
     told = {"format": 1, "plan_hash": saved.digest}
     config = _config(model, stored, told)
@@ -76,7 +77,7 @@ def write_decode(outcome: Outcome, model: BlockModel, saved: SavedPlan, out: Pat
 
 
 def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, Any]) -> Any:
-    """Return the family's own config, or one of our class where that cannot say what the blocks are."""
+    """Return the family's own config, or one of our class where the family's cannot describe the blocks."""
     try:
         config = ordinary(model, stored)
     except PdtrimError:
@@ -92,10 +93,10 @@ def _usage(folder: Path) -> str:
     family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"].removeprefix(OUR_PREFIX)
     ours = f'"{OUR_PREFIX}{family}"' in (folder / "config.json").read_text(encoding="utf-8")
     note = "Its blocks differ in width, so its class comes with pdtrim-core (`pip install pdtrim-core`).\n\n" if ours else ""
-    # Importing the package registers the families that are built in; one that a plugin added is made when it is asked for.
+    # Importing the package registers the built-in families; the class of a plugin's family is made by `classes_of`.
     known = "import pdtrim_plugins.checkpoints  # registers the class"
     other = f'from pdtrim_plugins.checkpoints import classes_of\n\nclasses_of("{family}")  # registers the class'
-    first = f"{known if family in PLACES else other}\n" if ours else ""
+    first = f"{known if family in LAYOUTS else other}\n" if ours else ""
     return (
         f"{note}```python\n{first}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("this folder")\n'

@@ -1,4 +1,4 @@
-"""The config of a pruned checkpoint, and the proof that it makes the very blocks that are stored."""
+"""The config of a pruned checkpoint, and a check that it makes exactly the blocks that are stored."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
 NOT_BY_BLOCK = {"architectures", "eos_token_id", "bos_token_id", "pad_token_id", "mlp_only_layers"}
-"""Lists of a config that are not one entry a block, however many entries they have."""
+"""Lists of a config that do not have one entry per block, whatever their length."""
 CHANNELS = ("intermediate_size", "ffn_dim")
 BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
-"""Settings by which a block computes with its own number, so that it cannot get another one."""
+"""Settings that make a block compute with its own number, so that it cannot be renumbered."""
 UNCOMPARED = {"training", "layer_idx", "config", "gradient_checkpointing"}
 Plain = (bool, int, float, str, type(None))
 
@@ -26,12 +26,12 @@ Plain = (bool, int, float, str, type(None))
 def ordinary(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
     """Return the family's own config, renumbered, for a checkpoint that stock classes load.
 
-    Raises `PdtrimError` with the reason where the family's config cannot say what the blocks are.
+    Raises `PdtrimError` with the reason where the family's config cannot describe the blocks.
     """
     data = _renumbered(model, [block.like for block in stored])
     first = stored[0].widths
     if any(dict(block.widths) != dict(first) for block in stored) or "bias" in first:
-        raise PdtrimError(f"{model.name}: blocks have widths or biases of their own, which no config of this family can say")
+        raise PdtrimError(f"{model.name}: blocks have widths or biases of their own, which no config of this family can describe")
     _set_widths(model, first, data)
     config = _read(type(model.model.config), data, model)
     check(model, stored, type(model.model), config)
@@ -43,8 +43,8 @@ def formed(
 ) -> Any:
     """Return a config of our own class of the family, for blocks that differ from one another.
 
-    Blocks are renumbered, unless `told` says which of them are gone. `common` are widths of all of them, which go where the
-    family's config has its own.
+    Blocks are renumbered, unless `told` names the removed ones. `common` has the widths that all blocks share, which are set
+    in the family's own config keys.
     """
     from pdtrim_plugins.checkpoints import CONFIG_KEY, classes_of  # noqa: PLC0415 - listings must not import torch
 
@@ -71,7 +71,7 @@ def check(model: BlockModel, stored: Sequence[StoredBlock], model_class: type[An
             continue
         for difference in _differences(block.make(), blocks[block.index]):
             raise PdtrimError(
-                f"{model.name}: the config of this family cannot say what block {block.like} is as block {block.index} of the "
+                f"{model.name}: the config of this family cannot describe block {block.like} as block {block.index} of the "
                 f"checkpoint: {difference}"
             )
 
@@ -89,7 +89,7 @@ def _made(model: BlockModel, model_class: type[Any], config: Any) -> Any:
 
 
 def _renumbered(model: BlockModel, likes: Sequence[int]) -> dict[str, Any]:
-    """Return the config as data, its lists of one entry a block cut to the blocks that are kept."""
+    """Return the config as data; its lists of one entry per block are cut to the blocks that are kept."""
     data: dict[str, Any] = copy.deepcopy(model.model.config.to_dict())
     text = data if model.config is model.model.config else data["text_config"]
     for key, value in text.items():
@@ -97,7 +97,7 @@ def _renumbered(model: BlockModel, likes: Sequence[int]) -> dict[str, Any]:
             text[key] = [value[like] for like in likes]
     text[_key(model, "num_hidden_layers")] = len(likes)
     if "decoder_sparse_step" in text:
-        # Which blocks have experts follows from their number; a list of those without says the same of any numbers.
+        # Which blocks have experts follows from their number; a list of those without experts is independent of the numbers.
         text["mlp_only_layers"] = [number for number, like in enumerate(likes) if not _has_experts(model, like)]
         text["decoder_sparse_step"] = 1
     return data
@@ -108,7 +108,7 @@ def _has_experts(model: BlockModel, block: int) -> bool:
 
 
 def _set_widths(model: BlockModel, widths: Mapping[str, int], data: dict[str, Any]) -> None:
-    """Put one width of all blocks into a config."""
+    """Set the widths that all blocks share in a config."""
     from pdtrim_core.api import head_dim_of  # noqa: PLC0415 - listings must not import torch
 
     text = data if model.config is model.model.config else data["text_config"]
@@ -124,7 +124,7 @@ def _set_widths(model: BlockModel, widths: Mapping[str, int], data: dict[str, An
 
 
 def _key(model: BlockModel, name: str) -> str:
-    """Return what a family calls one of the common settings."""
+    """Return a family's name for one of the common settings."""
     return str(getattr(model.config, "attribute_map", {}).get(name, name))
 
 
@@ -134,7 +134,7 @@ def _read(config_class: type[Any], data: dict[str, Any], model: BlockModel) -> A
     try:
         return config_class.from_dict(data)
     except Exception as error:
-        # Each family checks its config in its own way.
+        # Each family validates its config in its own way.
         raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {_line(error)}") from error
 
 
@@ -143,9 +143,9 @@ def _line(error: Exception) -> str:
 
 
 def _differences(ours: nn.Module, theirs: nn.Module) -> Iterator[str]:
-    """Yield in what two blocks differ: tensors, kinds of module, plain attributes."""
+    """Yield the differences between two blocks: in tensors and in plain attributes of modules."""
     wanted, made = (
-        {name: tuple(t.shape) for name, t in block.state_dict().items() if not _beside(name)} for block in (ours, theirs)
+        {name: tuple(t.shape) for name, t in block.state_dict().items() if not _in_shadow(name)} for block in (ours, theirs)
     )
     for name in sorted({*wanted, *made}):
         if wanted.get(name) != made.get(name):
@@ -160,8 +160,8 @@ def _differences(ours: nn.Module, theirs: nn.Module) -> Iterator[str]:
                 yield f"{name}.{key} is {value!r}, and would be {vars(other)[key]!r}".lstrip(".")
 
 
-def _beside(name: str) -> bool:
-    """Whether a tensor is that of another block's K/V, which stand beside the block's own."""
+def _in_shadow(name: str) -> bool:
+    """Whether a tensor belongs to the shadow, which computes another block's K/V."""
     return name.startswith("shadow.")
 
 

@@ -28,23 +28,23 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 """What GGUF calls the families whose files were read back with the same logits, but for rounding."""
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 PERMUTED = ("self_attn.q_proj.", "self_attn.k_proj.")
-"""llama.cpp's llama rotates neighbouring numbers of a head, transformers' the two halves."""
+"""llama.cpp's llama applies rotary embeddings to neighbouring components of a head, transformers to the two halves."""
 
 
 class Gguf(Exporter):
-    """Writes gguf/: one file with the decode model for llama.cpp, where one model does both stages.
+    """Writes gguf/: one file with the decode model for llama.cpp, which runs both stages on it.
 
-    K/V cannot go from one model to another in llama.cpp, so there is no pair. Of a model that came from a GGUF file the
-    tokenizer is copied as it is.
+    llama.cpp cannot hand K/V from one model to another, so there is no pair. The tokenizer of a model from a GGUF file is
+    copied unchanged.
     """
 
     name = "gguf"
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = Field(
-        "auto", description="number format of the matrices; auto: the one that the model is loaded in; vectors stay in float32"
+        "auto", description="number format of the matrices; auto: the one the model is loaded in; vectors stay in float32"
     )
     pre: str | None = Field(
-        None, description="what llama.cpp calls the way in which the tokenizer cuts a text; found out by default"
+        None, description="llama.cpp's name for the tokenizer's way of splitting text; by default found from the tokenizer"
     )
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
@@ -75,10 +75,10 @@ class Gguf(Exporter):
                 copy_fields(source, writer)
             else:
                 write_fields(model.tokenizer, config.vocab_size, self.pre, writer)
-            # Two walks over the tensors: the head of the file has the sizes of all of them.
+            # Two passes over the tensors: the header of the file has the sizes of all of them.
             for name, tensor in _tensors(model, stored, architecture):
                 shape, stored_as = tuple(tensor.shape), _stored_as(tensor, kind)
-                writer.add_tensor_info(name, *_told(shape, stored_as), raw_dtype=stored_as)
+                writer.add_tensor_info(name, *_described(shape, stored_as), raw_dtype=stored_as)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -98,13 +98,13 @@ def _refuse(model: BlockModel) -> None:
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         raise PdtrimError(
-            f"{model.name} has {rope['rope_type']} rotary embeddings, which no reader at hand reads back from a GGUF file: "
+            f"{model.name} has {rope['rope_type']} rotary embeddings, which no available reader reads back from a GGUF file: "
             "export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
         )
     kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
     if kinds or (getattr(model.config, "sliding_window", None) and not hasattr(model.config, "layer_types")):
         raise PdtrimError(
-            f"{model.name} has a sliding window, which llama.cpp's {family} has not: it would compute something else"
+            f"{model.name} has a sliding window, which llama.cpp's {family} does not have: its results would differ"
         )
 
 
@@ -114,7 +114,9 @@ def _config(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
     except PdtrimError as error:
         if not any(block.widths for block in stored):
             raise
-        raise PdtrimError(f'in a GGUF file all blocks are alike ({error}): say width = "uniform" in the pruner') from error
+        raise PdtrimError(
+            f'in a GGUF file all blocks have the same shape ({error}): say width = "uniform" in the pruner'
+        ) from error
 
 
 def _dtype_of(model: BlockModel) -> str:
@@ -171,7 +173,7 @@ def _permuted(tensor: Tensor, model: BlockModel) -> Tensor:
 
 
 def _stored_as(tensor: Tensor, kind: str) -> Any:
-    """Return GGUF's type of a tensor: vectors are in float32, and rows that do not fall into blocks of eight bits in float16."""
+    """Return GGUF's type of a tensor: vectors are in float32, and rows that q8_0 cannot divide into blocks in float16."""
     import gguf  # noqa: PLC0415 - listings do without
 
     if tensor.dim() == 1:
@@ -181,8 +183,8 @@ def _stored_as(tensor: Tensor, kind: str) -> Any:
     return wanted if tensor.shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
 
 
-def _told(shape: tuple[int, ...], stored_as: Any) -> tuple[tuple[int, ...], Any, int]:
-    """Return what the writer wants to be told of a tensor: shape, number format and bytes as they lie in the file."""
+def _described(shape: tuple[int, ...], stored_as: Any) -> tuple[tuple[int, ...], Any, int]:
+    """Return the writer's arguments for a tensor: shape, number format and size in bytes, as in the file."""
     import gguf  # noqa: PLC0415 - listings do without
     import numpy as np  # noqa: PLC0415 - comes with torch
 

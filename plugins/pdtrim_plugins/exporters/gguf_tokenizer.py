@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer as the fields of a GGUF file: from the model's own GGUF file, or from a tokenizer of bytes."""
+"""The vocabulary of a tokenizer as the fields of a GGUF file: from the model's own GGUF file, or from a byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLITS = {
     f"{ENDINGS}|{LETTERS}|\\p{{N}}{{1,3}}{REST}": "llama-bpe",
     f"{ENDINGS}|{LETTERS}|\\p{{N}}{REST}": "qwen2",
 }
-"""What llama.cpp calls the patterns by which tokenizers cut a text before they merge bytes."""
+"""llama.cpp's names for the patterns by which tokenizers split text before they merge bytes."""
 SPECIAL = ("bos", "eos", "unk", "pad")
 
 
@@ -34,16 +34,16 @@ def copy_fields(source: Path, writer: GGUFWriter) -> None:
 
 
 def write_fields(tokenizer: Any, vocabulary: int, pre: str | None, writer: GGUFWriter) -> None:
-    """Write a byte-level tokenizer; `vocabulary` is how many tokens the model has, `pre` what llama.cpp calls the way it cuts.
+    """Write a byte-level tokenizer; `vocabulary` is the model's number of tokens, `pre` llama.cpp's name for the splitting.
 
-    Raises `PdtrimError` for another sort of tokenizer, and where `pre` is needed and not given.
+    Raises `PdtrimError` for another kind of tokenizer, and where `pre` is needed and not given.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     data = json.loads(backend.to_str()) if backend is not None else {}
     if data.get("model", {}).get("type") != "BPE" or not _is_of_bytes(data):
         raise PdtrimError(
-            f"{type(tokenizer).__name__} is no byte-level BPE tokenizer, and only those go into a GGUF file here: prune the GGUF "
-            "file of this model, whose tokenizer is copied"
+            f"{type(tokenizer).__name__} is not a byte-level BPE tokenizer, the only kind that can be written to a GGUF file: "
+            "prune the GGUF file of this model, whose tokenizer is copied"
         )
     tokens, types = _tokens(data, vocabulary)
     writer.add_tokenizer_model("gpt2")
@@ -58,18 +58,18 @@ def write_fields(tokenizer: Any, vocabulary: int, pre: str | None, writer: GGUFW
 
 
 def _is_of_bytes(data: Mapping[str, Any]) -> bool:
-    return any(part["type"] == "ByteLevel" for part in _cuts(data)) and not data["model"].get("byte_fallback")
+    return any(part["type"] == "ByteLevel" for part in _splits(data)) and not data["model"].get("byte_fallback")
 
 
-def _cuts(data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Return the steps of cutting a text, in order."""
+def _splits(data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the steps in which text is split, in order."""
     cut = data.get("pre_tokenizer") or {}
     steps: Sequence[Mapping[str, Any]] = cut.get("pretokenizers", [cut] if cut else [])
     return steps
 
 
 def _pre(data: Mapping[str, Any]) -> str:
-    steps = _cuts(data)
+    steps = _splits(data)
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
@@ -79,13 +79,13 @@ def _pre(data: Mapping[str, Any]) -> str:
     if len(patterns) == 1 and patterns[0] in SPLITS:
         return SPLITS[patterns[0]]
     raise PdtrimError(
-        "it cannot be told what llama.cpp calls the way in which this tokenizer cuts a text, and with another one it would read "
-        "other tokens: say --set pre=NAME, one of llama.cpp's names such as gpt-2, llama-bpe, qwen2 or smollm"
+        "llama.cpp's name for the way this tokenizer splits text is not known, and with another one it would read other "
+        "tokens: say --set pre=NAME, one of llama.cpp's names such as gpt-2, llama-bpe, qwen2 or smollm"
     )
 
 
 def _tokens(data: Mapping[str, Any], vocabulary: int) -> tuple[list[str], list[int]]:
-    """Return all tokens by number and their types; numbers that the tokenizer leaves out are tokens of no use."""
+    """Return all tokens by number and their types; numbers that the tokenizer does not use are marked as unused."""
     from gguf import TokenType  # noqa: PLC0415 - listings do without
 
     tokens = [f"[PAD{number}]" for number in range(vocabulary)]

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class PlanFile(Exporter):
-    """Writes plan.json: both removals, which of prefill's K/V feed which decode block, and the model they are for.
+    """Writes plan.json: both removals, which of prefill's K/V each decode block reads, and the model they are for.
 
-    A run whose pruner replaced the whole model has no plan, and gets no such file.
+    A run whose pruner replaced the whole model has no plan and gets no such file.
     """
 
     name = "plan"

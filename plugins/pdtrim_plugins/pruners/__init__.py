@@ -1,4 +1,4 @@
-"""Other pruners: the splitters refine their removals into prefill subsets; some give a whole other model instead."""
+"""Other pruning methods. A splitter chooses which of their removals prefill makes too; some replace the whole model instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which K/V heads and MLP channels go: the lowest in importance, as many as a budget takes."""
+"""Which K/V heads and MLP channels are removed: those of lowest importance, up to a budget of parameters."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ PARTS: tuple[Part, ...] = ("attention", "mlp")
 Place = tuple[int, Part]
 Parts = Annotated[
     Literal["both", "attention", "mlp"],
-    Field(description="what loses units: K/V heads with their query heads, MLP channels, or both"),
+    Field(description="what is removed: K/V heads with their query heads, MLP channels, or both"),
 ]
 Scope = Annotated[
     Literal["local", "global"],
-    Field(
-        description="local: each block loses the same share; global: one threshold over the blocks, for heads and for channels"
-    ),
+    Field(description="local: the same share of each block; global: one ranking over all blocks, for heads and for channels"),
 ]
 Width = Annotated[
     Literal["uniform", "per-block"],
     Field(
-        description="uniform: each block loses as many units, and by default all blocks do, so that the result is an ordinary "
-        "checkpoint; per-block: blocks may differ, which comes nearer to the budget"
+        description="uniform: the same number of units from each block, by default from all blocks, so that the result is an "
+        "ordinary checkpoint; per-block: blocks may differ, which comes closer to the budget"
     ),
 ]
 FirstBlock = Annotated[
     int | None,
     Field(
         ge=0,
-        description="first block that may lose units; by default 0 with one width, else an eighth of the depth is left alone",
+        description="first block to remove units from; by default 0 if uniform, else the first eighth is kept",
     ),
 ]
 LastBlock = Annotated[
     int | None,
-    Field(ge=0, description="last block that may lose units; by default the last with one width, else a sixteenth is left alone"),
+    Field(
+        ge=0,
+        description="last block to remove units from; by default the last if uniform, else the last sixteenth is kept",
+    ),
 ]
 
 
 @dataclass(frozen=True)
 class Rated:
-    """The units of one part of one block: how much each matters (lower goes first), and how many parameters each holds."""
+    """The units of one part of one block: the importance of each (lowest removed first), and the parameters in each."""
 
     block: int
     part: Part
@@ -61,7 +62,7 @@ class Rated:
 
     @property
     def order(self) -> list[int]:
-        """The units in the order in which they go; the last one always stays. Ties go to the lower unit."""
+        """The units in the order of removal, without the most important one, which always stays. Ties go to the lower unit."""
         return sorted(range(len(self.importance)), key=lambda unit: (self.importance[unit], unit))[:-1]
 
 
@@ -72,24 +73,24 @@ class _Unit(NamedTuple):
 
 
 class _Queue:
-    """Steps in the order in which they are taken; a step is the units that go together."""
+    """Steps in the order in which they are taken; a step is the units that are removed together."""
 
     def __init__(self, steps: Sequence[Sequence[_Unit]]) -> None:
         self.steps = steps
         self.cost = [0, *accumulate(sum(unit.rated.parameters for unit in step) for step in steps)]
 
     def nearest(self, wanted: int) -> int:
-        """Return how many steps remove nearly so many parameters; ties take fewer."""
+        """Return the number of steps whose parameters come closest to `wanted`; ties take fewer."""
         above = min(bisect_left(self.cost, wanted), len(self.steps))
         return above - 1 if above and wanted - self.cost[above - 1] <= self.cost[above] - wanted else above
 
     def within(self, wanted: int) -> int:
-        """Return how many steps remove so many parameters at most."""
+        """Return the largest number of steps that remove at most `wanted` parameters."""
         return bisect_left(self.cost, wanted + 1) - 1
 
 
 class Options(Protocol):
-    """The options that a method of this sort has."""
+    """The options that methods with channels have in common."""
 
     @property
     def parts(self) -> str: ...  # noqa: D102 - see the annotations above
@@ -108,15 +109,15 @@ class Options(Protocol):
 
 
 def places(model: BlockModel, options: Options) -> list[Place]:
-    """Return the (block, part) places that may lose units. Raises `PdtrimError` where the model has none there."""
+    """Return the (block, part) places that units may be removed from. Raises `PdtrimError` where a block has none."""
     if options.scope == "global" and options.width == "uniform":
-        raise PdtrimError('scope = "global" gives each block a width of its own: say width = "per-block", or scope = "local"')
+        raise PdtrimError('scope = "global" gives each block its own width: say width = "per-block", or scope = "local"')
     count, uniform = model.block_count, options.width == "uniform"
     first = (0 if uniform else count // 8) if options.first_block is None else options.first_block
     last = count - 1 - (0 if uniform else count // 16) if options.last_block is None else options.last_block
     if not first <= last < count:
         raise PdtrimError(
-            f"first_block = {first} and last_block = {last} leave no block that may lose units: {model.name} has blocks 0 to "
+            f"first_block = {first} and last_block = {last} leave no block to remove units from: {model.name} has blocks 0 to "
             f"{count - 1}"
         )
     found = [(block, part) for block in range(first, last + 1) for part in PARTS if options.parts in (part, "both")]
@@ -144,7 +145,7 @@ def _check(model: BlockModel, block: int, part: Part) -> None:
 
 
 def weights(model: BlockModel, at: Iterable[Place]) -> dict[Place, list[nn.Parameter]]:
-    """Return the weights of each place's projections: those into its units, last the one out of them."""
+    """Return the weights of each place's projections: the input projections, then the output projection."""
     return {(block, part): [linear.weight for linear in model.units(block).projections(part)] for block, part in at}  # type: ignore[misc]
 
 
@@ -157,10 +158,10 @@ def rated(model: BlockModel, place: Place, importance_U: Tensor) -> Rated:
 
 
 def lowest(parts: Sequence[Rated], wanted: int, options: Options) -> Removal:
-    """Return the shrinks that remove the least important units, near to so many parameters.
+    """Return the shrinks that remove the least important units, close to `wanted` parameters.
 
-    Of the budget, K/V heads are taken their share, rounded down, and MLP channels the rest, since their steps are finer.
-    Raises `PdtrimError` where no steps come near.
+    K/V heads take their share of the budget, rounded down; MLP channels the rest, since their steps are finer.
+    Raises `PdtrimError` where the budget is too large, or smaller than any step.
     """
     if not wanted:
         return Removal()
@@ -169,8 +170,8 @@ def lowest(parts: Sequence[Rated], wanted: int, options: Options) -> Removal:
     span = f"blocks {parts[0].block} to {parts[-1].block}"
     if wanted > most:
         raise PdtrimError(
-            f"{span} can lose {most:,} parameters at most, with one unit of each part kept, and {wanted:,} are to go: prune "
-            'less, let more blocks lose units (first_block, last_block), or say parts = "both"'
+            f"at most {most:,} parameters of {span} can be removed, as a unit of each part stays, and the budget is {wanted:,}: "
+            'prune less, prune more blocks (first_block, last_block), or say parts = "both"'
         )
     taken = _shares(parts, heads, channels, wanted)
     gone: dict[Place, list[int]] = {}
@@ -180,18 +181,18 @@ def lowest(parts: Sequence[Rated], wanted: int, options: Options) -> Removal:
     if not gone:
         smallest = (channels if channels.steps else heads).cost[1]
         raise PdtrimError(
-            f"the smallest step removes {smallest:,} parameters from {span}, and {wanted:,} are to go: prune more, or say "
+            f"the smallest step removes {smallest:,} parameters from {span}, and the budget is {wanted:,}: prune more, or say "
             'width = "per-block" or parts = "both", whose steps are smaller'
         )
     return Removal(Shrink(block, part, tuple(sorted(units))) for (block, part), units in gone.items())
 
 
 def _shares(parts: Sequence[Rated], heads: _Queue, channels: _Queue, wanted: int) -> tuple[int, int]:
-    """Return how many steps of heads and how many of channels remove nearly so many parameters."""
+    """Return the numbers of steps of heads and of channels that together come closest to `wanted` parameters."""
     if not channels.steps:
         return heads.nearest(wanted), 0
     sizes = {part: sum(len(rated.importance) * rated.parameters for rated in parts if rated.part == part) for part in PARTS}
-    # In whole numbers: a share of exactly one head must not become a little less than one.
+    # In integers: a share of exactly one head must not be rounded to a little less than one.
     first = heads.within(wanted * sizes["attention"] // sum(sizes.values()))
     enough = [count for count in range(first, len(heads.steps)) if wanted - heads.cost[count] <= channels.cost[-1]]
     count = enough[0] if enough else len(heads.steps)
@@ -199,12 +200,12 @@ def _shares(parts: Sequence[Rated], heads: _Queue, channels: _Queue, wanted: int
 
 
 def _steps(parts: Sequence[Rated], options: Options) -> list[list[_Unit]]:
-    """Return the steps by which units of one part go, over some blocks."""
+    """Return the steps in which the units of one part are removed, over all given blocks."""
     lines = [[_Unit(rated, unit, rank) for rank, unit in enumerate(rated.order)] for rated in parts]
     if options.width == "uniform":
         if len({len(line) for line in lines}) > 1:
             raise PdtrimError(
-                f'blocks differ in how much {parts[0].part} they have, so they cannot get one width: say width = "per-block"'
+                f'blocks differ in how much {parts[0].part} they have, so they cannot have one width: say width = "per-block"'
             )
         return [list(step) for step in zip(*lines, strict=True)]
 

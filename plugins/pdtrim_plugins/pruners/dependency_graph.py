@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from pdtrim_plugins.pruners.channels import Place
 
 _TOKENS = 3
-"""Tokens that a block is traced on: its graph does not depend on them."""
+"""Number of tokens that a block is traced on; the graph does not depend on it."""
 
 
 def package() -> Any:
     """Return the package torch-pruning; raises `PdtrimError` where it is not installed."""
     try:
-        import torch_pruning  # noqa: PLC0415 - only who asks for it needs it
+        import torch_pruning  # noqa: PLC0415 - an optional dependency
     except ImportError:
         raise PdtrimError("the pruner torch-pruning needs the package of that name: pip install torch-pruning") from None
     return torch_pruning
 
 
 class TracedBlocks:
-    """Blocks of a model, each traced by itself on a copy that shares its weights: what the package notes stays on the copy.
+    """Blocks of a model, each traced by itself on a copy that shares its weights, so that hooks and records stay on the copy.
 
-    Traced with the model around it, a block's groups would reach the embedding and the other blocks through the stream, and
-    caches, tied weights and forms of output would be in the way. Raises `PdtrimError` for a block that cannot be traced.
+    Traced inside the model, a block's groups would reach the embedding and the other blocks through the residual stream, and
+    caches, tied weights and output classes would get in the way. Raises `PdtrimError` for a block that cannot be traced.
     """
 
     def __init__(self, model: BlockModel, blocks: Iterable[int]) -> None:
@@ -43,7 +43,7 @@ class TracedBlocks:
     def group(self, place: Place) -> Any:
         """Return the group of all units of a place; its root is K, or the first projection into an MLP.
 
-        Raises `PdtrimError` where the graph couples something else than the family's forward does.
+        Raises `PdtrimError` where the graph couples other layers than the family's forward does.
         """
         return self._of_channels(place[0]) if place[1] == "mlp" else self._of_heads(place[0])
 
@@ -54,19 +54,19 @@ class TracedBlocks:
         ids = torch.zeros((1, _TOKENS), dtype=torch.long, device=self._model.device)
         with torch.no_grad():
             recording = self._model.record(ids)
-        # The graph is read off what autograd notes, so something must want a gradient.
+        # The graph is read from autograd, so the input must require a gradient.
         hidden = recording.hidden_BTD.detach().clone()
         hidden.requires_grad = True
         for block, module in self.modules.items():
 
-            def forward(traced: nn.Module, stream: Any, block: int = block) -> Any:
-                return self._model.run(block, stream, recording.calls, traced)
+            def forward(traced: nn.Module, hidden_BTD: Any, block: int = block) -> Any:
+                return self._model.run(block, hidden_BTD, recording.calls, traced)
 
             try:
                 with torch.enable_grad():
                     graph = package().DependencyGraph().build_dependency(module, hidden, forward_fn=forward, verbose=False)
             except Exception as error:
-                # Whatever the package makes of a module that it does not know.
+                # The package raises errors of any class for modules that it does not know.
                 raise PdtrimError(
                     f"{self._model.name}: torch-pruning cannot trace block {block} ({type(error).__name__}: {error}): choose "
                     "another method, such as llm-pruner"
@@ -80,8 +80,8 @@ class TracedBlocks:
         expected = {*((linear, True) for linear in into), (out, False)}
         if {(dep.layer, graph.is_out_channel_pruning_fn(dep.handler)) for dep, _ in found if _is_linear(dep.layer)} != expected:
             raise PdtrimError(
-                f"{self._model.name}: torch-pruning does not couple just the projections of block {block}'s MLP as this family "
-                'is said to: choose another method, such as llm-pruner, or say parts = "attention"'
+                f"{self._model.name}: torch-pruning does not couple exactly the projections of block {block}'s MLP that this "
+                'family has: choose another method, such as llm-pruner, or say parts = "attention"'
             )
         return found
 
@@ -92,7 +92,7 @@ class TracedBlocks:
         rows, columns = prune.prune_linear_out_channels, prune.prune_linear_in_channels
         each, readers = k.out_features // units, q.out_features // k.out_features
         group = prune.dependency.Group()
-        # One entry for each of a K/V head's readers: every entry is then as long as K, and any reduction works.
+        # One entry for each query head of a K/V head: every entry is then as long as K, and any reduction works.
         sliced = [(q, rows, reader) for reader in range(readers)] + [(out, columns, reader) for reader in range(readers)]
         for linear, handler, reader in [(k, rows, None), (v, rows, None), *sliced]:
             heads = range(units) if reader is None else range(reader, units * readers, readers)

@@ -1,6 +1,6 @@
-"""FLAP: channels whose inputs hardly move go, and a bias stands for what they gave on average.
+"""FLAP: removes channels whose inputs hardly fluctuate, and replaces their mean output by a bias.
 
-Shape suffixes: B window, T token, C channel (an input of the projection out of a part), U unit, O output of that projection.
+Shape suffixes: B window, T token, C channel (an input of a part's output projection), U unit, O output of that projection.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Part = Literal["attention", "mlp"]
 Place = tuple[int, Part]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
 LEAST_WINDOWS = 2
-"""How an input moves from window to window cannot be told from one."""
+"""The fluctuation of an input between windows cannot be measured on one."""
 
 
 class Flap(Pruner):
     """Removes the heads and MLP channels whose inputs fluctuate least, and adds their mean as a bias.
 
-    What is compared are the inputs of the projection out of a part (`o_proj`, `down_proj`), standardised within each part of
-    each block. The unit of attention is a K/V head with the q query heads that read it: its score is the mean over all their
+    The scores are computed on the inputs of a part's output projection (`o_proj`, `down_proj`), standardised within each part
+    of each block. The unit of attention is a K/V head with the q query heads that read it: its score is the mean over all their
     channels, as the paper's is over those of one head. So it stays on the scale of a channel; but means over more channels
-    lie nearer to 0, and fewer of them are among the lowest the larger q is. What a unit holds counts in the budget alone:
+    lie closer to 0, so the larger q is, the fewer heads are among the lowest. The size of a unit counts in the budget only:
     (2 + 2 / q) * head size * hidden size weights a query head, against 3 * hidden size for a channel of a gated MLP (the
     authors' code takes 512 / 3 channels a head, which is right for q = 1 and heads of 128).
 
     Departs from the paper in that each part keeps its best unit, as no block can run without one. The biases belong to the
-    projections of the narrowed parts: a prefill that is given back a part has neither. Costs do not count them: `hidden
-    size` numbers a part that lost something.
+    projections of the narrowed parts: where prefill keeps a part, it has no bias there. Costs do not count the biases: `hidden
+    size` numbers for each narrowed part.
     """
 
     name = "flap"
@@ -46,15 +46,17 @@ class Flap(Pruner):
 
     structure: Literal["AL-AM", "UL-UM"] = Field(
         "AL-AM",
-        description="AL-AM: adaptive, one ranking of all heads and channels of all blocks; UL-UM: uniform, one share of every "
-        "block: of its heads, rounded down, and of its MLP channels what makes up for that",
+        description="AL-AM: adaptive, one ranking of all heads and channels of all blocks; UL-UM: uniform, the same share of "
+        "every block: of its heads, rounded down, with MLP channels making up for the rounding",
     )
     metric: Literal["WIFV", "IFV", "WIFN"] = Field(
         "WIFV",
         description="WIFV: fluctuation of a channel's input times its squared weights; IFV: fluctuation alone; WIFN: the input's "
         "norm times its mean absolute weight",
     )
-    compensate: bool = Field(default=True, description="add the mean of what a part loses as a bias of its output projection")
+    compensate: bool = Field(
+        default=True, description="add the mean output of the removed units as a bias of the output projection"
+    )
     compat: Literal["peer", "paper"] = Field(
         "peer",
         description="peer: as the authors' code computes (each window's squared distance from the mean so far, without the first "
@@ -85,9 +87,9 @@ class Flap(Pruner):
         )
 
     def inputs(self, model: BlockModel, windows: Sequence[Sequence[int]], batch_tokens: int | None = None) -> dict[Place, Inputs]:
-        """Return what goes into the projection out of each part of the dense model, over windows of one length.
+        """Return statistics of the inputs of each part's output projection in the dense model, over windows of one length.
 
-        The model runs block by block over a few windows at a time; nothing of them but sums is kept.
+        The model runs block by block over a few windows at a time; only sums are kept.
         """
         import torch  # noqa: PLC0415 - listings must not import torch
 
@@ -104,7 +106,7 @@ class Flap(Pruner):
         return found
 
     def channel_scores(self, model: BlockModel, place: Place, seen: Inputs) -> Tensor:
-        """Return the metric of each channel `[C]` of a part; higher is worth more."""
+        """Return the metric of each channel `[C]` of a part; higher is more important."""
         weight_OC = _out(model, place).weight.detach().float()
         match self.metric:
             case "WIFV":
@@ -127,7 +129,7 @@ class Flap(Pruner):
 
 
 class Inputs:
-    """Running statistics of the inputs of one projection over windows, one number a channel."""
+    """Running statistics of the inputs of one projection over windows, channel by channel."""
 
     def __init__(self, compat: Literal["peer", "paper"]) -> None:
         self._compat = compat
@@ -147,7 +149,7 @@ class Inputs:
         return square_C.sqrt()
 
     def add(self, inputs_BTC: Tensor) -> None:
-        """Take in some windows, in order.
+        """Add some windows, in order.
 
         The authors mean to add to a window's variance the product of the distances from the mean with it and from the mean
         before it, and both are the mean with it, as their tensor of the mean before is overwritten. Their running sum, with
@@ -160,12 +162,12 @@ class Inputs:
         sums_BC = inputs_BTC.mean(1, dtype=torch.float64).cumsum(0) + self._windows * self.mean_C
         means_BC = sums_BC / (before_B1 + 1)
         if self._compat == "peer":
-            apart_BTC = (inputs_BTC - means_BC[:, None].float()).square()
-            self._spread_C = self._spread_C + (apart_BTC.sum(1, dtype=torch.float64) * before_B1 / (before_B1 + 1)).sum(0)
+            difference_BTC = (inputs_BTC - means_BC[:, None].float()).square()
+            self._spread_C = self._spread_C + (difference_BTC.sum(1, dtype=torch.float64) * before_B1 / (before_B1 + 1)).sum(0)
         else:
-            # The product with the mean before takes in how the mean moved, so the sum is exact.
-            was_C = self.mean_C.float() if self._windows else 0.0
-            product_BTC = (inputs_BTC - means_BC[-1].float()) * (inputs_BTC - was_C)
+            # The product with the previous mean accounts for the change of the mean, so the sum is exact.
+            previous_C = self.mean_C.float() if self._windows else 0.0
+            product_BTC = (inputs_BTC - means_BC[-1].float()) * (inputs_BTC - previous_C)
             self._spread_C = self._spread_C + product_BTC.sum((0, 1), dtype=torch.float64)
         self._square_C = self._square_C + inputs_BTC.square().sum((0, 1), dtype=torch.float64)
         self.mean_C = means_BC[-1]
@@ -184,7 +186,7 @@ class Inputs:
 def unit_scores(metric_C: Tensor, units: int) -> Tensor:
     """Return the mean of the channels' standard scores for each unit `[U]` of a part; 0 where all channels are alike.
 
-    In float64: where one channel is a million times the others, float32 leaves these no difference to be ranked by.
+    In float64: where one channel is a million times the others, float32 has too few digits to rank the others.
     """
     metric_C = metric_C.double()
     deviation = metric_C.std()
@@ -193,50 +195,50 @@ def unit_scores(metric_C: Tensor, units: int) -> Tensor:
 
 
 def lowest(scores: Sequence[float], costs: Sequence[float], budget: float) -> list[int]:
-    """Return the places of the lowest scores whose costs together come nearest to a budget; ties take the earlier, and fewer."""
+    """Return the positions of the lowest scores whose summed costs are closest to a budget; ties take the earlier, and fewer."""
     order = sorted(range(len(scores)), key=lambda index: (scores[index], index))
     sums = [0.0, *accumulate(costs[index] for index in order)]
     return order[: min(range(len(sums)), key=lambda count: (abs(sums[count] - budget), count))]
 
 
 def _adaptive(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int) -> dict[Place, list[int]]:
-    """Return the units that go from each part, by one ranking of them all."""
+    """Return the units to remove from each part, by one ranking of all units."""
     units = [(place, unit) for place, of_part in scores.items() for unit in lowest(of_part, [1] * len(of_part), len(of_part) - 1)]
     costs = [_sizes(model, place)[1] for place, _ in units]
-    gone: dict[Place, list[int]] = {place: [] for place in scores}
+    chosen: dict[Place, list[int]] = {place: [] for place in scores}
     for index in lowest([scores[place][unit] for place, unit in units], costs, budget):
         place, unit = units[index]
-        gone[place].append(unit)
-    return gone
+        chosen[place].append(unit)
+    return chosen
 
 
 def _uniform(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int) -> dict[Place, list[int]]:
-    """Return the units that go from each part, the same share of every block.
+    """Return the units to remove from each part, the same share of every block.
 
-    The last part of a block makes up for what the whole heads before it could not.
+    The last part of a block makes up for the rounding to whole heads.
     """
     share = budget / sum(count * cost for count, cost in (_sizes(model, place) for place in scores))
-    gone: dict[Place, list[int]] = {}
+    chosen: dict[Place, list[int]] = {}
     for block in sorted({block for block, _ in scores}):
         places = [(block, part) for part in PARTS if (block, part) in scores]
         owed = share * sum(count * cost for count, cost in (_sizes(model, place) for place in places))
         for place in places:
             count, cost = _sizes(model, place)
             number = round(owed / cost) if place == places[-1] else int(share * count)
-            gone[place] = lowest(scores[place], [1] * count, min(number, count - 1))
-            owed -= len(gone[place]) * cost
-    return gone
+            chosen[place] = lowest(scores[place], [1] * count, min(number, count - 1))
+            owed -= len(chosen[place]) * cost
+    return chosen
 
 
 def _compensated(model: BlockModel, shrink: Shrink, mean_C: Tensor) -> nn.Module:
-    """Return the projection out of a narrowed part, with what its lost channels gave on average in the bias."""
+    """Return the output projection of a narrowed part; its bias has the mean output of the removed channels."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
     out, units = _out(model, (shrink.block, shrink.part)), model.units(shrink.block)
-    gone = units.numbers(out, shrink.part, shrink.units, out=True)
-    kept = sorted(set(range(out.in_features)) - set(gone))
+    removed = units.numbers(out, shrink.part, shrink.units, out=True)
+    kept = sorted(set(range(out.in_features)) - set(removed))
     weight_OC = out.weight.detach()
-    bias_O = weight_OC[:, gone].float() @ mean_C[gone].float()
+    bias_O = weight_OC[:, removed].float() @ mean_C[removed].float()
     if out.bias is not None:
         bias_O += out.bias.detach().float()
     thin = torch.nn.Linear(len(kept), out.out_features, device="meta")
@@ -247,12 +249,12 @@ def _compensated(model: BlockModel, shrink: Shrink, mean_C: Tensor) -> nn.Module
 
 @contextmanager
 def _watched(model: BlockModel, inputs: Mapping[Place, Inputs], length: int) -> Iterator[None]:
-    """Inside the context, take in what goes into the projections out of the parts, in windows of one length."""
+    """Inside the context, record the inputs of the parts' output projections, in windows of one length."""
     with ExitStack() as hooks:
         for place, seen in inputs.items():
 
             def take(_module: nn.Module, args: tuple[Any, ...], seen: Inputs = seen) -> None:
-                # Some families flatten windows and tokens in front of their MLP.
+                # Some families flatten windows and tokens before their MLP.
                 seen.add(args[0].reshape(-1, length, args[0].shape[-1]))
 
             hooks.callback(_out(model, place).register_forward_pre_hook(take).remove)
@@ -293,4 +295,4 @@ def _check(context: PruneContext) -> None:
         )
     missing = [part for part in PARTS if part not in {part for _, part in places}]
     if missing:
-        context.note(f"pruner 'flap' leaves the {missing[0]} of this family alone, whose projections are fused or experts")
+        context.note(f"pruner 'flap' keeps the {missing[0]} of this family whole, because its projections are fused or experts")

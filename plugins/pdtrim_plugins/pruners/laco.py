@@ -1,4 +1,4 @@
-"""LaCo: later blocks folded into an earlier one, as long as the model's last state stays what it was.
+"""LaCo: folds later blocks into an earlier one, as long as the model's last hidden state stays similar.
 
 Shape suffixes: B sentence, T token, D hidden, N real tokens of all sentences.
 """
@@ -24,7 +24,7 @@ Way = Literal["laco-paper", "laco-code"]
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring dense blocks `first` to `last`, and the block that stands for them."""
+    """Neighbouring dense blocks `first` to `last`, and the block that replaces them."""
 
     first: int
     last: int
@@ -32,11 +32,11 @@ class Run:
 
 
 class LaCo(Pruner):
-    """Folds later blocks into an earlier one, from the end downwards, where the last state stays like the dense model's.
+    """Folds later blocks into an earlier one, from the end down, while the last hidden state stays similar to the dense model's.
 
-    The budget decides when to stop: a last step folds fewer blocks than the others, and when the lowest block is reached with
-    some still to go, another pass begins at the top. A pass that folds nothing has tried all there is; then the threshold
-    falls to the best cosine that it saw. The paper makes one pass, whose result is what its threshold gives. Unlike in the
+    The budget decides when to stop: the last step may fold fewer blocks than the others, and if the lowest block is reached
+    before the budget, another pass begins at the top. After a pass that folds nothing, the threshold is lowered to the best
+    cosine in that pass. The paper makes one pass, and its threshold alone decides how much is removed. Unlike in the
     authors' code, every step stays below `highest`.
     """
 
@@ -45,23 +45,25 @@ class LaCo(Pruner):
 
     merge: Way = Field(
         "laco-code",
-        description="laco-paper: projections get the sum of the later blocks' differences from them; laco-code: they become "
-        "those of the last folded block, as in the authors' code; norms stay either way",
+        description="laco-paper: the later blocks' differences are added to the projections; laco-code: the projections become "
+        "those of the last folded block, as in the authors' code; norms are unchanged either way",
     )
-    layers: int = Field(4, ge=2, description="blocks that one step makes one of (the authors' code: 7 of 40)")
-    interval: int = Field(1, ge=1, description="blocks by which a step that is accepted moves on")
+    layers: int = Field(4, ge=2, description="blocks that one step folds into one (the authors' code: 7 of 40)")
+    interval: int = Field(1, ge=1, description="blocks to move down after an accepted step")
     lowest: int = Field(0, ge=0, description="lowest block that others may be folded into")
-    highest: int | None = Field(None, ge=1, description="block below which all folding stays; the last one unless given")
-    threshold: float = Field(0.45, ge=-1, le=1, description="cosine of the last states above which a step is accepted")
+    highest: int | None = Field(None, ge=1, description="only blocks below this one are folded; the last block unless given")
+    threshold: float = Field(0.45, ge=-1, le=1, description="cosine of the last hidden states above which a step is accepted")
     lower: bool = Field(
-        default=True, description="lower the threshold until the budget is reached; else stop short of it and say so"
+        default=True, description="lower the threshold until the budget is reached; else stop before it, with a note"
     )
-    sentences: int = Field(5, gt=0, description="calibration texts whose last states are compared, the first ones")
+    sentences: int = Field(
+        5, gt=0, description="number of calibration texts, from the first on, whose last hidden states are compared"
+    )
 
     def prune(self, context: PruneContext) -> Pruned:
-        """Return a merge for each run of folded blocks, and the blocks that stand for them.
+        """Return a merge for each run of folded blocks, and the blocks that replace them.
 
-        Raises `PdtrimError` for a budget that the blocks between `lowest` and `highest` do not hold, and for blocks that
+        Raises `PdtrimError` for a budget larger than the blocks between `lowest` and `highest` allow, and for blocks that
         differ in their weights' shapes.
         """
         highest = self._highest(context)
@@ -75,7 +77,7 @@ class LaCo(Pruner):
         return Pruned(Removal(modules), modules)
 
     def _highest(self, context: PruneContext) -> int:
-        """Return the block below which folding stays; raise for one that is not there, and for a budget that is too large."""
+        """Return the block below which blocks are folded; raise where the model has no such block, or the budget is too large."""
         last = context.model.block_count - 1
         highest = last if self.highest is None else self.highest
         if highest > last:
@@ -89,7 +91,7 @@ class LaCo(Pruner):
         return highest
 
     def _fold_all(self, context: PruneContext, likeness: Likeness, highest: int) -> tuple[Run, ...]:
-        """Go through the blocks pass by pass until the budget is reached, or no step is left that the threshold accepts."""
+        """Make passes over the blocks until the budget is reached, or the threshold accepts no further step."""
         blocks = context.model.blocks
         runs = tuple(Run(block, block, module) for block, module in enumerate(blocks))
         goal = len(runs) - context.blocks
@@ -115,9 +117,9 @@ class LaCo(Pruner):
     def _pass(
         self, runs: tuple[Run, ...], likeness: Likeness, threshold: float, *, goal: int, highest: int
     ) -> tuple[tuple[Run, ...], float, tuple[Run, ...]]:
-        """Go through the blocks once, downwards.
+        """Make one pass over the blocks, downwards.
 
-        Return the runs, and of the steps that were not accepted the best cosine and what it came from: of use where none was.
+        Return the runs, and the best cosine of the rejected steps with its runs, for the case that no step was accepted.
         """
         best, folded = -math.inf, runs
         at = len(runs)
@@ -140,7 +142,7 @@ class LaCo(Pruner):
 
 
 class Likeness:
-    """How like the dense model's last states those of folded models are; the sentences run as one padded batch."""
+    """Similarity of folded models' last hidden states to the dense model's; the sentences run as one padded batch."""
 
     def __init__(self, model: BlockModel, sequences: Sequence[Sequence[int]]) -> None:
         import torch  # noqa: PLC0415 - listings must not import torch
@@ -155,14 +157,16 @@ class Likeness:
         self._dense = self._last_states([Run(block, block, module) for block, module in enumerate(model.blocks)])
 
     def of(self, runs: Sequence[Run]) -> float:
-        """Return the mean over sentences of the cosine of all their last states, behind the final norm, taken as one vector."""
+        """Return the mean cosine over sentences; all last hidden states of one, after the final norm, form one vector."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
         pairs = zip(self._dense, self._last_states(runs), strict=True)
         cosines = [float(torch.cosine_similarity(dense.flatten(), ours.flatten(), dim=0)) for dense, ours in pairs]
         mean = math.fsum(cosines) / len(cosines)
         if not math.isfinite(mean):
-            raise PdtrimError('pruner \'laco\': the last states are not finite: say dtype = "float32" or "bfloat16" in [model]')
+            raise PdtrimError(
+                'pruner \'laco\': the last hidden states are not finite: say dtype = "float32" or "bfloat16" in [model]'
+            )
         return mean
 
     def _last_states(self, runs: Sequence[Run]) -> list[Tensor]:
@@ -177,7 +181,7 @@ class Likeness:
 
 
 def fold(runs: tuple[Run, ...], at: int, size: int, way: Way) -> tuple[Run, ...]:
-    """Return the runs with the `size` of them from `at` on made one, which stands at the first of them."""
+    """Return the runs with `size` of them, from `at` on, folded into the first."""
     folded = runs[at : at + size]
     module = folded_block([run.module for run in folded], way)
     return (*runs[:at], Run(folded[0].first, folded[-1].last, module), *runs[at + size :])
@@ -190,7 +194,7 @@ def folded_block(blocks: Sequence[nn.Module], way: Way) -> nn.Module:
     the others, computed in float32 (Eq. 1), with "laco-code" those of the last one. Raises `PdtrimError` for blocks of
     different shapes.
     """
-    import copy  # noqa: PLC0415 - beside torch, which listings must not import
+    import copy  # noqa: PLC0415 - listings must not import torch, which is imported next
 
     import torch  # noqa: PLC0415 - the same
 
@@ -198,9 +202,7 @@ def folded_block(blocks: Sequence[nn.Module], way: Way) -> nn.Module:
     ours, *others = (dict(block.named_parameters()) for block in (module, *blocks[1:]))
     shapes = {name: weight.shape for name, weight in ours.items()}
     if any({name: weight.shape for name, weight in other.items()} != shapes for other in others):
-        raise PdtrimError(
-            "pruner 'laco': blocks that are to become one differ in the shapes of their weights, so none can be folded"
-        )
+        raise PdtrimError("pruner 'laco': the blocks to fold differ in the shapes of their weights")
     norms = norm_weights(module)
     with torch.no_grad():
         for name, weight in ours.items():

@@ -1,4 +1,4 @@
-"""LLM-Pruner: heads and channels in groups, those whose loss would change least by a Taylor expansion.
+"""LLM-Pruner: removes groups of coupled weights whose removal changes the loss least, by a Taylor expansion.
 
 Shape suffixes: U units, C channels of a unit, R query heads of a K/V head, N channels of a projection, M members of a group.
 """
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class LlmPruner(Pruner):
     """Removes K/V heads and MLP channels of lowest Taylor importance, a group of coupled weights at a time.
 
-    A group is an MLP channel (a row of each projection into the channels, a column of the one out of them) or a K/V head with
-    its query heads; what a block couples is read off the family, not traced. On torch-pruning's dependency graph the same
-    comes from `torch-pruning` with importance = "taylor", reduce = "sum" and normalizer = "none".
+    A group is an MLP channel (a row of each input projection, a column of the output projection) or a K/V head with
+    its query heads; the coupling is known from the family, not traced. The same on torch-pruning's dependency graph is
+    `torch-pruning` with importance = "taylor", reduce = "sum" and normalizer = "none".
     """
 
     name = "llm-pruner"
@@ -36,7 +36,7 @@ class LlmPruner(Pruner):
         "param_mix: |w g - w^2 F / 2|; vectorize: the absolute sum of w g; F takes as much memory again as the weights",
     )
     reduce: Literal["sum", "mean", "max", "prod"] = Field(
-        "sum", description="how the importance of a group comes from that of its projections, channel by channel"
+        "sum", description="how the importances of a group's projections are reduced, channel by channel"
     )
     parts: ch.Parts = "both"
     first_block: ch.FirstBlock = None
@@ -89,7 +89,7 @@ class LlmPruner(Pruner):
         return importance
 
     def _salience(self, weight: Tensor, square: Tensor | None) -> Tensor:
-        """Return what each weight of a projection counts, in float32, of the weight's shape."""
+        """Return the salience of each weight of a projection, in float32 and in the weight's shape."""
         values = weight.detach().float()
         first = 0 if weight.grad is None else values * weight.grad.float()
         match self.taylor:
@@ -104,7 +104,7 @@ class LlmPruner(Pruner):
                 return first
 
     def _of_units(self, saliences: Sequence[Tensor], units: int) -> Tensor:
-        """Return the importance `[U]` of a part's units from the saliences of its projections, the one out of them last."""
+        """Return the importance `[U]` of a part's units from the saliences of its projections, the output projection last."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
         members_N = [self._of_channels(salience, 0 if salience is saliences[-1] else 1) for salience in saliences]

@@ -1,9 +1,10 @@
-"""A model whose stream has another basis at each place: rotated, sliced, and run as its family runs.
+"""A model whose residual stream has its own basis at each point: rotated, sliced, and run as its family runs.
 
-An orthogonal matrix Q between two RMS norms changes nothing if what reads the stream is multiplied by Q and what writes to it
-by the transpose of Q; the norms' own weights go into what reads behind them first (SliceGPT, section 3.1 and 3.2).
+An orthogonal matrix Q between two RMS norms changes nothing if the weights that read the residual stream are multiplied by Q,
+and those that write to it by the transpose of Q; the norms' own weights are first fused into the projections that follow them
+(SliceGPT, section 3.1 and 3.2).
 
-Shape suffixes: H the dense stream, D a basis of its widest directions, B batch, T token.
+Shape suffixes: H hidden size of the dense model, D principal components that are kept, B batch, T token.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from pdtrim_core.api import BlockModel, PdtrimError
 
 DAMPING = 0.01
-"""Of the mean second moment, added to each: where tokens are few, their moments alone have no full rank."""
+"""Share of the mean second moment that is added to the diagonal: with few tokens the moments do not have full rank."""
 
 
 class PlainNorm(nn.Module):
-    """An RMS norm without weights over a stream of which the last components are cut off.
+    """An RMS norm without weights over hidden states whose last components are cut off.
 
-    The mean is taken over as many numbers as the dense stream has, so that what is kept comes out as large as it was.
+    The mean is taken over the dense model's hidden size, so that the kept components keep their scale.
     """
 
     def __init__(self, hidden: int, eps: float) -> None:
@@ -33,17 +34,17 @@ class PlainNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the stream divided by its root mean square."""
+        """Return the hidden states divided by their root mean square."""
         wide = hidden_states.float()
         mean_square = wide.pow(2).sum(-1, keepdim=True) / self.hidden
         return (wide * torch.rsqrt(mean_square + self.eps)).to(hidden_states.dtype)
 
 
 class RotatedBlock(nn.Module):
-    """A block that reads one basis, hands a second one from attention to its MLP, and writes a third.
+    """A block with three bases: that of its input, that between attention and MLP, and that of its output.
 
-    Attention and MLP are the family's own, with rotated projections. The shortcuts around them turn the stream from one basis
-    into the next.
+    Attention and MLP are the family's own, with rotated projections. The shortcuts around them rotate the hidden states from
+    one basis to the next.
     """
 
     def __init__(self, dense: Any, hidden: int) -> None:
@@ -56,33 +57,33 @@ class RotatedBlock(nn.Module):
         self.mlp_shortcut: nn.Parameter
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Run the block on what the family gives its blocks."""
+        """Run the block with the arguments that the family gives its blocks."""
         hidden_states = hidden_states @ self.attention_shortcut + self.attended(hidden_states, **kwargs)
         return hidden_states @ self.mlp_shortcut + self.fed(hidden_states)
 
     def attended(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Return what attention adds to a stream."""
+        """Return what attention adds to the hidden states."""
         found: Tensor = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)[0]
         return found
 
     def fed(self, hidden_states: Tensor) -> Tensor:
-        """Return what the MLP adds to a stream."""
+        """Return what the MLP adds to the hidden states."""
         found: Tensor = self.mlp(self.post_attention_layernorm(hidden_states))
         return found
 
 
 class Batch(NamedTuple):
-    """Windows of calibration tokens: their stream in the sliced model so far, and what each block is called with."""
+    """Windows of calibration tokens: their hidden states in the sliced model so far, and the arguments of each block."""
 
-    stream_BTD: Tensor
+    hidden_BTD: Tensor
     calls: Sequence[Any]
 
 
 class Slicer:
-    """Rotates and slices a model block by block, each on the stream that the sliced blocks before it give.
+    """Rotates and slices a model block by block, each on the hidden states that the sliced blocks before it give.
 
-    The dense model is left as it is; what stays whole is shared with it. With `normed`, tokens count the same in the components
-    whatever their norm is.
+    The dense model is unchanged; tensors that are not sliced are shared with it. With `normed`, all tokens have the same weight
+    in the principal components, whatever their norm.
     """
 
     def __init__(self, dense: BlockModel, width: int, *, normed: bool) -> None:
@@ -92,7 +93,7 @@ class Slicer:
         self._hidden = int(dense.config.hidden_size)
 
     def slice(self, windows: Sequence[Sequence[int]], *, batch_tokens: int | None = None) -> BlockModel:
-        """Return the sliced model, made from windows of one length. Raises `PdtrimError` for a stream that is not finite."""
+        """Return the sliced model, made from windows of one length. Raises `PdtrimError` where hidden states are not finite."""
         with torch.no_grad():
             batches = list(self._batches(windows, batch_tokens or self._dense.fitting_batch))
             model = _shared_copy(self._dense.model)
@@ -103,7 +104,7 @@ class Slicer:
                 basis_HD, batches = self._attention(blocks[index], index, basis_HD, batches)
                 basis_HD, batches = self._mlp(blocks[index], index, basis_HD, batches)
         dense = self._dense
-        name = f"{dense.name}, its stream cut to {self._width}"
+        name = f"{dense.name}, its hidden size cut to {self._width}"
         return BlockModel(model, dense.tokenizer, dense.layout, name=name, license_id=dense.license)
 
     def _batches(self, windows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[Batch]:
@@ -115,48 +116,48 @@ class Slicer:
             yield Batch(recording.hidden_BTD, recording.calls)
 
     def _embed(self, model: Any, batches: list[Batch]) -> tuple[Tensor, list[Batch]]:
-        """Slice the embeddings; those that are tied to the head stay whole, as the head does."""
+        """Slice the embeddings; embeddings tied to the head stay whole, as the head does."""
         dense = self._dense.model.get_input_embeddings()
         if dense.weight is self._dense.model.get_output_embeddings().weight:
             return torch.eye(self._hidden, dtype=torch.float64, device=dense.weight.device), batches
-        basis_HD = self._axes([batch.stream_BTD for batch in batches], "in front of block 0")
+        basis_HD = self._axes([batch.hidden_BTD for batch in batches], "before block 0")
         sliced = nn.Embedding(dense.num_embeddings, self._width, dense.padding_idx, device="meta")
         sliced.weight = _parameter(dense.weight.double() @ basis_HD, dense.weight)
         model.set_input_embeddings(sliced)
-        return basis_HD, [Batch(_rotated(batch.stream_BTD, basis_HD), batch.calls) for batch in batches]
+        return basis_HD, [Batch(_rotated(batch.hidden_BTD, basis_HD), batch.calls) for batch in batches]
 
     def _attention(self, block: RotatedBlock, index: int, basis_HD: Tensor, batches: list[Batch]) -> tuple[Tensor, list[Batch]]:
-        """Rotate attention; return the basis behind it, and the stream in that basis."""
+        """Rotate attention; return the basis after it, and the hidden states in that basis."""
         attention, norm = block.self_attn, self._dense.blocks[index].get_parameter("input_layernorm.weight")
         for name in ("q_proj", "k_proj", "v_proj"):
             setattr(attention, name, _reading(getattr(attention, name), norm, basis_HD))
 
-        def whole(batch: Batch) -> Tensor:
-            attended_BTH = block.attended(batch.stream_BTD, **batch.calls[index].kwargs)
-            return _rotated(batch.stream_BTD, basis_HD.T) + attended_BTH
+        def summed(batch: Batch) -> Tensor:
+            attended_BTH = block.attended(batch.hidden_BTD, **batch.calls[index].kwargs)
+            return _rotated(batch.hidden_BTD, basis_HD.T) + attended_BTH
 
-        signals = [whole(batch) for batch in batches]
-        next_HD = self._axes(signals, f"behind the attention of block {index}")
+        signals = [summed(batch) for batch in batches]
+        next_HD = self._axes(signals, f"after the attention of block {index}")
         attention.o_proj = _writing(attention.o_proj, next_HD)
         block.attention_shortcut = _parameter(basis_HD.T @ next_HD, norm)
         return next_HD, _moved(batches, signals, next_HD)
 
     def _mlp(self, block: RotatedBlock, index: int, basis_HD: Tensor, batches: list[Batch]) -> tuple[Tensor, list[Batch]]:
-        """Rotate the MLP; return the basis behind it, which is the dense model's behind the last block, and the stream in it."""
+        """Rotate the MLP; return the basis after it (after the last block the dense model's), and the hidden states in it."""
         mlp, norm = block.mlp, self._dense.blocks[index].get_parameter("post_attention_layernorm.weight")
         for name in ("gate_proj", "up_proj"):
             setattr(mlp, name, _reading(getattr(mlp, name), norm, basis_HD))
         if index == self._dense.block_count - 1:
             block.mlp_shortcut = _parameter(basis_HD.T, norm)
             return torch.eye(self._hidden, dtype=torch.float64, device=basis_HD.device), batches
-        signals = [_rotated(batch.stream_BTD, basis_HD.T) + block.fed(batch.stream_BTD) for batch in batches]
-        next_HD = self._axes(signals, f"behind block {index}")
+        signals = [_rotated(batch.hidden_BTD, basis_HD.T) + block.fed(batch.hidden_BTD) for batch in batches]
+        next_HD = self._axes(signals, f"after block {index}")
         mlp.down_proj = _writing(mlp.down_proj, next_HD)
         block.mlp_shortcut = _parameter(basis_HD.T @ next_HD, norm)
         return next_HD, _moved(batches, signals, next_HD)
 
     def _axes(self, signals: Sequence[Tensor], place: str) -> Tensor:
-        """Return the principal axes of a stream `[H, D]`, the widest first, in float64."""
+        """Return the principal axes `[H, D]` of hidden states, those of the largest variance first, in float64."""
         moment_HH = torch.zeros(self._hidden, self._hidden, dtype=torch.float64, device=signals[0].device)
         for signal_BTH in signals:
             tokens_NH = signal_BTH.flatten(0, 1).double()
@@ -165,14 +166,15 @@ class Slicer:
             moment_HH += tokens_NH.T @ tokens_NH
         if not torch.isfinite(moment_HH).all():
             raise PdtrimError(
-                f"slicegpt: the stream {place} of {self._dense.name} is not finite: open the model with dtype float32 or bfloat16"
+                f"slicegpt: the hidden states {place} of {self._dense.name} are not finite: open the model with dtype float32 or "
+                "bfloat16"
             )
         axes_HH = principal_axes(moment_HH)
         return axes_HH[:, : self._width]
 
 
 def sliced_again(dense: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
-    """Return a model that a `Slicer` made, from its own weights by name; what is missing is the dense model's."""
+    """Rebuild a model that a `Slicer` made from its weights by name; all other weights are the dense model's."""
     model = _shared_copy(dense.model)
     blocks = model.get_submodule(dense.layout.blocks)
     for index in range(dense.block_count):
@@ -184,7 +186,7 @@ def sliced_again(dense: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
     width = blocks[0].mlp_shortcut.shape[0]
-    name = f"{dense.name}, its stream cut to {width}"
+    name = f"{dense.name}, its hidden size cut to {width}"
     return BlockModel(model, dense.tokenizer, dense.layout, name=name, license_id=dense.license)
 
 
@@ -196,26 +198,26 @@ def principal_axes(moment_HH: Tensor) -> Tensor:
 
 
 def _shared_copy(model: Any) -> Any:
-    """Return a copy of a model whose modules are new and whose tensors are the same."""
+    """Return a copy of a model with new modules and the same tensors."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def _moved(batches: Sequence[Batch], signals: Sequence[Tensor], basis_HD: Tensor) -> list[Batch]:
-    """Return batches with other streams, which are given in the dense model's basis."""
+    """Return batches with new hidden states, given in the dense model's basis."""
     return [Batch(_rotated(signal, basis_HD), batch.calls) for batch, signal in zip(batches, signals, strict=True)]
 
 
-def _rotated(stream: Tensor, basis: Tensor) -> Tensor:
-    return stream @ basis.to(stream)
+def _rotated(hidden: Tensor, basis: Tensor) -> Tensor:
+    return hidden @ basis.to(hidden)
 
 
 def _reading(linear: nn.Linear, norm_H: Tensor, basis_HD: Tensor) -> nn.Linear:
-    """Return a projection that reads the stream in a basis, with the weights of the norm in front of it."""
+    """Return a projection that reads hidden states in a basis, with the weights of the norm before it fused in."""
     return _linear(linear, (linear.weight.double() * norm_H.double()) @ basis_HD.to(linear.weight.device), linear.bias)
 
 
 def _writing(linear: nn.Linear, basis_HD: Tensor) -> nn.Linear:
-    """Return a projection that writes to the stream in a basis."""
+    """Return a projection that writes hidden states in a basis."""
     basis_HD = basis_HD.to(linear.weight.device)
     bias = None if linear.bias is None else linear.bias.double() @ basis_HD
     return _linear(linear, basis_HD.T @ linear.weight.double(), bias)

@@ -1,4 +1,4 @@
-"""Shortened LLaMA: blocks in the order of what each is worth alone, by perplexity or by a first-order estimate.
+"""Shortened LLaMA: removes the least important blocks, by the perplexity without each, or by a first-order estimate.
 
 Shape suffixes: B batch, T token, D hidden, N positions, V vocabulary.
 """
@@ -24,7 +24,7 @@ PLUS = Field(default=True, description=f"the paper's +: the first {KEPT_FIRST} b
 
 
 class ShortenedPpl(Pruner):
-    """Drops the blocks without which, each alone, perplexity is lowest, all at once."""
+    """Drops, all at once, the blocks whose removal by itself gives the lowest perplexity."""
 
     name = "shortened-ppl"
     cites = "Shortened LLaMA, Sec. 3.1 (arXiv:2402.02834)"
@@ -34,7 +34,7 @@ class ShortenedPpl(Pruner):
     plus: bool = PLUS
 
     def prune(self, context: PruneContext) -> Pruned:
-        """Return the blocks; the score of one is minus the loss without it, in nats a token. Ties go to the lower block.
+        """Return the blocks; the score of a block is minus the loss without it, in nats a token. Ties go to the lower block.
 
         Raises `PdtrimError` where too few blocks may be removed.
         """
@@ -46,7 +46,7 @@ class ShortenedPpl(Pruner):
 
 
 class ShortenedTaylor(Pruner):
-    """Drops the blocks of lowest first-order Taylor importance, all at once."""
+    """Drops, all at once, the blocks of lowest first-order Taylor importance."""
 
     name = "shortened-taylor"
     cites = "Shortened LLaMA, Sec. 3.1 (arXiv:2402.02834)"
@@ -56,7 +56,7 @@ class ShortenedTaylor(Pruner):
     plus: bool = PLUS
 
     def prune(self, context: PruneContext) -> Pruned:
-        """Return the blocks; the score of one is minus its importance. Ties go to the lower block.
+        """Return the blocks; the score of a block is minus its importance. Ties go to the lower block.
 
         Raises `PdtrimError` where too few blocks may be removed, or for an importance that is not finite.
         """
@@ -79,25 +79,26 @@ def removable(context: PruneContext, *, plus: bool, name: str) -> list[int]:
     free = list(range(KEPT_FIRST, there - KEPT_LAST) if plus else range(there))
     if context.blocks > len(free):
         raise PdtrimError(
-            f"{name}: {context.blocks} of the {there} blocks are to go, but only {len(free)} may, because the first {KEPT_FIRST} "
-            f"and the last {KEPT_LAST} never do: {f'ask for at most {len(free)}, or ' * bool(free)}say plus = false"
+            f"{name}: {context.blocks} of the {there} blocks are to be removed, but only {len(free)} may be, because the "
+            f"first {KEPT_FIRST} and the last {KEPT_LAST} always stay: {f'remove at most {len(free)}, or ' * bool(free)}"
+            "say plus = false"
         )
     return free
 
 
 def lowest(values: Sequence[float], free: Sequence[int], count: int) -> Pruned:
-    """Return so many of the blocks that may go, those of lowest value."""
+    """Return the `count` removable blocks of lowest value."""
     return Pruned(
         Removal(map(Drop, sorted(free, key=values.__getitem__)[:count])), block_scores=tuple(-value for value in values)
     )
 
 
 def taylor_importances(model: BlockModel, windows: Sequence[Sequence[int]], batch_tokens: int | None = None) -> list[float]:
-    """Return for each block the sum of |w * dL/dw| over its weights, biases left out.
+    """Return for each block the sum of |w * dL/dw| over its weights, without biases.
 
     L is the mean loss (nats) of the next token over all windows, which are of one length, so that neither the batch nor the
-    order of windows matters. Gradients are made block by block, from the last one on: only one block's are held at a time,
-    beside the streams in front of every block.
+    order of windows matters. Gradients are computed block by block, from the last one on: only one block's are held at a time,
+    with the hidden states before every block.
     """
     import torch  # noqa: PLC0415 - listings must not import torch
 
@@ -122,29 +123,29 @@ def taylor_importances(model: BlockModel, windows: Sequence[Sequence[int]], batc
 
 
 class _Pass:
-    """One batch: its streams in front of every block, and the gradient of its summed loss where it has come to."""
+    """One batch: its hidden states before every block, and the gradient of its summed loss at the current block."""
 
     def __init__(self, model: BlockModel, ids_BT: Tensor) -> None:
         self._model = model
         recording = model.record(ids_BT)
         self._calls = recording.calls
-        self._streams = [recording.hidden_BTD]
+        self._hidden = [recording.hidden_BTD]
         for block in range(model.block_count):
-            self._streams.append(model.run(block, self._streams[-1], self._calls))
-        self._gradient_BTD = _gradient_of_loss(model, self._streams.pop(), ids_BT)
+            self._hidden.append(model.run(block, self._hidden[-1], self._calls))
+        self._gradient_BTD = _gradient_of_loss(model, self._hidden.pop(), ids_BT)
 
     def back_through(self, block: int, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Return the gradients of the weights of a block, None for one that took no part; call from the last block on."""
+        """Return the gradients of a block's weights, None for unused ones; call for the last block first."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        before_BTD = self._streams.pop().requires_grad_()
+        before_BTD = self._hidden.pop().requires_grad_()
         after_BTD = self._model.run(block, before_BTD, self._calls)
         self._gradient_BTD, *found = torch.autograd.grad(after_BTD, [before_BTD, *weights], self._gradient_BTD, allow_unused=True)
         return found
 
 
 def _gradient_of_loss(model: BlockModel, hidden_BTD: Tensor, ids_BT: Tensor) -> Tensor:
-    """Return the gradient of the summed loss of the next token with respect to the stream behind the last block.
+    """Return the gradient of the summed loss of the next token with respect to the hidden states after the last block.
 
     A sum, because the gradients of a mean are small enough to vanish in float16.
     """
@@ -167,7 +168,7 @@ def _gradient_of_loss(model: BlockModel, hidden_BTD: Tensor, ids_BT: Tensor) -> 
 
 @contextmanager
 def _learning(weights: Sequence[Tensor]) -> Iterator[None]:
-    """Let gradients flow to some weights inside the context."""
+    """Let some weights require gradients inside the context."""
     try:
         for weight in weights:
             weight.requires_grad_()

@@ -1,4 +1,4 @@
-"""ShortGPT: the blocks that change the stream least, in one shot.
+"""ShortGPT: removes the blocks that change the hidden states least, in one shot.
 
 Shape suffixes: B batch, T token, D hidden.
 """
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from pdtrim_core.api import PruneContext
 
     Batch = tuple[list[Tensor], Tensor]
-    """The streams `[B, T, D]` in front of each block and behind the last one, and which of their positions count `[B, T]`."""
+    """The hidden states `[B, T, D]` before each block and after the last one, and which positions count `[B, T]`."""
 
 PADDED_BATCH = 8
-"""Sequences that the authors of the peer pad to one length."""
+"""Number of sequences that the code compared with pads to one length."""
 
 
 class ShortGpt(Pruner):
-    """Drops the blocks of lowest Block Influence, all at once.
+    """Drops, all at once, the blocks of lowest Block Influence.
 
-    As in sramshetty/ShortGPT: `last_block = "behind-norm"` and `padding = "counted"`.
+    `last_block = "behind-norm"` with `padding = "counted"` computes as sramshetty/ShortGPT does.
     """
 
     name = "shortgpt"
@@ -36,18 +36,18 @@ class ShortGpt(Pruner):
 
     choose: Literal["blocks", "run"] = Field(
         "blocks",
-        description="blocks: those that turn the stream least, each by itself; run: the neighbouring blocks that turn it least "
-        "together, by the angle (arXiv:2403.17887, whose average is last-token)",
+        description="blocks: those that rotate the hidden states least, each by itself; run: the neighbouring blocks that rotate "
+        "them least together, by the angle (arXiv:2403.17887, whose average is last-token)",
     )
     average: Literal["tokens", "sequences", "last-token"] = Field(
         "tokens",
-        description="tokens: each counts the same, as in the paper; sequences: each sequence does; last-token: no others count",
+        description="tokens: over all tokens, as in the paper; sequences: each sequence weighs the same; last-token: no others",
     )
     last_block: Literal["before-norm", "behind-norm"] = Field(
-        "before-norm", description="where the output of the last block is taken: in front of the final norm, or behind it"
+        "before-norm", description="where the output of the last block is taken: before the final norm, or after it"
     )
     padding: Literal["left-out", "counted"] = Field(
-        "left-out", description=f"counted: sequences are padded {PADDED_BATCH} at a time, and padding counts as tokens do"
+        "left-out", description=f"counted: sequences are padded {PADDED_BATCH} at a time, and padding counts as tokens"
     )
 
     def prune(self, context: PruneContext) -> Pruned:
@@ -63,24 +63,24 @@ class ShortGpt(Pruner):
         return Pruned(Removal(map(Drop, range(first, first + context.blocks))))
 
     def means(self, context: PruneContext, measure: Callable[[Tensor, Tensor], Tensor], *, across: int) -> tuple[float, ...]:
-        """Return the mean of a measure between the streams in front of and behind so many blocks, for each first block.
+        """Return the mean of a measure between the hidden states before and after `across` blocks, for each first block.
 
-        `measure` takes two streams `[B, T, D]` in float32 and returns `[B, T]`. Raises `PdtrimError` for a mean that is not
-        finite.
+        `measure` takes hidden states `[B, T, D]` twice, in float32, and returns `[B, T]`. Raises `PdtrimError` for a mean that
+        is not finite.
         """
         sums = [0.0] * (context.model.block_count + 1 - across)
         total = 0.0
-        for streams, counts_BT in self._batches(context):
+        for hidden, counts_BT in self._batches(context):
             weights_BT = self._weights(counts_BT)
             total += weights_BT.sum().item()
             for first in range(len(sums)):
-                found_BT = measure(streams[first].float(), streams[first + across].float()).double()
+                found_BT = measure(hidden[first].float(), hidden[first + across].float()).double()
                 sums[first] += (weights_BT * found_BT.masked_fill(~counts_BT, 0)).sum().item()
         for first, value in enumerate(sums):
             if not math.isfinite(value):
                 raise PdtrimError(
-                    f"{self.name}: the stream in front of block {first}, or {across} on, is not finite; if the weights are in "
-                    'float16, which overflows early, say model.dtype = "bfloat16" or "float32"'
+                    f"{self.name}: the hidden states before block {first}, or {across} later, are not finite; if the weights are "
+                    'in float16, which overflows early, say model.dtype = "bfloat16" or "float32"'
                 )
         return tuple(value / total for value in sums)
 
@@ -98,16 +98,16 @@ class ShortGpt(Pruner):
             batches = _padded(context)
         else:
             batches = ((list(batch.hidden), batch.is_token_BT) for batch in context.states.batches())
-        for streams, counts_BT in batches:
+        for hidden, counts_BT in batches:
             if self.last_block == "behind-norm":
-                streams[-1] = context.model.normed(streams[-1].flatten(0, 1)).view(streams[-1].shape)
-            yield streams, counts_BT
+                hidden[-1] = context.model.normed(hidden[-1].flatten(0, 1)).view(hidden[-1].shape)
+            yield hidden, counts_BT
 
 
 def _padded(context: PruneContext) -> Iterator[Batch]:
-    """Yield the streams over batches of sequences in their order, padded on the right; every position counts.
+    """Yield the hidden states of batches of sequences in their order, padded on the right; every position counts.
 
-    Padding stands behind its sequence, looks at the sequence alone, and is the token that ends a text.
+    The padding is the end-of-text token, follows its sequence, and attends to that sequence only.
     """
     import torch  # noqa: PLC0415 - listings must not import torch
 
@@ -116,15 +116,15 @@ def _padded(context: PruneContext) -> Iterator[Batch]:
         group = context.sequences[start : start + PADDED_BATCH]
         width = max(map(len, group))
         ids_BT = torch.tensor([[*s, *[filler] * (width - len(s))] for s in group], device=model.device)
-        place_T = torch.arange(width, device=model.device)
-        is_token_BT = place_T < torch.tensor([[len(s)] for s in group], device=model.device)
-        looks_BTT = is_token_BT[:, None, None] & (place_T <= place_T[:, None])
+        position_T = torch.arange(width, device=model.device)
+        is_token_BT = position_T < torch.tensor([[len(s)] for s in group], device=model.device)
+        attends_BTT = is_token_BT[:, None, None] & (position_T <= position_T[:, None])
         with torch.inference_mode():
-            recording = model.record(ids_BT, looks_BTT, place_T.expand(len(group), -1))
-            streams = [recording.hidden_BTD]
+            recording = model.record(ids_BT, attends_BTT, position_T.expand(len(group), -1))
+            hidden = [recording.hidden_BTD]
             for block in range(model.block_count):
-                streams.append(model.run(block, streams[-1], recording.calls))
-            yield streams, torch.ones_like(is_token_BT)
+                hidden.append(model.run(block, hidden[-1], recording.calls))
+            yield hidden, torch.ones_like(is_token_BT)
 
 
 def _cosine(before: Tensor, after: Tensor) -> Tensor:
@@ -134,5 +134,5 @@ def _cosine(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _angle(before: Tensor, after: Tensor) -> Tensor:
-    """Return the angle between two streams, as a share of a half turn: 0 to 1."""
+    """Return the angle between hidden states, divided by pi: 0 to 1."""
     return _cosine(before, after).clamp(-1, 1).arccos() / math.pi

@@ -1,4 +1,4 @@
-"""SLEB: one block after another, the one without which the loss is lowest, measured anew each time."""
+"""SLEB: removes one block after the other, each time the one without which the loss is lowest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Sleb(Pruner):
-    """Drops the block without which the next token's loss is lowest, then measures all the rest again."""
+    """Drops the block without which the next token's loss is lowest, then measures all others again."""
 
     name = "sleb"
     cites = "SLEB, Algorithm 1 (arXiv:2402.09025)"
@@ -24,13 +24,13 @@ class Sleb(Pruner):
     latter_barrier: int = Field(1, ge=0, description="blocks at the end that are never removed")
 
     def prune(self, context: PruneContext) -> Pruned:
-        """Return the blocks that went; ties go to the lower block. Raises `PdtrimError` where barriers leave too few."""
+        """Return the removed blocks; ties go to the lower block. Raises `PdtrimError` where barriers leave too few."""
         there, barriers = context.model.block_count, self.early_barrier + self.latter_barrier
         most = max(0, there - barriers)
         if context.blocks > most:
             raise PdtrimError(
-                f"{self.name}: {context.blocks} of the {there} blocks are to go, but the barriers keep {barriers} of them: ask "
-                f"for at most {most}, or lower early_barrier or latter_barrier"
+                f"{self.name}: {context.blocks} of the {there} blocks are to be removed, but the barriers keep {barriers}: "
+                f"remove at most {most}, or lower early_barrier or latter_barrier"
             )
         if context.blocks == 0:
             return Pruned(Removal())

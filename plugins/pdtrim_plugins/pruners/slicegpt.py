@@ -1,4 +1,4 @@
-"""SliceGPT: the stream of each block in its principal components, less those that matter least."""
+"""SliceGPT: rotates hidden states to their principal components, and cuts off those of the lowest variance."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """By `model_type`: blocks with one RMS norm in front of attention and one in front of a gated MLP, and no other."""
 LARGE = 256
 STEP = 8
-"""Streams of `LARGE` numbers or more are cut to multiples of this many, which suit matrix products."""
+"""Hidden sizes from `LARGE` on are cut to multiples of this, which suit matrix products."""
 
 
 class SliceGpt(Pruner):
-    """Rotates the stream of each block to its principal components and cuts the last ones off everywhere: a model of its own.
+    """Rotates hidden states to their principal components and cuts off the last ones: a new model replaces the dense one.
 
-    The stream has one width between the blocks. It stays whole in front of the head and, where embeddings are tied to the
-    head, behind them: so the head is the dense model's.
+    The hidden size is the same between all blocks. It stays whole before the head and, where embeddings are tied to the head,
+    after them: so the head is the dense model's.
     """
 
     name = "slicegpt"
@@ -37,12 +37,12 @@ class SliceGpt(Pruner):
     window: int = Field(128, gt=1, description="tokens of a calibration window (the authors' code: 2048)")
     signal: Literal["stream", "normed"] = Field(
         "stream",
-        description="what the components are of: stream, the stream as it is, which the authors' code takes; normed, each token "
-        "of it divided by its root mean square, so that all count the same",
+        description="what the principal components are computed on: stream, the hidden states as they are, as in the authors' "
+        "code; normed, each token divided by its root mean square, so that all have the same weight",
     )
 
     def prune(self, context: PruneContext) -> Pruned:
-        """Return the sliced model whose parameters, the rotations of its shortcuts included, are nearest to the budget."""
+        """Return the sliced model whose number of parameters, with the rotations of its shortcuts, is closest to the budget."""
         from pdtrim_plugins.pruners.rotation import Slicer  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
@@ -50,14 +50,14 @@ class SliceGpt(Pruner):
         width = nearest_width(model, context.parameters)
         windows = context.windows(self.window, self.windows)
         hidden, tokens = model.config.hidden_size, len(windows) * self.window
-        context.note(f"slicegpt cut the stream from {hidden} to {width} numbers, seen on {tokens} tokens")
+        context.note(f"slicegpt cut the hidden size from {hidden} to {width}, computed on {tokens} tokens")
         if tokens < hidden:
-            context.note(f"slicegpt: {tokens} tokens do not tell {hidden} components apart: give it more samples")
+            context.note(f"slicegpt: {tokens} tokens are too few for {hidden} principal components: use more calibration samples")
         slicer = Slicer(model, width, normed=self.signal == "normed")
         return Pruned(replaced=slicer.slice(windows, batch_tokens=context.batch_tokens))
 
     def restore(self, model: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
-        """Return the sliced model again from its weights."""
+        """Rebuild the sliced model from its weights."""
         from pdtrim_plugins.pruners.rotation import sliced_again  # noqa: PLC0415 - listings must not import torch
 
         return sliced_again(model, weights)
@@ -74,10 +74,10 @@ def _refuse(model: BlockModel) -> None:
 
 
 def nearest_width(model: BlockModel, fewer: int) -> int:
-    """Return the width of the stream at which a sliced model has `fewer` parameters than the dense one, or nearly so.
+    """Return the hidden size at which a sliced model has `fewer` parameters than the dense one, as closely as possible.
 
-    Nothing is cut where nothing is to go, though the rotations then add parameters. Raises `PdtrimError` where even the
-    narrowest stream has too many.
+    With a budget of 0 nothing is cut, though the rotations add parameters. Raises `PdtrimError` where even the smallest hidden
+    size leaves too many.
     """
     hidden = model.config.hidden_size
     if fewer <= 0:
@@ -87,14 +87,14 @@ def nearest_width(model: BlockModel, fewer: int) -> int:
     most = model.sizes.parameters - sliced_parameters(model, widths[0])
     if fewer > most:
         raise PdtrimError(
-            f"slicegpt can remove at most {most} of the {model.sizes.parameters} parameters of {model.name}, and {fewer} are "
-            "asked for: ask for less, or choose another pruner"
+            f"slicegpt can remove at most {most} of the {model.sizes.parameters} parameters of {model.name}, and the budget is "
+            f"{fewer}: remove less, or choose another pruner"
         )
     return min(widths, key=lambda width: (abs(sliced_parameters(model, width) - wanted), width))
 
 
 def sliced_parameters(model: BlockModel, width: int) -> int:
-    """Return how many parameters the model has once its stream is cut to a width, the rotations of its shortcuts included."""
+    """Return how many parameters the model has with its hidden size cut to a width, with the rotations of its shortcuts."""
     from torch import nn  # noqa: PLC0415 - listings must not import torch
 
     hidden, count = model.config.hidden_size, model.sizes.parameters

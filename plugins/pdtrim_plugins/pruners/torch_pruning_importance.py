@@ -1,4 +1,4 @@
-"""Torch-Pruning: any of that package's importances, over the groups of its dependency graph.
+"""Torch-Pruning: any importance of that package, over the groups of its dependency graph.
 
 Shape suffixes: U units, N channels of the narrowest projection of a group.
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class TorchPruning(Pruner):
-    """Removes K/V heads and MLP channels of lowest importance, as the package torch-pruning rates its dependency groups.
+    """Removes K/V heads and MLP channels of lowest importance, by any importance of the package torch-pruning.
 
-    Each block is traced by itself. Its MLP group is the one that the graph gives. Attention's is put together from the four
-    projections' own entries by what the family's attention reads, because with fewer K/V heads than query heads the graph
+    Each block is traced by itself. Its MLP group is the one in the graph. The group of attention is built from its four
+    projections by the family's mapping of query heads to K/V heads, because with fewer K/V heads than query heads the graph
     stops between them or pairs the wrong ones. The importance of a head is the mean over its channels. The hidden size,
-    which the package's own pruner takes along, is no part of a stage plan and stays.
+    which the package's own pruner reduces too, is not part of a stage plan and stays.
     """
 
     name = "torch-pruning"
@@ -39,7 +39,7 @@ class TorchPruning(Pruner):
     p: int = Field(2, gt=0, description="power of the norm that magnitude, lamp and fpgm take")
     reduce: Literal["mean", "sum", "max", "first"] = Field(
         "mean",
-        description="how a group's importance comes from its projections; first is the K or the first MLP projection alone",
+        description="how the importances of a group's projections are reduced; first: the K or the first MLP projection only",
     )
     normalizer: Literal["mean", "sum", "max", "gaussian", "standarization", "none"] = Field(
         "mean", description="how importances are made comparable between groups, in the package's spelling; lamp has its own"
@@ -53,7 +53,7 @@ class TorchPruning(Pruner):
     tokens: int = Field(64, gt=1, description="tokens of a calibration window")
 
     def prune(self, context: PruneContext) -> Pruned:
-        """Return the shrinks of the units that the package rates lowest.
+        """Return the shrinks of the units of lowest importance.
 
         Raises `PdtrimError` where the package is missing or cannot trace a block, the family's projections are fused, the
         budget cannot be met, or there are too few tokens.
@@ -114,7 +114,7 @@ class TorchPruning(Pruner):
     def _with_mean_squares(self, context: PruneContext, places: Sequence[ch.Place]) -> Iterator[ch.Place]:
         """Yield each place while its weights have the mean squared gradient in `.grad`, where the package looks for it.
 
-        The package's own `accumulate_grad` keeps the last sample alone.
+        The package's own `accumulate_grad` keeps the last sample only.
         """
         from pdtrim_plugins.pruners.gradients import mean_squares  # noqa: PLC0415 - listings must not import torch
 
@@ -138,7 +138,7 @@ class TorchPruning(Pruner):
     def _with_activations(
         self, context: PruneContext, places: Sequence[ch.Place], traced: TracedBlocks, rate: Any
     ) -> Iterator[ch.Place]:
-        """Yield each place while the modules of its block have what the package notes of their inputs over the windows."""
+        """Yield each place while the modules of its block hold the package's records of their inputs over the windows."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
@@ -161,7 +161,7 @@ def _of_units(importance_N: Tensor | None, model: BlockModel, place: ch.Place) -
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Let the package draw from a seed; torch's generator is as it was behind the context."""
+    """Let the package draw from a seed; torch's generator is restored after the context."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
     state = torch.default_generator.get_state()

@@ -1,4 +1,4 @@
-"""The end of a run in the terminal: the ladder, the result table, what was saved."""
+"""The end of a run in the terminal: the block diagram, the result table, the costs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Table(Report):
-    """Prints the ladder of blocks for both stages, the results beside the dense model's, and what went away.
+    """Prints the block diagram of both stages, the results next to the dense model's, and the costs.
 
-    There is no ladder where a pruner replaced the whole model.
+    There is no block diagram where a pruner replaced the whole model.
     """
 
     name = "table"
@@ -24,7 +24,7 @@ class Table(Report):
         """Return the text; nothing is written."""
         parts = [
             _headline(outcome),
-            _ladder(outcome),
+            _diagram(outcome),
             _results(outcome),
             _gains(outcome),
             _merges(outcome),
@@ -38,7 +38,7 @@ class Table(Report):
 
 def _headline(outcome: Outcome) -> str:
     if outcome.saved_plan is None:
-        return f"{outcome.model}: replaced as a whole by pruner {outcome.recipe['pruner']['use']}, in both stages alike"
+        return f"{outcome.model}: replaced as a whole by pruner {outcome.recipe['pruner']['use']}, the same in both stages"
     plan = outcome.plan.plan
     removed, shrunk = plan.decode.blocks_removed, [element for element in plan.decode if isinstance(element, Shrink)]
     losses = [f"{removed} of {outcome.block_count} blocks"] if removed or not shrunk else []
@@ -47,19 +47,19 @@ def _headline(outcome: Outcome) -> str:
     text = f"{outcome.model}: decode loses {' and '.join(losses)}"
     kept_in_prefill = sum(gain.kept_in_prefill for gain in outcome.gains)
     what = f"{kept_in_prefill} of the {len(outcome.gains)} parts" if shrunk else f"{kept_in_prefill} of them"
-    return f"{text}; prefill was given {what} back" if kept_in_prefill else text
+    return f"{text}; prefill keeps {what}" if kept_in_prefill else text
 
 
-def _ladder(outcome: Outcome) -> str:
+def _diagram(outcome: Outcome) -> str:
     if outcome.saved_plan is None:
-        return "no ladder: the model that is measured as 'unified' is no selection of the dense model's blocks and channels"
+        return "no block diagram: the model measured as 'unified' is not a selection of the dense model's blocks and channels"
     return draw_diagram(outcome.plan.plan, outcome.block_count)
 
 
 def _results(outcome: Outcome) -> str:
     measured = outcome.rows[0].calibration.items
-    apart = outcome.rows[0].held_out
-    header = [outcome.objective, f"{measured} items searched on", f"{apart.items} items kept apart" if apart else ""]
+    held_out = outcome.rows[0].held_out
+    header = [outcome.objective, f"{measured} items searched on", f"{held_out.items} held-out items" if held_out else ""]
     body = []
     for row in outcome.rows:
         values = [row.calibration, row.held_out]
@@ -71,10 +71,10 @@ def _gains(outcome: Outcome) -> str:
     if not outcome.gains:
         return ""
     body = [
-        [gain.element, f"{gain.gain:+.1f} +- {gain.error:.1f}", "kept" if gain.kept_in_prefill else "lost too"]
+        [gain.element, f"{gain.gain:+.1f} +- {gain.error:.1f}", "kept" if gain.kept_in_prefill else "removed"]
         for gain in outcome.gains
     ]
-    return columns([["block", "gain when given back to prefill", "prefill"], *body])
+    return columns([["block", "gain when kept in prefill", "prefill"], *body])
 
 
 def _merges(outcome: Outcome) -> str:
@@ -103,7 +103,7 @@ def _costs(outcome: Outcome) -> str:
 
 
 def _percent(share: float) -> str:
-    """Return a share as signed percent; nothing is +0.0, never -0.0."""
+    """Return a share as signed percent; zero is +0.0, never -0.0."""
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
@@ -127,7 +127,7 @@ def _work(outcome: Outcome) -> str:
 
 
 def _next(outcome: Outcome, out: Path) -> str:
-    """Name the files, and what to do next: look again, see how much another draw of items changes, serve the pair."""
+    """Name the files and the next commands: show the run, repeat it with another seed, serve the pair."""
     seed = outcome.recipe["seed"] + 1
     plan = f"{out}/plan.json, " if outcome.saved_plan is not None else ""
     again = f"pdtrim-core run {out}/recipe.toml --set seed={seed} --out {out}-seed{seed}"

@@ -1,4 +1,4 @@
-"""The prefill side of a pair on vLLM: model classes and connectors. Decode is stock.
+"""The prefill server of a pair on vLLM: model classes and connectors. Decode is stock vLLM.
 
 vLLM finds `register` through the entry point group `vllm.general_plugins`. Nothing else of pdtrim-core imports this package,
 and it imports vLLM only where vLLM is running. How to serve a pair is in `docs/how-to/serve.md`.
@@ -17,5 +17,5 @@ def register() -> None:
 
     checkpoints.register()
     for name in MODELS:
-        # By name: the class is imported, and with it everything that wants an accelerator, where a model is made.
+        # By name: the class, and all that needs an accelerator, is imported only when a model is made.
         ModelRegistry.register_model(name, f"pdtrim_plugins.vllm.models:{name}")

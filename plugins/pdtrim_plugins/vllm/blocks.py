@@ -1,4 +1,4 @@
-"""Blocks of a prefill model, made around the engine's own: skipped ones, K/V alone, and a block with a shadow beside it.
+"""Blocks of a prefill model, built from the engine's own: removed ones, K/V only, and blocks with a shadow.
 
 Shape suffixes: N token, D hidden, H heads, E head size.
 """
@@ -18,16 +18,16 @@ from pdtrim_core import PdtrimError
 from pdtrim_plugins.vllm.keeping import after, keep_kv
 from pdtrim_plugins.vllm.layout import Layout
 
-Stream = tuple[Tensor, Tensor | None]
-"""What vLLM hands from block to block: the last block's output and what it is to be added to, None in front of block 0."""
+Hidden = tuple[Tensor, Tensor | None]
+"""What vLLM hands from block to block: the last block's output and the residual to add it to, None before block 0."""
 OPTION = "pdtrim_kv_only"
 """Key of vLLM's --additional-config: "attention" (public interfaces only) or "cache" (no attention is computed)."""
 
 
 def block(layer: Any, *, prefix: str, **given: Any) -> nn.Module:
-    """Return what prefill runs at a block: this is what vLLM's models take as `layer_type` or `decoder_layer_type`.
+    """Return the module that prefill runs at a block; vLLM's models take this function as `layer_type` or `decoder_layer_type`.
 
-    `layer` is the engine's own class of such a block; `prefix` is the name that vLLM would give it.
+    `layer` is the engine's own class of the block; `prefix` is the name that vLLM would give it.
     """
     config = given.get("config") or given["vllm_config"].model_config.hf_config
     layout, number = Layout.of(config), int(prefix.rpartition(".")[2])
@@ -47,18 +47,18 @@ def block(layer: Any, *, prefix: str, **given: Any) -> nn.Module:
 
 
 class Skipped(nn.Module):
-    """A block that is not there: the stream passes by."""
+    """A removed block: hidden states pass through unchanged."""
 
-    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **_: Any) -> Stream:
-        """Return the stream as it came."""
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **_: Any) -> Hidden:
+        """Return the hidden states unchanged."""
         del positions
         return hidden_states, residual
 
 
 class KvOnly(nn.Module):
-    """The K/V of a block on the stream in front of it; the stream passes by.
+    """Computes the K/V of a block from its input; hidden states pass through unchanged.
 
-    It is made of a whole block of the engine and keeps its input norm and its way to K/V.
+    It is built from a whole block of the engine, of which it keeps the input norm and the projections to K and V.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -66,22 +66,22 @@ class KvOnly(nn.Module):
         self.input_layernorm = layer.input_layernorm
         self.self_attn = KvOnlyAttention(layer.self_attn)
 
-    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **_: Any) -> Stream:
-        """Keep the K/V; return the stream as it came."""
-        # The engine's norm with two arguments works in place; with one it leaves the stream alone.
-        stream_ND = hidden_states if residual is None else hidden_states + residual
-        done = self.self_attn(positions, self.input_layernorm(stream_ND))
-        # Where no block ran at all, the engine's final norm still wants both parts.
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **_: Any) -> Hidden:
+        """Write the K/V to the cache; return the hidden states unchanged."""
+        # The engine's norm with two arguments works in place; with one it does not change its input.
+        hidden_ND = hidden_states if residual is None else hidden_states + residual
+        done = self.self_attn(positions, self.input_layernorm(hidden_ND))
+        # Where no block ran at all, the engine's final norm still needs a residual.
         return after(hidden_states, done), torch.zeros_like(hidden_states) if residual is None else residual
 
 
 class KvOnlyAttention(nn.Module):
-    """The projections to K and V with what the family does to K before it is cached."""
+    """The projections to K and V, with the norm and rotary embedding of K before it is cached."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
         stock = attention.qkv_proj
-        # The engine's own class, with no query heads, so that weights load, and are spread over devices, as its own are.
+        # The engine's own class, with no query heads, so that weights load, and are sharded over devices, as in its own blocks.
         self.qkv_proj = QKVParallelLinear(
             stock.hidden_size,
             stock.head_size,
@@ -97,7 +97,7 @@ class KvOnlyAttention(nn.Module):
         self._attends = _way(self.attn) == "attention"
 
     def forward(self, positions: Tensor, normed_ND: Tensor) -> Tensor:
-        """Put K/V into the cache; return something that was computed behind that."""
+        """Write K/V to the cache; return a tensor that depends on it."""
         kv, _ = self.qkv_proj(normed_ND)
         key, value = kv.chunk(2, dim=-1)
         if self.k_norm is not None:
@@ -107,7 +107,7 @@ class KvOnlyAttention(nn.Module):
         return keep(key, value.contiguous())
 
     def _attend(self, key: Tensor, value: Tensor) -> Tensor:
-        """Attend with queries of zeros, by vLLM's public interface, for the sake of what it does to the cache."""
+        """Attend with zero queries through vLLM's public interface, which writes K/V to the cache as well."""
         queries = key.new_zeros(len(key), self.attn.num_heads * self.attn.head_size)
         done: Tensor = self.attn(queries, key, value)
         return done
@@ -132,14 +132,14 @@ def _way(attention: Any) -> str:
 
 @functools.cache
 def shadowed(layer: Any) -> type[nn.Module]:
-    """Return the engine's class of a block with one thing more: its `shadow` keeps K/V of the stream before the block runs."""
+    """Return a subclass of the engine's block whose `shadow` writes another block's K/V, from the same input, before it runs."""
 
-    class Shadowed(layer):  # type: ignore[misc]  # which family's it is, is known at run time
+    class Shadowed(layer):  # type: ignore[misc]  # the family is known only at run time
         shadow: KvOnly
 
-        def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **given: Any) -> Stream:
+        def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **given: Any) -> Hidden:
             kept, _ = self.shadow(positions, hidden_states, residual)
-            stream: Stream = super().forward(positions, kept, residual, **given)
-            return stream
+            found: Hidden = super().forward(positions, kept, residual, **given)
+            return found
 
     return Shadowed

@@ -1,6 +1,6 @@
-"""Connectors of the prefill side: those of vLLM, told to hand over no other K/V than those that decode has a layer for.
+"""Connectors of the prefill server: those of vLLM, restricted to the K/V that decode has a layer for.
 
-The decode side takes vLLM's own. Only the public hooks of `KVConnectorBase_V1` are used.
+The decode server uses vLLM's own. Only the public hooks of `KVConnectorBase_V1` are used.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pdtrim_core import PdtrimError
 
 
 class SharedLayersMixin:
-    """Keeps from a connector whatever is not in `kv_connector_extra_config.shared_layers`, the names of decode's layers."""
+    """Restricts a connector to the layers in `kv_connector_extra_config.shared_layers`, the names of decode's layers."""
 
     @property
     def shared_layers(self) -> tuple[str, ...]:
-        """The names, in decode's order. Raises `PdtrimError` where the connector was not told."""
+        """The names, in decode's order. Raises `PdtrimError` where they are not configured."""
         config: Any = self._kv_transfer_config  # type: ignore[attr-defined]
         names = config.get_from_extra_config("shared_layers", None)
         if not isinstance(names, list) or not names:
@@ -34,7 +34,9 @@ class SharedLayersMixin:
         names = self.shared_layers
         missing = [name for name in names if name not in kv_caches]
         if missing:
-            raise PdtrimError(f"this model has no K/V called {missing[0]}: prefill.json and the checkpoint are of two exports")
+            raise PdtrimError(
+                f"this model has no K/V called {missing[0]}: prefill.json and the checkpoint are from different exports"
+            )
         super().register_kv_caches({name: kv_caches[name] for name in names})  # type: ignore[misc]
 
     def save_kv_layer(self, layer_name: str, kv_layer: Tensor, attn_metadata: Any, **more: Any) -> None:
@@ -44,13 +46,13 @@ class SharedLayersMixin:
 
 
 class PDTrimNixlConnector(SharedLayersMixin, NixlPullConnector):  # type: ignore[misc]
-    """NIXL: decode reads the K/V out of prefill's memory."""
+    """NIXL: decode reads the K/V from prefill's memory."""
 
 
 class PDTrimExampleConnector(SharedLayersMixin, ExampleConnector):  # type: ignore[misc]
-    """Shared storage: files in a folder; to try things out."""
+    """Shared storage: files in a folder, for experiments."""
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Return that nothing is loaded: of a prompt seen before, the files have decode's layers, not all of prefill's."""
+        """Load nothing: for a prompt seen before, the files have decode's layers, not all of prefill's."""
         del request, num_computed_tokens
         return 0, False

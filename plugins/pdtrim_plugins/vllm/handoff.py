@@ -1,4 +1,4 @@
-"""One request of a client as two: what prefill is asked, what decode is asked, and what cannot be asked of a pair.
+"""Splits a client's request into one for prefill and one for decode, and refuses what a pair cannot serve.
 
 Free of torch, vLLM and the network.
 """
@@ -12,7 +12,7 @@ from pdtrim_core import PdtrimError
 
 Request = dict[str, Any]
 
-ASKS_PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
+FOR_PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
 NEEDED = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
 """Without all of these vLLM's NIXL connector takes the request, warns, and lets decode compute the prompt by itself."""
 OF_SAMPLING = (
@@ -21,11 +21,11 @@ OF_SAMPLING = (
     "min_tokens", "n", "prompt_logprobs", "repetition_detection", "response_format", "stop", "stop_token_ids", "stream",
     "stream_options", "structured_outputs", "thinking_token_budget", "top_logprobs", "use_beam_search",
 )  # fmt: skip
-"""What changes no prompt, and could end prefill's one token early, or make it wait."""
+"""Keys that do not change the prompt, but could end prefill's one token early, or delay it."""
 
 
 class RefusedError(PdtrimError):
-    """A request that a pair cannot serve as it was meant."""
+    """A request that a pair cannot serve correctly."""
 
 
 class HandOverError(PdtrimError):
@@ -33,7 +33,7 @@ class HandOverError(PdtrimError):
 
 
 def check(request: Mapping[str, Any]) -> None:
-    """Raise `RefusedError` for what needs prefill's logits, or more than one hand-over of the same K/V."""
+    """Raise `RefusedError` for requests that need prefill's logits, or more than one hand-over of the same K/V."""
     if request.get("prompt_logprobs") is not None:
         raise RefusedError(
             "prompt_logprobs: prefill is a pruned model without a head, so a pair has no log-probabilities of a prompt"
@@ -55,36 +55,36 @@ def check(request: Mapping[str, Any]) -> None:
 
 
 def for_prefill(request: Mapping[str, Any], model: str, *, storage: bool = False) -> Request:
-    """Return what prefill is asked: the same prompt, and one token that nobody reads and nothing can stop.
+    """Return the request for prefill: the same prompt, and one token that is not used and must not end early.
 
-    vLLM hands K/V over only for requests that ended by their length, so an end-of-sequence token must not count. `storage`
-    is for connectors that pass K/V through files and need no words about it.
+    vLLM hands K/V over only for requests that ended by their length, so end-of-sequence tokens are ignored. `storage` is for
+    connectors that pass K/V through files and need no parameters for it.
     """
-    asked = {key: value for key, value in request.items() if key not in OF_SAMPLING}
-    asked.update(model=model, max_tokens=1, ignore_eos=True, stream=False)
+    body = {key: value for key, value in request.items() if key not in OF_SAMPLING}
+    body.update(model=model, max_tokens=1, ignore_eos=True, stream=False)
     if "messages" in request:
-        asked["max_completion_tokens"] = 1
+        body["max_completion_tokens"] = 1
     if not storage:
-        asked["kv_transfer_params"] = dict(ASKS_PREFILL)
-    return asked
+        body["kv_transfer_params"] = dict(FOR_PREFILL)
+    return body
 
 
 def for_decode(request: Mapping[str, Any], model: str, answer: Mapping[str, Any], *, storage: bool = False) -> Request:
-    """Return what decode is asked: the client's request, with where the K/V are.
+    """Return the request for decode: the client's, with the address of the K/V.
 
-    Raises `HandOverError` where prefill's answer does not say it: decode would take such a request and compute the prompt
-    with the decode model, which is another model.
+    Raises `HandOverError` where prefill's answer has no address: decode would accept such a request and compute the prompt
+    itself, with the decode model.
     """
-    asked = {**request, "model": model}
+    body = {**request, "model": model}
     if storage:
         if answer.get("usage", {}).get("prompt_tokens", 2) < 2:
             # Decode would look for a negative number of tokens, and end (seen in vLLM 0.32).
             raise HandOverError("vLLM's example connector cannot take a prompt of one token: use NIXL")
-        return asked
+        return body
     params = answer.get("kv_transfer_params")
     if not isinstance(params, Mapping):
         raise HandOverError("prefill answered without kv_transfer_params: it runs with no connector, or the request was aborted")
     missing = [key for key in NEEDED if params.get(key) is None]
     if missing or not params.get("do_remote_prefill") or not any(params.get("remote_block_ids") or ()):
         raise HandOverError(f"prefill's kv_transfer_params name no K/V to fetch (without: {', '.join(missing) or 'blocks'})")
-    return {**asked, "kv_transfer_params": dict(params)}
+    return {**body, "kv_transfer_params": dict(params)}

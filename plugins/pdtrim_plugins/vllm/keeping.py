@@ -1,4 +1,4 @@
-"""Operations that keep K/V in the engine's cache without attending, and that no compiler may remove.
+"""Operations that write K/V to the engine's cache without attending, and that a compiler cannot remove.
 
 Shape suffixes: N token, D hidden, H K/V heads, E head size.
 """
@@ -19,7 +19,7 @@ def _keep(key: Tensor, value: Tensor, layer_name: str) -> Tensor:
 
 @torch.library.custom_op("pdtrim::keep_kv", mutates_args=())
 def keep_kv(key_NHE: Tensor, value_NHE: Tensor, layer_name: str) -> Tensor:
-    """Write K/V into the cache of a layer, hand them to its connector, and return an empty tensor that says so."""
+    """Write K/V into the cache of a layer, hand them to its connector, and return an empty tensor to depend on."""
     done: Tensor = _keep(key_NHE, value_NHE, layer_name)
     return done
 
@@ -31,16 +31,16 @@ def _(key_NHE: Tensor, value_NHE: Tensor, layer_name: str) -> Tensor:
 
 
 @torch.library.custom_op("pdtrim::after", mutates_args=())
-def after(stream_ND: Tensor, done: Tensor) -> Tensor:
-    """Return the stream as it is, but only once `done` was computed.
+def after(hidden_ND: Tensor, done: Tensor) -> Tensor:
+    """Return the hidden states unchanged, but only after `done` was computed.
 
-    A compiler removes what no one reads, and no one in prefill reads these K/V: the stream that goes on has to depend on them.
+    A compiler removes unused results, and nothing in prefill reads these K/V: so the hidden states are made to depend on them.
     """
     del done
-    return stream_ND.clone()
+    return hidden_ND.clone()
 
 
 @after.register_fake
-def _(stream_ND: Tensor, done: Tensor) -> Tensor:
+def _(hidden_ND: Tensor, done: Tensor) -> Tensor:
     del done
-    return torch.empty_like(stream_ND)
+    return torch.empty_like(hidden_ND)

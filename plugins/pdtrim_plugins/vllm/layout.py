@@ -1,4 +1,4 @@
-"""What a prefill checkpoint says about its blocks, and the names by which the engine knows their K/V; free of torch and vLLM."""
+"""The blocks of a prefill checkpoint as its config describes them, and the engine's names of their K/V. No torch, no vLLM."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pdtrim_core import PdtrimError
 
 FORMAT = 1
 OWN = "prefill_layers"
-"""Where `layers` stands in the name of a block whose K/V decode has no use for, so that it never has the name of another's."""
+"""Replaces `layers` in the name of a block whose K/V decode does not read, so that it never has the name of a decode layer."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """What prefill does at each block, by block numbers of the dense model.
 
-    A block of `shadows` runs, and beside it the K/V of the merged block are computed on the same input. `decode_index` says
-    which decode layer takes the K/V of a block, or of its shadow. `widths` has the MLP widths that differ from the config's.
+    A block in `shadows` runs, and the K/V of the merged block are computed on the same input. `decode_index` gives the decode
+    layer that reads the K/V of a block, or of its shadow. `widths` has the MLP widths that differ from the config's.
     """
 
     removed: frozenset[int]
@@ -56,7 +56,7 @@ class Layout:
         return f"{parent.removesuffix('layers')}{OWN}.{number}"
 
     def decode_prefix(self, prefix: str) -> str:
-        """Return the name that a block has in decode, whose K/V this block or its shadow makes."""
+        """Return the name of the decode layer whose K/V this block or its shadow computes."""
         parent, number = _split(prefix)
         if number not in self.decode_index:
             raise PdtrimError(f"the 'pdtrim' block of config.json gives block {number} no decode_index: export again")
@@ -71,8 +71,8 @@ def _split(prefix: str) -> tuple[str, int]:
 def missing_tensors(parameters: Iterable[str], stacked: Mapping[str, tuple[str, ...]], found: set[str]) -> list[str]:
     """Return the checkpoint tensors that a model needs and that were not among those it was given, in order.
 
-    `parameters` are the model's own names; `stacked` says of which checkpoint modules one of the model's is made, by the full
-    name of the module. vLLM itself does not notice where one of several stacked tensors is missing.
+    `parameters` are the model's own names; `stacked` maps the full name of a module to the checkpoint modules it is made of.
+    vLLM itself does not notice that one of several stacked tensors is missing.
     """
     return sorted(name for parameter in parameters for name in _sources(parameter, stacked) if name not in found)
 

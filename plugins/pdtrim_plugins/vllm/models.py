@@ -1,4 +1,4 @@
-"""vLLM's models of the families, with the blocks of a prefill checkpoint in place of theirs."""
+"""vLLM's models of the families, with the blocks of a prefill checkpoint instead of their own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_pr
 
 
 class PrefillModel(nn.Module):
-    """What the families have in common: the model without a head where nobody reads its logits, and strict loading."""
+    """What all families have in common: no head where nothing reads the logits, and strict loading."""
 
     inner: Callable[..., nn.Module]
     """Makes the family's model without its head."""
@@ -50,17 +50,17 @@ class PrefillModel(nn.Module):
         return tied
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """Return logits, or zeros where the checkpoint has no head: decode makes the first token, and this one is dropped."""
+        """Return logits, or zeros where the checkpoint has no head: decode makes the first token, and prefill's is dropped."""
         if not self.has_head:
             return hidden_states.new_zeros(len(hidden_states), self.config.vocab_size)
         logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load a checkpoint. Raises `PdtrimError` where a tensor is missing; vLLM raises where one is too many."""
+        """Load a checkpoint. Raises `PdtrimError` where a tensor is missing; vLLM raises for one too many."""
         found: set[str] = set()
         loaded: set[str] = super().load_weights(_noting(weights, found))  # type: ignore[misc]  # the family's
-        # With quantised weights the engine's parameters are other ones than the checkpoint's, and it checks them itself.
+        # With quantised weights the engine's parameters differ from the checkpoint's, and it checks them itself.
         missing = (
             []
             if self.quant_config is not None
@@ -72,13 +72,13 @@ class PrefillModel(nn.Module):
         return loaded
 
     def _stacked(self) -> dict[str, tuple[str, ...]]:
-        """Return of which checkpoint modules each of the engine's stacked modules is made, by full name."""
+        """Return the checkpoint modules that each of the engine's stacked modules is made of, by full name."""
         found = {}
         for name, _ in self.named_modules():
             parent, _, last = name.rpartition(".")
             if last in STACKED:
-                alone = isinstance(self.get_submodule(parent), KvOnlyAttention)
-                found[name] = tuple(f"{parent}.{source}" for source in STACKED[last][1 if alone else 0 :])
+                kv_only = isinstance(self.get_submodule(parent), KvOnlyAttention)
+                found[name] = tuple(f"{parent}.{source}" for source in STACKED[last][1 if kv_only else 0 :])
         return found
 
 
@@ -93,7 +93,7 @@ class _Qwen3Model(Qwen3Model):  # type: ignore[misc]
 
 
 def _with(model: Any, **hook: Any) -> Any:
-    """Return vLLM's model of a family with another class of blocks; not a method of whoever holds it."""
+    """Return vLLM's model of a family with another class of blocks, as a static method."""
     return staticmethod(functools.partial(model, **hook))
 
 

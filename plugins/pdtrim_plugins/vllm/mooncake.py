@@ -1,6 +1,6 @@
-"""The prefill side's connector for Mooncake, apart from the others because importing vLLM's warns where Mooncake is missing.
+"""The prefill server's connector for Mooncake, in its own module because importing vLLM's warns where Mooncake is missing.
 
-Nobody has run it: vLLM's connector wants an accelerator. Layer names match by design, since prefill's carry decode's index.
+It has never been run: vLLM's connector needs an accelerator. Layer names match by design, since prefill's have decode's index.
 """
 
 from __future__ import annotations
@@ -11,4 +11,4 @@ from pdtrim_plugins.vllm.connector import SharedLayersMixin
 
 
 class PDTrimMooncakeConnector(SharedLayersMixin, MooncakeConnector):  # type: ignore[misc]
-    """Mooncake, by the same two hooks."""
+    """Mooncake, through the same two hooks."""

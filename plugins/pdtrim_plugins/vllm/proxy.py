@@ -2,8 +2,8 @@
 
     python -m pdtrim_plugins.vllm.proxy --prefill http://HOST:PORT --decode http://HOST:PORT [--host HOST] [--port PORT]
 
-Both servers have a second name, MODEL@PLAN, and are asked under it, so that a server of another plan answers 404. Whatever goes
-wrong between the two is an error for the client: no request reaches decode without K/V from prefill.
+Both servers have a second model name, MODEL@PLAN, which requests use, so that a server of another plan answers 404. Any failure
+between the two is an error for the client: no request reaches decode without K/V from prefill.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pdtrim_plugins.vllm.handoff import HandOverError, RefusedError, check, for_
 PATHS = ("/v1/completions", "/v1/chat/completions")
 LARGEST_REQUEST = 64 * 2**20
 HEADERS = ("Authorization", "X-Request-Id")
-"""What is passed on of a client's headers."""
+"""Headers of a client that are passed on."""
 KEY = "VLLM_API_KEY"
-"""The variable in which vLLM, too, finds its key. The proxy uses it for its own questions alone: clients bring theirs."""
+"""The environment variable that vLLM reads its API key from. The proxy uses it for its own requests only; clients send theirs."""
 TRIAL = {"prompt": [1, 2, 3, 4], "max_tokens": 1, "temperature": 0}
-"""What is handed over first, to see that it can be: servers that are well say nothing about the way between them."""
+"""A first request that tests the hand-over: healthy servers say nothing about the connection between them."""
 TRIAL_SECONDS = 2.0
-"""How long a question for the proxy's health waits for that."""
+"""How long a health check of the proxy waits for it."""
 UNREACHABLE = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 
@@ -53,9 +53,9 @@ class Proxy:
         return app
 
     async def _connections(self, _: web.Application) -> Any:
-        # An answer takes as long as it takes; a server that is not there should be noticed at once.
+        # Answers may take any time; a server that is down should be noticed at once.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        # A connection for each request: one that is kept may be closed by the server just when a request goes out on it.
+        # A connection for each request: the server may close a kept one just as a request is sent on it.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
             yield
@@ -69,45 +69,45 @@ class Proxy:
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         try:
-            asked = await request.json()
-            if not isinstance(asked, dict):
+            body = await request.json()
+            if not isinstance(body, dict):
                 raise RefusedError("a request is a JSON object")
-            check(asked)
-            model = await self._model_of(asked)
+            check(body)
+            model = await self._model_of(body)
         except (ValueError, RefusedError) as error:
             return _error(400, f"{error}")
         except (*UNREACHABLE, PdtrimError) as error:
             return _error(503, f"{error}")
         if model is None:
-            return _error(404, f"the model '{asked.get('model')}' does not exist; there is {', '.join(self._names)}")
+            return _error(404, f"the model '{body.get('model')}' does not exist; there is {', '.join(self._names)}")
         headers = _passed_on(request)
-        answer = await self._prefill(request.path, for_prefill(asked, model, storage=self._storage), headers)
+        answer = await self._prefill(request.path, for_prefill(body, model, storage=self._storage), headers)
         if isinstance(answer, web.Response):
             return answer
         try:
-            asked = for_decode(asked, model, answer, storage=self._storage)
+            body = for_decode(body, model, answer, storage=self._storage)
         except HandOverError as error:
             return _error(502, f"{error}")
-        return await self._decode(request, asked, headers)
+        return await self._decode(request, body, headers)
 
-    async def _prefill(self, path: str, asked: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any] | web.Response:
-        """Return prefill's answer, or what the client is told where there is none."""
+    async def _prefill(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any] | web.Response:
+        """Return prefill's answer, or the response to the client where there is none."""
         try:
-            async with self._client.post(self._urls["prefill"] + path, json=asked, headers=headers) as answer:
+            async with self._client.post(self._urls["prefill"] + path, json=body, headers=headers) as answer:
                 if answer.status != 200:
                     return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
-                told: dict[str, Any] = await answer.json()
-                return told
+                found: dict[str, Any] = await answer.json()
+                return found
         except (*UNREACHABLE, ValueError) as error:
             self._forget()
             return _error(502, f"prefill did not answer: {_words(error)}")
 
-    async def _decode(self, request: web.Request, asked: Mapping[str, Any], headers: Mapping[str, str]) -> web.StreamResponse:
+    async def _decode(self, request: web.Request, body: Mapping[str, Any], headers: Mapping[str, str]) -> web.StreamResponse:
         """Pass decode's answer on as it comes."""
         response: web.StreamResponse | None = None
         try:
-            async with self._client.post(self._urls["decode"] + request.path, json=asked, headers=headers) as answer:
-                if not asked.get("stream") or answer.status != 200:
+            async with self._client.post(self._urls["decode"] + request.path, json=body, headers=headers) as answer:
+                if not body.get("stream") or answer.status != 200:
                     return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
                 response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
                 await response.prepare(request)
@@ -119,17 +119,17 @@ class Proxy:
             if response is None:
                 return _error(502, message)
             if request.transport is not None and not request.transport.is_closing():
-                # The client has part of the answer; an event tells it that there is no more, and [DONE] never comes.
+                # The client has part of the answer; an event says that it ended with an error, and [DONE] is not sent.
                 await response.write(f"data: {json.dumps(_problem(502, message))}\n\n".encode())
         assert response is not None
         await response.write_eof()
         return response
 
-    async def _model_of(self, asked: Mapping[str, Any]) -> str | None:
-        """Return the name under which both servers are asked, None for a model that they do not have."""
+    async def _model_of(self, body: Mapping[str, Any]) -> str | None:
+        """Return the model name for requests to both servers, None for a model that they do not have."""
         if not self._names:
             self._names = await self._common_names()
-        model = asked.get("model")
+        model = body.get("model")
         if model is None:
             return next(iter(self._names.values()))
         return model if model in self._names.values() else self._names.get(model)
@@ -141,7 +141,7 @@ class Proxy:
         if not both:
             raise PdtrimError(
                 f"prefill serves {', '.join(prefill)} and decode {', '.join(decode)}: they need the same MODEL@PLAN as second "
-                "--served-model-name, or are of two plans"
+                "--served-model-name, or have different plans"
             )
         return {name.rpartition("@")[0]: name for name in both}
 
@@ -166,38 +166,38 @@ class Proxy:
                         raise PdtrimError(f"{stage} is not healthy ({answer.status})")
             self._names = await self._common_names()
         except (*UNREACHABLE, PdtrimError) as error:
-            # When it is back it may be another process, to which nothing was handed over yet.
+            # When it is back it may be another process, which has not passed a trial yet.
             self._forget()
             return _error(503, _words(error))
         problem = await self._tried()
         return _error(503, problem) if problem else web.json_response({"models": self._names})
 
     async def _tried(self) -> str:
-        """Return what keeps a prompt from being handed over, nothing once one was; what failed is tried again next time."""
-        # A task of its own: who asks for the health may go away before the answer is there.
+        """Return why prompts cannot be handed over, empty once one was; a failed trial is repeated at the next check."""
+        # A task of its own: the client of a health check may disconnect before the trial ends.
         trial = self._trial = self._trial or asyncio.create_task(self._try(next(iter(self._names.values()))))
         done, _ = await asyncio.wait({trial}, timeout=TRIAL_SECONDS)
         if not done:
             return "a first prompt is being handed over"
-        # Another question may have begun the next trial meanwhile.
+        # Another health check may have started the next trial.
         if trial.result() and self._trial is trial:
             self._trial = None
         return trial.result()
 
     async def _try(self, model: str) -> str:
-        """Hand a first prompt over, and return what went wrong."""
+        """Hand a first prompt over, and return the error, empty if there is none."""
         answer = await self._prefill(PATHS[0], for_prefill(TRIAL, model, storage=self._storage), _own_key())
         if isinstance(answer, web.Response):
             return f"prefill took no first prompt: {answer.text}"
         try:
-            asked = for_decode(TRIAL, model, answer, storage=self._storage)
-            async with self._client.post(self._urls["decode"] + PATHS[0], json=asked, headers=_own_key()) as last:
+            body = for_decode(TRIAL, model, answer, storage=self._storage)
+            async with self._client.post(self._urls["decode"] + PATHS[0], json=body, headers=_own_key()) as last:
                 return "" if last.status == 200 else f"decode took no first prompt: {await last.text()}"
         except (*UNREACHABLE, HandOverError) as error:
             return f"no first prompt came to decode: {_words(error)}"
 
     def _forget(self) -> None:
-        """Forget what was known of servers one of which is gone."""
+        """Forget the names and the trial, because a server may have been replaced."""
         self._names.clear()
         self._trial = None
 
@@ -233,7 +233,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--storage", action="store_true", help="K/V go through files (the example connector)")
     options = parser.parse_args(words)
     app = Proxy(options.prefill, options.decode, storage=options.storage).app()
-    # A client that goes away takes its request along, at both servers.
+    # When a client disconnects, its request is cancelled at both servers.
     web.run_app(app, host=options.host, port=options.port, handler_cancellation=True, print=None)
 
 

@@ -107,13 +107,13 @@ def test_mini_draws_all_its_items() -> None:
 def test_mini_says_how_many_items_it_has() -> None:
     with pytest.raises(PdtrimError) as caught:
         draw(Mini(), 257)
-    assert str(caught.value) == "calibration.samples: mini has 256 such items, 257 are asked"
+    assert str(caught.value) == "calibration.samples: mini has 256 such items, not 257"
 
 
 def test_mini_names_the_option_that_asks_for_too_many_items_apart() -> None:
     with pytest.raises(PdtrimError) as caught:
         list(Mini().draw_held_out(65, Random(0)))
-    assert str(caught.value) == "calibration.held_out: mini has 64 such items, 65 are asked"
+    assert str(caught.value) == "calibration.held_out: mini has 64 such items, not 65"
 
 
 # How many

@@ -135,7 +135,7 @@ def test_what_a_config_cannot_say_is_refused_with_the_reason(tmp_path: Path) -> 
     with pytest.raises(PdtrimError) as caught:
         export(Checkpoints(), model, [Drop(0)], tmp_path)
     assert str(caught.value) == (
-        "tiny qwen2: the config of this family cannot say what block 3 is as block 2 of the checkpoint: "
+        "tiny qwen2: the config of this family cannot describe block 3 as block 2 of the checkpoint: "
         "self_attn.sliding_window is 8, and would be None"
     )
 
@@ -202,8 +202,8 @@ def test_the_card_tells_what_was_removed_and_carries_the_licence_over(tmp_path: 
     export(Checkpoints(), model, plan, tmp_path / "out")
     card = (tmp_path / "out" / "decode" / "README.md").read_text()
     assert card.startswith("---\nlicense: other\nlicense_name: tiny-licence\nlibrary_name: transformers\n")
-    assert "* prefill: K/V alone: 4" in card
-    assert "* decode: gone: 1; merged into one block: 2+3; fewer MLP channels: 2 in block 5" in card
+    assert "* prefill: K/V only: 4" in card
+    assert "* decode: removed: 1; merged into one block: 2+3; fewer MLP channels: 2 in block 5" in card
     assert "| dense | " in card
     assert "* objective: margin" in card
     assert "tiny-licence" in card.split("---\n", 2)[2]

@@ -120,11 +120,11 @@ def test_what_would_be_read_wrong_is_refused(tmp_path: Path, tokenizer: Any) -> 
         "GGUF files are written of the families llama, mistral, qwen2, qwen3, which were read back and compared, and tiny opt is "
         "opt" + convert
     )
-    assert "no byte-level BPE tokenizer" in refused(tiny_llama(), [Drop(1)], tmp_path)
+    assert "is not a byte-level BPE tokenizer" in refused(tiny_llama(), [Drop(1)], tmp_path)
     other = AutoTokenizer.from_pretrained(save_tiny_model(tmp_path / "source"))
     unknown = refused(with_tokenizer(tiny_llama(), other), [Drop(1)], tmp_path)
     assert "say --set pre=NAME, one of llama.cpp's names" in unknown
-    assert "in a GGUF file all blocks are alike" in refused(tiny_llama(), [Shrink(1, "mlp", (1,))], tmp_path)
+    assert "in a GGUF file all blocks have the same shape" in refused(tiny_llama(), [Shrink(1, "mlp", (1,))], tmp_path)
     assert "has a sliding window" in refused(tiny_model("mistral", sliding_window=8), [Drop(1)], tmp_path)
     scaled = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     stretched = tiny_llama(rope_parameters={**scaled, "original_max_position_embeddings": 64})

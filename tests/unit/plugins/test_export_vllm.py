@@ -176,7 +176,7 @@ def test_the_script_starts_both_servers_and_the_router(device: str, tmp_path: Pa
     assert started.count("--no-enable-prefix-caching") == 1
     (tmp_path / "decode" / "config.json").write_text('{"pdtrim": {"plan_hash": "0"}}')
     ran = subprocess.run([tmp_path / "serve" / "serve.sh"], env=told, capture_output=True, text=True, timeout=20, check=False)
-    assert (ran.returncode, ran.stderr) == (1, "prefill/ and decode/ are of two exports: export the run again\n")
+    assert (ran.returncode, ran.stderr) == (1, "prefill/ and decode/ are from different exports: export the run again\n")
 
 
 def refused(model: BlockModel, plan: Plan, out: Path, **more: Any) -> str:

@@ -280,7 +280,7 @@ def test_a_part_that_cannot_lose_units_is_left_alone_and_said(family: str, lost:
     model = tiny_model(family)
     removal = Flap(tokens=16).prune(context(model, 0.05, note=notes.append)).removal
     assert {shrink.part for shrink in removal if isinstance(shrink, Shrink)} == {lost}
-    assert notes == [f"pruner 'flap' leaves the {left} of this family alone, whose projections are fused or experts"]
+    assert notes == [f"pruner 'flap' keeps the {left} of this family whole, because its projections are fused or experts"]
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])

@@ -183,14 +183,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "contradiction": (
         "llama",
         {"scope": "global"},
-        'scope = "global" gives each block a width of its own: say width = "per-block", or scope = "local"',
+        'scope = "global" gives each block its own width: say width = "per-block", or scope = "local"',
     ),
     "fused": ("phi3", {}, f"tiny phi3: block 0 cannot lose K/V heads, {FUSED}: choose a method that removes whole blocks"),
     "experts": ("mixtral", {}, f'tiny mixtral: block 0 cannot lose MLP channels, {FUSED}: say parts = "attention"'),
     "no such block": (
         "llama",
         {"first_block": 4, "last_block": 6},
-        "first_block = 4 and last_block = 6 leave no block that may lose units: tiny llama has blocks 0 to 5",
+        "first_block = 4 and last_block = 6 leave no block to remove units from: tiny llama has blocks 0 to 5",
     ),
     "no window": (
         "llama",
@@ -201,8 +201,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama",
         {"first_block": 2, "last_block": 3},
         (
-            "blocks 2 to 3 can lose 12,096 parameters at most, with one unit of each part kept, and 15,000 are to go: prune "
-            'less, let more blocks lose units (first_block, last_block), or say parts = "both"'
+            "at most 12,096 parameters of blocks 2 to 3 can be removed, as a unit of each part stays, and the budget is 15,000: "
+            'prune less, prune more blocks (first_block, last_block), or say parts = "both"'
         ),
     ),
 }
@@ -219,7 +219,7 @@ def test_what_it_cannot_do_it_says(case: str) -> None:
 def test_a_single_head_stays() -> None:
     model = tiny_llama(num_key_value_heads=1)
     assert not units_of(removal_of(model, 20_000), "attention")
-    with pytest.raises(PdtrimError, match="blocks 0 to 5 can lose 0 parameters at most"):
+    with pytest.raises(PdtrimError, match="at most 0 parameters of blocks 0 to 5 can be removed"):
         removal_of(model, 20_000, parts="attention")
 
 
@@ -227,7 +227,7 @@ def test_a_budget_below_every_step_is_refused() -> None:
     with pytest.raises(PdtrimError) as raised:
         removal_of(tiny_llama(), 700, parts="attention")
     assert str(raised.value) == (
-        "the smallest step removes 9,216 parameters from blocks 0 to 5, and 700 are to go: prune more, or say "
+        "the smallest step removes 9,216 parameters from blocks 0 to 5, and the budget is 700: prune more, or say "
         'width = "per-block" or parts = "both", whose steps are smaller'
     )
 

@@ -134,8 +134,8 @@ def test_a_stream_that_is_not_finite_is_named() -> None:
     with pytest.raises(PdtrimError) as error:
         ShortGpt().prune(context_of(model))
     assert str(error.value) == (
-        "shortgpt: the stream in front of block 3, or 1 on, is not finite; if the weights are in float16, which overflows early, "
-        'say model.dtype = "bfloat16" or "float32"'
+        "shortgpt: the hidden states before block 3, or 1 later, are not finite; if the weights are in float16, which overflows "
+        'early, say model.dtype = "bfloat16" or "float32"'
     )
 
 

@@ -220,7 +220,7 @@ def test_a_budget_out_of_reach_is_refused() -> None:
     with pytest.raises(PdtrimError) as caught:
         pruned(model, most + 1, window=32)
     assert str(caught.value) == (
-        f"slicegpt can remove at most {most} of the {whole} parameters of tiny llama, and {most + 1} are asked for: ask for "
+        f"slicegpt can remove at most {most} of the {whole} parameters of tiny llama, and the budget is {most + 1}: remove "
         "less, or choose another pruner"
     )
     assert pruned(model, most, window=32).sizes.parameters == whole - most
@@ -238,8 +238,8 @@ def test_too_few_tokens_are_refused_or_told() -> None:
     SliceGpt(window=3).prune(context)
     width = nearest_width(model, 7000)
     assert notes == [
-        f"slicegpt cut the stream from 32 to {width} numbers, seen on 3 tokens",
-        "slicegpt: 3 tokens do not tell 32 components apart: give it more samples",
+        f"slicegpt cut the hidden size from 32 to {width}, computed on 3 tokens",
+        "slicegpt: 3 tokens are too few for 32 principal components: use more calibration samples",
     ]
 
 
@@ -249,8 +249,8 @@ def test_a_stream_that_is_not_finite_is_refused() -> None:
     with pytest.raises(PdtrimError) as caught:
         pruned(model, 100, window=32)
     assert str(caught.value) == (
-        "slicegpt: the stream behind the attention of block 2 of tiny llama is not finite: open the model with dtype float32 "
-        "or bfloat16"
+        "slicegpt: the hidden states after the attention of block 2 of tiny llama are not finite: open the model with dtype "
+        "float32 or bfloat16"
     )
 
 

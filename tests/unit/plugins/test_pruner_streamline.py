@@ -24,7 +24,7 @@ from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
 from pdtrim_plugins.pruners import Streamline
-from pdtrim_plugins.pruners.streamline import most_alike, scaled_cosine
+from pdtrim_plugins.pruners.streamline import most_similar, scaled_cosine
 from tests.reference import reference, reference_texts
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
@@ -69,7 +69,7 @@ def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list
     for left_out in range(40):
         ours = means([*of_texts["streamline"][:left_out], *of_texts["streamline"][left_out + 1 :]])[:-1]
         gaps.append(max(abs(a - b) for a, b in zip(ours, theirs, strict=True)))
-        assert most_alike(tuple(ours)) == expected["best_start"]
+        assert most_similar(tuple(ours)) == expected["best_start"]
     assert min(gaps) < 1e-4
     found = Streamline().prune(prune_context(smollm, reference_texts(smollm.tokenizer), blocks=5, parameters=0, rng=Random(0)))
     assert found.removal == Removal([Merge(13, 18)])
@@ -95,12 +95,12 @@ def test_the_whole_model_may_become_one_block_and_no_more() -> None:
     assert pruned(tiny_llama(), 5).removal == Removal([Merge(0, 5)])
     with pytest.raises(PdtrimError) as caught:
         pruned(tiny_llama(), 6)
-    assert str(caught.value) == "pruner 'streamline': a run of 6 blocks can lose 5, not 6: remove fewer"
+    assert str(caught.value) == "pruner 'streamline': at most 5 of 6 blocks can be removed, not 6: remove fewer"
 
 
 def test_similarities_that_are_no_number_are_passed_over() -> None:
     nan = float("nan")
-    assert most_alike((nan, 0.5, 0.7, nan, 0.7)) == 2
+    assert most_similar((nan, 0.5, 0.7, nan, 0.7)) == 2
 
 
 def test_states_that_overflow_are_said() -> None:
@@ -110,8 +110,7 @@ def test_states_that_overflow_are_said() -> None:
     with pytest.raises(PdtrimError) as caught:
         pruned(model, 5)
     assert str(caught.value) == (
-        "pruner 'streamline': no run of 6 blocks has a similarity that is a number: say dtype = "
-        '"float32" or "bfloat16" in [model]'
+        'pruner \'streamline\': no run of 6 blocks has a finite similarity: say dtype = "float32" or "bfloat16" in [model]'
     )
 
 

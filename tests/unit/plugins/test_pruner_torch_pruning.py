@@ -240,7 +240,7 @@ def test_projections_that_are_not_coupled_are_named() -> None:
     with pytest.raises(PdtrimError) as raised:
         removal_of(model)
     assert str(raised.value) == (
-        "tiny llama: torch-pruning does not couple just the projections of block 3's MLP as this family is said to: choose "
+        "tiny llama: torch-pruning does not couple exactly the projections of block 3's MLP that this family has: choose "
         'another method, such as llm-pruner, or say parts = "attention"'
     )
 

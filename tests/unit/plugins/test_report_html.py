@@ -76,7 +76,7 @@ def said(of: Outcome, path: Path) -> str:
 
 
 def test_a_page_has_every_section(merged: Reader) -> None:
-    expected = "ladder results tasks costs similarity search gains merges notes serve made"
+    expected = "diagram results tasks costs similarity search gains merges notes serve made"
     assert [name for name in merged.sections if name] == expected.split()
 
 
@@ -91,10 +91,10 @@ def test_identities_are_unique_and_tags_are_closed(merged: Reader) -> None:
     assert merged.open == []
 
 
-def test_every_picture_has_words_that_stand_for_it(merged: Reader) -> None:
+def test_every_picture_has_a_description(merged: Reader) -> None:
     titles = [label.partition(".")[0] for label in merged.pictures]
     assert titles == [
-        "The ladder of blocks", "Results", "Benchmarks", "Costs that are left", "Similarity by depth", "Norms by depth",
+        "Block diagram", "Results", "Benchmarks", "Costs that are left", "Similarity by depth", "Norms by depth",
         "The search", "Gain of each element", "Merge losses",
     ]  # fmt: skip
     assert "merged into one: 8, 12 and 20; gone: 25" in merged.pictures[0]
@@ -141,22 +141,22 @@ def test_tables_have_the_numbers(merged: Reader) -> None:
     assert 'use = "annealing"' in merged.sections["made"]
 
 
-def test_a_replaced_model_has_no_ladder_and_nothing_to_serve(tmp_path: Path) -> None:
+def test_a_replaced_model_has_no_block_diagram_and_nothing_to_serve(tmp_path: Path) -> None:
     page = page_of(runs.write_run(tmp_path / "run", runs.replaced()))
-    assert "There is no ladder" in page.sections["ladder"]
+    assert "There is no block diagram" in page.sections["diagram"]
     assert "unified is the one that replaced it, in both stages" in page.sections["results"]
     assert "There is no pair to serve" in page.sections["serve"]
-    assert "slicegpt replaced the whole of" in page.sections[""]
+    assert "slicegpt replaced " in page.sections[""]
     assert not {"similarity", "search", "gains", "merges"} & set(page.sections)
 
 
 def test_a_run_that_has_not_finished_shows_what_there_is(tmp_path: Path) -> None:
     page = page_of(runs.write_unfinished(tmp_path / "run"))
     assert "has not finished" in page.sections[""]
-    assert "It has 59.0 points" in page.sections["ladder"]
-    assert "The plans in the journal, in order; the search is not over." in page.sections["search"]
-    assert "11 candidates, of which 3 cut short. The best is candidate 1 with 59.0 points." in page.pictures[2]
-    assert "Norms by depth are not known" in page.sections["similarity"]
+    assert "Its score is 59.0" in page.sections["diagram"]
+    assert "The plans in the journal, in order; the search has not finished." in page.sections["search"]
+    assert "11 candidates, of which 3 cut short. The best is candidate 1 with a score of 59.0." in page.pictures[2]
+    assert "Norms by depth are missing" in page.sections["similarity"]
     assert "results" not in page.sections
 
 
@@ -170,8 +170,8 @@ def test_a_run_from_before_steps_and_norms_were_kept_shows_its_journal(tmp_path:
     folder = runs.write_unfinished(tmp_path / "run")
     (folder / "outcome.json").write_text(replace(runs.big(), norms=(), search=()).to_json())
     page = page_of(folder)
-    assert "has not noted which of them it went on from" in page.sections["search"]
-    assert "Norms by depth are not known: no scorer of this run noted them." in page.sections["similarity"]
+    assert "did not record which of them it continued from" in page.sections["search"]
+    assert "Norms by depth are missing: no scorer of this run recorded them." in page.sections["similarity"]
 
 
 def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     file = Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html")
     page = Reader(file.read_text(encoding="utf-8"))
     assert "4 runs side by side: one, two, three and four." in page.sections[""]
-    assert "Not finished, and shown where there is something to show: four." in page.sections[""]
+    assert "Not finished, and shown as far as they have got: four." in page.sections[""]
     assert [label.partition(".")[0] for label in page.pictures] == [
         "one", "two", "Results of all runs", "Benchmarks of all runs", "Costs of all runs",
     ]  # fmt: skip
@@ -206,29 +206,29 @@ def test_runs_whose_folders_are_called_the_same_are_told_by_their_paths(tmp_path
 def test_the_sentence_says_what_went_and_why(tmp_path: Path) -> None:
     assert said(runs.joint(), tmp_path) == (
         "Decode runs without 5 blocks of 30 (5 to 9), the best of 37 candidates that annealing tried, by accuracy on 256 items; "
-        "prefill gets 3 of 5 (block 7, block 8 and block 9) back, which bring at least 3 points each, and of blocks 20 to 29 it "
+        "prefill keeps 3 of 5 (block 7, block 8 and block 9), which gain at least 3 points each, and of blocks 20 to 29 it "
         "computes only the K/V."
     )
     assert said(runs.narrowed(), tmp_path).startswith(
-        "Decode runs 32 of 32 blocks with fewer heads or channels, as llm-pruner chose; prefill gets 3 of 64 "
+        "Decode runs 32 of 32 blocks with fewer heads or channels, as llm-pruner chose; prefill keeps 3 of 64"
     )
     assert "runs without 17 blocks of 80 (between 40 and 72)" in said(runs.big(), tmp_path)
 
 
 def test_the_sentence_gives_no_reason_that_does_not_hold(tmp_path: Path) -> None:
     weak = tuple(replace(gain, gain=1.0) for gain in runs.joint().gains)
-    assert "which bring" not in said(replace(runs.joint(), gains=weak), tmp_path)
+    assert "which gain" not in said(replace(runs.joint(), gains=weak), tmp_path)
     plan = Plan.unified(Removal([Drop(3), Drop(4)]))
     strong = runs.outcome(plan, 30)
     assert "prefill loses the same." in said(strong, tmp_path)
-    lost = tuple(Gain(str(e), 2.0, 1.0, kept_in_prefill=False) for e in plan.decode)
-    assert "since giving back any one of them brings less than 3 points" in said(replace(strong, gains=lost), tmp_path)
+    removed = tuple(Gain(str(e), 2.0, 1.0, kept_in_prefill=False) for e in plan.decode)
+    assert "since keeping any one of them gains less than 3 points" in said(replace(strong, gains=removed), tmp_path)
 
 
 def test_the_sentence_of_plans_at_the_edges(tmp_path: Path) -> None:
     assert "nothing was removed" in said(runs.outcome(Plan(), 30), tmp_path)
     kept = Plan(decode=Removal([Drop(3)]))
-    assert "prefill gets all of that back" in said(runs.outcome(kept, 30), tmp_path)
+    assert "prefill keeps all of that" in said(runs.outcome(kept, 30), tmp_path)
     passed = Plan(Removal([KvOnly(29)]), Removal())
     assert "Decode loses nothing" in said(runs.outcome(passed, 30), tmp_path)
 

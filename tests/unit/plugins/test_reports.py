@@ -29,9 +29,9 @@ def test_the_headline_counts_the_blocks(tmp_path: Path) -> None:
     assert parts(outcome, tmp_path)[0] == "some/model: decode loses 2 of 6 blocks"
 
 
-def test_the_headline_counts_what_prefill_was_given_back(tmp_path: Path) -> None:
+def test_the_headline_counts_what_prefill_keeps(tmp_path: Path) -> None:
     outcome = outcome_with(gains=(Gain("1", 4.0, 0.5, kept_in_prefill=True), Gain("3", 1.0, 0.5, kept_in_prefill=False)))
-    assert parts(outcome, tmp_path)[0].endswith("decode loses 2 of 6 blocks; prefill was given 1 of them back")
+    assert parts(outcome, tmp_path)[0].endswith("decode loses 2 of 6 blocks; prefill keeps 1 of them")
 
 
 def test_the_headline_tells_blocks_that_lose_a_part_of_themselves(tmp_path: Path) -> None:
@@ -42,12 +42,12 @@ def test_the_headline_tells_blocks_that_lose_a_part_of_themselves(tmp_path: Path
         saved = json.loads(SavedPlan(Plan(decode=Removal(elements)), "tiny", "0" * 64, 6).to_json())
         return parts(outcome_with(saved_plan=saved, gains=gains, model="tiny"), tmp_path)[0]
 
-    given_back = "; prefill was given 1 of the 2 parts back"
-    assert headline(*thin) == "tiny: decode loses heads or channels of 2 of 6 blocks" + given_back
-    assert headline(*thin, Drop(5)) == "tiny: decode loses 1 of 6 blocks and heads or channels of 2 of 6 blocks" + given_back
+    kept = "; prefill keeps 1 of the 2 parts"
+    assert headline(*thin) == "tiny: decode loses heads or channels of 2 of 6 blocks" + kept
+    assert headline(*thin, Drop(5)) == "tiny: decode loses 1 of 6 blocks and heads or channels of 2 of 6 blocks" + kept
 
 
-def test_the_ladder_shows_the_plan(tmp_path: Path) -> None:
+def test_the_block_diagram_shows_the_plan(tmp_path: Path) -> None:
     plan = Plan(prefill=Removal([Drop(1)]), decode=Removal([Drop(1), Drop(3)]))
     saved = json.loads(SavedPlan(plan, "tiny", "0" * 64, 6).to_json())
     assert parts(outcome_with(saved_plan=saved), tmp_path)[1] == draw_diagram(plan, 6)
@@ -59,13 +59,13 @@ def test_results_stand_beside_the_dense_models(tmp_path: Path) -> None:
         Row("staged", Value(0.4375, 43.75, 3.1, 256), Value(0.4, 40.0, 6.1, 64)),
     )
     assert parts(outcome_with(rows=rows, objective="accuracy"), tmp_path)[2].splitlines() == [
-        "accuracy   256 items searched on   64 items kept apart",
-        "dense                50.0 +- 3.1           45.0 +- 6.2",
-        "staged               43.8 +- 3.1           40.0 +- 6.1",
+        "accuracy   256 items searched on   64 held-out items",
+        "dense                50.0 +- 3.1         45.0 +- 6.2",
+        "staged               43.8 +- 3.1         40.0 +- 6.1",
     ]
 
 
-def test_without_items_apart_there_is_no_column_of_them(tmp_path: Path) -> None:
+def test_without_held_out_items_there_is_no_column_of_them(tmp_path: Path) -> None:
     rows = (Row("dense", Value(0.5, 50.0, 3.14, 256), None),)
     assert parts(outcome_with(rows=rows, objective="margin"), tmp_path)[2].splitlines() == [
         "margin   256 items searched on",
@@ -76,9 +76,9 @@ def test_without_items_apart_there_is_no_column_of_them(tmp_path: Path) -> None:
 def test_gains_stand_with_their_standard_errors(tmp_path: Path) -> None:
     gains = (Gain("1", 4.04, 0.56, kept_in_prefill=True), Gain("3+4", -1.0, 0.5, kept_in_prefill=False))
     assert parts(outcome_with(gains=gains), tmp_path)[3].splitlines() == [
-        "block   gain when given back to prefill    prefill",
-        "1                           +4.0 +- 0.6       kept",
-        "3+4                         -1.0 +- 0.5   lost too",
+        "block   gain when kept in prefill   prefill",
+        "1                     +4.0 +- 0.6      kept",
+        "3+4                   -1.0 +- 0.5   removed",
     ]
 
 
@@ -115,13 +115,15 @@ def test_the_end_names_the_files_and_what_to_do_next(tmp_path: Path) -> None:
     )
 
 
-def test_a_replaced_model_has_no_ladder_and_no_plan_file(tmp_path: Path) -> None:
+def test_a_replaced_model_has_no_block_diagram_and_no_plan_file(tmp_path: Path) -> None:
     costs = (Cost("parameters", "weights", 1000, 900),)
     recipe = {**outcome_with().recipe, "pruner": {"use": "slicegpt"}}
     outcome = outcome_with(model="some/model", saved_plan=None, recipe=recipe, costs=costs, gains=())
-    headline, ladder, _, told, *_, files = parts(outcome, tmp_path)
-    assert headline == "some/model: replaced as a whole by pruner slicegpt, in both stages alike"
-    assert ladder == "no ladder: the model that is measured as 'unified' is no selection of the dense model's blocks and channels"
+    headline, diagram, _, told, *_, files = parts(outcome, tmp_path)
+    assert headline == "some/model: replaced as a whole by pruner slicegpt, the same in both stages"
+    assert diagram == (
+        "no block diagram: the model measured as 'unified' is not a selection of the dense model's blocks and channels"
+    )
     assert told.splitlines()[0] == "cost         dense   replaced    change      unit"
     assert files.splitlines()[0] == f"files: {tmp_path}/outcome.json"
 

@@ -189,7 +189,7 @@ def test_servers_of_two_plans_are_not_served() -> None:
             assert answer.status == 503
             assert (await answer.json())["error"]["message"] == (
                 "prefill serves m, m@1 and decode m, m@2: they need the same MODEL@PLAN as second --served-model-name, or are of "
-                "two plans"
+                "different plans"
             )
 
     talk(prefill, decode, what)

@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs nothing else."""
+"""The page of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 class Html(Report):
-    """Writes report.html, a page with pictures: what was removed and why, what it does to the answers, what it saves.
+    """Writes report.html, a page with pictures: what was removed and why, how good the results are, what it saves.
 
-    The file needs no network and no other file. `pdtrim-core report` makes it again, and puts several runs side by side.
+    The file needs no network and no other file. `pdtrim-core report` writes it again, and can compare several runs on one page.
     """
 
     name = "html"
     file: ClassVar[str] = "report.html"
 
     def report(self, outcome: Outcome, out: Path) -> Path:
-        """Write the page of a run that has finished, with what its folder has besides."""
+        """Write the page of a finished run, with the benchmark results in its folder."""
         return self.page([read_record(out, outcome)], out / self.file)
 
     def page(self, records: Sequence[RunRecord], file: Path) -> Path:
         """Write the page of a run, or one page with several side by side."""
-        # Here, because listings must load neither jinja2 nor what draws.
+        # Imported here, because listings must load neither jinja2 nor matplotlib.
         from pdtrim_plugins.reports.html.comparison import comparison  # noqa: PLC0415
         from pdtrim_plugins.reports.html.single import single  # noqa: PLC0415
 

@@ -9,31 +9,31 @@ from typing import Any
 
 from pdtrim_core.api import Metric, Outcome, RunRecord, Value
 from pdtrim_plugins.reports.html import dots, tasks
-from pdtrim_plugins.reports.html.ladder import ladder
+from pdtrim_plugins.reports.html.diagram import block_diagram
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Page, Part, Section, Table, number, words
-from pdtrim_plugins.reports.html.sections import APART, RESULTS_LEAD, SEARCHED
+from pdtrim_plugins.reports.html.sections import HELD_OUT, RESULTS_LEAD, SEARCHED
 from pdtrim_plugins.reports.html.sentences import sentence
 from pdtrim_plugins.reports.html.wording import change, counted, duration, joined, plain, with_error
 
 Runs = Mapping[str, RunRecord]
 MOST_SERIES = 5
-"""More series than this in one picture cannot be told apart."""
+"""More series than this in one picture cannot be distinguished."""
 
 
 def comparison(records: Sequence[RunRecord]) -> Page:
     """Return the page of several runs."""
     runs = _named(records)
     done = {name: record.outcome for name, record in runs.items() if record.outcome is not None}
-    open_ones = [name for name in runs if name not in done]
+    unfinished = [name for name in runs if name not in done]
     models = sorted({outcome.model for outcome in done.values()})
-    warning = f"Not finished, and shown where there is something to show: {joined(open_ones)}." if open_ones else ""
+    warning = f"Not finished, and shown as far as they have got: {joined(unfinished)}." if unfinished else ""
     return Page(
         "Comparison of runs",
         joined(models),
         f"{counted(len(runs), 'run')} side by side: {joined(list(runs))}.",
         warning,
         sections=[
-            _ladders(runs),
+            _diagrams(runs),
             _results(done),
             _tasks(runs),
             _costs(done),
@@ -51,51 +51,53 @@ def _named(records: Sequence[RunRecord]) -> dict[str, RunRecord]:
     return {record.name if counts[record.name] == 1 else str(record.path): record for record in records}
 
 
-def _ladders(runs: Runs) -> Section:
+def _diagrams(runs: Runs) -> Section:
     parts: list[Part] = []
-    for place, (name, record) in enumerate(runs.items()):
+    for number_of_run, (name, record) in enumerate(runs.items()):
         outcome = record.outcome
         if outcome is None or outcome.saved_plan is None:
             parts.append(Listing([f"{name}: {sentence(record)}"]))
             continue
-        picture = ladder(f"ladder-{place}", outcome.plan.plan, outcome.block_count, title=name)
+        picture = block_diagram(f"diagram-{number_of_run}", outcome.plan.plan, outcome.block_count, title=name)
         parts.append(Figure(picture, sentence(record), heading=name))
-    return Section("ladder", "What each stage runs", parts=parts)
+    return Section("diagram", "What each stage runs", parts=parts)
 
 
 def _results(done: Mapping[str, Outcome]) -> Section:
     if not done:
-        return Section("results", "What it does to the answers")
-    apart = all(row.held_out for outcome in done.values() for row in outcome.rows)
+        return Section("results", "Results")
+    held_out = all(row.held_out for outcome in done.values() for row in outcome.rows)
     kinds = dict(zip(("dense", "unified", "staged"), dots.LOOKS, strict=False))
     rows = {
-        name: {row.name: dots.Dot(value.score, value.error) for row in outcome.rows if (value := _of(row, apart=apart))}
+        name: {row.name: dots.Dot(value.score, value.error) for row in outcome.rows if (value := _of(row, held_out=held_out))}
         for name, outcome in done.items()
     }
     objectives = sorted({outcome.objective for outcome in done.values()})
-    what = APART if apart else SEARCHED
-    picture = dots.dots("results", rows, kinds, title="Results of all runs", unit=f"{' or '.join(objectives)}, points")
+    what = HELD_OUT if held_out else SEARCHED
+    picture = dots.dots("results", rows, kinds, title="Results of all runs", unit=f"{' or '.join(objectives)}, score")
     body = []
     for name, outcome in done.items():
         found = {row.name: row for row in outcome.rows}
-        cells = [_value(_of(found[kind], apart=both)) if kind in found else NOTHING for kind in kinds for both in (False, True)]
+        cells = [
+            _value(_of(found[kind], held_out=both)) if kind in found else NOTHING for kind in kinds for both in (False, True)
+        ]
         body.append([words(name), *([words(outcome.objective)] if len(objectives) > 1 else []), *cells])
     head = [
         "run",
         *(["objective"] if len(objectives) > 1 else []),
-        *(f"{kind}, {short}" for kind in kinds for short in ("searched on", "kept apart")),
+        *(f"{kind}, {short}" for kind in kinds for short in ("searched on", "held out")),
     ]
-    warning = "" if len(objectives) == 1 else " The runs have different objectives, whose points are no common scale."
+    warning = "" if len(objectives) == 1 else " The runs have different objectives, whose scores cannot be compared."
     return Section(
         "results",
-        "What it does to the answers",
+        "Results",
         f"{RESULTS_LEAD}{warning}",
-        [Figure(picture, f"On the {what}, with one standard error to both sides."), Table(head, body, "Points of all runs")],
+        [Figure(picture, f"On the {what}; bars are one standard error to either side."), Table(head, body, "Scores of all runs")],
     )
 
 
-def _of(row: Any, *, apart: bool) -> Value | None:
-    value: Value | None = row.held_out if apart else row.calibration
+def _of(row: Any, *, held_out: bool) -> Value | None:
+    value: Value | None = row.held_out if held_out else row.calibration
     return value
 
 
@@ -109,7 +111,7 @@ def _tasks(runs: Runs) -> Section:
     columns = {
         f"{name}, {variant}": {task: row[variant] for task, row in table.items() if variant in row}
         for name, table in by_run.items()
-        for variant in tasks.SIDES
+        for variant in tasks.VARIANTS
         if any(variant in row for row in table.values())
     }
     body = []
@@ -125,7 +127,7 @@ def _tasks(runs: Runs) -> Section:
         rows = {task: {one: tasks.dot(metrics[task]) for one, metrics in series.items() if task in metrics} for task in shares}
         looks = dict(zip(series, dots.LOOKS, strict=False))
         picture = dots.dots("tasks", rows, looks, title="Benchmarks of all runs", unit="percent")
-        parts.append(Figure(picture, "Points with one standard error to both sides."))
+        parts.append(Figure(picture, "Bars are one standard error to either side."))
     if body:
         parts.append(
             Table(["task", *columns], body, "Shares in percent, other metrics in their own unit; the best below dense in bold")
@@ -134,7 +136,7 @@ def _tasks(runs: Runs) -> Section:
 
 
 def _series(by_run: Mapping[str, tasks.Cells]) -> dict[str, dict[str, Metric]]:
-    """Return what the picture of benchmarks shows: the pair of each run, and the dense model where all runs have the same."""
+    """Return what the picture of benchmarks shows: the pair of each run, and the dense model where all runs share it."""
 
     def of(table: tasks.Cells, variant: str) -> dict[str, Metric]:
         return {task: row[variant] for task, row in table.items() if variant in row}
@@ -161,7 +163,7 @@ def _costs(done: Mapping[str, Outcome]) -> Section:
         [words(name), *(number(-costs[cost].saved, change(costs[cost].saved)) if cost in costs else NOTHING for cost in named)]
         for name, costs in found.items()
     ]
-    caption = "What is left of each cost. From the sizes of the models alone: no clock was read."
+    caption = "What is left of each cost, computed from the sizes of the models; nothing was timed."
     table = Table(["run", *named], body, "Change of each cost from the dense model")
     return Section("costs", "What it saves", parts=[Figure(picture, caption), table])
 
@@ -183,8 +185,8 @@ def _work(done: Mapping[str, Outcome]) -> Section:
                 number(seconds, duration(seconds)),
             ]
         )
-    head = ["run", "found by", "candidates measured", "cut short", "best points", "time"]
-    return Section("search", "The search", parts=[Table(head, body, "What finding took")] if body else [])
+    head = ["run", "found by", "candidates measured", "cut short", "best score", "time"]
+    return Section("search", "The search", parts=[Table(head, body, "What the search took")] if body else [])
 
 
 def _recipes(runs: Runs) -> Section:
@@ -197,12 +199,12 @@ def _recipes(runs: Runs) -> Section:
     return Section("recipes", "How the recipes differ", parts=parts)
 
 
-def _leaves(data: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in data.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{place}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{place}{key}", value if isinstance(value, str) else json.dumps(value)
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _notes(done: Mapping[str, Outcome]) -> list[Part]:

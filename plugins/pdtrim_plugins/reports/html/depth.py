@@ -1,4 +1,4 @@
-"""Pictures by depth: how alike blocks and pairs are, and how long the states grow."""
+"""Pictures by depth: the similarity scores of blocks and pairs, and the norms of the hidden states."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def similarity(
     threshold: float | None,
 ) -> Picture:
     """Return the scores of blocks and of pairs by depth, with the threshold d_T, and both as a heat map below."""
-    lost = {*removed, *(block for pair in merged for block in pair)}
+    changed = {*removed, *(block for pair in merged for block in pair)}
 
     def draw(sheet: Sheet) -> None:
         above, below = sheet.panels(
-            180, 44 if pairs else 22, top=sheet.legend_height(["block", "pair", "lost by decode", "d_T"]), gap=8
+            180, 44 if pairs else 22, top=sheet.legend_height(["block", "pair", "removed from decode", "d_T"]), gap=8
         )
         scale = _Scale((*blocks, *pairs))
         handles = [_dots(above, range(len(blocks)), blocks, scale, color=ACCENT, marker="o", label="block")]
         if pairs:
             places = [first + 0.5 for first in range(len(pairs))]
             handles.append(_dots(above, places, pairs, scale, color=QUIET, marker="D", label="pair"))
-        handles += _rings(above, [scale.height(score) for score in blocks], lost)
+        handles += _rings(above, [scale.height(score) for score in blocks], changed)
         if threshold is not None and scale.reaches(threshold):
             handles.append(above.axhline(scale.place(threshold), color=WARM, linestyle=(0, (5, 3)), linewidth=1.2, label="d_T"))
         above.set(ylabel="score", xlim=(-0.8, len(blocks) - 0.2))
@@ -43,31 +43,31 @@ def similarity(
     return picture("similarity", draw, title="Similarity by depth", description=_in_words(blocks, pairs, threshold))
 
 
-def norms(lengths: Sequence[float]) -> Picture:
-    """Return the mean length of the stream in front of each block, and behind the last one."""
+def norms(values: Sequence[float]) -> Picture:
+    """Return the mean norm of the hidden states before each block, and after the last one."""
 
     def draw(sheet: Sheet) -> None:
         (axes,) = sheet.panels(150, top=8)
-        axes.plot(range(len(lengths)), lengths, color=ACCENT, marker="o", markersize=3.5)
-        axes.set(xlabel="block", ylabel="norm in front of it", xlim=(-0.8, len(lengths) - 0.2), ylim=(0, max(lengths) * 1.08))
+        axes.plot(range(len(values)), values, color=ACCENT, marker="o", markersize=3.5)
+        axes.set(xlabel="block", ylabel="norm before it", xlim=(-0.8, len(values) - 0.2), ylim=(0, max(values) * 1.08))
         _whole_numbers(axes)
 
-    last = len(lengths) - 1
-    told = f"From {lengths[0]:.1f} in front of block 0 to {lengths[last]:.1f} behind block {last - 1}; "
-    highest = max(range(len(lengths)), key=lambda place: lengths[place])
+    last = len(values) - 1
+    told = f"From {values[0]:.1f} before block 0 to {values[last]:.1f} after block {last - 1}; "
+    highest = max(range(len(values)), key=values.__getitem__)
     return picture(
-        "norms", draw, title="Norms by depth", description=f"{told}the longest, {lengths[highest]:.1f}, at place {highest}."
+        "norms", draw, title="Norms by depth", description=f"{told}the largest, {values[highest]:.1f}, at position {highest}."
     )
 
 
 NEAR_ONE = 0.004
-"""What keeps a cosine of 1 on a scale of distances from 1."""
+"""Added to the distance from 1, so that a cosine of 1 has a place on a logarithmic scale."""
 
 
 class _Scale:
-    """The scale of scores: of cosines the distance from 1, logarithmic, since most are near to it; else the scores themselves.
+    """The scale of scores: for cosines the logarithm of the distance from 1, as most are close to 1; else the scores themselves.
 
-    Of other scores, those that lie so far off that they would flatten all others stand at the edge.
+    Outliers that would flatten all other scores are drawn at the edge.
     """
 
     def __init__(self, values: Sequence[float]) -> None:
@@ -78,16 +78,16 @@ class _Scale:
         self.high = max(values) if self.is_cosine else min(max(values), quarters[2] + far)
 
     def height(self, value: float) -> float:
-        """Return how high a score stands, from 0 for the lowest to 1 for the highest."""
+        """Return the height of a score in the picture, from 0 for the lowest to 1 for the highest."""
         return self.place(min(max(value, self.low), self.high))
 
     def place(self, value: float) -> float:
-        """Return how high a value stands that need not be a score, so that it may stand outside."""
+        """Return the height of any value, which may lie outside the range of the scores."""
         low, high, here = (self._raw(one) for one in (self.low, self.high, value))
         return (here - low) / (high - low) if high > low else 1.0
 
     def off(self, value: float) -> bool:
-        """Tell whether a score stands at the edge and not at its own height."""
+        """Tell whether a score is drawn at the edge because it lies off the scale."""
         return not self.low <= value <= self.high
 
     def reaches(self, value: float) -> bool:
@@ -102,11 +102,11 @@ class _Scale:
             from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - listings must not load it
 
             ticks = [tick for tick in MaxNLocator(5).tick_values(self.low, self.high) if self.reaches(tick)]
-        ticks = self._apart(ticks)
+        ticks = self._spaced(ticks)
         axes.set(ylim=(-0.08, 1.1), yticks=[self.place(tick) for tick in ticks], yticklabels=[f"{tick:g}" for tick in ticks])
 
-    def _apart(self, ticks: Sequence[float]) -> list[float]:
-        """Return the ticks that have room for their labels: the lower one of two that are too near to each other."""
+    def _spaced(self, ticks: Sequence[float]) -> list[float]:
+        """Return the ticks whose labels have room; of two that are too close, the lower one."""
         kept: list[float] = []
         for tick in sorted(ticks):
             if not kept or self.place(tick) - self.place(kept[-1]) >= 0.1:
@@ -118,7 +118,7 @@ class _Scale:
 
 
 def _dots(axes: Any, places: Sequence[float], values: Sequence[float], scale: _Scale, **look: Any) -> Any:
-    """Draw scores as points on a thin line; those off the scale as arrows at its edge."""
+    """Draw scores as dots on a thin line; those off the scale as arrows at its edge."""
     heights = [scale.height(value) for value in values]
     (line,) = axes.plot(places, heights, linewidth=1, markersize=4.5 if look["marker"] == "o" else 3.2, **look)
     for place, value in zip(places, values, strict=True):
@@ -128,17 +128,17 @@ def _dots(axes: Any, places: Sequence[float], values: Sequence[float], scale: _S
     return line
 
 
-def _rings(axes: Any, heights: Sequence[float], lost: Collection[int]) -> list[Any]:
-    """Draw a ring around the blocks that decode loses."""
-    if not lost:
+def _rings(axes: Any, heights: Sequence[float], changed: Collection[int]) -> list[Any]:
+    """Draw a ring around the blocks that are removed from decode."""
+    if not changed:
         return []
-    places = sorted(lost)
+    places = sorted(changed)
     look = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": WARM, "markeredgewidth": 1.6}
-    return list(axes.plot(places, [heights[place] for place in places], "o", label="lost by decode", **look))
+    return list(axes.plot(places, [heights[place] for place in places], "o", label="removed from decode", **look))
 
 
 def _heat(axes: Any, rows: Sequence[Sequence[float]], merged: Collection[tuple[int, ...]]) -> None:
-    """Draw a row of cells for the blocks and one, between them, for the pairs: the fuller, the higher the score."""
+    """Draw a row of cells for the blocks and one, between them, for the pairs: the stronger the colour, the higher the score."""
     from matplotlib.patches import Rectangle  # noqa: PLC0415 - listings must not load it
 
     for row, heights in enumerate(rows):
@@ -160,7 +160,7 @@ def _whole_numbers(axes: Any) -> None:
 
 def _in_words(blocks: Sequence[float], pairs: Sequence[float], threshold: float | None) -> str:
     order = sorted(range(len(blocks)), key=lambda block: (-blocks[block], block))
-    told = [f"The highest scores have blocks {joined([str(block) for block in order[:5]])}, the lowest has block {order[-1]}."]
+    told = [f"The highest scores: blocks {joined([str(block) for block in order[:5]])}; the lowest: block {order[-1]}."]
     if pairs and threshold is not None:
         above = [first for first, score in enumerate(pairs) if score >= threshold]
         which = f"those that begin at block {ranges(above)}" if above else "none"

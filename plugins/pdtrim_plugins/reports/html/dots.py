@@ -1,4 +1,4 @@
-"""Pictures of numbers by name: points with their errors, one name a line."""
+"""Pictures of numbers by name: dots with their standard errors, one name a line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pdtrim_plugins.reports.html.wording import counted, cut, element, plain, si
 
 ROW = 26
 MOST_ROWS = 30
-"""A picture with more lines tells no more; the table below it has all."""
+"""A picture with more lines cannot be read; the table below it has all of them."""
 BEFORE: Mapping[str, Any] = {"color": QUIET, "marker": "o", "markerfacecolor": SURFACE}
 BETWEEN: Mapping[str, Any] = {"color": WARM, "marker": "s"}
 AFTER: Mapping[str, Any] = {"color": ACCENT, "marker": "o"}
 LOOKS = (BEFORE, BETWEEN, AFTER, {"color": INK, "marker": "^"}, {"color": INK, "marker": "v", "markerfacecolor": SURFACE})
-"""How up to five series look. Colours are told apart by who cannot see all of them, shapes by who sees none."""
+"""How up to five series look. They differ in shape as well, for readers who cannot distinguish the colours."""
 
-GIVEN, LOST = "given back to prefill", "lost in prefill too"
+KEPT, REMOVED = "kept in prefill", "removed from prefill"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def dots(
     title: str,
     unit: str,
 ) -> Picture:
-    """Return values by row and series: the points of a row lie one below the other, bars are standard errors.
+    """Return values by row and series: the dots of a row lie one below the other, bars are standard errors.
 
     `series` has the look of each of them.
     """
@@ -64,15 +64,19 @@ def _told(name: str, dot: Dot) -> str:
 
 
 def gains(found: Sequence[Gain], threshold: float | None) -> Picture:
-    """Return what it brings to give each element back to prefill, with the threshold from which it stays there."""
+    """Return the gain from keeping each element in prefill, with the threshold from which it is kept."""
     shown = sorted(found, key=lambda gain: -gain.gain)[:MOST_ROWS]
 
     def draw(sheet: Sheet) -> None:
         axes = _lines(
-            sheet, [element(gain.element) for gain in shown], 22, legend=[GIVEN, LOST, "threshold"], unit="points gained"
+            sheet,
+            [element(gain.element) for gain in shown],
+            22,
+            legend=[KEPT, REMOVED, "threshold"],
+            unit="gain in score",
         )
         handles = []
-        for kept_in_prefill, label, look in ((True, GIVEN, AFTER), (False, LOST, BEFORE)):
+        for kept_in_prefill, label, look in ((True, KEPT, AFTER), (False, REMOVED, BEFORE)):
             there = [
                 (row, Dot(gain.gain, gain.error)) for row, gain in enumerate(shown) if gain.kept_in_prefill == kept_in_prefill
             ]
@@ -83,15 +87,13 @@ def gains(found: Sequence[Gain], threshold: float | None) -> Picture:
             handles.append(axes.axvline(threshold, color=WARM, linestyle=(0, (5, 3)), linewidth=1.3, label="threshold"))
         sheet.legend(handles)
 
-    told = [
-        f"{element(gain.element)} {signed(gain.gain)} ({'given back' if gain.kept_in_prefill else 'lost too'})" for gain in shown
-    ]
+    told = [f"{element(gain.element)} {signed(gain.gain)} ({'kept' if gain.kept_in_prefill else 'removed'})" for gain in shown]
     beside = "" if threshold is None else f" The threshold is {plain(threshold, 2)} points."
     return picture("gains", draw, title="Gain of each element", description=f"{'; '.join(told)}.{beside}")
 
 
 def merges(results: Sequence[MergeResult]) -> Picture:
-    """Return the errors behind each merge before and after training, beside those of a drop."""
+    """Return the error after each merge before and after training, next to that of a drop."""
     shown = sorted(results, key=lambda merge: merge.pair)[:MOST_ROWS]
     series = (
         ("before training", "untrained", {"color": QUIET, "marker": "o", "markerfacecolor": SURFACE}),
@@ -101,7 +103,7 @@ def merges(results: Sequence[MergeResult]) -> Picture:
 
     def draw(sheet: Sheet) -> None:
         names = ["+".join(map(str, merge.pair)) for merge in shown]
-        axes = _lines(sheet, names, ROW, legend=[one[0] for one in series], unit="mean squared error of the stream behind it")
+        axes = _lines(sheet, names, ROW, legend=[one[0] for one in series], unit="mean squared error of the hidden states")
         for row, merge in enumerate(shown):
             axes.plot([merge.untrained, merge.trained], [row, row], color=TINT, linewidth=4, solid_capstyle="butt")
         handles = []
@@ -144,7 +146,7 @@ def more_than_shown(count: int) -> str:
 
 
 def _lines(sheet: Sheet, names: Sequence[str], height: float, *, legend: Sequence[str], unit: str) -> Any:
-    """Return axes with a line a name: on the left of it, or above it where there is little room."""
+    """Return axes with one line for each name, which stands to its left, or above it in a narrow picture."""
     from matplotlib.transforms import ScaledTranslation, blended_transform_factory  # noqa: PLC0415 - listings must not load it
 
     above = sheet.is_narrow and max(map(len, names)) > 12
@@ -169,7 +171,7 @@ def _lines(sheet: Sheet, names: Sequence[str], height: float, *, legend: Sequenc
 
 
 def _points(axes: Any, there: Sequence[tuple[float, Dot]], *, label: str, **look: Any) -> Any:
-    """Draw points with bars of one standard error to both sides."""
+    """Draw dots with bars of one standard error to either side."""
     rows, values = [row for row, _ in there], [dot for _, dot in there]
     for row, dot in there:
         if dot.error:

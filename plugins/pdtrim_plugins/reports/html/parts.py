@@ -1,4 +1,4 @@
-"""What a page is made of: sections with pictures, tables and commands; plain data, which the template lays out."""
+"""The parts of a page: sections with pictures, tables and commands, as plain data for the template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pdtrim_plugins.reports.html.svg import Picture
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: its text, what sorting goes by where that is not the text, and whether it stands out."""
+    """One cell of a table: its text, the sort key where that is not the text, and whether it is in bold."""
 
     text: str
     key: float | None = None
@@ -20,7 +20,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; columns whose cells have keys are numbers. `fold` is the line that opens it, if it is folded away."""
+    """A table; columns whose cells have keys are numbers. `fold` is the line that opens it, if it is collapsed at first."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -36,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with what is written under it, and above it where a section has several of a sort."""
+    """A picture with its caption, and a heading where a section has several pictures."""
 
     picture: Picture
     caption: str
@@ -47,7 +47,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Text:
-    """Lines as they are: commands to type, or a file. `fold` is the line that opens them, if they are folded away."""
+    """Preformatted lines: commands to type, or a file. `fold` is the line that opens them, if they are collapsed at first."""
 
     lines: str
     fold: str = ""
@@ -68,7 +68,7 @@ Part = Table | Figure | Text | Listing
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page; one without parts and lead is left out."""
+    """A section of the page; one without parts and without a lead is left out."""
 
     name: str
     title: str
@@ -78,7 +78,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure at the top: what it is, how much, and beside what."""
+    """One figure at the top: its label, its value, and what to compare it with."""
 
     label: str
     value: str
@@ -87,7 +87,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page: its name, the model that it is about, what happened in a sentence, and a warning where that is not all."""
+    """A whole page: its title, the model it is about, a sentence on what happened, and a warning if there is one."""
 
     title: str
     about: str

@@ -1,4 +1,4 @@
-"""The sections about what one run did."""
+"""The sections on what one run did."""
 
 from __future__ import annotations
 
@@ -7,58 +7,57 @@ from collections.abc import Mapping, Sequence
 
 from pdtrim_core.api import Drop, Merge, Outcome, RunRecord, Value
 from pdtrim_plugins.reports.html import dots, tasks
-from pdtrim_plugins.reports.html.ladder import ladder
+from pdtrim_plugins.reports.html.diagram import block_diagram
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Part, Section, Table, Text, number, words
 from pdtrim_plugins.reports.html.sentences import threshold_of
 from pdtrim_plugins.reports.html.wording import amount, change, element, signed, with_error
 
-APART, SEARCHED = "items kept apart", "items searched on"
+HELD_OUT, SEARCHED = "held-out items", "items searched on"
 RESULTS_LEAD = (
-    "Dense is the model as it was; unified loses in both stages what decode loses; staged is the plan. "
-    "Points run from 0 to 100, more is better; each number has its standard error."
+    "Dense is the unpruned model; unified removes from both stages what the plan removes from decode; staged is the plan. "
+    "Scores run from 0 to 100, higher is better; each has its standard error."
 )
 REPLACED_LEAD = (
-    "Dense is the model as it was; unified is the one that replaced it, in both stages. "
-    "Points run from 0 to 100, more is better; each number has its standard error."
+    "Dense is the unpruned model; unified is the one that replaced it, in both stages. "
+    "Scores run from 0 to 100, higher is better; each has its standard error."
 )
-APART_CAPTION = "Items kept apart had no say in what was removed: believe those."
+HELD_OUT_CAPTION = "Nothing was chosen on the held-out items: trust those numbers."
 
 
-def ladder_section(outcome: Outcome) -> Section:
+def diagram_section(outcome: Outcome) -> Section:
     """Say what each stage runs."""
     if outcome.saved_plan is None:
-        lead = "There is no ladder: the replaced model is no selection of the dense model's blocks and channels."
-        return Section("ladder", "What each stage runs", lead)
+        lead = "There is no block diagram: the new model is not a selection of the dense model's blocks and channels."
+        return Section("diagram", "What each stage runs", lead)
     saved = outcome.plan
-    maker = (
-        "decode, so prefill computes nothing behind the last K/V that decode reads"
-        if saved.first_token == "decode"
-        else "prefill"
-    )
+    maker = "decode, so prefill is truncated after the last K/V that decode reads" if saved.first_token == "decode" else "prefill"
     caption = f"Each cell is a block of the dense model, counted from 0. The first token is made by {maker}."
-    return Section("ladder", "What each stage runs", parts=[Figure(ladder("ladder", saved.plan, outcome.block_count), caption)])
+    return Section(
+        "diagram", "What each stage runs", parts=[Figure(block_diagram("diagram", saved.plan, outcome.block_count), caption)]
+    )
 
 
 def results_section(outcome: Outcome) -> Section:
     """Compare dense, unified and staged."""
     values: dict[str, Mapping[str, Value | None]] = {
-        row.name: {APART: row.held_out, SEARCHED: row.calibration} for row in outcome.rows
+        row.name: {HELD_OUT: row.held_out, SEARCHED: row.calibration} for row in outcome.rows
     }
-    looks = {SEARCHED: dots.BEFORE, APART: dots.AFTER}
+    looks = {SEARCHED: dots.BEFORE, HELD_OUT: dots.AFTER}
     series = [one for one in looks if any(of[one] for of in values.values())]
     rows = {name: {one: dots.Dot(v.score, v.error) for one in series if (v := of[one])} for name, of in values.items()}
-    picture = dots.dots(
-        "results", rows, {one: looks[one] for one in series}, title="Results", unit=f"{outcome.objective}, points"
-    )
+    picture = dots.dots("results", rows, {one: looks[one] for one in series}, title="Results", unit=f"{outcome.objective}, score")
     head = ["", *(f"{value.items} {one}" if (value := values["dense"][one]) else one for one in series)]
     body = [[words(name, strong=name == "staged"), *(_value(of[one]) for one in series)] for name, of in values.items()]
     return Section(
         "results",
-        "What it does to the answers",
+        "Results",
         RESULTS_LEAD if outcome.saved_plan is not None else REPLACED_LEAD,
         [
-            Figure(picture, APART_CAPTION if APART in series else "No items were kept apart: these chose what they measure."),
-            Table(head, body, f"{outcome.objective}, in points"),
+            Figure(
+                picture,
+                HELD_OUT_CAPTION if HELD_OUT in series else "No items were held out: the plan was chosen on these.",
+            ),
+            Table(head, body, f"{outcome.objective}, score from 0 to 100"),
         ],
     )
 
@@ -68,15 +67,15 @@ def _value(value: Value | None) -> Cell:
 
 
 def tasks_section(record: RunRecord) -> Section:
-    """Show the benchmarks that the folder has results of."""
+    """Show the benchmark results in the folder."""
     table = tasks.by_task(record.results)
-    variants = [variant for variant in tasks.SIDES if any(variant in row for row in table.values())]
+    variants = [variant for variant in tasks.VARIANTS if any(variant in row for row in table.values())]
     shares = {task: row for task, row in table.items() if all(tasks.is_share(metric) for metric in row.values())}
     parts: list[Part] = []
     if shares:
         rows = {task: {variant: tasks.dot(metric) for variant, metric in row.items()} for task, row in shares.items()}
         picture = dots.dots("tasks", rows, dict(zip(variants, dots.LOOKS, strict=False)), title="Benchmarks", unit="percent")
-        parts.append(Figure(picture, "Points with one standard error to both sides."))
+        parts.append(Figure(picture, "Bars are one standard error to either side."))
     body = []
     for task, row in table.items():
         best = tasks.best(row)
@@ -101,7 +100,7 @@ def costs_section(outcome: Outcome) -> Section:
         for cost in outcome.costs
     ]
     picture = dots.costs({cost.name: 1 - cost.saved for cost in outcome.costs})
-    caption = "What is left of each cost. From the sizes of the model alone: no clock was read."
+    caption = "What is left of each cost, computed from the sizes of the model; nothing was timed."
     return Section(
         "costs",
         "What it saves",
@@ -110,9 +109,9 @@ def costs_section(outcome: Outcome) -> Section:
 
 
 def gains_section(outcome: Outcome) -> Section:
-    """Show what it brings to give each element back to prefill."""
+    """Show the gain from keeping each element in prefill."""
     if not outcome.gains:
-        return Section("gains", "What prefill gets back")
+        return Section("gains", "What prefill keeps")
     threshold = threshold_of(outcome)
     body = [
         [
@@ -121,22 +120,22 @@ def gains_section(outcome: Outcome) -> Section:
             words(verdict),
         ]
         for gain in outcome.gains
-        for verdict in ["given back" if gain.kept_in_prefill else "lost too"]
+        for verdict in ["kept" if gain.kept_in_prefill else "removed"]
     ]
-    caption = "Each element of decode's removal given back to prefill alone; bars are standard errors, paired over items."
+    caption = "Each element of decode's removal kept in prefill by itself; bars are standard errors, paired over items."
     return Section(
         "gains",
-        "What prefill gets back",
-        "Prefill reads the prompt once and in parallel, so a block costs it less than decode, and may bring it more.",
+        "What prefill keeps",
+        "Prefill processes the prompt once and in parallel, so a block costs less there than in decode, and may gain more.",
         [
             Figure(dots.gains(outcome.gains, threshold), caption + dots.more_than_shown(len(outcome.gains))),
-            Table(["element", "gain in points", "prefill"], body, "Gain when given back", "All gains as a table"),
+            Table(["element", "gain in score", "prefill"], body, "Gain when kept in prefill", "All gains as a table"),
         ],
     )
 
 
 def merges_section(outcome: Outcome) -> Section:
-    """Show how merges came out."""
+    """Show the errors of merges."""
     if not outcome.merges:
         return Section("merges", "Merges")
     body = [
@@ -148,12 +147,12 @@ def merges_section(outcome: Outcome) -> Section:
         ]
         for merge in outcome.merges
     ]
-    caption = "Mean squared difference from the dense model's stream behind the merged blocks: less is better."
+    caption = "Mean squared difference from the dense model's hidden states after the merged blocks: lower is better."
     return Section(
         "merges",
-        "What merging loses",
-        "A merged block is trained to stand for its neighbours. One that ends farther from the dense model than dropping a "
-        "block would is not used.",
+        "Errors of merging",
+        "A merged block is trained to replace the blocks it is made of. It is not used where its error stays larger than that of "
+        "dropping a block.",
         [
             Figure(dots.merges(outcome.merges), caption + dots.more_than_shown(len(outcome.merges))),
             Table(["blocks", "d", "before", "after", "a drop", "decode"], body, "Errors of merges"),
@@ -162,7 +161,7 @@ def merges_section(outcome: Outcome) -> Section:
 
 
 def blocks_table(outcome: Outcome) -> Table:
-    """Return all that is known of each block."""
+    """Return the scores, the norm and the state in both stages of each block."""
     plan = None if outcome.saved_plan is None else outcome.plan.plan
     body = []
     for block in range(outcome.block_count):
@@ -170,7 +169,7 @@ def blocks_table(outcome: Outcome) -> Table:
         cells += [number(s[block], f"{s[block]:.4f}") if block < len(s) else NOTHING for s in _by_block(outcome)]
         cells += [words("" if plan is None else plan.state(stage, block)) for stage in ("prefill", "decode")]
         body.append(cells)
-    head = ["block", "score", "pair with next", "norm in front", "prefill", "decode"]
+    head = ["block", "score", "pair with next", "norm before it", "prefill", "decode"]
     kept = [column for column in range(len(head)) if any(row[column].text for row in body)]
     return Table(
         [head[column] for column in kept],
@@ -185,21 +184,21 @@ def _by_block(outcome: Outcome) -> tuple[Sequence[float], Sequence[float], Seque
 
 
 def notes_section(outcome: Outcome) -> Section:
-    """Repeat what the run said."""
+    """List the notes of the run."""
     return Section("notes", "Notes of the run", parts=[Listing(outcome.notes)] if outcome.notes else [])
 
 
 def serve_section(record: RunRecord) -> Section:
-    """Say what to type to serve the pair."""
+    """Give the commands that serve the pair."""
     path = shlex.quote(str(record.path))
     if record.outcome is None or record.outcome.saved_plan is None:
         what = "has not finished" if record.outcome is None else "replaced the whole model and has no plan of two stages"
         return Section("serve", "Serve it", f"There is no pair to serve: this run {what}.")
     commands = f"pdtrim-core export {path} --to vllm\npdtrim-core serve {path}"
-    return Section("serve", "Serve it", "Write the two models for an engine, or serve them from here:", [Text(commands)])
+    return Section("serve", "Serve it", "Write the two models for vLLM, and serve them:", [Text(commands)])
 
 
-def lost_blocks(outcome: Outcome) -> tuple[set[int], set[tuple[int, ...]]]:
+def removed_blocks(outcome: Outcome) -> tuple[set[int], set[tuple[int, ...]]]:
     """Return the blocks that decode drops, and the runs that it merges."""
     if outcome.saved_plan is None:
         return set(), set()

@@ -12,11 +12,11 @@ def sentence(record: RunRecord) -> str:
     """Return the sentence of a run."""
     outcome = record.outcome
     if outcome is None:
-        return f"This run on {_model(record)} has not finished, so nothing is removed yet; below is what it has measured so far."
+        return f"This run on {_model(record)} has not finished, so nothing has been removed; below is what it has measured."
     if outcome.saved_plan is None:
         return (
-            f"{_use(outcome, 'pruner')} replaced the whole of {outcome.model} by a smaller model, the same in both stages: "
-            "no blocks were removed one by one."
+            f"{_use(outcome, 'pruner')} replaced {outcome.model} as a whole with a smaller model, the same in both stages: "
+            "no single blocks were removed."
         )
     plan = outcome.plan.plan
     if not len(plan.decode) and not len(plan.prefill):
@@ -66,21 +66,21 @@ def _reason(outcome: Outcome) -> str:
 
 
 def _prefill(outcome: Outcome, plan: Plan) -> str:
-    lost = [e for e in plan.decode if e in plan.prefill]
+    removed = [e for e in plan.decode if e in plan.prefill]
     kept = [e for e in plan.decode if e not in plan.prefill and KvOnly(e.blocks[0]) not in plan.prefill]
     needed = threshold_of(outcome)
     if not len(plan.decode):
         text = "prefill computes less"
     elif not kept:
-        beside = f", since giving back any one of them brings less than {_points(needed)}" if _all_below(outcome) else ""
-        text = f"prefill loses the same{beside}"
+        reason = f", since keeping any one of them gains less than {_points(needed)}" if _all_below(outcome) else ""
+        text = f"prefill loses the same{reason}"
     else:
-        worth = f", which bring at least {_points(needed)} each" if _spared_above(outcome) else ""
+        reason = f", which gain at least {_points(needed)} each" if _kept_above(outcome) else ""
         named = f" ({joined([element(str(e)) for e in kept])})" if len(kept) <= 4 else ""
-        what = "all of that" if not lost else f"{len(kept)} of {len(plan.decode)}{named}"
-        text = f"prefill gets {what} back{worth}"
-    passed = [e.slot for e in plan.prefill if isinstance(e, KvOnly)]
-    return f"{text}, and of block{'s' * (len(passed) > 1)} {ranges(passed)} it computes only the K/V" if passed else text
+        what = "all of that" if not removed else f"{len(kept)} of {len(plan.decode)}{named}"
+        text = f"prefill keeps {what}{reason}"
+    kv_only = [e.slot for e in plan.prefill if isinstance(e, KvOnly)]
+    return f"{text}, and of block{'s' * (len(kv_only) > 1)} {ranges(kv_only)} it computes only the K/V" if kv_only else text
 
 
 def _points(needed: float | None) -> str:
@@ -88,7 +88,7 @@ def _points(needed: float | None) -> str:
 
 
 def threshold_of(outcome: Outcome) -> float | None:
-    """Return the gain in points from which the splitter gives an element back, where it has such a threshold."""
+    """Return the gain in score from which the splitter keeps an element in prefill, where it has such a threshold."""
     splitter = outcome.recipe.get("splitter", {})
     needed = splitter.get("threshold")
     if not isinstance(needed, int | float):
@@ -104,7 +104,7 @@ def _all_below(outcome: Outcome) -> bool:
     return needed is not None and bool(outcome.gains) and all(gain.gain < needed for gain in outcome.gains)
 
 
-def _spared_above(outcome: Outcome) -> bool:
+def _kept_above(outcome: Outcome) -> bool:
     needed = threshold_of(outcome)
     kept_in_prefill = [gain.gain for gain in outcome.gains if gain.kept_in_prefill]
     return needed is not None and bool(kept_in_prefill) and min(kept_in_prefill) >= needed

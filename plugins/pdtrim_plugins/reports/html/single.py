@@ -17,7 +17,7 @@ TILES = {
     "prefill work for 1024 tokens": "prefill work",
     "K/V shipped to decode": "K/V shipped",
 }
-"""The costs that stand at the top, by their names in an outcome."""
+"""The costs shown at the top, by their names in an outcome."""
 
 
 def single(record: RunRecord) -> Page:
@@ -34,7 +34,7 @@ def single(record: RunRecord) -> Page:
             record.name,
             _model_of(record),
             sentence(record),
-            "Not finished: run its recipe again to go on where it stopped.",
+            "Not finished: run its recipe again to continue where it stopped.",
             sections=[*found, sections.serve_section(record), made_section(record)],
         )
     return Page(
@@ -43,7 +43,7 @@ def single(record: RunRecord) -> Page:
         sentence(record),
         tiles=tiles(outcome),
         sections=[
-            sections.ladder_section(outcome),
+            sections.diagram_section(outcome),
             sections.results_section(outcome),
             sections.tasks_section(record),
             sections.costs_section(outcome),
@@ -67,9 +67,8 @@ def tiles(outcome: Outcome) -> list[Tile]:
     """Return the figures at the top: the objective of the pair, and what it saves."""
     rows = {row.name: row.held_out or row.calibration for row in outcome.rows}
     last, dense = list(rows.values())[-1], rows["dense"]
-    beside = (
-        f"dense {with_error(dense.score, dense.error)}, on items {'kept apart' if outcome.rows[0].held_out else 'searched on'}"
-    )
+    items = "held-out items" if outcome.rows[0].held_out else "items searched on"
+    beside = f"dense {with_error(dense.score, dense.error)}, on {items}"
     found = [Tile(outcome.objective, with_error(last.score, last.error), beside)]
     costs = {cost.name: cost for cost in outcome.costs}
     return found + [
@@ -80,14 +79,14 @@ def tiles(outcome: Outcome) -> list[Tile]:
 
 
 def made_section(record: RunRecord) -> Section:
-    """Return how the run was made, folded away: recipe, versions, machine, times."""
+    """Return how the run was made, collapsed at first: recipe, versions, machine, times."""
     parts: list[Part] = []
     environment = vars(record.outcome.environment) if record.outcome else record.environment
     if environment:
         body = [[words(name), words(str(version))] for name, version in environment.get("versions", {}).items()]
         others = [(key, value) for key, value in environment.items() if key != "versions" and value]
         body += [[words(key), words(value if isinstance(value, str) else json.dumps(value))] for key, value in others]
-        parts.append(Table(["", ""], body, "Versions, machine, and hashes of what went in", "Versions and machine"))
+        parts.append(Table(["", ""], body, "Versions, machine, and hashes of the inputs", "Versions and machine"))
     if record.outcome:
         outcome = record.outcome
         times = [[words(step), number(seconds, f"{seconds:.1f}")] for step, seconds in outcome.seconds.items()]
@@ -98,6 +97,6 @@ def made_section(record: RunRecord) -> Section:
         )
         parts.append(Table(["step", "seconds"], times, told, "Time and memory"))
     if record.recipe:
-        parts.append(Text(tomli_w.dumps(dict(record.recipe)).strip(), "The recipe, every option spelt out"))
+        parts.append(Text(tomli_w.dumps(dict(record.recipe)).strip(), "The recipe with all options"))
     licence = f"The model's licence: {record.outcome.license}." if record.outcome and record.outcome.license else ""
     return Section("made", "How this was made", licence, parts)

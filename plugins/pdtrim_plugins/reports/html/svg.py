@@ -1,4 +1,4 @@
-"""Pictures as SVG that takes its colours and its font from the page: drawn by matplotlib in two widths, without identities."""
+"""Pictures as SVG that take their colours and font from the page; matplotlib draws them in two widths."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ COLOURS = {
     "warm": "#707173",
     "quiet": "#808183",
 }
-"""The colours of the page's style by name. A picture is drawn in stand-ins, which become the page's own at the end."""
+"""The colours of the page's style by name. Pictures are drawn in placeholder colours, then replaced by the page's."""
 INK, SOFT, LINE, SURFACE, ACCENT, TINT, WARM, QUIET = COLOURS.values()
 
 TEXT, SMALL = 12.0, 11.0
 """Font sizes in pixels: of labels, and of the marks of an axis."""
 WIDE, NARROW = 780, 340
-"""The widths in which each picture is drawn, in pixels: for a desk, and for a telephone."""
+"""The widths in which each picture is drawn, in pixels: for a wide screen, and for a phone."""
 
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -66,7 +66,7 @@ _SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in two widths, with the words that stand for it where it cannot be seen."""
+    """A picture in two widths, with a description for readers who cannot see it."""
 
     wide: str
     narrow: str
@@ -75,7 +75,7 @@ class Picture:
 
 
 class Sheet:
-    """What a picture is drawn on: a width in pixels, of which the height is chosen with the panels."""
+    """What a picture is drawn on: its width in pixels is given, its height follows from its panels."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -101,7 +101,7 @@ class Sheet:
         return made
 
     def legend_height(self, labels: Sequence[str]) -> float:
-        """Return the height of a legend of these labels, with some air."""
+        """Return the height of a legend of these labels, with a margin."""
         return 12 + 18 * -(-len(labels) // self._columns(labels)) if labels else 4
 
     def _columns(self, labels: Sequence[str]) -> int:
@@ -122,7 +122,7 @@ class Sheet:
 
 
 def picture(name: str, draw: Callable[[Sheet], None], *, title: str, description: str) -> Picture:
-    """Draw a picture in both widths. `name` keeps its identities apart from those of the other pictures of the page."""
+    """Draw a picture in both widths. `name` makes its ids differ from those of the other pictures on the page."""
     try:
         import matplotlib as mpl  # noqa: PLC0415 - listings must not load it
     except ImportError:
@@ -133,7 +133,7 @@ def picture(name: str, draw: Callable[[Sheet], None], *, title: str, description
     for width in (WIDE, NARROW):
         sheet = Sheet(width)
         with mpl.rc_context():
-            # Whatever the user has set for pictures of their own: the same run gives the same bytes.
+            # Settings of the user's own are ignored, so that the same run gives the same bytes.
             mpl.rcdefaults()
             mpl.rcParams.update(_SETTINGS)
             draw(sheet)
@@ -146,7 +146,7 @@ def picture(name: str, draw: Callable[[Sheet], None], *, title: str, description
 
 
 def _of_page(svg: str, name: str) -> str:
-    """Return what matplotlib wrote as a part of a page: without a head, with the page's colours and font, with its own ids."""
+    """Return matplotlib's output as a part of a page: without XML head, with the page's colours and font, and unique ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1)

@@ -1,4 +1,4 @@
-"""Benchmarks: the results that a run folder has, by task and by what answered."""
+"""Benchmarks: the results in a run folder, by task and variant."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pdtrim_core.api import Metric, TaskResult
 from pdtrim_plugins.reports.html.dots import Dot
 from pdtrim_plugins.reports.html.wording import PLUS_MINUS
 
-SIDES = ("dense", "unified", "staged", "prefill", "decode")
+VARIANTS = ("dense", "unified", "staged", "prefill", "decode")
 Cells = Mapping[str, Mapping[str, Metric]]
-"""The main metric by task and side."""
+"""The main metric by task and variant."""
 
 
 def by_task(results: Sequence[TaskResult]) -> Cells:
-    """Return the main metric of each task and side.
+    """Return the main metric of each task and variant.
 
-    A task that was measured in several ways (shots, limit) has a line for each: its name says in what they differ.
+    A task that was measured with several settings (shots, limit) has a line for each; its name says how they differ.
     """
     same: dict[str, list[TaskResult]] = defaultdict(list)
     for result in results:
@@ -34,9 +34,9 @@ def by_task(results: Sequence[TaskResult]) -> Cells:
 
 
 def _varying(group: Sequence[TaskResult]) -> list[str]:
-    """Return the settings in which results of one side differ."""
+    """Return the settings in which results of one variant differ."""
     found = set()
-    for variant in SIDES:
+    for variant in VARIANTS:
         settings = [result.settings for result in group if result.variant == variant]
         for key in {key for one in settings for key in one}:
             if len({json.dumps(one.get(key), sort_keys=True) for one in settings}) > 1:
@@ -50,7 +50,7 @@ def _short(value: object) -> str:
 
 
 def is_share(metric: Metric) -> bool:
-    """Tell whether a metric can stand on a scale from 0 to 100 with others: a share, of which more is better."""
+    """Tell whether a metric can share a scale from 0 to 100 with others: a share where higher is better."""
     return metric.higher_is_better and 0 <= metric.value <= 1
 
 
@@ -60,14 +60,14 @@ def dot(metric: Metric) -> Dot:
 
 
 def told(metric: Metric) -> str:
-    """Return a metric with its standard error: a share in percent, another number in its own unit."""
+    """Return a metric with its standard error: a share in percent, any other number in its own unit."""
     scale, digits = (100.0, 1) if is_share(metric) else (1.0, 3)
     error = "" if metric.error is None else f" {PLUS_MINUS} {scale * metric.error:.{digits}f}"
     return f"{scale * metric.value:.{digits}f}{error}"
 
 
 def best(metrics: Mapping[str, Metric]) -> set[str]:
-    """Return the sides with the best value, the dense model left out."""
+    """Return the variants with the best value, not counting the dense model."""
     values = {
         variant: metric.value * (1 if metric.higher_is_better else -1)
         for variant, metric in metrics.items()

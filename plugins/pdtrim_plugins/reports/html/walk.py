@@ -11,31 +11,31 @@ from pdtrim_plugins.reports.html.wording import counted, plain
 
 
 def paths(steps: Sequence[SearchStep]) -> list[list[int]]:
-    """Return the ways that a search took, as positions of its steps; none for a search that names no floors.
+    """Return the paths that a search took, as positions of its steps; none for a search that sets no floors.
 
-    A way begins with plans asked for without a floor, at the best of them, and goes on with every plan that reached its floor.
+    A path begins at the best of the plans requested without a floor, and continues with every plan that reached its floor.
     """
     found: list[list[int]] = []
     begins = True
-    for place, step in enumerate(steps):
+    for position, step in enumerate(steps):
         if step.floor is None:
             if begins and found:
                 start = found[-1]
-                start[0] = max(start[0], place, key=lambda one: (_value(steps[one]), -one))
+                start[0] = max(start[0], position, key=lambda one: (_value(steps[one]), -one))
             else:
-                found.append([place])
+                found.append([position])
             begins = True
             continue
         begins = False
         if step.taken and found:
-            found[-1].append(place)
-    return [way for way in found if len(way) > 1]
+            found[-1].append(position)
+    return [path for path in found if len(path) > 1]
 
 
 def best_of(steps: Sequence[SearchStep]) -> int | None:
     """Return the position of the best plan that may be the result, the first of equal ones."""
-    able = [place for place, step in enumerate(steps) if step.may_win and step.score is not None and step.taken]
-    return max(able, key=lambda place: (_value(steps[place]), -place), default=None)
+    able = [position for position, step in enumerate(steps) if step.may_win and step.score is not None and step.taken]
+    return max(able, key=lambda position: (_value(steps[position]), -position), default=None)
 
 
 def _value(step: SearchStep) -> float:
@@ -43,7 +43,7 @@ def _value(step: SearchStep) -> float:
 
 
 def walk(steps: Sequence[SearchStep], dense: float | None, *, what: str = "candidate") -> Picture:
-    """Return a search as a picture. `dense` are the dense model's score, `what` names a step."""
+    """Return a search as a picture. `dense` is the dense model's score, `what` names a step."""
 
     def draw(sheet: Sheet) -> None:
         warm = [step.temperature for step in steps]
@@ -74,14 +74,14 @@ def _few_ticks(most: int = 2, *, integer: bool = False) -> Any:
 
 
 def _candidates(axes: Any, steps: Sequence[SearchStep]) -> list[Any]:
-    """Draw the candidates that were not gone on from: measured in full, or cut short at what they could have had at most."""
+    """Draw the candidates off the path: those measured in full, and those cut short, at the score they could reach at most."""
     handles = []
-    taken = {place for way in paths(steps) for place in way}
-    left = [(place + 1, step.score) for place, step in enumerate(steps) if step.score is not None and place not in taken]
-    short = [(place + 1, step.ceiling) for place, step in enumerate(steps) if step.score is None]
-    if left:
+    taken = {position for path in paths(steps) for position in path}
+    full = [(position + 1, step.score) for position, step in enumerate(steps) if step.score is not None and position not in taken]
+    short = [(position + 1, step.ceiling) for position, step in enumerate(steps) if step.score is None]
+    if full:
         look = {"markerfacecolor": SURFACE, "markeredgecolor": QUIET, "markersize": 5.5, "linestyle": "none"}
-        handles += axes.plot(*zip(*left, strict=True), marker="o", label="candidate", **look)
+        handles += axes.plot(*zip(*full, strict=True), marker="o", label="candidate", **look)
     if short:
         look = {"color": QUIET, "markersize": 5.5, "linestyle": "none"}
         handles += axes.plot(*zip(*short, strict=True), marker=7, label="at most (cut short)", **look)
@@ -91,8 +91,8 @@ def _candidates(axes: Any, steps: Sequence[SearchStep]) -> list[Any]:
 def _marks(axes: Any, steps: Sequence[SearchStep]) -> list[Any]:
     """Draw the path and the best."""
     handles: list[Any] = []
-    for number, way in enumerate(paths(steps)):
-        score = [(place + 1, steps[place].score) for place in way]
+    for number, path in enumerate(paths(steps)):
+        score = [(position + 1, steps[position].score) for position in path]
         drawn = axes.plot(
             *zip(*score, strict=True), color=ACCENT, marker="o", markersize=5.5, drawstyle="steps-post", label="path taken"
         )
@@ -108,12 +108,12 @@ def in_words(steps: Sequence[SearchStep], dense: float | None) -> str:
     """Return a search as sentences."""
     short = sum(step.score is None for step in steps)
     told = [f"{counted(len(steps), 'candidate')}, of which {short} cut short."]
-    taken = sum(len(way) - 1 for way in paths(steps))
+    taken = sum(len(path) - 1 for path in paths(steps))
     if taken:
-        told.append(f"The search went on from {taken} of them.")
+        told.append(f"The search continued from {taken} of them.")
     best = best_of(steps)
     if best is not None:
-        told.append(f"The best is candidate {best + 1} with {plain(_value(steps[best]))} points.")
+        told.append(f"The best is candidate {best + 1} with a score of {plain(_value(steps[best]))}.")
     if dense is not None:
-        told.append(f"The dense model has {plain(dense)} points.")
+        told.append(f"The dense model's score is {plain(dense)}.")
     return " ".join(told)

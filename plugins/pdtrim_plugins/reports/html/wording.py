@@ -19,7 +19,7 @@ def joined(words: Sequence[str], last: str = "and") -> str:
 
 
 def ranges(blocks: Iterable[int]) -> str:
-    """Return block numbers with runs of three or more drawn together: 0 to 4, 7 and 9."""
+    """Return block numbers with runs of three or more as ranges: 0 to 4, 7 and 9."""
     runs: list[list[int]] = []
     for block in blocks:
         if runs and block == runs[-1][-1] + 1:
@@ -33,13 +33,13 @@ def ranges(blocks: Iterable[int]) -> str:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """Return a number with its sign; nothing has none."""
+    """Return a number with its sign; zero has none."""
     short = round(value, digits) + 0.0
     return f"{short:+.{digits}f}".replace("-", MINUS) if short else f"{short:.{digits}f}"
 
 
 def plain(value: float, digits: int = 1) -> str:
-    """Return a number with so many digits behind the point."""
+    """Return a number with this many decimals."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", MINUS)
 
 
@@ -54,7 +54,7 @@ def with_error(value: float, error: float | None, digits: int = 1) -> str:
 
 
 def amount(value: float) -> str:
-    """Return a large number short."""
+    """Return a large number with a prefix such as k or M."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.2f} {letter}"
@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
 
 
 def element(text: str) -> str:
-    """Return an element of a plan as the page names it: a block, the blocks of a merge, or the part of a block that shrinks."""
+    """Return an element of a plan as the page names it: a block, the blocks of a merge, or the narrowed part of a block."""
     block, dot, part = text.partition(".")
     if not dot:
         return f"block{'s' if '+' in text else ''} {text}"
@@ -78,5 +78,5 @@ def element(text: str) -> str:
 
 
 def cut(text: str, length: int) -> str:
-    """Return a text that fits a label."""
+    """Return a text cut to the length of a label."""
     return text if len(text) <= length else text[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"

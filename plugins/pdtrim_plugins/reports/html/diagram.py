@@ -1,4 +1,4 @@
-"""The ladder of blocks as a picture: what each stage does at every block."""
+"""The block diagram as a picture: what each stage does at every block."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ MEANING: Mapping[str, str] = {
     "kv-only": "K/V only",
     "gone": "gone",
 }
-"""What a stage does at a block, in the words of the legend; `into` belongs to the cell in front of it."""
+"""What a stage does at a block, in the words of the legend; a block in state `into` is drawn as part of the cell before it."""
 LABELS = 52
 """Pixels for the names of the stages."""
 BLOCKS_A_LINE = {True: 10, False: 30}
 
 
-def ladder(name: str, plan: Plan, block_count: int, *, title: str = "The ladder of blocks") -> Picture:
-    """Return the ladder of a plan."""
+def block_diagram(name: str, plan: Plan, block_count: int, *, title: str = "Block diagram") -> Picture:
+    """Return the block diagram of a plan."""
     return picture(
-        name, lambda sheet: _draw(sheet, plan, block_count), title=title, description=ladder_in_words(plan, block_count)
+        name, lambda sheet: _draw(sheet, plan, block_count), title=title, description=diagram_in_words(plan, block_count)
     )
 
 
-def ladder_in_words(plan: Plan, block_count: int) -> str:
-    """Return the ladder as sentences, for whoever cannot see it."""
+def diagram_in_words(plan: Plan, block_count: int) -> str:
+    """Return the block diagram as sentences, for readers who cannot see it."""
     sentences = []
     for stage, states in _states(plan, block_count).items():
         clauses = []
@@ -41,7 +41,7 @@ def ladder_in_words(plan: Plan, block_count: int) -> str:
                 clauses.append(f"{meaning}: {ranges(blocks)}")
         inside = [block for block, found in enumerate(states) if found == "into"]
         if inside:
-            clauses.append(f"stands in the block before: {ranges(inside)}")
+            clauses.append(f"part of the merged block before it: {ranges(inside)}")
         sentences.append(f"{stage.capitalize()}, by block. {'; '.join(clauses)}.")
     return " ".join(sentences)
 
@@ -51,7 +51,7 @@ def _states(plan: Plan, block_count: int) -> dict[str, list[str]]:
 
 
 def _line_length(block_count: int, *, narrow: bool) -> int:
-    """Return how many blocks stand on a line: all of a model of up to 32, on a desk; else round numbers."""
+    """Return how many blocks are drawn on a line: all of them for up to 32 on a wide screen, else a round number."""
     return block_count if not narrow and block_count <= 32 else BLOCKS_A_LINE[narrow]
 
 
@@ -93,7 +93,7 @@ _NUMBER_COLOUR = {"run": SURFACE, "shrunk": INK, "merged": SURFACE, "kv-only": S
 
 
 def _cell(axes: Any, place: tuple[float, float, float, float], states: list[str], block: int, *, first: int, stop: int) -> None:
-    """Draw one block; one that stands in the block before is drawn on from it, unless a line begins between them."""
+    """Draw one block; one that is merged into the block before is drawn joined to it, unless a line begins between them."""
     from matplotlib.patches import Rectangle  # noqa: PLC0415 - listings must not load it
 
     left, top, width, height = place
