@@ -29,7 +29,7 @@ from subject import environment, write
 from pdtrim_core import LoadedRun, load_plugins
 from pdtrim_core.api import BlockModel
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 
 TASKS = "arc_easy,arc_challenge,piqa,hellaswag"
 """Tasks whose choices have several tokens; where they have one, `HFLM` too runs the context once, and less is left to save."""
@@ -40,11 +40,11 @@ TOLERANCE = 1e-4
 def dense_run(path: str, dtype: str) -> LoadedRun:
     """Return a run that has a dense model and nothing else."""
     host = load_plugins()
-    recipe = resolve(
+    recipe = Recipe.from_data(
         {"model": {"path": path, "device": "cpu", "dtype": dtype}, "prune": {"blocks": 1}},
-        host,
         where="benchmark.toml",
         out=Path("unused"),
+        host=host,
     )
     run = LoadedRun(Path("unused"), cast("Any", None), recipe, host)
     vars(run)["dense"] = open_model(recipe.model, host)
@@ -81,9 +81,9 @@ def compare(options: argparse.Namespace, run: LoadedRun) -> list[dict[str, Any]]
     """Run every task both ways and return their figures."""
     from lm_eval.models.huggingface import HFLM
 
-    from pdtrim_core.harness.model import PdtrimLM
+    from pdtrim_core.harness.model import ModelOptions, PdtrimLM
 
-    own = PdtrimLM(run, stage="dense", batch_size=options.batch_size)
+    own = PdtrimLM(run, ModelOptions(stage="dense", batch_size=options.batch_size))
     plain = HFLM(pretrained=run.dense.model, tokenizer=run.dense.tokenizer, batch_size=options.batch_size)
     for model in (own, plain):
         # Neither pays for what is done once: reading the weights, and trying whether rows can be shared.

@@ -31,7 +31,7 @@ from pdtrim_core.data.readings import Reading, standard_error
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.run_cache import RunCache
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import measured_in
 
 SEARCHED, COMPARED = 64, 512
@@ -111,7 +111,7 @@ def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], h
         **way.parts(),
     }
     out = options.out / way.folder
-    outcome = run(resolve(data, host, where=way.folder, out=out), host, shared=shared)
+    outcome = run(Recipe.from_data(data, where=way.folder, out=out, host=host), host, shared=shared)
     plan = outcome.plan.plan
     reading = measured_in(out)["held-out"][plan]
     cost = next(cost for cost in outcome.costs if cost.unit == "FLOPs")

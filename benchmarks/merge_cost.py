@@ -30,7 +30,7 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.pipeline import merge_store as merges
 from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 
 WAYS = ("ours", "theirs")
 
@@ -54,7 +54,7 @@ class NothingKept(TeacherBatches):
 
 def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     """Train one merge in this process; return seconds, peak memory and errors."""
-    recipe = resolve({"model": options.model, "prune": {"blocks": 1}}, load_plugins(), where="benchmark.toml")
+    recipe = Recipe.from_data({"model": options.model, "prune": {"blocks": 1}}, where="benchmark.toml", host=load_plugins())
     model = open_model(recipe.model, load_plugins())
     lines = python_reference()
     Random(0).shuffle(lines)

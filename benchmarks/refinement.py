@@ -26,7 +26,7 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.plan.plan_file import plan_from_json
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import measured_in
 
 SEARCHED, COMPARED = 256, 512
@@ -50,7 +50,7 @@ class Refined(NamedTuple):
 def refined(name: str, options: argparse.Namespace, host: PluginHost, shared: RunCache) -> Refined:
     """Run one pruner, or go on with it, and compare its two plans on the held-out items."""
     out = options.out / name
-    outcome = run(resolve(recipe_data(name, options), host, where=name, out=out), host, shared=shared)
+    outcome = run(Recipe.from_data(recipe_data(name, options), where=name, out=out, host=host), host, shared=shared)
     assert outcome.saved_plan is not None, "only pruners whose removal can be split are compared"
     plan = plan_from_json(outcome.saved_plan)
     apart = measured_in(out)["held-out"]

@@ -33,7 +33,7 @@ from subject import environment, write
 from pdtrim_core import Drop, Plan, Removal, SavedPlan, load_plugins
 from pdtrim_core.api import BlockModel
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.serving.commands import Engine, Export, Ports, commands_for, open_export
 from pdtrim_core.serving.servers import check_engine, look_at, running, wait_until_healthy
 from pdtrim_core.testing.contracts import small_run
@@ -159,7 +159,9 @@ def main() -> None:
     check_engine(options.python, look_at(options.python), wants_nixl=options.connector == "nixl")
     torch.set_num_threads(1)
     host, where = load_plugins(), environment()
-    model = open_model(resolve({"model": options.model, "prune": {"blocks": 1}}, host, where="benchmark.toml").model, host)
+    model = open_model(
+        Recipe.from_data({"model": options.model, "prune": {"blocks": 1}}, where="benchmark.toml", host=host).model, host
+    )
     first = (model.block_count - options.blocks) // 2
     plans = (Plan(), Plan.unified(Removal(Drop(first + number) for number in range(options.blocks))))
     with tempfile.TemporaryDirectory(prefix="pdtrim-benchmark-") as folder:

@@ -21,7 +21,7 @@ from pdtrim_core.api import BlockModel, Sample
 from pdtrim_core.data.items import Calibration, calibrate
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.recipe.recipe import Recipe, resolve
+from pdtrim_core.recipe.recipe import Recipe
 
 OBJECTIVES = ("accuracy", "margin", "perplexity")
 """Those that need sums of log-probabilities alone: the harness gives nothing else."""
@@ -71,7 +71,9 @@ def open_subject(options: argparse.Namespace, *, held_out: int | None = None) ->
         "prune": {"blocks": COUNT, "merges": False},
         "evaluation": {"threads": 1, "compile": options.compile},
     }
-    recipe = resolve(data, host, where="benchmark.toml", out=Path(tempfile.mkdtemp(prefix="pdtrim-benchmark-")) / "run")
+    recipe = Recipe.from_data(
+        data, where="benchmark.toml", out=Path(tempfile.mkdtemp(prefix="pdtrim-benchmark-")) / "run", host=host
+    )
     model = open_model(recipe.model, host)
     model.compiles = options.compile
     draw, seed = recipe.calibration, recipe.settings.seed

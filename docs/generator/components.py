@@ -18,7 +18,7 @@ from generator.code import methods, signature
 from generator.markup import anchor, doc, summary, table
 from pdtrim_core.api.kinds import KINDS, Component, options_of
 from pdtrim_core.host.host import PluginHost
-from pdtrim_core.recipe.recipe import OWN_DISTRIBUTION
+from pdtrim_core.recipe.parts import OWN_DISTRIBUTION
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 
 EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {
@@ -36,8 +36,8 @@ def kind_page(kind: str, host: PluginHost) -> str:
     base = KINDS[kind]
     provided = [p for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
     default = DEFAULTS.get(kind)
-    needed = "A recipe may leave this key out." if kind == "pruner" else "A recipe must have this key."
-    chosen = f"Without the key, a recipe gets `{kind} = {json.dumps(default)}`." if default else needed
+    needed = "The key is optional." if kind == "pruner" else "The key is required."
+    chosen = f"The default is `{kind} = {json.dumps(default)}`." if default else needed
     rows = [(p.component.name, summary(p.component)) for p in provided]
     parts = [
         f"# {kind.capitalize()}",
@@ -61,8 +61,8 @@ def families_page() -> str:
         [
             f"`{family}`",
             f"`{place}`",
-            ", ".join(f"`{part}`" for part in parts) or "made together with Q",
-            " and ".join(name for name, there in (("heads", attention), ("channels", mlp)) if there) or "whole blocks alone",
+            ", ".join(f"`{part}`" for part in parts) or "one projection with Q",
+            " and ".join(name for name, there in (("heads", attention), ("channels", mlp)) if there) or "only whole blocks",
         ]
         for family, (place, parts, attention, mlp) in sorted(PLACES.items())
     ]
@@ -70,10 +70,10 @@ def families_page() -> str:
         [
             "# Families of models",
             "The built-in plugin `architectures` answers the hook `pdtrim_find_blocks` for these values of `model_type` in a "
-            "model's config. Another plugin can answer for more.",
-            'Merges can keep K/V frozen (`distiller.kv = "frozen"`) where K and V are made by parts of their own.',
-            "Pruners that remove K/V heads or MLP channels need projections of their own for them.",
-            table(["model_type", "where its blocks are", "what makes K and V", "what can go"], rows),
+            "model's config. Other plugins can add more.",
+            'Merges can keep K/V frozen (`distiller.kv = "frozen"`) where K and V have their own projections.',
+            "Pruners that remove K/V heads or MLP channels need separate projections for these.",
+            table(["model_type", "where its blocks are", "what makes K and V", "what can be removed"], rows),
         ]
     )
 

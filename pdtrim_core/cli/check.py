@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.errors import PdtrimError, RecipeError
-from pdtrim_core.host.host import PluginHost, load_plugins
-from pdtrim_core.recipe.recipe import Recipe, read
-from pdtrim_core.recipe.toml_data import load, plugin_files
-from pdtrim_core.sweeping.sweep import Changes, base_recipe, is_sweep, read_sweep
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.toml_data import load, parse_settings
+from pdtrim_core.sweeping.sweep import Changes, is_sweep, read_sweep
 
 
 def check(
@@ -36,13 +35,13 @@ def check(
 
 def _check(path: Path, settings: list[str], *, budget: bool) -> dict[str, Any]:
     try:
-        wanted, host = _read(path, settings)
+        wanted = _read(path, settings)
         result: dict[str, Any] = {"recipe": str(path), "problems": [], "exit_code": 0}
         result["text"] = f"{path}: ok" if None in wanted else f"{path}: ok, {len(wanted)} run{'s' * (len(wanted) != 1)}"
         if budget:
             from pdtrim_core.pipeline.budget import budget_of  # noqa: PLC0415 - imports torch
 
-            found = {name: budget_of(recipe, host) for name, recipe in wanted.items()}
+            found = {name: budget_of(recipe, recipe.host) for name, recipe in wanted.items()}
             result["budget"] = vars(found[None]) if None in found else {name: vars(of_run) for name, of_run in found.items()}
             lines = [f"{path}: {of_run}" if name is None else f"{path}: {name}: {of_run}" for name, of_run in found.items()]
             result["text"] = "\n".join(lines)
@@ -52,14 +51,12 @@ def _check(path: Path, settings: list[str], *, budget: bool) -> dict[str, Any]:
     return result
 
 
-def _read(path: Path, settings: list[str]) -> tuple[dict[str | None, Recipe], PluginHost]:
+def _read(path: Path, settings: list[str]) -> dict[str | None, Recipe]:
     """Return the recipe in a file, under None, or those of a sweep's runs by name."""
     data = load(path)
-    if not is_sweep(data):
-        host = load_plugins(plugin_files(data, path))
-        return {None: read(path, host, settings=settings)}, host
-    host = load_plugins(plugin_files(base_recipe(data, path), path))
-    return {run.point.name: run.recipe for run in read_sweep(path, host, Changes(settings)).runs}, host
+    if is_sweep(data):
+        return {run.point.name: run.recipe for run in read_sweep(path, changes=Changes(parse_settings(settings))).runs}
+    return {None: Recipe.from_data(data, changes=parse_settings(settings), where=str(path))}
 
 
 def _told(path: Path, error: PdtrimError) -> str:

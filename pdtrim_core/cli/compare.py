@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 def compare(
     runs: Annotated[list[Path] | None, typer.Argument(help="The folders of finished runs.", show_default=False)] = None,
     variants: Annotated[
-        str, typer.Option(help="What answers, a row each: staged, unified, prefill, decode, dense, with commas between.")
+        str,
+        typer.Option(
+            "--variants",
+            "--sides",
+            help="What answers, a row each: staged, unified, prefill, decode, dense, with commas between.",
+        ),
     ] = "staged",
     tasks: Annotated[str, typer.Option(help="The tasks to show, in this order (default: all that were measured).")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
@@ -27,13 +32,7 @@ def compare(
 ) -> None:
     """Print one table of runs by tasks, with paired differences to the first row, what each stage loses, and what that costs."""
     del debug  # main() reads it
-    wanted = _words(variants)
-    problems = [
-        f"--sides: there is no side '{variant}'{did_you_mean(variant, get_args(Variant))}"
-        for variant in wanted
-        if variant not in get_args(Variant)
-    ]
-    problems += [] if wanted else ["--sides: name at least one side"]
+    wanted, problems = _words(variants), _wrong_variants(_words(variants))
     if as_json + as_markdown + as_latex > 1:
         problems.append("--json, --markdown, --latex: choose one")
     if problems:
@@ -50,6 +49,15 @@ def compare(
         print(text.latex(found), end="")
     else:
         print_comparison(found)
+
+
+def _wrong_variants(wanted: list[str]) -> list[str]:
+    if not wanted:
+        return ["--variants: name at least one"]
+    known = get_args(Variant)
+    return [
+        f"--variants: there is no variant '{variant}'{did_you_mean(variant, known)}" for variant in wanted if variant not in known
+    ]
 
 
 def print_comparison(comparison: Comparison) -> None:

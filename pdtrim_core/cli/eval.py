@@ -26,8 +26,13 @@ class FirstToken(StrEnum):
 def eval(  # noqa: A001 - a command is named as its function is
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     tasks: Annotated[str, typer.Option(help="Tasks by the harness' names, with commas between them.", show_default=False)],
-    stage: Annotated[
-        str, typer.Option(help="What answers: staged (the pair), unified, prefill, decode or dense; several with commas.")
+    variants: Annotated[
+        str,
+        typer.Option(
+            "--variants",
+            "--stage",
+            help="What answers: staged (the pair), unified, prefill, decode or dense; several with commas.",
+        ),
     ] = "staged",
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Read the items from files in this folder, not from the hub.")
@@ -62,7 +67,7 @@ def eval(  # noqa: A001 - a command is named as its function is
 ) -> None:
     """Evaluate a run on benchmarks of lm-evaluation-harness; print one table."""
     del debug  # main() reads it
-    names, variants = _names(tasks), _sides(stage)
+    names, wanted = _names(tasks), _variants(variants)
     if items is not None and data is None:
         raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
     check_installed()
@@ -82,8 +87,8 @@ def eval(  # noqa: A001 - a command is named as its function is
         runs_code=unsafe_code,
     )
     evaluation = Evaluation(load_run(run), options, lambda text: print(text, file=sys.stderr, flush=True))
-    results = list(evaluation.results(names, variants, fresh=fresh))
-    print(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, variants)
+    results = list(evaluation.results(names, wanted, fresh=fresh))
+    print(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, wanted)
 
 
 def _names(tasks: str) -> list[str]:
@@ -93,11 +98,11 @@ def _names(tasks: str) -> list[str]:
     return names
 
 
-def _sides(stage: str) -> list[Variant]:
+def _variants(given: str) -> list[Variant]:
     variants: list[Variant] = []
-    for name in dict.fromkeys(part.strip() for part in stage.split(",")):
+    for name in dict.fromkeys(part.strip() for part in given.split(",")):
         if name not in get_args(Variant):
-            raise PdtrimError(f"unknown stage '{name}'{did_you_mean(name, get_args(Variant))}")
+            raise PdtrimError(f"unknown variant '{name}'{did_you_mean(name, get_args(Variant))}")
         variants += [variant for variant in get_args(Variant) if variant == name]
     return variants
 

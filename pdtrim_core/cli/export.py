@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.errors import RecipeError
-from pdtrim_core.recipe.toml_data import parse_setting
+from pdtrim_core.recipe.toml_data import parse_settings
 
 
 def export(
@@ -39,11 +39,7 @@ def export(
 
 
 def _options(settings: list[str], dtype: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    for setting in settings:
-        keys, value = parse_setting(setting)
-        found[".".join(keys)] = value
-    return found
+    return {**({} if dtype is None else {"dtype": dtype}), **parse_settings(settings)}
 
 
 def _size(path: Path) -> str:

@@ -10,7 +10,7 @@ import typer
 from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.host.discovery import ONLY
 from pdtrim_core.host.host import Origin, PluginHost, Provided, load_plugins
-from pdtrim_core.recipe.recipe import OWN_DISTRIBUTION
+from pdtrim_core.recipe.parts import OWN_DISTRIBUTION
 
 SLOW = 1.0
 """Seconds of importing a plugin from which on every command is noticeably late."""

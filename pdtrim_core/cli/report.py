@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.api.kinds import Report
+from pdtrim_core.cli import reporting
 from pdtrim_core.errors import PdtrimError, blame
-from pdtrim_core.host.host import PluginHost, load_plugins
-from pdtrim_core.recipe.recipe import resolve_reports
-from pdtrim_core.recipe.toml_data import plugin_files
-from pdtrim_core.results.record import RunRecord, read_record
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.recipe.parts import make_parts
+from pdtrim_core.results.record import read_record
 
 COMPARISON = "comparison"
 
@@ -28,7 +28,7 @@ def report(
     """Make the page of a run again, or one page with several runs side by side."""
     del debug  # main() reads it
     records = [read_record(path) for path in runs]
-    host = load_plugins(_plugins_of(records))
+    host = reporting.host_of_runs({record.path: record.recipe for record in records})
     made_by = _report_called(use, host)
     file = out or (runs[0] / made_by.file if len(runs) == 1 else Path(COMPARISON).with_suffix(Path(made_by.file).suffix))
     if file.is_dir():
@@ -39,14 +39,8 @@ def report(
         print(f"report: {made_by.page(records, file)}")
 
 
-def _plugins_of(records: list[RunRecord]) -> list[Path]:
-    """Return the plugin files that the runs name and that are still there."""
-    found = (file for record in records for file in plugin_files(dict(record.recipe), record.path / "recipe.toml"))
-    return list(dict.fromkeys(file for file in found if file.is_file()))
-
-
 def _report_called(name: str, host: PluginHost) -> Report:
-    (made_by,) = resolve_reports({"report": [name]}, host, where="--use")
+    (made_by,) = make_parts("report", [name], host, where="--use")
     if not made_by.file:
         raise PdtrimError(f"report '{name}' prints text: see it with pdtrim-core show, or say --use of one that writes a file")
     return made_by

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
 from pdtrim_core.api.kinds import Report
 from pdtrim_core.errors import blame
-from pdtrim_core.host.host import PluginHost
+from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.toml_data import plugin_files
 from pdtrim_core.results.outcome import Outcome
+
+
+def host_of_runs(recipes: Mapping[Path, Mapping[str, Any]]) -> PluginHost:
+    """Return the plugins that runs name in their resolved recipes, by folder, as far as their files are still there."""
+    files = (file for run, recipe in recipes.items() for file in plugin_files(recipe, run / "recipe.toml"))
+    return load_plugins(dict.fromkeys(file for file in files if file.is_file()))
 
 
 def reports(made_by: Iterable[Report], host: PluginHost, outcome: Outcome, out: Path) -> Iterator[str]:

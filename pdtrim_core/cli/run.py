@@ -11,9 +11,9 @@ import typer
 from pdtrim_core.cli import reporting
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import RecipeError
-from pdtrim_core.host.host import Origin, load_plugins
-from pdtrim_core.recipe.recipe import read
-from pdtrim_core.recipe.toml_data import load, plugin_files
+from pdtrim_core.host.host import Origin
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.toml_data import load, parse_settings
 from pdtrim_core.sweeping.sweep import is_sweep
 
 
@@ -33,17 +33,16 @@ def run(
     data = load(recipe)
     if is_sweep(data):
         raise RecipeError(str(recipe), ["this is a sweep, a table of runs: carry it out with pdtrim-core sweep"])
-    host = load_plugins(plugin_files(data, recipe))
-    plan = read(recipe, host, settings=settings or (), out=out)
+    wanted = Recipe.from_data(data, changes=parse_settings(settings or ()), where=str(recipe), out=out)
     if dry_run:
-        print(reporting.as_toml(plan))
+        print(reporting.as_toml(wanted))
         return
-    host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 
-    outcome = run_pipeline(plan, host, fresh=fresh)
+    outcome = run_pipeline(wanted, fresh=fresh)
     if as_json:
         print(outcome.to_json(), end="")
         return
-    for text in reporting.reports(plan.reports, host, outcome, plan.out):
+    for text in reporting.reports(wanted.reports, wanted.host, outcome, wanted.out):
         print(text)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pdtrim_core.cli.progress import progress_display
-from pdtrim_core.host.host import Origin, load_plugins
-from pdtrim_core.recipe.recipe import read
-from pdtrim_core.recipe.toml_data import load, plugin_files
+from pdtrim_core.host.host import Origin
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.toml_data import parse_settings
 
 if TYPE_CHECKING:
     from pdtrim_core.pipeline.rank import Ranking
@@ -28,9 +28,8 @@ def score(
 ) -> None:
     """Rank the blocks of a recipe's model by its scorer, the safest to remove first; measure nothing."""
     del debug  # main() reads it
-    host = load_plugins(plugin_files(load(recipe), recipe))
-    wanted = read(recipe, host, settings=settings or ())
-    host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    wanted = Recipe.read(recipe, changes=parse_settings(settings or ()))
+    wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.rank import rank  # noqa: PLC0415 - imports torch
 
     ranking = rank(wanted)

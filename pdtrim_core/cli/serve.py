@@ -58,8 +58,7 @@ def serve(
 ) -> None:
     """Serve a pair: prefill, decode and a proxy that speaks OpenAI's protocol, until Ctrl-C."""
     del debug  # main() reads it
-    export = open_export(path, name)
-    python = python or sys.executable
+    export, python = open_export(path, name), python or sys.executable
     found = None if dry_run and cpu is not None else servers.look_at(python)
     engine = Engine(
         python,
@@ -77,11 +76,8 @@ def serve(
     assert found is not None
     servers.check_engine(python, found, wants_nixl=connector == "nixl")
     folder = logs or Path(tempfile.mkdtemp(prefix="pdtrim-serve-"))
-    storage = Path(tempfile.mkdtemp(prefix="pdtrim-storage-"))
-    try:
+    with _temporary_storage() as storage:
         _serve(export, commands_for(export, engine, ports, storage), folder, timeout)
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
 
 
 def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: float) -> None:
@@ -98,6 +94,16 @@ def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: flo
             servers.watch(started)
     except KeyboardInterrupt:
         _say("stopped")
+
+
+@contextmanager
+def _temporary_storage() -> Iterator[Path]:
+    """Lend a folder that K/V may go through, gone afterwards with whatever the servers still hold in it."""
+    storage = Path(tempfile.mkdtemp(prefix="pdtrim-storage-"))
+    try:
+        yield storage
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
 
 
 @contextmanager

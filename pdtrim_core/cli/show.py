@@ -10,11 +10,10 @@ import typer
 
 from pdtrim_core.cli import reporting
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.host.host import load_plugins
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Element
-from pdtrim_core.recipe.recipe import resolve_reports
-from pdtrim_core.recipe.toml_data import plugin_files
+from pdtrim_core.recipe.parts import make_parts
+from pdtrim_core.recipe.toml_data import DEFAULTS
 from pdtrim_core.results.run_folder import load_outcome, load_plan
 
 
@@ -28,7 +27,7 @@ def show(
     del debug  # main() reads it
     if as_json:
         paths = [run, other] if other else [run]
-        plans = [json.loads(load_plan(path).to_json()) for path in paths]
+        plans = [load_plan(path).to_data() for path in paths]
         print(json.dumps(plans if other else plans[0], indent=1))
     elif other is not None:
         print(_side_by_side(run, other))
@@ -41,8 +40,10 @@ def show(
 
 def _whole_run(path: Path) -> None:
     outcome = load_outcome(path)
-    host = load_plugins(file for file in plugin_files(outcome.recipe, path) if file.is_file())
-    reports = resolve_reports(outcome.recipe, host, where=str(path / "recipe.toml"))
+    host = reporting.host_of_runs({path: outcome.recipe})
+    # An old run needs none of its other parts.
+    given = outcome.recipe.get("report", DEFAULTS["report"])
+    reports = make_parts("report", given, host, where=str(path / "recipe.toml"))
     there = [path / report.file for report in reports if report.file and (path / report.file).is_file()]
     missing = [report for report in reports if path / report.file not in there]
     for text in reporting.reports(missing, host, outcome, path):

@@ -13,9 +13,9 @@ import typer
 
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import PdtrimError, RecipeError
-from pdtrim_core.host.host import Origin, PluginHost, load_plugins
-from pdtrim_core.recipe.toml_data import load, plugin_files
-from pdtrim_core.sweeping.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
+from pdtrim_core.host.host import Origin
+from pdtrim_core.recipe.toml_data import load, parse_settings
+from pdtrim_core.sweeping.sweep import Changes, Sweep, is_sweep, read_sweep
 from pdtrim_core.sweeping.table import table_of
 
 if TYPE_CHECKING:
@@ -43,39 +43,28 @@ def sweep(
     given = load(file)
     if not is_sweep(given):
         raise RecipeError(str(file), ["the key sweep = 1 is missing: a recipe is carried out by pdtrim-core run"])
-    base = base_recipe(given, file)
-    host = load_plugins(plugin_files(base, file))
-    wanted = read_sweep(file, host, Changes(settings or (), out, data, unsafe_code), need_data=not dry_run)
+    changes = Changes(parse_settings(settings or ()), out, data, unsafe_code)
+    wanted = read_sweep(file, changes=changes, need_data=not dry_run)
     if dry_run:
         _print_plan(wanted, as_json=as_json)
         return
-    ended = _carry_out(wanted, host, fresh=fresh, debug=debug)
-    from pdtrim_core.sweeping.running import results  # noqa: PLC0415 - imports torch
-
-    found = results(wanted, ended)
-    comparisons = _comparisons(wanted, ended)
-    if as_json:
-        tables = {"comparisons": [json.loads(one.to_json()) for one in comparisons]} if wanted.evaluate else {}
-        print(json.dumps({**found, **tables}, indent=1))
-    elif comparisons:
-        _print_comparisons(found["about"], comparisons)
-    else:
-        _print_table(found)
+    ended = _carry_out(wanted, fresh=fresh, debug=debug)
+    _print_results(wanted, ended, as_json=as_json)
     failed = [end for end in ended if end.problem]
     if failed:
         causes = "".join(f"\n  {end.run.point.name}: {end.problem}" for end in failed)
         raise PdtrimError(f"{len(failed)} of {len(ended)} runs failed; mend this and run the same command again{causes}")
 
 
-def _carry_out(wanted: Sweep, host: PluginHost, *, fresh: bool, debug: bool) -> list[Ended]:
+def _carry_out(wanted: Sweep, *, fresh: bool, debug: bool) -> list[Ended]:
     from pdtrim_core.sweeping.running import Begins, carry_out  # noqa: PLC0415 - imports torch
 
-    host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     if not sys.stderr.isatty():
         # Where benchmarks are asked for: their harness draws bars wherever it is.
         os.environ.setdefault("TQDM_DISABLE", "1")
     ended: list[Ended] = []
-    for event in carry_out(wanted, host, fresh=fresh, say=_say):
+    for event in carry_out(wanted, fresh=fresh, say=_say):
         if isinstance(event, Begins):
             _say(f"[{event.number}/{event.count}] {event.run.point.name}")
             continue
@@ -91,6 +80,19 @@ def _print_plan(wanted: Sweep, *, as_json: bool) -> None:
         return
     for run in wanted.runs:
         print(run.recipe.out)
+
+
+def _print_results(wanted: Sweep, ended: Sequence[Ended], *, as_json: bool) -> None:
+    from pdtrim_core.sweeping.running import results  # noqa: PLC0415 - imports torch
+
+    found, comparisons = results(wanted, ended), _comparisons(wanted, ended)
+    if as_json:
+        tables = {"comparisons": [one.to_data() for one in comparisons]} if wanted.evaluate else {}
+        print(json.dumps({**found, **tables}, indent=1))
+    elif comparisons:
+        _print_comparisons(found["about"], comparisons)
+    else:
+        _print_table(found)
 
 
 def _comparisons(wanted: Sweep, ended: Sequence[Ended]) -> list[Comparison]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -51,6 +52,11 @@ class Comparison:
     best: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
     format: int = field(default=COMPARISON_FORMAT)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the table as data that JSON knows."""
+        data: dict[str, Any] = TypeAdapter(Comparison).dump_python(self, mode="json")
+        return data
 
     def to_json(self) -> str:
         """Return the table as JSON."""

@@ -12,17 +12,17 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.harness import tasks
-from pdtrim_core.harness.model import ROWS, PdtrimLM
+from pdtrim_core.harness.model import ROWS, ModelOptions, PdtrimLM
+from pdtrim_core.harness.overrides import overridden
 from pdtrim_core.harness.results import answers_of, main_of, metrics_of, with_errors
 from pdtrim_core.harness.tasks import Source
 from pdtrim_core.model.weights import MODULES, REPLACED
@@ -31,7 +31,7 @@ from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.atomic_files import cache_folder
 from pdtrim_core.results.outcome import versions
-from pdtrim_core.results.task_results import TaskResult, Variant, find_result, write_result
+from pdtrim_core.results.task_results import TaskResult, Variant, find_result, path_of, write_result
 
 PACKAGES = ("lm_eval", "datasets")
 
@@ -66,42 +66,57 @@ class Evaluation:
         return tasks.hub_tasks() if self._options.source.data is None else None
 
     def results(self, names: Sequence[str], variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
-        """Yield each task's result on each side, the sides of a task together; `fresh` measures what is known again."""
+        """Yield each task's result on each side, the sides of a task together; `fresh` measures what is known again.
+
+        Sides that run the same plan on the same model are measured once.
+        """
         with _quiet():
             known = tasks.check_names(names, self._options.source, self._hub, runs_code=self._options.runs_code)
             for variant in variants:
                 self._run.plan_of(variant)
             for task in known:
+                done: dict[Variant, TaskResult] = {}
                 for variant in variants:
-                    yield self._result(task, variant, fresh=fresh)
+                    done[variant] = self._result(task, variant, done, fresh=fresh)
+                    yield done[variant]
 
-    def _result(self, task: str, variant: Variant, *, fresh: bool) -> TaskResult:
+    def _result(self, task: str, variant: Variant, done: Mapping[Variant, TaskResult], *, fresh: bool) -> TaskResult:
+        """Return the result of a side: `done` by one that runs the same, in a file (not if `fresh`), or measured now."""
         settings = self.settings(task, variant)
-        places = [self._run.path, *([cache_folder()] if variant == "dense" else [])]
-        for place in places if not fresh else ():
-            found = find_result(place, task, variant, settings)
+        for same in self._run.same_as(variant):
+            found = done.get(same) or (None if fresh else self._find(task, same))
             if found is not None:
-                self._say(f"{task}, {variant}: known")
-                return self._keep(found, places[:1] if place != self._run.path else [])
+                self._say(f"{task}, {variant}: known" if same == variant else f"{task}, {variant}: known, the same as {same}")
+                return self._keep(replace(found, variant=variant, settings=settings), fresh=fresh)
         self._say(f"{task}, {variant}: running")
-        return self._keep(self._measure(task, variant, settings), places)
+        return self._keep(self._measure(task, variant, settings), fresh=fresh)
 
-    def _keep(self, result: TaskResult, places: Sequence[Path]) -> TaskResult:
-        for place in places:
-            write_result(place, result)
+    def _places(self, variant: Variant) -> tuple[Path, ...]:
+        """Return the folders in which results of a side are kept."""
+        return (self._run.path, cache_folder()) if variant == "dense" else (self._run.path,)
+
+    def _find(self, task: str, variant: Variant) -> TaskResult | None:
+        settings = self.settings(task, variant)
+        found = (find_result(place, task, variant, settings) for place in self._places(variant))
+        return next((result for result in found if result is not None), None)
+
+    def _keep(self, result: TaskResult, *, fresh: bool) -> TaskResult:
+        for place in self._places(result.variant):
+            if fresh or not path_of(place, result.task, result.variant, result.settings).is_file():
+                write_result(place, result)
         return result
 
     def _model(self, variant: Variant) -> PdtrimLM:
         if variant not in self._models:
             options = self._options
-            self._models[variant] = PdtrimLM(
-                self._run,
+            of_model = ModelOptions(
                 stage=variant,
                 first_token=options.first_token,
                 prompt_share=options.prompt_share,
                 batch_tokens=options.batch_tokens,
                 batch_size=options.batch_size,
             )
+            self._models[variant] = PdtrimLM(self._run, of_model)
         return self._models[variant]
 
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:
@@ -191,10 +206,9 @@ def _quiet() -> Iterator[None]:
             # A class without items has no F1; scikit-learn takes 0 and says so each time.
             warnings.filterwarnings("ignore", message="F-score is ill-defined")
             # It asks git and pip about the folder and the machine, which takes seconds and which nobody reads here.
-            for name in ("get_git_commit_hash", "add_env_info"):
-                stack.enter_context(mock.patch.object(evaluator, name))
+            stack.enter_context(overridden(evaluator, get_git_commit_hash=lambda: None, add_env_info=lambda results: None))
             if not sys.stderr.isatty():
-                stack.enter_context(mock.patch.object(task, "tqdm", _without_bar))
+                stack.enter_context(overridden(task, tqdm=_without_bar))
             yield
     finally:
         for log, level in zip(logs, levels, strict=True):

@@ -10,18 +10,20 @@ import copy
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import simple_parse_args_string
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pdtrim_core.data.items import Item
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Scored, StagedModel
@@ -36,48 +38,69 @@ ROWS = 16
 """Prompts that generate together, where nobody says how many."""
 PACKING_TRIALS = 4
 """Items on which it is tried whether a model's numbers stay the same when items share rows."""
+NOT_OURS = ("device", "max_batch_size")
+"""What the harness says to every model; the recipe of a run says where its model goes, and batches do not grow here."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What may be chosen about a side of a run, by the names that `--model_args` of the harness uses.
+
+    `first_token` is the stage that makes the first output token (default: the run's own). `prompt_share` is the share of each
+    window of running text that counts as prompt and is not scored. `batch_tokens` are the tokens of a batch that is scored,
+    `batch_size` the prompts that generate together. The last three are the harness' own.
+    """
+
+    stage: Variant = "staged"
+    first_token: FirstToken | None = None
+    prompt_share: float = 0.0
+    batch_tokens: int | None = None
+    batch_size: int | str = ROWS
+    max_length: int | None = None
+    add_bos_token: bool | None = None
+    prefix_token_id: int | None = None
+
+
+DEFAULTS = ModelOptions()
 
 
 @register_model("pdtrim")
 class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
-    """One side of a finished run.
+    """One side of a finished run, which may also be named by its folder."""
 
-    `run` is its folder; `stage` is staged, unified, prefill, decode or dense; `first_token` is the stage that makes the first
-    output token (default: the run's own). `prompt_share` is the share of each window of running text that counts as prompt and
-    is not scored. `batch_tokens` are the tokens of a batch that is scored, `batch_size` the prompts that generate together.
-    `device` and `max_batch_size` are what the harness passes on; the run's recipe says where its model goes.
-    """
-
-    def __init__(  # noqa: PLR0913 - the harness passes its options by keyword
-        self,
-        run: str | LoadedRun,
-        *,
-        stage: Variant = "staged",
-        first_token: FirstToken | None = None,
-        prompt_share: float = 0.0,
-        batch_tokens: int | None = None,
-        batch_size: int | str = ROWS,
-        max_length: int | None = None,
-        add_bos_token: bool | None = None,
-        prefix_token_id: int | None = None,
-        device: str | None = None,
-        max_batch_size: int | None = None,
-    ) -> None:
-        del device, max_batch_size
+    def __init__(self, run: str | LoadedRun, options: ModelOptions = DEFAULTS) -> None:
         opened = run if isinstance(run, LoadedRun) else load_run(Path(run))
-        self.variant = stage
-        self.plan = opened.plan_of(stage)
-        self.first_token = _checked(first_token, stage, opened)
-        self.prompt_share = _share(prompt_share)
-        self.blocks = opened.model_of(stage)
+        self.variant = options.stage
+        self.plan = opened.plan_of(self.variant)
+        self.first_token = _checked(options.first_token, self.variant, opened)
+        self.prompt_share = _share(options.prompt_share)
+        self.blocks = opened.model_of(self.variant)
         self.cut = 0
         self.rolled = 0
-        self.modules = {} if stage == "dense" else opened.modules
-        self._batch_tokens = batch_tokens or self.blocks.fitting_batch
+        self.modules = {} if self.variant == "dense" else opened.modules
+        self._batch_tokens = options.batch_tokens or self.blocks.fitting_batch
         self._packed: bool | None = None
-        self._open(opened, batch_size, max_length=max_length, add_bos_token=add_bos_token, prefix_token_id=prefix_token_id)
+        self._open(opened, options)
 
-    def _open(self, run: LoadedRun, batch_size: int | str, **options: Any) -> None:
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
+        """Return what `--model_args run=FOLDER,stage=staged` of the harness' command line says."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """Return what `model_args={"run": FOLDER, "stage": "staged"}` says: the run, and the options by name."""
+        more = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        options = {key: value for key, value in {**arg_dict, **more}.items() if key not in NOT_OURS}
+        run, known = options.pop("run", None), [option.name for option in fields(ModelOptions)]
+        if run is None:
+            raise PdtrimError("model_args: name the folder of a finished run, as run=FOLDER")
+        for name in options:
+            if name not in known:
+                raise PdtrimError(f"model_args: there is no '{name}'{did_you_mean(name, ['run', *known])}")
+        return cls(run, ModelOptions(**options))
+
+    def _open(self, run: LoadedRun, options: ModelOptions) -> None:
         """Let the harness set itself up around the dense model, whose tokenizer, window and templates all sides share."""
         tokenizer = run.dense.tokenizer
         if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.eos_token_id is None:
@@ -92,8 +115,10 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
             super().__init__(
                 pretrained=run.dense.model,
                 tokenizer=copy.deepcopy(tokenizer),
-                batch_size=ROWS if str(batch_size).startswith("auto") else int(batch_size),
-                **options,
+                batch_size=ROWS if str(options.batch_size).startswith("auto") else int(options.batch_size),
+                max_length=options.max_length,
+                add_bos_token=options.add_bos_token,
+                prefix_token_id=options.prefix_token_id,
             )
         finally:
             log.setLevel(level)

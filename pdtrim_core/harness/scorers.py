@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.harness.execution import passes
+from pdtrim_core.harness.overrides import overridden
 
 OWN_RUNNER = "programs ran in pdtrim-core's own runner, for the harness' (code_eval of evaluate) must be fetched from the hub"
 UNTRAINED = (
@@ -102,8 +102,5 @@ def _untrained() -> Iterator[None]:
 
     words = functools.partial(nltk.word_tokenize, preserve_line=True)
     splitter = nltk.tokenize.punkt.PunktSentenceTokenizer()
-    with (
-        mock.patch.object(instructions_util, "_get_sentence_tokenizer", return_value=splitter),
-        mock.patch.object(nltk, "word_tokenize", words),
-    ):
+    with overridden(instructions_util, _get_sentence_tokenizer=lambda: splitter), overridden(nltk, word_tokenize=words):
         yield

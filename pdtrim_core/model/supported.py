@@ -36,12 +36,12 @@ def probe(
 ) -> tuple[tuple[tuple[Any, ...] | None, ...], int]:
     """Run one token through a model; learn whether its blocks return tensors or tuples. Raises where they form no chain.
 
-    The second number is the width of the stream behind the last block, which a replaced model's first block may not have.
+    The second number is the width of the hidden states behind the last block, which a replaced model's first block may not have.
     """
-    seen: list[tuple[Tensor, Any]] = []
+    seen: list[tuple[nn.Module, Tensor, Any]] = []
     hooks = [
         block.register_forward_hook(
-            lambda module, args, kwargs, output: seen.append((split_call(args, kwargs)[0], output)), with_kwargs=True
+            lambda module, args, kwargs, output: seen.append((module, split_call(args, kwargs)[0], output)), with_kwargs=True
         )
         for block in blocks
     ]
@@ -51,14 +51,18 @@ def probe(
     finally:
         for hook in hooks:
             hook.remove()
-    chained = len(seen) == len(blocks) and all(
-        hidden_of(before).data_ptr() == after.data_ptr() or torch.equal(hidden_of(before), after)
-        for (_, before), (after, _) in pairwise(seen)
-    )
-    if not chained:
+    in_order = len(seen) == len(blocks) and all(module is block for (module, _, _), block in zip(seen, blocks, strict=True))
+    handed_on = all(_same(hidden_of(before), after) for (_, _, before), (_, after, _) in pairwise(seen))
+    if not (in_order and handed_on):
         raise PdtrimError(
             f"{name}: the blocks at {layout} are not a plain chain in which each takes the output of the one before; this "
             "architecture cannot be pruned by blocks"
         )
-    returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, output in seen)
-    return returns, hidden_of(seen[-1][1]).shape[-1]
+    returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, _, output in seen)
+    return returns, hidden_of(seen[-1][2]).shape[-1]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors are one, or have the same numbers: a block may have changed its input in place."""
+    in_place = (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+    return in_place or torch.equal(one, other)

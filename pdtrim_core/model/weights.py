@@ -104,7 +104,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] 
 def read_module(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights and the record that `write_module` wrote. Errors for a damaged file are those of whoever found it."""
     with safe_open(path, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        # In memory of their own, which is aligned: products with weights that begin anywhere in a mapped file may round unlike.
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no mapping
         return tensors, json.loads(opened.metadata()["record"])
 
 

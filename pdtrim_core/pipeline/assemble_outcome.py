@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pdtrim_core.execution.staged_model import Replacements
@@ -60,4 +59,4 @@ def costs_of(model: BlockModel, plan: Plan, modules: Replacements, replaced: Blo
 def _saved(context: RunContext, model: BlockModel, plan: Plan) -> dict[str, Any]:
     """Return the plan as an outcome has it."""
     first_token = context.recipe.settings.evaluation.first_token
-    return dict(json.loads(SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token).to_json()))
+    return SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token).to_data()

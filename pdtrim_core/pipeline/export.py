@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pdtrim_core.api.kinds import Exporter, options_of
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
 from pdtrim_core.host.host import PluginHost
-from pdtrim_core.recipe.recipe import make_parts
+from pdtrim_core.recipe.parts import make_parts
 from pdtrim_core.results.atomic_files import writing
 from pdtrim_core.results.outcome import Outcome
 
@@ -34,7 +34,7 @@ def make_exporters(names: Sequence[str], options: Mapping[str, Any], host: Plugi
     if unknown:
         raise RecipeError("--set", unknown)
     given = [{"use": name, **{key: value for key, value in options.items() if key in known[name]}} for name in names]
-    return tuple(make_parts("exporter", given, host, where="--to"))
+    return make_parts("exporter", given, host, where="--to")
 
 
 def write_exports(

@@ -11,7 +11,7 @@ from typing import get_args
 from torch import nn
 
 from pdtrim_core.errors import PdtrimError, blame
-from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.pipeline.prepare import open_model
@@ -19,8 +19,7 @@ from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.recipe.recipe import Recipe, resolve
-from pdtrim_core.recipe.toml_data import plugin_files
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
 from pdtrim_core.results.task_results import Variant
@@ -84,6 +83,16 @@ class LoadedRun:
             return plan
         return Plan.unified(plan.decode if variant != "prefill" else _alone(plan, self.outcome.block_count))
 
+    def same_as(self, variant: Variant) -> tuple[Variant, ...]:
+        """Return the sides that run the same plan on the same model as one, which comes first: their answers are the same.
+
+        `unified` and `decode` always do; `staged`, too, where prefill keeps no block that decode loses.
+        """
+        known: tuple[Variant, ...] = get_args(Variant) if self.outcome.saved_plan is not None else ("unified", "decode", "dense")
+        model, plan = self.model_of(variant), self.plan_of(variant)
+        others = (other for other in known if other != variant and self.model_of(other) is model and self.plan_of(other) == plan)
+        return variant, *others
+
 
 def load_run(path: Path | str, host: PluginHost | None = None, shared: RunCache | None = None) -> LoadedRun:
     """Open the folder of a finished run, with the plugins that it names unless others are given.
@@ -92,9 +101,8 @@ def load_run(path: Path | str, host: PluginHost | None = None, shared: RunCache 
     """
     path = Path(path)
     outcome = load_outcome(path)
-    host = host or load_plugins(plugin_files(outcome.recipe, path / "recipe.toml"))
-    recipe = resolve(outcome.recipe, host, where=str(path / "recipe.toml"), out=path)
-    return LoadedRun(path, outcome, recipe, host, shared or RunCache())
+    recipe = Recipe.from_data(outcome.recipe, where=str(path / "recipe.toml"), out=path, host=host)
+    return LoadedRun(path, outcome, recipe, recipe.host, shared or RunCache())
 
 
 def _alone(plan: Plan, block_count: int) -> Removal:

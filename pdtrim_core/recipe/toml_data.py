@@ -45,28 +45,20 @@ def plugin_files(data: Mapping[str, Any], recipe: Path) -> list[Path]:
     return [recipe.parent / name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def override(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Return recipe data with settings of the form "key.subkey=value" put in; a value is TOML, or else a string."""
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `--set KEY=VALUE` by dotted key, for `change`; a value is TOML, or else a text. The last one counts.
+
+    Raises `RecipeError` for what has no key or no value.
+    """
+    changes: dict[str, Any] = {}
     for setting in settings:
-        keys, value = parse_setting(setting)
-        data = put(data, keys, value)
-    return data
-
-
-def change(data: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return recipe data with values by dotted key put in: {"searcher.t0": 5.0}."""
-    changed = dict(data)
-    for key, value in (changes or {}).items():
-        changed = put(changed, key.split("."), value)
-    return changed
-
-
-def parse_setting(setting: str) -> tuple[list[str], Any]:
-    """Return the keys and the value of a setting of the form "key.subkey=value"."""
-    key, equals, value = setting.partition("=")
-    if not equals or not all(key.split(".")):
-        raise RecipeError("--set", [f"'{setting}': say KEY=VALUE, such as searcher.t0=5"])
-    return key.strip().split("."), _toml_value(value.strip())
+        key, equals, value = setting.partition("=")
+        if not equals or not all(key.split(".")):
+            raise RecipeError("--set", [f"'{setting}': say KEY=VALUE, such as searcher.t0=5"])
+        # What is said again comes behind all that was said before.
+        changes.pop(key.strip(), None)
+        changes[key.strip()] = _toml_value(value.strip())
+    return changes
 
 
 def _toml_value(text: str) -> Any:
@@ -76,10 +68,18 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+def change(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recipe data with values by dotted key put in, one after the other: {"searcher.t0": 5.0}."""
+    changed = dict(data)
+    for key, value in changes.items():
+        changed = _put(changed, key.split("."), value)
+    return changed
+
+
+def _put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
     """Return recipe data with one value put in; a component that was given by its name becomes a table on the way."""
     if len(keys) == 1:
         return {**data, keys[0]: value}
     inner = data.get(keys[0], DEFAULTS.get(keys[0], {}))
     inner = {"path" if keys[0] == "model" else "use": inner} if isinstance(inner, str) else inner
-    return {**data, keys[0]: put(inner if isinstance(inner, dict) else {}, keys[1:], value)}
+    return {**data, keys[0]: _put(inner if isinstance(inner, dict) else {}, keys[1:], value)}

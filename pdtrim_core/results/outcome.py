@@ -171,7 +171,7 @@ class Outcome:
         """The plan, with the model it was made for. Raises `PlanError` for a run that has none (`saved_plan` is None)."""
         if self.saved_plan is None:
             raise PlanError(f"this run has no plan: its pruner replaced the whole of {self.model}, and removed no blocks from it")
-        return SavedPlan.from_json(json.dumps(self.saved_plan), "outcome.json")
+        return SavedPlan.from_data(self.saved_plan, "outcome.json")
 
     def to_json(self) -> str:
         """Return the text of `outcome.json`."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.results.task_results import Variant
 from pdtrim_core.sweeping.evaluate_table import Evaluate
+
+if TYPE_CHECKING:
+    from pdtrim_core.harness.evaluate import Options
 
 
 def check(wanted: Evaluate, *, runs_code: bool) -> None:
@@ -41,7 +44,7 @@ def sides_of(run: LoadedRun, wanted: Sequence[Variant]) -> list[Variant]:
     return list(dict.fromkeys(variants))
 
 
-def _options(wanted: Evaluate) -> Any:
+def _options(wanted: Evaluate) -> Options:
     from pdtrim_core.harness.evaluate import Options  # noqa: PLC0415 - heavy, and an extra
     from pdtrim_core.harness.tasks import Source  # noqa: PLC0415 - the same
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import load_run
 from pdtrim_core.pipeline.run_cache import Key, RunCache
@@ -45,15 +43,13 @@ class Begins:
     count: int
 
 
-def carry_out(
-    sweep: Sweep, host: PluginHost, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None
-) -> Iterator[Begins | Ended]:
+def carry_out(sweep: Sweep, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None) -> Iterator[Begins | Ended]:
     """Yield every run of a sweep when it ends, evaluated if the sweep says so, and those that are not done yet when they begin.
 
     A run that fails does not stop the others. Runs that were done before are read from their folders, unless `fresh`.
     """
     shared, todo = RunCache(), []
-    evaluated = Evaluator(sweep, host, shared, say)
+    evaluated = Evaluator(sweep, shared, say)
     for run in sweep.runs:
         done = None if fresh else finished(run.recipe)
         if done is None:
@@ -62,7 +58,7 @@ def carry_out(
             yield evaluated(Ended(run, done))
     for number, run in enumerate(neighbours(todo), start=1):
         yield Begins(run, number, len(todo))
-        yield evaluated(_carry_out(run, host, shared, fresh=fresh))
+        yield evaluated(_carry_out(run, shared, fresh=fresh))
 
 
 class Evaluator:
@@ -71,8 +67,8 @@ class Evaluator:
     Raises `PdtrimError` for tasks that cannot be evaluated, before any run begins.
     """
 
-    def __init__(self, sweep: Sweep, host: PluginHost, shared: RunCache, say: Callable[[str], None]) -> None:
-        self._parts = (host, shared, say)
+    def __init__(self, sweep: Sweep, shared: RunCache, say: Callable[[str], None]) -> None:
+        self._parts = (sweep.host, shared, say)
         self._wanted = sweep.evaluate
         self._runs_code = sweep.runs_code
         if self._wanted is not None:
@@ -93,9 +89,9 @@ class Evaluator:
         return end
 
 
-def _carry_out(run: PlannedRun, host: PluginHost, shared: RunCache, *, fresh: bool) -> Ended:
+def _carry_out(run: PlannedRun, shared: RunCache, *, fresh: bool) -> Ended:
     try:
-        return Ended(run, pipeline.run(run.recipe, host, fresh=fresh, shared=shared))
+        return Ended(run, pipeline.run(run.recipe, fresh=fresh, shared=shared))
     except PdtrimError as error:
         return Ended(run, None, str(error), traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - whatever ends one run, the others are still wanted; it is told at the end
@@ -108,8 +104,7 @@ def finished(recipe: Recipe) -> Outcome | None:
         outcome = load_outcome(recipe.out)
     except PdtrimError:
         return None
-    now = json.loads(json.dumps(recipe.to_data()))
-    return None if changed_keys(outcome.recipe, now) else outcome
+    return None if changed_keys(outcome.recipe, recipe.to_data()) else outcome
 
 
 def neighbours(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -146,7 +141,7 @@ def _row(end: Ended) -> dict[str, Any]:
     row: dict[str, Any] = {"run": point.name, "name": point.given_name, "settings": point.settings}
     if outcome is None:
         return {**row, "state": "failed", "problem": end.problem}
-    plain = json.loads(TypeAdapter(Outcome).dump_json(outcome))
+    plain = TypeAdapter(Outcome).dump_python(outcome, mode="json")
     plan = None if outcome.saved_plan is None else outcome.plan.plan
     return {
         **row,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pdtrim_core.errors import RecipeError, did_you_mean
-from pdtrim_core.host.host import PluginHost
-from pdtrim_core.recipe.recipe import Recipe, resolve
-from pdtrim_core.recipe.toml_data import load, parse_setting, plugin_files, put
+from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.toml_data import change, load, plugin_files
 from pdtrim_core.recipe.validation import checked
 from pdtrim_core.results.old_formats import sweep_of_1
 from pdtrim_core.sweeping.evaluate_table import Evaluate
@@ -42,6 +42,8 @@ class Sweep:
     columns: tuple[str, ...]
     keys: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
+    host: PluginHost = field(repr=False, compare=False)
+    """The plugins that the parts of all runs came from."""
     evaluate: Evaluate | None = None
     runs_code: bool = False
 
@@ -50,10 +52,11 @@ class Sweep:
 class Changes:
     """What the command line says about a sweep.
 
-    `--set`, `--out`, the folder that `${data}` stands for, and whether benchmarks may run programs that a model wrote.
+    `--set` by dotted key, `--out`, the folder that `${data}` stands for, and whether benchmarks may run programs that a model
+    wrote.
     """
 
-    settings: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     out: Path | None = None
     data: Path | None = None
     runs_code: bool = False
@@ -86,10 +89,11 @@ def base_recipe(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {**given, "plugins": [str(file.resolve()) for file in plugin_files(given, where)]} if "plugins" in given else given
 
 
-def read_sweep(path: Path, host: PluginHost, changes: Changes = NO_CHANGES, *, need_data: bool = False) -> Sweep:
+def read_sweep(path: Path, host: PluginHost | None = None, changes: Changes = NO_CHANGES, *, need_data: bool = False) -> Sweep:
     """Return the sweep in a file. Raises `RecipeError` with all problems of all runs at once.
 
-    With `need_data`, a `${data}` that no folder was given for is a problem.
+    `host` has the plugins, instead of those that are installed and those that the sweep's recipe names. With `need_data`, a
+    `${data}` that no folder was given for is a problem.
     """
     given, renamed = sweep_of_1(load(path))
     for note in renamed:
@@ -99,10 +103,10 @@ def read_sweep(path: Path, host: PluginHost, changes: Changes = NO_CHANGES, *, n
     if file is None:
         raise RecipeError(str(path), problems)
     base = base_recipe(given, path)
+    host = host or load_plugins(plugin_files(base, path))
     points = points_of(file, problems)
-    forced = [(".".join(keys), value) for keys, value in map(parse_setting, changes.settings)]
-    common = _with(base, [*flat(file.set, "set", problems), *forced])
-    problems += [*_wrong_columns(file), *_wrong_changes(changes, forced, points)]
+    common = change(change(base, dict(flat(file.set, "set", problems))), changes.settings)
+    problems += [*_wrong_columns(file), *_wrong_changes(changes, points)]
     evaluate = file.evaluate
     if evaluate is not None and changes.data is not None:
         evaluate = evaluate.model_copy(update={"data": evaluate.data.replace(DATA, str(changes.data))})
@@ -113,12 +117,12 @@ def read_sweep(path: Path, host: PluginHost, changes: Changes = NO_CHANGES, *, n
     out = changes.out or Path(file.out or f"runs/{path.stem}")
     wanted = {}
     for point in points:
-        data = _with(common, list(point.settings.items()))
+        data = change(common, point.settings)
         wanted[point.name] = _replaced(data, DATA, str(changes.data)) if changes.data else data
     recipes = _resolve_all(wanted, host, path, out, need_data=need_data)
     keys = dict.fromkeys(key for point in points for key in point.settings if not _said_by_name(key, file))
     runs = tuple(PlannedRun(point, recipes[point.name]) for point in points)
-    return Sweep(path.stem, file.about, out, file.columns, tuple(keys), runs, evaluate, changes.runs_code)
+    return Sweep(path.stem, file.about, out, file.columns, tuple(keys), runs, host, evaluate, changes.runs_code)
 
 
 def _resolve_all(
@@ -130,7 +134,7 @@ def _resolve_all(
     for name, data in wanted.items():
         problems = _uses_data(data) if need_data else []
         try:
-            recipes[name] = resolve(data, host, where=str(path), out=out / name)
+            recipes[name] = Recipe.from_data(data, where=str(path), out=out / name, host=host)
         except RecipeError as error:
             problems += error.problems
         for problem in problems:
@@ -145,20 +149,13 @@ def _said_by_name(key: str, file: SweepFile) -> bool:
     return key not in dict(leaves(file.grid)) and all(entry.name for entry in file.runs if key in dict(leaves(entry.set)))
 
 
-def _wrong_changes(changes: Changes, forced: Sequence[tuple[str, Any]], points: Sequence[Point]) -> list[str]:
+def _wrong_changes(changes: Changes, points: Sequence[Point]) -> list[str]:
     varied = {key: None for point in points for key in point.settings}
-    problems = [f"--set {key}: the runs of this sweep differ in it" for key, _ in forced if overlaps(key, varied)]
-    problems += [f"--set {key}: a run of a sweep cannot set this" for key, _ in forced if key in OWN_KEYS]
+    problems = [f"--set {key}: the runs of this sweep differ in it" for key in changes.settings if overlaps(key, varied)]
+    problems += [f"--set {key}: a run of a sweep cannot set this" for key in changes.settings if key in OWN_KEYS]
     if changes.data is not None and not changes.data.is_dir():
         problems.append(f"--data: there is no folder {changes.data}")
     return problems
-
-
-def _with(data: Mapping[str, Any], settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    changed = dict(data)
-    for key, value in settings:
-        changed = put(changed, key.split("."), value)
-    return changed
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:

@@ -88,7 +88,7 @@ class Latencies:
     def subject(self) -> dict[str, Any]:
         """What the times depend on: times of equal subjects belong together."""
         own = ("model", "plan", "first_token", "dtype", "device", "machine", "threads", "versions", "settings")
-        plain: dict[str, Any] = json.loads(self.to_json())
+        plain = TypeAdapter(Latencies).dump_python(self, mode="json")
         return {key: plain[key] for key in own}
 
     def to_json(self) -> str:

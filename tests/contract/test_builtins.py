@@ -58,10 +58,12 @@ COMMIT = "0" * 40
 PROSE = str(Path(__file__).resolve())
 
 
+@pytest.mark.numeric
 class TestCosine(ScorerContract):
     component = Cosine
 
 
+@pytest.mark.numeric
 class TestDot(ScorerContract):
     component = Dot
     departs: ClassVar[dict[str, str]] = {
@@ -69,10 +71,12 @@ class TestDot(ScorerContract):
     }
 
 
+@pytest.mark.numeric
 class TestEuclidean(ScorerContract):
     component = Euclidean
 
 
+@pytest.mark.numeric
 class TestNorm(ScorerContract):
     component = Norm
     departs: ClassVar[dict[str, str]] = {
@@ -128,6 +132,7 @@ class TestShortenedTaylor(PrunerContract):
     options: ClassVar[dict[str, Any]] = {"plus": False}
 
 
+@pytest.mark.numeric
 class TestSliceGpt(PrunerContract):
     component = SliceGpt
 
@@ -209,21 +214,25 @@ class TestRestarts(SearcherContract):
 QUICK: dict[str, Any] = {"lr": 1e-3}
 
 
+@pytest.mark.numeric
 class TestMse(DistillerContract):
     component = Mse
     options: ClassVar[dict[str, Any]] = QUICK
 
 
+@pytest.mark.numeric
 class TestCosineLoss(DistillerContract):
     component = CosineLoss
     options: ClassVar[dict[str, Any]] = QUICK
 
 
+@pytest.mark.numeric
 class TestMseCosine(DistillerContract):
     component = MseCosine
     options: ClassVar[dict[str, Any]] = QUICK
 
 
+@pytest.mark.numeric
 class TestLogitKl(DistillerContract):
     component = LogitKl
     options: ClassVar[dict[str, Any]] = QUICK
@@ -273,23 +282,28 @@ class TestPopUnderALowCeiling(SplitterContract):
     options: ClassVar[dict[str, Any]] = {"prefill_at_most": 0.3}
 
 
+@pytest.mark.numeric
 class TestAccuracy(ObjectiveContract):
     component = Accuracy
 
 
+@pytest.mark.numeric
 class TestAccuracyPerByte(ObjectiveContract):
     component = Accuracy
     options: ClassVar[dict[str, Any]] = {"per_byte": True}
 
 
+@pytest.mark.numeric
 class TestMargin(ObjectiveContract):
     component = Margin
 
 
+@pytest.mark.numeric
 class TestPerplexity(ObjectiveContract):
     component = Perplexity
 
 
+@pytest.mark.numeric
 class TestDivergence(ObjectiveContract):
     component = Divergence
 

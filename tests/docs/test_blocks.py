@@ -27,9 +27,9 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
 from pdtrim_core import load_plugins
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import plugin_files
-from pdtrim_core.sweeping.sweep import base_recipe, is_sweep, read_sweep
+from pdtrim_core.sweeping.sweep import is_sweep, read_sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -71,7 +71,7 @@ def _toml(example: Example) -> None:
     if is_sweep(data):
         path = Path.cwd() / "sweep-of-the-page.toml"
         path.write_text(example.parsed, encoding="utf-8")
-        read_sweep(path, load_plugins(plugin_files(base_recipe(data, path), path)))
+        read_sweep(path)
     elif "project" not in data:  # a table of a plugin's pyproject.toml
         _check_recipe(data, f"{example.path}, line {example.line}")
 
@@ -81,7 +81,7 @@ def _check_recipe(data: Mapping[str, Any], where: str) -> None:
     whole = {**FRAGMENT, **data}
     if "prune" in data and not {"blocks", "fraction"} & data["prune"].keys():
         whole["prune"] = {**FRAGMENT["prune"], **data["prune"]}
-    resolve(whole, load_plugins(plugin_files(whole, Path.cwd() / "recipe.toml")), where=where)
+    Recipe.from_data(whole, where=where, host=load_plugins(plugin_files(whole, Path.cwd() / "recipe.toml")))
 
 
 def _sh(example: Example) -> None:

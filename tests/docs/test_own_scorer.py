@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import load_plugins
-from pdtrim_core.recipe.recipe import read
-from pdtrim_core.recipe.toml_data import load, plugin_files
+from pdtrim_core import Recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,9 +47,14 @@ def test_the_scorer_and_the_recipe_of_the_readme_carry_out_a_run(tmp_path: Path,
     _byte_tokenizer().save_pretrained(tmp_path / "tiny")
 
     recipe_file = tmp_path / "own.toml"
-    host = load_plugins(plugin_files(load(recipe_file), recipe_file))
-    changes = ["model.path=./tiny", "model.device=cpu", "prune.blocks=2", "calibration.samples=8", "calibration.held_out=4"]
-    outcome = run(read(recipe_file, host, settings=[*changes, "searcher=greedy"]), host)
+    changes = {
+        "model.path": "./tiny",
+        "model.device": "cpu",
+        "prune.blocks": 2,
+        "calibration.samples": 8,
+        "calibration.held_out": 4,
+    }
+    outcome = run(Recipe.read(recipe_file, changes={**changes, "searcher": "greedy"}))
 
     scores = json.loads((tmp_path / "runs/own/scores.json").read_text())["block"]
     best = sorted(sorted(range(6), key=lambda block: -scores[block])[:2])

@@ -146,8 +146,8 @@ def test_compare_prints_one_table(cli: Cli, tmp_path: Path) -> None:
     ("words", "code", "error"),
     [
         ((), 1, "error: name the folders of the runs to compare"),
-        (("one", "--sides", "stagd"), 2, "--sides: there is no side 'stagd'; did you mean 'staged'?"),
-        (("one", "--sides", ","), 2, "--sides: name at least one side"),
+        (("one", "--variants", "stagd"), 2, "--variants: there is no variant 'stagd'; did you mean 'staged'?"),
+        (("one", "--variants", ","), 2, "--variants: name at least one"),
         (("one", "--json", "--latex"), 2, "--json, --markdown, --latex: choose one"),
         (("one", "nothing"), 1, "error: nothing is not a folder"),
         (("one", "--tasks", "pica"), 1, "error: none of these rows has a result of the task 'pica'; did you mean 'piqa'?"),

@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_evaluated_and_found_again(cli: Cli, run: Path, data: Path) -> None:
-    words = ("eval", run, "--tasks", "piqa", "--stage", "staged,dense", "--data", data)
+    words = ("eval", run, "--tasks", "piqa", "--variants", "staged,dense", "--data", data)
     first = cli(*words)
     assert first.code == 0, first.err
     number = r"\d\.\d{4} \+- \d\.\d{4}"
@@ -59,7 +59,7 @@ def test_a_run_is_evaluated_and_found_again(cli: Cli, run: Path, data: Path) -> 
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--tasks", "piqa", "--stage", "stage"), "unknown stage 'stage'; did you mean 'staged'?"),
+        (("--tasks", "piqa", "--variants", "stage"), "unknown variant 'stage'; did you mean 'staged'?"),
         (("--tasks", ","), "--tasks is empty: name tasks such as arc_easy,piqa"),
         (("--tasks", "piqua"), "unknown task 'piqua'; did you mean 'piqa'?"),
         (("--tasks", "rte"), "test.jsonl does not exist: rte is read from there; leave out --data to take it from the hub"),
@@ -105,7 +105,7 @@ def test_a_run_of_another_version_and_one_of_other_weights_are_refused(cli: Cli,
     file.write_text(json.dumps({**outcome, "environment": {**outcome["environment"], "weights": "f" * 64}}))
     assert "is a run on" in cli(*words).err
     file.write_text(json.dumps({**outcome, "format": 99}))
-    assert "has outcome format 99, this version reads 1: run its recipe again" in cli(*words).err
+    assert "has outcome format 99, this version reads 2: run its recipe again" in cli(*words).err
 
 
 def test_a_replaced_model_has_no_stages(cli: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_run_that_stopped_has_a_page_and_keeps_its_journal_as_it_is(cli: Cli, 
 
 def other_version(folder: Path) -> None:
     data = json.loads((folder / "outcome.json").read_text())
-    (folder / "outcome.json").write_text(json.dumps({**data, "format": 2}))
+    (folder / "outcome.json").write_text(json.dumps({**data, "format": 3}))
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def other_version(folder: Path) -> None:
     [
         (["nowhere"], "nowhere is not a folder: name the folder of a run"),
         (["empty"], "empty has no outcome.json: name the folder of a run"),
-        (["new"], "new/outcome.json has outcome format 2, this version reads 1: run its recipe again"),
-        (["good", "new"], "new/outcome.json has outcome format 2, this version reads 1: run its recipe again"),
+        (["new"], "new/outcome.json has outcome format 3, this version reads 2: run its recipe again"),
+        (["good", "new"], "new/outcome.json has outcome format 3, this version reads 2: run its recipe again"),
         (
             ["torn"],
             "torn/scores.json cannot be read (Expecting value: line 1 column 1 (char 0)): run its recipe again with --fresh",

@@ -24,6 +24,22 @@ pytestmark = pytest.mark.e2e
 PROGRAM = Path(sys.executable).with_name("pdtrim-core")
 FILES = {"recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json"}
 
+NORM_RATIO = '''
+from pdtrim_core.api import SimilarityScorer, hookimpl
+
+class NormRatio(SimilarityScorer):
+    """How little a block changes the length of the hidden states."""
+
+    name = "norm-ratio"
+
+    def similarity(self, before, after):
+        return -(after.norm(dim=-1) / before.norm(dim=-1) - 1).abs()
+
+@hookimpl
+def pdtrim_scorers():
+    yield NormRatio
+'''
+
 
 def outcome_of(folder: Path) -> dict[str, Any]:
     data: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
@@ -377,23 +393,25 @@ def test_a_dry_run_prints_the_whole_recipe_and_writes_nothing(cli: Cli, recipe: 
 
 
 def test_a_scorer_in_a_plain_file_takes_part(cli: Cli, recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from pdtrim_core.api import SimilarityScorer, hookimpl\n\n"
-        "class NormRatio(SimilarityScorer):\n"
-        '    """How little a block changes the length of the stream."""\n\n'
-        '    name = "norm-ratio"\n\n'
-        "    def similarity(self, before, after):\n"
-        "        return -(after.norm(dim=-1) / before.norm(dim=-1) - 1).abs()\n\n"
-        "@hookimpl\n"
-        "def pdtrim_scorers():\n"
-        "    yield NormRatio\n"
-    )
+    (tmp_path / "mine.py").write_text(NORM_RATIO)
     recipe.write_text('plugins = ["mine.py"]\nscorer = "norm-ratio"\n' + recipe.read_text())
     done = cli("run", recipe, "--out", "r")
     assert done.code == 0, done.err
     assert outcome_of(tmp_path / "r")["recipe"]["scorer"]["use"] == "norm-ratio"
     (tmp_path / "mine.py").unlink()
     assert cli("show", "r").code == 0
+
+
+def test_plugins_and_parts_of_theirs_may_be_named_on_the_command_line(tmp_path: Path, recipe: Path, cli: Cli) -> None:
+    (tmp_path / "mine.py").write_text(NORM_RATIO)
+    settings = ("--set", 'plugins=["mine.py"]', "--set", "scorer=norm-ratio")
+    for command, more in (("check", ()), ("score", ()), ("run", ("--dry-run",))):
+        done = cli(command, recipe, *settings, *more)
+        assert done.code == 0, done.err
+    assert 'use = "norm-ratio"' in done.out
+    missing = cli("check", recipe, "--set", 'plugins=["none.py"]')
+    assert missing.code != 0
+    assert "none.py does not exist" in missing.out
 
 
 @pytest.mark.skipif(

@@ -156,10 +156,10 @@ def test_what_only_a_bug_can_cause_stops_no_other_run_and_shows_its_traceback_wh
 
     whole = pipeline.run
 
-    def broken(recipe: Any, host: Any, **options: Any) -> Any:
+    def broken(recipe: Any, **options: Any) -> Any:
         if recipe.searcher.name == "greedy":
             raise ZeroDivisionError("by nothing")
-        return whole(recipe, host, **options)
+        return whole(recipe, **options)
 
     monkeypatch.setattr(pipeline, "run", broken)
     done = cli("sweep", sweep, "--debug")

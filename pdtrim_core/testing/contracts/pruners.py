@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import Pruner
@@ -21,11 +22,12 @@ from pdtrim_core.model.weights import read_replaced, save_replaced
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.plan.elements import Shrink
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.contexts import prune_context
 from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness, rng_of
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_core.testing.models import ByteTokenizer, tiny_llama
+from pdtrim_core.testing.rounding import ROUNDING, units_apart
 
 SAME_LOGPROB = 1e-3
 """Nats a choice: a model in another basis rounds differently in float32, by about 1e-5 a token."""
@@ -106,8 +108,11 @@ class PrunerContract:
             save_replaced(replaced, model, tmp_path)
             again = self.component(**self.options).restore(model, read_replaced(tmp_path))
             assert again.fingerprint == replaced.fingerprint
-            values = [StagedModel(PrefixCache(of), Plan()).loglikelihoods(_items()) for of in (replaced, again)]
-            assert values[0] == values[1]
+            wanted, found = (
+                torch.tensor(sum(StagedModel(PrefixCache(of), Plan()).loglikelihoods(_items()), ())) for of in (replaced, again)
+            )
+            # Its weights may lie in memory in another way, in which products get other kernels.
+            assert units_apart(found, wanted) <= ROUNDING
 
     def test_a_run_refines_its_removal(self, tmp_path: Path) -> None:
         """A whole recipe: prune, split by gains (but a replaced model), measure."""
@@ -123,7 +128,7 @@ class PrunerContract:
         host = tiny_host()
         # A plain file's pruner is not installed.
         host.register(SimpleNamespace(pdtrim_pruners=hookimpl(lambda: [self.component])), Origin("contract", "contract"))
-        outcome = pipeline.run(resolve(data, host, where="pruner.toml", out=tmp_path / "run"), host)
+        outcome = pipeline.run(Recipe.from_data(data, where="pruner.toml", out=tmp_path / "run", host=host), host)
         score = {row.name: row.calibration.score for row in outcome.rows}
         if self.component.replaces_model:
             assert score.keys() == {"dense", "unified"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_transformers
 
@@ -84,7 +83,7 @@ def run_with_plan(
             given[element] = grown(model, element)
     save_modules(plan, given, run / MODULES)
     saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, first)
-    return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=json.loads(saved.to_json()))
+    return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=saved.to_data())
 
 
 def grown(model: BlockModel, merge: Merge) -> nn.Module:
@@ -114,4 +113,4 @@ def _outcome() -> Outcome:
         "evaluation": {"threads": 1},
     }
     with tempfile.TemporaryDirectory() as folder:
-        return pipeline.run(resolve(data, host, where="small.toml", out=Path(folder) / "small"), host)
+        return pipeline.run(Recipe.from_data(data, where="small.toml", out=Path(folder) / "small", host=host), host)

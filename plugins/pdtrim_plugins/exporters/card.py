@@ -19,13 +19,12 @@ LIBRARIES = {"gguf": "gguf", "prefill": "vllm", "serve": "vllm"}
 LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
-def card(  # noqa: PLR0913 - what a card tells of
-    outcome: Outcome, model: BlockModel, saved: SavedPlan, *, role: str, text: str, run: Path, plan: Plan | None = None
-) -> str:
+def card(outcome: Outcome, model: BlockModel, *, role: str, text: str, run: Path, plan: Plan | None = None) -> str:
     """Return the text of README.md. `role` names the folder, `text` says how it is used, `run` may hold benchmark results.
 
     `plan` is what is in the folder where that is not the very plan of the run.
     """
+    saved = outcome.plan
     plan = plan or saved.plan
     parts = [
         _front(model, role),

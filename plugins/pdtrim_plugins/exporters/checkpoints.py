@@ -47,7 +47,7 @@ class Checkpoints(Exporter):
         with export_folder(out / "unified") as folder:
             link_checkpoint(out / "decode", folder)
             text = f"One model for both stages: the same weights as in the folder decode/.\n\n{_usage(out / 'decode')}"
-            (folder / CARD).write_text(card(outcome, model, saved, role="unified", text=text, run=out), encoding="utf-8")
+            (folder / CARD).write_text(card(outcome, model, role="unified", text=text, run=out), encoding="utf-8")
         yield out / "unified"
 
 
@@ -72,7 +72,7 @@ def write_decode(outcome: Outcome, model: BlockModel, saved: SavedPlan, out: Pat
     with export_folder(out / "decode") as folder:
         write_checkpoint(folder, model, config, stored, storage)
         text = f"The model that decodes: block by block what is left of the dense one, renumbered.\n\n{_usage(folder)}"
-        (folder / CARD).write_text(card(outcome, model, saved, role="decode", text=text, run=out), encoding="utf-8")
+        (folder / CARD).write_text(card(outcome, model, role="decode", text=text, run=out), encoding="utf-8")
 
 
 def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, Any]) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Outcome
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""What GGUF calls the families whose files were read back with the same logits."""
+"""What GGUF calls the families whose files were read back with the same logits, but for rounding."""
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 PERMUTED = ("self_attn.q_proj.", "self_attn.k_proj.")
 """llama.cpp's llama rotates neighbouring numbers of a head, transformers' the two halves."""
@@ -58,7 +58,7 @@ class Gguf(Exporter):
         file = f"{name}-{kind}.gguf"
         with export_folder(out / "gguf") as folder:
             text = f"One model for both stages, for llama.cpp:\n\n```sh\nllama-cli -m {file}\n```"
-            readme = card(outcome, model, saved, role="gguf", text=text, run=out)
+            readme = card(outcome, model, role="gguf", text=text, run=out)
             (folder / CARD).write_text(readme, encoding="utf-8")
             self._write(folder / file, model, config, stored, kind)
         yield out / "gguf"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ what other requests have written there meanwhile, and nobody but prefill's log w
 
 def write_serve(folder: Path, saved: SavedPlan, decode_layers: int) -> None:
     """Write plan.json, the four connector files and serve.sh."""
-    write_json(folder / "plan.json", {"plan_hash": saved.digest, **json.loads(saved.to_json())})
+    write_json(folder / "plan.json", {"plan_hash": saved.digest, **saved.to_data()})
     for name, value in connector_files(decode_layers).items():
         write_json(folder / name, value)
     script = folder / "serve.sh"

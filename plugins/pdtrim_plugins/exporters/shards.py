@@ -2,12 +2,20 @@
 
 safetensors' own file writing wants all tensors of a file in their final form at once, and its error for a full disk is no
 OSError. The form of a file is simple: the length of a header, the header in JSON, the tensors one behind the other.
+
+Readers map the file into memory and compute on it there, and matrix products may round differently where their operands do not
+begin at a multiple of `ALIGNMENT`, as they do in memory that torch allocates. So the header is filled up with spaces, which the
+format allows, until the first tensor begins at one. No holes are allowed between tensors, so they stand in the order of the
+largest power of two that divides their size: all those of whole `ALIGNMENT`s come first and are aligned, and any other begins at
+a multiple of that power.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +35,9 @@ NAMES = {
     "bool": "BOOL",
 }
 """What safetensors calls the number formats of torch."""
+ALIGNMENT = 64
+"""Bytes: a line of the cache, a register of the widest kind, and what torch aligns its own memory to."""
+LENGTH = struct.Struct("<Q")
 SINGLE, SHARD, INDEX = "model.safetensors", "model-{:05d}-of-{:05d}.safetensors", "model.safetensors.index.json"
 
 
@@ -49,7 +60,7 @@ class ShardWriter:
     def add(self, tensors: dict[str, Tensor]) -> None:
         """Take some tensors, by the names that they get in the checkpoint."""
         for name, tensor in tensors.items():
-            size = tensor.numel() * self._stored_as(tensor).itemsize
+            size = _stored_bytes(tensor, self._format)
             if self._waiting and self._bytes + size > self._shard_bytes:
                 self._flush()
             self._waiting[name] = tensor
@@ -80,29 +91,39 @@ class ShardWriter:
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number}"
 
-    def _stored_as(self, tensor: Tensor) -> dtype:
-        return _stored_as(tensor, self._format)
 
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], number_format: dtype | None = None) -> None:
-    """Write one safetensors file; no more than one tensor is copied at a time."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], number_format: dtype | None = None) -> None:
+    """Write one safetensors file, its tensors aligned as far as the format allows; no more than one is copied at a time."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
+    ordered = dict(sorted(tensors.items(), key=lambda named: -_alignment(_stored_bytes(named[1], number_format))))
+    with path.open("wb") as file:
+        file.write(_head(ordered, number_format))
+        for tensor in ordered.values():
+            numbers = tensor.detach().to(device="cpu", dtype=_stored_as(tensor, number_format)).contiguous()
+            file.write(numbers.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _head(tensors: Mapping[str, Tensor], number_format: dtype | None) -> bytes:
+    """Return what stands before the tensors: a length, and the header, which ends at a multiple of `ALIGNMENT`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        stored_as = _stored_as(tensor, number_format)
-        start, end = end, end + tensor.numel() * stored_as.itemsize
-        kind = NAMES[str(stored_as).removeprefix("torch.")]
+        start, end = end, end + _stored_bytes(tensor, number_format)
+        kind = NAMES[str(_stored_as(tensor, number_format)).removeprefix("torch.")]
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    # The tensors begin at a multiple of eight.
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            numbers = tensor.detach().to(device="cpu", dtype=_stored_as(tensor, number_format)).contiguous()
-            file.write(numbers.reshape(-1).view(torch.uint8).numpy().data)
+    text += b" " * (-(LENGTH.size + len(text)) % ALIGNMENT)
+    return LENGTH.pack(len(text)) + text
+
+
+def _alignment(size: int) -> int:
+    """Return the largest power of two, `ALIGNMENT` at most, that divides a number of bytes."""
+    return math.gcd(size, ALIGNMENT)
+
+
+def _stored_bytes(tensor: Tensor, number_format: dtype | None) -> int:
+    return tensor.numel() * _stored_as(tensor, number_format).itemsize
 
 
 def _stored_as(tensor: Tensor, number_format: dtype | None) -> dtype:

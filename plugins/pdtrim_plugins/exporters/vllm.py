@@ -57,13 +57,11 @@ class Vllm(Exporter):
                 "its logits mean nothing. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
                 "installed; the folder serve/ has the command lines."
             )
-            (folder / CARD).write_text(
-                card(outcome, model, saved, role="prefill", text=text, run=out, plan=plan), encoding="utf-8"
-            )
+            (folder / CARD).write_text(card(outcome, model, role="prefill", text=text, run=out, plan=plan), encoding="utf-8")
         yield out / "prefill"
         with export_folder(out / "serve") as folder:
             text = "What starts the pair: `sh serve.sh` on one machine. The script says what to change for two."
-            (folder / CARD).write_text(card(outcome, model, saved, role="serve", text=text, run=out, plan=plan), encoding="utf-8")
+            (folder / CARD).write_text(card(outcome, model, role="serve", text=text, run=out, plan=plan), encoding="utf-8")
             write_serve(folder, saved, len(prefill.told["decode_index"]))
         yield out / "serve"
 

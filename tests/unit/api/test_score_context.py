@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,12 +12,14 @@ from pdtrim_core.api import Scorer, Scores
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.search.space import two_sets
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
+from tests.reference import reference, reference_texts
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
     from pdtrim_core.api import BlockModel
 
-SHARED = Path(__file__).parents[4] / "shared"
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]]
 
 
@@ -96,14 +96,9 @@ def test_means_do_not_depend_on_the_attention_backend(backend: str) -> None:
     assert other == pytest.approx(usual, abs=1e-4)
 
 
-def oracle(name: str) -> Any:
-    return json.loads((SHARED / "oracles" / f"{name}.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def context(smollm: BlockModel) -> ScoreContext:
-    texts = oracle("calib_texts")["texts"]
-    return ScoreContext(smollm, [smollm.tokenizer(text)["input_ids"] for text in texts])
+    return ScoreContext(smollm, reference_texts(smollm.tokenizer))
 
 
 def scores_of(name: str, host: PluginHost, context: ScoreContext) -> Scores:
@@ -112,28 +107,25 @@ def scores_of(name: str, host: PluginHost, context: ScoreContext) -> Scores:
     return scorer.score(context)
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_cosine_scores_of_the_real_model_are_the_reference(host: PluginHost, context: ScoreContext) -> None:
-    scores, expected = scores_of("cosine", host, context), oracle("similarity_variants")["pdtrim"]
+    scores, expected = scores_of("cosine", host, context), reference("pdtrim")
     assert scores.block == pytest.approx(expected["r"], abs=1e-4)
     assert scores.pair == pytest.approx(expected["d_pair"], abs=1e-4)
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_dot_and_euclidean_scores_of_the_real_model_are_the_reference(host: PluginHost, context: ScoreContext) -> None:
-    variants = oracle("similarity_variants")["variants"]
+    variants = reference("similarity")
     dot, euclidean = (scores_of(name, host, context).block for name in ("dot", "euclidean"))
     # These are sums over a hidden size of 576 with norms up to 23,000, hence relative.
-    assert dot == pytest.approx([-value for value in variants["neg_dot_token_mean_prenorm"]["scores"]], rel=1e-4, abs=1e-2)
-    assert euclidean == pytest.approx([-value for value in variants["euclid_token_mean_prenorm"]["scores"]], rel=1e-4)
+    assert dot == pytest.approx([-value for value in variants["neg_dot"]["scores"]], rel=1e-4, abs=1e-2)
+    assert euclidean == pytest.approx([-value for value in variants["euclidean"]["scores"]], rel=1e-4)
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_block_influence_is_what_the_authors_code_gave(host: PluginHost, context: ScoreContext) -> None:
-    run = oracle("shortgpt_hf")["runs"]["bs1_no_padding (use this one as the oracle)"]
+    run = reference("shortgpt")["one_by_one"]
     scores = scores_of("cosine", host, context)
     tokens = sum(len(sequence) for sequence in context._sequences)
     # The last block is compared with the normed state there, which is another definition.
@@ -142,11 +134,10 @@ def test_block_influence_is_what_the_authors_code_gave(host: PluginHost, context
     assert scores.ranking()[:5] == run["order_asc"][:5] == run["removed"]
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_the_two_sets_and_the_first_removal_of_the_real_model_are_the_reference(host: PluginHost, context: ScoreContext) -> None:
     scores = scores_of("cosine", host, context)
-    for case in oracle("pdtrim_sets")["sets"]:
+    for case in reference("pdtrim")["sets"]:
         sets = two_sets(scores, case["k"], case["d_T"])
         assert list(sets.initial) == case["P_initial"]
         assert [list(pair.blocks) for pair in sets.pairs] == case["D"]

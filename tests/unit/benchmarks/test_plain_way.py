@@ -20,6 +20,8 @@ from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.objectives import Accuracy
 from tests.unit.execution.test_staged_model import some_items
 
+pytestmark = pytest.mark.numeric
+
 FILE = Path(__file__).parents[3] / "benchmarks" / "plain_way.py"
 
 

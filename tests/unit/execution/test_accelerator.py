@@ -11,7 +11,7 @@ from pdtrim_core import Drop, KvOnly, Plan, Removal, load_plugins
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.pipeline import run
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing import FAMILIES, tiny_model
 from pdtrim_core.testing.models import save_tiny_model
 from tests.unit.execution.test_staged_model import some_items
@@ -41,6 +41,6 @@ def test_a_whole_run_on_an_accelerator(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "tiny")
     data = {"model": {"path": str(folder)}, "prune": {"blocks": 2}, "calibration": {"samples": 8, "held_out": 4}}
     host = load_plugins()
-    outcome = run(resolve(data, host, where="gpu", out=tmp_path / "run"), host)
+    outcome = run(Recipe.from_data(data, where="gpu", out=tmp_path / "run", host=host), host)
     assert outcome.environment.device.startswith(str(torch.accelerator.current_accelerator()))
     assert outcome.plan.plan.decode.blocks_removed == 2

@@ -17,6 +17,8 @@ from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import tiny_model
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(min_value=1, max_value=90), min_size=1, max_size=40)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
     from pdtrim_core.plan.plan import FirstToken
 
+pytestmark = pytest.mark.numeric
+
 # Rounding of float32 logits around 10, over six blocks.
 CLOSE = 1e-4
 UNIFIED = Plan.unified(Removal([Drop(1), Drop(4)]))

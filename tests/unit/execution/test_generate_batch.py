@@ -12,6 +12,8 @@ from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 
+pytestmark = pytest.mark.numeric
+
 PROMPTS = ([5, 6, 7, 8, 9, 30, 31, 32, 33, 34, 35], [11, 12, 13], [99])
 PAD, WIDTH, NEW = 258, 11, 10
 STAGED = Plan(prefill=Removal([Drop(0), Drop(1)]), decode=Removal([Drop(0), Drop(1), Drop(3)]))

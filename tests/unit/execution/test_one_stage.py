@@ -15,6 +15,8 @@ from pdtrim_core.testing import FAMILIES, tiny_model
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
+pytestmark = pytest.mark.numeric
+
 IDS = torch.arange(40)[None] % 250
 TAIL = Plan(prefill=Removal([Drop(2), KvOnly(4), Drop(5)]), decode=Removal([Drop(2), Drop(5)]))
 

@@ -14,13 +14,15 @@ from pdtrim_core.execution.batching import RowLayout
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from tests.unit.execution.test_staged_model import PLANS, TAILS, replacements, some_items
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
+
+pytestmark = pytest.mark.numeric
 
 CLOSE = 1e-4
 """Nats a choice: rounding of float32 where other tokens lie in between; a wrong mask or position gives tenths."""
@@ -142,7 +144,7 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
         "searcher": {"t0": 5.0, "alpha": 0.6},
         "evaluation": {"batch_tokens": 256, **evaluation},
     }
-    outcome = pipeline.run(resolve(data, host, where="recipe.toml", out=folder), host)
+    outcome = pipeline.run(Recipe.from_data(data, where="recipe.toml", out=folder, host=host), host)
     return outcome.saved_plan, {row.name: row.calibration.score for row in outcome.rows}
 
 

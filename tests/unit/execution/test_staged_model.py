@@ -16,10 +16,13 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
+from pdtrim_core.testing.rounding import ROUNDING, units_apart
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Element
     from pdtrim_core.plan.plan import FirstToken
+
+pytestmark = pytest.mark.numeric
 
 BLOCKS = 6
 MERGE = Merge(keep=3, drop=2)
@@ -189,9 +192,12 @@ def test_with_the_first_token_by_prefill_one_token_choices_do_not_see_decode() -
     item = some_items()[1]
     plan = Plan(decode=Removal([Drop(1), Drop(2), Drop(3)]))
     by_prefill, by_decode = (PrefixCache(model, ExecutionOptions(first_token=stage)) for stage in ("prefill", "decode"))
-    dense = StagedModel(by_prefill, Plan()).loglikelihoods([item])
-    assert StagedModel(by_prefill, plan).loglikelihoods([item]) == dense
-    assert StagedModel(by_decode, plan).loglikelihoods([item]) != dense
+    dense, pruned, seen = (
+        torch.tensor(StagedModel(prefix_cache, p).loglikelihoods([item]))
+        for prefix_cache, p in ((by_prefill, Plan()), (by_prefill, plan), (by_decode, plan))
+    )
+    # Prompts that only prefill runs are gathered into rows of their own.
+    assert units_apart(pruned, dense) <= ROUNDING < 100 * ROUNDING < units_apart(seen, dense)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from pdtrim_core import Drop, LoadedRun, Plan, Removal, SavedPlan, load_run
 from pdtrim_core.host.host import load_plugins
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.models import save_tiny_model
 
 
@@ -24,7 +23,7 @@ def carried_out(checkpoint: Path, out: Path, **keys: object) -> LoadedRun:
         "evaluation": {"threads": 1},
         **keys,
     }
-    pipeline.run(resolve(data, host, where="run.toml", out=out), host)
+    pipeline.run(Recipe.from_data(data, where="run.toml", out=out, host=host), host)
     return load_run(out, host)
 
 
@@ -41,7 +40,7 @@ def staged_run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lo
     outcome, lost = run.outcome, Removal([Drop(1), Drop(3)])
     plan = Plan(prefill=Removal(), decode=lost).truncated_prefill(outcome.block_count)
     saved = SavedPlan(plan, outcome.model, run.dense.fingerprint, outcome.block_count)
-    (out / "outcome.json").write_text(replace(outcome, saved_plan=json.loads(saved.to_json())).to_json())
+    (out / "outcome.json").write_text(replace(outcome, saved_plan=saved.to_data()).to_json())
     return load_run(out)
 
 

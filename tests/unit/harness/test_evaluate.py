@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pdtrim_core import LoadedRun, PdtrimError
+from pdtrim_core import Drop, LoadedRun, PdtrimError, Plan, Removal
 from pdtrim_core.harness import data_files
 from pdtrim_core.harness.tasks import NAMES, Source, load_task
-from pdtrim_core.results.task_results import results_in
+from pdtrim_core.results.task_results import Variant, results_in
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
-from lm_eval import simple_evaluate
+from lm_eval import evaluator, simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from pdtrim_core.harness.evaluate import Evaluation, Options
+from tests.unit.harness.own_items import write_own_items
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 ITEM = {"id": "one", "query": "Question: two?\nAnswer:", "choices": ["one", "two"], "gold": 1}
@@ -36,8 +38,13 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def own_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_own_items(tmp_path_factory.mktemp("own_items"))
+
+
 @pytest.fixture
-def shortened(tmp_path: Path) -> Path:
+def real_items(tmp_path: Path) -> Path:
     """The developers' files, with articles of WikiText that are short: a tiny model takes every letter for a token."""
     folder = tmp_path / "shared"
     folder.mkdir()
@@ -50,19 +57,32 @@ def shortened(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.shared
+@pytest.mark.numeric
 @pytest.mark.parametrize("task", NAMES)
-def test_dense_numbers_are_those_of_the_harness_own_model(task: str, staged_run: LoadedRun, shortened: Path) -> None:
+def test_dense_numbers_are_those_of_the_harness_own_model(task: str, staged_run: LoadedRun, own_items: Path) -> None:
+    _check_dense_numbers(task, staged_run, own_items)
+
+
+@pytest.mark.shared
+def test_dense_numbers_over_real_items_are_those_of_the_harness_own_model(
+    staged_run: LoadedRun, real_items: Path, subtests: pytest.Subtests
+) -> None:
+    for task in NAMES:
+        with subtests.test(task):
+            _check_dense_numbers(task, staged_run, real_items)
+
+
+def _check_dense_numbers(task: str, run: LoadedRun, data: Path) -> None:
     if task == "ifeval":
         pytest.importorskip("langdetect", reason="ifeval's packages are not installed")
-    source = Source(shortened, items=20)
+    source = Source(data, items=20)
     options = Options(source=source, max_new_tokens=8, runs_code=True)
-    (result,) = Evaluation(staged_run, options).results([task], ["dense"])
+    (result,) = Evaluation(run, options).results([task], ["dense"])
     assert len(result.answers) == 20
     loaded = load_task(task, source, None).task
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     theirs = simple_evaluate(
-        model=HFLM(pretrained=staged_run.dense.model, tokenizer=staged_run.dense.tokenizer, batch_size=8),
+        model=HFLM(pretrained=run.dense.model, tokenizer=run.dense.tokenizer, batch_size=8),
         tasks=loaded,
         task_manager=TaskManager(include_defaults=False),
         gen_kwargs={"max_gen_toks": 8},
@@ -90,12 +110,23 @@ def _check_answers(ours: Any, theirs: list[dict[str, Any]]) -> None:
             assert answer.answer == said
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize("task", ["mmlu", "cmmlu"])
-def test_prompts_of_subjects_are_the_file_s_with_examples_behind_the_description(task: str, shots: int) -> None:
-    docs = data_files.spread(data_files.read_docs(SHARED / task / "test.jsonl", task), 3)
-    group = load_task(task, Source(SHARED, 3, shots), None).task
+def test_prompts_of_subjects_are_the_file_s_with_examples_behind_the_description(task: str, shots: int, own_items: Path) -> None:
+    _check_prompts(task, shots, own_items)
+
+
+@pytest.mark.shared
+def test_prompts_of_real_subjects_are_the_file_s_with_examples_behind_the_description(subtests: pytest.Subtests) -> None:
+    for task, shots in product(["mmlu", "cmmlu"], [0, 2]):
+        with subtests.test(task, shots=shots):
+            _check_prompts(task, shots, SHARED)
+
+
+def _check_prompts(task: str, shots: int, data: Path) -> None:
+    docs = data_files.spread(data_files.read_docs(data / task / "test.jsonl", task), 3)
+    group = load_task(task, Source(data, 3, shots), None).task
+    assert len(list(group)) == 3
     for part in group:
         part.set_config(key="num_fewshot", value=part.config.num_fewshot)
         part.set_fewshot_seed(1234)
@@ -121,6 +152,95 @@ def test_a_result_is_measured_once(staged_run: LoadedRun, data: Path, tmp_path: 
     assert said == ["piqa, staged: running", "piqa, dense: running", "piqa, staged: known", "piqa, dense: known"]
     list(evaluation.results(["piqa"], ["staged"], fresh=True))
     assert said[-1] == "piqa, staged: running"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sides that were really measured, one entry a time that the harness ran."""
+    variants = []
+
+    def counted(*arguments: Any, model: Any, **options: Any) -> Any:
+        variants.append(model.variant)
+        return simple_evaluate(*arguments, model=model, **options)
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", counted)
+    return variants
+
+
+def with_plan(run: LoadedRun, path: Path, plan: Plan) -> LoadedRun:
+    """Return a run as if it had come to another plan."""
+    saved = replace(run.outcome.plan, plan=plan)
+    return replace(run, path=path, outcome=replace(run.outcome, saved_plan=saved.to_data()))
+
+
+LOST = Removal([Drop(1), Drop(3)])
+STAGED = Plan(prefill=Removal([Drop(3)]), decode=LOST)
+SAME: list[tuple[Plan, Variant, Variant]] = [
+    (STAGED, "unified", "decode"),
+    (Plan.unified(LOST), "staged", "unified"),
+    (Plan.unified(LOST), "decode", "staged"),
+    (Plan.unified(LOST), "prefill", "staged"),
+    (Plan(decode=LOST), "prefill", "dense"),
+    (Plan(decode=LOST), "dense", "prefill"),
+    (Plan(), "staged", "dense"),
+]
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_sides_that_run_the_same_are_measured_once(
+    case: tuple[Plan, Variant, Variant], staged_run: LoadedRun, data: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    plan, first, second = case
+    run = with_plan(staged_run, tmp_path / "run", plan)
+    said: list[str] = []
+    evaluation = Evaluation(run, Options(source=Source(data)), said.append)
+    for fresh in (False, True):
+        one, other = evaluation.results(["piqa"], [first, second], fresh=fresh)
+        assert measured == [first] * (1 + fresh)
+        assert said[-2:] == [f"piqa, {first}: running", f"piqa, {second}: known, the same as {first}"]
+        assert other == replace(one, variant=second, settings=evaluation.settings("piqa", second))
+        assert {result.variant: result for result in results_in(run.path)} == {first: one, second: other}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_result_in_the_folder_serves_a_side_that_runs_the_same(
+    case: tuple[Plan, Variant, Variant], staged_run: LoadedRun, data: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    plan, first, second = case
+    run = with_plan(staged_run, tmp_path / "run", plan)
+    (one,) = Evaluation(run, Options(source=Source(data))).results(["piqa"], [first])
+    (other,) = Evaluation(run, Options(source=Source(data))).results(["piqa"], [second])
+    assert measured == [first]
+    assert (other.variant, other.answers, other.metrics) == (second, one.answers, one.metrics)
+    list(Evaluation(run, Options(source=Source(data), limit=2)).results(["piqa"], [second]))
+    assert measured == [first, second]
+
+
+@pytest.mark.parametrize("second", ["staged", "prefill", "dense"])
+def test_sides_that_run_something_else_are_measured_each(
+    second: Variant, staged_run: LoadedRun, data: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    run = with_plan(staged_run, tmp_path / "run", STAGED)
+    list(Evaluation(run, Options(source=Source(data))).results(["piqa"], ["unified", second]))
+    assert measured == ["unified", second]
+
+
+def test_unified_and_decode_have_equal_settings(staged_run: LoadedRun, data: Path, tmp_path: Path) -> None:
+    run = replace(staged_run, path=tmp_path / "run")
+    unified, decode = Evaluation(run, Options(source=Source(data))).results(["piqa"], ["unified", "decode"])
+    assert decode == replace(unified, variant="decode")
+
+
+def test_what_the_harness_would_do_besides_is_off_while_it_runs(
+    staged_run: LoadedRun, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    for name in ("get_git_commit_hash", "add_env_info"):
+        monkeypatch.setattr(f"lm_eval.evaluator.{name}", lambda *_, name=name: asked.append(name))
+    before = [getattr(evaluator, name) for name in ("get_git_commit_hash", "add_env_info")]
+    list(Evaluation(replace(staged_run, path=tmp_path / "run"), Options(source=Source(data))).results(["piqa"], ["staged"]))
+    assert asked == []
+    assert [getattr(evaluator, name) for name in ("get_git_commit_hash", "add_env_info")] == before
 
 
 def test_what_changes_numbers_is_measured_again_and_what_does_not_is_not(

@@ -20,7 +20,9 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from pdtrim_core.harness.model import PdtrimLM
+from pdtrim_core.harness.model import ModelOptions, PdtrimLM
+
+pytestmark = pytest.mark.numeric
 
 TEXTS = [
     ("Question: which is heavier?\nAnswer:", " a stone"),
@@ -48,7 +50,7 @@ def close(ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float, bool
 
 def test_the_dense_side_is_the_harness_own_model(staged_run: LoadedRun) -> None:
     asked = requests("loglikelihood", *TEXTS)
-    model = PdtrimLM(staged_run, stage="dense")
+    model = PdtrimLM(staged_run, ModelOptions(stage="dense"))
     ours, theirs = model.loglikelihood(asked), harness(staged_run).loglikelihood(asked, disable_tqdm=True)
     assert close(ours, theirs, [len(text) for _, text in TEXTS])
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
@@ -57,7 +59,7 @@ def test_the_dense_side_is_the_harness_own_model(staged_run: LoadedRun) -> None:
 
 def test_what_greedy_decoding_makes_is_told(staged_run: LoadedRun) -> None:
     for variant in ("staged", "dense"):
-        model = PdtrimLM(staged_run, stage=variant)
+        model = PdtrimLM(staged_run, ModelOptions(stage=variant))
         context = "Question: which is heavier?\nAnswer:"
         made = TwoPhaseModel(staged_run.dense, model.plan).generate(model.tok_encode(context), 3)
         other = [*made[:2], (made[2] + 1) % 256]
@@ -67,7 +69,7 @@ def test_what_greedy_decoding_makes_is_told(staged_run: LoadedRun) -> None:
 
 def test_running_text_is_scored_as_the_harness_scores_it(staged_run: LoadedRun) -> None:
     asked = requests("loglikelihood_rolling", ("some words " * 100,), ("few words",), ("other words " * 3,))
-    ours = PdtrimLM(staged_run, stage="dense").loglikelihood_rolling(asked)
+    ours = PdtrimLM(staged_run, ModelOptions(stage="dense")).loglikelihood_rolling(asked)
     theirs = harness(staged_run).loglikelihood_rolling(asked, disable_tqdm=True)
     assert ours == pytest.approx(theirs, abs=1e-4 * 1100)
     assert ours[1] == pytest.approx(theirs[1], abs=1e-3)
@@ -84,7 +86,7 @@ def test_the_staged_side_is_the_two_phase_run(staged_run: LoadedRun) -> None:
         logits_TV = reference_model.continuation_logits(prompt, tokens).double().log_softmax(-1)
         reference = logits_TV[range(len(tokens)), tokens].sum().item()
         assert logprob == pytest.approx(reference, abs=1e-4 * len(tokens))
-    dense = PdtrimLM(staged_run, stage="dense").loglikelihood(requests("loglikelihood", *asked))
+    dense = PdtrimLM(staged_run, ModelOptions(stage="dense")).loglikelihood(requests("loglikelihood", *asked))
     assert not close(found, dense, [1000] * 4)
 
 
@@ -93,7 +95,7 @@ def test_running_text_is_decode_alone_unless_a_share_is_prompt(staged_run: Loade
     values: dict[tuple[Variant, float], float] = {}
     for variant in ("staged", "decode", "dense"):
         for share in (0.0, 0.5):
-            model = PdtrimLM(staged_run, stage=variant, prompt_share=share)
+            model = PdtrimLM(staged_run, ModelOptions(stage=variant, prompt_share=share))
             (values[variant, share],) = model.loglikelihood_rolling(asked)
             (note,) = model.notes
             assert ("prefill has no part" if share == 0 else "the first 50% of each window of text is prompt") in note
@@ -110,14 +112,16 @@ def test_a_share_of_prompt_leaves_the_scale_of_a_text(staged_run: LoadedRun, mon
         StagedModel, "scores", lambda self, items: [tuple(Scored(-1.0 * len(c), False) for c in i.choices) for i in items]
     )
     asked = requests("loglikelihood_rolling", ("word " * 20,))
-    found = [PdtrimLM(staged_run, prompt_share=share).loglikelihood_rolling(asked)[0] for share in (0.0, 0.3, 0.9)]
+    found = [PdtrimLM(staged_run, ModelOptions(prompt_share=share)).loglikelihood_rolling(asked)[0] for share in (0.0, 0.3, 0.9)]
     assert found == pytest.approx([-100.0] * 3)
 
 
 def test_prompts_generate_together_what_they_generate_alone(staged_run: LoadedRun) -> None:
     prompts = ["Once upon a time", "A", "Question: which is heavier?\nAnswer:"]
     limits = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
-    made = PdtrimLM(staged_run, batch_size=3).generate_until(requests("generate_until", *((p, limits) for p in prompts)))
+    made = PdtrimLM(staged_run, ModelOptions(batch_size=3)).generate_until(
+        requests("generate_until", *((p, limits) for p in prompts))
+    )
     two_phase = TwoPhaseModel(staged_run.dense, staged_run.plan_of("staged"))
     tokenizer = staged_run.dense.tokenizer
     for prompt, text in zip(prompts, made, strict=True):
@@ -131,7 +135,7 @@ def test_the_dense_side_generates_what_the_harness_generates(staged_run: LoadedR
         "generate_until",
         *((prompt, {"until": [letter], "max_gen_toks": 10}) for prompt in ("Once upon a time", "A", "x" * 600)),
     )
-    ours = PdtrimLM(staged_run, stage="dense", batch_size=4).generate_until(asked)
+    ours = PdtrimLM(staged_run, ModelOptions(stage="dense", batch_size=4)).generate_until(asked)
     assert ours == harness(staged_run).generate_until(asked, disable_tqdm=True)
 
 
@@ -139,7 +143,9 @@ def test_items_that_share_no_rows_give_the_same_numbers(staged_run: LoadedRun, m
     asked = requests("loglikelihood", *TEXTS)
     together = PdtrimLM(staged_run).loglikelihood(asked)
     monkeypatch.setattr("pdtrim_core.harness.model.packing_agrees", lambda *_, **__: False)
-    assert close(together, PdtrimLM(staged_run, batch_tokens=32).loglikelihood(asked), [len(text) for _, text in TEXTS])
+    assert close(
+        together, PdtrimLM(staged_run, ModelOptions(batch_tokens=32)).loglikelihood(asked), [len(text) for _, text in TEXTS]
+    )
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(staged_run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +184,7 @@ def test_the_model_is_left_as_it_was(staged_run: LoadedRun) -> None:
 )
 def test_options_that_mean_nothing_are_refused(staged_run: LoadedRun, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(PdtrimError, match=problem):
-        PdtrimLM(staged_run, **options)
+        PdtrimLM(staged_run, ModelOptions(**options))
 
 
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
@@ -189,8 +195,8 @@ def test_who_makes_the_first_token_matters_to_tasks_of_one_token(
     monkeypatch.setattr(LoadedRun, "plan_of", lambda self, variant: whole if variant == "staged" else Plan())
     monkeypatch.setattr("pdtrim_core.harness.model._freed", lambda *_: False)
     asked = requests("loglikelihood", ("Question: which?\nAnswer:", "A"))
-    (staged,) = PdtrimLM(staged_run, first_token=first_token).loglikelihood(asked)
-    (dense,) = PdtrimLM(staged_run, stage="dense").loglikelihood(asked)
+    (staged,) = PdtrimLM(staged_run, ModelOptions(first_token=first_token)).loglikelihood(asked)
+    (dense,) = PdtrimLM(staged_run, ModelOptions(stage="dense")).loglikelihood(asked)
     assert (abs(staged[0] - dense[0]) < 1e-4) is (first_token == "prefill")
 
 
@@ -198,3 +204,23 @@ def test_a_tokenizer_without_an_end_is_refused(staged_run: LoadedRun, monkeypatc
     monkeypatch.setattr(staged_run.dense, "tokenizer", ByteTokenizer())
     with pytest.raises(PdtrimError, match="needs a tokenizer of transformers with an end-of-text token"):
         PdtrimLM(staged_run)
+
+
+def test_the_harness_words_name_a_run_and_options(staged_run: LoadedRun) -> None:
+    more = {"batch_size": 3, "max_batch_size": None, "device": "cpu"}
+    made = PdtrimLM.create_from_arg_string(f"run={staged_run.path},stage=unified,prompt_share=0.5", more)
+    assert (made.variant, made.prompt_share, made.batch_size) == ("unified", 0.5, 3)
+    made = PdtrimLM.create_from_arg_obj({"run": staged_run, "stage": "dense", "max_length": 16})
+    assert (made.variant, made.max_length) == ("dense", 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("stage=dense", "model_args: name the folder of a finished run, as run=FOLDER"),
+        ("run=r,stge=dense", r"model_args: there is no 'stge'; did you mean 'stage'\?"),
+    ],
+)
+def test_words_that_the_model_does_not_know_are_refused(words: str, problem: str) -> None:
+    with pytest.raises(PdtrimError, match=problem):
+        PdtrimLM.create_from_arg_string(words)

@@ -7,6 +7,8 @@ import torch
 
 from pdtrim_core.testing import FAMILIES, tiny_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_final_norm_is_the_models_own(family: str) -> None:

@@ -16,6 +16,8 @@ from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
+pytestmark = pytest.mark.numeric
+
 HEAD, CHANNELS = Shrink(2, "attention", (1,)), Shrink(2, "mlp", (0, 3, 17, 40))
 PLANS: Mapping[str, Plan] = {
     "decode-only heads": Plan(decode=Removal([HEAD])),

@@ -12,9 +12,11 @@ from torch import nn
 from pdtrim_core.api import BlockModel, Merge, PdtrimError, Plan, Removal, Shrink
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.model.weights import load_modules, save_modules
+from pdtrim_core.model.weights import load_modules, read_module, save_modules, write_module
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
+
+pytestmark = pytest.mark.numeric
 
 MERGE, HEAD, CHANNELS = Merge(2, 4), Shrink(0, "attention", (1,)), Shrink(0, "mlp", (0, 3, 17, 40))
 REMOVAL = Removal([MERGE, HEAD, CHANNELS])
@@ -46,6 +48,13 @@ def test_what_is_loaded_computes_what_was_saved(plan: Plan, tmp_path: Path) -> N
     )
     assert found == expected
     assert found != StagedModel(PrefixCache(model), plan, {MERGE: model.blocks[2]}).loglikelihoods(some_items())
+
+
+def test_weights_that_are_read_lie_as_aligned_as_those_that_torch_makes(tmp_path: Path) -> None:
+    # The bias of three numbers puts what stands behind it in the file at an address that is no multiple of 64.
+    write_module(tmp_path / "odd.safetensors", nn.Sequential(nn.Linear(4, 3), nn.Linear(32, 32)))
+    weights, _ = read_module(tmp_path / "odd.safetensors")
+    assert {weight.data_ptr() % 64 for weight in weights.values()} == {0}
 
 
 def test_modules_take_the_number_format_of_the_model(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pdtrim_core.api import BlockModel
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Environment
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
@@ -36,7 +36,7 @@ def beginning(folder: Path) -> Iterator[Begin]:
         def begin(name: str = "run", *, fresh: bool = False, **changes: Any) -> RunContext:
             host = tiny_host()
             data = {key: value for key, value in {**DATA, **changes}.items() if value is not None}
-            recipe = resolve(data, host, where="x.toml", out=folder / name)
+            recipe = Recipe.from_data(data, where="x.toml", out=folder / name, host=host)
             return opened.enter_context(open_run_context(recipe, host, fresh=fresh))
 
         yield begin

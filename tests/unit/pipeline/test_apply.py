@@ -18,6 +18,8 @@ from pdtrim_core.model.weights import save_modules
 from pdtrim_core.testing import FAMILIES, ByteTokenizer, tiny_llama, tiny_model, tiny_transformers
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 
+pytestmark = pytest.mark.numeric
+
 PROMPT = list(b"A prompt of some length")
 DATA: dict[str, Any] = {
     "model": TINY,

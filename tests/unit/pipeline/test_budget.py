@@ -12,7 +12,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.pipeline.budget import Budget, budget_of, removed_blocks, sizes_from_config
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.recipe.recipe import Recipe, resolve
+from pdtrim_core.recipe.recipe import Recipe
 
 LLAMA_31_8B: dict[str, Any] = {
     "model_type": "llama",
@@ -133,7 +133,7 @@ def test_the_kv_of_a_token_follow_from_the_config(published: dict[str, ModelSize
 
 
 def recipe_of(host: PluginHost, prune: dict[str, Any], path: str = "package:none") -> Recipe:
-    return resolve({"model": {"path": path}, "prune": prune}, host, where="r.toml")
+    return Recipe.from_data({"model": {"path": path}, "prune": prune}, where="r.toml", host=host)
 
 
 def test_blocks_are_taken_as_they_are_given(host: PluginHost, published: dict[str, ModelSizes]) -> None:

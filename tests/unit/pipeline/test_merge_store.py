@@ -17,6 +17,8 @@ from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(8)]
 PAIR = Merge(keep=3, drop=2)
 

@@ -14,7 +14,7 @@ from pdtrim_core import Drop, KvOnly, PdtrimError, Plan, Removal
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.plan_file import SavedPlan
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.task_results import Variant
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 
@@ -28,7 +28,7 @@ def carried_out(out: Path, **keys: Any) -> LoadedRun:
         "evaluation": {"threads": 1},
         **keys,
     }
-    pipeline.run(resolve(data, host, where="run.toml", out=out), host)
+    pipeline.run(Recipe.from_data(data, where="run.toml", out=out, host=host), host)
     return load_run(out, tiny_host())
 
 

@@ -13,7 +13,7 @@ from pdtrim_core import Outcome, PdtrimError, Plan, PluginError, PluginHost, Run
 from pdtrim_core.api import Exporter
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline.pipeline import run
-from pdtrim_core.recipe.recipe import Recipe, resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.contracts.small_run import tiny_host
 from pdtrim_plugins.calibrations import Mini
 from tests.unit.pipeline.runs import DATA
@@ -62,7 +62,7 @@ def host(ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PluginH
 
 def recipe(host: PluginHost, out: Path, **changes: Any) -> Recipe:
     data = {key: value for key, value in {**DATA, **changes}.items() if value is not None}
-    return resolve(data, host, where="x.toml", out=out)
+    return Recipe.from_data(data, where="x.toml", out=out, host=host)
 
 
 @pytest.mark.parametrize(

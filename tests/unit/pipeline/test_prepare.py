@@ -10,14 +10,14 @@ import pytest
 from pdtrim_core import PdtrimError, PluginHost
 from pdtrim_core.api import Scores
 from pdtrim_core.pipeline.prepare import threshold_of
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 
 COSINES = Scores((0.9,) * 3, (0.97, 0.99), similarity=True)
 DOTS = Scores((900.0,) * 3, (2.0, 1500.0))
 
 
 def threshold(host: PluginHost, scores: Scores, **prune: Any) -> float:
-    recipe = resolve({"model": "package:none", "prune": {"blocks": 1, **prune}}, host, where="x")
+    recipe = Recipe.from_data({"model": "package:none", "prune": {"blocks": 1, **prune}}, where="x", host=host)
     return threshold_of(recipe, scores)
 
 

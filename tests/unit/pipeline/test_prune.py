@@ -33,7 +33,7 @@ from pdtrim_core.host.host import Origin
 from pdtrim_core.model.weights import load_modules
 from pdtrim_core.pipeline import losses, pipeline
 from pdtrim_core.pipeline.prune import digest_of
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
 from pdtrim_core.testing.models import tiny_transformers
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core import Outcome, PluginHost
     from pdtrim_core.api import BlockModel, LoadedModel
+
+pytestmark = pytest.mark.numeric
 
 SEQUENCES = [Random(number).choices(range(256), k=length) for number, length in enumerate((5, 9, 1, 14, 9))]
 CLOSE = 1e-5
@@ -102,7 +104,7 @@ def run(host: PluginHost, out: Path, answer: Callable[[PruneContext], Any], **ch
         "objective": "margin",
         "evaluation": {"threads": 1},
     }
-    return pipeline.run(resolve({**data, **changes}, host, where="planted.toml", out=out), host)
+    return pipeline.run(Recipe.from_data({**data, **changes}, where="planted.toml", out=out, host=host), host)
 
 
 LABEL = "pruner 'planted' (planted 1.0)"

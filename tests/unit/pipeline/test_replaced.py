@@ -18,10 +18,12 @@ from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import load_plan, measured_in
 from pdtrim_core.testing import ByteTokenizer, tiny_llama
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
+
+pytestmark = pytest.mark.numeric
 
 NARROW: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3}
 """Another model in every size but its vocabulary."""
@@ -74,7 +76,7 @@ def run(host: PluginHost, out: Path, shared: RunCache | None = None, **changes: 
         "evaluation": {"threads": 1},
         **changes,
     }
-    return pipeline.run(resolve(data, host, where="other.toml", out=out), host, shared=shared)
+    return pipeline.run(Recipe.from_data(data, where="other.toml", out=out, host=host), host, shared=shared)
 
 
 def alone(host: PluginHost, out: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int) -> Outcome:

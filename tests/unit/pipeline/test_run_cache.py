@@ -13,8 +13,9 @@ import pytest
 from pdtrim_core import Recipe, RunCache
 from pdtrim_core.api import Item
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing.contracts.small_run import tiny_host
+
+pytestmark = pytest.mark.numeric
 
 HOST = tiny_host()
 DATA: dict[str, Any] = {
@@ -33,7 +34,7 @@ class Thing:
 
 
 def recipe(out: Path = Path("r"), **changes: Any) -> Recipe:
-    return resolve({**DATA, **changes}, HOST, where="r.toml", out=out)
+    return Recipe.from_data({**DATA, **changes}, where="r.toml", out=out, host=HOST)
 
 
 def test_a_thing_is_made_once_for_a_key() -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from pdtrim_core import Drop, KvOnly, Merge, Plan, Recipe, Removal
 from pdtrim_core.pipeline.run_keys import keys_of, values_keys
-from pdtrim_core.recipe.recipe import resolve
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
 HOST = tiny_host()
@@ -24,7 +23,7 @@ DATA: dict[str, Any] = {
 
 
 def recipe(out: Path = Path("r"), **changes: Any) -> Recipe:
-    return resolve({**DATA, **changes}, HOST, where="r.toml", out=out)
+    return Recipe.from_data({**DATA, **changes}, where="r.toml", out=out, host=HOST)
 
 
 CHANGES: list[tuple[dict[str, Any], set[str]]] = [

@@ -38,6 +38,12 @@ def test_a_saved_plan_survives_json_byte_for_byte(before: SavedPlan) -> None:
     assert after.to_json() == before.to_json() == text
 
 
+@given(saved())
+def test_the_data_of_a_saved_plan_are_what_its_json_says(before: SavedPlan) -> None:
+    assert before.to_data() == json.loads(before.to_json())
+    assert SavedPlan.from_data(before.to_data()) == before
+
+
 def test_plan_json_spells_everything_out() -> None:
     text = SavedPlan(plan([KvOnly(2)], [Drop(0), Shrink(1, "attention", (1,))]), "tiny", "abc", 3).to_json()
     assert json.loads(text) == {

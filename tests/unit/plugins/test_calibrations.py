@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pdtrim_core.api import PdtrimError, Sample, python_reference
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.pipeline import prepare as first_steps
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.contracts import tiny_host
 from pdtrim_plugins.calibrations import Jsonl, Mini, Text
 
@@ -36,7 +36,7 @@ def run_draws(options: dict[str, Any], seed: int = 0) -> Calibration:
     """Return what a run on a tiny model draws from a source."""
     host = tiny_host()
     data = {"seed": seed, "model": {"path": "tiny:llama"}, "prune": {"blocks": 1}, "calibration": options}
-    recipe = resolve(data, host, where="small.toml")
+    recipe = Recipe.from_data(data, where="small.toml", host=host)
     return first_steps.draw(recipe, host, first_steps.open_model(recipe.model, host))
 
 

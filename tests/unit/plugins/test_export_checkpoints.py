@@ -17,17 +17,20 @@ from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, PdtrimErro
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan, small_run
 from pdtrim_core.testing.models import save_tiny_model
+from pdtrim_core.testing.rounding import ROUNDING, units_apart
 from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from tests.unit.plugins.exported import decode_logits, export, logits_of, parameters_of, read_back, thin
 
+pytestmark = pytest.mark.numeric
+
 
 def check_same(model: BlockModel, plan: Any, out: Path) -> Any:
-    """Export, read back, compare bit for bit; return the model that was read."""
+    """Export, read back, compare; return the model that was read."""
     written = export(Checkpoints(), model, plan, out)
     assert written == [out / "decode", out / "unified"]
     loaded = read_back(out / "decode")
-    # The same attention, the same shapes: not even rounding differs.
-    assert torch.equal(logits_of(loaded), decode_logits(model, plan, out))
+    # The same weights elsewhere in memory, so that products may get other kernels.
+    assert units_apart(logits_of(loaded), decode_logits(model, plan, out)) <= ROUNDING
     return loaded
 
 
@@ -84,7 +87,7 @@ def test_biases_that_stand_for_lost_channels_are_kept(tmp_path: Path) -> None:
     export(Checkpoints(), model, [shrink], tmp_path, modules={shrink: out})
     loaded = read_back(tmp_path / "decode")
     assert torch.equal(loaded.model.layers[2].mlp.down_proj.bias, out.bias)
-    assert torch.equal(logits_of(loaded), decode_logits(model, [shrink], tmp_path))
+    assert units_apart(logits_of(loaded), decode_logits(model, [shrink], tmp_path)) <= ROUNDING
 
 
 def test_lists_by_block_are_cut_to_the_kept_blocks(tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ def test_large_weights_are_cut_into_shards(tmp_path: Path) -> None:
     assert all(shard.stat().st_size <= 1e5 + 3000 for shard in shards)
     assert index["metadata"]["total_size"] == 4 * parameters_of(read_back(folder))
     assert not list(folder.glob("part-*"))
-    assert torch.equal(logits_of(read_back(folder)), decode_logits(model, [Drop(1)], tmp_path))
+    assert units_apart(logits_of(read_back(folder)), decode_logits(model, [Drop(1)], tmp_path)) <= ROUNDING
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

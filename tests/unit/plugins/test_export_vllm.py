@@ -16,8 +16,11 @@ from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, PdtrimErro
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan
+from pdtrim_core.testing.rounding import ROUNDING, units_apart
 from pdtrim_plugins.exporters.vllm import Vllm
 from tests.unit.plugins.exported import TOKENS, export, parameters_of, read_back
+
+pytestmark = pytest.mark.numeric
 
 PROMPT = TOKENS[:1]
 HEADS = [Shrink(block, "attention", (1,)) for block in range(6)]
@@ -46,7 +49,8 @@ def check_pair(model: BlockModel, plan: Plan, out: Path) -> tuple[Any, Any]:
     rows = list(islice(_decoded(prefill, decode), len(wanted)))
     assert [int(row.argmax()) for row in rows] == wanted
     logits = reference.continuation_logits(PROMPT[0].tolist(), wanted)
-    assert torch.equal(torch.stack(rows), logits)
+    # The exported models lie elsewhere in memory, and may get other kernels.
+    assert units_apart(torch.stack(rows), logits) <= ROUNDING
     return prefill, decode
 
 

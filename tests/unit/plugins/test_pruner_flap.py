@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,13 @@ from pdtrim_core import PdtrimError, Plan, Removal, Shrink, run
 from pdtrim_core.api import PruneContext
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model.weights import load_modules
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import load_plan
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import tiny_host
 from pdtrim_plugins.pruners import Flap
 from pdtrim_plugins.pruners.flap import Inputs, lowest, unit_scores
+from tests.reference import reference, reference_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core.api import BlockModel, Pruned
 
-ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
+pytestmark = pytest.mark.numeric
+
 WINDOWS = [tuple(Random(number).randrange(256) for _ in range(16)) for number in range(7)]
 
 
@@ -64,27 +65,23 @@ def peer_fluctuation(inputs_BTC: Tensor) -> Tensor:
     return fluctuation
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_scores_and_thresholds_of_the_real_model_are_what_the_authors_code_gave(smollm: BlockModel) -> None:
-    expected = json.loads((ORACLES / "flap_wifv.json").read_text())
-    count, length = expected["examples_shape"]
-    tokens = smollm.tokenizer("\n\n".join(json.loads((ORACLES / "calib_texts.json").read_text())["texts"]))["input_ids"]
+    expected = reference("flap")
+    count, length = expected["windows"], expected["window"]
     flap = Flap(tokens=length, windows=count)
-    inputs = flap.inputs(smollm, context(smollm, 0, [tokens]).windows(length, count))
+    inputs = flap.inputs(smollm, context(smollm, 0, [tuple(reference_text(smollm.tokenizer))]).windows(length, count))
     metrics = {place: flap.channel_scores(smollm, place, seen) for place, seen in inputs.items()}
     heads = torch.stack([unit_scores(metrics[block, "attention"], 9) for block in range(30)])
-    assert torch.allclose(heads, torch.tensor(expected["attn_head_metric_standardized"]).double(), atol=1e-4, rtol=0)
-    for block, (total, lowest_ten) in enumerate(
-        zip(expected["mlp_metric_sum_per_layer_raw"], expected["mlp_lowest10_neurons_per_layer"], strict=True)
-    ):
+    assert torch.allclose(heads, torch.tensor(expected["head_metric_standardized"]).double(), atol=1e-4, rtol=0)
+    for block, (total, lowest_ten) in enumerate(zip(expected["mlp_metric_sum"], expected["mlp_lowest_10"], strict=True)):
         metric = metrics[block, "mlp"]
         assert metric.sum().item() == pytest.approx(total, rel=1e-3)
         # Neurons this near to each other swap places in blocks 11 and 28, where one is a million times as large as most.
         assert torch.allclose(metric[lowest_ten], metric.sort().values[:10], rtol=2e-4)
     neurons = torch.cat([unit_scores(metrics[block, "mlp"], 1536) for block in range(30)])
     scores = torch.cat([heads.flatten(), neurons])
-    for (name, result), head in zip(expected["AL-AM_0.2"].items(), (512 / 3, (2 * 64 + 2 * 64 / 3) / 3), strict=True):
+    for (name, result), head in zip(expected["removed_at_0.2"].items(), (512 / 3, (2 * 64 + 2 * 64 / 3) / 3), strict=True):
         costs = [head] * heads.numel() + [1] * len(neurons)
         gone = lowest(scores.tolist(), costs, 0.2 * sum(costs))
         threshold = scores[sorted(set(range(len(scores))) - set(gone))].min()
@@ -296,7 +293,7 @@ def test_a_run_keeps_the_biases_and_counts_them(family: str, tmp_path: Path) -> 
         "calibration": {"use": "mini", "samples": 4, "held_out": 4},
         "objective": "margin",
     }
-    outcome = run(resolve(data, host, where="x", out=tmp_path), host)
+    outcome = run(Recipe.from_data(data, where="x", out=tmp_path, host=host), host)
     plan = load_plan(tmp_path).plan
     modules = load_modules(plan, tiny_model(family), tmp_path / "merges")
     assert set(modules) == set(plan.decode)

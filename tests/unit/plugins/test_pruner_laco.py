@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +15,14 @@ from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.testing import FAMILIES, prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LaCo
 from pdtrim_plugins.pruners.laco import Likeness, Run, fold, folded_block, norm_weights
+from tests.reference import reference, reference_texts
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Pruned
 
-ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[(7 * i + 3 * j + i * j) % 256 for j in range(8 + i)] for i in range(6)]
 
 
@@ -37,13 +37,12 @@ def dense_runs(model: BlockModel) -> tuple[Run, ...]:
     return tuple(Run(block, block, module) for block, module in enumerate(model.blocks))
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_folding_the_real_model_gives_what_the_authors_code_gave(smollm: BlockModel) -> None:
-    expected = json.loads((ORACLES / "laco_merge.json").read_text())["result"]
+    expected = reference("laco")
     runs = dense_runs(smollm)
     code, paper = (fold(runs, 10, 4, way) for way in ("laco-code", "laco-paper"))
-    assert len(code) == len(paper) == expected["n_layers_after"]
+    assert len(code) == len(paper) == expected["blocks_after"]
     assert (code[10].first, code[10].last) == (10, 13)
     base, last = (dict(smollm.blocks[block].named_parameters()) for block in (10, 13))
     for name, weight in code[10].module.named_parameters():
@@ -52,8 +51,7 @@ def test_folding_the_real_model_gives_what_the_authors_code_gave(smollm: BlockMo
     by_formula = sum(smollm.blocks[k].get_parameter(name) for k in (11, 12, 13)) - 2 * base[name]
     torch.testing.assert_close(paper[10].module.get_parameter(name), by_formula)
     # Their cosines are over texts that the oracle does not have; how they lie to each other is the same over ours.
-    texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"][:5]
-    likeness = Likeness(smollm, [smollm.tokenizer(text)["input_ids"][:12] for text in texts])
+    likeness = Likeness(smollm, [text[:12] for text in reference_texts(smollm.tokenizer)[:5]])
     dropped = (*runs[:11], *runs[14:])
     by_code, by_paper, by_drop = (likeness.of(each) for each in (code, paper, dropped))
     assert by_paper < 0.3 < min(by_code, by_drop)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,13 @@ from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LlmPruner
 from pdtrim_plugins.pruners import channels as ch
 from pdtrim_plugins.pruners.gradients import with_gradients
+from tests.reference import reference, reference_text
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
-SHARED = Path(__file__).parents[4] / "shared"
+pytestmark = pytest.mark.numeric
+
 WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3)]
 
 
@@ -51,13 +52,9 @@ def gradients_of(model: BlockModel, windows: list[tuple[int, ...]]) -> dict[str,
     return found
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_the_groups_are_those_that_the_authors_code_removes(smollm: BlockModel) -> None:
-    oracle = json.loads((SHARED / "oracles" / "llm_pruner.json").read_text())
-    texts = json.loads((SHARED / "oracles" / "calib_texts.json").read_text())["texts"]
-    tokens = smollm.tokenizer("\n\n".join(texts))["input_ids"]
-    expected = oracle["eager"]
+    expected, tokens = reference("llm_pruner"), reference_text(smollm.tokenizer)
     wanted = smollm.sizes.parameters - expected["params_after"]
     context = context_of(smollm, wanted, [tokens])
     common: dict[str, Any] = {"samples": 9, "first_block": 4, "last_block": 25}
@@ -66,13 +63,13 @@ def test_the_groups_are_those_that_the_authors_code_removes(smollm: BlockModel) 
     assert gone(smollm, removal) == wanted
     channels, heads = units_of(removal, "mlp"), units_of(removal, "attention")
     digests = {str(block): sha256(json.dumps(list(units)).encode()).hexdigest() for block, units in channels.items()}
-    assert digests == {block: entry["sha256_of_sorted_json"] for block, entry in expected["mlp_pruned"].items()}
-    assert [heads[block] for block in range(4, 26)] == [(head,) for head in expected["kv_head_pruned_per_layer_4_25"]]
+    assert digests == expected["mlp_sha256"]
+    assert [heads[block] for block in range(4, 26)] == [(head,) for head in expected["kv_head_of_blocks_4_to_25"]]
     losses = [loss_of(smollm, context.windows(64, 9), each) for each in (Removal(), removal)]
     assert losses == pytest.approx([expected["loss_before"], expected["loss_after"]], rel=1e-3)
 
     right = units_of(LlmPruner(parts="attention", **common).prune(context_of(smollm, 22 * 294912, [tokens])).removal, "attention")
-    assert [right[block] for block in range(4, 26)] == [(head,) for head in oracle["gqa_alignment"]["repeat_kv_correct_grouping"]]
+    assert [right[block] for block in range(4, 26)] == [(head,) for head in expected["kv_head_repeat_kv_of_blocks_4_to_25"]]
 
 
 def loss_of(model: BlockModel, windows: list[tuple[int, ...]], removal: Removal) -> float:

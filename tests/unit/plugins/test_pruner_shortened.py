@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +13,15 @@ from pdtrim_core.api import Drop, PdtrimError, PruneContext, Pruner, Removal
 from pdtrim_core.testing import FAMILIES, prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import ShortenedPpl, ShortenedTaylor
 from pdtrim_plugins.pruners.shortened import taylor_importances
+from tests.reference import reference, reference_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pdtrim_core.api import BlockModel
 
-SHARED = Path(__file__).parents[4] / "shared"
+pytestmark = pytest.mark.numeric
+
 TOKENS = Random(0).choices(range(256), k=67)
 BOTH: list[type[Pruner]] = [ShortenedPpl, ShortenedTaylor]
 
@@ -173,36 +173,24 @@ def test_a_window_longer_than_all_items_is_refused() -> None:
     )
 
 
-def oracle(name: str) -> Any:
-    return json.loads((SHARED / "oracles" / f"{name}.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def joined(smollm: BlockModel) -> list[int]:
-    tokens: list[int] = smollm.tokenizer("\n\n".join(oracle("calib_texts")["texts"]))["input_ids"]
-    return tokens
-
-
-@pytest.mark.shared
 @pytest.mark.model
-def test_perplexities_are_those_of_the_authors(smollm: BlockModel, joined: list[int]) -> None:
-    ppl = oracle("shortened_llm")["ppl"]
-    first_of_sleb = oracle("sleb")["phases"][0]["candidate_loss"]
-    pruned = ShortenedPpl().prune(context_of(smollm, joined, blocks=24))
+def test_perplexities_are_those_of_the_authors(smollm: BlockModel) -> None:
+    ppl = reference("shortened_llm")["ppl"]
+    first_of_sleb = reference("sleb")["phases"][0]["candidate_loss"]
+    pruned = ShortenedPpl().prune(context_of(smollm, reference_text(smollm.tokenizer), blocks=24))
     losses = [-score for score in pruned.block_scores]
-    assert [math.exp(loss) for loss in losses] == pytest.approx([ppl["ppl"][str(block)] for block in range(30)], rel=1e-4)
+    assert [math.exp(loss) for loss in losses] == pytest.approx(ppl["by_block"], rel=1e-4)
     assert [4 * 128 * losses[int(block)] for block in first_of_sleb] == pytest.approx(list(first_of_sleb.values()), rel=1e-5)
-    assert sorted(range(30), key=lambda block: losses[block]) == ppl["order_asc_ppl"]
-    expected = ppl["order_after_plus_heuristic (blocks 0-3 and last two kept)"]
+    assert sorted(range(30), key=lambda block: losses[block]) == ppl["order_asc"]
+    expected = ppl["order_after_plus_heuristic"]
     assert pruned.removal == Removal(map(Drop, expected))
 
 
-@pytest.mark.shared
 @pytest.mark.model
-def test_taylor_importances_and_order_are_those_of_the_authors(smollm: BlockModel, joined: list[int]) -> None:
-    taylor = oracle("shortened_llm")["taylor"]
-    pruned = ShortenedTaylor(window=64).prune(context_of(smollm, joined, blocks=12))
+def test_taylor_importances_and_order_are_those_of_the_authors(smollm: BlockModel) -> None:
+    taylor = reference("shortened_llm")["taylor"]
+    pruned = ShortenedTaylor(window=64).prune(context_of(smollm, reference_text(smollm.tokenizer), blocks=12))
     importances = [-score for score in pruned.block_scores]
-    assert importances == pytest.approx([taylor["scores"][f"model.layers.{block}"] for block in range(30)], rel=1e-3)
+    assert importances == pytest.approx(taylor["by_block"], rel=1e-3)
     assert sorted(range(30), key=lambda block: importances[block]) == taylor["order_asc"]
     assert pruned.removal == Removal(map(Drop, taylor["order_after_plus_heuristic"][:12]))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +14,15 @@ from pdtrim_core.api import Drop, PdtrimError, PruneContext, Removal
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import ShortGpt
 from pdtrim_plugins.pruners.shortgpt import _angle, _cosine
+from tests.reference import reference, reference_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pdtrim_core.api import BlockModel
 
-SHARED = Path(__file__).parents[4] / "shared"
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[7, 3, 99, 4], [250, 1, 1, 8, 40, 41, 42], [65, 66, 67, 68, 69]]
 CLOSE = 1e-5
 """Relative: float32 states, summed in another order."""
@@ -139,19 +139,14 @@ def test_a_stream_that_is_not_finite_is_named() -> None:
     )
 
 
-def oracle(name: str) -> Any:
-    return json.loads((SHARED / "oracles" / f"{name}.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def texts(smollm: BlockModel) -> list[list[int]]:
-    return [smollm.tokenizer(text)["input_ids"] for text in oracle("calib_texts")["texts"]]
+    return reference_texts(smollm.tokenizer)
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_influence_and_order_are_those_of_the_authors(smollm: BlockModel, texts: list[list[int]]) -> None:
-    run = oracle("shortgpt_hf")["runs"]["bs1_no_padding (use this one as the oracle)"]
+    run = reference("shortgpt")["one_by_one"]
     pruned = ShortGpt(last_block="behind-norm").prune(context_of(smollm, texts, blocks=5))
     influences = [(1 - alike) * sum(map(len, texts)) for alike in pruned.block_scores]
     assert influences == pytest.approx(run["importances"], rel=1e-4)
@@ -160,25 +155,23 @@ def test_influence_and_order_are_those_of_the_authors(smollm: BlockModel, texts:
     assert pruned.removal == Removal(map(Drop, run["removed"]))
 
 
-@pytest.mark.shared
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("average", "variant"),
-    [("tokens", "BI_token_mean_prenorm"), ("sequences", "BI_seq_mean_prenorm (== ModelOpt Minitron depth, bs=1)")],
+    [("tokens", "token_mean"), ("sequences", "sequence_mean")],
 )
 def test_averages_of_the_real_model_are_the_reference(
     smollm: BlockModel, texts: list[list[int]], average: str, variant: str
 ) -> None:
-    expected = oracle("similarity_variants")["variants"][variant]
+    expected = reference("similarity")[variant]
     pruned = ShortGpt.model_validate({"average": average}).prune(context_of(smollm, texts, blocks=5))
     assert [1 - alike for alike in pruned.block_scores] == pytest.approx(expected["scores"], rel=1e-4)
     assert pruned.removal == Removal(map(Drop, expected["order_asc"][:5]))
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_counted_padding_gives_the_authors_other_choice(smollm: BlockModel, texts: list[list[int]]) -> None:
-    run = oracle("shortgpt_hf")["runs"]["bs8_right_padded (shows the padding pitfall)"]
+    run = reference("shortgpt")["padded_by_eights"]
     pruned = ShortGpt(last_block="behind-norm", padding="counted").prune(context_of(smollm, texts, blocks=5))
     positions = sum(8 * max(map(len, texts[start : start + 8])) for start in range(0, 40, 8))
     influences = [(1 - alike) * positions for alike in pruned.block_scores]
@@ -187,10 +180,9 @@ def test_counted_padding_gives_the_authors_other_choice(smollm: BlockModel, text
     assert pruned.removal == Removal(map(Drop, run["removed"]))
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_the_run_of_five_is_the_one_that_two_peers_choose(smollm: BlockModel, texts: list[list[int]]) -> None:
-    run, pruneme = oracle("shortgpt_hf")["runs"]["angular_n5_bs1"], oracle("similarity_variants")["pruneme"]
+    run, pruneme = reference("shortgpt")["angular_run_of_5"], reference("pruneme")
     pruner = ShortGpt(choose="run", average="last-token", last_block="behind-norm")
     angles = pruner.means(context_of(smollm, texts), _angle, across=5)
     assert [40 * angle for angle in angles] == pytest.approx(run["importances"][:26], rel=1e-4)

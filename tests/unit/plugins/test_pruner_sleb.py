@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +11,38 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, PdtrimError, Plan, Removal
+from pdtrim_core.data.readings import Reading
 from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.search.driver import Ledger
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import Sleb
+from tests.reference import reference, reference_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pdtrim_core.api import BlockModel
     from pdtrim_core.pipeline.objective_value import Measurement
 
-SHARED = Path(__file__).parents[4] / "shared"
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [Random(number).choices(range(256), k=11) for number in range(4)]
 
 
 class Recorded:
-    """A context whose losses and notes can be looked at afterwards."""
+    """A context whose losses and notes can be looked at afterwards; losses that are known are not measured."""
 
-    def __init__(self, model: BlockModel, sequences: Sequence[Sequence[int]] = SEQUENCES, *, blocks: int) -> None:
+    def __init__(
+        self,
+        model: BlockModel,
+        sequences: Sequence[Sequence[int]] = SEQUENCES,
+        *,
+        blocks: int,
+        known: Mapping[Removal, float] | None = None,
+    ) -> None:
         self.losses: dict[Removal, float] = {}
         self.notes: list[str] = []
+        self._known = {Plan.unified(removal): Reading(-loss, loss) for removal, loss in (known or {}).items()}
         parameters = blocks * model.sizes.blocks[0].parameters
         losses = losses_of(model, note=self.notes.append, ledger=self._ledger)
         self.context = prune_context(
@@ -46,7 +55,7 @@ class Recorded:
         def record(plan: Plan, reading: Any) -> None:
             self.losses[plan.decode] = reading.mean
 
-        return Ledger(measurement, record=record)
+        return Ledger(measurement, known=self._known, record=record)
 
 
 def full_loss(model: BlockModel, removed: Sequence[int], windows: Sequence[Sequence[int]]) -> float:
@@ -140,25 +149,22 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.shared
 @pytest.mark.model
-def test_losses_and_order_are_those_of_the_authors(smollm: BlockModel) -> None:
-    """Two removals, 55 measurements; those of the first one are also a test of `shortened-ppl`, which is not slow."""
-    phases = json.loads((SHARED / "oracles" / "sleb.json").read_text())["phases"][:2]
-    texts = json.loads((SHARED / "oracles" / "calib_texts.json").read_text())["texts"]
-    recorded = Recorded(smollm, [smollm.tokenizer("\n\n".join(texts))["input_ids"]], blocks=2)
-    removal = Sleb(window=128).prune(recorded.context).removal
-    expected = {
-        Removal(map(Drop, [*phase["already_removed"], int(block)])): loss
+@pytest.mark.parametrize("step", [0, 1])
+def test_losses_and_order_are_those_of_the_authors(smollm: BlockModel, step: int) -> None:
+    """The first two removals, each measured here; what the first one's candidates give is known where the second is measured."""
+    phases = reference("sleb")["phases"][: step + 1]
+    *earlier, expected = [
+        {Removal(map(Drop, [*phase["already_removed"], int(block)])): loss for block, loss in phase["candidate_loss"].items()}
         for phase in phases
-        for block, loss in phase["candidate_loss"].items()
-    }
-    assert len(expected) == 55
-    assert recorded.losses.keys() == expected.keys()
+    ]
     # Theirs are sums over four windows of 128 tokens, of the mean over the 127 that are scored.
-    found = {removal: 4 * 128 * loss for removal, loss in recorded.losses.items()}
-    assert [found[key] for key in expected] == pytest.approx(list(expected.values()), rel=1e-5)
-    assert removal == Removal([Drop(26), Drop(16)])
+    known = {removal: loss / (4 * 128) for losses in earlier for removal, loss in losses.items()}
+    recorded = Recorded(smollm, [reference_text(smollm.tokenizer)], blocks=step + 1, known=known)
+    removal = Sleb(window=128).prune(recorded.context).removal
+    assert len(expected) == (28, 27)[step]
+    assert recorded.losses.keys() == expected.keys()
+    assert [4 * 128 * recorded.losses[key] for key in expected] == pytest.approx(list(expected.values()), rel=1e-5)
     order = re.findall(r"block (\d+) \(loss", recorded.notes[0])
-    assert [int(block) for block in order] == [phase["selected"] for phase in phases] == [26, 16]
+    assert [int(block) for block in order] == [phase["selected"] for phase in phases] == [26, 16][: step + 1]
+    assert removal == Removal(map(Drop, [26, 16][: step + 1]))

@@ -22,6 +22,8 @@ from pdtrim_plugins.pruners.slicegpt import nearest_width, sliced_parameters
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.numeric
+
 TOKENS = Random(0).choices(range(256), k=256)
 WINDOWS = [tuple(TOKENS[start : start + 32]) for start in range(0, 256, 32)]
 ROUNDING = 1e-3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -19,19 +18,21 @@ from pdtrim_core.pipeline.merge_store import MergeStore
 from pdtrim_core.pipeline.prune import prune
 from pdtrim_core.pipeline.run_context import open_run_context
 from pdtrim_core.pipeline.run_inputs import prepare
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
 from pdtrim_plugins.pruners import Streamline
 from pdtrim_plugins.pruners.streamline import most_alike, scaled_cosine
+from tests.reference import reference, reference_texts
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Pruned
 
-ORACLES = Path(__file__).parents[4] / "shared" / "oracles"
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(4)]
 
 
@@ -48,8 +49,7 @@ def last_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def of_texts(smollm: BlockModel) -> dict[str, list[tuple[float, ...]]]:
-    texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"]
-    contexts = [ScoreContext(smollm, [smollm.tokenizer(text)["input_ids"]]) for text in texts]
+    contexts = [ScoreContext(smollm, [text]) for text in reference_texts(smollm.tokenizer)]
     return {
         "streamline": [context.mean_over_windows(scaled_cosine, 6) for context in contexts],
         "pruneme": [context.mean_over_windows(last_angle, 5) for context in contexts],
@@ -60,32 +60,28 @@ def means(of_texts: list[tuple[float, ...]]) -> list[float]:
     return [sum(column) / len(of_texts) for column in zip(*of_texts, strict=True)]
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list[tuple[float, ...]]], smollm: BlockModel) -> None:
-    expected = json.loads((ORACLES / "similarity_variants.json").read_text())["llm_streamline"]
+    expected = reference("llm_streamline")
     # The peer drew 39 of the 40 texts; its last run is compared behind the final norm, and it prints four digits.
-    theirs = expected["similarities(0.5+0.5cos)"][:-1]
+    theirs = expected["similarities"][:-1]
     gaps = []
     for left_out in range(40):
         ours = means([*of_texts["streamline"][:left_out], *of_texts["streamline"][left_out + 1 :]])[:-1]
         gaps.append(max(abs(a - b) for a, b in zip(ours, theirs, strict=True)))
-        assert most_alike(tuple(ours)) == expected["best_layer"]
+        assert most_alike(tuple(ours)) == expected["best_start"]
     assert min(gaps) < 1e-4
-    texts = json.loads((ORACLES / "calib_texts.json").read_text())["texts"]
-    sequences = [smollm.tokenizer(text)["input_ids"] for text in texts]
-    found = Streamline().prune(prune_context(smollm, sequences, blocks=5, parameters=0, rng=Random(0)))
+    found = Streamline().prune(prune_context(smollm, reference_texts(smollm.tokenizer), blocks=5, parameters=0, rng=Random(0)))
     assert found.removal == Removal([Merge(13, 18)])
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_windows_of_five_have_the_distances_that_pruneme_gives(of_texts: dict[str, list[tuple[float, ...]]]) -> None:
-    expected = json.loads((ORACLES / "similarity_variants.json").read_text())["pruneme"]
+    expected = reference("pruneme")
     # PruneMe leaves the embeddings out; its last window is compared behind the final norm.
     ours = means(of_texts["pruneme"])[1:-1]
     assert ours == pytest.approx(expected["average_distance"][:-1], abs=1e-4)
-    assert ours.index(min(ours)) + 1 == expected["best_block_start_1based"]
+    assert ours.index(min(ours)) + 1 == expected["best_start"]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt"])
@@ -158,7 +154,7 @@ def recipe_data(**distiller: Any) -> dict[str, Any]:
 def test_a_run_trains_the_block_and_tells_how_it_came_out(kv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host = tiny_host()
-    outcome = pipeline.run(resolve(recipe_data(kv=kv), host, where="x.toml", out=tmp_path / "run"), host)
+    outcome = pipeline.run(Recipe.from_data(recipe_data(kv=kv), where="x.toml", out=tmp_path / "run", host=host), host)
     (merge,) = outcome.plan.plan.decode
     assert isinstance(merge, Merge)
     assert (len(merge.blocks), merge.kv) == (3, kv)
@@ -178,7 +174,7 @@ def test_another_distiller_makes_another_block(tmp_path: Path, monkeypatch: pyte
     host = tiny_host()
     trained = []
     for number, epochs in enumerate((1, 4)):
-        recipe = resolve(recipe_data(epochs=epochs), host, where="x.toml", out=tmp_path / str(number))
+        recipe = Recipe.from_data(recipe_data(epochs=epochs), where="x.toml", out=tmp_path / str(number), host=host)
         with open_run_context(recipe, host) as context:
             found = prune(context, prepare(context))
         (result,) = found.merge_results(Plan())
@@ -190,7 +186,7 @@ def test_another_distiller_makes_another_block(tmp_path: Path, monkeypatch: pyte
 def test_a_block_that_is_worse_than_a_drop_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host = tiny_host()
-    outcome = pipeline.run(resolve(recipe_data(lr=0.3), host, where="x.toml", out=tmp_path / "run"), host)
+    outcome = pipeline.run(Recipe.from_data(recipe_data(lr=0.3), where="x.toml", out=tmp_path / "run", host=host), host)
     (merge,) = outcome.plan.plan.decode
     assert (
         f"merge {merge} is farther from the dense model than its first or its last block alone: train it for longer"
@@ -202,7 +198,7 @@ def test_too_few_training_texts_are_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: ["A short text."])
     host = tiny_host()
     with pytest.raises(PdtrimError) as caught:
-        pipeline.run(resolve(recipe_data(), host, where="x.toml", out=tmp_path / "run"), host)
+        pipeline.run(Recipe.from_data(recipe_data(), where="x.toml", out=tmp_path / "run", host=host), host)
     assert str(caught.value) == (
         "calibration 'mini' gave 13 training tokens, too few to merge blocks: give it more text, or use another pruner"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from hashlib import sha256
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,13 @@ from pdtrim_core.api import PdtrimError, Plan, PruneContext, Removal
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_plugins.pruners import LlmPruner, TorchPruning
 from pdtrim_plugins.pruners.dependency_graph import TracedBlocks
+from tests.reference import reference, reference_text
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
-SHARED = Path(__file__).parents[4] / "shared"
+pytestmark = pytest.mark.numeric
+
 WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3)]
 
 
@@ -41,10 +42,9 @@ def lowest(importance: torch.Tensor, count: int) -> tuple[int, ...]:
     return tuple(sorted(importance.argsort()[:count].tolist()))
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_the_real_model_gets_the_shapes_of_the_packages_own_example(smollm: BlockModel) -> None:
-    run = json.loads((SHARED / "oracles" / "torch_pruning_161.json").read_text())["runs"]["eager_nocache_tied"]["shapes"]
+    run = reference("torch_pruning")
     (_, heads), (_, channels) = (smollm.sizes.blocks[0].units[part] for part in ("attention", "mlp"))
     removal = TorchPruning().prune(context_of(smollm, 30 * (heads + 512 * channels))).removal
     for block in (0, 17, 29):
@@ -66,18 +66,14 @@ def test_the_real_model_gets_the_shapes_of_the_packages_own_example(smollm: Bloc
     assert context_of(smollm, 0).loss_of(windows)(removal) < 20
 
 
-@pytest.mark.shared
 @pytest.mark.model
 def test_taylor_on_the_graph_finds_the_channels_that_llm_pruners_authors_do(smollm: BlockModel) -> None:
-    expected = json.loads((SHARED / "oracles" / "llm_pruner.json").read_text())["eager"]["mlp_pruned"]
-    texts = json.loads((SHARED / "oracles" / "calib_texts.json").read_text())["texts"]
-    tokens = smollm.tokenizer("\n\n".join(texts))["input_ids"]
     pruner = TorchPruning(
         importance="taylor", reduce="sum", normalizer="none", parts="mlp", first_block=4, last_block=25, samples=9
     )
-    channels = units_of(pruner.prune(context_of(smollm, 22 * 523 * 1728, [tokens])).removal, "mlp")
+    channels = units_of(pruner.prune(context_of(smollm, 22 * 523 * 1728, [reference_text(smollm.tokenizer)])).removal, "mlp")
     digests = {str(block): sha256(json.dumps(list(units)).encode()).hexdigest() for block, units in channels.items()}
-    assert digests == {block: entry["sha256_of_sorted_json"] for block, entry in expected.items()}
+    assert digests == reference("llm_pruner")["mlp_sha256"]
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])

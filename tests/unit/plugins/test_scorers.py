@@ -9,6 +9,8 @@ from pdtrim_core.api import BlockModel, ScoreContext, Scorer, SimilarityScorer
 from pdtrim_core.testing import tiny_llama
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [[7, 3, 99], [250, 1, 1, 8, 40, 41, 42], [65, 66, 67, 68]]
 TOLERANCE = 1e-5
 """Relative: float32 states, summed in another order."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,11 +14,11 @@ from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
 from pdtrim_core.testing.contracts.tables import score_of, table_spaces
 from pdtrim_plugins.searchers import Beam, Exhaustive, Sequential
+from tests.reference import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHARED = Path(__file__).parents[3].parent / "shared"
 FREE = {"protect_first": 0, "protect_last": 0}
 
 
@@ -71,17 +69,16 @@ def test_sequential_does_what_its_pseudo_code_does(number: int) -> None:
     assert found_by(Sequential(), space, value).plan == Plan.unified(Removal(map(Drop, removed)))
 
 
-@pytest.mark.shared
 def test_sequential_takes_slebs_path_through_slebs_losses() -> None:
     """The losses of all 130 candidates that SLEB's own code measured on the 135M model; any other one is not in the table."""
-    oracle: dict[str, Any] = json.loads((SHARED / "oracles/sleb.json").read_text())
+    oracle = reference("sleb")
 
     def value(plan: Plan) -> float:
         phase = oracle["phases"][len(plan.decode) - 1]
         (new,) = set(blocks_of(plan)) - set(phase["already_removed"])
         return -float(phase["candidate_loss"][str(new)])
 
-    space = plain_space(oracle["settings"]["num_blocks"], oracle["settings"]["num_remove_blocks"])
+    space = plain_space(oracle["blocks"], len(oracle["removal_order"]))
     assert blocks_of(found_by(Sequential(), space, value).plan) == sorted(oracle["removal_order"])
     assert len(asked_by(Sequential(), space, value)) == sum(len(phase["candidate_loss"]) for phase in oracle["phases"]) == 130
     assert Sequential().steps(space) == 130

@@ -11,7 +11,7 @@ import tomli_w
 
 from pdtrim_core import PluginHost, RecipeError
 from pdtrim_core.recipe.json_schema import schema
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import load
 from pdtrim_core.sweeping.sweep import is_sweep
 from tests.unit.examples import given
@@ -109,12 +109,12 @@ EXAMPLES = [
 def test_the_schema_takes_the_examples(host: PluginHost, whole: dict[str, Any], file: Path) -> None:
     data = load(file)
     assert meets(whole, data, whole)
-    resolve(data, host, where=str(file))
+    Recipe.from_data(data, where=str(file), host=host)
 
 
 @given(RECIPES)
 def test_the_schema_takes_every_resolved_recipe(host: PluginHost, whole: dict[str, Any], data: dict[str, Any]) -> None:
-    assert meets(whole, tomli.loads(tomli_w.dumps(resolve(data, host, where="r.toml").to_data())), whole)
+    assert meets(whole, tomli.loads(tomli_w.dumps(Recipe.from_data(data, where="r.toml", host=host).to_data())), whole)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_schema_takes_every_resolved_recipe(host: PluginHost, whole: dict[st
     ids=str,
 )
 def test_the_schema_takes_what_reading_takes(host: PluginHost, whole: dict[str, Any], keys: dict[str, Any]) -> None:
-    resolve({**BASE, **keys}, host, where="r.toml")
+    Recipe.from_data({**BASE, **keys}, where="r.toml", host=host)
     assert meets(whole, {**BASE, **keys}, whole)
 
 
@@ -164,5 +164,5 @@ def test_the_schema_takes_what_reading_takes(host: PluginHost, whole: dict[str, 
 )
 def test_the_schema_refuses_what_reading_refuses(host: PluginHost, whole: dict[str, Any], keys: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
-        resolve({**BASE, **keys}, host, where="r.toml")
+        Recipe.from_data({**BASE, **keys}, where="r.toml", host=host)
     assert not meets(whole, {**BASE, **keys}, whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -12,27 +13,42 @@ import pytest
 import tomli
 import tomli_w
 
-from pdtrim_core import PluginHost, RecipeError, hookimpl, load_plugins
+from pdtrim_core import PluginError, PluginHost, RecipeError, hookimpl, load_plugins
 from pdtrim_core.api import ModelSource, Scorer
 from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.host.host import Origin
-from pdtrim_core.recipe.recipe import Recipe, read, resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.settings import Quantile
-from pdtrim_core.recipe.toml_data import DEFAULTS, load, override, plugin_files
+from pdtrim_core.recipe.toml_data import DEFAULTS, change, load, parse_settings, plugin_files
 from tests.unit.examples import given
 from tests.unit.recipe.recipes import BASE, RECIPES
 
+SCORER = '''
+from pdtrim_core.api import SimilarityScorer, hookimpl
+
+class Zero(SimilarityScorer):
+    """Nothing."""
+
+    name = "zero"
+
+    def similarity(self, before, after):
+        return 0 * before.sum(-1)
+
+@hookimpl
+def pdtrim_scorers():
+    yield Zero
+'''
 MISSING_MODEL = "model.path: required key is missing (a hub id, a folder, a .gguf file or package:NAME)"
 
 
 def resolved(host: PluginHost, **keys: Any) -> Recipe:
-    return resolve({**BASE, **keys}, host, where="recipes/mine.toml")
+    return Recipe.from_data({**BASE, **keys}, where="recipes/mine.toml", host=host)
 
 
 def problems_of(host: PluginHost, **keys: Any) -> list[str]:
     data = {key: value for key, value in {**BASE, **keys}.items() if value is not None}
     with pytest.raises(RecipeError) as caught:
-        resolve(data, host, where="r.toml")
+        Recipe.from_data(data, where="r.toml", host=host)
     assert caught.value.where == "r.toml"
     return list(caught.value.problems)
 
@@ -45,7 +61,7 @@ def names(host: PluginHost, kind: str) -> str:
 
 
 def test_a_model_and_a_count_are_enough(host: PluginHost) -> None:
-    recipe = resolve(BASE, host, where="recipes/mine.toml")
+    recipe = Recipe.from_data(BASE, where="recipes/mine.toml", host=host)
     parts = (recipe.scorer, recipe.searcher, recipe.splitter, recipe.objective, recipe.calibration)
     assert [part.name for part in parts] == [DEFAULTS[part.kind] for part in parts]
     assert [[part.name for part in several] for several in (recipe.exporters, recipe.reports)] == [["plan"], ["table"]]
@@ -61,7 +77,7 @@ def test_a_searcher_of_both_stages_brings_the_splitter_that_keeps_its_plan(host:
 
 def test_the_folder_is_that_of_the_command_line_then_of_the_recipe(host: PluginHost) -> None:
     assert resolved(host, out="here").out == Path("here")
-    assert resolve({**BASE, "out": "here"}, host, where="r.toml", out=Path("there")).out == Path("there")
+    assert Recipe.from_data({**BASE, "out": "here"}, where="r.toml", out=Path("there"), host=host).out == Path("there")
 
 
 def test_a_component_is_a_name_or_a_table(host: PluginHost) -> None:
@@ -315,11 +331,11 @@ def test_kinds_that_begin_with_a_vowel_get_an(host: PluginHost) -> None:
 def test_reading_puts_overrides_in_and_names_the_file(host: PluginHost, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(tomli_w.dumps({**BASE, "searcher": "annealing"}))
-    recipe = read(file, host, settings=["searcher.t0=5", "seed=3"], out=tmp_path / "o")
+    recipe = Recipe.read(file, changes={"searcher.t0": 5, "seed": 3}, out=tmp_path / "o", host=host)
     assert replace(recipe, out=Path("runs/mine")) == resolved(host, searcher={"use": "annealing", "t0": 5}, seed=3)
     assert recipe.out == tmp_path / "o"
     with pytest.raises(RecipeError) as caught:
-        read(file, host, settings=["seed=-3"])
+        Recipe.read(file, changes={"seed": -3}, host=host)
     assert str(caught.value) == f"{file}: 1 problem\n  seed: must be greater than or equal to 0 (got -3)"
 
 
@@ -328,9 +344,9 @@ def test_reading_puts_overrides_in_and_names_the_file(host: PluginHost, tmp_path
 
 @given(RECIPES)
 def test_a_resolved_recipe_reads_back_to_itself(host: PluginHost, data: dict[str, Any]) -> None:
-    recipe = resolve(data, host, where="recipes/mine.toml")
+    recipe = Recipe.from_data(data, where="recipes/mine.toml", host=host)
     written = tomli_w.dumps(recipe.to_data())
-    again = resolve(tomli.loads(written), host, where="runs/other/recipe.toml")
+    again = Recipe.from_data(tomli.loads(written), where="runs/other/recipe.toml", host=host)
     # A recipe that leaves its folder open is written with the folder that it got.
     assert again == replace(recipe, settings=recipe.settings.model_copy(update={"out": str(recipe.out)}))
     assert tomli_w.dumps(again.to_data()) == written
@@ -338,7 +354,7 @@ def test_a_resolved_recipe_reads_back_to_itself(host: PluginHost, data: dict[str
 
 @given(RECIPES)
 def test_a_resolved_recipe_spells_every_part_out(host: PluginHost, data: dict[str, Any]) -> None:
-    written = resolve(data, host, where="recipes/mine.toml").to_data()
+    written = Recipe.from_data(data, where="recipes/mine.toml", host=host).to_data()
     kinds = set(KINDS) - {"pruner"}
     assert {*kinds, "recipe", "seed", "out", "prune", "evaluation"} <= written.keys()
     assert all("use" in written[kind] for kind in kinds if kind not in ("exporter", "report"))
@@ -346,13 +362,13 @@ def test_a_resolved_recipe_spells_every_part_out(host: PluginHost, data: dict[st
 
 def test_a_pruner_takes_the_place_of_scorer_and_searcher(host: PluginHost) -> None:
     data = {"model": "package:none", "prune": {"blocks": 2}, "pruner": "shortgpt"}
-    written = resolve(data, host, where="mine.toml").to_data()
+    written = Recipe.from_data(data, where="mine.toml", host=host).to_data()
     assert written["pruner"]["use"] == "shortgpt"
     assert not {"scorer", "searcher"} & written.keys()
-    assert resolve(written, host, where="again.toml").to_data() == {**written, "out": written["out"]}
+    assert Recipe.from_data(written, where="again.toml", host=host).to_data() == {**written, "out": written["out"]}
     clashing = {**data, "searcher": "greedy", "scorer": "dot", "prune": {"blocks": 2, "merge_threshold": 0.9}}
     with pytest.raises(RecipeError) as caught:
-        resolve(clashing, host, where="mine.toml")
+        Recipe.from_data(clashing, where="mine.toml", host=host)
     assert list(caught.value.problems) == [
         f"{key}: a pruner finds what decode loses, so leave this out, or leave out pruner"
         for key in ("scorer", "searcher", "prune.merge_threshold")
@@ -361,11 +377,11 @@ def test_a_pruner_takes_the_place_of_scorer_and_searcher(host: PluginHost) -> No
 
 def test_a_pruner_that_replaces_the_model_leaves_nothing_to_split(host: PluginHost) -> None:
     data = {"model": "package:none", "prune": {"blocks": 2}, "pruner": "slicegpt"}
-    written = resolve(data, host, where="mine.toml").to_data()
+    written = Recipe.from_data(data, where="mine.toml", host=host).to_data()
     assert "splitter" not in written
-    assert resolve(written, host, where="again.toml").to_data() == written
+    assert Recipe.from_data(written, where="again.toml", host=host).to_data() == written
     with pytest.raises(RecipeError) as caught:
-        resolve({**data, "splitter": "gain"}, host, where="mine.toml")
+        Recipe.from_data({**data, "splitter": "gain"}, where="mine.toml", host=host)
     (problem,) = caught.value.problems
     assert problem == (
         "splitter: pruner 'slicegpt' gives a whole other model, not a removal, so there is nothing to split between the stages: "
@@ -376,7 +392,7 @@ def test_a_pruner_that_replaces_the_model_leaves_nothing_to_split(host: PluginHo
 @given(RECIPES)
 def test_settings_of_what_a_recipe_says_already_change_nothing(host: PluginHost, data: dict[str, Any]) -> None:
     prune = [f"prune.{key}={value}" for key, value in data["prune"].items() if not isinstance(value, dict)]
-    assert override(data, prune) == data
+    assert change(data, parse_settings(prune)) == data
 
 
 def host_with(*sources: str, base: Any = Scorer) -> PluginHost:
@@ -409,7 +425,7 @@ def test_a_resolved_recipe_still_tells_two_distributions_apart() -> None:
     recipe = resolved(host, scorer="elsewhere/cosine")
     assert recipe.to_data()["scorer"]["use"] == "elsewhere/cosine"
     assert host.label_of(recipe.scorer) == "scorer 'cosine' (elsewhere 1.0)"
-    assert resolve(recipe.to_data(), host, where="r.toml").scorer == recipe.scorer
+    assert Recipe.from_data(recipe.to_data(), where="r.toml", host=host).scorer == recipe.scorer
 
 
 def test_a_recipe_knows_by_which_names_its_parts_were_asked_for(host: PluginHost) -> None:
@@ -444,7 +460,33 @@ def test_the_resolved_recipe_in_the_run_folder_still_finds_the_plugin_files(tmp_
     plugin, first, second = tmp_path / "mine.py", tmp_path / "r.toml", tmp_path / "runs" / "r" / "recipe.toml"
     plugin.write_text("")
     first.write_text(tomli_w.dumps({**BASE, "plugins": ["./mine.py"]}))
-    recipe = read(first, load_plugins(plugin_files(load(first), first)))
+    recipe = Recipe.read(first)
     second.parent.mkdir(parents=True)
     second.write_text(tomli_w.dumps(recipe.to_data()))
     assert [file.resolve() for file in plugin_files(load(second), second)] == [plugin]
+
+
+def test_plugins_that_changes_name_are_loaded(tmp_path: Path) -> None:
+    recipe, plugin = tmp_path / "mine.toml", tmp_path / "mine.py"
+    recipe.write_text(tomli_w.dumps(BASE))
+    plugin.write_text(SCORER)
+    read = Recipe.read(recipe, changes={"plugins": ["mine.py"], "scorer": "zero"})
+    assert (read.scorer.name, read.settings.plugins) == ("zero", (str(plugin),))
+    assert read.host.find("scorer", "zero").origin.source == str(plugin)
+    with pytest.raises(PluginError, match=r"plugin file .*none\.py does not exist"):
+        Recipe.read(recipe, changes={"plugins": ["none.py"]})
+
+
+@given(RECIPES)
+def test_every_key_of_a_recipe_may_be_changed(host: PluginHost, data: dict[str, Any]) -> None:
+    whole = Recipe.from_data(data, where="recipes/mine.toml", host=host)
+    changed = Recipe.from_data({}, changes=dict(dotted(whole.to_data())), where="recipes/mine.toml", host=host)
+    assert changed.to_data() == whole.to_data()
+
+
+def dotted(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from ((f"{key}.{inner}", leaf) for inner, leaf in dotted(value))
+        else:
+            yield key, value

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdtrim_core import PluginHost, RecipeError
-from pdtrim_core.recipe.recipe import read, resolve
-from pdtrim_core.recipe.toml_data import load, override, plugin_files
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.toml_data import change, load, parse_settings, plugin_files
 from tests.unit.recipe.recipes import BASE
+
+
+def override(data: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
+    return change(data, parse_settings(settings))
 
 
 @pytest.mark.parametrize(
@@ -69,12 +74,14 @@ def test_later_settings_win_and_the_data_are_left_alone() -> None:
     data = {"prune": {"blocks": 1}}
     assert override(data, ["prune.blocks=2", "seed=1", "prune.blocks=3"]) == {"prune": {"blocks": 3}, "seed": 1}
     assert data == {"prune": {"blocks": 1}}
+    settings = ["searcher.t0=5", "searcher=random", "searcher.t0=6"]
+    assert override(data, settings) == {**data, "searcher": {"use": "random", "t0": 6}}
 
 
 @pytest.mark.parametrize("setting", ["seed", "=5", "", "searcher..t0=5", ".seed=5", "searcher.=5"])
 def test_what_is_no_setting_is_refused(setting: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        override({}, [setting])
+        parse_settings([setting])
     assert str(caught.value) == f"--set: 1 problem\n  '{setting}': say KEY=VALUE, such as searcher.t0=5"
 
 
@@ -85,7 +92,7 @@ def test_a_setting_of_a_model_given_by_its_path_keeps_the_path(host: PluginHost,
     }
     file = tmp_path / "mine.toml"
     file.write_text('model = "package:none"\n[prune]\nblocks = 1\n')
-    model = read(file, host, settings=settings).model
+    model = Recipe.read(file, changes=parse_settings(settings), host=host).model
     assert (model.name, model.path, model.dtype, model.device) == ("package", "package:none", "float16", "cpu")
 
 
@@ -93,7 +100,7 @@ def test_a_setting_may_change_the_path_of_a_model_given_by_its_path(host: Plugin
     assert override({"model": "package:none"}, ["model=gpt2"]) == {"model": "gpt2"}
     data = override({"model": "package:none", "prune": {"blocks": 1}}, ["model.path=gpt2"])
     assert data["model"] == {"path": "gpt2"}
-    assert resolve(data, host, where="r.toml").model.name == "hub"
+    assert Recipe.from_data(data, where="r.toml", host=host).model.name == "hub"
 
 
 def test_plugin_files_lie_beside_the_recipe() -> None:

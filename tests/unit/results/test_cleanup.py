@@ -167,7 +167,7 @@ def test_no_cache_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_finished_run_of_a_recipe_is_one(runs: Path) -> None:
     """What a run really leaves behind is found, with nothing besides."""
     from pdtrim_core.pipeline.pipeline import run
-    from pdtrim_core.recipe.recipe import resolve
+    from pdtrim_core.recipe.recipe import Recipe
     from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 
     host = tiny_host()
@@ -179,7 +179,7 @@ def test_a_finished_run_of_a_recipe_is_one(runs: Path) -> None:
         "objective": "margin",
         "evaluation": {"threads": 1},
     }
-    run(resolve(data, host, where="r.toml", out=runs / "r"), host)
+    run(Recipe.from_data(data, where="r.toml", out=runs / "r", host=host), host)
     (found,) = find_runs([runs])
     assert (found.state, found.model, found.besides) == ("finished", TINY, ())
     assert json.loads((runs / "r" / "outcome.json").read_text())["block_count"] == 6

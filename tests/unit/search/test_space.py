@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -20,9 +18,9 @@ from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.plan.elements import Drop, Element, Merge, Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.space import TwoSets, quantile_threshold, search_space, two_sets, without_merges
+from tests.reference import reference
 from tests.unit.examples import given
 
-SHARED = Path(__file__).parents[3].parent / "shared"
 COARSE = st.integers(min_value=-4, max_value=4).map(lambda number: number / 4)
 
 
@@ -109,12 +107,11 @@ def test_without_merges_every_block_is_a_drop(drawn: tuple[Scores, int, float]) 
     assert (sets.pairs, sets.drops) == ((), tuple(drawn[0].ranking()))
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("number", range(21))
 def test_the_sets_are_those_of_the_independent_script(number: int) -> None:
     # The script breaks ties of pairs to the higher block; there are none in these figures.
-    oracle = json.loads((SHARED / "oracles/pdtrim_sets.json").read_text())["sets"][number]
-    figures = json.loads((SHARED / "oracles/similarity_variants.json").read_text())["pdtrim"]
+    figures = reference("pdtrim")
+    oracle = figures["sets"][number]
     scores = Scores(tuple(figures["r"]), tuple(figures["d_pair"]), similarity=True)
     sets = two_sets(scores, oracle["k"], oracle["d_T"])
     first = {element.blocks for element in sets.first_removal(oracle["k"])}
@@ -124,18 +121,16 @@ def test_the_sets_are_those_of_the_independent_script(number: int) -> None:
     assert first == {tuple(e) if isinstance(e, list) else (e,) for e in oracle["B_initial"]}
 
 
-@pytest.mark.shared
 def test_the_independent_figures_are_all_looked_at() -> None:
-    assert len(json.loads((SHARED / "oracles/pdtrim_sets.json").read_text())["sets"]) == 21
+    assert len(reference("pdtrim")["sets"]) == 21
 
 
-@pytest.mark.shared
 def test_pair_scores_are_those_of_the_independent_script() -> None:
     from pdtrim_core.data.scores import pair_scores
 
-    figures = json.loads((SHARED / "oracles/similarity_variants.json").read_text())["pdtrim"]
+    figures = reference("pdtrim")
     # The file holds float64, so only the last digit may differ.
-    assert pair_scores(figures["r"], figures["cos_pair(h_{i-1},h_{i+1})"]) == pytest.approx(figures["d_pair"], rel=1e-14)
+    assert pair_scores(figures["r"], figures["cos_pair"]) == pytest.approx(figures["d_pair"], rel=1e-14)
 
 
 # The threshold

@@ -66,14 +66,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LoadedRun, Evaluate]]:
 def test_every_run_is_evaluated_when_it_is_done(sweep: Sweep, asked: list[tuple[LoadedRun, Evaluate]]) -> None:
     said: list[str] = []
     events = []
-    for event in carry_out(sweep, tiny_host(), say=said.append):
+    for event in carry_out(sweep, say=said.append):
         events.append((type(event), len(asked)))
         assert not isinstance(event, Ended) or event.problem == ""
     assert events == [(Begins, 0), (Ended, 1), (Begins, 1), (Ended, 2)]
     assert said == [f"piqa of {run.path.name}" for run, _ in asked]
     wanted = asked[0][1]
     assert (wanted.tasks, wanted.variants, wanted.limit) == (("piqa", "rte"), ("staged", "dense"), 4)
-    list(carry_out(sweep, tiny_host()))
+    list(carry_out(sweep))
     assert len(asked) == 4, "runs that were done before are evaluated too, by what the harness does not know yet"
 
 
@@ -86,14 +86,14 @@ def test_the_model_is_opened_once(sweep: Sweep, asked: list[tuple[LoadedRun, Eva
 
     monkeypatch.setattr("pdtrim_core.pipeline.run_inputs.open_model", count)
     monkeypatch.setattr("pdtrim_core.pipeline.open_run.open_model", count)
-    list(carry_out(sweep, tiny_host()))
+    list(carry_out(sweep))
     models = [run.dense for run, _ in asked]
     assert models[0] is models[1]
     assert len(opened) == 1
 
 
 def test_runs_opened_apart_share_nothing_and_with_shared_they_do(sweep: Sweep, asked: list[Any]) -> None:
-    list(carry_out(sweep, tiny_host()))
+    list(carry_out(sweep))
     paths, host, shared = [run.recipe.out for run in sweep.runs], tiny_host(), RunCache()
     assert load_run(paths[0], host).dense is not load_run(paths[1], host).dense
     assert load_run(paths[0], host, shared).dense is load_run(paths[1], host, shared).dense
@@ -109,7 +109,7 @@ def test_an_evaluation_that_fails_is_told_and_stops_no_other(
         raise error
 
     monkeypatch.setattr(evaluating, "evaluate", fail)
-    ended = [event for event in carry_out(sweep, tiny_host()) if isinstance(event, Ended)]
+    ended = [event for event in carry_out(sweep) if isinstance(event, Ended)]
     assert [end.problem for end in ended] == [words, words]
     assert all(end.outcome is not None and "Traceback" in end.traceback for end in ended)
     assert [row["state"] for row in results(sweep, ended)["rows"]] == ["done", "done"]
@@ -122,12 +122,12 @@ def test_tasks_are_checked_before_any_run_begins(sweep: Sweep, monkeypatch: pyte
 
     monkeypatch.setattr(evaluating, "check", refuse)
     with pytest.raises(PdtrimError, match="unknown task 'piqa'"):
-        next(carry_out(sweep, tiny_host()))
+        next(carry_out(sweep))
     assert not sweep.out.exists()
 
 
 def test_a_sweep_without_the_table_evaluates_nothing(sweep: Sweep, asked: list[Any]) -> None:
-    list(carry_out(replace(sweep, evaluate=None), tiny_host()))
+    list(carry_out(replace(sweep, evaluate=None)))
     assert asked == []
 
 

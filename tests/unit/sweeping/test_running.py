@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core import PluginHost
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.sweeping.points import Point
 from pdtrim_core.sweeping.running import finished, neighbours
 from pdtrim_core.sweeping.sweep import PlannedRun
@@ -17,7 +17,7 @@ BASE: dict[str, Any] = {"model": {"path": "package:none"}, "prune": {"blocks": 1
 
 
 def planned(host: PluginHost, name: str, **changes: Any) -> PlannedRun:
-    return PlannedRun(Point(name, "", {}), resolve({**BASE, **changes}, host, where="x", out=Path(name)))
+    return PlannedRun(Point(name, "", {}), Recipe.from_data({**BASE, **changes}, where="x", out=Path(name), host=host))
 
 
 def ordered(*runs: PlannedRun) -> list[str]:
@@ -40,7 +40,7 @@ def test_runs_that_share_all_keep_their_order(host: PluginHost) -> None:
 
 
 def test_a_run_is_done_when_its_folder_has_the_outcome_of_its_recipe(host: PluginHost, tmp_path: Path) -> None:
-    recipe = resolve(BASE, host, where="x", out=tmp_path)
+    recipe = Recipe.from_data(BASE, where="x", out=tmp_path, host=host)
     assert finished(recipe) is None
     outcome = small_run()[0]
     (tmp_path / "outcome.json").write_text(outcome.to_json())

@@ -9,6 +9,7 @@ import pytest
 import tomli_w
 
 from pdtrim_core import PluginHost, RecipeError
+from pdtrim_core.recipe.toml_data import parse_settings
 from pdtrim_core.sweeping.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +32,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def swept(folder: Path, host: PluginHost, text: str, *settings: str, **changes: Any) -> Sweep:
-    return read_sweep(written(folder, HEAD + text), host, Changes(settings, **changes))
+    return read_sweep(written(folder, HEAD + text), host, Changes(parse_settings(settings), **changes))
 
 
 def names(sweep: Sweep) -> list[str]:
@@ -41,7 +42,7 @@ def names(sweep: Sweep) -> list[str]:
 def problems_of(folder: Path, host: PluginHost, text: str, *settings: str, head: str = HEAD, **changes: Any) -> list[str]:
     path = written(folder, head + text)
     with pytest.raises(RecipeError) as caught:
-        read_sweep(path, host, Changes(settings, **changes), need_data=True)
+        read_sweep(path, host, Changes(parse_settings(settings), **changes), need_data=True)
     assert caught.value.where == str(path)
     return list(caught.value.problems)
 
@@ -210,6 +211,25 @@ def test_a_sweep_is_no_recipe_for_another(folder: Path, host: PluginHost) -> Non
 def test_the_command_line_cannot_set_what_varies(folder: Path, host: PluginHost, setting: str, problem: str) -> None:
     text = '[grid]\nseed = [0, 1]\nsearcher = ["random", "greedy"]\n'
     assert problems_of(folder, host, text, setting) == [problem]
+
+
+def test_a_sweep_loads_the_plugins_that_its_recipe_names(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "base.toml").write_text('plugins = ["mine.py"]\n' + RECIPE)
+    (folder / "sub" / "mine.py").write_text(
+        "from pdtrim_core.api import Searcher, hookimpl\n\n"
+        "class Mine(Searcher):\n"
+        '    """Nothing."""\n\n'
+        '    name = "mine"\n\n'
+        "    def search(self, space, rng):\n"
+        "        yield from ()\n\n"
+        "@hookimpl\n"
+        "def pdtrim_searchers():\n"
+        "    yield Mine\n"
+    )
+    sweep = read_sweep(written(folder, 'sweep = 1\nrecipe = "sub/base.toml"\n[grid]\nsearcher = ["mine", "greedy"]\n'))
+    assert [run.recipe.searcher.name for run in sweep.runs] == ["mine", "greedy"]
+    assert all(run.recipe.host is sweep.host for run in sweep.runs)
 
 
 def test_plugins_of_the_recipe_are_found_beside_it(folder: Path) -> None:

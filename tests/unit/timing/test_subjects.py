@@ -11,7 +11,7 @@ import torch
 from pdtrim_core import Merge, PdtrimError, Plan
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
-from pdtrim_core.recipe.recipe import resolve
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from pdtrim_core.timing.latency import Grid, LatencyBench
@@ -30,7 +30,7 @@ def carried_out(out: Path, **keys: Any) -> LoadedRun:
         "evaluation": {"threads": 1},
         **keys,
     }
-    pipeline.run(resolve(data, host, where="run.toml", out=out), host)
+    pipeline.run(Recipe.from_data(data, where="run.toml", out=out, host=host), host)
     return load_run(out, tiny_host())
 
 

@@ -1,0 +1,131 @@
+"""The parts of a recipe: components made from what its data say, each problem told as one sentence."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, cast, overload
+
+from pdtrim_core.api.kinds import Component, Exporter, ModelSource, Report
+from pdtrim_core.errors import PdtrimError, RecipeError
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, STAGED_SPLITTER
+from pdtrim_core.recipe.validation import checked
+
+OWN_DISTRIBUTION = "pdtrim-core"
+
+
+@overload
+def make_parts(kind: Literal["exporter"], given: Any, host: PluginHost, *, where: str) -> tuple[Exporter, ...]: ...
+@overload
+def make_parts(kind: Literal["report"], given: Any, host: PluginHost, *, where: str) -> tuple[Report, ...]: ...
+def make_parts(kind: str, given: Any, host: PluginHost, *, where: str) -> tuple[Any, ...]:
+    """Return the components of a kind of which a recipe may list several, and no other parts of it.
+
+    Raises `RecipeError` with all problems at once; `where` names in it what asked for them.
+    """
+    problems: list[str] = []
+    made = _make_all(kind, given, host, problems)
+    if problems:
+        raise RecipeError(where, problems)
+    return tuple(made)
+
+
+def parts_of(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> dict[str, Any]:
+    """Return the parts that recipe data name, by kind: a component, a list where there may be several, None for no pruner.
+
+    What is wrong is appended to `problems`, and the part is None then.
+    """
+    parts: dict[str, Any] = {}
+    for kind, default in DEFAULTS.items():
+        given = data.get(kind, default)
+        if kind == "splitter" and kind not in data and getattr(parts["searcher"], "staged", False):
+            given = STAGED_SPLITTER
+        parts[kind] = _make_all(kind, given, host, problems) if kind in LISTS else _make(kind, given, host, problems)
+    parts["model"] = _make_model(data.get("model"), host, problems)
+    parts["pruner"] = _make("pruner", data["pruner"], host, problems) if "pruner" in data else None
+    return parts
+
+
+def uses_of(data: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the names by which the parts of each kind were asked for; their own where the data left them open."""
+    return {kind: _uses(kind, data.get(kind), made) for kind, made in parts.items() if made is not None}
+
+
+def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:
+    components = made if kind in LISTS else [made]
+    entries = given if isinstance(given, list) else [given] * len(components)
+    return tuple(_asked(kind, entry) or component.name for entry, component in zip(entries, components, strict=True))
+
+
+def _asked(kind: str, entry: Any) -> str | None:
+    if isinstance(entry, str):
+        return None if kind == "model" else entry
+    return entry.get("use") if isinstance(entry, dict) else None
+
+
+def _make_all(kind: str, given: Any, host: PluginHost, problems: list[str]) -> list[Any]:
+    entries = given if isinstance(given, list) else [given]
+    return [_make(kind, entry, host, problems) for entry in entries]
+
+
+def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Component | None:
+    options = {"use": given} if isinstance(given, str) else given
+    if not isinstance(options, dict):
+        problems.append(f"{kind}: must be a name, or a table with the key 'use' (got {given!r})")
+        return None
+    name = options.get("use", None if kind in LISTS else DEFAULTS.get(kind))
+    if name is None:
+        problems.append(f"{kind}.use: required key is missing")
+        return None
+    if not isinstance(name, str):
+        article = "an" if kind[0] in "aeiou" else "a"
+        problems.append(f"{kind}.use: must be the name of {article} {kind} (got {name!r})")
+        return None
+    try:
+        provided = host.find(kind, name)
+    except RecipeError as error:
+        problems += [f"{kind}: {problem}" for problem in error.problems]
+        return None
+    return checked(provided.component, {k: v for k, v in options.items() if k != "use"}, kind, problems)
+
+
+def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSource | None:
+    if given is None:
+        problems.append("model.path: required key is missing (a hub id, a folder, a .gguf file or package:NAME)")
+        return None
+    options = {"path": given} if isinstance(given, str) else given
+    if isinstance(options, dict) and "use" not in options and isinstance(options.get("path"), str):
+        try:
+            source = _source_for(options["path"], host)
+        except PdtrimError as error:
+            problems.append(f"model.path: {error}")
+            return None
+        if source is None:
+            known = ", ".join(p.component.name for p in host.of_kind("model"))
+            problems.append(f"model.path: no model source takes '{options['path']}' (sources: {known})")
+            return None
+        options = {"use": source, **options}
+    elif isinstance(options, dict) and "use" not in options:
+        wrong = f"must be a text, not {options['path']!r}" if "path" in options else "required key is missing"
+        problems.append(f"model.path: {wrong} (a hub id, a folder, a .gguf file or package:NAME)")
+        return None
+    return cast("ModelSource | None", _make("model", options, host, problems))
+
+
+def _source_for(path: str, host: PluginHost) -> str | None:
+    """Return the first source that accepts a path; other people's come before ours, which take any name at the end.
+
+    Every source is asked about every path, so one that fails is passed by with a warning: the path may not be meant for it.
+    """
+    sources = sorted(host.of_kind("model"), key=lambda provided: provided.origin.source == OWN_DISTRIBUTION)
+    for provided in sources:
+        try:
+            accepted = cast("type[ModelSource]", provided.component).accepts(path)
+        except Exception as error:  # noqa: BLE001 - foreign code, which a run of another model does not need
+            what = f"{provided.label} failed when it was asked about '{path}', and is passed by"
+            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        if accepted:
+            return provided.component.name
+    return None

@@ -1,0 +1,53 @@
+"""A plan does not depend on the machine: all kernels that torch has for the processor, and one thread or two, give the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.numeric]
+PROGRAM = Path(sys.executable).with_name("pdtrim-core")
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.toml"
+KERNELS = ("default", "avx2", None)
+"""What torch is told of the processor: nothing but the least, a width that most have, and nothing, so that it looks."""
+
+
+def plan_of(recipe: Path, out: Path, kernels: str | None, threads: int) -> bytes:
+    """Run a recipe in a process of its own; return its plan's file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment.pop("ATEN_CPU_CAPABILITY", None)
+    if kernels is not None:
+        environment["ATEN_CPU_CAPABILITY"] = kernels
+    done = subprocess.run(
+        [PROGRAM, "run", recipe, "--out", out, "--set", f"evaluation.threads={threads}"],
+        env=environment,
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return (out / "plan.json").read_bytes()
+
+
+def test_a_tiny_recipe_gives_the_same_plan_byte_for_byte_with_any_kernels(recipe: Path, tmp_path: Path) -> None:
+    assert len({plan_of(recipe, tmp_path / f"{kernels}", kernels, 1) for kernels in KERNELS}) == 1
+
+
+def test_a_tiny_recipe_gives_the_same_plan_byte_for_byte_with_any_number_of_threads(recipe: Path, tmp_path: Path) -> None:
+    assert len({plan_of(recipe, tmp_path / f"{threads}", None, threads) for threads in (1, 2)}) == 1
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_quickstart_gives_the_same_plan_byte_for_byte_with_any_kernels(tmp_path: Path) -> None:
+    plans = {
+        plan_of(QUICKSTART, tmp_path / f"{kernels}", kernels, threads)
+        for kernels, threads in zip(KERNELS, (1, 2, 2), strict=True)
+    }
+    assert len(plans) == 1
