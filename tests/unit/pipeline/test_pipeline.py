@@ -15,6 +15,7 @@ from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.contracts.small_run import tiny_host
+from pdtrim_plugins.calibrations import Mini
 from tests.unit.pipeline.runs import DATA
 
 BEFORE = ["run", "open the model", "calibrate"]
@@ -130,6 +131,29 @@ def test_another_recipe_is_not_gone_on_with(host: PluginHost, ears: Ears, tmp_pa
         "folder with --out"
     )
     assert ears.heard == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**MERGING, "distiller": {**DATA["distiller"], "lr": 1e-3}},
+        {**NO_SEARCH, "pruner": "streamline"},
+    ],
+    ids=["search", "pruner"],
+)
+def test_merges_trained_on_other_texts_are_not_gone_on_with(
+    host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    made = recipe(host, tmp_path / "run", **changes)
+    run(made, host)
+    texts = [f"Another line of prose, the one with number {n}." for n in range(20)]
+    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: texts)
+    with pytest.raises(PdtrimError) as caught:
+        run(made, host)
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'} holds measurements made with other training: start anew with --fresh, or choose another folder "
+        "with --out"
+    )
 
 
 def test_listeners_hear_the_end_of_a_run_that_fails(host: PluginHost, ears: Ears, tmp_path: Path) -> None:
