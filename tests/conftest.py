@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+ELSEWHERE = ("gpu", "serve")
+"""Markers of tests that want another machine, or another environment."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +52,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if config.args_source is config.ArgsSource.TESTPATHS and not config.option.markexpr:
+        # Who runs all tests did not ask for those of another machine, and need not read that they were skipped.
+        elsewhere = [item for item in items if any(item.get_closest_marker(marker) for marker in ELSEWHERE if reasons[marker])]
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in set(elsewhere)]
 
 
 @pytest.fixture(scope="session")

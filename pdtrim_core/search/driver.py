@@ -168,10 +168,7 @@ def drive(
             note(request.text)
             result = None
             continue
-        wanted = _wanted(request, label)
-        for plan, is_result in wanted:
-            for problem in problems(plan) if is_result else ():
-                raise PluginError(f"{label} requested the plan {plan}: {problem}")
+        wanted = _wanted(request, label, problems)
         floor, temperature = (request.floor, request.temperature) if isinstance(request, AtLeast) else (None, None)
         scores = [ledger.score(plan, floor, may_win=is_result) for plan, is_result in wanted]
         for plan, is_result in wanted:
@@ -183,12 +180,15 @@ def drive(
         result = [score for score in scores if score is not None] if isinstance(request, list) else scores[0]
 
 
-def _wanted(request: Any, label: str) -> list[tuple[Plan, bool]]:
-    """Return the plans of a request, each with whether it may be the result."""
+def _wanted(request: Any, label: str, problems: Callable[[Plan], Iterable[str]]) -> list[tuple[Plan, bool]]:
+    """Return the plans of a request, each with whether it may be the result. Raises `PluginError` for one not to be made."""
     entries = request if isinstance(request, list) else [request.plan if isinstance(request, AtLeast) else request]
     wanted = [(e.plan, False) if isinstance(e, Probe) else (e, True) for e in entries]
     if not all(isinstance(plan, Plan) for plan, _ in wanted):
         raise PluginError(
             f"{label} yielded {request!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
         )
+    for plan, is_result in wanted:
+        for problem in problems(plan) if is_result else ():
+            raise PluginError(f"{label} requested the plan {plan}: {problem}")
     return wanted
