@@ -128,7 +128,7 @@ def test_what_would_be_read_wrong_is_refused(tmp_path: Path, tokenizer: Any) -> 
     assert "has a sliding window" in refused(tiny_model("mistral", sliding_window=8), [Drop(1)], tmp_path)
     scaled = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     stretched = tiny_llama(rope_parameters={**scaled, "original_max_position_embeddings": 64})
-    assert "has llama3 rotary embeddings, which no reader at hand reads back" in refused(stretched, [Drop(1)], tmp_path)
+    assert "has llama3 rotary embeddings, which no available reader reads back" in refused(stretched, [Drop(1)], tmp_path)
     small = with_tokenizer(tiny_llama(vocab_size=100, bos_token_id=1, eos_token_id=2, pad_token_id=3), tokenizer)
     assert refused(small, [Drop(1)], tmp_path) == "the tokenizer has 259 tokens, and the model 100"
 

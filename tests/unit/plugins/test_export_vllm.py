@@ -216,7 +216,7 @@ def test_widths_by_block_are_refused_with_the_reason(tmp_path: Path) -> None:
         "decode has fewer K/V heads than prefill in the blocks 2: K/V widths by block need a plugin on the decode side"
         in refused(tiny_llama(), heads, tmp_path)
     )
-    assert "this decode model's are not" in refused(tiny_llama(), Plan(decode=Removal(CHANNELS[:1])), tmp_path)
+    assert "this decode model's do not" in refused(tiny_llama(), Plan(decode=Removal(CHANNELS[:1])), tmp_path)
     assert "vLLM's qwen2 takes the size of a head from the number of heads" in refused(
         tiny_model("qwen2"), Plan.unified(Removal(HEADS)), tmp_path
     )

@@ -188,7 +188,7 @@ def test_servers_of_two_plans_are_not_served() -> None:
         for answer in (await client.get("/health"), await client.post("/v1/completions", json=ASKED)):
             assert answer.status == 503
             assert (await answer.json())["error"]["message"] == (
-                "prefill serves m, m@1 and decode m, m@2: they need the same MODEL@PLAN as second --served-model-name, or are of "
+                "prefill serves m, m@1 and decode m, m@2: they need the same MODEL@PLAN as second --served-model-name, or have "
                 "different plans"
             )
 
