@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from pdtrim_core.api import Drop, Item, PdtrimError, Plan, Removal
+from pdtrim_core.api import Drop, Item, Plan, Removal
 from pdtrim_core.execution.batching import RowLayout
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
@@ -154,28 +153,9 @@ SWITCHES: list[Any] = [
     {"pack_rows": False},
     {"early_stop": False},
     {"cache_budget": 0},
-    pytest.param({"compile": True}, marks=pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")),
 ]
 
 
-def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._dynamo.exc import InternalTorchDynamoError
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise InternalTorchDynamoError("no C++ compiler found")
-
-    model = tiny_llama()
-    model.compiles = True
-    monkeypatch.setitem(vars(model), "_compiled_run", fail)
-    with pytest.raises(PdtrimError) as caught:
-        StagedModel(PrefixCache(model), WALK[0]).loglikelihoods(some_items())
-    assert str(caught.value) == (
-        "the blocks cannot be compiled here (no C++ compiler found): leave out evaluation.compile, or install what torch.compile "
-        "needs, such as a C++ compiler"
-    )
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")  # torch's own, when its compiler is imported
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_neither_the_plan_nor_its_points(tmp_path: Path, switch: dict[str, Any]) -> None:
     plan, score = run_with(tmp_path / "usual", {})
