@@ -33,8 +33,6 @@ from pdtrim_core.api.requests import (
     Result,
     Staged,
     measure,
-    measure_all,
-    measure_if,
     note,
 )
 from pdtrim_core.api.search_space import SearchSpace
@@ -130,8 +128,6 @@ __all__ = [
     "hookimpl",
     "load_modules",
     "measure",
-    "measure_all",
-    "measure_if",
     "narrowed",
     "note",
     "pair_scores",

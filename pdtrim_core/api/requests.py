@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast, overload
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.data.readings import Score
@@ -53,23 +53,31 @@ Requests = Generator[Request, Result, T]
 """A generator that makes requests and returns a T: what `search`, `split` and the functions here are."""
 
 
-def measure(plan: Plan | Probe) -> Requests[Score]:
-    """Measure a plan, or a probe on the way to one; return its score."""
-    # The loop that sends results gives each request the sort of result that it has; a generator's type cannot say so.
-    return cast("Score", (yield plan))
+@overload
+def measure(plan: Plan | Probe) -> Requests[Score]: ...
 
 
-def measure_all(plans: Sequence[Plan] | Sequence[Probe]) -> Requests[list[Score]]:
-    """Measure plans that do not depend on each other's scores, side by side; return their scores in the same order."""
-    return cast("list[Score]", (yield cast("list[Plan] | list[Probe]", list(plans))))
+@overload
+def measure(plan: Plan | Probe, *, at_least: float, temperature: float | None = None) -> Requests[Score | None]: ...
 
 
-def measure_if(plan: Plan | Probe, at_least: float, *, temperature: float | None = None) -> Requests[Score | None]:
-    """Measure a plan only as far as it can reach a floor; return its score, or None as soon as it cannot.
+@overload
+def measure(plan: Sequence[Plan] | Sequence[Probe]) -> Requests[list[Score]]: ...
 
-    A plan that reaches it is taken. `temperature` is what a search by annealing had at this step; reports show it.
+
+def measure(
+    plan: Plan | Probe | Sequence[Plan] | Sequence[Probe], *, at_least: float | None = None, temperature: float | None = None
+) -> Requests[Result]:
+    """Measure a plan, or a probe on the way to one; return its score.
+
+    Of several that do not depend on each other's scores, return the scores in the same order. With `at_least`, measure only as
+    far as the plan can reach that score, and return None as soon as it cannot; a plan that reaches it is taken. `temperature` is
+    what a search by annealing had at this step; reports show it.
     """
-    return cast("Score | None", (yield AtLeast(plan, at_least, temperature)))
+    if isinstance(plan, Plan | Probe):
+        return (yield plan if at_least is None else AtLeast(plan, at_least, temperature))
+    # A list of plans or one of probes: their types cannot be told apart once they are in one argument.
+    return (yield cast("list[Plan]", list(plan)))
 
 
 def note(text: str) -> Requests[None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, measure, measure_all
+from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, measure
 from pdtrim_core.testing import (
     SplitterContract,
 )
@@ -29,7 +29,7 @@ class GiveBackTheBest(StageSplitter):
         if not len(plan.decode):
             return plan
         trials = [Plan(prefill=plan.decode.without(element), decode=plan.decode) for element in plan.decode]
-        scores = yield from measure_all(trials)
+        scores = yield from measure(trials)
         return trials[scores.index(max(scores))]
 
 

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Plan, Requests, Searcher, SearchSpace, hookimpl, measure, measure_if
+from pdtrim_core.api import Plan, Requests, Searcher, SearchSpace, hookimpl, measure
 
 
 class Example(Searcher):
@@ -24,7 +24,7 @@ class Example(Searcher):
         for _ in range(self.tries):
             trial = space.neighbour(best, rng)
             # None where the trial does not reach the best so far: measuring it stops as soon as that is clear.
-            reached = yield from measure_if(Plan.unified(trial), at_least=score)
+            reached = yield from measure(Plan.unified(trial), at_least=score)
             if reached is not None:
                 best, score = trial, reached
 

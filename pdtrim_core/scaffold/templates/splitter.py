@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, hookimpl, measure, measure_all
+from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, hookimpl, measure
 
 
 class Example(StageSplitter):
@@ -24,7 +24,7 @@ class Example(StageSplitter):
         start = yield from measure(plan)
         # Plans that do not depend on each other's scores go out together.
         trials = [Plan(prefill=plan.decode.without(element), decode=plan.decode) for element in plan.decode]
-        scores = yield from measure_all(trials)
+        scores = yield from measure(trials)
         gains = sorted(((score - start, e) for score, e in zip(scores, plan.decode, strict=True)), key=lambda pair: -pair[0])
         kept = [element for gain, element in gains[: self.at_most] if gain >= self.least]
         return Plan(prefill=plan.decode.without(*kept), decode=plan.decode)

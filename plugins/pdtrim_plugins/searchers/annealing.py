@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from pdtrim_core.api import Plan, Removal, Requests, Searcher, SearchSpace, measure, measure_if
+from pdtrim_core.api import Plan, Removal, Requests, Searcher, SearchSpace, measure
 
 
 class Cooling(NamedTuple):
@@ -40,7 +40,7 @@ def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> R
         neighbour = space.neighbour(current, rng)
         # exp(-(value - new) / T) >= u, solved for new; 1 - random() is never 0.
         floor = value + temperature * math.log(1 - rng.random())
-        reached = yield from measure_if(Plan.unified(neighbour), floor, temperature=temperature)
+        reached = yield from measure(Plan.unified(neighbour), at_least=floor, temperature=temperature)
         if reached is not None:
             current, value = neighbour, reached
 

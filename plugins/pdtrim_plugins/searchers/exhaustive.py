@@ -8,7 +8,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Requests, Searcher, SearchSpace, measure_all
+from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Requests, Searcher, SearchSpace, measure
 
 SIDE_BY_SIDE = 64
 """Plans asked for in one list: enough to be measured side by side, few enough that a bar moves."""
@@ -36,7 +36,7 @@ class Exhaustive(Searcher):
             )
         rest = combinations(elements, space.count)
         while plans := [Plan.unified(Removal(chosen)) for chosen in islice(rest, SIDE_BY_SIDE)]:
-            yield from measure_all(plans)
+            yield from measure(plans)
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the number of combinations."""

@@ -22,7 +22,6 @@ from pdtrim_core.api import (
     Searcher,
     SearchSpace,
     measure,
-    measure_if,
     note,
 )
 from pdtrim_plugins.searchers.annealing import Cooling
@@ -70,7 +69,7 @@ class Joint(Searcher):
             neighbour = self._neighbour(current, space, rng)
             in_points = temperature / 100 * before
             floor = value + in_points * math.log(1 - rng.random())
-            reached = yield from measure_if(Probe(neighbour), floor, temperature=in_points)
+            reached = yield from measure(Probe(neighbour), at_least=floor, temperature=in_points)
             if reached is not None:
                 current, value = neighbour, reached
                 seen[current] = value

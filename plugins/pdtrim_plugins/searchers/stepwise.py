@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Element, PdtrimError, Plan, Probe, Removal, Requests, Searcher, SearchSpace, measure, measure_all
+from pdtrim_core.api import Element, PdtrimError, Plan, Probe, Removal, Requests, Searcher, SearchSpace, measure
 
 
 class Sequential(Searcher):
@@ -68,7 +68,7 @@ def _grow(elements: list[Element], count: int, width: int) -> Requests[None]:
     for size in range(1, count + 1):
         grown = dict.fromkeys(removal.with_(element) for removal in best for element in elements if element not in removal)
         plans = [Plan.unified(removal) for removal in grown]
-        scores = yield from measure_all(plans if size == count else [Probe(plan) for plan in plans])
+        scores = yield from measure(plans if size == count else [Probe(plan) for plan in plans])
         # Sorting is stable: ties stay in the order of the removal they grew from, then of the blocks.
         ranked = sorted(zip(grown, scores, strict=True), key=lambda pair: pair[1], reverse=True)
         best = [removal for removal, _ in ranked[:width]]

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import CostModel, KvOnly, PdtrimError, Plan, Requests, StageSplitter, measure, measure_all
+from pdtrim_core.api import CostModel, KvOnly, PdtrimError, Plan, Requests, StageSplitter, measure
 from pdtrim_plugins.splitters.gain import gain_over, keep_in_prefill
 
 
@@ -31,7 +31,7 @@ class Budget(StageSplitter):
         value = yield from measure(current)
         best, highest = current, value
         while trials := self._trials(current, costs):
-            scores = yield from measure_all(trials)
+            scores = yield from measure(trials)
             for trial, reached in zip(trials, scores, strict=True):
                 if reached > highest:
                     best, highest = trial, reached

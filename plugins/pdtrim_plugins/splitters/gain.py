@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import CostModel, Element, Plan, Requests, Score, StageSplitter, measure, measure_all, note
+from pdtrim_core.api import CostModel, Element, Plan, Requests, Score, StageSplitter, measure, note
 
 
 def keep_in_prefill(plan: Plan, *elements: Element) -> Plan:
@@ -43,7 +43,7 @@ class Gain(StageSplitter):
         start = Plan.unified(plan.decode)
         before = yield from measure(start)
         needed = self.threshold if self.unit == "score" else self.threshold / 100 * before
-        after = yield from measure_all([keep_in_prefill(start, element) for element in plan.decode])
+        after = yield from measure([keep_in_prefill(start, element) for element in plan.decode])
         coarse = max((score.error_of_gain_over(before) for score in after), default=0.0)
         if coarse > needed:
             yield from note(
@@ -78,7 +78,7 @@ class Gain(StageSplitter):
         current, value = start, before
         while len(current.prefill):
             trials = [keep_in_prefill(current, element) for element in current.prefill]
-            scores = yield from measure_all(trials)
+            scores = yield from measure(trials)
             best = max(range(len(trials)), key=lambda i: (scores[i], -i))
             if gain_over(value, scores[best]) < needed:
                 break

@@ -343,7 +343,7 @@ def test_a_probe_is_answered_and_remembered_but_never_the_result() -> None:
 
     def asks() -> Requests[None]:
         seen.append((yield from requests.measure(Probe(few))))
-        seen.extend((yield from requests.measure_all([Probe(few), Probe(whole)])))
+        seen.extend((yield from requests.measure([Probe(few), Probe(whole)])))
         yield whole
 
     best, _ = drive(asks(), Ledger(measure), label="searcher 'x'", problems=lambda plan: [] if plan == whole else ["too few"])
