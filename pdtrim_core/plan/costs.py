@@ -40,7 +40,7 @@ class BlockSizes:
         for shrink in shrinks:
             if shrink.part not in self.units:
                 raise PdtrimError(
-                    f"the cost of a shrunk block (block {shrink.block}) cannot be told: its {shrink.part} has no units"
+                    f"the cost of a shrunk block (block {shrink.block}) is unknown: its {shrink.part} has no units"
                 )
         return sum(len(shrink.units) * self.units[shrink.part][1] for shrink in shrinks)
 

@@ -30,7 +30,7 @@ class Slot:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks of the dense model that this slot stands for."""
+        """The blocks of the dense model that this slot replaces."""
         return self.merge.blocks if self.merge else (self.block,)
 
 
@@ -48,7 +48,7 @@ _KV_FROM: Mapping[LayerState, KvFrom] = {
 class KvSource:
     """Where the K/V of one decode slot come from in prefill.
 
-    `source` is "run" (prefill runs the block), "kv-only" (its K/V alone are computed), "merged" (prefill runs the same
+    `source` is "run" (prefill runs the block), "kv-only" (only its K/V are computed), "merged" (prefill runs the same
     merged block) or "shadow" (the merged block's K/V on the pair's input). `removed_heads` are the K/V heads that
     prefill has and decode does not: decode takes a slice.
     """

@@ -21,7 +21,7 @@ class TwoSets:
     """The pruning set and the distillation set.
 
     `initial` are the blocks of P_initial by falling score, `pairs` the merges of D by falling pair score, `drops` the
-    blocks of P_final by falling score. Every block stands in exactly one element of `drops` and `pairs`.
+    blocks of P_final by falling score. Every block is in exactly one element of `drops` and `pairs`.
     """
 
     initial: tuple[int, ...]
@@ -40,7 +40,7 @@ class TwoSets:
         if len(elements) < count:
             raise PdtrimError(
                 f"{count} blocks are to go, but the two sets hold only {len(self.drops)} drops and {len(self.pairs)} "
-                "merges: raise prune.merge_threshold or ask for fewer blocks"
+                "merges: raise prune.merge_threshold or remove fewer blocks"
             )
         return Removal(elements)
 
