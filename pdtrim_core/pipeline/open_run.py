@@ -106,6 +106,6 @@ def load_run(path: Path | str, host: PluginHost | None = None, shared: RunCache 
 
 
 def _alone(plan: Plan, block_count: int) -> Removal:
-    """Return what prefill loses as a single-stage model: its K/V-only blocks are dropped, but for the last block of decode."""
+    """Return what prefill loses as a single-stage model: K/V-only blocks are dropped, but decode's last block runs whole."""
     last = plan.slots(block_count)[-1].block
     return Removal(Drop(e.blocks[0]) if isinstance(e, KvOnly) else e for e in plan.prefill if e != KvOnly(last))

@@ -21,7 +21,7 @@ the K/V of decode's merged block beside blocks that prefill still runs."""
 class Layer:
     """One layer of a stage, in the order in which it runs.
 
-    `blocks` are the blocks of the dense model that it replaces; it is placed at the first of them. `like` is the block whose
+    `blocks` are the blocks of the dense model that it covers; it is placed at the first of them. `like` is the block whose
     mask, layer type and entries of the config it has. `merge` and `shrinks` say how its weights came about: neither for
     a block as it is. Of prefill's layers, `kv_slot` is the number of the decode layer that is fed with this layer's K/V (None
     where decode has no use for them), and `sliced_heads` are the K/V heads that decode leaves out of them.
@@ -91,7 +91,7 @@ def _feeding(decode_layers: tuple[Layer, ...], prefill_layers: Iterator[Layer]) 
             continue
         slot, fed = slots[layer.block]
         if layer.state == "kv-only":
-            # The K/V are those of decode's own layer, which may replace several blocks; all of them are skipped.
+            # The K/V are those of decode's own layer, which may cover several blocks; all of them are skipped.
             yield _kv_of(fed, "kv-only", slot)
             passed = fed.blocks[-1]
         elif fed.merge is None or fed.merge == layer.merge or fed.merge.kv == "frozen":

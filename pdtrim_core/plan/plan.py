@@ -16,8 +16,8 @@ from pdtrim_core.plan.layers import Layer, LayerState, layers_of
 
 FirstToken = Literal["decode", "prefill"]
 State = Literal["run", "shrunk", "merged", "into", "kv-only", "gone"]
-"""What a stage does at a block: runs it, runs it narrowed, runs the merged block of the pair that begins here, nothing because
-the pair's first block stands for both, only its K/V, nothing at all."""
+"""What a stage does at a block: runs it, runs it narrowed, runs the merged block of the run that begins here, nothing because
+the block is merged into an earlier one, computes only its K/V, nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Slot:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks of the dense model that this slot replaces."""
+        """The blocks of the dense model that this slot covers."""
         return self.merge.blocks if self.merge else (self.block,)
 
 
