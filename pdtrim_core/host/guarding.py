@@ -1,7 +1,7 @@
 """Guards around the functions of plugins, so that pluggy can call them and one that fails stops no other.
 
 pluggy ends the whole call of a hook where one implementation raises. So what is registered with it are guards: each has the
-options of the function that it stands for (`tryfirst`, `trylast`, `wrapper`), which leaves the order to pluggy, passes the
+options of the function that it replaces (`tryfirst`, `trylast`, `wrapper`), which leaves the order to pluggy, passes the
 call on, traces it, and keeps a failure as a `Fault` for the host to deal with.
 """
 
@@ -19,7 +19,7 @@ from pdtrim_core.host.implementations import Implementation, Sort
 
 Guard = Callable[..., object]
 Accept = Callable[[Implementation, Any], object]
-"""Takes what an implementation answered, and returns what others see of it."""
+"""Takes what an implementation returned, and returns what others see of it."""
 
 
 @dataclass(frozen=True)

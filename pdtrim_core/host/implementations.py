@@ -113,7 +113,7 @@ def _problem_with(implementation: Implementation) -> str | None:
 
 
 def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the arguments that a hook asks for; those with a default it does without."""
+    """Return the names of the arguments that a hook requires; those with a default are optional."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

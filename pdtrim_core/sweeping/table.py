@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 
 def _value(name: str, part: str) -> Callable[[Row], str]:
-    """Return the column of a plan's value on some items: points and their standard error."""
+    """Return the column of a plan's score on some items, with its standard error."""
 
     def column(row: Row) -> str:
         # A run whose pruner replaced the whole model has nothing staged.
@@ -69,7 +69,7 @@ DEFAULT_COLUMNS = ("searched", "dense", "unified", "staged", "decode", "prefill"
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return a short form of each dotted key: its last part, if that alone says which is meant."""
+    """Return a short form of each dotted key: its last part where that is unambiguous."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: name if last.count(name) == 1 and name != "use" else key for key, name in zip(keys, last, strict=True)}
 
