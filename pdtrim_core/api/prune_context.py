@@ -59,8 +59,8 @@ class PruneContext:
         starts = range(0, len(tokens) - length + 1, length)
         if not starts:
             raise PdtrimError(
-                f"the calibration items have {len(tokens)} tokens together, too few for a window of {length}: use shorter "
-                "windows or more samples"
+                f"the calibration items have {len(tokens)} tokens together, too few for a window of {length}: ask for shorter "
+                "windows or for more samples"
             )
         return [tuple(tokens[start : start + length]) for start in starts][:count]
 

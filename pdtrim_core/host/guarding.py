@@ -67,10 +67,10 @@ def guard(implementation: Implementation, calls: Calls, accept: Accept) -> Guard
 
 
 def _around(implementation: Implementation, calls: Calls, accept: Accept) -> Guard:
-    def guarded(*told: object) -> object:
+    def guarded(*given: object) -> object:
         if calls.leave_out(implementation):
             return None
-        facts = implementation.facts(told)
+        facts = implementation.facts(given)
         try:
             with implementation.traced(facts) as found:
                 found.answer = implementation.answer(implementation.call(facts))
@@ -83,10 +83,10 @@ def _around(implementation: Implementation, calls: Calls, accept: Accept) -> Gua
 
 
 def _around_wrapper(implementation: Implementation, calls: Calls, accept: Accept) -> Guard:
-    def guarded(*told: object) -> Generator[None, object, object]:
+    def guarded(*given: object) -> Generator[None, object, object]:
         if calls.leave_out(implementation):
             return (yield)
-        facts = implementation.facts(told)
+        facts = implementation.facts(given)
         begun, inner = False, None
         interrupt: BaseException | None = None
         try:

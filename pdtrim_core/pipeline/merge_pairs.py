@@ -78,7 +78,7 @@ class MergePairs:
         return ModuleSet({merge: self.training.modules[merge] for merge in pairs}, self.training.digest)
 
     def _train(self, pairs: Sequence[Merge]) -> bool:
-        """Train merges, or find them among the trained ones; tell whether none is worse than a drop. Those are not chosen again."""
+        """Train merges, or find them trained; tell whether none is worse than a drop. Worse ones are not chosen again."""
         fresh = [str(merge) for merge in pairs if merge not in self.training.modules]
         if fresh:
             what = f"merges: {len(fresh)} pairs to train, or to find among the trained ones"

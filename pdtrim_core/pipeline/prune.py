@@ -1,4 +1,4 @@
-"""Finding decode's removal by another method: run the pruner, check its result, and build the plan that a splitter starts from."""
+"""Finding decode's removal by another method: run the pruner, check its result, and build the plan for the splitter."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _notes_on(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Ite
     kept = pruned.kept_parameters(model.sizes) + added_biases(pruned.removal, model, pruned.modules)
     yield (
         f"{label} removed {100 * (1 - kept / model.sizes.parameters):.2f} % of the parameters; "
-        f"{100 * wanted / model.sizes.parameters:.2f} % were requested"
+        f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
     )
 
 

@@ -40,7 +40,7 @@ class TwoSets:
         if len(elements) < count:
             raise PdtrimError(
                 f"{count} blocks are to go, but the two sets hold only {len(self.drops)} drops and {len(self.pairs)} "
-                "merges: raise prune.merge_threshold or remove fewer blocks"
+                "merges: raise prune.merge_threshold or ask for fewer blocks"
             )
         return Removal(elements)
 

@@ -142,7 +142,7 @@ class Subject:
 
 
 class LatencyBench:
-    """Times models of a plan beside the dense one, one setting at a time. `notes` says what could not be measured as requested."""
+    """Times models of a plan beside the dense one, one setting at a time. `notes` says what was not measured as requested."""
 
     def __init__(self, subjects: Sequence[Subject], grid: Grid) -> None:
         assert subjects[0].name == "dense"

@@ -1,4 +1,4 @@
-"""Searchers and splitters on a table of numbers: the same values on every machine, and a model only for those with `needs_model`."""
+"""Searchers and splitters on a table of numbers: the same on every machine, with a model only for those that need one."""
 
 from __future__ import annotations
 
