@@ -101,7 +101,7 @@ class Shrink:
 
 @dataclass(frozen=True, order=True)
 class KvOnly:
-    """Prefill only: the block is passed by, but the K/V that a decode slot needs are computed and shipped.
+    """Prefill only: the block is skipped, but the K/V that a decode slot needs are computed and shipped.
 
     `slot` is the block that decode runs there, or the first block of the pair that decode merged.
     """

@@ -152,8 +152,8 @@ def drive(
     """Run a searcher or splitter to its end; return the best plan that it requested and what it returned.
 
     `label` names the component in errors, `problems` says why a plan may not be requested, `note` takes what it has to
-    say, `told` each request with its result. Raises `PluginError` when the component raises, or yields something that is no
-    `Request`.
+    say, `told` is called with each request and its result. Raises `PluginError` when the component raises, or yields something
+    that is no `Request`.
     """
     best: BestPlan | None = None
     result: Result = None
