@@ -67,7 +67,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name that needs torch when it is first asked for, and tell where the names of 0.1 are now."""
+    """Import a public name that needs torch on first use; for a name of 0.1, raise with the place where it is now."""
     import importlib  # noqa: PLC0415 - only the lazy names need it
 
     if name in _LAZY:

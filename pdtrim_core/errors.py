@@ -33,7 +33,7 @@ class PlanError(PdtrimError):
 
 
 class PluginError(PdtrimError):
-    """A plugin that failed or answered nonsense; the text names the plugin and where it comes from."""
+    """A plugin that failed or returned nonsense; the text names the plugin and where it comes from."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a plugin author sees: the kinds of component, what each is given, and what it gives back.
+"""What a plugin author sees: the kinds of component, what each is given, and what it returns.
 
 A plugin needs no other names. Those that import torch load it when they are first used.
 """
@@ -154,7 +154,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name that needs torch when it is first asked for."""
+    """Import a name that needs torch on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'pdtrim_core.api' has no attribute '{name}'")
     import importlib  # noqa: PLC0415 - only the lazy names need it

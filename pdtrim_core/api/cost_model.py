@@ -33,5 +33,5 @@ class CostModel:
         Raises `PdtrimError` where the sizes of the model are not known.
         """
         if self.sizes is None:
-            raise PdtrimError("this cost model was made without the model's sizes, so it cannot tell a cost")
+            raise PdtrimError("this cost model was made without the model's sizes, so costs are unknown")
         return self.sizes.cost(plan.truncated_prefill(self.block_count) if self.truncated_prefill else plan, stage)

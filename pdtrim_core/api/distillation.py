@@ -20,7 +20,7 @@ from pdtrim_core.plan.elements import Merge
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """One batch of training tokens: the dense model's stream in front of a run of blocks and behind it, both `[B, T, D]`."""
+    """One batch of training tokens: the dense model's hidden states in front of a run of blocks and behind it, `[B, T, D]`."""
 
     before_BTD: Tensor
     after_BTD: Tensor
@@ -28,7 +28,7 @@ class TeacherBatch:
 
 
 class Student:
-    """The block that learns to stand for a run. A distiller trains `parameters()` in place."""
+    """The block that learns to replace a run. A distiller trains `parameters()` in place."""
 
     def __init__(self, model: BlockModel, merge: Merge, module: nn.Module) -> None:
         self.model = model
@@ -36,7 +36,7 @@ class Student:
         self.module = module
 
     def __call__(self, batch: TeacherBatch) -> Tensor:
-        """Return the student's stream `[B, T, D]` on a batch, with the mask and positions of the block it came from."""
+        """Return the student's hidden states `[B, T, D]` on a batch, with the mask and positions of the block it came from."""
         return self.model.run(self.merge.keep, batch.before_BTD, batch.calls, self.module)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -44,7 +44,7 @@ class Student:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def logits(self, batch: TeacherBatch, stream_BTD: Tensor) -> Iterator[Tensor]:
-        """Yield the final logits `[N, V]` of a stream behind the run, some positions at a time; gradients flow."""
+        """Yield the final logits `[N, V]` of hidden states behind the run, some positions at a time; gradients flow."""
         for index in range(self.merge.blocks[-1] + 1, self.model.block_count):
             stream_BTD = self.model.run(index, stream_BTD, batch.calls)
         yield from self.model.logits(stream_BTD.flatten(0, 1))

@@ -75,12 +75,12 @@ def pdtrim_pruners() -> Iterable[type[Pruner]]:  # type: ignore[empty-body]
 
 @hookspec
 def pdtrim_distillers() -> Iterable[type[Distiller]]:  # type: ignore[empty-body]
-    """Yield classes that train one block to stand for two."""
+    """Yield classes that train one block to replace two."""
 
 
 @hookspec
 def pdtrim_splitters() -> Iterable[type[StageSplitter]]:  # type: ignore[empty-body]
-    """Yield classes that decide what of a removal prefill can be spared."""
+    """Yield classes that decide which elements of a removal are kept in prefill."""
 
 
 @hookspec
@@ -105,7 +105,7 @@ def pdtrim_exporters() -> Iterable[type[Exporter]]:  # type: ignore[empty-body]
 
 @hookspec
 def pdtrim_reports() -> Iterable[type[Report]]:  # type: ignore[empty-body]
-    """Yield classes that tell a person what a run did."""
+    """Yield classes that report what a run did."""
 
 
 # Questions
@@ -141,7 +141,7 @@ def pdtrim_candidate_measured(candidate: Candidate) -> None:
 
 @hookspec
 def pdtrim_merge_trained(merge: Merge, trained: float, untrained: float) -> None:
-    """A merged block is trained, or was found in the store; errors are mean squared differences of the stream."""
+    """A merged block is trained, or was found in the store; errors are mean squared differences of the hidden states."""
 
 
 @hookspec

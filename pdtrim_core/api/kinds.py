@@ -87,12 +87,12 @@ class Searcher(Component):
 
 
 class Pruner(Component):
-    """Another method that finds what decode loses; it takes the place of scorer, searcher and merges."""
+    """Another method that finds what decode loses; it replaces scorer, searcher and merges."""
 
     kind = "pruner"
 
     replaces_model: ClassVar[bool] = False
-    """Whether it gives a whole other model, `Pruned(replaced=...)`, and no removal: a recipe then has nothing to split."""
+    """Whether it returns a whole other model, `Pruned(replaced=...)`, and no removal: a recipe then has nothing to split."""
 
     @abstractmethod
     def prune(self, context: PruneContext) -> Pruned:
@@ -104,13 +104,13 @@ class Pruner(Component):
     def restore(self, model: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
         """Return the replaced model again: `weights` are its own parameters by name, those shared with the dense one left out.
 
-        Only asked of pruners that say `replaces_model`. The dense model must be left as it is.
+        Only called for pruners with `replaces_model`. The dense model must be left as it is.
         """
-        raise NotImplementedError("a pruner that says replaces_model must define restore(model, weights)")
+        raise NotImplementedError("a pruner with replaces_model must define restore(model, weights)")
 
 
 class Distiller(Component):
-    """Trains one block to stand for two neighbours."""
+    """Trains one block to replace two neighbours."""
 
     kind = "distiller"
 
@@ -121,8 +121,8 @@ class Distiller(Component):
     tokens: int = Field(20_000, gt=0, description="training tokens")
     train: Literal["before-search", "after-search"] = Field(
         "before-search",
-        description="before-search: the search measures trained merges; after-search: only those it chose are trained, and until "
-        "then the block that training starts from stands for a pair",
+        description="before-search: the search measures trained merges; after-search: only those it chose are trained, and the "
+        "search measures a pair with the block that training starts from",
     )
 
     @abstractmethod
@@ -139,7 +139,7 @@ class StageSplitter(Component):
     kind = "splitter"
 
     needs_model: ClassVar[bool] = False
-    """Whether it wants the model itself, to time it: `costs.model` is then the dense one."""
+    """Whether it needs the model itself, to time it: `costs.model` is then the dense one."""
 
     @abstractmethod
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
@@ -152,7 +152,7 @@ class StageSplitter(Component):
 
 
 class Objective(Component):
-    """Values a plan, item by item, in a unit of its own; the core averages and turns the mean into points."""
+    """Values a plan, item by item, in a unit of its own; the core averages the values and turns the mean into a score."""
 
     kind = "objective"
 
@@ -162,13 +162,13 @@ class Objective(Component):
 
     @abstractmethod
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
-        """Return one value an item, each the same whatever other items stand beside it."""
+        """Return one value an item, each the same whatever other items are beside it."""
 
     @abstractmethod
     def score(self, mean: float) -> float:
-        """Return the points, 0 to 100 and higher is better, that a mean over items is worth.
+        """Return the score of a mean over items, 0 to 100; higher is better.
 
-        It is also asked slightly beyond the means that can occur, for its slope.
+        It is also called slightly beyond the means that can occur, for its slope.
         """
 
     def weight(self, item: Item) -> float:
@@ -201,7 +201,7 @@ class CalibrationSource(Component):
         return texts
 
     def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample] | None:
-        """Return samples of another origin to keep apart; None to take them from a larger `draw`."""
+        """Return samples of another origin to hold out; None to take them from a larger `draw`."""
         del count, rng
         return None
 
@@ -231,7 +231,7 @@ class ModelSource(Component):
     @classmethod
     @abstractmethod
     def accepts(cls, path: str) -> bool:
-        """Tell whether this source is meant by a path. Called without loading anything."""
+        """Tell whether a path is one of this source. Called without loading anything."""
 
     @abstractmethod
     def open(self) -> LoadedModel:
@@ -253,7 +253,7 @@ class Exporter(Component):
 
 
 class Report(Component):
-    """Tells a person what a run did."""
+    """Reports what a run did."""
 
     kind = "report"
 
@@ -265,9 +265,9 @@ class Report(Component):
         """Return text to print, or the path of a file written under `out`, the run's folder."""
 
     def page(self, records: Sequence[RunRecord], file: Path) -> Path:
-        """Write one file about runs as their folders have them, finished or not; several stand side by side. Return its path.
+        """Write one file about runs as their folders have them, finished or not; several are shown side by side. Return its path.
 
-        `pdtrim-core report` asks for it, of reports that have a `file`.
+        `pdtrim-core report` calls it for reports that have a `file`.
         """
         raise NotImplementedError("a report that has a file must define page(records, file)")
 

@@ -25,13 +25,13 @@ def _say_nothing(text: str) -> None:
 
 @dataclass(frozen=True)
 class PruneContext:
-    """The dense model, tokens, and the budget of a pruner, which is told the same to all.
+    """The dense model, tokens, and the budget of a pruner; every pruner gets the same.
 
     `sequences` are the tokens of the calibration items, each prompt with its right continuation. `blocks` is how many blocks
-    are to go, or `parameters` how many weights, whichever a method counts in: both say the same budget. All randomness comes
+    are to go, or `parameters` how many weights, whichever a method counts in: both are the same budget. All randomness comes
     from `rng`. `batch_tokens` is how many tokens a batch has, None what suits the device. `note` says something to the user.
 
-    A run gives `losses` and `train`, which `loss_of` and `trained` ask. A context that is made by hand may do without them:
+    A run sets `losses` and `train`, which `loss_of` and `trained` call. A context that is made by hand may leave them out:
     `pdtrim_core.testing.prune_context` makes one that measures losses.
     """
 
@@ -67,7 +67,7 @@ class PruneContext:
     def trained(self, merge: Merge) -> tuple[Merge, nn.Module]:
         """Return a merge as the recipe's distiller makes it, with its kind of K/V, and the block that it trained for it.
 
-        A context without `train` trains nothing: the block that training would start from stands for the merge.
+        A context without `train` trains nothing: the merged block is then the block that training would start from.
         """
         return (merge, self.model.blocks[merge.keep]) if self.train is None else self.train(merge)
 

@@ -1,4 +1,4 @@
-"""What a pruner gives back; free of torch, so that listings need none."""
+"""What a pruner returns; free of torch, so that listings need none."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class Pruned:
     """What a pruner found: a removal of drops, merges and shrinks, or a whole other model.
 
-    `modules` has the block that stands for each merge, and for a shrink the projection out of its part, where that is not the
-    dense one less the columns of its units. `block_scores` is one number a block where the method has some; higher is safer
-    to remove. `replaced` is the other model of a pruner whose class says `replaces_model`, and then all there is: its blocks
-    and its stream may have other sizes than those of the dense model, whose tokenizer it keeps.
+    `modules` has the merged block of each merge, and for a shrink the projection out of its part, where that is not the dense
+    one less the columns of its units. `block_scores` is one number a block where the method has some; higher is safer to
+    remove. `replaced` is the other model of a pruner whose class says `replaces_model`; the other fields are then empty. Its
+    blocks and its hidden states may have other sizes than those of the dense model, whose tokenizer it keeps.
     """
 
     removal: Removal = field(default_factory=Removal)

@@ -1,4 +1,4 @@
-"""What searchers and splitters request of the core, and the results they are sent; what an objective may ask of the model.
+"""What searchers and splitters request of the core, and the results they are sent; what an objective may request of the model.
 
 A search is a generator: it yields requests and is sent results. The functions here each make one request and return its
 result, with the type that it has: `score = yield from measure(plan)`.
@@ -28,7 +28,7 @@ class Probe:
 class AtLeast:
     """A plan whose score is wanted only if it reaches a floor (0 to 100); measuring may stop as soon as it cannot.
 
-    A plan that reaches it is taken. `temperature`, in points of the score, is what a search by annealing had at this step;
+    A plan that reaches it is accepted. `temperature`, in points of the score, is that of simulated annealing at this step;
     reports show it.
     """
 
@@ -39,7 +39,7 @@ class AtLeast:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that a searcher or splitter has to say to the user; nothing is sent back."""
+    """Something that a searcher or splitter has to say to the user; its result is None."""
 
     text: str
 
@@ -48,7 +48,7 @@ Request = Plan | Probe | list[Plan] | list[Probe] | AtLeast | Note
 """What a searcher or splitter yields: a plan or a probe, several that are independent of each other, a plan with a floor, or a
 note."""
 Result = Score | list[Score] | None
-"""What it is sent back: a `Score` (a float), a list of them for a list, or None for a note and where a floor was not reached."""
+"""What it is sent in return: a `Score` (a float), a list of them for a list, or None for a note and where a floor was missed."""
 Requests = Generator[Request, Result, T]
 """A generator that makes requests and returns a T: what `search`, `split` and the functions here are."""
 
@@ -86,7 +86,7 @@ def note(text: str) -> Requests[None]:
 
 
 class Staged(Protocol):
-    """What an objective may ask of the model under a plan; `execution.staged_model.StagedModel` is one."""
+    """What an objective may request of the model under a plan; `execution.staged_model.StagedModel` is one."""
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""

@@ -1,4 +1,4 @@
-"""What a scorer may look at: the calibration tokens, the dense model's hidden states over them, and gradients if it asks.
+"""What a scorer may look at: the calibration tokens, the dense model's hidden states over them, and gradients on request.
 
 Shape suffixes: L block outputs, B batch, T token, D hidden, V vocabulary.
 """
@@ -42,7 +42,7 @@ class ScoreContext:
     Only one batch of hidden states is in memory at a time. Once all batches have been looked at, `norms` has the mean length
     of the states in front of each block and behind the last one (L + 1 numbers), over all real tokens.
 
-    With `gradients`, which a scorer asks for by `needs_gradients`, the context is entered (`with context:`) while the scorer
+    With `gradients`, which a scorer requests by `needs_gradients`, the context is entered (`with context:`) while the scorer
     works: parameters then take gradients, and `loss` gives what to differentiate. When it is left, the gradients are gone and
     the parameters are as they were.
     """

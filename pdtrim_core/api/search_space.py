@@ -17,7 +17,7 @@ class SearchSpace:
     """What a searcher may choose from: elements with weights, the number to remove, and where to start.
 
     `elements` partition the blocks, so that no choice of them overlaps. `weights` (one an element) are the chances of
-    PDTrim, Eq. 8 and 9. `count` is how many blocks decode loses; `costs` tells what a plan costs.
+    PDTrim, Eq. 8 and 9. `count` is how many blocks decode loses; `costs` gives the cost of a plan.
     """
 
     count: int
@@ -57,5 +57,5 @@ class SearchSpace:
         """Return why a plan may not be proposed by a search over this space."""
         removed = plan.decode.blocks_removed
         if removed != self.count:
-            return [f"its decode removes {removed} blocks where {self.count} are asked"]
+            return [f"its decode removes {removed} blocks, not {self.count}"]
         return []

@@ -49,7 +49,7 @@ COMMANDS = (
     (sweep.sweep, "Carry out a table of runs.", "sweep examples/paper/small/table11.toml"),
     (score.score, "Rank the blocks of a model.", "score examples/quickstart.toml"),
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
-    (show.show, "Show the ladder of blocks of a run.", "show runs/quickstart"),
+    (show.show, "Show the block diagram of a run.", "show runs/quickstart"),
     (report.report, "Make the page of a run, or of several side by side.", "report runs/quickstart"),
     (eval.eval, "Evaluate a run on benchmarks.", "eval runs/quickstart --tasks arc_easy,piqa --variants staged,dense"),
     (compare.compare, "Compare runs in one table.", "compare runs/a runs/b --variants staged,unified,dense"),

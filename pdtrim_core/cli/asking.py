@@ -25,7 +25,7 @@ def may_delete(question: str, *, yes: bool, command: str) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise RecipeError(command, ["--clean asks before it deletes, and nobody is here to answer: say --yes"])
+        raise RecipeError(command, ["--clean needs a confirmation before it deletes, and this is no terminal: say --yes"])
     # Not typer's own question, which writes to stdout.
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

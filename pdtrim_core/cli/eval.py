@@ -31,14 +31,14 @@ def eval(  # noqa: A001 - a command is named as its function is
         typer.Option(
             "--variants",
             "--stage",
-            help="What answers: staged (the pair), unified, prefill, decode or dense; several with commas.",
+            help="The variants to evaluate: staged (the pair), unified, prefill, decode or dense; several with commas.",
         ),
     ] = "staged",
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Read the items from files in this folder, not from the hub.")
     ] = None,
     limit: Annotated[
-        float | None, typer.Option(help="Use the first items of each task alone: so many, or below 1 that share.")
+        float | None, typer.Option(help="Use only the first items of each task: so many, or below 1 that share.")
     ] = None,
     items: Annotated[
         int | None, typer.Option(min=1, help="With --data: use so many items of each task, evenly spaced over its file.")

@@ -19,11 +19,11 @@ from pdtrim_core.results.run_folder import load_outcome, load_plan
 
 def show(
     run: Annotated[Path, typer.Argument(help="A run folder, or a plan.json.", show_default=False)],
-    other: Annotated[Path | None, typer.Argument(help="A second one, to compare the ladders.")] = None,
+    other: Annotated[Path | None, typer.Argument(help="A second one, to compare the block diagrams.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Show the ladder of blocks for both stages, with the results of the run."""
+    """Show the block diagram of both stages, with the results of the run."""
     del debug  # main() reads it
     if as_json:
         paths = [run, other] if other else [run]

@@ -61,7 +61,7 @@ def _carry_out(wanted: Sweep, *, fresh: bool, debug: bool) -> list[Ended]:
 
     wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     if not sys.stderr.isatty():
-        # Where benchmarks are asked for: their harness draws bars wherever it is.
+        # Where benchmarks are to run: their harness draws bars even without a terminal.
         os.environ.setdefault("TQDM_DISABLE", "1")
     ended: list[Ended] = []
     for event in carry_out(wanted, fresh=fresh, say=_say):

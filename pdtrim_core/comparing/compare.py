@@ -28,7 +28,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One model that was measured: a side of a run, what its stages lose as shares of the parameters, and what it costs."""
+    """One model that was measured: a variant of a run, what its stages lose as shares of the parameters, and what it costs."""
 
     name: str
     run: str
@@ -114,8 +114,8 @@ def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]
             candidates.append(RowSource(name, path, outcome, variant, own))
             others = sorted({result.variant for _, result in results[path]} - {variant})
             if not own and any(results.values()):
-                hint = f"; it has some on its {', '.join(others)} side" if others else ""
-                notes.append(f"{names[path]} has no evaluations on its {variant} side{hint}")
+                hint = f"; it has some of {', '.join(others)}" if others else ""
+                notes.append(f"{names[path]} has no evaluations of the variant {variant}{hint}")
     return candidates, notes
 
 
@@ -195,8 +195,8 @@ def _item_values(result: TaskResult, metric: str) -> dict[str, float] | None:
 def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -> ComparedRow:
     costs = {cost.name: cost for cost in one.outcome.costs}
     prefill, decode = (costs[f"parameters of {stage}"].saved for stage in ("prefill", "decode"))
-    # The run's costs are those of the pair; alone, a model is the same in both stages.
-    lost: Mapping[Variant, tuple[float, float]] = {
+    # The run's costs are those of the pair; a single-stage model is the same in both stages.
+    removed: Mapping[Variant, tuple[float, float]] = {
         "staged": (prefill, decode),
         "unified": (decode, decode),
         "decode": (decode, decode),
@@ -212,8 +212,8 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
         variant=one.variant,
         cells=cells,
         average=_average([cells.get(column.name) for column in columns if column.percent]),
-        prefill_removed=lost[one.variant][0],
-        decode_removed=lost[one.variant][1],
+        prefill_removed=removed[one.variant][0],
+        decode_removed=removed[one.variant][1],
         pruning_seconds=None if dense else round(seconds, 1),
         decode_bytes=None if unknown else traffic.dense if dense else traffic.plan,
         kv_bytes=None if unknown else kv.dense if dense else kv.plan,

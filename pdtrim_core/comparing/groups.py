@@ -1,4 +1,4 @@
-"""Which results stand in one column: those of one task that were measured with the same settings."""
+"""Which results share a column: those of one task that were measured with the same settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from pdtrim_core.results.task_results import TaskResult, key_of, path_of
 
 OF_THE_ROW = ("plan", "weights", "first_token")
-"""Settings that say what answered and not what was asked: rows of a table differ in them."""
+"""Settings that describe the model and not the task: rows of a table differ in them."""
 
 Found = Sequence[tuple[Path, TaskResult]]
 """Results, each with the run folder that it was found in."""

@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class RowSource:
-    """A row to be: its name, its run, its side, and all that was measured of it."""
+    """What a row is made from: its name, its run, its variant, and all that was measured of it."""
 
     name: str
     path: Path
@@ -47,35 +47,35 @@ def objective_cells(candidates: Sequence[RowSource], notes: list[str]) -> tuple[
             f"these runs have no evaluations, and their objectives differ ({', '.join(sorted(objectives))}): evaluate them with "
             "pdtrim-core eval"
         )
-    apart = all(row.held_out is not None for one in candidates for row in one.outcome.rows)
-    what = "held out" if apart else "calibration"
+    held_out = all(row.held_out is not None for one in candidates for row in one.outcome.rows)
+    what = "held out" if held_out else "calibration"
     if len({one.outcome.environment.data for one in candidates}) > 1:
         notes.append("the runs measured on different items")
-    notes.append(f"no evaluations of these rows: shown is the runs' own objective ({what}), in points; see pdtrim-core eval")
+    notes.append(f"no evaluations of these rows: the table shows the runs' own score ({what}); see pdtrim-core eval")
     column = Column(f"{objectives.pop()} ({what})", "score", percent=False)
     cells: dict[str, dict[str, Cell]] = {}
     for one in candidates:
-        cells[one.name] = {column.name: _objective_cell(one, candidates[0], notes, apart=apart)}
+        cells[one.name] = {column.name: _objective_cell(one, candidates[0], notes, held_out=held_out)}
     return (column,), cells
 
 
-def _objective_cell(one: RowSource, first: RowSource, notes: list[str], *, apart: bool) -> Cell:
+def _objective_cell(one: RowSource, first: RowSource, notes: list[str], *, held_out: bool) -> Cell:
     own, base = ({row.name: row for row in each.outcome.rows}[_row_name(each)] for each in (one, first))
-    value, there = (row.held_out if apart and row.held_out else row.calibration for row in (own, base))
+    value, there = (row.held_out if held_out and row.held_out else row.calibration for row in (own, base))
     if one is first:
         return Cell(value.score, value.error, items=value.items)
     difference = value.score - there.score
-    gaps = _objective_gaps(one, first, apart=apart)
+    gaps = _objective_gaps(one, first, held_out=held_out)
     if gaps is None or value.mean == there.mean:
         if gaps is None:
             notes.append("errors of differences are not paired: the runs' journals do not have the same items")
         return Cell(value.score, value.error, difference, math.hypot(value.error, there.error), items=value.items)
-    # Points are not linear in every objective; between the two means they rise by this much.
+    # The score is not linear in the mean for every objective; this is its slope between the two means.
     slope = abs(difference / (value.mean - there.mean))
     return Cell(value.score, value.error, difference, slope * standard_error(gaps), paired=True, items=value.items)
 
 
-def _objective_gaps(one: RowSource, first: RowSource, *, apart: bool) -> list[float] | None:
+def _objective_gaps(one: RowSource, first: RowSource, *, held_out: bool) -> list[float] | None:
     """Return differences item by item, from the journals of two runs on the same items."""
     if one.outcome.environment.data != first.outcome.environment.data or None in (
         one.outcome.saved_plan,
@@ -88,7 +88,7 @@ def _objective_gaps(one: RowSource, first: RowSource, *, apart: bool) -> list[fl
     for each in (one, first):
         plan = each.outcome.plan.plan
         wanted = {"staged": plan, "unified": Plan.unified(plan.decode), "dense": Plan()}[_row_name(each)]
-        known: Mapping[Plan, Reading] = measured_in(each.path).get("held-out" if apart else "calibration", {})
+        known: Mapping[Plan, Reading] = measured_in(each.path).get("held-out" if held_out else "calibration", {})
         readings.append(known[wanted].items if wanted in known else ())
     own, others = readings
     if not own or len(own) != len(others):

@@ -21,7 +21,7 @@ _COSTS: tuple[tuple[str, Callable[[ComparedRow], str]], ...] = (
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as text: its heading, its rows, and the places (row, column) that are best."""
+    """A table as text: its heading, its rows, and the cells (row, column) that are best."""
 
     heading: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]

@@ -52,12 +52,12 @@ class Item:
 
     @property
     def one_prompt(self) -> bool:
-        """Whether all choices stand behind the same prompt."""
+        """Whether all choices follow the same prompt."""
         return len(self.prompts) == 1
 
     @property
     def one_token(self) -> bool:
-        """Whether one look at the logits behind the prompt tells all: one prompt, and choices of one token each."""
+        """Whether the logits behind the prompt are enough to score it: one prompt, and choices of one token each."""
         return self.one_prompt and all(len(choice) == 1 for choice in self.choices)
 
     @property
@@ -66,7 +66,7 @@ class Item:
         return self.prompt_of(self.answer) + self.choices[self.answer]
 
     def prompt_of(self, choice: int) -> tuple[int, ...]:
-        """Return the prompt that a choice stands behind."""
+        """Return the prompt that a choice follows."""
         return self.prompts[0] if self.one_prompt else self.prompts[choice]
 
 
@@ -130,7 +130,7 @@ class Calibration:
 
     @cached_property
     def _runs(self) -> Counter[tuple[str, ...]]:
-        """In how many samples each run of words stands."""
+        """In how many samples each run of words occurs."""
         return Counter(run for text in self.texts for run in set(_runs(_words(text))))
 
     @cached_property
@@ -158,9 +158,9 @@ def calibrate(samples: Sequence[Sample], held_out: Sequence[Sample], tokenizer: 
             "the figures on them would flatter; take them out of one of the two"
         )
     items = tuple(encode(sample, tokenizer) for sample in _named(samples))
-    apart = tuple(encode(sample, tokenizer) for sample in _named(held_out))
+    held_out_items = tuple(encode(sample, tokenizer) for sample in _named(held_out))
     texts = tuple(" | ".join(map("".join, _pairs(sample))) for sample in (*samples, *held_out))
-    return Calibration(items, apart, digest_of((*items, *apart)), texts)
+    return Calibration(items, held_out_items, digest_of((*items, *held_out_items)), texts)
 
 
 def _named(samples: Sequence[Sample]) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""What measuring a plan gave: readings, and the points made of them."""
+"""What measuring a plan gave: readings, and the scores computed from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 DIGITS = 4
-"""Points are rounded to so many digits before they are compared: the last digits of float32 decide nothing."""
+"""Scores are rounded to so many digits before they are compared: the last digits of float32 decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Reading:
     """What one measurement gave.
 
     `mean` is in the objective's own unit, `items` has one value an item in the order of the items (None where measuring
-    stopped before it), `slope` is how many points a unit of the mean is worth there. A reading that was cut short has
-    `score` None and `ceiling`, the most that it could have reached.
+    stopped before it), `slope` is the derivative of the score by the mean there. A reading that was cut short has
+    `score` None and `ceiling`, the highest score that it could have reached.
     """
 
     score: float | None
@@ -34,7 +34,7 @@ class Reading:
 
 
 class Score(float):
-    """The points of a plan: a number that knows the reading behind it, so that two can be compared item by item."""
+    """The score of a plan: a number that knows the reading behind it, so that two can be compared item by item."""
 
     reading: Reading
 
@@ -46,14 +46,14 @@ class Score(float):
         return score
 
     def error_of_gain_over(self, other: Score) -> float:
-        """Return the standard error, in points, of this number less the other one, paired over items."""
+        """Return the standard error of this score less the other one, in points of the score, paired over items."""
         pairs = zip(self.reading.items, other.reading.items, strict=True)
         slope = (self.reading.slope + other.reading.slope) / 2
         return abs(slope) * standard_error([new - old for new, old in pairs if new is not None and old is not None])
 
     @property
     def error(self) -> float:
-        """The standard error, in points, over items."""
+        """The standard error of the score, over items."""
         return abs(self.reading.slope) * standard_error([value for value in self.reading.items if value is not None])
 
 
@@ -66,7 +66,7 @@ def standard_error(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that was asked for: its number, its reading, the best so far, and what it cost."""
+    """A plan that was requested: its number, its reading, the best so far, and the seconds it took."""
 
     number: int
     plan: Plan

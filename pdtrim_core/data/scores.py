@@ -16,7 +16,7 @@ class Scores:
     `block` has one number for each of L blocks, `pair` one for each of the L - 1 pairs (i, i + 1), or none where a
     scorer cannot say (then nothing is merged). `similarity` tells that the numbers are cosines: only those have a
     scale of their own, so that a search may weigh by them and a threshold may be a value (PDTrim, Eq. 8). `norms`, one more
-    than there are blocks, are for reports alone: the core puts in the mean lengths of the states that the scorer looked at.
+    than there are blocks, are only for reports: the core puts in the mean lengths of the states that the scorer looked at.
     """
 
     block: tuple[float, ...]

@@ -1,6 +1,6 @@
 """Items laid out as one batch of tokens: rows, who reads which token, and where the logits count.
 
-Shape suffixes: B batch, T token; those of prefill's branch alone are P rows and Q tokens.
+Shape suffixes: B batch, T token; prefill's own branch has P rows and Q tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ looks at the whole row, costs little beside the rest of a block."""
 
 
 class Node(NamedTuple):
-    """A token of a choice that is run: `parent` is the column in front of it, `position` where it stands in its text."""
+    """A token of a choice that is run: `parent` is the column in front of it, `position` its position in the text."""
 
     token: int
     parent: int
@@ -75,7 +75,7 @@ class Segment:
 
     @property
     def forked(self) -> bool:
-        """Whether a token does not see all that stands in front of it."""
+        """Whether a token does not see all tokens in front of it."""
         return any(node.parent != len(self.prompt) + number - 1 for number, node in enumerate(self.nodes))
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class Rows:
 class Prompts:
     """The tokens that prefill reads, in rows of their own.
 
-    `source_PQ` says where each stands in the batch, and `real_N` which of them are no padding; both count tokens through all
+    `source_PQ` says where each is in the batch, and `real_N` which of them are no padding; both count tokens through all
     rows.
     """
 

@@ -22,7 +22,7 @@ class _KvMade(Exception):  # noqa: N818 - no error: what a block was run for is 
 def stage_alone(model: BlockModel, plan: Plan, stage: Stage, modules: Modules) -> Iterator[None]:
     """Make the model one stage of a plan inside the context, with nothing in it that the stage does not run.
 
-    Blocks that prefill has for their K/V alone end there, where a cache is given; the K/V are those of the whole block.
+    K/V-only blocks of prefill end there, where a cache is given; the K/V are those of the whole block.
     Meant for timing: the reference in `two_phase` runs such blocks to their end.
     """
     steps = steps_of(model, plan, stage, modules)
@@ -34,7 +34,7 @@ def stage_alone(model: BlockModel, plan: Plan, stage: Stage, modules: Modules) -
 
 
 def _end_at_kv(model: BlockModel, step: Step) -> None:
-    """Let a step's block stop as soon as its K/V are in the cache, without making its queries where they are made apart."""
+    """Let a step's block stop once its K/V are in the cache; its queries are not computed where they have their own module."""
     inner = type(step.module).forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

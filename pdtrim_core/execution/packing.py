@@ -20,11 +20,11 @@ def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: 
     ]
     group = prefix_caches[0].groups(forked or items)[0]
     try:
-        shared, apart = (StagedModel(prefix_cache, Plan()).loglikelihoods(group) for prefix_cache in prefix_caches)
+        packed, single = (StagedModel(prefix_cache, Plan()).loglikelihoods(group) for prefix_cache in prefix_caches)
     except (RuntimeError, TypeError, ValueError, IndexError, PdtrimError):
         # A family that cannot take a mask or positions of ours says so in its own way; its choices get rows of their own.
         return False
-    gaps = [abs(a - b) for one, other in zip(shared, apart, strict=True) for a, b in zip(one, other, strict=True)]
+    gaps = [abs(a - b) for one, other in zip(packed, single, strict=True) for a, b in zip(one, other, strict=True)]
     return max(gaps) <= PACKING_TOLERANCE * _scale(model)
 
 

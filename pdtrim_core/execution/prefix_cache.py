@@ -1,4 +1,4 @@
-"""Streams that plans share, kept: a candidate begins where it first differs from the dense model and from earlier plans.
+"""Keeps hidden states that plans share: a candidate begins where it first differs from the dense model and earlier plans.
 
 Shape suffixes: B batch, T token, D hidden, N positions where the logits count.
 """
@@ -26,11 +26,11 @@ PACKING_TOLERANCE = 1e-3
 positions give whole nats, rounding gives 1e-5."""
 
 Branch = tuple[tuple[int, nn.Module | None], ...]
-"""What one stage runs at a place: blocks by index, or modules that stand in with the arguments of that block."""
+"""What one stage runs at one position of a path: blocks by index, or replacement modules called with that block's arguments."""
 
 
 class Place(NamedTuple):
-    """One block, or a pair that is merged, with what each stage runs there."""
+    """One position of a path: a block, or the blocks of a merge, with what each stage runs there."""
 
     block: int
     prefill: Branch
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 
 Path = tuple[Place, ...]
-"""What the two stages run, place by place from block 0 on. Plans whose paths begin the same share streams so far."""
+"""What the two stages run, from block 0 on. Plans whose paths begin the same share their hidden states up to there."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PrefixCache:
     """Batches of items with hidden states that plans share, kept for all plans that are measured.
 
     The dense model's are kept at evenly spaced depths, as many as the budget holds. `dense` is the model that divergences are
-    taken from where `model` is another one in its place.
+    computed against where `model` has replaced it.
     """
 
     def __init__(self, model: BlockModel, options: ExecutionOptions | None = None, *, dense: BlockModel | None = None) -> None:
@@ -112,7 +112,7 @@ class PrefixCache:
         self.batch_tokens //= 2
 
     def grant(self, wanted: int, depths: int) -> int:
-        """Return at how many of `depths` depths a batch may keep its stream of `wanted` bytes each, and book it."""
+        """Return at how many of `depths` depths a batch may keep its hidden states, `wanted` bytes each, and reserve them."""
         share = max(0, self._budget - self._spent)
         granted = min(depths, share // max(1, wanted))
         self._spent += granted * wanted
@@ -120,26 +120,26 @@ class PrefixCache:
 
     @property
     def room_for_plans(self) -> int:
-        """How many bytes the streams of plans may take: what the dense model's leave of the budget."""
+        """How many bytes the hidden states of plans may take: what the dense model's leave of the budget."""
         return self._budget - self._spent if self._reuse_plans else 0
 
 
 class PlanStates:
-    """The streams of plans that were measured last, by batch and path; the one that served longest ago goes first."""
+    """Hidden states of the plans that were measured last, by batch and path; the least recently used are evicted first."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[int, Path], Tensor] = OrderedDict()
         self._bytes = 0
 
     def find(self, batch: int, path: Path) -> Tensor | None:
-        """Return the stream of a batch behind a path, if it is kept."""
+        """Return the hidden states of a batch behind a path, if they are kept."""
         found = self._kept.get((batch, path))
         if found is not None:
             self._kept.move_to_end((batch, path))
         return found
 
     def keep(self, batch: int, path: Path, hidden_BTD: Tensor, *, room: int) -> None:
-        """Keep a stream, and of the others what `room` bytes hold beside it."""
+        """Keep hidden states, and evict others until all of them fit in `room` bytes."""
         if hidden_BTD.nbytes > room or (batch, path) in self._kept:
             return
         self._kept[batch, path] = hidden_BTD
@@ -149,13 +149,13 @@ class PlanStates:
             self._bytes -= gone.nbytes
 
     def clear(self) -> None:
-        """Forget all streams."""
+        """Forget all hidden states."""
         self._kept.clear()
         self._bytes = 0
 
 
 class PreparedBatch:
-    """One batch: its recording, and the streams kept of it."""
+    """One batch: its recording, and the hidden states kept of it."""
 
     def __init__(self, model: BlockModel, batch: Batch, prefix_cache: PrefixCache) -> None:
         self.batch = batch
@@ -171,7 +171,7 @@ class PreparedBatch:
 
     @property
     def prompt_recording(self) -> Recording:
-        """The recording of what prefill reads alone, made when first wanted."""
+        """The recording of the tokens that prefill reads, made on first use."""
         if self._prompt_recording is None:
             assert self.batch.prompts is not None
             self._prompt_recording = _record(self._model, self.batch.prompts.rows)
@@ -179,7 +179,7 @@ class PreparedBatch:
 
     @property
     def dense_hidden(self) -> Tensor:
-        """The dense model's stream `[N, D]` behind the last block where logits count, made when first wanted and kept."""
+        """The dense model's hidden states `[N, D]` behind the last block where logits count, made on first use and kept."""
         if self._dense_ND is None and self._prefix_cache.of_dense is not self._prefix_cache:
             of_dense = self._prefix_cache.of_dense
             self._dense_ND = PreparedBatch(of_dense.model, self.batch, of_dense).dense_hidden
@@ -189,7 +189,7 @@ class PreparedBatch:
         return self._dense_ND
 
     def dense_at(self, depth: int) -> Tensor:
-        """Return the dense model's stream `[B, T, D]` in front of a block."""
+        """Return the dense model's hidden states `[B, T, D]` in front of a block."""
         first, hidden_BTD = self.nearest(self._dense_path[:depth])
         for index in range(first, depth):
             self.keep(self._dense_path[:index], hidden_BTD)
@@ -197,7 +197,7 @@ class PreparedBatch:
         return hidden_BTD
 
     def nearest(self, path: Path) -> tuple[int, Tensor]:
-        """Return how many places of a path need not be run, and the stream behind them."""
+        """Return how many positions of a path need not be run, and the hidden states behind them."""
         dense = self._dense_places(path)
         for places in range(len(path), dense, -1):
             found = self._prefix_cache.of_plans.find(id(self), path[:places])
@@ -207,14 +207,14 @@ class PreparedBatch:
         return index, self._dense[index]
 
     def keep(self, path: Path, hidden_BTD: Tensor) -> None:
-        """Keep the stream behind a path, if the budget holds it."""
+        """Keep the hidden states behind a path, if they fit in the budget."""
         if self._dense_places(path) < len(path):
             self._prefix_cache.of_plans.keep(id(self), path, hidden_BTD, room=self._prefix_cache.room_for_plans)
         elif self._stride and len(path) % self._stride == 0:
             self._dense.setdefault(len(path), hidden_BTD)
 
     def _dense_places(self, path: Path) -> int:
-        """Return how many places at the beginning of a path are the dense model's."""
+        """Return how many positions at the beginning of a path are the dense model's."""
         pairs = zip(path, self._dense_path, strict=False)
         return next((number for number, (place, dense) in enumerate(pairs) if place != dense), len(path))
 

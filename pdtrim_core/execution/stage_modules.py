@@ -1,4 +1,4 @@
-"""A model with the blocks of one stage in place of its own.
+"""A model that runs the blocks of one stage instead of its own.
 
 Its own forward runs over the other list, renumbered, because transformers takes the length of a cache from its entry 0.
 """
@@ -18,8 +18,8 @@ from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 
 Modules = Mapping[Merge | Shrink, nn.Module]
-"""For a merge the block that stands for its run; for a shrink the projection out of its part, where that is not the dense one
-less some columns."""
+"""For a merge the merged block; for a shrink the projection out of its part, where that is not the dense one less some
+columns."""
 
 
 @dataclass(frozen=True)

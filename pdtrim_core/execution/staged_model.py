@@ -4,8 +4,8 @@ Attention is causal, so a prompt never sees what follows it. Both stages share o
 they differ, the prompt's tokens take prefill's branch and the others take decode's. The K/V that continuation tokens
 attend to are then exactly those that prefill would have shipped.
 
-Shape suffixes: B batch, T token, P rows and Q tokens of what prefill reads alone, D hidden, N positions where the logits
-count, V vocabulary.
+Shape suffixes: B batch, T token, P rows and Q tokens of the prompts that prefill reads, D hidden, N positions where the
+logits count, V vocabulary.
 """
 
 from __future__ import annotations
@@ -75,23 +75,23 @@ class StagedModel:
     def _targets(self, prepared: PreparedBatch, *, greedy: bool) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each target token of a batch, in float32, and whether no other is likelier there.
 
-        The second is only looked at where it is wanted, with `greedy`.
+        The second is only computed with `greedy`.
         """
         batch = prepared.batch
-        stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
+        hidden_ND = self._hidden(prepared)[batch.at_row, batch.at_column]
 
         def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
             here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
             at = (batch.target_at[here] - start).to(logits_NV.device)
             targets = batch.targets[here].to(logits_NV.device)
-            # log_softmax in float32 is off by about 1e-5 a token, always to the same side; logsumexp is not.
+            # log_softmax in float32 is off by about 1e-5 a token, always in the same direction; logsumexp is not.
             logprobs = logits_NV[at, targets].float() - _normaliser(logits_NV)[at]
             likeliest = _likeliest(logits_NV, at, targets) if greedy else torch.zeros_like(at, dtype=torch.bool)
             return here.cpu(), logprobs.cpu(), likeliest.cpu()
 
         logprobs = torch.empty(len(batch.targets), dtype=torch.float32)
         likeliest = torch.zeros(len(batch.targets), dtype=torch.bool)
-        for here, of_these, likeliest_of_these in self._model.map_logits(stream_ND, scored):
+        for here, of_these, likeliest_of_these in self._model.map_logits(hidden_ND, scored):
             logprobs[here], likeliest[here] = of_these, likeliest_of_these
         return logprobs, likeliest
 
@@ -114,20 +114,20 @@ class StagedModel:
     def _token_divergences(self, prepared: PreparedBatch) -> list[float]:
         """Return KL(dense || plan) of the distributions that each target token of a batch is drawn from."""
         batch, dense_ND, dense = prepared.batch, prepared.dense_hidden, self._prefix_cache.of_dense.model
-        stream_ND = self._stream(prepared)[batch.at_row, batch.at_column]
+        hidden_ND = self._hidden(prepared)[batch.at_row, batch.at_column]
         # Two sets of logits are held, so each has half the positions that one may have.
         step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
         parts = [
             _divergence(
-                _logprobs(dense, dense_ND[start : start + step]), _logprobs(self._model, stream_ND[start : start + step])
+                _logprobs(dense, dense_ND[start : start + step]), _logprobs(self._model, hidden_ND[start : start + step])
             ).cpu()
-            for start in range(0, len(stream_ND), step)
+            for start in range(0, len(hidden_ND), step)
         ]
         found: list[float] = torch.cat(parts)[batch.target_at.cpu()].tolist()
         return found
 
-    def _stream(self, prepared: PreparedBatch) -> Tensor:
-        """Return the stream behind the last block that counts, `[B, T, D]`."""
+    def _hidden(self, prepared: PreparedBatch) -> Tensor:
+        """Return the hidden states behind the last block that counts, `[B, T, D]`."""
         path = self._path
         done, hidden = prepared.nearest(path)
         for number in range(done, len(path)):
@@ -137,14 +137,14 @@ class StagedModel:
 
     @cached_property
     def _path(self) -> Path:
-        """What the two stages run, place by place."""
+        """What the two stages run, position by position."""
         count = self._model.block_count
         prefill, decode = self.plan.layers("prefill", count), self.plan.layers("decode", count)
         # Where decode makes every token, nothing behind its last block counts.
         end = count if self._prefix_cache.first_token == "prefill" else decode[-1].blocks[-1] + 1
         places, index = [], 0
         while index < end:
-            # A place is a block, or as many as either stage has one layer for.
+            # A place covers one block, or all blocks for which one of the stages has a single layer.
             stop = max((layer.blocks[-1] for layer in (*prefill, *decode) if layer.block == index), default=index) + 1
             places.append(Place(index, self._branch(prefill, index, stop), self._branch(decode, index, stop)))
             index = stop
@@ -159,14 +159,14 @@ class StagedModel:
         )
 
     def _step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
-        """Run one place in both stages: each token takes the branch of its stage."""
+        """Run one position of the path in both stages: each token takes the branch of its stage."""
         prefill, decode = place.prefill, place.decode
         decoded_BTD = self._run(decode, hidden_BTD, prepared.recording.calls)
         prompts = prepared.batch.prompts
         if prefill == decode or prompts is None:
             return decoded_BTD
-        # The law leaves decode at most one block to run where the stages differ, so its K/V of the prompt are made from
-        # the stream in front of this place, as prefill makes them.
+        # Where the stages differ, decode runs at most one block (`Plan` checks this), so its K/V of the prompt are computed
+        # from the hidden states in front of this place, as prefill computes them.
         assert len(decode) <= 1
         source_PQ, real_N = (index.to(decoded_BTD.device) for index in (prompts.source_PQ, prompts.real_N))
         read_PQD = hidden_BTD.flatten(0, 1)[source_PQ]
@@ -181,17 +181,17 @@ class StagedModel:
         return hidden_BTD
 
 
-def _logprobs(model: BlockModel, stream_ND: Tensor) -> Tensor:
+def _logprobs(model: BlockModel, hidden_ND: Tensor) -> Tensor:
     """Return the log-probabilities `[N, V]` of all tokens behind a few positions, in float32."""
-    (logits_NV,) = model.logits(stream_ND)
+    (logits_NV,) = model.logits(hidden_ND)
     return logits_NV.sub_(_normaliser(logits_NV)[:, None])
 
 
 def _normaliser(logits_NV: Tensor) -> Tensor:
     """Return the logarithm `[N]` of the sum of exponentials over the vocabulary, in float32.
 
-    On a processor a few positions at a time and all steps in one place, which stays in the cache: `torch.logsumexp`'s own
-    steps and numbers, in about half the time.
+    On a processor it takes a few positions at a time, in one buffer that stays in the cache: the steps and the results of
+    `torch.logsumexp`, in about half the time.
     """
     if logits_NV.device.type != "cpu":
         return torch.logsumexp(logits_NV.float(), dim=-1)
@@ -207,7 +207,7 @@ def _normaliser(logits_NV: Tensor) -> Tensor:
 
 def _likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Tell for each target whether `argmax` over the vocabulary, at its position, is that token."""
-    # The largest number is found many times faster than its place, and most targets have a smaller one.
+    # A maximum is found many times faster than its index, and most targets are below it.
     likeliest = logits_NV[at, targets] == logits_NV.amax(dim=-1)[at]
     close = likeliest.nonzero()[:, 0]
     likeliest[close] = logits_NV[at[close]].argmax(dim=-1) == targets[close]
@@ -215,7 +215,7 @@ def _likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
 
 
 def _right_choice_of(item: Item) -> Item:
-    """Return an item with its right choice alone."""
+    """Return an item with only its right choice."""
     answer = item.answer
     return Item((item.prompt_of(answer),), (item.choices[answer],), 0, (item.choice_bytes[answer],), item.name)
 

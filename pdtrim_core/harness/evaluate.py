@@ -1,4 +1,4 @@
-"""Tasks of the harness on the sides of a run: each is measured once, and its result is kept in the run folder.
+"""Tasks of the harness on the variants of a run: each is measured once, and its result is kept in the run folder.
 
 Results of the dense model do not depend on the run. They are also kept in the user's cache, where other runs find them.
 """
@@ -38,7 +38,7 @@ PACKAGES = ("lm_eval", "datasets")
 
 @dataclass(frozen=True)
 class Options:
-    """How tasks are run, in the harness' words; nothing here but `batch_tokens` and `batch_size` leaves the numbers alone."""
+    """How tasks are run, in the harness' words; all but `batch_tokens` and `batch_size` may change the numbers."""
 
     source: Source = field(default_factory=Source)
     limit: float | None = None
@@ -52,7 +52,7 @@ class Options:
 
 
 class Evaluation:
-    """Evaluates one run; `say` is told what begins and what was found."""
+    """Evaluates one run; `say` is called with what begins and what was found."""
 
     def __init__(self, run: LoadedRun, options: Options, say: Callable[[str], None] = lambda text: None) -> None:
         self._run = run
@@ -66,9 +66,9 @@ class Evaluation:
         return tasks.hub_tasks() if self._options.source.data is None else None
 
     def results(self, names: Sequence[str], variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
-        """Yield each task's result on each side, the sides of a task together; `fresh` measures what is known again.
+        """Yield each task's result on each variant, the variants of a task together; `fresh` measures what is known again.
 
-        Sides that run the same plan on the same model are measured once.
+        Variants that run the same plan on the same model are measured once.
         """
         with _quiet():
             known = tasks.check_names(names, self._options.source, self._hub, runs_code=self._options.runs_code)
@@ -81,7 +81,7 @@ class Evaluation:
                     yield done[variant]
 
     def _result(self, task: str, variant: Variant, done: Mapping[Variant, TaskResult], *, fresh: bool) -> TaskResult:
-        """Return the result of a side: `done` by one that runs the same, in a file (not if `fresh`), or measured now."""
+        """Return the result of a variant: `done` by one that runs the same, in a file (not if `fresh`), or measured now."""
         settings = self.settings(task, variant)
         for same in self._run.same_as(variant):
             found = done.get(same) or (None if fresh else self._find(task, same))
@@ -92,7 +92,7 @@ class Evaluation:
         return self._keep(self._measure(task, variant, settings), fresh=fresh)
 
     def _places(self, variant: Variant) -> tuple[Path, ...]:
-        """Return the folders in which results of a side are kept."""
+        """Return the folders in which results of a variant are kept."""
         return (self._run.path, cache_folder()) if variant == "dense" else (self._run.path,)
 
     def _find(self, task: str, variant: Variant) -> TaskResult | None:
@@ -120,7 +120,7 @@ class Evaluation:
         return self._models[variant]
 
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:
-        """Return all that decides the numbers of a task on a side."""
+        """Return all that decides the numbers of a task on a variant."""
         options, model = self._options, self._model(variant)
         return {
             "weights": self._run.outcome.environment.weights,
@@ -137,7 +137,7 @@ class Evaluation:
         }
 
     def _plan_digest(self, model: PdtrimLM) -> str:
-        """Return a hash of what a side runs: its plan, the modules of that plan, or the model that replaced the dense one."""
+        """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""
         folder = self._run.path / (MODULES if self._run.replaced is None else REPLACED)
         names = sorted(folder.glob("*.safetensors")) if model.modules or self._run.replaced is not None else []
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
@@ -205,7 +205,7 @@ def _quiet() -> Iterator[None]:
             stack.enter_context(warnings.catch_warnings())
             # A class without items has no F1; scikit-learn takes 0 and says so each time.
             warnings.filterwarnings("ignore", message="F-score is ill-defined")
-            # It asks git and pip about the folder and the machine, which takes seconds and which nobody reads here.
+            # It queries git and pip about the folder and the machine, which takes seconds and which nobody reads here.
             stack.enter_context(overridden(evaluator, get_git_commit_hash=lambda: None, add_env_info=lambda results: None))
             if not sys.stderr.isatty():
                 stack.enter_context(overridden(task, tqdm=_without_bar))

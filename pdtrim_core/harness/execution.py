@@ -1,7 +1,7 @@
-"""Running a program that a language model wrote, apart from everything else, to see whether it gets to its end.
+"""Running a program that a language model wrote, in a process of its own, to see whether it gets to its end.
 
 Used for HumanEval where the harness' own runner cannot be had (it is fetched from the hub). This is a guard against accidents,
-endless loops and greedy memory; it is no sandbox against malice, which is why the command line asks for consent.
+endless loops and greedy memory; it is no sandbox against malice, which is why the command line requires consent.
 """
 
 from __future__ import annotations

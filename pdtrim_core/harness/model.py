@@ -1,4 +1,4 @@
-"""The model class `pdtrim` of lm-evaluation-harness: a finished run, or one side of it.
+"""The model class `pdtrim` of lm-evaluation-harness: one variant of a finished run.
 
 All that surrounds the model is the harness' own: where context and continuation part, the token in front of an empty context,
 rolling windows, chat templates, stop sequences. Only what runs is ours.
@@ -44,7 +44,7 @@ NOT_OURS = ("device", "max_batch_size")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What may be chosen about a side of a run, by the names that `--model_args` of the harness uses.
+    """Options of a variant of a run, by the names that `--model_args` of the harness uses.
 
     `first_token` is the stage that makes the first output token (default: the run's own). `prompt_share` is the share of each
     window of running text that counts as prompt and is not scored. `batch_tokens` are the tokens of a batch that is scored,
@@ -66,7 +66,7 @@ DEFAULTS = ModelOptions()
 
 @register_model("pdtrim")
 class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
-    """One side of a finished run, which may also be named by its folder."""
+    """One variant of a finished run, which may also be named by its folder."""
 
     def __init__(self, run: str | LoadedRun, options: ModelOptions = DEFAULTS) -> None:
         opened = run if isinstance(run, LoadedRun) else load_run(Path(run))
@@ -101,7 +101,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         return cls(run, ModelOptions(**options))
 
     def _open(self, run: LoadedRun, options: ModelOptions) -> None:
-        """Let the harness set itself up around the dense model, whose tokenizer, window and templates all sides share."""
+        """Let the harness set itself up around the dense model, whose tokenizer, window and templates all variants share."""
         tokenizer = run.dense.tokenizer
         if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.eos_token_id is None:
             raise PdtrimError(

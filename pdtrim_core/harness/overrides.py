@@ -1,4 +1,4 @@
-"""Names in modules of other people that stand for something else for a while, where those have no switch of their own."""
+"""Temporarily overrides names in third-party modules that have no option for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 @contextmanager
 def overridden(module: ModuleType, **values: object) -> Iterator[None]:
-    """Let names of a module stand for other values, and put back what they stood for before.
+    """Give names of a module other values inside the context, and restore the old ones after it.
 
     Raises `AttributeError` for a name that the module does not have: another version of it would not see the value.
     """

@@ -73,10 +73,10 @@ def items_of(requests: Sequence[Request]) -> Items:
 
 
 def _has_room(choices: dict[Tokens, int], request: Request) -> bool:
-    """Tell whether one more choice is worth a place beside others.
+    """Tell whether one more choice is to share an item with others.
 
-    Side by side they save the pass over their context, but each of them is masked from all others: texts of their own that
-    merely begin with the same token are better apart.
+    Choices of one item share the pass over their context, but each is masked from all others: long continuations of a short
+    context run faster as items of their own.
     """
     beside = sum(map(len, choices)) + len(request.continuation)
     return request.continuation in choices or beside <= max(CHOICE_TOKENS, 4 * len(request.context))

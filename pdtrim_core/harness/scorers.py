@@ -1,4 +1,4 @@
-"""What scores an answer where the harness names a function: its own where they load, and what stands in for those that do not."""
+"""The functions that score answers, where a task names one: the harness' own where they load, else our replacements."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def complete(answers: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]
 
 def pass_at_1() -> tuple[Callable[..., Any], str | None]:
     """Return what gives the share of programs that pass their tests, and what must be said of it."""
-    os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the harness' runner asks for it; the command line has asked the user
+    os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the harness' runner requires it; the user has confirmed on the command line
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             from lm_eval.tasks.humaneval.utils import pass_at_k  # noqa: PLC0415 - fetches its runner from the hub
-    except Exception:  # noqa: BLE001 - whatever keeps a foreign module from loading, ours stands in
+    except Exception:  # noqa: BLE001 - whatever keeps a foreign module from loading, ours replaces it
         return _pass_at_1, OWN_RUNNER
 
     def pass_at_1(references: list[str], predictions: list[list[str]], **_: Any) -> Any:

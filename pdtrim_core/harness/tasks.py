@@ -67,7 +67,7 @@ class Loaded:
 
 
 def check_names(names: Sequence[str], source: Source, hub: Any, *, runs_code: bool) -> list[str]:
-    """Return tasks by name, each once; the harness' tags stand for their tasks.
+    """Return tasks by name, each once; the harness' tags are expanded to their tasks.
 
     Raises `PdtrimError` for tasks that do not exist, or that run code without consent.
     """
@@ -255,6 +255,6 @@ def _group(task: str, docs: Sequence[Doc], shots: Sequence[Doc], wanted: int) ->
 
 
 def _parted(doc: Doc) -> Doc:
-    """Return an item with the description of its subject apart from its question; the harness puts it first, once."""
+    """Return an item whose subject description is separate from its question; the harness puts it first, once."""
     description, gap, question = doc["query"].partition("\n\n")
     return {**doc, "description": description + gap if question else "", "question": question or description}

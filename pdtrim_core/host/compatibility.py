@@ -94,7 +94,7 @@ def problem_with_methods(component: type, kind: str) -> str | None:
 
 
 def _renamed_argument(component: type, wanted: type) -> str | None:
-    """Return what to say of an argument that means something else now: it is told by its old name."""
+    """Return what to say of an argument that means something else now: its old name identifies it."""
     for key, change in CHANGES.items():
         kind, _, call = key.partition(".")
         name, bracket, argument = call.removesuffix(")").partition("(")

@@ -1,4 +1,4 @@
-"""Installed plugins: which there are, which of them `PDTRIM_PLUGINS` asks for, and what came of importing each.
+"""Installed plugins: which there are, which of them `PDTRIM_PLUGINS` selects, and what came of importing each.
 
 Importing runs other people's code. Whatever goes wrong there is returned as a problem, and what it prints goes to stderr,
 since stdout belongs to the results of a command.
@@ -52,7 +52,7 @@ class Installed:
 def installed_plugins() -> Installed:
     """Return what the entry point group `pdtrim` has, in the order of names.
 
-    `PDTRIM_PLUGINS=a,b` asks for some alone, by the name of a distribution or of one of its plugins. Raises `RecipeError`
+    `PDTRIM_PLUGINS=a,b` selects some, by the name of a distribution or of one of its plugins. Raises `RecipeError`
     for a name that nothing installed has.
     """
     points = [(Origin(point.name, dist.name, dist.version), point) for dist in _distributions() for point in _points(dist)]

@@ -1,7 +1,7 @@
 """Guards around the functions of plugins, so that pluggy can call them and one that fails stops no other.
 
 pluggy ends the whole call of a hook where one implementation raises. So what is registered with it are guards: each has the
-options of the function that it stands for (`tryfirst`, `trylast`, `wrapper`), which leaves the order to pluggy, passes the
+options of the function that it replaces (`tryfirst`, `trylast`, `wrapper`), which leaves the order to pluggy, passes the
 call on, traces it, and keeps a failure as a `Fault` for the host to deal with.
 """
 
@@ -19,7 +19,7 @@ from pdtrim_core.host.implementations import Implementation, Sort
 
 Guard = Callable[..., object]
 Accept = Callable[[Implementation, Any], object]
-"""Takes what an implementation answered, and returns what others see of it."""
+"""Takes what an implementation returned, and returns what others see of it."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def guard(implementation: Implementation, calls: Calls, accept: Accept) -> Guard
 
 
 def _around(implementation: Implementation, calls: Calls, accept: Accept) -> Guard:
-    def guarded(*told: object) -> object:
+    def guarded(*given: object) -> object:
         if calls.leave_out(implementation):
             return None
-        facts = implementation.facts(told)
+        facts = implementation.facts(given)
         try:
             with implementation.traced(facts) as found:
                 found.answer = implementation.answer(implementation.call(facts))
@@ -83,10 +83,10 @@ def _around(implementation: Implementation, calls: Calls, accept: Accept) -> Gua
 
 
 def _around_wrapper(implementation: Implementation, calls: Calls, accept: Accept) -> Guard:
-    def guarded(*told: object) -> Generator[None, object, object]:
+    def guarded(*given: object) -> Generator[None, object, object]:
         if calls.leave_out(implementation):
             return (yield)
-        facts = implementation.facts(told)
+        facts = implementation.facts(given)
         begun, inner = False, None
         interrupt: BaseException | None = None
         try:

@@ -124,7 +124,7 @@ class PluginHost:
         return answer, faults
 
     def _collect(self) -> _Collected:
-        """Ask all registries, once for the plugins that there are: a wrapper may change what others offer."""
+        """Call all registries, once for the plugins that there are: a wrapper may change what others offer."""
         if self._collected is None:
             offers: list[Offer] = []
             failures: list[Failure] = []
@@ -197,7 +197,7 @@ class PluginHost:
 def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
     """Load all installed plugins of the entry point group `pdtrim`, and plugins that are plain Python files.
 
-    The environment variable `PDTRIM_PLUGINS` asks for some of the installed ones alone. Raises `PluginError` for a file that
+    The environment variable `PDTRIM_PLUGINS` selects some of the installed ones. Raises `PluginError` for a file that
     cannot be loaded: it was named, so it is needed.
     """
     host = PluginHost()

@@ -56,9 +56,9 @@ class Implementation:
         """Where it stands by its options: below zero with tryfirst, above with trylast."""
         return self.trylast - self.tryfirst
 
-    def facts(self, told: Sequence[object]) -> dict[str, object]:
+    def facts(self, given: Sequence[object]) -> dict[str, object]:
         """Return the arguments of the hook by name; pluggy passes them by position."""
-        return dict(zip(inspect.signature(getattr(hookspecs, self.hook)).parameters, told, strict=True))
+        return dict(zip(inspect.signature(getattr(hookspecs, self.hook)).parameters, given, strict=True))
 
     def call(self, facts: Mapping[str, object]) -> Any:
         """Call the function with those of the facts that it takes."""
@@ -113,7 +113,7 @@ def _problem_with(implementation: Implementation) -> str | None:
 
 
 def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the arguments that a hook asks for; those with a default it does without."""
+    """Return the names of the arguments that a hook requires; those with a default are optional."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

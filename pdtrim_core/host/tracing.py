@@ -15,14 +15,14 @@ WIDTH = 200
 
 @dataclass
 class HookCall:
-    """What a hook answered."""
+    """What a hook returned."""
 
     answer: Any = None
 
 
 @contextmanager
 def traced(hook: str, who: str, **facts: object) -> Iterator[HookCall]:
-    """Print a line for one call of a hook, with what it was told, and what it answered or raised; nothing unless asked to."""
+    """Print a line for one call of a hook, with its arguments, and what it returned or raised; only with `PDTRIM_TRACE=1`."""
     found = HookCall()
     try:
         yield found
@@ -34,8 +34,8 @@ def traced(hook: str, who: str, **facts: object) -> Iterator[HookCall]:
 
 def _say(hook: str, who: str, facts: dict[str, object], result: str) -> None:
     if os.environ.get(SWITCH, "0") not in ("", "0"):
-        told = ", ".join(f"{name}={_short(value)}" for name, value in facts.items())
-        print(f"trace: {who} {hook}({told}){result}", file=sys.stderr)  # noqa: T201 - a trace is for reading
+        arguments = ", ".join(f"{name}={_short(value)}" for name, value in facts.items())
+        print(f"trace: {who} {hook}({arguments}){result}", file=sys.stderr)  # noqa: T201 - a trace is for reading
 
 
 def _short(value: object) -> str:

@@ -1,7 +1,7 @@
 """A transformers model seen as blocks, without re-implementing any family's forward.
 
 The model's own forward makes masks, position embeddings and whatever else a block is given: it is run with patched blocks
-that record their arguments. The same way, with blocks that hand through a stream of ours, it gives the norm and the head.
+that record their arguments. The final norm and the head run the same way, with blocks patched to pass hidden states through.
 
 Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V vocabulary.
 """
@@ -44,8 +44,8 @@ class Recording:
 class BlockModel:
     """A causal language model as a list of blocks that can be run one by one.
 
-    Raises `PdtrimError` for models whose blocks do not form a plain chain, or whose rotary embedding depends on the
-    length of the batch.
+    Raises `PdtrimError` for models whose blocks are no plain sequence, or whose rotary embedding depends on the length of the
+    batch.
     """
 
     def __init__(self, model: Any, tokenizer: Any, layout: BlockLayout, *, name: str = "", license_id: str = "") -> None:
@@ -129,7 +129,7 @@ class BlockModel:
         return Recording(inputs[0], tuple(calls))
 
     def run(self, index: int, hidden_BTD: Tensor, calls: Sequence[Call], module: nn.Module | None = None) -> Tensor:
-        """Run one block (or a module that stands in for it) as the model would, on hidden states of ours."""
+        """Run one block (or a replacement module) as the model would, on the hidden states given."""
         block = self.blocks[index] if module is None else module
         call = calls[index]
         # Training goes on as it is: it changes weights, and keeps what a compiled block would fuse away.
@@ -167,7 +167,7 @@ class BlockModel:
         return thin
 
     def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
-        """Yield the logits `[N, V]` of streams behind the last block, in float32, some positions at a time."""
+        """Yield the logits `[N, V]` of hidden states behind the last block, in float32, some positions at a time."""
         for part_ND in self._at_once(hidden_ND):
             yield self._behind_blocks(self.model, part_ND).logits[:, 0].float()
 
@@ -181,7 +181,7 @@ class BlockModel:
         for part_ND in self._at_once(hidden_ND):
             with self._head_in_kept_memory():
                 logits_NV = self._behind_blocks(self.model, part_ND).logits[:, 0]
-            # Whoever asks for logits inside the function gets other memory.
+            # A call for logits inside the function gets other memory.
             kept, self._logits = self._logits, None
             try:
                 found.append(tuple(_apart(result, logits_NV) for result in function(logits_NV, start)))
@@ -221,12 +221,12 @@ class BlockModel:
         return self._logits[:count]
 
     def normed(self, hidden_ND: Tensor) -> Tensor:
-        """Return streams behind the last block as the head gets them, `[N, D]`: behind the final norm."""
+        """Return hidden states behind the last block as the head gets them, `[N, D]`: behind the final norm."""
         normed_ND: Tensor = self._behind_blocks(self.model.base_model, hidden_ND).last_hidden_state[:, 0]
         return normed_ND
 
     def _behind_blocks(self, model: Any, hidden_ND: Tensor) -> Any:
-        """Return the output of the model, or of its part without the head, as if its blocks had made these streams."""
+        """Return the output of the model, or of its part without the head, as if its blocks had made these hidden states."""
 
         def hand_over(*_args: Any, **_kwargs: Any) -> Any:
             return self.wrap(self.block_count - 1, hidden_ND[:, None])
@@ -276,7 +276,7 @@ class BlockModel:
         return {"attention_mask": mask_BTT, "position_ids": positions_BT}
 
     def wrap(self, index: int, hidden_BTD: Tensor) -> Any:
-        """Return a stream in the form of a block's output."""
+        """Return hidden states in the form of a block's output."""
         rest = self._returns[index]
         return hidden_BTD if rest is None else (hidden_BTD, *rest)
 

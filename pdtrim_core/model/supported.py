@@ -1,4 +1,4 @@
-"""Models whose blocks are no plain chain that can be run one by one, refused with the reason."""
+"""Refuses models whose blocks are no plain sequence that can be run one by one, with the reason."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def check_config(config: Any, text_config: Any, name: str) -> None:
                 "depend on what else is in the batch"
             )
     if getattr(text_config, "num_kv_shared_layers", 0):
-        raise PdtrimError(f"{name} shares K/V between blocks, so a block cannot go alone")
+        raise PdtrimError(f"{name} shares K/V between blocks, so a single block cannot be removed")
 
 
 def probe(
     model: Any, blocks: Sequence[nn.Module], ids: Tensor, *, name: str, layout: str
 ) -> tuple[tuple[tuple[Any, ...] | None, ...], int]:
-    """Run one token through a model; learn whether its blocks return tensors or tuples. Raises where they form no chain.
+    """Run one token through a model; learn whether its blocks return tensors or tuples. Raises where they are no sequence.
 
     The second number is the width of the hidden states behind the last block, which a replaced model's first block may not have.
     """
@@ -55,7 +55,7 @@ def probe(
     handed_on = all(_same(hidden_of(before), after) for (_, _, before), (_, after, _) in pairwise(seen))
     if not (in_order and handed_on):
         raise PdtrimError(
-            f"{name}: the blocks at {layout} are not a plain chain in which each takes the output of the one before; this "
+            f"{name}: the blocks at {layout} are not a plain sequence in which each takes the output of the one before; this "
             "architecture cannot be pruned by blocks"
         )
     returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, _, output in seen)

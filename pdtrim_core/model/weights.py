@@ -1,4 +1,4 @@
-"""The trained or computed modules of a plan as files: the blocks that stand for merges, the projections out of shrunk parts."""
+"""The trained or computed modules of a plan as files: merged blocks, and the projections out of shrunk parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a run as events, with what the outcome keeps of them: seconds, notes, what the search asked for."""
+"""The steps of a run as events, with what the outcome keeps of them: seconds, notes, the requests of the search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decode loses, as a search or a pruner found it: the one interface that later steps of a run ask."""
+"""What decode loses, as a search or a pruner found it: the one interface that later steps of a run use."""
 
 from __future__ import annotations
 

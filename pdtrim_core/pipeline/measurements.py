@@ -40,7 +40,7 @@ class ModuleSet:
 class Bench:
     """The measurements of one run: two sets of items, one prefix cache, one ledger each.
 
-    `replaced` is a whole other model in place of the dense one. Its values have a part of the journal of their own.
+    `replaced` is a whole other model, measured instead of the dense one; its values have their own part of the journal.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Bench:
         self._key_of = values_keys(
             context.recipe, weights=self._model.fingerprint, data=inputs.calibration.digest, training=training
         )
-        # The same plan is worth something else before its merges are trained, so the journal has a part for that.
+        # The same plan has another score before its merges are trained, so the journal has a part for that.
         self.ledger = self._ledger("calibration" if module_set.trained else "untrained", inputs.calibration.items)
         held_out = inputs.calibration.held_out
         self._held_out = self._ledger("held-out", held_out) if held_out else None
@@ -129,14 +129,14 @@ class Bench:
             label=label,
             problems=space.problems,
             note=events.note,
-            told=lambda asked: events.search.append(_step(asked)),
+            told=lambda exchange: events.search.append(_step(exchange)),
         )
         if best is None:
-            raise PluginError(f"{label} asked for no plan at all")
+            raise PluginError(f"{label} requested no plan")
         return best.plan
 
     def split(self, found: Plan, costs: CostModel) -> Plan:
-        """Let the splitter decide what prefill keeps; then leave out what no one reads behind the last K/V."""
+        """Let the splitter decide what prefill keeps; then truncate prefill behind the last K/V that decode reads."""
         recipe, splitter = self._context.recipe, self._context.recipe.splitter
         label = self._context.host.label_of(splitter)
         costs = replace(costs, model=self._model) if splitter.needs_model else costs
@@ -151,7 +151,7 @@ class Bench:
         return plan.truncated_prefill(self._model.block_count) if recipe.settings.evaluation.truncates_prefill else plan
 
     def of_replaced(self, model: BlockModel) -> Bench:
-        """Return the bench of a whole other model in place of this one's."""
+        """Return a bench that measures a whole other model instead of this one's."""
         return Bench(self._context, self._inputs, self._module_set, replaced=model)
 
     def measurements(self, rows: int) -> int:
@@ -170,7 +170,7 @@ class Bench:
         )
 
     def gains(self, found: Plan, plan: Plan) -> tuple[Gain, ...]:
-        """Return what it brought to give back each element alone, where that was measured."""
+        """Return the gain of keeping each single element in prefill, where that was measured."""
         start = Plan.unified(found.decode)
         before = self.ledger.known(start)
         gains = []
@@ -206,10 +206,10 @@ def rows_of(bench: Bench, found: Plan, plan: Plan, replaced: BlockModel | None) 
     return bench.rows({"dense": Plan(), "unified": Plan.unified(found.decode), "staged": plan})
 
 
-def _step(asked: Exchange) -> SearchStep:
-    prefill, decode = (", ".join(str(element) for element in asked.plan.removal(stage)) for stage in ("prefill", "decode"))
-    reading = asked.reading
-    return SearchStep(prefill, decode, reading.score, reading.ceiling, asked.floor, asked.temperature, asked.may_win)
+def _step(exchange: Exchange) -> SearchStep:
+    prefill, decode = (", ".join(str(element) for element in exchange.plan.removal(stage)) for stage in ("prefill", "decode"))
+    reading = exchange.reading
+    return SearchStep(prefill, decode, reading.score, reading.ceiling, exchange.floor, exchange.temperature, exchange.may_win)
 
 
 def _value(score: Score, items: int) -> Value:

@@ -40,11 +40,11 @@ class MergePairs:
         self.training = Training(context, inputs, otherwise="say prune.merges = false")
 
     def choose(self) -> Choice:
-        """Return the two sets, with merges that are trained and worth it.
+        """Return the two sets, with merges that are trained and no worse than a drop.
 
         A merge that ends farther from the dense model than dropping one of its blocks leaves D: its blocks become drops,
-        and the sets are chosen again. Where training waits until the search is over, nothing is trained here, and the blocks
-        that it will start from stand for the pairs.
+        and the sets are chosen again. Where merges are trained after the search, nothing is trained here, and the search
+        measures pairs with the blocks that training will start from.
         """
         while True:
             sets = two_sets(self._scores, self._inputs.blocks, self._threshold, never=self._never)
@@ -78,7 +78,7 @@ class MergePairs:
         return ModuleSet({merge: self.training.modules[merge] for merge in pairs}, self.training.digest)
 
     def _train(self, pairs: Sequence[Merge]) -> bool:
-        """Train merges, or find them among the trained ones; tell whether all are worth it. The others are never chosen again."""
+        """Train merges, or find them trained; tell whether none is worse than a drop. Worse ones are not chosen again."""
         fresh = [str(merge) for merge in pairs if merge not in self.training.modules]
         if fresh:
             what = f"merges: {len(fresh)} pairs to train, or to find among the trained ones"

@@ -28,7 +28,7 @@ from pdtrim_core.plan.elements import Merge
 SEQUENCE_TOKENS = 64
 BATCH_SEQUENCES = 64
 PREFIX_CACHE_BYTES = 2**29
-"""Memory for the dense streams over the training tokens, which all pairs share."""
+"""Memory for the dense model's hidden states over the training tokens, which all pairs share."""
 
 
 def training_items(sequences: Sequence[Sequence[int]]) -> list[Item]:
@@ -38,7 +38,7 @@ def training_items(sequences: Sequence[Sequence[int]]) -> list[Item]:
 
 @dataclass(frozen=True)
 class TrainedMerge:
-    """How a merge came out: errors are mean squared differences of the stream behind the run from the dense model's.
+    """How a merge came out: errors are mean squared differences of the hidden states behind the run from the dense model's.
 
     `untrained` is the error of the block that training started from, `trained` that of the merged block, and
     `drop_first` and `drop_second` those of dropping instead all but the last and all but the first block of the run, which of
@@ -54,7 +54,7 @@ class TrainedMerge:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether the merged block is at least as near to the run as its first or its last block alone."""
+        """Whether the merged block is at least as near to the run as keeping only its first or only its last block."""
         return self.trained <= min(self.drop_first, self.drop_second)
 
 
@@ -147,7 +147,7 @@ class MergeStore:
 
 
 def _error(batches: TeacherBatches, student: Student) -> float:
-    """Return the mean squared difference of a student's stream from the dense model's, in float32."""
+    """Return the mean squared difference of a student's hidden states from the dense model's, in float32."""
     total = count = 0.0
     with torch.no_grad():
         for batch in batches:

@@ -18,7 +18,7 @@ from pdtrim_core.plan.plan import Plan
 
 
 class ObjectiveOnItems:
-    """An objective over one set of items: their values, checked, and what a mean of them is worth.
+    """An objective over one set of items: their values, checked, and the score of their mean.
 
     `label` names the objective in errors.
     """
@@ -59,7 +59,7 @@ class ObjectiveOnItems:
         slope = (self._objective.score(mean + step) - self._objective.score(mean - step)) / (2 * step)
         score = self._objective.score(mean)
         if not 0 <= score <= 100:
-            raise PluginError(f"{self._label} gave {score} points for a mean of {mean}: points go from 0 to 100")
+            raise PluginError(f"{self._label} gave a score of {score} for a mean of {mean}: scores go from 0 to 100")
         return Reading(score, mean, tuple(values), slope=slope, ceiling=score)
 
     def _mean(self, values: Sequence[float]) -> float:
@@ -69,7 +69,7 @@ class ObjectiveOnItems:
 class Measurement:
     """The value of a plan on one set of items; this is the `Measure` that a `Ledger` calls.
 
-    `prefix_cache` gives the hidden states that plans share; it is asked for when something is measured. When memory runs out on
+    `prefix_cache` gives the hidden states that plans share; it is called when something is measured. When memory runs out on
     the device the batch is halved, `note` says so, and measuring goes on. `known` gives the values of items that earlier runs
     have measured under a plan, and takes new ones.
     """

@@ -27,7 +27,7 @@ from pdtrim_core.results.task_results import Variant
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A finished run; the model and the modules are read when they are first asked for.
+    """A finished run; the model and the modules are read on first use.
 
     Runs that are given the same `shared` open their model once, if it is the same.
     """
@@ -66,11 +66,11 @@ class LoadedRun:
             return pruner.restore(self.dense, weights)
 
     def model_of(self, variant: Variant) -> BlockModel:
-        """Return the model whose blocks a side runs: the dense one, or the one that replaced it."""
+        """Return the model whose blocks a variant runs: the dense one, or the one that replaced it."""
         return self.dense if variant == "dense" or self.replaced is None else self.replaced
 
     def plan_of(self, variant: Variant) -> Plan:
-        """Return the plan that a side runs on `model_of(side)`.
+        """Return the plan that a variant runs on `model_of(variant)`.
 
         Raises `PdtrimError` for stages of a model that was replaced as a whole: they are one and the same.
         """
@@ -84,7 +84,7 @@ class LoadedRun:
         return Plan.unified(plan.decode if variant != "prefill" else _alone(plan, self.outcome.block_count))
 
     def same_as(self, variant: Variant) -> tuple[Variant, ...]:
-        """Return the sides that run the same plan on the same model as one, which comes first: their answers are the same.
+        """Return a variant and all others that run the same plan on the same model; their results are the same.
 
         `unified` and `decode` always do; `staged`, too, where prefill keeps no block that decode loses.
         """
@@ -106,6 +106,6 @@ def load_run(path: Path | str, host: PluginHost | None = None, shared: RunCache 
 
 
 def _alone(plan: Plan, block_count: int) -> Removal:
-    """Return what a prefill model loses that answers by itself: not its tail, but blocks that it has for their K/V."""
-    tail = plan.slots(block_count)[-1].block
-    return Removal(Drop(e.blocks[0]) if isinstance(e, KvOnly) else e for e in plan.prefill if e != KvOnly(tail))
+    """Return what prefill loses as a single-stage model: K/V-only blocks are dropped, but decode's last block runs whole."""
+    last = plan.slots(block_count)[-1].block
+    return Removal(Drop(e.blocks[0]) if isinstance(e, KvOnly) else e for e in plan.prefill if e != KvOnly(last))

@@ -1,4 +1,4 @@
-"""The first steps of a run, each of which asks one component once: for the model, for the items, for the scores."""
+"""The first steps of a run, each of which calls one component once: for the model, for the items, for the scores."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     """Open a model and find its blocks. Raises `PdtrimError` for a model that cannot be pruned, with the reason."""
     with blame(host.label_of(source)):
         loaded = source.open()
-    place = host.find_blocks(loaded.model, loaded.name)
-    model = BlockModel(loaded.model, loaded.tokenizer, place, name=loaded.name, license_id=loaded.license)
+    layout = host.find_blocks(loaded.model, loaded.name)
+    model = BlockModel(loaded.model, loaded.tokenizer, layout, name=loaded.name, license_id=loaded.license)
     model.check_finite()
     return model
 
@@ -34,13 +34,13 @@ def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
     source = recipe.calibration
     rng = Random(f"{recipe.settings.seed} calibration")  # noqa: S311 - reproducible draws, nothing secret
     with blame(host.label_of(source)):
-        apart = source.draw_held_out(source.held_out, rng) if source.held_out else []
-        if apart is None:
+        held_out = source.draw_held_out(source.held_out, rng) if source.held_out else []
+        if held_out is None:
             drawn = list(islice(source.draw(source.samples + source.held_out, rng), source.samples + source.held_out))
-            drawn, apart = drawn[: source.samples], drawn[source.samples :]
+            drawn, held_out = drawn[: source.samples], drawn[source.samples :]
         else:
-            drawn, apart = list(islice(source.draw(source.samples, rng), source.samples)), list(apart)
-    return calibrate(drawn, apart, model.tokenizer)
+            drawn, held_out = list(islice(source.draw(source.samples, rng), source.samples)), list(held_out)
+    return calibrate(drawn, held_out, model.tokenizer)
 
 
 def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration) -> Scores:

@@ -1,4 +1,4 @@
-"""Finding decode's removal by another method: ask the pruner, check what it gives, and make of it what a splitter starts from."""
+"""Finding decode's removal by another method: run the pruner, check its result, and build the plan for the splitter."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def prune(context: RunContext, inputs: RunInputs) -> PrunedRemoval:
     wanted = _parameters(recipe, model, inputs.blocks)
     with context.events.step("prune"):
         pruned = _ask(pruner, _context_of(context, inputs, wanted, training), context.host.label_of(pruner))
-        for line in _told(pruned, context.host.label_of(pruner), model, wanted):
+        for line in _notes_on(pruned, context.host.label_of(pruner), model, wanted):
             context.events.note(line)
     environment = with_training(context, inputs.environment, training.digest, decides=bool(training.digest))
     digest = digest_of(pruner, budget=(inputs.blocks, wanted), training=training.digest)
@@ -115,7 +115,7 @@ def _train(context: RunContext, training: Training) -> Train:
     def train(merge: Merge) -> tuple[Merge, nn.Module]:
         merge = training.merge_of(merge)
         if not training.train(merge).worthwhile:
-            why = "is farther from the dense model than its first or its last block alone"
+            why = "is farther from the dense model than keeping only its first or only its last block"
             context.events.note(f"merge {merge} {why}: train it for longer")
         return merge, training.modules[merge]
 
@@ -123,19 +123,19 @@ def _train(context: RunContext, training: Training) -> Train:
 
 
 def _ask(pruner: Pruner, context: PruneContext, label: str) -> Pruned:
-    """Return what a pruner gives back, checked."""
+    """Return the result of a pruner, checked."""
     with blame(label):
         pruned = pruner.prune(context)
     _check(pruned, pruner, context.model, label)
     return pruned
 
 
-def _told(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Iterator[str]:
-    """Yield what a run says of a pruner's work."""
+def _notes_on(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Iterator[str]:
+    """Yield the notes of a run on a pruner's result."""
     if pruned.replaced is not None:
         yield (
-            f"{label} replaced the whole model: no removal of blocks or channels says what it is, so there is no plan for two "
-            "stages and no plan.json, and prefill and decode would both run it ('unified')"
+            f"{label} replaced the whole model: it cannot be written as a removal of blocks or channels, so there is no plan for "
+            "two stages and no plan.json, and prefill and decode would both run it ('unified')"
         )
     kept = pruned.kept_parameters(model.sizes) + added_biases(pruned.removal, model, pruned.modules)
     yield (
@@ -161,7 +161,7 @@ def _check(pruned: Pruned, pruner: Pruner, model: BlockModel, label: str) -> Non
         _check_replaced(pruned, model, label)
     missing = [e for e in pruned.removal if isinstance(e, Merge) and e not in pruned.modules]
     if missing:
-        raise PluginError(f"{label} merged {missing[0]}, but gave no block that stands for it")
+        raise PluginError(f"{label} merged {missing[0]}, but gave no merged block for it")
     problems = Scores(pruned.block_scores).problems(model.block_count) if pruned.block_scores else []
     if problems:
         raise PluginError(f"{label} gave {problems[0]}")

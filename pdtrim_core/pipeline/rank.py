@@ -1,4 +1,4 @@
-"""Block scores alone, without a search: what a scorer makes of a recipe's model and items."""
+"""Block scores without a search: what a scorer makes of a recipe's model and items."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rank(recipe: Recipe) -> Ranking:
     Raises `RecipeError` for a recipe with a pruner, which has no scorer.
     """
     if recipe.pruner is not None:
-        raise RecipeError("score", [f"pruner '{recipe.pruner.name}' takes the place of the scorer: leave it out to see scores"])
+        raise RecipeError("score", [f"pruner '{recipe.pruner.name}' replaces the scorer: leave it out to see scores"])
     host = recipe.host
     with threads(recipe.settings.evaluation.threads), RunEvents(host) as log:
         with log.step("open the model"):

@@ -20,7 +20,7 @@ class RunCache:
     """The latest model, calibration, scores and prefix cache, and the values of items, for the next run that can use them.
 
     Only one thing of a sort is held, and what was made from one goes with it, so that two models are never in memory. What a
-    run finds here is what it would have computed alone: it gives the same plan, outcome and journal, in less time.
+    run finds here is what it would have computed itself: it gives the same plan, outcome and journal, in less time.
     """
 
     def __init__(self) -> None:

@@ -28,13 +28,13 @@ class RunContext:
     cache: RunCache
 
     def rng(self, step: str) -> Random:
-        """Return the random numbers of a step, which depend on the recipe's seed and on the step's name alone."""
+        """Return the random numbers of a step, which depend only on the recipe's seed and on the step's name."""
         return Random(f"{self.recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
 
     def ledger(self, part: str, measure: Measure, *, has_best: bool = True) -> Ledger:
         """Return the ledger of one part of the journal: it knows what the journal has, and adds to it.
 
-        Listeners hear of each measurement; without `has_best` they are told no best so far.
+        Listeners are notified of each measurement; without `has_best`, without a best so far.
         """
 
         def notify(candidate: Candidate) -> None:
@@ -52,7 +52,7 @@ class RunContext:
 def open_run_context(
     recipe: Recipe, host: PluginHost, *, fresh: bool = False, cache: RunCache | None = None
 ) -> Iterator[RunContext]:
-    """Open the folder of a run, to begin it or to go on with it, with the threads that the recipe asks for.
+    """Open the folder of a run, to begin it or to go on with it, with the threads that the recipe sets.
 
     Raises `PdtrimError` when it holds a run of another recipe (unless `fresh`), or when a run is working in it now.
     """

@@ -46,7 +46,7 @@ def prepare(context: RunContext) -> RunInputs:
         calibration = context.cache.latest("calibration", keys.calibration, lambda: draw(recipe, context.host, model))
         wanted, got = recipe.calibration.samples, len(calibration.items)
         if got < wanted:
-            context.events.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples asked for")
+            context.events.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples requested")
         environment = _environment(context, model, calibration)
         context.folder.check_same({"weights": environment.weights, "data": environment.data})
     return RunInputs(model, calibration, blocks, environment)

@@ -34,7 +34,7 @@ class Training:
 
     @property
     def digest(self) -> str:
-        """A hash of the training tokens; empty where no merge was asked for."""
+        """A hash of the training tokens; empty where no merge was requested."""
         return self._opened.digest if self._opened else ""
 
     def merge_of(self, merge: Merge) -> Merge:
@@ -51,8 +51,8 @@ class Training:
                     f"merge {merge}: its training loss rose from {record.losses[0]:.4g} to {record.losses[-1]:.4g}; a smaller "
                     "distiller.lr may help"
                 )
-            told = {"merge": merge, "trained": record.trained, "untrained": record.untrained}
-            self._context.host.tell("pdtrim_merge_trained", **told)
+            facts = {"merge": merge, "trained": record.trained, "untrained": record.untrained}
+            self._context.host.tell("pdtrim_merge_trained", **facts)
         return self.records[merge]
 
     @property

@@ -39,9 +39,7 @@ class BlockSizes:
         """Return the parameters that go with the units of some shrinks. Raises `PdtrimError` where a part has no units."""
         for shrink in shrinks:
             if shrink.part not in self.units:
-                raise PdtrimError(
-                    f"the cost of a shrunk block (block {shrink.block}) cannot be told: its {shrink.part} has no units"
-                )
+                raise PdtrimError(f"the cost of a shrunk block (block {shrink.block}) is unknown: its {shrink.part} has no units")
         return sum(len(shrink.units) * self.units[shrink.part][1] for shrink in shrinks)
 
     def heads_kept(self, shrinks: Iterable[Shrink]) -> float:

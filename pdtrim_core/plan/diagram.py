@@ -1,4 +1,4 @@
-"""The ladder: every block of a model in both stages, as text."""
+"""The block diagram: every block of a model in both stages, as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEANING: dict[State, str] = {
     "gone": "gone",
     "kv-only": "K/V only",
     "merged": "merged with the next block",
-    "into": "stands in the block before",
+    "into": "merged into the block before",
     "shrunk": "runs with fewer channels",
 }
 GROUP = 10
@@ -20,7 +20,7 @@ GROUPS_A_LINE = 6
 
 
 def draw_diagram(plan: Plan, block_count: int) -> str:
-    """Return the ladder of a plan: a line a stage, a sign a block in groups of ten, and what the signs mean."""
+    """Return the block diagram of a plan: a line a stage, a sign a block in groups of ten, and what the signs mean."""
     rows = {stage: plan.states(stage, block_count) for stage in STAGES}
     lines = []
     for start in range(0, block_count, GROUP * GROUPS_A_LINE):

@@ -15,7 +15,7 @@ PARTS: tuple[Part, ...] = ("attention", "mlp")
 
 @dataclass(frozen=True, order=True)
 class Drop:
-    """A block that is not run: the stream passes it by."""
+    """A block that is not run: the hidden states skip it."""
 
     block: int
 
@@ -49,7 +49,7 @@ class Merge:
 
     def __post_init__(self) -> None:
         if self.keep == self.drop:
-            raise PlanError(f"a merge takes two neighbouring blocks or more, got block {self.keep} alone")
+            raise PlanError(f"a merge takes two neighbouring blocks or more, got only block {self.keep}")
         if self.kv == "frozen" and self.keep > self.drop:
             raise PlanError(
                 f"a merge of {self.drop} and {self.keep} with frozen K/V must start from block {self.drop}, the first "
@@ -101,7 +101,7 @@ class Shrink:
 
 @dataclass(frozen=True, order=True)
 class KvOnly:
-    """Prefill only: the block is passed by, but the K/V that a decode slot needs are computed and shipped.
+    """Prefill only: the block is skipped, but the K/V that a decode slot needs are computed and shipped.
 
     `slot` is the block that decode runs there, or the first block of the pair that decode merged.
     """

@@ -1,7 +1,7 @@
 """The layers that a stage has under a plan: what each of them runs, and which layer of decode its K/V feed.
 
 This is the one reading of a plan. Running, exporting and counting costs all follow these layers and look at no element
-themselves, so that a new kind of element is added here alone.
+themselves, so that a new kind of element is added only here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
 
 LayerState = Literal["run", "shrunk", "merged", "kv-only", "shadow"]
-"""What a layer is: a block of the model, one with fewer heads or channels, a merged block, the K/V of decode's layer alone, or
+"""What a layer is: a block of the model, one with fewer heads or channels, a merged block, only the K/V of decode's layer, or
 the K/V of decode's merged block beside blocks that prefill still runs."""
 
 
@@ -21,7 +21,7 @@ the K/V of decode's merged block beside blocks that prefill still runs."""
 class Layer:
     """One layer of a stage, in the order in which it runs.
 
-    `blocks` are the blocks of the dense model that it stands for; it is placed at the first of them. `like` is the block whose
+    `blocks` are the blocks of the dense model that it covers; it is placed at the first of them. `like` is the block whose
     mask, layer type and entries of the config it has. `merge` and `shrinks` say how its weights came about: neither for
     a block as it is. Of prefill's layers, `kv_slot` is the number of the decode layer that is fed with this layer's K/V (None
     where decode has no use for them), and `sliced_heads` are the K/V heads that decode leaves out of them.
@@ -80,7 +80,7 @@ def _left_by(removal: Removal, block_count: int) -> Iterator[Layer]:
 
 
 def _feeding(decode_layers: tuple[Layer, ...], prefill_layers: Iterator[Layer]) -> Iterator[Layer]:
-    """Yield prefill's layers with the decode layers that they feed, and those that are there for their K/V alone."""
+    """Yield prefill's layers with the decode layers that they feed, and those that only compute K/V."""
     slots = {layer.block: (number, layer) for number, layer in enumerate(decode_layers)}
     passed = -1
     for layer in prefill_layers:
@@ -91,7 +91,7 @@ def _feeding(decode_layers: tuple[Layer, ...], prefill_layers: Iterator[Layer]) 
             continue
         slot, fed = slots[layer.block]
         if layer.state == "kv-only":
-            # The K/V are those of decode's own layer, which may stand for several blocks; all of them are passed by.
+            # The K/V are those of decode's own layer, which may cover several blocks; all of them are skipped.
             yield _kv_of(fed, "kv-only", slot)
             passed = fed.blocks[-1]
         elif fed.merge is None or fed.merge == layer.merge or fed.merge.kv == "frozen":

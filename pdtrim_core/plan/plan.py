@@ -16,8 +16,8 @@ from pdtrim_core.plan.layers import Layer, LayerState, layers_of
 
 FirstToken = Literal["decode", "prefill"]
 State = Literal["run", "shrunk", "merged", "into", "kv-only", "gone"]
-"""What a stage does at a block: runs it, runs it narrowed, runs the merged block of the pair that begins here, nothing because
-the pair's first block stands for both, only its K/V, nothing at all."""
+"""What a stage does at a block: runs it, runs it narrowed, runs the merged block of the run that begins here, nothing because
+the block is merged into an earlier one, computes only its K/V, nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Slot:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks of the dense model that this slot stands for."""
+        """The blocks of the dense model that this slot covers."""
         return self.merge.blocks if self.merge else (self.block,)
 
 
@@ -48,7 +48,7 @@ _KV_FROM: Mapping[LayerState, KvFrom] = {
 class KvSource:
     """Where the K/V of one decode slot come from in prefill.
 
-    `source` is "run" (prefill runs the block), "kv-only" (its K/V alone are computed), "merged" (prefill runs the same
+    `source` is "run" (prefill runs the block), "kv-only" (only its K/V are computed), "merged" (prefill runs the same
     merged block) or "shadow" (the merged block's K/V on the pair's input). `removed_heads` are the K/V heads that
     prefill has and decode does not: decode takes a slice.
     """

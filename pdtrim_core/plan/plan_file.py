@@ -46,7 +46,7 @@ class SavedPlan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_data(self) -> dict[str, Any]:
-        """Return what `plan.json` holds: lists, dictionaries, texts and numbers alone."""
+        """Return what `plan.json` holds: only lists, dictionaries, texts and numbers."""
         return {
             "format": PLAN_FORMAT,
             "index_base": 0,

@@ -1,4 +1,4 @@
-"""The parts of a recipe: components made from what its data say, each problem told as one sentence."""
+"""The parts of a recipe: components made from its data, each problem reported as one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_parts(kind: Literal["report"], given: Any, host: PluginHost, *, where: 
 def make_parts(kind: str, given: Any, host: PluginHost, *, where: str) -> tuple[Any, ...]:
     """Return the components of a kind of which a recipe may list several, and no other parts of it.
 
-    Raises `RecipeError` with all problems at once; `where` names in it what asked for them.
+    Raises `RecipeError` with all problems at once; `where` names in it what named the parts.
     """
     problems: list[str] = []
     made = _make_all(kind, given, host, problems)
@@ -48,7 +48,7 @@ def parts_of(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> 
 
 
 def uses_of(data: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return the names by which the parts of each kind were asked for; their own where the data left them open."""
+    """Return the names by which the data name the parts of each kind; the parts' own names where the data name none."""
     return {kind: _uses(kind, data.get(kind), made) for kind, made in parts.items() if made is not None}
 
 
@@ -116,14 +116,14 @@ def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSourc
 def _source_for(path: str, host: PluginHost) -> str | None:
     """Return the first source that accepts a path; other people's come before ours, which take any name at the end.
 
-    Every source is asked about every path, so one that fails is passed by with a warning: the path may not be meant for it.
+    Every source is tried with every path, so one that fails is skipped with a warning: the path may not be meant for it.
     """
     sources = sorted(host.of_kind("model"), key=lambda provided: provided.origin.source == OWN_DISTRIBUTION)
     for provided in sources:
         try:
             accepted = cast("type[ModelSource]", provided.component).accepts(path)
         except Exception as error:  # noqa: BLE001 - foreign code, which a run of another model does not need
-            what = f"{provided.label} failed when it was asked about '{path}', and is passed by"
+            what = f"{provided.label} failed when it was tried with '{path}', and is skipped"
             warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
             continue
         if accepted:

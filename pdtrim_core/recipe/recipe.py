@@ -50,7 +50,7 @@ class Recipe:
     exporters: tuple[Exporter, ...]
     reports: tuple[Report, ...]
     uses: Mapping[str, tuple[str, ...]]
-    """The names by which the recipe asked for its components, by kind: two distributions may offer the same one."""
+    """The names by which the recipe names its components, by kind: two distributions may offer the same one."""
     host: PluginHost = field(repr=False, compare=False)
     """The plugins that its parts came from."""
 
@@ -110,7 +110,7 @@ class Recipe:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of component that this recipe has one of; a pruner takes the place of others."""
+        """The kinds of component that this recipe has one of; a pruner replaces others."""
         finders = REPLACED_BY_PRUNER if self.pruner is None else ("pruner",)
         splitter = () if self.pruner is not None and self.pruner.replaces_model else ("splitter",)
         return ("model", *finders, "distiller", *splitter, "objective", "calibration")

@@ -1,4 +1,4 @@
-"""What recipes say, as data: read from TOML, changed key by key, with what stands for a kind that they leave out."""
+"""What recipes say, as data: read from TOML, changed key by key, with defaults for the kinds that they leave out."""
 
 from __future__ import annotations
 

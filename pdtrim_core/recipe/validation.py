@@ -1,4 +1,4 @@
-"""Data checked against a pydantic model, each problem told as one sentence."""
+"""Data checked against a pydantic model, each problem reported as one sentence."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; what is in it at the end takes the name, and the place of what was there.
+    """Yield an empty folder beside `path`; at the end it is renamed to `path`, and replaces what was there.
 
     Until then a folder that was there stays as it is, and so it does after an error. Raises `PdtrimError` naming the folder
     and the reason where the system refuses to write.

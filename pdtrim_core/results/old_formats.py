@@ -93,7 +93,7 @@ def _variants_of_1(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merges_of_1(given: Any) -> dict[str, Any]:
-    """Return what a threshold asked for: one that no cosine reaches asked for no merges."""
+    """Return what a threshold means: one that no cosine reaches turns merges off."""
     off = isinstance(given, int | float) and not isinstance(given, bool) and given > 1
     return {"merges": False} if off else {"merge_threshold": given}
 

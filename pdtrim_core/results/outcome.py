@@ -38,7 +38,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Value:
-    """The objective of a plan on one set of items: in its own unit, in points, and the standard error of the points."""
+    """The objective of a plan on one set of items: its mean in its own unit, the score, and the standard error of the score."""
 
     mean: float
     score: float
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Gain:
-    """What it brought, in points, to give one element back to prefill; `error` is its paired standard error.
+    """The gain in score, in points, of keeping one element in prefill; `error` is its paired standard error.
 
     `kept_in_prefill` tells that prefill keeps what decode loses.
     """
@@ -95,7 +95,7 @@ class Sets:
 
 @dataclass(frozen=True)
 class MergeResult:
-    """How the merge of a pair came out: its pair score d, errors of the stream behind it, and whether it could be chosen.
+    """How the merge of a pair came out: its pair score d, errors of the hidden states behind it, and whether it could be chosen.
 
     Errors are mean squared differences from the dense model: of the block that training started from, of the trained one,
     and of dropping the better one of the two blocks instead. Of a pruner's longer run, `pair` has all blocks, the drop is of
@@ -113,10 +113,10 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class SearchStep:
-    """A plan that the searcher asked for, its elements in words: its points, or the most it could have if it was cut short.
+    """A plan that the searcher requested, its elements in words: its score, or the highest it could reach if it was cut short.
 
-    `floor` are the score from which the search took it, None where it did not say; `temperature` (points) is that of
-    annealing. A plan that may not win is no result, only on the way to one.
+    `floor` is the score from which the search accepted it, None where it set none; `temperature` (points of the score) is that
+    of annealing. A plan that may not win is only a step on the way to a result.
     """
 
     prefill: str
@@ -141,7 +141,7 @@ class Outcome:
     row `unified` and the costs are those of the replaced model.
 
     `norms` are the mean lengths of the hidden states in front of each block, and behind the last one, over the calibration
-    tokens; empty where no scorer looked at them. `search` has every plan that the searcher asked for, in order.
+    tokens; empty where no scorer looked at them. `search` has every plan that the searcher requested, in order.
     """
 
     model: str

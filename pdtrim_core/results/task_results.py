@@ -1,4 +1,4 @@
-"""Results on benchmarks: what was measured of a run, on which side of it, with which settings; files in the run folder."""
+"""Results on benchmarks: what was measured of a run, on which variant of it, with which settings; files in the run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from pdtrim_core.results.old_formats import task_result_of_1
 EVALUATION_FORMAT = 2
 FOLDER = "evaluations"
 Variant = Literal["staged", "unified", "prefill", "decode", "dense"]
-"""What answers: the pair; decode's removal in both stages; the prefill or the decode model alone; the dense model."""
+"""Which model of a run is evaluated: the pair; decode's removal in both stages; prefill or decode as a single-stage model; the
+dense model."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ItemAnswer:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task on one side of a run.
+    """One task on one variant of a run.
 
     `main` is the metric that tables show. `settings` decide what the numbers are (plan, weights, data, shots, limit, and so on):
     two results with the same task and settings are the same result.
@@ -60,7 +61,7 @@ class TaskResult:
 
     @property
     def key(self) -> str:
-        """What tells this result from others of the same task and side."""
+        """What distinguishes this result from others of the same task and variant."""
         return key_of(self.settings)
 
 
@@ -89,7 +90,7 @@ def find_result(run: Path, task: str, variant: Variant, settings: Mapping[str, A
 
 
 def results_in(run: Path) -> list[TaskResult]:
-    """Return all results in the folder of a run, by side and task."""
+    """Return all results in the folder of a run, by variant and task."""
     return [read_result(path) for path in sorted((run / FOLDER).glob("*/*.json"))]
 
 

@@ -1,1 +1,1 @@
-"""The search space and the loop that asks searchers."""
+"""The search space, and the loop that runs searchers."""

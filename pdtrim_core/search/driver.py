@@ -1,4 +1,4 @@
-"""The ask-and-tell loop: searchers and splitters make requests, the core measures, remembers and keeps the best.
+"""The loop around searchers and splitters: they make requests, the core measures, remembers and keeps the best.
 
 Measuring is somebody else's (`Measure`), so that everything here is torch-free and can be tested on a table of numbers.
 """
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Measure(Protocol):
-    """Measures a plan; may stop early once the plan cannot reach `floor` points."""
+    """Measures a plan; may stop early once its score cannot reach `floor`."""
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the reading; `started` is an earlier one of the same plan that was cut short, to go on from."""
@@ -54,7 +54,7 @@ class Ledger:
         self._notify = notify
         self.tally = Tally()
         self._best: float | None = None
-        self._asked = 0
+        self._requested = 0
 
     def restart_best(self) -> None:
         """Forget the best so far, at the beginning of a search or a split."""
@@ -82,33 +82,33 @@ class Ledger:
         return reading
 
     def score(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Score | None:
-        """Return the points of a plan; None where they do not reach the floor."""
+        """Return the score of a plan; None where it does not reach the floor."""
         reading = self.reading(plan, floor, may_win=may_win)
         if reading.score is None or (floor is not None and reading.score < floor):
             return None
         return Score(reading)
 
     def exact(self, plan: Plan) -> Score:
-        """Return the points of a plan, measured to the end."""
+        """Return the score of a plan, measured to the end."""
         return Score(self.reading(plan))
 
     def known(self, plan: Plan) -> Score | None:
-        """Return the points of a plan if they have been measured to the end already."""
+        """Return the score of a plan if it has been measured to the end already."""
         reading = self._known.get(plan)
         return None if reading is None or reading.score is None else Score(reading)
 
     def latest(self, plan: Plan) -> Reading:
-        """Return the last reading of a plan that has been asked for, whole or cut short."""
+        """Return the last reading of a plan that has been requested, whole or cut short."""
         return self._known[plan]
 
     def _tell(
         self, plan: Plan, reading: Reading, floor: float | None, *, may_win: bool, remembered: bool, seconds: float
     ) -> None:
-        self._asked += 1
+        self._requested += 1
         wins = may_win and reading.score is not None and (floor is None or reading.score >= floor)
         if reading.score is not None and wins and (self._best is None or reading.score > self._best):
             self._best = reading.score
-        self._notify(Candidate(self._asked, plan, reading, self._best, remembered, seconds))
+        self._notify(Candidate(self._requested, plan, reading, self._best, remembered, seconds))
 
 
 def _rounded(reading: Reading) -> Reading:
@@ -119,7 +119,7 @@ def _rounded(reading: Reading) -> Reading:
 
 @dataclass(frozen=True)
 class BestPlan:
-    """The best plan that was measured, first seen on ties, with its points."""
+    """The best plan that was measured, first seen on ties, with its score."""
 
     plan: Plan
     score: Score
@@ -129,8 +129,8 @@ class BestPlan:
 class Exchange:
     """A request of a searcher or splitter, and what came of it.
 
-    `floor` are the score that the plan had to reach to be taken, `temperature` (score) is that of annealing, `may_win` tells
-    that the plan may be the result.
+    `floor` is the score that the plan had to reach to be accepted, `temperature` (points of the score) is that of annealing,
+    `may_win` tells that the plan may be the result.
     """
 
     plan: Plan
@@ -152,8 +152,8 @@ def drive(
     """Run a searcher or splitter to its end; return the best plan that it requested and what it returned.
 
     `label` names the component in errors, `problems` says why a plan may not be requested, `note` takes what it has to
-    say, `told` each request with its result. Raises `PluginError` when the component raises, or yields something that is no
-    `Request`.
+    say, `told` is called with each request and its result. Raises `PluginError` when the component raises, or yields something
+    that is no `Request`.
     """
     best: BestPlan | None = None
     result: Result = None

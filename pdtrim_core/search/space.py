@@ -21,7 +21,7 @@ class TwoSets:
     """The pruning set and the distillation set.
 
     `initial` are the blocks of P_initial by falling score, `pairs` the merges of D by falling pair score, `drops` the
-    blocks of P_final by falling score. Every block stands in exactly one element of `drops` and `pairs`.
+    blocks of P_final by falling score. Every block is in exactly one element of `drops` and `pairs`.
     """
 
     initial: tuple[int, ...]

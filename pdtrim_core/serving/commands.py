@@ -20,7 +20,7 @@ OWN_FLAGS = ("--model", "--host", "--port", "--served-model-name", "--kv-transfe
 CPU_BLOCK = 32
 """Tokens of a cache block on a processor: vLLM's attention there takes multiples of this."""
 CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
-"""On a processor both servers share the cores, and take 1 GiB of cache each unless told otherwise."""
+"""On a processor both servers share the cores, and take 1 GiB of cache each by default."""
 
 
 SIDE_CHANNEL = "VLLM_NIXL_SIDE_CHANNEL_PORT"
@@ -36,7 +36,7 @@ class Export:
 
     @property
     def checked_name(self) -> str:
-        """The name under which the proxy asks both servers, so that one of another plan does not answer."""
+        """The model name that the proxy sends to both servers, so that a server of another plan refuses the request."""
         return f"{self.name}@{self.plan_hash[:HASH_SHOWN]}"
 
     def connector(self, stage: str, connector: Connector) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the three listen, and where NIXL's two sides meet."""
+    """The ports of the three servers, and of NIXL's side channel."""
 
     proxy: int = 8000
     prefill: int = 8100
@@ -90,7 +90,7 @@ class Command:
 
 
 def open_export(path: Path, name: str | None = None) -> Export:
-    """Return the export in a folder; `pdtrim-core export` writes it into the folder of its run unless told otherwise.
+    """Return the export in a folder; `pdtrim-core export` writes it into the folder of its run by default.
 
     Raises `PdtrimError` where there is none, where prefill and decode are of two plans, and for plans whose first token
     prefill makes: on vLLM decode makes it.
@@ -192,7 +192,7 @@ def _stage_flags(stage: str, engine: Engine) -> Iterator[str]:
     if engine.cpu:
         yield from ("--block-size", str(CPU_BLOCK))
     if stage == "decode":
-        # K/V that decode made itself while it answered are not what prefill would have made of the same tokens.
+        # K/V that decode computed itself while generating differ from those that prefill would compute for the same tokens.
         yield "--no-enable-prefix-caching"
     elif not engine.cpu:
         # A graph of a prompt's pass would hold our own operation, which vLLM does not split graphs at.
@@ -211,7 +211,7 @@ def _check_ports(ports: Ports) -> None:
 
 
 def example_request(export: Export, url: str) -> str:
-    """Return a command that asks the pair for something."""
+    """Return a command that sends the pair a request."""
     body = json.dumps({"model": export.name, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0})
     return f"curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 

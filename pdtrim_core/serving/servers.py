@@ -88,7 +88,7 @@ class Server:
         self.command = command
         self.log = logs / f"{command.name}.log"
         self.problem = ""
-        """What it said last when it was asked and was not well."""
+        """What the last health check said that failed."""
         with writing(self.log), self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - what to run is the user's choice
                 command.words,
@@ -181,7 +181,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def stop(servers: Sequence[Server]) -> None:
-    """Ask all to end, the last one first; what is left after a while is killed with everything that it started."""
+    """Ask all servers to end, the last one first; any left after a while is killed with everything that it started."""
     for server in reversed(servers):
         server.signal(signal.SIGTERM)
     until = time.monotonic() + STOP_SECONDS

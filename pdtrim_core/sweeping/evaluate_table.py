@@ -17,7 +17,7 @@ class Evaluate(BaseModel):
     data: str = Field("", description="folder with the items as files (default: from the hub)")
     items: int | None = Field(None, ge=1, description="items of each file, evenly spaced (default: all)")
     limit: float | None = Field(
-        None, gt=0, description="first items of each task alone: a number, or below 1 a share (default: all)"
+        None, gt=0, description="use only the first items of each task: a number, or below 1 a share (default: all)"
     )
     num_fewshot: int | None = Field(None, ge=0, description="examples in front of each item (default: the task's)")
     apply_chat_template: bool = Field(default=False, description="whether prompts are put into the chat template")

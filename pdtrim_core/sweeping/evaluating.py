@@ -1,4 +1,4 @@
-"""The benchmarks of a sweep: what its file asks for, in the words of `pdtrim-core eval`."""
+"""The benchmarks of a sweep: what its file requests, in the words of `pdtrim-core eval`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check(wanted: Evaluate, *, runs_code: bool) -> None:
 def evaluate(
     run: LoadedRun, wanted: Evaluate, variants: Sequence[Variant], say: Callable[[str], None], *, runs_code: bool
 ) -> None:
-    """Evaluate some sides of a run; the results lie in its folder then. What is known is not measured again."""
+    """Evaluate some variants of a run and write the results into its folder. What is known is not measured again."""
     from pdtrim_core.harness.evaluate import Evaluation  # noqa: PLC0415 - heavy, and an extra
 
     for _ in Evaluation(run, replace(_options(wanted), runs_code=runs_code), say).results(wanted.tasks, sides_of(run, variants)):
@@ -37,7 +37,7 @@ def evaluate(
 
 
 def sides_of(run: LoadedRun, wanted: Sequence[Variant]) -> list[Variant]:
-    """Return the sides that a run has of those that are wanted: a model that was replaced is unified."""
+    """Return the variants that a run has of those that are wanted: a model that was replaced is unified."""
     if run.outcome.saved_plan is not None:
         return list(wanted)
     variants: list[Variant] = ["dense" if variant == "dense" else "unified" for variant in wanted]

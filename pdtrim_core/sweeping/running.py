@@ -84,7 +84,7 @@ class Evaluator:
             evaluating.evaluate(run, self._wanted, variants, say, runs_code=self._runs_code)
         except PdtrimError as error:
             return replace(end, problem=str(error), traceback=traceback.format_exc())
-        except Exception as error:  # noqa: BLE001 - a run that cannot be evaluated does not stop the others; it is told at the end
+        except Exception as error:  # noqa: BLE001 - a run that cannot be evaluated does not stop the others; it is named at the end
             return replace(end, problem=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
         return end
 
@@ -94,7 +94,7 @@ def _carry_out(run: PlannedRun, shared: RunCache, *, fresh: bool) -> Ended:
         return Ended(run, pipeline.run(run.recipe, fresh=fresh, shared=shared))
     except PdtrimError as error:
         return Ended(run, None, str(error), traceback.format_exc())
-    except Exception as error:  # noqa: BLE001 - whatever ends one run, the others are still wanted; it is told at the end
+    except Exception as error:  # noqa: BLE001 - whatever ends one run, the others are still wanted; it is named at the end
         return Ended(run, None, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 

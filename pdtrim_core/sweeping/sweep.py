@@ -21,7 +21,7 @@ from pdtrim_core.sweeping.sweep_file import SweepFile
 from pdtrim_core.sweeping.table import COLUMNS
 
 DATA = "${data}"
-"""Stands in a sweep, and in its recipe, for the folder that `--data` names."""
+"""In a sweep, and in its recipe, replaced by the folder that `--data` names."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep whose every run is checked. `keys` are the settings that tell apart runs of the same given name."""
+    """A sweep whose every run is checked. `keys` are the settings that distinguish runs of the same given name."""
 
     name: str
     about: str
@@ -128,7 +128,7 @@ def read_sweep(path: Path, host: PluginHost | None = None, changes: Changes = NO
 def _resolve_all(
     wanted: Mapping[str, dict[str, Any]], host: PluginHost, path: Path, out: Path, *, need_data: bool
 ) -> dict[str, Recipe]:
-    """Return the recipe of each run; a problem that many runs have is told once."""
+    """Return the recipe of each run; a problem that many runs have is reported once."""
     recipes: dict[str, Recipe] = {}
     found: dict[str, list[str]] = {}
     for name, data in wanted.items():
@@ -145,7 +145,7 @@ def _resolve_all(
 
 
 def _said_by_name(key: str, file: SweepFile) -> bool:
-    """Tell whether a key varies only among runs that have names: then the name stands for it in the table."""
+    """Tell whether a key varies only among runs that have names: then the table shows the name instead."""
     return key not in dict(leaves(file.grid)) and all(entry.name for entry in file.runs if key in dict(leaves(entry.set)))
 
 
@@ -159,7 +159,7 @@ def _wrong_changes(changes: Changes, points: Sequence[Point]) -> list[str]:
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:
-    """Return data with a text in it replaced wherever it stands."""
+    """Return data with a text in it replaced everywhere."""
     if isinstance(value, str):
         return value.replace(old, new)
     if isinstance(value, list):

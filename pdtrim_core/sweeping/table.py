@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 
 def _value(name: str, part: str) -> Callable[[Row], str]:
-    """Return the column of a plan's value on some items: points and their standard error."""
+    """Return the column of a plan's score on some items, with its standard error."""
 
     def column(row: Row) -> str:
         # A run whose pruner replaced the whole model has nothing staged.
@@ -20,7 +20,7 @@ def _value(name: str, part: str) -> Callable[[Row], str]:
     return column
 
 
-def _apart(name: str) -> Callable[[Row], str]:
+def _held_out_or_searched(name: str) -> Callable[[Row], str]:
     """Return the column of a plan's value on the held-out items, or on those searched on where there are none."""
 
     def column(row: Row) -> str:
@@ -48,9 +48,9 @@ def _merges(row: Row) -> str:
 
 COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "searched": ("searched", _value("unified", "calibration")),
-    "dense": ("dense", _apart("dense")),
-    "unified": ("unified", _apart("unified")),
-    "staged": ("staged", _apart("staged")),
+    "dense": ("dense", _held_out_or_searched("dense")),
+    "unified": ("unified", _held_out_or_searched("unified")),
+    "staged": ("staged", _held_out_or_searched("staged")),
     "decode": ("decode loses", _loses("decode")),
     "prefill": ("prefill loses", _loses("prefill")),
     "initial": ("best scores", lambda row: ", ".join(str(block) for block in row["sets"]["initial"]) or "-"),
@@ -69,7 +69,7 @@ DEFAULT_COLUMNS = ("searched", "dense", "unified", "staged", "decode", "prefill"
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return a short form of each dotted key: its last part, if that alone says which is meant."""
+    """Return a short form of each dotted key: its last part where that is unambiguous."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: name if last.count(name) == 1 and name != "use" else key for key, name in zip(keys, last, strict=True)}
 

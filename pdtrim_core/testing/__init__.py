@@ -1,6 +1,6 @@
 """The kit for plugin authors: tiny models and contract tests.
 
-The contract tests need pytest, so they are imported when one is first asked for.
+The contract tests need pytest, so they are imported on first use.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CONTRACTS = "pdtrim_core.testing.contracts"
 
 
 def __getattr__(name: str) -> Any:
-    """Import a contract when it is first asked for, with asserts that say what they compared."""
+    """Import a contract on first use, with asserts that say what they compared."""
     if name not in __all__:
         raise AttributeError(f"module 'pdtrim_core.testing' has no attribute '{name}'")
     import importlib  # noqa: PLC0415 - only the contracts need it

@@ -132,7 +132,7 @@ _OUTPUTS = ("o_proj", "down_proj", "out_proj", "fc2", "dense", "dense_4h_to_h")
 
 
 def _silence(block: nn.Module) -> None:
-    """Make a block add nothing to the stream: zero what it writes with."""
+    """Make a block add nothing to the hidden states: zero the projections that write to them."""
     for name, parameter in block.named_parameters():
         owner = name.split(".")[-2] if "." in name else name
         if owner in _OUTPUTS or "down_proj" in name or name.endswith(".w2"):

@@ -22,5 +22,5 @@ def units_apart(found: Tensor, expected: Tensor) -> float:
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype), f"{found.shape} of {found.dtype} were found"
     largest = expected.abs().max()
     unit = torch.nextafter(largest, torch.full_like(largest, torch.inf)) - largest
-    apart = float((found - expected).abs().max()) / float(unit)
-    return apart if found.isfinite().all() else torch.inf
+    distance = float((found - expected).abs().max()) / float(unit)
+    return distance if found.isfinite().all() else torch.inf

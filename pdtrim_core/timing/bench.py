@@ -86,7 +86,7 @@ def _begun(subjects: Subjects, bench: LatencyBench) -> Latencies:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what an accelerator is called by its maker; of a processor its kind alone."""
+    """Return an accelerator's name as its maker gives it; for a processor only its kind."""
     if device.type == "cpu":
         return device.type
     module = torch.get_device_module(device)

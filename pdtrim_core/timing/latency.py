@@ -132,7 +132,7 @@ class Subject:
 
     @property
     def footprint(self) -> Footprint:
-        """What sizes alone say about this model."""
+        """What follows from the sizes of this model."""
         sizes = self.model.sizes
         weights = sizes.kept_parameters(self.plan, self.stage) * sizes.bytes_per_number
         return Footprint(self.name, weights, sizes.decode_bytes(self.plan), sizes.kv_bytes(self.plan))
@@ -142,7 +142,7 @@ class Subject:
 
 
 class LatencyBench:
-    """Times models of a plan beside the dense one, one setting at a time. `notes` says what could not be measured as asked."""
+    """Times models of a plan beside the dense one, one setting at a time. `notes` says what was not measured as requested."""
 
     def __init__(self, subjects: Sequence[Subject], grid: Grid) -> None:
         assert subjects[0].name == "dense"
@@ -158,8 +158,8 @@ class LatencyBench:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """What is measured: what was asked for, batches halved until they fit in memory."""
-        return list(dict.fromkeys(fitting for asked in self.grid.settings() if (fitting := self._fitting(asked)) is not None))
+        """What is measured: the settings of the grid, with batches halved until they fit in memory."""
+        return list(dict.fromkeys(fitting for wanted in self.grid.settings() if (fitting := self._fitting(wanted)) is not None))
 
     def measure(self, setting: Setting) -> list[Timing]:
         """Time all models that do something; they ran in turn. Returns nothing where memory runs out."""

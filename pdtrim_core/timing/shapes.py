@@ -1,4 +1,4 @@
-"""Published models by shape alone: their sizes as facts, and models of such shapes with random weights.
+"""Shapes of published models: their sizes as facts, and models of such shapes with random weights.
 
 How long a model takes depends on its shape, not on its weights, so that times can be measured without a download.
 """
@@ -89,7 +89,7 @@ def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> ModelShape:
 def random_model(shape: ModelShape, host: PluginHost, device: torch.device) -> BlockModel:
     """Return a model of a shape with random weights, made where it stays and in the number format it runs in.
 
-    Its tokenizer knows bytes alone. Raises `PdtrimError` where the weights do not fit in the device's memory.
+    Its tokenizer knows only bytes. Raises `PdtrimError` where the weights do not fit in the device's memory.
     """
     import torch  # noqa: PLC0415 - as above
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import

@@ -79,7 +79,7 @@ def peak_beside(run: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _return_freed() -> None:
-    """Give freed memory back to the system, else what is used again would not be seen."""
+    """Return freed memory to the system, else memory that is used again would not show."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

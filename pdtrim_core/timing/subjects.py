@@ -47,7 +47,7 @@ class BlocksToRemove:
 
 
 def subjects_of_run(run: LoadedRun, dtype: Dtype | None = None) -> Subjects:
-    """Return the models of a finished run, converted where another number format is asked for."""
+    """Return the models of a finished run, converted where another number format is requested."""
     dense, replaced = _converted(run.dense, dtype), run.replaced
     if replaced is not None:
         both = (Subject("dense", dense, Plan(), {}), Subject("unified", _converted(replaced, dtype), Plan(), {}))
@@ -72,7 +72,7 @@ def subjects_of_shape(given: str, budget: BlocksToRemove, host: PluginHost, dtyp
 def plan_for(shape: ModelShape, budget: BlocksToRemove) -> tuple[Plan, FirstToken]:
     """Return the plan that a shape is timed under, and who makes the first token.
 
-    Time does not depend on which blocks go, so drops stand in the middle. Raises `PdtrimError` for one that does not fit.
+    Time does not depend on which blocks go, so the drops are in the middle. Raises `PdtrimError` for one that does not fit.
     """
     count = len(shape.sizes.blocks)
     if budget.plan is not None:
@@ -128,7 +128,7 @@ def _subjects(
 
 
 def _converted(model: BlockModel, dtype: Dtype | None) -> BlockModel:
-    """Return a model in another number format; its sizes and shrunk blocks must not have been asked for."""
+    """Return a model in another number format; its sizes and shrunk blocks must not have been read before."""
     if dtype:
         model.model.to(getattr(torch, dtype))
     return model

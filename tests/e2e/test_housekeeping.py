@@ -80,7 +80,7 @@ def test_nothing_is_deleted_where_nobody_can_be_asked(cli: Cli, two_runs: Path, 
     (tmp_path / "cache" / "pdtrim-core" / "merges").mkdir(parents=True)
     done = cli(command, "--clean")
     assert (done.code, done.out) == (2, "")
-    assert done.err.splitlines()[-1] == "  --clean asks before it deletes, and nobody is here to answer: say --yes"
+    assert done.err.splitlines()[-1] == "  --clean needs a confirmation before it deletes, and this is no terminal: say --yes"
     assert len(list(two_runs.iterdir())) == 2
     assert (tmp_path / "cache" / "pdtrim-core" / "merges").is_dir()
 
@@ -136,4 +136,4 @@ def test_a_recipe_with_a_pruner_has_no_scorer_to_rank_by(cli: Cli, recipe: Path)
     recipe.write_text('pruner = "shortgpt"\n' + recipe.read_text().replace("\n[searcher]\nt_min = 5.0\n", ""))
     done = cli("score", recipe)
     assert (done.code, done.out) == (2, "")
-    assert done.err.splitlines()[-1] == "  pruner 'shortgpt' takes the place of the scorer: leave it out to see scores"
+    assert done.err.splitlines()[-1] == "  pruner 'shortgpt' replaces the scorer: leave it out to see scores"

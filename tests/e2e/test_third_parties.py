@@ -27,7 +27,7 @@ def test_no_broken_plugin_takes_a_run_down_that_does_not_use_it(program: Cli, re
     done = program("run", recipe, "--set", "searcher=greedy", "--json", PYTHONPATH=path)
     assert done.code == 0, done.err
     assert json.loads(done.out)["block_count"] == 6
-    assert "model 'picky' (broken-questions 1.0) failed when it was asked about" in done.err
+    assert "model 'picky' (broken-questions 1.0) failed when it was tried with" in done.err
     assert "plugin broken-listener:parts failed in pdtrim_" in done.err
     assert "plugin broken-wrappers:parts failed in pdtrim_step_started and is muted: RuntimeError" in done.err
     assert "Traceback" not in done.err

@@ -1,4 +1,4 @@
-"""A distiller: trains one block to stand for two neighbours."""
+"""A distiller: trains one block to replace two neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Example(Distiller):
-    """Huber loss of the hidden states behind the pair, which outliers of the stream move less than a square."""
+    """Huber loss of the hidden states behind the pair, on which outliers weigh less than in a squared error."""
 
     name = "example"
 

@@ -15,11 +15,11 @@ class Example(ModelSource):
 
     @classmethod
     def accepts(cls, path: str) -> bool:
-        """Tell whether a path is meant for this source. Every source is asked about every path: read and call nothing."""
+        """Tell whether a path is meant for this source. Every source is tried with every path: read and call nothing."""
         return path.startswith(f"{cls.name}:")
 
     def open(self) -> LoadedModel:
-        """Load weights and tokenizer: a causal language model of transformers, in the number format that was asked for."""
+        """Load weights and tokenizer: a causal language model of transformers, in the number format that was requested."""
         import torch  # noqa: PLC0415 - listings start without torch
 
         from pdtrim_core.testing import ByteTokenizer, tiny_transformers  # noqa: PLC0415 - the same

@@ -1,4 +1,4 @@
-"""An objective: what a plan is worth, item by item."""
+"""An objective: values a plan, item by item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Example(Objective):
     temperature: float = Field(1.0, gt=0, description="number that log-probabilities are divided by")
 
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
-        """Return one value an item, whatever other items stand beside it."""
+        """Return one value an item, whatever other items are beside it."""
         return [self._right(item, sums) for item, sums in zip(items, staged.loglikelihoods(items), strict=True)]
 
     def _right(self, item: Item, sums: Sequence[float]) -> float:
@@ -30,7 +30,7 @@ class Example(Objective):
         return weights[item.answer] / sum(weights)
 
     def score(self, mean: float) -> float:
-        """Return the mean as points, 0 to 100; higher is better."""
+        """Return the score of a mean over items, 0 to 100; higher is better."""
         return 100 * mean
 
     def problems(self, items: Sequence[Item]) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Example(SimilarityScorer):
-    """Scores a block by how little it changes the length of the stream."""
+    """Scores a block by how little it changes the length of the hidden states."""
 
     name = "example"
 

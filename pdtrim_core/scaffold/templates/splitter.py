@@ -11,7 +11,7 @@ from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, hookimpl, 
 
 
 class Example(StageSplitter):
-    """Keeps in prefill the elements that gain most there, each measured alone."""
+    """Keeps in prefill the elements that gain most there, each measured on its own."""
 
     name = "example"
 

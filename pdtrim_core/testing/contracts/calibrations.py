@@ -41,9 +41,9 @@ class CalibrationContract:
 
     def test_what_is_kept_apart_does_not_measure(self) -> None:
         """By content, spacing and case aside."""
-        drawn, apart = self._both()
-        assert len(apart) == 8
-        assert not {sample.content for sample in drawn} & {sample.content for sample in apart}
+        drawn, held_out = self._both()
+        assert len(held_out) == 8
+        assert not {sample.content for sample in drawn} & {sample.content for sample in held_out}
 
     def test_every_sample_can_be_tokenised(self) -> None:
         """Prompts and choices have tokens, there is a prompt a choice or one for all, and the answer is one of them."""
@@ -52,7 +52,7 @@ class CalibrationContract:
             assert 0 <= item.answer < len(item.choices)
 
     def test_more_than_there_is_gives_fewer_or_says_so(self) -> None:
-        """Asking for a million samples is answered with what there is, or with an error for the user."""
+        """A request for a million samples returns what there is, or raises an error for the user."""
         try:
             drawn = self._draw(1_000_000)
         except PdtrimError as error:
@@ -66,8 +66,8 @@ class CalibrationContract:
     def _both(self, measured: int = 16, kept: int = 8) -> tuple[list[Sample], list[Sample]]:
         """Draw as a run does."""
         made, rng = self.component(**self.options), rng_of(0)
-        apart = made.draw_held_out(kept, rng)
-        if apart is None:
+        held_out = made.draw_held_out(kept, rng)
+        if held_out is None:
             drawn = list(islice(made.draw(measured + kept, rng), measured + kept))
             return drawn[:measured], drawn[measured:]
-        return list(islice(made.draw(measured, rng), measured)), list(apart)
+        return list(islice(made.draw(measured, rng), measured)), list(held_out)

@@ -64,7 +64,7 @@ class DistillerContract:
         assert all(torch.equal(value, other[name]) for name, value in one.items())
 
     def test_merging_a_silent_block_costs_nothing(self) -> None:
-        """The block that training starts from stands for the pair already; training must not lead away from it."""
+        """The block that training starts from already does what the pair does; training must not lead away from it."""
         model = tiny_llama(silent={PAIR.drop})
         module, _ = self._distil(model)
         batches = TeacherBatches(PrefixCache(model), training_items(SEQUENCES), PAIR)
@@ -91,7 +91,7 @@ class DistillerContract:
 
 
 def _error(student: Student, batches: TeacherBatches) -> float:
-    """Return the mean squared difference of a student's stream from the dense model's."""
+    """Return the mean squared difference of a student's hidden states from the dense model's."""
     total, count = 0.0, 0
     for batch in batches:
         total += float((student(batch) - batch.after_BTD).square().sum())

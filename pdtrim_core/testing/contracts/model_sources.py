@@ -42,7 +42,7 @@ class ModelSourceContract:
         check_component(self.component, ModelSource, {"path": self.missing, **self.options})
 
     def test_accepting_a_path_loads_nothing(self, tmp_path: Path) -> None:
-        """Every source is asked about every path, also by `check`: no file is read and no one is called."""
+        """Every source is tried with every path, also by `check`: no file is read and no network is used."""
         path = self.example(tmp_path)
         with _no_reading():
             assert self.component.accepts(path) is True
@@ -50,7 +50,7 @@ class ModelSourceContract:
             assert self.component.accepts("no-such-scheme://nowhere") is False
 
     def test_it_opens_a_model_with_its_tokenizer_and_config(self, tmp_path: Path) -> None:
-        """In the number format that was asked for."""
+        """In the number format that was requested."""
         made = self.component(**{"path": self.example(tmp_path), "device": "cpu", "dtype": "bfloat16", **self.options})
         loaded = made.open()
         assert isinstance(loaded, LoadedModel)

@@ -82,7 +82,7 @@ class ObjectiveContract:
         assert score[0] < score[-1]
 
     def test_points_have_a_slope_everywhere(self) -> None:
-        """The core turns standard errors into points by the slope, so it asks a little to both sides of a mean."""
+        """The core scales standard errors by the slope of the score, so it calls `score` slightly below and above a mean."""
         made, staged = self.component(**self.options), self._staged(0.0)
         for value in made.item_values(staged, tuple(staged.sums)):
             assert all(math.isfinite(made.score(value + step)) for step in (-TOLERANCE, 0, TOLERANCE))

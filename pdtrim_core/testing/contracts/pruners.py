@@ -65,7 +65,7 @@ class PrunerContract:
             assert max(gaps) < SAME_LOGPROB, "the replaced model is another function though nothing was to go"
 
     def test_its_plan_can_be_measured_and_refined(self) -> None:
-        """Both stages as decode, and a prefill that is given back each element alone; a replaced model as a dense one."""
+        """Both stages as decode, and a prefill that keeps each single element; a replaced model as a dense one."""
         model = tiny_llama()
         pruned = self._prune(model, 2)
         if pruned.replaced is not None:
@@ -101,7 +101,7 @@ class PrunerContract:
             model.narrowed(pruned.removal.shrinks_at(block), pruned.modules)
 
     def test_a_replaced_model_can_be_read_again(self, tmp_path: Path) -> None:
-        """From its own weights alone; a pruner that gives a removal has nothing to restore."""
+        """Only from its own weights; a pruner that returns a removal has nothing to restore."""
         model = tiny_llama()
         replaced = self._prune(model, 2).replaced
         if replaced is not None:

@@ -59,7 +59,7 @@ class ScorerContract:
         self._same(*(self._score(tiny_llama(), sequences, batch_tokens=tokens) for tokens in (16, 1000)))
 
     def test_padding_does_not_matter(self) -> None:
-        """Sequences of unlike lengths, once each alone, once padded to the longest."""
+        """Sequences of unlike lengths, once each on its own, once padded to the longest."""
         sequences = _sequences(3, 5, 21)
         self._same(*(self._score(tiny_llama(), sequences, batch_tokens=tokens) for tokens in (1, 1000)))
 

@@ -28,18 +28,18 @@ class SearcherContract:
     def test_every_plan_removes_the_blocks_asked_for(self) -> None:
         """For none, one, some and all blocks but one, with and without merges."""
         for space in table_spaces():
-            _, asked = self._search(space)
-            for plan in asked:
+            _, requested = self._search(space)
+            for plan in requested:
                 plan.check_fits(BLOCKS)
                 assert plan.decode.blocks_removed == space.count
                 assert space.problems(plan) == []
 
     def test_the_best_plan_is_no_worse_than_the_first(self) -> None:
-        """It asks for one plan at least, and for the first one whatever that is worth."""
+        """It requests one plan at least, and the first one without a floor."""
         for space in table_spaces():
-            found, asked = self._search(space)
-            assert found is not None, "it asked for no plan at all, or for its first one with a floor"
-            assert found.score >= round(rugged(asked[0]), DIGITS)
+            found, requested = self._search(space)
+            assert found is not None, "it requested no plan, or its first one with a floor"
+            assert found.score >= round(rugged(requested[0]), DIGITS)
 
     def test_the_same_seed_gives_the_same_search(self) -> None:
         """All randomness comes from `rng`."""
@@ -47,7 +47,7 @@ class SearcherContract:
             assert self._search(space) == self._search(space)
 
     def test_it_copes_with_candidates_that_miss_their_floor(self) -> None:
-        """The first plan is worth all points and every other one nothing."""
+        """The first plan has a score of 100 and every other one 0."""
         for space in table_spaces():
             _, (first, *_) = self._search(space)
 
@@ -59,7 +59,7 @@ class SearcherContract:
             assert found.plan == first
 
     def test_early_stopping_changes_nothing(self) -> None:
-        """A candidate cut short and one measured in full that misses its floor are answered alike."""
+        """A candidate cut short and one measured in full that misses its floor give the same result."""
         for space in table_spaces():
             assert self._search(space) == search_on_table(self._made(), space, Table(rugged, early_stop=False))
 

@@ -24,11 +24,11 @@ class SplitterContract:
         check_component(self.component, StageSplitter, self.options)
 
     def test_decode_stays_as_it_is(self) -> None:
-        """In every plan it asks for and in the one that it returns."""
+        """In every plan it requests and in the one that it returns."""
         for space in table_spaces():
-            final, asked = self._split(space.first)
+            final, requested = self._split(space.first)
             assert isinstance(final, Plan)
-            assert {plan.decode for plan in (final, *asked)} == {space.first}
+            assert {plan.decode for plan in (final, *requested)} == {space.first}
 
     def test_an_empty_removal_gives_the_dense_decode(self) -> None:
         """With `blocks = 0` only prefill may lose anything."""
@@ -41,7 +41,7 @@ class SplitterContract:
             assert self._split(space.first) == self._split(space.first)
 
     def test_a_silent_block_stays_out_of_prefill(self) -> None:
-        """Giving it back brings nothing, and costs prefill a block."""
+        """Keeping it in prefill gains nothing, and costs prefill a block."""
         removal = Removal([Drop(1), Drop(SILENT), Drop(4)])
 
         def value(plan: Plan) -> float:

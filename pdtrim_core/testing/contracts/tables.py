@@ -1,4 +1,4 @@
-"""Searchers and splitters on a table of numbers: the same values on every machine, and no model but for those who ask."""
+"""Searchers and splitters on a table of numbers: the same on every machine, with a model only for those that need one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pdtrim_core.testing.models import tiny_llama
 
 BLOCKS = 6
 ENOUGH_ASKS = 20_000
-"""A search over six blocks that asks for more is taken for one that never ends."""
+"""A search over six blocks that requests more plans is taken for one that never ends."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A `Measure` without a model: `value` says what a plan is worth, in points.
+    """A `Measure` without a model: `value` gives the score of a plan.
 
     All four items of a reading have the same value, so that no gain has a standard error.
     """
@@ -45,12 +45,12 @@ class Table:
 
 
 def score_of(value: float) -> Score:
-    """Return a score of so many points with a reading behind it, all of whose items are alike."""
+    """Return a score of this value with a reading behind it, all of whose items are alike."""
     return Score(Reading(value, value / 100, (value / 100,) * 4, slope=100.0, ceiling=value))
 
 
 def rugged(plan: Plan) -> float:
-    """Return points without rhyme or reason, but always the same ones for a plan."""
+    """Return a random score, but always the same one for a plan."""
     return Random(str(plan)).uniform(0, 100)  # noqa: S311 - a table of numbers, nothing secret
 
 
@@ -91,20 +91,20 @@ def search_on_table(
 def split_on_table(
     splitter: StageSplitter, removal: Removal, measure: Measure, *, seed: int = 0, note: Callable[[str], None] = lambda text: None
 ) -> tuple[Plan, list[Plan]]:
-    """Run a splitter on a table; return the final plan and all plans that it asked for, in order."""
-    asked: list[Plan] = []
-    ledger = Ledger(measure, notify=_note_in(asked))
+    """Run a splitter on a table; return the final plan and all plans that it requested, in order."""
+    requested: list[Plan] = []
+    ledger = Ledger(measure, notify=_note_in(requested))
     costs = table_space(removal.blocks_removed).costs
     costs = replace(costs, model=tiny_llama()) if splitter.needs_model else costs
     with no_global_randomness():
         requests = splitter.split(Plan.unified(removal), costs, rng_of(seed))
         _, plan = drive(requests, ledger, label=f"splitter '{splitter.name}'", note=note)
-    return plan, asked
+    return plan, requested
 
 
-def _note_in(asked: list[Plan]) -> Callable[[Candidate], None]:
+def _note_in(requested: list[Plan]) -> Callable[[Candidate], None]:
     def notify(candidate: Candidate) -> None:
-        asked.append(candidate.plan)
-        assert len(asked) <= ENOUGH_ASKS, f"it asked for {ENOUGH_ASKS} plans and has not come to an end"
+        requested.append(candidate.plan)
+        assert len(requested) <= ENOUGH_ASKS, f"it requested {ENOUGH_ASKS} plans and has not come to an end"
 
     return notify

@@ -78,4 +78,4 @@ def test_a_splitter_that_asks_gets_the_dense_model_in_a_run(tmp_path: Path, prun
 def test_a_cost_model_without_sizes_says_so() -> None:
     with pytest.raises(PdtrimError) as caught:
         CostModel(4).cost(Plan(), "prefill")
-    assert str(caught.value) == "this cost model was made without the model's sizes, so it cannot tell a cost"
+    assert str(caught.value) == "this cost model was made without the model's sizes, so costs are unknown"

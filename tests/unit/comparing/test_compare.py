@@ -164,7 +164,7 @@ def test_a_run_without_evaluations_is_said(two: tuple[Path, Path], tmp_path: Pat
     evaluated(third, "piqa", [1, 1, 1, 0], "unified")
     found = compare([*two, third], tasks=["piqa"])
     assert found.rows[2].cells == {}
-    assert "third has no evaluations on its staged side; it has some on its unified side" in found.notes
+    assert "third has no evaluations of the variant staged; it has some of unified" in found.notes
 
 
 def test_a_model_that_was_replaced_has_its_unified_side_alone(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_without_evaluations_the_runs_own_objective_is_shown(tmp_path: Path) -> 
     assert row.held_out is not None
     assert [column.name for column in found.columns] == ["margin (held out)"]
     assert found.rows[0].cells["margin (held out)"].value == row.held_out.score
-    assert any("shown is the runs' own objective (held out), in points" in note for note in found.notes)
+    assert any("the table shows the runs' own score (held out)" in note for note in found.notes)
     assert "errors of differences are not paired: the runs' journals do not have the same items" in found.notes
 
 

@@ -141,7 +141,7 @@ def stream_of_two_phases(model: BlockModel, staged: StagedModel, item: Item) -> 
     finally:
         hook.remove()
     ((_, prepared),) = staged._prefix_cache.batches([Item(item.prompts[:1], item.choices[:1], 0, (1,))])
-    stream = staged._stream(prepared)[0, len(item.prompts[0]) - 1 :]
+    stream = staged._hidden(prepared)[0, len(item.prompts[0]) - 1 :]
     cached = torch.cat(seen)[-len(item.choices[0]) :]
     return float((stream[-len(cached) :] - cached).abs().max())
 

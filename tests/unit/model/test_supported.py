@@ -1,4 +1,4 @@
-"""Models whose blocks are no plain chain are refused with the reason; all others tell what their blocks return."""
+"""Models whose blocks are no plain sequence are refused with the reason; all others tell what their blocks return."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def test_other_rotary_embeddings_are_taken(rope: dict[str, Any] | None) -> None:
 
 def test_blocks_that_share_their_kv_are_refused() -> None:
     text_config = SimpleNamespace(num_kv_shared_layers=2)
-    assert refusal_of(SimpleNamespace(), text_config) == "org/model shares K/V between blocks, so a block cannot go alone"
+    assert (
+        refusal_of(SimpleNamespace(), text_config) == "org/model shares K/V between blocks, so a single block cannot be removed"
+    )
     check_config(SimpleNamespace(), SimpleNamespace(num_kv_shared_layers=0), "org/model")
 
 
@@ -128,7 +130,7 @@ def test_blocks_of_every_family_are_a_chain_with_the_width_of_the_model(family: 
 
 
 NO_CHAIN = (
-    "org/model: the blocks at tower.blocks are not a plain chain in which each takes the output of the one before; this "
+    "org/model: the blocks at tower.blocks are not a plain sequence in which each takes the output of the one before; this "
     "architecture cannot be pruned by blocks"
 )
 

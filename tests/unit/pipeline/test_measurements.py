@@ -165,7 +165,7 @@ def test_a_search_that_asks_for_nothing_is_named(begin: Begin, monkeypatch: pyte
     bench, context = with_parts(begin, monkeypatch, plans=())
     with pytest.raises(PluginError) as caught:
         bench.search(SPACE)
-    assert str(caught.value) == f"{context.host.label_of(Asks())} asked for no plan at all"
+    assert str(caught.value) == f"{context.host.label_of(Asks())} requested no plan"
 
 
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])

@@ -106,8 +106,8 @@ class Wrong(Share):
     ("answer", "scale", "message"),
     [
         ((1.0, 1.0), 100.0, "objective 'share' gave 2 values for 1 items"),
-        ((-1.0,), 100.0, "objective 'share' gave -100.0 points for a mean of -1.0: points go from 0 to 100"),
-        ((1.0,), 300.0, "objective 'share' gave 300.0 points for a mean of 1.0: points go from 0 to 100"),
+        ((-1.0,), 100.0, "objective 'share' gave a score of -100.0 for a mean of -1.0: scores go from 0 to 100"),
+        ((1.0,), 300.0, "objective 'share' gave a score of 300.0 for a mean of 1.0: scores go from 0 to 100"),
     ],
 )
 def test_an_objective_that_answers_nonsense_is_named(

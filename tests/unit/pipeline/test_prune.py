@@ -115,7 +115,7 @@ UNFIT = f"{LABEL} returned a removal that does not fit"
     ("answer", "problem"),
     [
         (Removal(), f"{LABEL} returned Removal where Pruned is expected"),
-        (Pruned(Removal([Merge(1, 2)])), f"{LABEL} merged 1+2, but gave no block that stands for it"),
+        (Pruned(Removal([Merge(1, 2)])), f"{LABEL} merged 1+2, but gave no merged block for it"),
         (Pruned(Removal([Drop(1)]), block_scores=(1.0, 2.0)), f"{LABEL} gave 2 block scores for 6 blocks"),
         (
             Pruned(Removal([Drop(1)]), block_scores=(1.0, 2.0, math.nan, 0.0, math.inf, 1.0)),

@@ -149,8 +149,8 @@ def test_nothing_pretends_to_be_a_plan(host: PluginHost, tmp_path: Path) -> None
         load_plan(tmp_path)
     assert str(caught.value) == f"{tmp_path}: {why}"
     assert outcome.notes[0] == (
-        "pruner 'other' (other) replaced the whole model: no removal of blocks or channels says what it is, so there is no plan "
-        "for two stages and no plan.json, and prefill and decode would both run it ('unified')"
+        "pruner 'other' (other) replaced the whole model: it cannot be written as a removal of blocks or channels, so there is "
+        "no plan for two stages and no plan.json, and prefill and decode would both run it ('unified')"
     )
     share = 1 - tiny_llama(**NARROW).sizes.parameters / tiny_llama().sizes.parameters
     assert outcome.notes[1].startswith(f"pruner 'other' (other) removed {100 * share:.2f} % of the parameters; ")

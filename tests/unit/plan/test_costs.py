@@ -133,7 +133,7 @@ def test_costs_are_shares_of_the_dense_model() -> None:
 def test_the_cost_of_a_shrunk_block_without_units_is_refused() -> None:
     with pytest.raises(PdtrimError) as caught:
         TINY.decode_bytes(plan([], [Shrink(1, "mlp", (0,))]))
-    assert str(caught.value) == "the cost of a shrunk block (block 1) cannot be told: its mlp has no units"
+    assert str(caught.value) == "the cost of a shrunk block (block 1) is unknown: its mlp has no units"
 
 
 def test_a_shrunk_block_costs_what_its_units_leave() -> None:

@@ -1,4 +1,4 @@
-"""The ladder: every block of a model in both stages, as text."""
+"""The block diagram: every block of a model in both stages, as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_thirty_blocks_in_every_state() -> None:
         "block    0          10         20\n"
         "prefill  ###.####M< ##k<###### k####s####\n"
         "decode   ###.#.##M< ##M<###### #####s####\n"
-        "         # runs   . gone   k K/V only   M merged with the next block   < stands in the block before   "
+        "         # runs   . gone   k K/V only   M merged with the next block   < merged into the block before   "
         "s runs with fewer channels"
     )
 
@@ -62,7 +62,7 @@ def test_every_state_has_a_sign_of_its_own_and_a_meaning() -> None:
     assert SIGNS.keys() == MEANING.keys()
 
 
-def test_the_ladder_is_ascii_and_fits_a_terminal() -> None:
+def test_the_diagram_is_ascii_and_fits_a_terminal() -> None:
     text = draw_diagram(ALL_STATES, 130)
     assert text.isascii()
     assert max(len(line) for line in text.splitlines()[:-1]) <= 80

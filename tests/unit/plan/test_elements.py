@@ -50,7 +50,7 @@ def test_a_merge_takes_two_blocks_or_more() -> None:
     assert Removal([Merge(5, 2), Drop(0), Shrink(1, "mlp", (0,))]).blocks_removed == 4
     with pytest.raises(PlanError) as caught:
         Merge(2, 2)
-    assert str(caught.value) == "a merge takes two neighbouring blocks or more, got block 2 alone"
+    assert str(caught.value) == "a merge takes two neighbouring blocks or more, got only block 2"
 
 
 def test_a_frozen_merge_starts_from_its_first_block() -> None:

@@ -188,7 +188,7 @@ def test_a_block_that_is_worse_than_a_drop_is_said(tmp_path: Path, monkeypatch: 
     outcome = pipeline.run(Recipe.from_data(recipe_data(lr=0.3), where="x.toml", out=tmp_path / "run", host=host), host)
     (merge,) = outcome.plan.plan.decode
     assert (
-        f"merge {merge} is farther from the dense model than its first or its last block alone: train it for longer"
+        f"merge {merge} is farther from the dense model than keeping only its first or only its last block: train it for longer"
         in outcome.notes
     )
 

@@ -232,7 +232,7 @@ def test_a_source_that_fails_to_look_at_a_path_is_passed_by_with_a_warning() -> 
     assert host.failures == []
     with pytest.warns(UserWarning, match="picky") as caught:
         assert problems_of(host, seed=-1) == ["seed: must be greater than or equal to 0 (got -1)"]
-    what = "model 'picky' (elsewhere 1.0) failed when it was asked about 'package:none', and is passed by"
+    what = "model 'picky' (elsewhere 1.0) failed when it was tried with 'package:none', and is skipped"
     assert [str(warning.message) for warning in caught] == [f"{what}: IndexError: string index out of range"]
 
 

@@ -305,7 +305,7 @@ def test_a_plan_of_another_count_may_not_be_proposed() -> None:
     scores = Scores((0.5,) * 4)
     space = search_space(scores, 2, two_sets(scores, 2))
     assert space.problems(Plan(decode=Removal([Drop(0), Drop(3)]))) == []
-    assert space.problems(Plan(decode=Removal([Drop(0)]))) == ["its decode removes 1 blocks where 2 are asked"]
+    assert space.problems(Plan(decode=Removal([Drop(0)]))) == ["its decode removes 1 blocks, not 2"]
 
 
 def test_costs_are_shares_of_the_dense_model() -> None:
@@ -332,4 +332,4 @@ def test_without_sizes_a_cost_cannot_be_told() -> None:
     scores = Scores((0.5,) * 4)
     with pytest.raises(PdtrimError) as caught:
         search_space(scores, 1, two_sets(scores, 1)).cost(Plan(), "decode")
-    assert str(caught.value) == "this cost model was made without the model's sizes, so it cannot tell a cost"
+    assert str(caught.value) == "this cost model was made without the model's sizes, so costs are unknown"
