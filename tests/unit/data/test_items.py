@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pdtrim_core.data.items import Item, Sample, calibrate, digest_of, encode
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution.grouping import RowShape, group_by_length
 from pdtrim_core.testing import ByteTokenizer
 from tests.unit.examples import given
 
@@ -209,50 +208,3 @@ def test_the_digest_knows_tokens_answers_and_order_but_no_names() -> None:
     assert digest_of([one, two]) == digest_of([encode(sample("a", name="n"), TOKENIZER), two])
     others = {digest_of(items) for items in ([one, two], [two, one], [one], [], [encode(sample("a", answer=1), TOKENIZER)])}
     assert len(others) == 5
-
-
-# Packing
-
-
-def shape(item: Item) -> RowShape:
-    width = max(len(item.prompt_of(n)) + len(choice) for n, choice in enumerate(item.choices))
-    return RowShape(len(item.choices), width, shared=len(item.choices) == 2)
-
-
-ITEMS = st.lists(
-    st.tuples(st.integers(min_value=1, max_value=9), st.lists(st.integers(min_value=1, max_value=5), min_size=1, max_size=3)),
-    max_size=10,
-).map(
-    lambda drawn: [
-        encode(Sample("p" * prompt, tuple("c" * size for size in sizes), name=str(number)), TOKENIZER)
-        for number, (prompt, sizes) in enumerate(drawn)
-    ]
-)
-
-
-@given(ITEMS, st.integers(min_value=1, max_value=60))
-def test_every_item_is_packed_once_and_batches_keep_their_limit(items: list[Item], limit: int) -> None:
-    groups = group_by_length(items, limit, shape)
-    assert sorted((item for group in groups for item in group), key=lambda item: item.name) == sorted(
-        items, key=lambda item: item.name
-    )
-    for group in groups:
-        assert group
-        shapes = [shape(item) for item in group]
-        assert len({its.shared for its in shapes}) == 1
-        padded = sum(its.rows for its in shapes) * max(its.width for its in shapes)
-        filled = sum(its.rows * its.width for its in shapes)
-        assert len(group) == 1 or (filled if shapes[0].shared else padded) <= limit
-
-
-@given(ITEMS, st.integers(min_value=1, max_value=60), st.randoms(use_true_random=False))
-def test_the_order_of_items_does_not_change_the_packing(items: list[Item], limit: int, rng: Any) -> None:
-    turned = list(items)
-    rng.shuffle(turned)
-    assert group_by_length(turned, limit, shape) == group_by_length(items, limit, shape)
-
-
-@given(ITEMS)
-def test_groups_go_from_short_to_long(items: list[Item]) -> None:
-    order = [(shape(item).shared, shape(item).width) for group in group_by_length(items, 20, shape) for item in group]
-    assert order == sorted(order)

@@ -263,14 +263,6 @@ def test_the_model_is_as_before_after_an_exception() -> None:
         assert torch.equal(model.model(torch.arange(9)[None]).logits, logits)
 
 
-def test_generating_with_the_dense_plan_is_what_transformers_generates() -> None:
-    model = tiny_llama()
-    prompt = [5, 6, 7, 8]
-    expected = model.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=258)[0, 4:]
-    assert TwoPhaseModel(model, Plan()).generate(prompt, 8) == expected.tolist()
-    assert TwoPhaseModel(model, Plan(), first_token="prefill").generate(prompt, 8) == expected.tolist()
-
-
 def test_greedy_tokens_are_those_that_scoring_in_one_pass_prefers() -> None:
     model = tiny_llama()
     prefix_cache = PrefixCache(model)
@@ -284,25 +276,24 @@ def test_greedy_tokens_are_those_that_scoring_in_one_pass_prefers() -> None:
         assert max(range(256), key=sums.__getitem__) == made[place]
 
 
-def test_running_more_of_the_prompt_in_decode_is_another_model() -> None:
-    model = TwoPhaseModel(tiny_llama(), Plan(decode=Removal([Drop(1), Drop(2), Drop(3)])))
-    prompt = list(range(40, 72))
-    one, all_but_one = model.generate(prompt, 12), model.generate(prompt, 12, recompute=31)
-    assert len(one) == 12
-    assert one != all_but_one
-
-
-def test_a_recompute_that_does_not_go_with_the_first_token_is_refused() -> None:
-    model = TwoPhaseModel(tiny_llama(), Plan())
-    with pytest.raises(PdtrimError, match=r"^recompute = 0 does not go with first_token = 'decode'$"):
-        model.generate([1, 2, 3], 1, recompute=0)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_choice_is_greedy_when_each_of_its_tokens_is_the_likeliest(packed: bool) -> None:
+    model, plan = tiny_llama(), PLANS["part of the drops in prefill"]
+    staged = StagedModel(PrefixCache(model, ExecutionOptions(packed=packed, budget=0)), plan)
+    items = []
+    for number, prompt in enumerate((range(5, 16), (11, 12, 13), (99,))):
+        made = tuple(two_phases_of(staged).generate(tuple(prompt), 4))
+        choices = (made, (*made[:3], (made[3] + 1) % 256), ((made[0] + 1) % 256, *made[1:]), made[:1])
+        items.append(Item((tuple(prompt),), choices, 0, (1,) * 4, str(number)))
+    scores = staged.scores(items)
+    assert [[scored.greedy for scored in of_item] for of_item in scores] == [[True, False, False, True]] * 3
+    sums = staged.loglikelihoods(items)
+    assert [tuple(scored.logprob for scored in of_item) for of_item in scores] == sums
 
 
 def test_a_merge_without_a_trained_block_is_refused() -> None:
     with pytest.raises(PdtrimError, match=r"^the plan has 2\+3, but no merged block was given for it$"):
         StagedModel(PrefixCache(tiny_llama()), Plan.unified(Removal([MERGE])))
-    with pytest.raises(PdtrimError, match=r"^the plan has 2\+3, but no merged block was given for it$"):
-        TwoPhaseModel(tiny_llama(), Plan.unified(Removal([MERGE])))
 
 
 @pytest.mark.parametrize("silent", range(BLOCKS))

@@ -12,7 +12,7 @@ import pytest
 from pdtrim_core import PluginHost, hookimpl
 from pdtrim_core.errors import PdtrimError, PluginError
 from pdtrim_core.host.host import Origin
-from tests.unit.host.third_parties import host_of, told
+from tests.unit.host.third_parties import host_of
 
 EVENT = "pdtrim_note_made"
 QUESTION = "pdtrim_find_blocks"
@@ -292,40 +292,3 @@ def test_an_interrupt_comes_through_a_wrapper_that_fails_when_it_is_closed() -> 
     host = host_of(stops={EVENT: hookimpl(interrupted)}, around=wrapper(EVENT, cannot_put_away))
     with pytest.raises(KeyboardInterrupt):
         host.tell(EVENT, note="n")
-
-
-# What cannot be a wrapper
-
-
-def test_the_old_form_of_a_wrapper_is_refused_with_the_new_one() -> None:
-    def old(note: str) -> Generator[None, Any, None]:
-        yield
-
-    assert told(host_of(old={EVENT: hookimpl(old, hookwrapper=True)})) == [
-        ("old 1.0", "pdtrim_note_made is marked with hookwrapper=True, pluggy's old form: mark it with wrapper=True")
-    ]
-
-
-def test_a_wrapper_that_cannot_yield_is_refused() -> None:
-    assert told(host_of(flat={EVENT: hookimpl(lambda note: None, wrapper=True)})) == [
-        ("flat 1.0", "pdtrim_note_made is marked with wrapper=True, but does not yield")
-    ]
-
-
-def test_a_wrapper_must_be_of_a_hook_and_its_arguments() -> None:
-    def wraps(noot: str) -> Generator[None, Any, None]:
-        yield
-
-    assert told(host_of(a=wrapper(EVENT, wraps), b=wrapper("pdtrim_scorer", fails_after_it_yields))) == [
-        ("a 1.0", "the hook pdtrim_note_made has no argument 'noot'; did you mean 'note'?"),
-        ("b 1.0", "there is no hook pdtrim_scorer; did you mean 'pdtrim_scorers'?"),
-    ]
-
-
-def test_one_object_is_one_plugin() -> None:
-    plugin = SimpleNamespace(**listener("one", []))
-    host = PluginHost()
-    host.register(plugin, Origin("parts", "mine", "1.0"))
-    host.register(plugin, Origin("others", "mine", "1.0"))
-    host.register(SimpleNamespace(**listener("one", [])), Origin("parts", "mine", "1.0"))
-    assert told(host) == [("mine 1.0", "it is registered already, as mine:parts")] * 2

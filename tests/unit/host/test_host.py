@@ -130,47 +130,6 @@ def test_a_plugin_with_a_misspelt_or_unmarked_hook_is_left_out_whole(load: Load)
     assert {provided.origin.source for provided in host.provided} == {"pdtrim-core"}
 
 
-def new_function() -> Callable[[], list[Any]]:
-    def offers() -> list[Any]:
-        return []
-
-    return offers
-
-
-def test_all_hooks_that_are_misspelt_or_unmarked_are_told() -> None:
-    module = type(sys)("sloppy")
-    for name in ("pdtrim_scorer", "pdtrim_searchers", "pdtrim_find_blocks", "pdtrim_helper"):
-        setattr(module, name, new_function())
-    hookimpl(module.pdtrim_scorer)
-    host = PluginHost()
-    host.register(module, Origin("parts", "sloppy", "1.0"))
-    assert told(host) == [
-        ("sloppy 1.0", "there is no hook pdtrim_scorer; did you mean 'pdtrim_scorers'?"),
-        ("sloppy 1.0", "pdtrim_find_blocks is not marked with @hookimpl"),
-        ("sloppy 1.0", "pdtrim_searchers is not marked with @hookimpl"),
-    ]
-
-
-def test_helpers_and_the_package_itself_may_begin_like_hooks() -> None:
-    import pdtrim_core
-
-    module = type(sys)("neat")
-    module.pdtrim_core, module.pdtrim_helper = pdtrim_core, lambda: 1  # type: ignore[attr-defined]
-    host = PluginHost()
-    host.register(module, Origin("parts", "neat"))
-    assert host.failures == []
-
-
-@pytest.mark.parametrize("name", ["pdtrimscorers", "scorers"])
-def test_whatever_is_marked_must_be_a_hook(name: str) -> None:
-    module = type(sys)("vain")
-    setattr(module, name, hookimpl(new_function()))
-    host = PluginHost()
-    host.register(module, Origin("parts", "vain"))
-    (failure,) = host.failures
-    assert failure.problem == f"there is no hook {name}; did you mean 'pdtrim_scorers'?"
-
-
 def test_a_plugin_registered_twice_is_recorded() -> None:
     host = PluginHost()
     origin = Origin("parts", "twice", "2.0")
@@ -179,6 +138,18 @@ def test_a_plugin_registered_twice_is_recorded() -> None:
     host.register(module, origin)
     assert host.origins == [origin]
     assert [failure.origin for failure in host.failures] == [origin]
+
+
+def test_one_object_is_one_plugin() -> None:
+    def offers() -> list[Any]:
+        return []
+
+    plugin, alike = (SimpleNamespace(pdtrim_scorers=hookimpl(offers)) for _ in range(2))
+    host = PluginHost()
+    host.register(plugin, Origin("parts", "mine", "1.0"))
+    host.register(plugin, Origin("others", "mine", "1.0"))
+    host.register(alike, Origin("parts", "mine", "1.0"))
+    assert told(host) == [("mine 1.0", "it is registered already, as mine:parts")] * 2
 
 
 # Finding

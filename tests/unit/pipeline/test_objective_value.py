@@ -10,11 +10,10 @@ import torch
 
 from pdtrim_core.api import Drop, Item, Objective, PdtrimError, Plan, PluginError, Removal, Staged
 from pdtrim_core.data.readings import Reading
-from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.threads import fitting_threads, threads
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
-from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
 
 PLAN = Plan.unified(Removal([Drop(1)]))
@@ -166,24 +165,6 @@ def test_a_reading_has_a_value_for_each_item_in_the_order_of_the_items(items: li
         reading = measurement(items, Share(right=(items[2].name,)), batch_tokens=batch_tokens)(PLAN, None, None)
         assert reading.items == (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
         assert isinstance(reading, Reading)
-
-
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_choices_may_share_a_row_on_both_attention_backends(backend: str) -> None:
-    model = tiny_llama(attn_implementation=backend)
-    assert packing_agrees(model, tuple(some_items()), batch_tokens=64)
-
-
-def test_a_model_that_takes_no_mask_of_ours_gets_a_row_a_choice() -> None:
-    model = tiny_model("llama")
-    forward = model.model.model.forward
-
-    def without_positions(*args: object, **kwargs: object) -> object:
-        kwargs.pop("position_ids", None)
-        return forward(*args, **kwargs)
-
-    model.model.model.forward = without_positions
-    assert not packing_agrees(model, tuple(some_items()), batch_tokens=64)
 
 
 def test_threads_are_put_back() -> None:

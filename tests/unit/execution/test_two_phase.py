@@ -1,0 +1,136 @@
+"""Generating in two phases: one prompt or many, token by token, with K/V that prefill hands to decode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pdtrim_core.api import Drop, Merge, PdtrimError, Plan, Removal
+from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.plan.plan import FirstToken
+from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
+
+pytestmark = pytest.mark.numeric
+
+PROMPTS = ([5, 6, 7, 8, 9, 30, 31, 32, 33, 34, 35], [11, 12, 13], [99])
+PAD, WIDTH, NEW = 258, 11, 10
+STAGED = Plan(prefill=Removal([Drop(0), Drop(1)]), decode=Removal([Drop(0), Drop(1), Drop(3)]))
+
+
+FIRST_TOKENS: tuple[FirstToken, ...] = ("decode", "prefill")
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    gaps = [WIDTH - len(prompt) for prompt in PROMPTS]
+    ids_BT = torch.tensor([[PAD] * gap + prompt for gap, prompt in zip(gaps, PROMPTS, strict=True)])
+    mask_BT = torch.tensor([[0] * gap + [1] * (WIDTH - gap) for gap in gaps])
+    return ids_BT, mask_BT
+
+
+# One prompt
+
+
+def test_generating_with_the_dense_plan_is_what_transformers_generates() -> None:
+    model = tiny_llama()
+    prompt = [5, 6, 7, 8]
+    expected = model.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=258)[0, 4:]
+    assert TwoPhaseModel(model, Plan()).generate(prompt, 8) == expected.tolist()
+    assert TwoPhaseModel(model, Plan(), first_token="prefill").generate(prompt, 8) == expected.tolist()
+
+
+@pytest.mark.parametrize("first_token", FIRST_TOKENS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_generated_is_the_likeliest_token_behind_each_before_it(family: str, first_token: FirstToken) -> None:
+    two_phase = TwoPhaseModel(tiny_model(family), STAGED, first_token=first_token)
+    for prompt in PROMPTS:
+        made = two_phase.generate(prompt, NEW)
+        logits_TV = two_phase.continuation_logits(prompt, made)
+        assert logits_TV.argmax(-1).tolist() == made
+
+
+def test_a_text_ends_at_the_end_of_sequence_token_and_has_it() -> None:
+    model = tiny_llama()
+    two_phase = TwoPhaseModel(model, STAGED)
+    whole = two_phase.generate(PROMPTS[0], NEW)
+    model.model.generation_config.eos_token_id = [300, whole[3]]
+    assert two_phase.generate(PROMPTS[0], NEW) == whole[: whole.index(whole[3]) + 1]
+
+
+@pytest.mark.parametrize("recompute", range(2, 12))
+def test_where_both_stages_are_alike_it_does_not_matter_which_of_them_reads_the_prompt(recompute: int) -> None:
+    two_phase = TwoPhaseModel(tiny_llama(), Plan.unified(STAGED.decode))
+    assert two_phase.generate(PROMPTS[0], NEW, recompute=recompute) == two_phase.generate(PROMPTS[0], NEW)
+
+
+def test_running_more_of_the_prompt_in_decode_is_another_model() -> None:
+    model = TwoPhaseModel(tiny_llama(), Plan(decode=Removal([Drop(1), Drop(2), Drop(3)])))
+    prompt = list(range(40, 72))
+    one, all_but_one = model.generate(prompt, 12), model.generate(prompt, 12, recompute=31)
+    assert len(one) == 12
+    assert one != all_but_one
+
+
+@pytest.mark.parametrize(("first_token", "recompute"), [("decode", 0), ("decode", -1), ("prefill", 1), ("prefill", -1)])
+def test_a_recompute_that_does_not_go_with_the_first_token_is_refused(first_token: FirstToken, recompute: int) -> None:
+    two_phase = TwoPhaseModel(tiny_llama(), STAGED, first_token=first_token)
+    with pytest.raises(PdtrimError) as caught:
+        two_phase.generate([1, 2, 3], 1, recompute=recompute)
+    assert str(caught.value) == f"recompute = {recompute} does not go with first_token = '{first_token}'"
+
+
+@pytest.mark.parametrize("first_token", FIRST_TOKENS)
+def test_the_least_recompute_is_the_usual_one(first_token: FirstToken) -> None:
+    two_phase = TwoPhaseModel(tiny_llama(), STAGED, first_token=first_token)
+    least = FIRST_TOKENS[::-1].index(first_token)
+    assert two_phase.generate(PROMPTS[0], NEW, recompute=least) == two_phase.generate(PROMPTS[0], NEW)
+
+
+def test_with_the_first_token_by_prefill_decode_does_not_change_it() -> None:
+    model, plan = tiny_llama(), Plan(decode=STAGED.decode)
+    dense, by_prefill, by_decode = (
+        TwoPhaseModel(model, of, first_token=stage).continuation_logits(PROMPTS[0], [1, 2])
+        for of, stage in ((Plan(), FIRST_TOKENS[1]), (plan, FIRST_TOKENS[1]), (plan, FIRST_TOKENS[0]))
+    )
+    assert torch.equal(by_prefill[0], dense[0])
+    assert not torch.allclose(by_prefill[1], dense[1], atol=0.1)
+    assert not torch.allclose(by_decode[0], dense[0], atol=0.1)
+
+
+def test_a_merge_without_its_module_is_refused() -> None:
+    with pytest.raises(PdtrimError) as caught:
+        TwoPhaseModel(tiny_llama(), Plan.unified(Removal([Merge(keep=3, drop=2)])))
+    assert str(caught.value) == "the plan has 2+3, but no merged block was given for it"
+
+
+# Many prompts
+
+
+@pytest.mark.parametrize("first_token", FIRST_TOKENS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_generate_together_what_they_generate_alone(family: str, first_token: FirstToken) -> None:
+    model = tiny_model(family)
+    plan = STAGED.truncated_prefill(model.block_count) if first_token == "decode" else STAGED
+    two_phase = TwoPhaseModel(model, plan, first_token=first_token)
+    before = model.model.config.to_dict()
+    made_BT = two_phase.generate_batch(*batch(), max_length=WIDTH + NEW, do_sample=False, pad_token_id=PAD)
+    for made, prompt in zip(made_BT[:, WIDTH:].tolist(), PROMPTS, strict=True):
+        alone = two_phase.generate(prompt, NEW)
+        assert made[: len(alone)] == alone
+        assert set(made[len(alone) :]) <= {PAD}
+    assert model.model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("first_token", FIRST_TOKENS)
+def test_a_text_that_ends_at_once_is_followed_by_padding(first_token: FirstToken) -> None:
+    model = tiny_llama()
+    two_phase = TwoPhaseModel(model, STAGED, first_token=first_token)
+    first = two_phase.generate(PROMPTS[1], 1)[0]
+    model.model.generation_config.eos_token_id = first
+    made_BT = two_phase.generate_batch(*batch(), max_length=WIDTH + 4, do_sample=False, pad_token_id=PAD)
+    assert made_BT[1, WIDTH:].tolist() == [first, PAD, PAD, PAD][: made_BT.shape[1] - WIDTH]
+
+
+def test_only_one_token_is_prefill_s_alone() -> None:
+    two_phase = TwoPhaseModel(tiny_llama(), STAGED, first_token="prefill")
+    made_BT = two_phase.generate_batch(*batch(), max_length=WIDTH + 1, do_sample=False, pad_token_id=PAD)
+    assert made_BT[:, WIDTH:].tolist() == [two_phase.generate(prompt, 1) for prompt in PROMPTS]
