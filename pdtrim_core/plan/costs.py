@@ -86,7 +86,7 @@ class ModelSizes:
         for layer in plan.layers("prefill", len(self.blocks)):
             flops += 2 * tokens * self._kept(layer, "active")
             if layer.runs:
-                block = self.blocks[layer.block]
+                block = self.blocks[layer.like]
                 flops += 2 * tokens * (tokens + 1) * round(block.attention_width * block.heads_kept(layer.shrinks))
         return flops
 
@@ -102,7 +102,7 @@ class ModelSizes:
     def kv_bytes(self, plan: Plan) -> int:
         """Return the bytes of K/V that prefill ships to decode a prompt token."""
         layers = plan.layers("decode", len(self.blocks))
-        widths = (self.blocks[layer.block].kv_width * self.blocks[layer.block].heads_kept(layer.shrinks) for layer in layers)
+        widths = (self.blocks[layer.like].kv_width * self.blocks[layer.like].heads_kept(layer.shrinks) for layer in layers)
         return round(sum(widths)) * self.bytes_per_number
 
     def step_bytes(self, plan: Plan, *, batch: int, context: int) -> int:
@@ -117,7 +117,7 @@ class ModelSizes:
 
     def _kept(self, layer: Layer, what: Literal["parameters", "active"]) -> int:
         """Return what a stage has of one layer: what its units leave of all parameters, or what makes its K/V."""
-        block = self.blocks[layer.block]
+        block = self.blocks[layer.like]
         if not layer.runs:
             return round(block.kv_parameters * block.heads_kept(layer.shrinks)) + block.kv_norms
         whole = block.parameters if what == "parameters" else block.active

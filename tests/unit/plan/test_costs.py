@@ -44,6 +44,18 @@ def test_what_k_and_v_take_beside_their_projections_is_kept_with_them() -> None:
     assert sizes.kept_parameters(plan([], []).truncated_prefill(3), "decode") == 340
 
 
+def test_a_merged_block_has_the_sizes_of_the_block_that_it_starts_from() -> None:
+    """A merge of unlike blocks, as where dense blocks and experts take turns, is a copy of the one that it keeps."""
+    for keep, drop in ((0, 1), (1, 0)):
+        kept, gone = TINY.blocks[keep], TINY.blocks[drop]
+        unified = Plan.unified(Removal([Merge(keep, drop)]))
+        assert TINY.kept_parameters(unified, "decode") == TINY.parameters - gone.parameters
+        assert TINY.decode_bytes(unified) == 2 * (TINY.head + kept.active + TINY.blocks[2].active)
+        assert TINY.kv_bytes(unified) == 2 * (kept.kv_width + TINY.blocks[2].kv_width)
+        shadowed = Plan(decode=Removal([Merge(keep, drop)]))
+        assert TINY.kept_parameters(shadowed, "prefill") == TINY.parameters + kept.kv_parameters
+
+
 @pytest.mark.parametrize(
     ("prefill", "decode", "flops"),
     [
@@ -51,10 +63,10 @@ def test_what_k_and_v_take_beside_their_projections_is_kept_with_them() -> None:
         ([], [Drop(1)], sum(DENSE)),
         ([Drop(1)], [Drop(1)], DENSE[0] + DENSE[2]),
         ([KvOnly(1)], [], DENSE[0] + KV[1] + DENSE[2]),
-        ([], [Merge(1, 0)], sum(DENSE) + KV[0]),
+        ([], [Merge(0, 1)], sum(DENSE) + KV[0]),
         ([], [Merge(0, 1, "frozen")], sum(DENSE)),
-        ([Merge(1, 0)], [Merge(1, 0)], DENSE[0] + DENSE[2]),
-        ([KvOnly(0)], [Merge(1, 0)], KV[0] + DENSE[2]),
+        ([Merge(0, 1)], [Merge(0, 1)], DENSE[0] + DENSE[2]),
+        ([KvOnly(0)], [Merge(0, 1)], KV[0] + DENSE[2]),
         ([Merge(0, 1)], [Drop(0), Drop(1)], DENSE[0] + DENSE[2]),
     ],
     ids=str,
@@ -85,7 +97,7 @@ def test_a_free_tail_keeps_the_kv_of_the_last_slot() -> None:
 
 @pytest.mark.parametrize(
     ("decode", "numbers"),
-    [([], 7770), ([Drop(1)], 7070), ([Merge(0, 1)], 7070), ([Merge(2, 1)], 770), ([Drop(0), Drop(2)], 700)],
+    [([], 7770), ([Drop(1)], 7070), ([Merge(0, 1)], 7070), ([Merge(1, 2)], 770), ([Drop(0), Drop(2)], 700)],
     ids=str,
 )
 def test_decode_reads_the_active_weights_of_its_slots_and_the_head(decode: list[Element], numbers: int) -> None:
@@ -94,7 +106,7 @@ def test_decode_reads_the_active_weights_of_its_slots_and_the_head(decode: list[
 
 @pytest.mark.parametrize(
     ("prefill", "decode", "width"),
-    [([], [], 18), ([], [Drop(1)], 12), ([], [Merge(1, 0)], 12), ([KvOnly(1)], [], 18), ([KvOnly(0)], [Merge(1, 0)], 12)],
+    [([], [], 18), ([], [Drop(1)], 12), ([], [Merge(0, 1)], 12), ([KvOnly(1)], [], 18), ([KvOnly(0)], [Merge(0, 1)], 12)],
     ids=str,
 )
 def test_prefill_ships_the_kv_of_decode_slots(prefill: list[Element], decode: list[Element], width: int) -> None:
@@ -108,13 +120,13 @@ def test_prefill_ships_the_kv_of_decode_slots(prefill: list[Element], decode: li
         ([], [Drop(1)], "prefill", 11150),
         ([], [Drop(1)], "decode", 10150),
         ([KvOnly(2)], [], "prefill", 1150 + 30),
-        ([KvOnly(0)], [Merge(1, 0)], "prefill", 10050 + 10),
-        ([], [Merge(1, 0)], "decode", 10150),
-        ([], [Merge(1, 0)], "prefill", 11150 + 10),
-        ([], [Merge(2, 1), Drop(0)], "prefill", 11150 + 20),
-        ([Drop(2)], [Merge(1, 0), Drop(2)], "prefill", 1150 + 10),
+        ([KvOnly(0)], [Merge(0, 1)], "prefill", 10050 + 10),
+        ([], [Merge(0, 1)], "decode", 10150),
+        ([], [Merge(0, 1)], "prefill", 11150 + 10),
+        ([], [Merge(1, 2), Drop(0)], "prefill", 11150 + 20),
+        ([Drop(2)], [Merge(0, 1), Drop(2)], "prefill", 1150 + 10),
         ([], [Merge(0, 1, "frozen")], "prefill", 11150),
-        ([Merge(1, 0)], [Merge(1, 0)], "prefill", 10150),
+        ([Merge(0, 1)], [Merge(0, 1)], "prefill", 10150),
     ],
 )
 def test_a_stage_keeps_all_parameters_of_the_blocks_it_runs(

@@ -90,7 +90,7 @@ def test_costs_count_what_the_layers_hold(drawn: tuple[Plan, int]) -> None:
         for layer in a_plan.layers(stage, block_count):
             lost = {shrink.part: len(shrink.units) for shrink in layer.shrinks}
             if layer.runs:
-                expected += 10**6 + layer.block - 30 * lost.get("attention", 0) - 5 * lost.get("mlp", 0)
+                expected += 10**6 + layer.like - 30 * lost.get("attention", 0) - 5 * lost.get("mlp", 0)
             else:
                 expected += 40 - 10 * lost.get("attention", 0) + 3
         assert sizes.kept_parameters(a_plan, stage) == expected
