@@ -124,7 +124,8 @@ def _padded(context: PruneContext) -> Iterator[Batch]:
             hidden = [recording.hidden_BTD]
             for block in range(model.block_count):
                 hidden.append(model.run(block, hidden[-1], recording.calls))
-            yield hidden, torch.ones_like(is_token_BT)
+        # Outside, for the mode is the whole thread's: who takes the batch works in its own.
+        yield hidden, torch.ones_like(is_token_BT)
 
 
 def _cosine(before: Tensor, after: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pdtrim_core import PluginHost, hookimpl
-from pdtrim_core.api import Scorer
+from pdtrim_core.api import CostModel, Objective, Plan, Scorer, StageSplitter
 from pdtrim_core.host.compatibility import CHANGES, hook_names, problem_with_hook
 from pdtrim_core.host.host import Origin
 from tests.unit.host.third_parties import Load, told
@@ -90,3 +90,51 @@ def test_an_argument_with_a_default_is_no_argument_of_the_hook() -> None:
     host = PluginHost()
     host.register(SimpleNamespace(pdtrim_note_made=hookimpl(pdtrim_note_made)), Origin("parts", "own"))
     assert host.failures == []
+
+
+def test_a_splitter_of_0_1_is_told_what_its_arguments_are_now() -> None:
+    class Old(StageSplitter):
+        """Takes the search space, as in 0.1."""
+
+        name = "old"
+
+        def split(self, plan: Plan, space: Any, rng: Any) -> Any:
+            raise NotImplementedError
+
+    class OldSteps(StageSplitter):
+        """Counts by the search space, as in 0.1."""
+
+        name = "old-steps"
+
+        def split(self, plan: Plan, costs: CostModel, rng: Any) -> Any:
+            raise NotImplementedError
+
+        def steps(self, space: Any) -> int:
+            raise NotImplementedError
+
+    host = PluginHost()
+    host.register(SimpleNamespace(pdtrim_splitters=hookimpl(lambda: [Old, OldSteps])), Origin("parts", "old", "1.0"))
+    assert told(host) == [
+        (
+            "old 1.0",
+            "Old.split takes 'space', which is costs since 0.2, a CostModel with cost(plan, stage), block_count and model",
+        ),
+        ("old 1.0", "OldSteps.steps takes 'space', which is plan since 0.2, the plan that split is given"),
+    ]
+
+
+def test_an_objective_of_0_1_is_told_the_new_name_of_its_method() -> None:
+    class Old(Objective):
+        """Gives points, as in 0.1."""
+
+        name = "old"
+
+        def item_values(self, staged: Any, items: Any) -> list[float]:
+            raise NotImplementedError
+
+        def points(self, mean: float) -> float:
+            return mean
+
+    host = PluginHost()
+    host.register(SimpleNamespace(pdtrim_objectives=hookimpl(lambda: [Old])), Origin("parts", "old", "1.0"))
+    assert told(host) == [("old 1.0", "Old does not define score: Objective.points is Objective.score since 0.2")]
