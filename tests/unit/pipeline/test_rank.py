@@ -76,4 +76,4 @@ def test_a_recipe_with_a_pruner_has_no_scorer_to_rank_by(tmp_path: Path) -> None
     recipe = recipe_in(tmp_path, pruner="shortgpt", searcher=None, distiller=None)
     with pytest.raises(RecipeError) as caught:
         rank(recipe)
-    assert str(caught.value) == "score: 1 problem\n  pruner 'shortgpt' takes the place of the scorer: leave it out to see scores"
+    assert str(caught.value) == "score: 1 problem\n  pruner 'shortgpt' replaces the scorer: leave it out to see scores"
