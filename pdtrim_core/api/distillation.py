@@ -43,11 +43,11 @@ class Student:
         """Return what may be trained: everything, but for the input norm, K and V of a merge with frozen K/V."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-    def logits(self, batch: TeacherBatch, stream_BTD: Tensor) -> Iterator[Tensor]:
+    def logits(self, batch: TeacherBatch, hidden_BTD: Tensor) -> Iterator[Tensor]:
         """Yield the final logits `[N, V]` of hidden states behind the run, some positions at a time; gradients flow."""
         for index in range(self.merge.blocks[-1] + 1, self.model.block_count):
-            stream_BTD = self.model.run(index, stream_BTD, batch.calls)
-        yield from self.model.logits(stream_BTD.flatten(0, 1))
+            hidden_BTD = self.model.run(index, hidden_BTD, batch.calls)
+        yield from self.model.logits(hidden_BTD.flatten(0, 1))
 
 
 class TeacherBatches:

@@ -31,12 +31,14 @@ def evaluate(
     """Evaluate some variants of a run and write the results into its folder. What is known is not measured again."""
     from pdtrim_core.harness.evaluate import Evaluation  # noqa: PLC0415 - heavy, and an extra
 
-    for _ in Evaluation(run, replace(_options(wanted), runs_code=runs_code), say).results(wanted.tasks, sides_of(run, variants)):
+    for _ in Evaluation(run, replace(_options(wanted), runs_code=runs_code), say).results(
+        wanted.tasks, variants_of(run, variants)
+    ):
         # Each result is written when it is there.
         pass
 
 
-def sides_of(run: LoadedRun, wanted: Sequence[Variant]) -> list[Variant]:
+def variants_of(run: LoadedRun, wanted: Sequence[Variant]) -> list[Variant]:
     """Return the variants that a run has of those that are wanted: a model that was replaced is unified."""
     if run.outcome.saved_plan is not None:
         return list(wanted)

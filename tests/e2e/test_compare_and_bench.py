@@ -184,7 +184,7 @@ def test_a_sweep_with_benchmarks_ends_with_the_table_of_compare(
 
     def evaluate(run: Any, wanted: Any, variants: Any, say: Any, *, runs_code: bool) -> None:
         assert not runs_code
-        for variant in evaluating.sides_of(run, variants):
+        for variant in evaluating.variants_of(run, variants):
             for task in wanted.tasks:
                 good = variant == "dense" or run.path.name == "greedy"
                 answers = tuple(ItemAnswer(str(n), {"acc": float(good or n > 1)}) for n in range(4))

@@ -14,7 +14,7 @@ from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.sweeping import evaluating
 from pdtrim_core.sweeping.evaluate_table import Evaluate
-from pdtrim_core.sweeping.evaluating import sides_of
+from pdtrim_core.sweeping.evaluating import variants_of
 from pdtrim_core.sweeping.running import Begins, Ended, carry_out, results
 from pdtrim_core.sweeping.sweep import Changes, Sweep, read_sweep
 from pdtrim_core.testing.contracts.small_run import small_run, tiny_host
@@ -135,8 +135,8 @@ def test_a_model_that_was_replaced_has_one_side_for_all_that_are_pruned(tmp_path
     outcome, host = small_run()[0], tiny_host()
     run = LoadedRun(tmp_path, outcome, None, host)  # type: ignore[arg-type]
     wanted: list[Variant] = ["staged", "unified", "dense"]
-    assert sides_of(run, wanted) == wanted
-    assert sides_of(replace(run, outcome=replace(outcome, saved_plan=None)), wanted) == ["unified", "dense"]
+    assert variants_of(run, wanted) == wanted
+    assert variants_of(replace(run, outcome=replace(outcome, saved_plan=None)), wanted) == ["unified", "dense"]
 
 
 def test_data_may_stand_for_the_folder_of_the_command_line(tmp_path: Path) -> None:
