@@ -31,8 +31,8 @@ from pdtrim_core.data.items import digest_of
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.pipeline.pipeline import run
-from pdtrim_core.results.atomic_files import cache_folder
 
 NOT_COUNTED = ("open the model", "evaluate", "write")
 

@@ -42,13 +42,13 @@ from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
+from pdtrim_core.files.atomic_files import cache_folder, whole_folder, write_whole
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
-from pdtrim_core.results.atomic_files import cache_folder, whole_folder, write_whole
 from pdtrim_core.results.outcome import Gain, MergeResult, Outcome, SearchStep, Value
 from pdtrim_core.results.record import RunRecord, read_record
 from pdtrim_core.results.task_results import Metric, TaskResult, results_in

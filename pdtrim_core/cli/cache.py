@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli.asking import in_words, may_delete
-from pdtrim_core.results.atomic_files import cache_folder
+from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.results.cleanup import Cached, chosen, find_cached, remove_cached
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.harness import tasks
 from pdtrim_core.harness.model import ROWS, ModelOptions, PdtrimLM
 from pdtrim_core.harness.overrides import overridden
@@ -29,7 +30,6 @@ from pdtrim_core.model.weights import MODULES, REPLACED
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.plan.plan_file import plan_to_json
-from pdtrim_core.results.atomic_files import cache_folder
 from pdtrim_core.results.outcome import versions
 from pdtrim_core.results.task_results import TaskResult, Variant, find_result, path_of, write_result
 

@@ -13,10 +13,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.atomic_files import write_whole, writing
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.elements import Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.results.atomic_files import write_whole, writing
 
 MODULES, REPLACED = "merges", "replaced"
 """The folders of a run that hold a plan's modules, and the weights of a model that replaced the dense one."""

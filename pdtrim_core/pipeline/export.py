@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api.kinds import Exporter, options_of
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
+from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.parts import make_parts
-from pdtrim_core.results.atomic_files import writing
 from pdtrim_core.results.outcome import Outcome
 
 if TYPE_CHECKING:

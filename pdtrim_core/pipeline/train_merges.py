@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import nn
 
 from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.model.weights import path_of
 from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore, TrainedMerge
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.results.atomic_files import cache_folder
 from pdtrim_core.results.outcome import MergeResult
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import tomli
 
 from pdtrim_core.errors import PdtrimError, did_you_mean
-from pdtrim_core.results.atomic_files import cache_folder
+from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.results.run_folder import OWN_FILES, OWN_FOLDERS
 
 MARKS = ("recipe.toml", "journal.jsonl")

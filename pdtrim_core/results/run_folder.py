@@ -16,9 +16,9 @@ import tomli_w
 
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.errors import PdtrimError, PlanError
+from pdtrim_core.files.atomic_files import write_whole, writing
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
-from pdtrim_core.results.atomic_files import write_whole, writing
 from pdtrim_core.results.old_formats import journal_line_of_1, resolved_recipe_of_1
 from pdtrim_core.results.outcome import Outcome
 

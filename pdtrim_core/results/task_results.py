@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.results.atomic_files import write_whole, writing
+from pdtrim_core.files.atomic_files import write_whole, writing
 from pdtrim_core.results.old_formats import task_result_of_1
 
 EVALUATION_FORMAT = 2

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean
+from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.host.host import NAME
-from pdtrim_core.results.atomic_files import writing
 
 CONTRACTS: Mapping[str, str] = {
     "scorer": "ScorerContract",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.results.atomic_files import writing
+from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.serving.commands import Command
 
 STOP_SECONDS = 20

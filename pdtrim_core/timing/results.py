@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.results.atomic_files import write_whole
+from pdtrim_core.files.atomic_files import write_whole
 
 LATENCY_FORMAT = 1
 Measure = Literal["forward", "prefill", "decode"]

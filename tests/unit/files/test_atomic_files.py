@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.results.atomic_files import whole_folder, write_whole, writing
+from pdtrim_core.files.atomic_files import whole_folder, write_whole, writing
 
 KEPT = "; what was measured before is kept: mend this and run the same command again"
 
