@@ -141,7 +141,11 @@ def _new_file(path: Path) -> int:
 
 def _new_folder(path: Path) -> int:
     path.mkdir()
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        # Another writer took it for a leftover before it was locked: another name is tried, as for one that is taken.
+        raise FileExistsError from None
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
