@@ -28,7 +28,7 @@ from pdtrim_core import Merge, load_plugins
 from pdtrim_core.api import Item, TeacherBatch, TeacherBatches, python_reference
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.pipeline import merge_store as merges
-from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore
+from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, KeptMerges, MergeStore
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import Recipe
 
@@ -65,7 +65,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.model.parameters())
     middle = model.block_count // 2
     with tempfile.TemporaryDirectory() as folder:
-        store = MergeStore(model, recipe.distiller, sequences, Path(folder), label="mse")
+        store = MergeStore(model, recipe.distiller, sequences, KeptMerges(Path(folder)), label="mse")
         started = time.perf_counter()
         _, record = store.trained(store.merge_of(Merge(middle, middle + 1)))
         seconds = time.perf_counter() - started

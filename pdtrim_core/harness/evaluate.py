@@ -26,12 +26,13 @@ from pdtrim_core.harness.model import ROWS, ModelOptions, PdtrimLM
 from pdtrim_core.harness.overrides import overridden
 from pdtrim_core.harness.results import answers_of, main_of, metrics_of, with_errors
 from pdtrim_core.harness.tasks import Source
+from pdtrim_core.host.sources import changes, engine
 from pdtrim_core.model.weights import MODULES, REPLACED
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import versions
-from pdtrim_core.results.task_results import TaskResult, Variant, find_result, path_of, write_result
+from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
 
 PACKAGES = ("lm_eval", "datasets")
 
@@ -84,7 +85,7 @@ class Evaluation:
         """Return the result of a variant: `done` by one that runs the same, in a file (not if `fresh`), or measured now."""
         settings = self.settings(task, variant)
         for same in self._run.same_as(variant):
-            found = done.get(same) or (None if fresh else self._find(task, same))
+            found = done.get(same) or (None if fresh else self._find(task, same, settings))
             if found is not None:
                 self._say(f"{task}, {variant}: known" if same == variant else f"{task}, {variant}: known, the same as {same}")
                 return self._keep(replace(found, variant=variant, settings=settings), fresh=fresh)
@@ -95,14 +96,24 @@ class Evaluation:
         """Return the folders in which results of a variant are kept."""
         return (self._run.path, cache_folder()) if variant == "dense" else (self._run.path,)
 
-    def _find(self, task: str, variant: Variant) -> TaskResult | None:
-        settings = self.settings(task, variant)
-        found = (find_result(place, task, variant, settings) for place in self._places(variant))
-        return next((result for result in found if result is not None), None)
+    def _find(self, task: str, variant: Variant, settings: Mapping[str, Any]) -> TaskResult | None:
+        """Return a result that the same code measured with the same settings; say so where other code did."""
+        own = {**self.settings(task, variant), CODE: settings[CODE]}
+        found = [find_result(place, task, variant, own) for place in self._places(variant)]
+        known = [result for result in found if result is not None]
+        for result in known:
+            if result.settings.get(CODE) == own[CODE]:
+                return result
+        for result in known[:1]:
+            before = result.settings.get(CODE) or {}
+            changed = changes(before, own[CODE]) if before else ["an earlier version of pdtrim-core measured it"]
+            self._say(f"{task}, {variant}: measured again: {'; '.join(changed)}")
+        return None
 
     def _keep(self, result: TaskResult, *, fresh: bool) -> TaskResult:
         for place in self._places(result.variant):
-            if fresh or not path_of(place, result.task, result.variant, result.settings).is_file():
+            before = None if fresh else find_result(place, result.task, result.variant, result.settings)
+            if before is None or before.settings.get(CODE) != result.settings[CODE]:
                 write_result(place, result)
         return result
 
@@ -133,8 +144,22 @@ class Evaluation:
             "chat_template": _digest(self._template(model)) if options.chat_template else None,
             "prompt_share": options.prompt_share,
             "max_new_tokens": options.max_new_tokens,
+            "tokenizer": self._tokenizer,
             "harness": versions(PACKAGES)["lm_eval"],
+            CODE: self._code,
         }
+
+    @cached_property
+    def _tokenizer(self) -> str:
+        """A hash of the tokenizer, which all variants have."""
+        return _digest(_words_of(self._run.dense.tokenizer))
+
+    @cached_property
+    def _code(self) -> dict[str, str]:
+        """The code that measures, by what it is; that of a pruner is part of it where it makes the model that is run."""
+        run = self._run
+        pruner = run.recipe.pruner if run.replaced is not None else None
+        return {**engine(), **({} if pruner is None else {f"pruner '{pruner.name}'": run.host.source_of(pruner)})}
 
     def _plan_digest(self, model: PdtrimLM) -> str:
         """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""
@@ -180,6 +205,15 @@ class Evaluation:
             seconds=round(time.perf_counter() - started, 2),
             notes=(*loaded.notes, *model.notes),
         )
+
+
+def _words_of(tokenizer: Any) -> str:
+    """Return what decides how a tokenizer splits text, as one text; how it pads and cuts is decided by its caller."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return json.dumps({**json.loads(backend.to_str()), "padding": None, "truncation": None})
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return f"{type(tokenizer).__name__} {sorted(vocabulary.items())}"
 
 
 def _digest(text: str) -> str:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 
 from pdtrim_core.errors import RecipeError, did_you_mean
@@ -21,11 +21,15 @@ ONLY = "PDTRIM_PLUGINS"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a plugin comes from: its name, and the distribution (with version) or file that brought it."""
+    """Where a plugin comes from: its name, and the distribution (with version) or file that brought it.
+
+    `code` is a hash of what the file had when it was loaded.
+    """
 
     plugin: str
     source: str
     version: str = ""
+    code: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.source} {self.version}".strip()

@@ -6,6 +6,7 @@ does not need the plugin goes on.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 import warnings
@@ -23,6 +24,7 @@ from pdtrim_core.host.discovery import ONLY, Imported, Origin, import_plugin, in
 from pdtrim_core.host.guarding import Calls, Fault, Guard, guard
 from pdtrim_core.host.implementations import Implementation, Sort, implementations_of
 from pdtrim_core.host.registries import NAME, REGISTRIES, Failure, Offer, Offers, Provided
+from pdtrim_core.host.sources import digest_of_class, digest_of_file
 
 if TYPE_CHECKING:
     from pdtrim_core.api.kinds import Component
@@ -182,6 +184,13 @@ class PluginHost:
                 return provided.label
         return f"{component.kind} '{component.name}'"
 
+    def source_of(self, component: Component) -> str:
+        """Return where the code of a component comes from, and a hash of it: "pdtrim-norm 0.1.0 8d0f3a5b21c4"."""
+        for provided in self.provided:
+            if provided.component is type(component):
+                return f"{provided.origin} {digest_of_class(provided.component, provided.origin.code)}"
+        return f"{type(component).__module__} {digest_of_class(type(component))}"
+
     def tell(self, event: str, **facts: object) -> None:
         """Send an event to every listener. One that fails is muted after one warning; the run goes on."""
         _, faults = self._call(event, **facts)
@@ -213,17 +222,21 @@ def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
 
 
 def _load_file(host: PluginHost, path: Path) -> Origin:
-    origin = Origin(path.stem, str(path))
     if not path.is_file():
         raise PluginError(f"plugin file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(f"pdtrim_file_{path.stem}", path)
+    # A name of its own, since files in two folders may be called the same.
+    place = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"pdtrim_file_{path.stem}_{place}", path)
     if spec is None or spec.loader is None:
         raise PluginError(f"plugin file {path} is not a Python file (.py)")
+    content = path.read_bytes()
+    origin = Origin(path.stem, str(path), code=digest_of_file(path, content))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         with redirect_stdout(sys.stderr):
-            spec.loader.exec_module(module)
+            # Not by its loader, which may take bytecode that it kept for a file of the same second and size.
+            exec(compile(content, str(path), "exec"), vars(module))  # noqa: S102 - the user named it to be run
     except (Exception, SystemExit) as error:
         # The user's own file: whatever it raises is the user's to see, named.
         raise PluginError(f"plugin file {path} failed: {type(error).__name__}: {error}") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -98,15 +100,36 @@ def _write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] 
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     # Not safetensors' own file writing, whose error for a full disk is no OSError. A block is small enough for memory.
-    write_whole(path, save(tensors, metadata={"record": json.dumps(record or {})}))
+    # One entry, since safetensors writes several in any order.
+    said = json.dumps({"record": dict(record or {}), "sha256": _checksum(tensors, record or {})})
+    write_whole(path, save(tensors, metadata={"pdtrim": said}))
 
 
 def read_module(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights and the record that `write_module` wrote. Errors for a damaged file are those of whoever found it."""
+    """Return the weights and the record that `write_module` wrote.
+
+    Errors for a damaged file are those of whoever found it: safetensors, or a `ValueError` where a bit is wrong. Files of version
+    0.1 have no checksum.
+    """
     with safe_open(path, framework="pt") as opened:
         # In memory of their own, which is aligned: products with weights that begin anywhere in a mapped file may round unlike.
         tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no mapping
-        return tensors, json.loads(opened.metadata()["record"])
+        metadata = opened.metadata()
+    if metadata.keys() == {"record"}:
+        return tensors, json.loads(metadata["record"])
+    said = json.loads(metadata["pdtrim"])
+    if said["sha256"] != _checksum(tensors, said["record"]):
+        raise ValueError("its checksum is another one")
+    return tensors, said["record"]
+
+
+def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
+    """Return a SHA-256 of tensors with their names, formats and shapes, and of what is remembered of them."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _loaded(element: Merge | Shrink, model: BlockModel, path: Path) -> nn.Module:

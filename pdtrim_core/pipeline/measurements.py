@@ -53,7 +53,10 @@ class Bench:
         self._model = replaced or inputs.model
         training = module_set.digest if module_set.trained else "untrained"
         self._key_of = values_keys(
-            context.recipe, weights=self._model.fingerprint, data=inputs.calibration.digest, training=training
+            context.recipe,
+            weights=f"{self._model.fingerprint} {self._model.layout}",
+            data=inputs.calibration.digest,
+            training=training,
         )
         # The same plan has another score before its merges are trained, so the journal has a part for that.
         self.ledger = self._ledger("calibration" if module_set.trained else "untrained", inputs.calibration.items)
@@ -97,7 +100,7 @@ class Bench:
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
         )
-        return context.ledger(part, measurement)
+        return context.ledger(part, measurement, by=self._key_of)
 
     def dense(self) -> Score:
         """Measure the dense model, and with it how long a measurement takes."""

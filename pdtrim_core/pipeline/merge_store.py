@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from pdtrim_core.api.kinds import Distiller
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.files.atomic_files import alone
+from pdtrim_core.host.sources import engine
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import read_module, write_module
 from pdtrim_core.plan.elements import Merge
@@ -58,18 +60,48 @@ class TrainedMerge:
         return self.trained <= min(self.drop_first, self.drop_second)
 
 
+@dataclass(frozen=True)
+class KeptMerges:
+    """The folder that keeps merged blocks, and what of it may be used: all, or only what is in `fresh`, by keys.
+
+    `note` takes what there is to say.
+    """
+
+    folder: Path
+    fresh: set[str] | None = None
+    note: Callable[[str], None] = lambda text: None
+
+    def may_use(self, key: str) -> bool:
+        """Whether a merge may be taken from the folder."""
+        return self.fresh is None or key in self.fresh
+
+    def made(self, key: str) -> None:
+        """Take note that a merge in the folder was made, or looked at, just now."""
+        if self.fresh is not None:
+            self.fresh.add(key)
+
+
 class MergeStore:
     """Trains merges, each once: a trained one is found again by its weights, data, options and blocks.
 
-    `texts` are token sequences to train on; none of them may measure. `folder` keeps the merged blocks.
+    `sequences` are tokens to train on; none of them may measure. `label` names the distiller in errors, and
+    `code` is where its code comes from, with a hash.
     """
 
     def __init__(
-        self, model: BlockModel, distiller: Distiller, sequences: Sequence[Sequence[int]], folder: Path, *, label: str
+        self,
+        model: BlockModel,
+        distiller: Distiller,
+        sequences: Sequence[Sequence[int]],
+        kept: KeptMerges,
+        *,
+        label: str,
+        code: str = "",
     ) -> None:
         self._model = model
+        self._code = code
         self._distiller = distiller
-        self._folder = folder
+        self._kept = kept
         self._label = label
         self._items = training_items(sequences)
         self._prefix_cache = PrefixCache(
@@ -91,13 +123,27 @@ class MergeStore:
 
     def trained(self, merge: Merge) -> tuple[nn.Module, TrainedMerge]:
         """Return the merged block of a run and how it came out; train it if that was not done before."""
+        key = self._key(merge)
+        path = self._kept.folder / f"{key}.safetensors"
+        with alone(path, lambda: self._kept.note(f"merge {merge}: another process is training it, its result is waited for")):
+            found = self._found(merge, path) if self._kept.may_use(key) else None
+            if found is None:
+                module = copy.deepcopy(self._model.blocks[merge.keep])
+                found = module, self._train(merge, module)
+                _write(path, *found)
+        self._kept.made(key)
+        return found
+
+    def _found(self, merge: Merge, path: Path) -> tuple[nn.Module, TrainedMerge] | None:
+        """Return a merge that was trained before; None where there is none, or none that can be used."""
+        if not path.is_file():
+            return None
         module = copy.deepcopy(self._model.blocks[merge.keep])
-        path = self._folder / f"{self._key(merge)}.safetensors"
-        if path.is_file():
+        try:
             return module, _read(path, module, merge)
-        record = self._train(merge, module)
-        _write(path, module, record)
-        return module, record
+        except PdtrimError as error:
+            self._kept.note(f"{error}: merge {merge} is trained again")
+            return None
 
     def copy(self, merge: Merge, path: Path) -> None:
         """Write the merged block of a run to a file of its own."""
@@ -107,7 +153,8 @@ class MergeStore:
     def _key(self, merge: Merge) -> str:
         # When it is trained changes nothing about a merge.
         options = self._distiller.model_dump(mode="json", exclude={"train"})
-        what = [self._model.fingerprint, self.digest, self._distiller.name, options, asdict(merge), str(self._dtype)]
+        trains = [self._distiller.name, self._code, options, engine()]
+        what = [self._model.fingerprint, repr(self._model.layout), self.digest, trains, asdict(merge), str(self._dtype)]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -167,6 +214,6 @@ def _read(path: Path, module: nn.Module, merge: Merge) -> TrainedMerge:
         module.load_state_dict(tensors)
     except Exception as error:
         # safetensors and torch each have errors of their own for a damaged file.
-        raise PdtrimError(f"the stored merge {path} is damaged ({error}): remove it, and it is trained again") from error
+        raise PdtrimError(f"the stored merge {path} is damaged ({error})") from error
     module.requires_grad_(requires_grad=False)
     return TrainedMerge(merge, **{**figures, "losses": tuple(figures["losses"])})

@@ -25,6 +25,7 @@ from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.pipeline.measurements import ModuleSet, open_bench
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model, with_training, write_environment
+from pdtrim_core.pipeline.run_keys import losses_key
 from pdtrim_core.pipeline.train_merges import Training
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
@@ -55,7 +56,7 @@ def prune(context: RunContext, inputs: RunInputs) -> PrunedRemoval:
     recipe, model = context.recipe, inputs.model
     pruner = recipe.pruner
     assert pruner is not None
-    if not context.folder.known:
+    if not context.folder.has_measurements:
         # Before anything is measured: a pruner's readings are in the journal too, and must not be taken for another model's.
         write_environment(context, inputs.environment)
     training = Training(context, inputs, otherwise="use another pruner")
@@ -65,7 +66,7 @@ def prune(context: RunContext, inputs: RunInputs) -> PrunedRemoval:
         for line in _notes_on(pruned, context.host.label_of(pruner), model, wanted):
             context.events.note(line)
     environment = with_training(context, inputs.environment, training.digest, decides=bool(training.digest))
-    digest = digest_of(pruner, budget=(inputs.blocks, wanted), training=training.digest)
+    digest = digest_of(pruner, context.host.source_of(pruner), budget=(inputs.blocks, wanted), training=training.digest)
     return PrunedRemoval(
         plan=Plan.unified(pruned.removal),
         costs=cost_model(context, model),
@@ -80,9 +81,9 @@ def prune(context: RunContext, inputs: RunInputs) -> PrunedRemoval:
     )
 
 
-def digest_of(pruner: Pruner, *, budget: tuple[int, int], training: str) -> str:
-    """Return a hash of a pruner with its options, its budget and what it trained on, which decide what its modules are."""
-    what = [pruner.name, pruner.model_dump(mode="json"), budget, training]
+def digest_of(pruner: Pruner, source: str, *, budget: tuple[int, int], training: str) -> str:
+    """Return a hash of a pruner with its code and options, its budget and what it trained on, which decide its modules."""
+    what = [pruner.name, source, pruner.model_dump(mode="json"), budget, training]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,7 +95,7 @@ def _context_of(context: RunContext, inputs: RunInputs, parameters: int, trainin
         ExecutionOptions(batch_tokens=evaluation.batch_tokens, budget=evaluation.cache_budget),
         note=context.events.note,
         # The score of a loss is made up, so no bar may show the best of them.
-        ledger=partial(context.ledger, has_best=False),
+        ledger=partial(context.ledger, by=lambda plan: losses_key(context.recipe, inputs.environment.weights), has_best=False),
     )
     return PruneContext(
         inputs.model,

@@ -26,6 +26,8 @@ class RunCache:
     def __init__(self) -> None:
         self._held: dict[str, tuple[Key, Any]] = {}
         self._values: dict[Key, dict[tuple[Plan, Item], float]] = {}
+        self.trained: set[str] = set()
+        """Keys of the merges that these runs have trained anew."""
 
     def latest(self, sort: str, key: Key, make: Callable[[], T]) -> T:
         """Return the thing of a sort that was made last if its key is this one; else make it, after letting go of the last."""

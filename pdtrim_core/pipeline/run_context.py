@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
@@ -11,7 +11,9 @@ from pdtrim_core.data.readings import Candidate
 from pdtrim_core.execution.threads import threads
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.events import RunEvents
-from pdtrim_core.pipeline.run_cache import RunCache
+from pdtrim_core.pipeline.run_cache import Key, RunCache
+from pdtrim_core.pipeline.run_keys import digest_of
+from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import RunFolder, open_run_folder
 from pdtrim_core.search.driver import Ledger, Measure
@@ -26,24 +28,30 @@ class RunContext:
     folder: RunFolder
     events: RunEvents
     cache: RunCache
+    fresh: bool = False
+    """Whether nothing that earlier runs stored is used, but for the converted model."""
 
     def rng(self, step: str) -> Random:
         """Return the random numbers of a step, which depend only on the recipe's seed and on the step's name."""
         return Random(f"{self.recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
 
-    def ledger(self, part: str, measure: Measure, *, has_best: bool = True) -> Ledger:
+    def ledger(self, part: str, measure: Measure, *, by: Callable[[Plan], Key], has_best: bool = True) -> Ledger:
         """Return the ledger of one part of the journal: it knows what the journal has, and adds to it.
 
-        Listeners are notified of each measurement; without `has_best`, without a best so far.
+        `by` tells what the value of a plan depends on: what was measured by something else is measured again. Listeners are
+        notified of each measurement; without `has_best`, without a best so far.
         """
 
         def notify(candidate: Candidate) -> None:
             self.host.tell("pdtrim_candidate_measured", candidate=candidate if has_best else replace(candidate, best=None))
 
+        def measured_by(plan: Plan) -> str:
+            return digest_of(by(plan))
+
         return Ledger(
             measure,
-            known=self.folder.known.get(part),
-            record=lambda plan, reading: self.folder.note(part, plan, reading),
+            known=self.folder.recall(part, measured_by),
+            record=lambda plan, reading: self.folder.note(part, plan, reading, measured_by(plan)),
             notify=notify,
         )
 
@@ -61,4 +69,6 @@ def open_run_context(
         threads(recipe.settings.evaluation.threads),
         RunEvents(host) as events,
     ):
-        yield RunContext(recipe, host, folder, events, cache or RunCache())
+        for line in folder.lost:
+            events.note(line)
+        yield RunContext(recipe, host, folder, events, cache or RunCache(), fresh)

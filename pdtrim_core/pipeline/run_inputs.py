@@ -11,12 +11,16 @@ import torch
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.execution.threads import fitting_threads
+from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import removed_blocks
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
-from pdtrim_core.pipeline.run_keys import keys_of
+from pdtrim_core.pipeline.run_keys import keys_of, sources_of
 from pdtrim_core.results.outcome import Environment, machine, versions
+
+DECIDE_NOTHING = ("scorer ", "searcher ", "splitter ")
+"""Kinds whose code decides which plans are measured, and nothing about a plan's value."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def prepare(context: RunContext) -> RunInputs:
             context.events.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples requested")
         environment = _environment(context, model, calibration)
         context.folder.check_same({"weights": environment.weights, "data": environment.data})
+        _note_changes(context, environment)
     return RunInputs(model, calibration, blocks, environment)
 
 
@@ -75,6 +80,17 @@ def write_environment(context: RunContext, environment: Environment) -> None:
     context.folder.write("environment.json", json.dumps(vars(environment), indent=1) + "\n")
 
 
+def _note_changes(context: RunContext, environment: Environment) -> None:
+    """Say what is measured again because other code would measure it now."""
+    if not context.folder.has_measurements:
+        return
+    before = context.folder.sources
+    decisive = {name: code for name, code in environment.sources.items() if not name.startswith(DECIDE_NOTHING)}
+    changed = changes(before, decisive) if before else ["an earlier version of pdtrim-core measured them"]
+    if changed:
+        context.events.note(f"what depends on it is measured again: {'; '.join(changed)}")
+
+
 def _environment(context: RunContext, model: BlockModel, calibration: Calibration) -> Environment:
     recipe_text = json.dumps(context.recipe.to_data(), sort_keys=True)
     sources = tuple({origin.source for origin in context.host.origins if origin.version})
@@ -86,4 +102,5 @@ def _environment(context: RunContext, model: BlockModel, calibration: Calibratio
         weights=model.fingerprint,
         data=calibration.digest,
         recipe=hashlib.sha256(recipe_text.encode()).hexdigest(),
+        sources=sources_of(context.recipe),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pdtrim_core.host.sources import engine
 from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
@@ -30,13 +32,13 @@ class Keys:
 
 def keys_of(recipe: Recipe) -> Keys:
     """Return the keys of a recipe."""
-    data = recipe.to_data()
+    data, code = recipe.to_data(), code_of(recipe)
     evaluation = recipe.settings.evaluation
-    model = (_text("model", data["model"]),)
-    calibration = (*model, _text("calibration", [data["calibration"], recipe.settings.seed]))
+    model = (_text("model", [data["model"], code["model"], engine()]),)
+    calibration = (*model, _text("calibration", [data["calibration"], code["calibration"], recipe.settings.seed]))
     # Batches decide about the last digits, so that a run is the same bit by bit only with the same ones.
     threads, batch_tokens = evaluation.threads, evaluation.batch_tokens
-    scores = (*calibration, _text("scores", [data.get("scorer"), threads, batch_tokens]))
+    scores = (*calibration, _text("scores", [data.get("scorer"), code.get("scorer"), threads, batch_tokens]))
     switches = [
         evaluation.pack_rows,
         evaluation.share_tokens,
@@ -53,14 +55,34 @@ def values_keys(recipe: Recipe, *, weights: str, data: str, training: str) -> Ca
 
     `weights`, `data` and `training` are digests. How merged blocks were trained matters to plans that have some.
     """
-    parts = recipe.to_data()
-    plain = (*keys_of(recipe).prefix_cache, _text("objective", parts["objective"]), weights, data)
-    trained = (*plain, _text("distiller", parts["distiller"]), training)
+    parts, code = recipe.to_data(), code_of(recipe)
+    plain = (*keys_of(recipe).prefix_cache, _text("objective", [parts["objective"], code["objective"]]), weights, data)
+    trained = (*plain, _text("distiller", [parts["distiller"], code["distiller"]]), training)
 
     def key(plan: Plan) -> Key:
         return trained if any(isinstance(element, Merge | Shrink) for element in plan.decode) else plain
 
     return key
+
+
+def losses_key(recipe: Recipe, weights: str) -> Key:
+    """Return the key of what a pruner measures itself, the loss of removals: `weights` is the model's digest."""
+    return (*keys_of(recipe).model, weights)
+
+
+def code_of(recipe: Recipe) -> dict[str, str]:
+    """Return where the code of each component of a recipe comes from, with a hash of it, by kind."""
+    return {kind: recipe.host.source_of(getattr(recipe, kind)) for kind in recipe.kinds}
+
+
+def sources_of(recipe: Recipe) -> dict[str, str]:
+    """Return the code that a run's numbers come from, as an environment has it: engine and components, by their names."""
+    return {**engine(), **{f"{kind} '{getattr(recipe, kind).name}'": code for kind, code in code_of(recipe).items()}}
+
+
+def digest_of(key: Key) -> str:
+    """Return a short hash of a key, for what is stored."""
+    return hashlib.sha256("\n".join(key).encode()).hexdigest()[:12]
 
 
 def _text(sort: str, data: Any) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.model.weights import path_of
-from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, MergeStore, TrainedMerge
+from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, KeptMerges, MergeStore, TrainedMerge
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.elements import Merge, Shrink
@@ -58,9 +58,11 @@ class Training:
     @property
     def _store(self) -> MergeStore:
         if self._opened is None:
-            distiller, folder = self._context.recipe.distiller, cache_folder() / "merges"
-            label = self._context.host.label_of(distiller)
-            self._opened = MergeStore(self._inputs.model, distiller, self.sequences(), folder, label=label)
+            distiller, host = self._context.recipe.distiller, self._context.host
+            fresh = self._context.cache.trained if self._context.fresh else None
+            kept = KeptMerges(cache_folder() / "merges", fresh, self._context.events.note)
+            label, code = host.label_of(distiller), host.source_of(distiller)
+            self._opened = MergeStore(self._inputs.model, distiller, self.sequences(), kept, label=label, code=code)
         return self._opened
 
     def sequences(self) -> list[tuple[int, ...]]:

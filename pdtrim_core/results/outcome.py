@@ -24,7 +24,10 @@ PACKAGES = ("pdtrim-core", "torch", "transformers", "safetensors", "pluggy", "py
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a run ran: packages, machine, threads, and hashes of what went in."""
+    """Where a run ran: packages, machine, threads, and hashes of what went in.
+
+    `sources` has the code that its numbers come from: where it is from and a hash of it, by what it is.
+    """
 
     versions: dict[str, str]
     machine: str
@@ -34,6 +37,7 @@ class Environment:
     data: str
     recipe: str
     training: str = ""
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import tomli
 import tomli_w
+from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.errors import PdtrimError, PlanError
@@ -30,30 +35,134 @@ OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", 
 OWN_FOLDERS = ("merges", "replaced", "evaluations")
 
 
+SETTLE_SECONDS = 1.0
+"""How long a measurement may be on its way to the disk: what a machine that loses power may lose."""
+
+TOLD_LINES = 3
+"""Lines of a damaged journal that are told one by one."""
+READING = TypeAdapter(Reading)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reading in a journal, and what measured it (see `RunFolder.note`)."""
+
+    reading: Reading
+    by: str
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a journal has: entries that count, by part and plan, and what to say of each line that is no measurement."""
+
+    parts: dict[str, dict[Plan, Entry]] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+
+    def take(self, line: dict[str, Any]) -> None:
+        """Take in the data of one line. Raises `ValueError`, `TypeError` or `PdtrimError` for what is no measurement."""
+        part = _text(line.pop("part"))
+        if "forget" in line:
+            self.forget(part, [_text(by) for by in line["forget"]])
+            return
+        plan, by = plan_from_json(line.pop("plan")), _text(line.pop("by", ""))
+        reading = READING.validate_python(line)
+        self.parts.setdefault(part, {})[plan] = Entry(reading, by)
+
+    def forget(self, part: str, by: Collection[str]) -> None:
+        """Leave out the entries of a part that these measured."""
+        entries = self.parts.get(part, {})
+        self.parts[part] = {plan: entry for plan, entry in entries.items() if entry.by not in by}
+
+
+def _table(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("it is no table")
+    for key in ("part", "plan") if "forget" not in value else ("part",):
+        if key not in value:
+            raise TypeError(f"it has no '{key}'")
+    return value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return "not text in UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
 class RunFolder:
     """A run's files. Open one with `open_run_folder`, which holds it against a second run meanwhile."""
 
-    def __init__(self, path: Path, journal: FileIO, known: Mapping[str, Mapping[Plan, Reading]]) -> None:
+    def __init__(self, path: Path, journal: FileIO, found: Journal) -> None:
         self.path = path
-        self.known = known
         self._journal = journal
+        self._found = found
+        self._settled = time.monotonic()
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What to say of each line of the journal that is no measurement."""
+        return self._found.lost
+
+    @property
+    def has_measurements(self) -> bool:
+        """Whether an earlier run has measured something that counts."""
+        return any(self._found.parts.values())
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run, whole or not at all."""
         return write_whole(self.path / name, text)
 
-    def note(self, part: str, plan: Plan, reading: Reading) -> None:
-        """Append a measurement to the journal, at once on disk. `part` names the items it was made on."""
-        line = json.dumps({"part": part, "plan": plan_to_json(plan), **vars(reading)}) + "\n"
-        left = memoryview(line.encode())
+    def note(self, part: str, plan: Plan, reading: Reading, by: str = "") -> None:
+        """Append a measurement to the journal. `part` names the items it was made on, `by` what measured it.
+
+        The system has it at once, so that a process may be killed; the disk has it after `SETTLE_SECONDS` at the latest.
+        """
+        self._append({"part": part, "by": by, "plan": plan_to_json(plan), **vars(reading)})
+
+    def recall(self, part: str, by: Callable[[Plan], str]) -> dict[Plan, Reading]:
+        """Return the readings of a part that were measured by what measures each plan now; others are forgotten.
+
+        That they are forgotten is written into the journal, where they stay.
+        """
+        entries = self._found.parts.get(part, {})
+        stale = sorted({entry.by for plan, entry in entries.items() if entry.by != by(plan)})
+        if stale:
+            self._append({"part": part, "forget": stale})
+            self._found.forget(part, stale)
+        return {plan: entry.reading for plan, entry in self._found.parts.get(part, {}).items()}
+
+    def settle(self) -> None:
+        """Wait until the journal is on the disk."""
+        with writing(self.path / "journal.jsonl"):
+            os.fsync(self._journal.fileno())
+        self._settled = time.monotonic()
+
+    def _append(self, data: Mapping[str, Any]) -> None:
+        left = memoryview((json.dumps(data) + "\n").encode())
         with writing(self.path / "journal.jsonl"):
             while left:
                 left = left[self._journal.write(left) :]
+        if time.monotonic() - self._settled > SETTLE_SECONDS:
+            self.settle()
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The code that measured what an earlier run left here, as its environment has it."""
+        path = self.path / "environment.json"
+        found = _json_or_empty(path).get("sources") if path.is_file() else None
+        return {str(name): str(code) for name, code in found.items()} if isinstance(found, dict) else {}
 
     def check_same(self, key: Mapping[str, str]) -> None:
         """Raise `PdtrimError` if the measurements in the journal were made with other weights or data."""
         path = self.path / "environment.json"
-        if any(self.known.values()) and path.is_file():
+        if self.has_measurements and path.is_file():
             before = _json_or_empty(path)
             changed = [name for name, value in key.items() if before.get(name) != value]
             if changed:
@@ -86,7 +195,11 @@ def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = Fals
         else:
             _refuse_other_recipe(path, recipe)
         write_whole(path / "recipe.toml", tomli_w.dumps(dict(recipe)))
-        yield RunFolder(path, journal, _read_journal(journal_path))
+        folder = RunFolder(path, journal, _read_journal(journal_path))
+        try:
+            yield folder
+        finally:
+            folder.settle()
 
 
 def _clear(path: Path) -> None:
@@ -126,26 +239,25 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str =
             yield f"{place}{key}"
 
 
-def _read_journal(path: Path, *, mend: bool = True) -> dict[str, dict[Plan, Reading]]:
-    """Return the readings of a journal by part.
+def _read_journal(path: Path, *, mend: bool = True) -> Journal:
+    """Return what a journal has.
 
     A last line that was torn by a crash is dropped, and with `mend` cut off: a run that goes on writes behind it. One who only
-    reads leaves it, for a run may be writing it now.
+    reads leaves it, for a run may be writing it now. Any other line that is no measurement is lost alone.
     """
-    known: dict[str, dict[Plan, Reading]] = {}
+    found, lost = Journal(), []
     whole, _, torn = path.read_bytes().rpartition(b"\n")
     if torn and mend:
         with path.open("r+b") as file:
             file.truncate(len(whole) + (1 if whole else 0))
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
-            data = journal_line_of_1(json.loads(line))
-            part, plan = data.pop("part"), plan_from_json(data.pop("plan"))
-            reading = Reading(**{**data, "items": tuple(data["items"])})
-        except (ValueError, KeyError, TypeError, AttributeError, PdtrimError) as error:
-            raise PdtrimError(f"{path}, line {number}, is no measurement ({error}): start anew with --fresh") from None
-        known.setdefault(part, {})[plan] = reading
-    return known
+            found.take(journal_line_of_1(_table(json.loads(line.decode()))))
+        except (ValueError, TypeError, PdtrimError) as error:
+            lost.append(f"{path}, line {number}, is no measurement ({_reason(error)}) and is left out")
+    if len(lost) > TOLD_LINES:
+        lost[TOLD_LINES:] = [f"{path}: {len(lost) - TOLD_LINES} more lines are no measurements and are left out"]
+    return replace(found, lost=tuple(lost))
 
 
 def _json_or_empty(path: Path) -> dict[str, Any]:
@@ -172,7 +284,10 @@ def measured_in(path: Path) -> dict[str, dict[Plan, Reading]]:
     """Return the readings in a run folder's journal, by the part of the items that they were made on."""
     if not (path / "journal.jsonl").is_file():
         raise PdtrimError(f"{path} has no journal.jsonl: name the folder of a run")
-    return _read_journal(path / "journal.jsonl", mend=False)
+    journal = _read_journal(path / "journal.jsonl", mend=False)
+    for line in journal.lost:
+        warnings.warn(line, stacklevel=2)
+    return {part: {plan: entry.reading for plan, entry in entries.items()} for part, entries in journal.parts.items()}
 
 
 def load_plan(path: Path) -> SavedPlan:

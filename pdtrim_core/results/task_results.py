@@ -17,6 +17,8 @@ from pdtrim_core.results.old_formats import task_result_of_1
 
 EVALUATION_FORMAT = 2
 FOLDER = "evaluations"
+CODE = "code"
+"""The setting that says what code measured."""
 Variant = Literal["staged", "unified", "prefill", "decode", "dense"]
 """Which model of a run is evaluated: the pair; decode's removal in both stages; prefill or decode as a single-stage model; the
 dense model."""
@@ -45,7 +47,8 @@ class TaskResult:
     """One task on one variant of a run.
 
     `main` is the metric that tables show. `settings` decide what the numbers are (plan, weights, data, shots, limit, and so on):
-    two results with the same task and settings are the same result.
+    two results with the same task and settings are the same result. Among them `code` has what measured it, by what it is: a
+    result of other code has the same place, and is measured again.
     """
 
     task: str
@@ -66,8 +69,9 @@ class TaskResult:
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """Return a short hash of settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    """Return a short hash of settings, but for the code that measured."""
+    asked = {name: value for name, value in settings.items() if name != CODE}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def path_of(run: Path, task: str, variant: Variant, settings: Mapping[str, Any]) -> Path:
@@ -84,7 +88,7 @@ def write_result(run: Path, result: TaskResult) -> Path:
 
 
 def find_result(run: Path, task: str, variant: Variant, settings: Mapping[str, Any]) -> TaskResult | None:
-    """Return the result that was measured before with the same settings, if there is one."""
+    """Return the result that was measured before with the same settings, if there is one; other code may have measured it."""
     path = path_of(run, task, variant, settings)
     return read_result(path) if path.is_file() else None
 

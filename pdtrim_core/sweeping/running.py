@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.host.sources import changes
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import load_run
 from pdtrim_core.pipeline.run_cache import Key, RunCache
-from pdtrim_core.pipeline.run_keys import keys_of
+from pdtrim_core.pipeline.run_keys import keys_of, sources_of
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import changed_keys, load_outcome
@@ -52,8 +53,11 @@ def carry_out(sweep: Sweep, *, fresh: bool = False, say: Callable[[str], None] =
     evaluated = Evaluator(sweep, shared, say)
     for run in sweep.runs:
         done = None if fresh else finished(run.recipe)
-        if done is None:
+        stale = changes(done.environment.sources, sources_of(run.recipe)) if done and done.environment.sources else []
+        if done is None or stale:
             todo.append(run)
+            if stale:
+                say(f"{run.point.name} is carried out again: {'; '.join(stale)}")
         else:
             yield evaluated(Ended(run, done))
     for number, run in enumerate(neighbours(todo), start=1):

@@ -68,7 +68,8 @@ def test_a_run_that_was_interrupted_goes_on_and_each_old_word_is_named(written: 
         f"warning: {run}/recipe.toml: {said}" for said in RENAMED[run]
     ]
     assert (written / run / "plan.json").read_bytes() == plan
-    assert json.loads((written / run / "outcome.json").read_text())["candidates"]["measured"] == 0
+    assert "what depends on it is measured again: an earlier version of pdtrim-core measured them" in done.err
+    assert json.loads((written / run / "outcome.json").read_text())["candidates"]["measured"] > 0
 
 
 def test_an_old_key_beside_its_new_one_is_refused(written: Path, cli: Cli) -> None:

@@ -54,13 +54,13 @@ CLOSE = 1e-5
 
 def test_the_digest_tells_all_that_modules_depend_on() -> None:
     digests = {
-        digest_of(pruner, budget=budget, training=training)
+        digest_of(pruner, "x", budget=budget, training=training)
         for pruner in (Sleb(), Sleb(window=64), ShortGpt())
         for budget in ((2, 1000), (3, 1000), (2, 999))
         for training in ("", "some tokens")
     }
     assert len(digests) == 18
-    one, same = (digest_of(pruner, budget=(2, 1000), training="") for pruner in (Sleb(), Sleb(window=128)))
+    one, same = (digest_of(pruner, "x", budget=(2, 1000), training="") for pruner in (Sleb(), Sleb(window=128)))
     assert one == same
 
 

@@ -21,6 +21,11 @@ def measure(plan: Plan, floor: float | None, started: Reading | None) -> Reading
     return Reading(50.0, 0.5, (0.5,), slope=1.0)
 
 
+def measured_by(plan: Plan) -> tuple[str, ...]:
+    del plan
+    return ("the same",)
+
+
 def bests_of(context: RunContext) -> list[float | None]:
     """Return the list that gets the best so far of each candidate that listeners hear of."""
     heard: list[float | None] = []
@@ -43,8 +48,8 @@ def test_random_numbers_depend_on_the_seed_and_the_step_alone(begin: Begin) -> N
 def test_what_a_ledger_measures_is_in_the_journal_under_its_part(begin: Begin) -> None:
     context = begin()
     heard = bests_of(context)
-    context.ledger("some items", measure).reading(Plan())
-    context.ledger("losses", measure, has_best=False).reading(Plan())
+    context.ledger("some items", measure, by=measured_by).reading(Plan())
+    context.ledger("losses", measure, by=measured_by, has_best=False).reading(Plan())
     assert {part: list(found) for part, found in measured_in(context.folder.path).items()} == {
         "some items": [Plan()],
         "losses": [Plan()],
@@ -57,15 +62,15 @@ def test_a_ledger_knows_what_an_earlier_run_measured_under_its_part(begin: Begin
         raise AssertionError
 
     first = begin("a")
-    first.ledger("some items", measure).reading(Plan())
+    first.ledger("some items", measure, by=measured_by).reading(Plan())
     journal = (first.folder.path / "journal.jsonl").read_bytes()
     there = first.folder.path.parent / "b"
     there.mkdir()
     (there / "journal.jsonl").write_bytes(journal)
     again = begin("b")
-    assert again.ledger("some items", never).reading(Plan()).score == 50.0
+    assert again.ledger("some items", never, by=measured_by).reading(Plan()).score == 50.0
     with pytest.raises(AssertionError):
-        again.ledger("other items", never).reading(Plan())
+        again.ledger("other items", never, by=measured_by).reading(Plan())
 
 
 def test_a_run_holds_its_folder_and_gives_the_threads_back(begin: Begin) -> None:

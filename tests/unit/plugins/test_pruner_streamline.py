@@ -14,7 +14,7 @@ from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.pipeline.merge_store import MergeStore
+from pdtrim_core.pipeline.merge_store import KeptMerges, MergeStore
 from pdtrim_core.pipeline.prune import prune
 from pdtrim_core.pipeline.run_context import open_run_context
 from pdtrim_core.pipeline.run_inputs import prepare
@@ -118,7 +118,7 @@ def test_states_that_overflow_are_said() -> None:
 @pytest.mark.parametrize("kv", ["shadow", "frozen"])
 def test_one_pass_agrees_with_two_phases(family: str, kv: str, tmp_path: Path) -> None:
     model = tiny_model(family)
-    store = MergeStore(model, Mse.model_validate({"lr": 1e-2, "epochs": 3, "kv": kv}), SEQUENCES, tmp_path, label="x")
+    store = MergeStore(model, Mse.model_validate({"lr": 1e-2, "epochs": 3, "kv": kv}), SEQUENCES, KeptMerges(tmp_path), label="x")
 
     def train(merge: Merge) -> tuple[Merge, torch.nn.Module]:
         merge = store.merge_of(merge)

@@ -43,10 +43,10 @@ def test_a_folder_of_nothing_is_no_run(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
-def test_a_journal_that_is_none_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_line_of_a_journal_that_is_none_is_named_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text("{}\n")
-    with pytest.raises(PdtrimError, match=r"journal\.jsonl, line 1, is no measurement"):
-        read_record(tmp_path)
+    with pytest.warns(UserWarning, match=r"journal\.jsonl, line 1, is no measurement"):
+        assert read_record(tmp_path).readings == {}
 
 
 def test_data_that_are_no_table_tell_nothing(tmp_path: Path) -> None:

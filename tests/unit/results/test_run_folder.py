@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
-from pdtrim_core.results.run_folder import OWN_FILES, load_outcome, load_plan, open_run_folder
+from pdtrim_core.results.run_folder import OWN_FILES, load_outcome, load_plan, measured_in, open_run_folder
 from pdtrim_core.testing.contracts import small_run
 
 RECIPE: dict[str, Any] = {"seed": 0, "out": "here", "searcher": {"use": "annealing", "t0": 15.0}, "report": [{"use": "table"}]}
@@ -42,7 +45,9 @@ def write_journal(folder: Path) -> Path:
 
 def known_in(folder: Path, recipe: Mapping[str, Any] = RECIPE, *, fresh: bool = False) -> Mapping[str, Mapping[Plan, Reading]]:
     with open_run_folder(folder, recipe, fresh=fresh) as run:
-        return run.known
+        return {
+            part: run.recall(part, lambda _plan: "") for part in ("calibration", "held out") if run.recall(part, lambda _plan: "")
+        }
 
 
 def in_parts(count: int = 3) -> dict[str, dict[Plan, Reading]]:
@@ -98,37 +103,85 @@ def test_a_journal_of_one_torn_line_is_emptied(tmp_path: Path) -> None:
     assert journal.read_text() == ""
 
 
-@pytest.mark.parametrize(
-    ("garbage", "reason"),
-    [
-        ("rubbish", "Expecting value: line 1 column 1 (char 0)"),
-        ("", "Expecting value: line 1 column 1 (char 0)"),
-        ("{}", "'part'"),
-        ('{"part": "x", "plan": {"decode": []}}', "not a plan: it needs lists called 'prefill' and 'decode'"),
-    ],
-)
-def test_a_garbage_line_is_named_by_its_number(tmp_path: Path, garbage: str, reason: str) -> None:
+GARBAGE = [
+    (b"rubbish", "Expecting value: line 1 column 1 (char 0)"),
+    (b"", "Expecting value: line 1 column 1 (char 0)"),
+    (b"{}", "it has no 'part'"),
+    (b'{"part": "x", "plan": {"decode": []}}', "not a plan: it needs lists called 'prefill' and 'decode'"),
+    (b'{"part": "x", "plan": {"prefill": [], "decode": []}}', "score: Field required"),
+    (b'{"part": 5, "plan": {"prefill": [], "decode": []}}', "5 is no text"),
+    (b'{"part": "x", "forget": [{}]}', "{} is no text"),
+    (b"[]", "it is no table"),
+    (b"null", "it is no table"),
+    (b"5", "it is no table"),
+    (b'"x"', "it is no table"),
+    (b"\xff\xfe", "not text in UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("garbage", "reason"), GARBAGE)
+def test_a_garbage_line_is_lost_alone_and_named_by_its_number(tmp_path: Path, garbage: bytes, reason: str) -> None:
     journal = write_journal(tmp_path)
-    lines = journal.read_text().splitlines()
-    journal.write_text("\n".join([lines[0], garbage, *lines[1:]]) + "\n")
-    with pytest.raises(PdtrimError) as caught:
-        known_in(tmp_path)
-    assert str(caught.value) == f"{journal}, line 2, is no measurement ({reason}): start anew with --fresh"
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([lines[0], garbage, *lines[1:]]) + b"\n")
+    assert known_in(tmp_path) == in_parts()
+    said = f"{journal}, line 2, is no measurement ({reason}) and is left out"
+    with open_run_folder(tmp_path, RECIPE) as run:
+        assert run.lost == (said,)
+    with pytest.warns(UserWarning, match="is no measurement") as warned:
+        assert measured_in(tmp_path) == in_parts()
+    assert [str(warning.message) for warning in warned] == [said]
 
 
-@pytest.mark.parametrize("garbage", ["[]", "null", "5", '"x"', '{"part": "x", "plan": {"prefill": [], "decode": []}}'])
-def test_json_that_is_no_measurement_is_refused_too(tmp_path: Path, garbage: str) -> None:
+def test_of_many_garbage_lines_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
     journal = write_journal(tmp_path)
-    journal.write_text(garbage + "\n")
-    with pytest.raises(PdtrimError, match=r"line 1, is no measurement .*: start anew with --fresh"):
-        known_in(tmp_path)
+    journal.write_bytes(journal.read_bytes() + b"x\n" * 1000)
+    with open_run_folder(tmp_path, RECIPE) as run:
+        assert [line.partition(" (")[0] for line in run.lost[:3]] == [
+            f"{journal}, line {n}, is no measurement" for n in (4, 5, 6)
+        ]
+        assert run.lost[3:] == (f"{journal}: 997 more lines are no measurements and are left out",)
 
 
-def test_a_journal_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    journal = write_journal(tmp_path)
-    journal.write_bytes(journal.read_bytes() + b"\xff\xfe\n")
-    with pytest.raises(PdtrimError, match="start anew with --fresh"):
-        known_in(tmp_path)
+def test_what_other_code_measured_is_forgotten_and_stays_in_the_file(tmp_path: Path) -> None:
+    other = plan(Drop(2))
+    with open_run_folder(tmp_path, RECIPE) as run:
+        run.note("calibration", Plan(), Reading(1.0, 0.1), by="old")
+        run.note("calibration", other, Reading(2.0, 0.2), by="new")
+        run.note("held out", Plan(), Reading(3.0, 0.3), by="old")
+    before = (tmp_path / "journal.jsonl").read_text()
+    for _ in range(2):
+        with open_run_folder(tmp_path, RECIPE) as run:
+            assert run.recall("calibration", lambda _plan: "new") == {other: Reading(2.0, 0.2)}
+            assert run.recall("held out", lambda _plan: "old") == {Plan(): Reading(3.0, 0.3)}
+    after = (tmp_path / "journal.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 4
+    assert measured_in(tmp_path)["calibration"] == {other: Reading(2.0, 0.2)}
+
+
+def test_what_is_measured_again_counts_though_its_plan_was_forgotten(tmp_path: Path) -> None:
+    names = {"old": 1.0, "new": 2.0}
+    for name, score in names.items():
+        with open_run_folder(tmp_path, RECIPE) as run:
+            assert run.recall("calibration", partial(_named, name)) == {}
+            run.note("calibration", Plan(), Reading(score, 0.1), by=name)
+    assert measured_in(tmp_path) == {"calibration": {Plan(): Reading(2.0, 0.1)}}
+
+
+def _named(name: str, plan: Plan) -> str:
+    del plan
+    return name
+
+
+def test_the_journal_is_on_the_disk_within_a_second_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, synced = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with open_run_folder(tmp_path, RECIPE) as run:
+        monkeypatch.setattr(os, "fsync", lambda _descriptor: synced.append(now[0]))
+        for now[0] in (0.5, 0.9, 1.2, 1.4, 2.4):
+            run.note("calibration", Plan(), Reading(1.0, 0.1))
+    assert synced == [1.2, 2.4, 2.4]
 
 
 def test_fresh_mends_a_garbage_journal(tmp_path: Path) -> None:
