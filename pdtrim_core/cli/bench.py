@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from pdtrim_core.cli import latency_tables
+from pdtrim_core.cli.options import Trust
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import load_plugins
 
@@ -42,6 +43,7 @@ def bench(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write, instead of bench.json in RUN.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Time the dense, unified, prefill and decode models of a run, beside the ratios that their sizes promise."""
@@ -56,7 +58,7 @@ def bench(
     from pdtrim_core.timing.bench import measure  # noqa: PLC0415 - imports torch
     from pdtrim_core.timing.latency import Grid  # noqa: PLC0415 - the same
 
-    subjects = _subjects(run, random_weights, given, dtype)
+    subjects = _subjects(run, random_weights, given, dtype, trust=trust)
     grid = Grid(forward=forward, repeats=repeats, prompt_lengths=prompts, batches=together, contexts=cached)
     path = out or (run / "bench.json" if run else None)
     found = measure(subjects, grid, path, thread_count=threads, say=_say)
@@ -65,7 +67,7 @@ def bench(
         _say(f"written: {path}")
 
 
-def _subjects(run: Path | None, shape: str | None, given: dict[str, Any], dtype: Any) -> Subjects:
+def _subjects(run: Path | None, shape: str | None, given: dict[str, Any], dtype: Any, *, trust: bool) -> Subjects:
     from pdtrim_core.results.run_folder import load_outcome  # noqa: PLC0415 - only one way needs it
     from pdtrim_core.timing.subjects import BlocksToRemove, subjects_of_run, subjects_of_shape  # noqa: PLC0415 - imports torch
 
@@ -76,7 +78,7 @@ def _subjects(run: Path | None, shape: str | None, given: dict[str, Any], dtype:
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
 
     assert run is not None
-    return subjects_of_run(load_run(run), dtype)
+    return subjects_of_run(load_run(run, trust=trust), dtype)
 
 
 def _conflicts(run: Path | None, shape: str | None, given: dict[str, Any]) -> list[str]:

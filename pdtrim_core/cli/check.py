@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pdtrim_core.cli.options import Trust
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import load, parse_settings
@@ -19,11 +20,12 @@ def check(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipes.")] = None,
     budget: Annotated[bool, typer.Option("--budget", help="Also say how many blocks go, from the model's config alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Check recipes and sweeps without running them; report all their problems at once."""
     del debug  # main() reads it
-    results = [_check(path, settings or [], budget=budget) for path in recipe]
+    results = [_check(path, settings or [], budget=budget, trust=trust) for path in recipe]
     if as_json:
         print(json.dumps(results, indent=1))
     for result in results if not as_json else []:
@@ -33,9 +35,9 @@ def check(
         raise typer.Exit(max(codes))
 
 
-def _check(path: Path, settings: list[str], *, budget: bool) -> dict[str, Any]:
+def _check(path: Path, settings: list[str], *, budget: bool, trust: bool) -> dict[str, Any]:
     try:
-        wanted = _read(path, settings)
+        wanted = _read(path, settings, trust=trust)
         result: dict[str, Any] = {"recipe": str(path), "problems": [], "exit_code": 0}
         result["text"] = f"{path}: ok" if None in wanted else f"{path}: ok, {len(wanted)} run{'s' * (len(wanted) != 1)}"
         if budget:
@@ -45,18 +47,23 @@ def _check(path: Path, settings: list[str], *, budget: bool) -> dict[str, Any]:
             result["budget"] = vars(found[None]) if None in found else {name: vars(of_run) for name, of_run in found.items()}
             lines = [f"{path}: {of_run}" if name is None else f"{path}: {name}: {of_run}" for name, of_run in found.items()]
             result["text"] = "\n".join(lines)
+        result["not_run"] = sorted({str(file) for recipe in wanted.values() for file in recipe.host.not_run})
+        if result["not_run"]:
+            result["text"] += f"\n{path}: {' and '.join(result['not_run'])} not run: say --trust if you trust it"
     except PdtrimError as error:
         problems = list(error.problems) if isinstance(error, RecipeError) else [str(error)]
         return {"recipe": str(path), "problems": problems, "exit_code": error.exit_code, "text": _told(path, error)}
     return result
 
 
-def _read(path: Path, settings: list[str]) -> dict[str | None, Recipe]:
+def _read(path: Path, settings: list[str], *, trust: bool) -> dict[str | None, Recipe]:
     """Return the recipe in a file, under None, or those of a sweep's runs by name."""
     data = load(path)
     if is_sweep(data):
-        return {run.point.name: run.recipe for run in read_sweep(path, changes=Changes(parse_settings(settings))).runs}
-    return {None: Recipe.from_data(data, changes=parse_settings(settings), where=str(path))}
+        return {
+            run.point.name: run.recipe for run in read_sweep(path, changes=Changes(parse_settings(settings)), trust=trust).runs
+        }
+    return {None: Recipe.from_data(data, changes=parse_settings(settings), where=str(path), trust=trust)}
 
 
 def _told(path: Path, error: PdtrimError) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from pdtrim_core.cli.options import Trust
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
 from pdtrim_core.results.task_results import Metric, TaskResult, Variant, path_of
@@ -63,6 +64,7 @@ def eval(  # noqa: A001 - a command is named as its function is
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Evaluate a run on benchmarks of lm-evaluation-harness; print one table."""
@@ -86,7 +88,7 @@ def eval(  # noqa: A001 - a command is named as its function is
         batch_size=batch_size,
         runs_code=unsafe_code,
     )
-    evaluation = Evaluation(load_run(run), options, lambda text: print(text, file=sys.stderr, flush=True))
+    evaluation = Evaluation(load_run(run, trust=trust), options, lambda text: print(text, file=sys.stderr, flush=True))
     results = list(evaluation.results(names, wanted, fresh=fresh))
     print(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, wanted)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pdtrim_core.cli.options import Trust
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.recipe.toml_data import parse_settings
 
@@ -19,6 +20,7 @@ def export(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the exporters; may be repeated.")
     ] = None,
+    trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Write what other programs use of a finished run: checkpoints, files for a serving engine."""
@@ -30,7 +32,7 @@ def export(
     from pdtrim_core.pipeline.export import lent, make_exporters, write_exports  # noqa: PLC0415 - not needed to print --help
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
 
-    loaded = load_run(run)
+    loaded = load_run(run, trust=trust)
     exporters = make_exporters(names, options, loaded.host)
     folder = out or run
     with lent(run, folder):

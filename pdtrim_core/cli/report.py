@@ -9,6 +9,7 @@ import typer
 
 from pdtrim_core.api.kinds import Report
 from pdtrim_core.cli import reporting
+from pdtrim_core.cli.options import Trust
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.parts import make_parts
@@ -23,12 +24,13 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The file; else in the run's folder, or of several runs comparison.html here.")
     ] = None,
+    trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Make the page of a run again, or one page with several runs side by side."""
     del debug  # main() reads it
     records = [read_record(path) for path in runs]
-    host = reporting.host_of_runs({record.path: record.recipe for record in records})
+    host = reporting.host_of_runs({record.path: record.recipe for record in records}, trust=trust)
     made_by = _report_called(use, host)
     file = out or (runs[0] / made_by.file if len(runs) == 1 else Path(COMPARISON).with_suffix(Path(made_by.file).suffix))
     if file.is_dir():

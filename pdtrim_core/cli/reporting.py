@@ -16,10 +16,10 @@ from pdtrim_core.recipe.toml_data import plugin_files
 from pdtrim_core.results.outcome import Outcome
 
 
-def host_of_runs(recipes: Mapping[Path, Mapping[str, Any]]) -> PluginHost:
+def host_of_runs(recipes: Mapping[Path, Mapping[str, Any]], *, trust: bool) -> PluginHost:
     """Return the plugins that runs name in their resolved recipes, by folder, as far as their files are still there."""
     files = (file for run, recipe in recipes.items() for file in plugin_files(recipe, run / "recipe.toml"))
-    return load_plugins(dict.fromkeys(file for file in files if file.is_file()))
+    return load_plugins(dict.fromkeys(file for file in files if file.is_file()), trust=trust)
 
 
 def reports(made_by: Iterable[Report], host: PluginHost, outcome: Outcome, out: Path) -> Iterator[str]:

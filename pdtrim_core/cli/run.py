@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli import reporting
+from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import Origin
@@ -26,6 +27,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what would run.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folder has.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Carry out a recipe; go on where an interrupted run of it stopped."""
@@ -33,7 +35,9 @@ def run(
     data = load(recipe)
     if is_sweep(data):
         raise RecipeError(str(recipe), ["this is a sweep, a table of runs: carry it out with pdtrim-core sweep"])
-    wanted = Recipe.from_data(data, changes=parse_settings(settings or ()), where=str(recipe), out=out)
+    wanted = Recipe.from_data(
+        data, changes=parse_settings(settings or ()), where=str(recipe), out=out, trust=trust or not dry_run
+    )
     if dry_run:
         print(reporting.as_toml(wanted))
         return

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from pdtrim_core.api.kinds import Report
 from pdtrim_core.cli import reporting
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.cli.options import Trust
+from pdtrim_core.errors import PdtrimError, RecipeError
+from pdtrim_core.host.host import PluginHost
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Element
 from pdtrim_core.recipe.parts import make_parts
@@ -21,6 +25,7 @@ def show(
     run: Annotated[Path, typer.Argument(help="A run folder, or a plan.json.", show_default=False)],
     other: Annotated[Path | None, typer.Argument(help="A second one, to compare the block diagrams.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Show the block diagram of both stages, with the results of the run."""
@@ -35,21 +40,35 @@ def show(
         saved = load_plan(run)
         print(f"{saved.model}, first token by {saved.first_token}\n\n{draw_diagram(saved.plan, saved.block_count)}")
     else:
-        _whole_run(run)
+        _whole_run(run, trust=trust)
 
 
-def _whole_run(path: Path) -> None:
+def _whole_run(path: Path, *, trust: bool) -> None:
     outcome = load_outcome(path)
-    host = reporting.host_of_runs({path: outcome.recipe})
+    host = reporting.host_of_runs({path: outcome.recipe}, trust=trust)
     # An old run needs none of its other parts.
     given = outcome.recipe.get("report", DEFAULTS["report"])
-    reports = make_parts("report", given, host, where=str(path / "recipe.toml"))
+    reports = _reports(given, host, path)
     there = [path / report.file for report in reports if report.file and (path / report.file).is_file()]
     missing = [report for report in reports if path / report.file not in there]
     for text in reporting.reports(missing, host, outcome, path):
         print(text)
     for file in there:
         print(f"report: {file}")
+
+
+def _reports(given: Any, host: PluginHost, path: Path) -> tuple[Report, ...]:
+    """Return the reports of a run; where some come from a plugin file that was not run, those that are there."""
+    where = str(path / "recipe.toml")
+    found: list[Report] = []
+    if not host.not_run:
+        return make_parts("report", given, host, where=where)
+    for one in given if isinstance(given, list) else [given]:
+        try:
+            found += make_parts("report", one, host, where=where)
+        except RecipeError as error:
+            print(f"warning: {error.problems[0]}", file=sys.stderr)
+    return tuple(found)
 
 
 def _side_by_side(run: Path, other: Path) -> str:

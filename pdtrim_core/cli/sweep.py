@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.host.host import Origin
@@ -37,6 +38,7 @@ def sweep(
         bool, typer.Option("--confirm-run-unsafe-code", help="Allow benchmarks that run programs which a model wrote.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Carry out a table of runs; do what is not done yet, and print one table."""
@@ -44,7 +46,7 @@ def sweep(
     if not is_sweep(given):
         raise RecipeError(str(file), ["the key sweep = 1 is missing: a recipe is carried out by pdtrim-core run"])
     changes = Changes(parse_settings(settings or ()), out, data, unsafe_code)
-    wanted = read_sweep(file, changes=changes, need_data=not dry_run)
+    wanted = read_sweep(file, changes=changes, need_data=not dry_run, trust=trust or not dry_run)
     if dry_run:
         _print_plan(wanted, as_json=as_json)
         return

@@ -11,7 +11,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -48,7 +47,8 @@ class ModelOptions:
 
     `first_token` is the stage that makes the first output token (default: the run's own). `prompt_share` is the share of each
     window of running text that counts as prompt and is not scored. `batch_tokens` are the tokens of a batch that is scored,
-    `batch_size` the prompts that generate together. The last three are the harness' own.
+    `batch_size` the prompts that generate together. `trust` runs the plugin files that the run names. The last three are the
+    harness' own.
     """
 
     stage: Variant = "staged"
@@ -56,6 +56,7 @@ class ModelOptions:
     prompt_share: float = 0.0
     batch_tokens: int | None = None
     batch_size: int | str = ROWS
+    trust: bool = False
     max_length: int | None = None
     add_bos_token: bool | None = None
     prefix_token_id: int | None = None
@@ -69,7 +70,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
     """One variant of a finished run, which may also be named by its folder."""
 
     def __init__(self, run: str | LoadedRun, options: ModelOptions = DEFAULTS) -> None:
-        opened = run if isinstance(run, LoadedRun) else load_run(Path(run))
+        opened = run if isinstance(run, LoadedRun) else load_run(run, trust=options.trust)
         self.variant = options.stage
         self.plan = opened.plan_of(self.variant)
         self.first_token = _checked(options.first_token, self.variant, opened)

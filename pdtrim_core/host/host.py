@@ -63,6 +63,8 @@ class PluginHost:
         self.origins: list[Origin] = []
         self.left_out: tuple[str, ...] = ()
         """Installed distributions that `PDTRIM_PLUGINS` leaves out."""
+        self.not_run: tuple[Path, ...] = ()
+        """Plugin files that were named by someone who is not known to be trusted, and that were not run."""
         self.import_seconds: dict[Origin, float] = {}
 
     @property
@@ -159,6 +161,7 @@ class PluginHost:
         failed = len({failure.origin for failure in self.failures})
         hints = [f"{failed} plugin{'s' * (failed > 1)} failed to load: see pdtrim-core plugins"] if failed else []
         hints += [f"{ONLY} leaves out {', '.join(self.left_out)}"] if self.left_out else []
+        hints += [f"{' and '.join(map(str, self.not_run))} not run: say --trust if you trust it"] if self.not_run else []
         hint = f" ({'; '.join(hints)})" if hints else ""
         raise RecipeError(kind, [f"there is no {kind} '{name}'{did_you_mean(name, known)}{hint}"])
 
@@ -203,27 +206,35 @@ class PluginHost:
                 )
 
 
-def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
+def load_plugins(files: Iterable[Path] = (), *, trust: bool = True) -> PluginHost:
     """Load all installed plugins of the entry point group `pdtrim`, and plugins that are plain Python files.
 
-    The environment variable `PDTRIM_PLUGINS` selects some of the installed ones. Raises `PluginError` for a file that
-    cannot be loaded: it was named, so it is needed.
+    The environment variable `PDTRIM_PLUGINS` selects some of the installed ones. Without `trust` no file is run, and the host
+    remembers in `not_run` which ones were named. Raises `PluginError` for a file that cannot be loaded: it was named, so it is
+    needed.
     """
     host = PluginHost()
     installed = installed_plugins()
     host.left_out = installed.left_out
     for origin, point in installed.wanted:
         host.take(import_plugin(origin, point))
-    needed = {_load_file(host, path) for path in files}
+    if not trust:
+        host.not_run = tuple(_existing(path) for path in files)
+        return host
+    needed = {_load_file(host, _existing(path)) for path in files}
     for failure in host.failures:
         if failure.origin in needed:
             raise PluginError(f"plugin file {failure.origin.source}: {failure.problem}")
     return host
 
 
-def _load_file(host: PluginHost, path: Path) -> Origin:
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise PluginError(f"plugin file {path} does not exist")
+    return path
+
+
+def _load_file(host: PluginHost, path: Path) -> Origin:
     # A name of its own, since files in two folders may be called the same.
     place = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:8]
     spec = importlib.util.spec_from_file_location(f"pdtrim_file_{path.stem}_{place}", path)

@@ -94,14 +94,17 @@ class LoadedRun:
         return variant, *others
 
 
-def load_run(path: Path | str, host: PluginHost | None = None, shared: RunCache | None = None) -> LoadedRun:
-    """Open the folder of a finished run, with the plugins that it names unless others are given.
+def load_run(
+    path: Path | str, host: PluginHost | None = None, shared: RunCache | None = None, *, trust: bool = False
+) -> LoadedRun:
+    """Open the folder of a finished run, with the plugins that are installed unless others are given.
 
-    Raises `PdtrimError` for a folder without one, or with one of another version, and for parts that are not installed.
+    Plugin files that the run names are run only with `trust`: the folder may come from somewhere else. Raises `PdtrimError` for a
+    folder without a finished run, or with one of another version, and for parts that are not there.
     """
     path = Path(path)
     outcome = load_outcome(path)
-    recipe = Recipe.from_data(outcome.recipe, where=str(path / "recipe.toml"), out=path, host=host)
+    recipe = Recipe.from_data(outcome.recipe, where=str(path / "recipe.toml"), out=path, host=host, trust=trust)
     return LoadedRun(path, outcome, recipe, recipe.host, shared or RunCache())
 
 

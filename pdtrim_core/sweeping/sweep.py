@@ -89,11 +89,13 @@ def base_recipe(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {**given, "plugins": [str(file.resolve()) for file in plugin_files(given, where)]} if "plugins" in given else given
 
 
-def read_sweep(path: Path, host: PluginHost | None = None, changes: Changes = NO_CHANGES, *, need_data: bool = False) -> Sweep:
+def read_sweep(
+    path: Path, host: PluginHost | None = None, changes: Changes = NO_CHANGES, *, need_data: bool = False, trust: bool = True
+) -> Sweep:
     """Return the sweep in a file. Raises `RecipeError` with all problems of all runs at once.
 
     `host` has the plugins, instead of those that are installed and those that the sweep's recipe names. With `need_data`, a
-    `${data}` that no folder was given for is a problem.
+    `${data}` that no folder was given for is a problem. Without `trust` no plugin file is run.
     """
     given, renamed = sweep_of_1(load(path))
     for note in renamed:
@@ -103,7 +105,7 @@ def read_sweep(path: Path, host: PluginHost | None = None, changes: Changes = NO
     if file is None:
         raise RecipeError(str(path), problems)
     base = base_recipe(given, path)
-    host = host or load_plugins(plugin_files(base, path))
+    host = host or load_plugins(plugin_files(base, path), trust=trust)
     points = points_of(file, problems)
     common = change(change(base, dict(flat(file.set, "set", problems))), changes.settings)
     problems += [*_wrong_columns(file), *_wrong_changes(changes, points)]

@@ -286,10 +286,17 @@ def test_a_run_with_merges_trains_searches_and_writes_them(
     assert chosen == [f"{a}-{b}.safetensors" for a, b in (m["pair"] for m in outcome["merges"] if m["chosen"])]
     assert chosen == sorted(path.name for path in (tmp_path / "r" / "merges").glob("*"))
     assert "error before training" in first.out
-    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    stored = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*.safetensors")}
+    elsewhere = cli(*words, "--out", "elsewhere")
+    assert elsewhere.out.split("candidates measured")[0] == first.out.split("candidates measured")[0]
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in stored} == stored
     again = cli(*words, "--fresh")
     assert again.out.split("candidates measured")[0] == first.out.split("candidates measured")[0]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == stored
+    trained_anew = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in stored}
+    assert {path: content for path, (content, _) in trained_anew.items()} == {
+        path: content for path, (content, _) in stored.items()
+    }
+    assert all(trained_anew[path][1] > stored[path][1] for path in stored)
 
 
 AFTER = [
@@ -405,7 +412,7 @@ def test_a_scorer_in_a_plain_file_takes_part(cli: Cli, recipe: Path, tmp_path: P
 def test_plugins_and_parts_of_theirs_may_be_named_on_the_command_line(tmp_path: Path, recipe: Path, cli: Cli) -> None:
     (tmp_path / "mine.py").write_text(NORM_RATIO)
     settings = ("--set", 'plugins=["mine.py"]', "--set", "scorer=norm-ratio")
-    for command, more in (("check", ()), ("score", ()), ("run", ("--dry-run",))):
+    for command, more in (("check", ("--trust",)), ("score", ()), ("run", ("--dry-run", "--trust"))):
         done = cli(command, recipe, *settings, *more)
         assert done.code == 0, done.err
     assert 'use = "norm-ratio"' in done.out
