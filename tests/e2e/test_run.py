@@ -352,7 +352,7 @@ def test_a_chosen_merge_that_is_worse_than_a_drop_leaves_and_the_search_is_done_
     # So large a step ends far from the pair: no merge is worth anything.
     done = trained_late(cli, recipe, "0.5")
     outcome = outcome_of(tmp_path / "r")
-    assert "merges that are worse than a drop leave the search: " in done.err
+    assert "merges that are no better than a drop leave the search: " in done.err
     assert outcome["merges"]
     assert not any(merge["chosen"] for merge in outcome["merges"])
     assert not {tuple(merge["pair"]) for merge in outcome["merges"]} & {tuple(pair) for pair in outcome["sets"]["pairs"]}
