@@ -105,6 +105,25 @@ class TrainsTheTeacher(Descent):
         yield from super().distil(student, batches)
 
 
+class LeavesAHookOnTheTeacher(Descent):
+    """Watches the gradients of the dense model's head for ever."""
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        student.model.model.lm_head.register_full_backward_hook(lambda module, before, after: None)
+        yield from super().distil(student, batches)
+
+
+class GivesTheTeacherGradients(Descent):
+    """Lets the blocks behind the student take gradients, and leaves them there."""
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        student.model.blocks[5].requires_grad_(requires_grad=True)
+        for batch in batches:
+            torch.autograd.backward([logits.sum() for logits in student.logits(batch, student(batch))])
+        student.model.blocks[5].requires_grad_(requires_grad=False)
+        yield from super().distil(student, batches)
+
+
 def test_a_good_distiller_passes_every_test(failing: Failing) -> None:
     assert failing(DistillerContract, Descent) == set()
 
@@ -120,6 +139,8 @@ def test_a_good_distiller_passes_every_test(failing: Failing) -> None:
         (StartsFromNoise, "test_the_same_student_and_tokens_give_the_same_block"),
         (Decays, "test_merging_a_silent_block_costs_nothing"),
         (TrainsTheTeacher, "test_the_model_is_left_as_it_was"),
+        (LeavesAHookOnTheTeacher, "test_the_model_is_left_as_it_was"),
+        (GivesTheTeacherGradients, "test_the_model_is_left_as_it_was"),
     ],
 )
 def test_a_broken_distiller_is_caught(component: type[Distiller], test: str, failing: Failing) -> None:

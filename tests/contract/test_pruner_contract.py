@@ -72,6 +72,24 @@ class LeavesAGradient(Middle):
         return super().prune(context)
 
 
+class LeavesItTrainable(Middle):
+    """Makes a block take gradients, and does not take that back."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        context.model.blocks[0].requires_grad_(requires_grad=True)
+        return super().prune(context)
+
+
+class LeavesAHook(Middle):
+    """Watches the gradients of a weight for ever."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        weight = next(context.model.blocks[0].parameters()).requires_grad_()
+        weight.register_post_accumulate_grad_hook(lambda tensor: None)  # type: ignore[no-untyped-call]
+        weight.requires_grad = False
+        return super().prune(context)
+
+
 class MissesTheChannels(Middle):
     """Counts channels that are not there."""
 
@@ -151,6 +169,8 @@ def test_a_good_pruner_passes_every_test(component: type[Pruner], failing: Faili
         (MergesWithoutABlock, "test_its_plan_can_be_measured_and_refined"),
         (DrawsGlobally, "test_the_same_model_and_tokens_give_the_same_removal"),
         (LeavesAGradient, "test_the_model_is_left_as_it_was"),
+        (LeavesItTrainable, "test_the_model_is_left_as_it_was"),
+        (LeavesAHook, "test_the_model_is_left_as_it_was"),
         (MissesTheChannels, "test_shrinks_name_units_that_the_blocks_have"),
         (RestoresTheDense, "test_a_replaced_model_can_be_read_again"),
         (FailsInARun, "test_a_run_refines_its_removal"),

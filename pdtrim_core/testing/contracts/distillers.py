@@ -15,7 +15,8 @@ from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.merge_store import training_items
 from pdtrim_core.plan.elements import Merge
-from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness
+from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness
+from pdtrim_core.testing.contracts.untouched import left_as_it_was
 from pdtrim_core.testing.models import tiny_llama
 
 PAIR = Merge(keep=3, drop=2)
@@ -74,7 +75,7 @@ class DistillerContract:
         assert trained < SLACK * dropped, f"it ends with {trained / dropped:.2g} of the error of dropping the other block"
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """Weights, hooks and modes of the dense model."""
+        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods of the dense model."""
         model = tiny_llama()
         with left_as_it_was(model):
             self._distil(model)
