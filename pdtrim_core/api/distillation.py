@@ -22,7 +22,7 @@ from pdtrim_core.plan.elements import Merge
 class TeacherBatch:
     """One batch of training tokens: the dense model's hidden states in front of a run of blocks and behind it, `[B, T, D]`.
 
-    Those in front are in the number format of the model, those behind, which a loss compares with, in float32.
+    Both are in float32, whatever the number format of the model.
     """
 
     before_BTD: Tensor
@@ -41,6 +41,7 @@ class Student:
         self.model = model
         self.merge = merge
         self.module = module
+        self._format: torch.dtype = model.model.get_input_embeddings().weight.dtype
 
     def __call__(self, batch: TeacherBatch) -> Tensor:
         """Return the student's hidden states `[B, T, D]` on a batch, with the mask and positions of the block it came from.
@@ -48,12 +49,11 @@ class Student:
         They are computed, and returned, in the number format of the student's own weights.
         """
         formats = {parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point()}
-        hidden_BTD, call = batch.before_BTD, batch.calls[self.merge.keep]
         # A block of several formats is the model's own, which is given what the model gives it.
-        if len(formats) == 1 and formats != {hidden_BTD.dtype}:
-            (dtype,) = formats
-            hidden_BTD, call = hidden_BTD.to(dtype), call.to(dtype)
-        return run_block(self.module, hidden_BTD, call.args, call.kwargs, by_keyword=call.by_keyword)
+        dtype = formats.pop() if len(formats) == 1 else self._format
+        call = batch.calls[self.merge.keep]
+        call = call if dtype == self._format else call.to(dtype)
+        return run_block(self.module, batch.before_BTD.to(dtype), call.args, call.kwargs, by_keyword=call.by_keyword)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what may be trained: everything, but for the input norm, K and V of a merge with frozen K/V."""
@@ -64,8 +64,8 @@ class Student:
 
         The blocks behind the run compute in the number format of the model; the logits are in float32.
         """
-        scale = hidden_BTD.shape[:2].numel() if batch.before_BTD.dtype == torch.float16 and hidden_BTD.requires_grad else 1
-        hidden_BTD = _with_gradients_times(1 / scale, hidden_BTD).to(batch.before_BTD.dtype)
+        scale = hidden_BTD.shape[:2].numel() if self._format == torch.float16 and hidden_BTD.requires_grad else 1
+        hidden_BTD = _with_gradients_times(1 / scale, hidden_BTD).to(self._format)
         for index in range(self.merge.blocks[-1] + 1, self.model.block_count):
             hidden_BTD = self.model.run(index, hidden_BTD, batch.calls)
         for logits_NV in self.model.logits(hidden_BTD.flatten(0, 1)):
@@ -85,7 +85,7 @@ class TeacherBatches:
 
     def __iter__(self) -> Iterator[TeacherBatch]:
         # A batch at a time: all of them in float32 would take twice the memory.
-        return (replace(batch, after_BTD=batch.after_BTD.float()) for batch in self._batches)
+        return (replace(b, before_BTD=b.before_BTD.float(), after_BTD=b.after_BTD.float()) for b in self._batches)
 
     def _batch(self, prepared: PreparedBatch, merge: Merge) -> TeacherBatch:
         before = prepared.dense_at(merge.blocks[0])

@@ -51,6 +51,16 @@ class DistillerContract:
         before = model.blocks[PAIR.keep].state_dict()
         assert any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
+    def test_it_trains_in_float32_where_the_model_is_in_bfloat16(self) -> None:
+        """The student is in float32 then, and stays so: its loss does not rise, and its weights are others than before."""
+        model = tiny_llama(dtype=torch.bfloat16)
+        module, losses = self._distil(model)
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}, "it changed the student's number format"
+        assert all(math.isfinite(loss) for loss in losses)
+        assert losses[-1] <= losses[0]
+        before = model.blocks[PAIR.keep].state_dict()
+        assert any(not torch.equal(value, before[name].float()) for name, value in module.state_dict().items())
+
     def test_what_is_frozen_stays(self) -> None:
         """Only `student.parameters()` may change: K and V of a merge that shares prefill's cache must not."""
         module, _ = self._distil(tiny_llama(), frozen="self_attn.k_proj")
@@ -81,7 +91,7 @@ class DistillerContract:
             self._distil(model)
 
     def _distil(self, model: BlockModel, frozen: str = "") -> tuple[nn.Module, list[float]]:
-        module = copy.deepcopy(model.blocks[PAIR.keep]).requires_grad_(requires_grad=True)
+        module = copy.deepcopy(model.blocks[PAIR.keep]).float().requires_grad_(requires_grad=True)
         if frozen:
             module.get_submodule(frozen).requires_grad_(requires_grad=False)
         batches = TeacherBatches(PrefixCache(model), training_items(SEQUENCES), PAIR)

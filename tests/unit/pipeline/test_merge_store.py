@@ -216,7 +216,7 @@ def test_a_trained_merge_is_in_the_format_of_the_model_and_judged_so(
     # What the stages make of the module that is stored, without a student.
     batches = TeacherBatches(PrefixCache(model), training_items(SEQUENCES), merge)
     with torch.no_grad():
-        gaps = [model.run(merge.keep, b.before_BTD, b.calls, again).float() - b.after_BTD for b in batches]
+        gaps = [model.run(merge.keep, b.before_BTD.to(dtype), b.calls, again).float() - b.after_BTD for b in batches]
     assert record.trained == pytest.approx(float(torch.cat(gaps).square().mean()), rel=1e-4)
 
 
