@@ -143,7 +143,10 @@ class StageSplitter(Component):
 
     @abstractmethod
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
-        """Measure trial plans and return the final one. Its decode is that of `plan`, which loses the same in both stages."""
+        """Measure trial plans and return the final one. Its decode is that of `plan`, which loses the same in both stages.
+
+        The final plan is `plan` itself or one that was measured.
+        """
 
     def steps(self, plan: Plan) -> int | None:
         """Return about how many measurements a split of `plan` takes, for the preview; None where that is unknown."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
@@ -21,6 +22,11 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     by_keyword: bool
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """Return the same call with every floating tensor of it in another number format; masks of truth values stay."""
+        kwargs = {name: _in_format(value, dtype) for name, value in self.kwargs.items()}
+        return Call(_in_format(self.args, dtype), kwargs, self.by_keyword)
 
 
 def run_block(
@@ -47,3 +53,12 @@ def hidden_of(output: Any) -> Tensor:
     """Return the hidden states of a block's output, which some blocks return in a tuple."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor
+
+
+def _in_format(value: Any, dtype: torch.dtype) -> Any:
+    """Return a value of a call with its floating tensors in a number format, those within tuples and lists too."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_in_format(part, dtype) for part in value)
+    return value

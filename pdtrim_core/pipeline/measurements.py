@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,7 +22,7 @@ from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.pipeline.run_keys import keys_of, values_keys
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Gain, Row, SearchStep, Value
-from pdtrim_core.search.driver import Exchange, Ledger, drive
+from pdtrim_core.search.driver import Exchange, Ledger, drive, drive_split
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,7 @@ class Bench:
         label = self._context.host.label_of(splitter)
         costs = replace(costs, model=self._model) if splitter.needs_model else costs
         requests = splitter.split(found, costs, self._context.rng("split"))
-
-        def problems(plan: Plan) -> Iterable[str]:
-            return [] if plan.decode == found.decode else ["a splitter may change prefill only"]
-
-        _, plan = drive(requests, self.ledger, label=label, problems=problems, note=self._context.events.note)
-        if not isinstance(plan, Plan) or plan.decode != found.decode:
-            raise PluginError(f"{label} returned {plan}: it must return a plan with the decode that it was given")
+        plan = drive_split(requests, self.ledger, found, label=label, note=self._context.events.note)
         return plan.truncated_prefill(self._model.block_count) if recipe.settings.evaluation.truncates_prefill else plan
 
     def of_replaced(self, model: BlockModel) -> Bench:

@@ -1,4 +1,4 @@
-"""The merging step of a run: train the pairs of D, throw out those that are worse than a drop, and choose the sets anew."""
+"""The merging step of a run: train the pairs of D, throw out those that are no better than a drop, choose the sets anew."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class MergePairs:
         self.training = Training(context, inputs, otherwise="say prune.merges = false")
 
     def choose(self) -> Choice:
-        """Return the two sets, with merges that are trained and no worse than a drop.
+        """Return the two sets, with merges that are trained and better than a drop.
 
-        A merge that ends farther from the dense model than dropping one of its blocks leaves D: its blocks become drops,
+        A merge that ends no nearer to the dense model than dropping one of its blocks leaves D: its blocks become drops,
         and the sets are chosen again. Where merges are trained after the search, nothing is trained here, and the search
         measures pairs with the blocks that training will start from.
         """
@@ -61,7 +61,7 @@ class MergePairs:
     def train_chosen(self, plan: Plan) -> ModuleSet | None:
         """Train the merges of a plan that a search found untrained; return them.
 
-        None where one is worse than a drop: then the sets are to be chosen again, and searched again.
+        None where one is no better than a drop: then the sets are to be chosen again, and searched again.
         """
         pairs = [element for element in plan.decode if isinstance(element, Merge)]
         return self._trained(pairs) if self._train(pairs) else None
@@ -78,13 +78,18 @@ class MergePairs:
         return ModuleSet({merge: self.training.modules[merge] for merge in pairs}, self.training.digest)
 
     def _train(self, pairs: Sequence[Merge]) -> bool:
-        """Train merges, or find them trained; tell whether none is worse than a drop. Worse ones are not chosen again."""
+        """Train merges, or find them trained; tell whether all are better than a drop. Others are not chosen again."""
         fresh = [str(merge) for merge in pairs if merge not in self.training.modules]
         if fresh:
             what = f"merges: {len(fresh)} pairs to train, or to find among the trained ones"
             self._events.preview(f"{what}: {', '.join(fresh)}")
         bad = [merge for merge in pairs if not self.training.train(merge).worthwhile]
-        if bad:
-            self._events.note(f"merges that are worse than a drop leave the search: {', '.join(str(merge) for merge in bad)}")
+        unmoved = [merge for merge in bad if not self.training.train(merge).moved]
+        self._note_leaving("that are no better than a drop", [merge for merge in bad if merge not in unmoved])
+        self._note_leaving("whose training changed no weight", unmoved)
         self._never |= {merge.blocks for merge in bad}
         return not bad
+
+    def _note_leaving(self, why: str, merges: Sequence[Merge]) -> None:
+        if merges:
+            self._events.note(f"merges {why} leave the search: {', '.join(str(merge) for merge in merges)}")

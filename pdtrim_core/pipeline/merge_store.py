@@ -44,7 +44,8 @@ class TrainedMerge:
 
     `untrained` is the error of the block that training started from, `trained` that of the merged block, and
     `drop_first` and `drop_second` those of dropping instead all but the last and all but the first block of the run, which of
-    a pair is one of the two. `losses` is the mean loss of each epoch.
+    a pair is one of the two. `losses` is the mean loss of each epoch. `moved` tells whether any weight of the merged block, in
+    the number format of the model, is another than training started from; records of older versions do not tell.
     """
 
     merge: Merge
@@ -53,11 +54,12 @@ class TrainedMerge:
     drop_first: float
     drop_second: float
     losses: tuple[float, ...]
+    moved: bool = True
 
     @property
     def worthwhile(self) -> bool:
-        """Whether the merged block is at least as near to the run as keeping only its first or only its last block."""
-        return self.trained <= min(self.drop_first, self.drop_second)
+        """Whether training made a block that is nearer to the run than keeping only its first and only its last block."""
+        return self.moved and self.trained < min(self.drop_first, self.drop_second)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ class MergeStore:
         self._prefix_cache = PrefixCache(
             model, ExecutionOptions(batch_tokens=SEQUENCE_TOKENS * BATCH_SEQUENCES, budget=PREFIX_CACHE_BYTES)
         )
-        self.digest = hashlib.sha256(repr([tuple(s) for s in sequences]).encode()).hexdigest()
+        # Merges of models in other formats than float32 were once trained in those: they must not be found again.
+        how = "" if self._dtype == torch.float32 else " trained in float32"
+        self.digest = hashlib.sha256(f"{[tuple(s) for s in sequences]}{how}".encode()).hexdigest()
+        """A hash of what merges are trained on, and in which number format where that is not the model's."""
 
     def merge_of(self, merge: Merge) -> Merge:
         """Return the merge as the distiller makes it: with its kind of K/V, and starting from the block that it needs."""
@@ -163,45 +168,103 @@ class MergeStore:
         return dtype
 
     def _train(self, merge: Merge, module: nn.Module) -> TrainedMerge:
-        module.requires_grad_(requires_grad=True)
-        if merge.kv == "frozen":
-            self._freeze(module)
+        """Train a copy of the block that a merge keeps, in place; it ends in the number formats that it came in."""
+        start = self._model.blocks[merge.keep]
         batches = TeacherBatches(self._prefix_cache, self._items, merge)
         student = Student(self._model, merge, module)
-        untrained = _error(batches, student)
-        losses = []
+        untrained = self._error(batches, student)
+        module.float().requires_grad_(requires_grad=True)
+        if merge.kv == "frozen":
+            self._freeze(module)
+        losses = self._distil(student, batches)
+        module.requires_grad_(requires_grad=False).zero_grad()
+        _back_to_formats_of(start, module)
+        changed = self._changed(merge, module)
+        first, second = merge.blocks[0], merge.blocks[-1]
+        return TrainedMerge(
+            merge=merge,
+            untrained=untrained,
+            trained=self._error(batches, student),
+            drop_first=self._error(batches, Student(self._model, Merge(second, first), self._model.blocks[second])),
+            drop_second=self._error(batches, Student(self._model, Merge(first, second), self._model.blocks[first])),
+            losses=losses,
+            moved=bool(changed),
+        )
+
+    def _distil(self, student: Student, batches: TeacherBatches) -> tuple[float, ...]:
+        """Return the losses of the epochs, at least one."""
+        losses: list[float] = []
         with torch.enable_grad(), blame(self._label):
             for loss in self._distiller.distil(student, batches):
                 losses.append(float(loss))
                 if not math.isfinite(losses[-1]):
                     raise PluginError(
-                        f"{self._label}: the loss of the merge {merge} became {losses[-1]} in epoch {len(losses)}: lower its lr"
+                        f"{self._label}: the loss of the merge {student.merge} became {losses[-1]} in epoch {len(losses)}: "
+                        "lower its lr"
                     )
-        module.requires_grad_(requires_grad=False)
-        first, second = merge.blocks[0], merge.blocks[-1]
-        return TrainedMerge(
-            merge=merge,
-            untrained=untrained,
-            trained=_error(batches, student),
-            drop_first=_error(batches, Student(self._model, Merge(second, first), self._model.blocks[second])),
-            drop_second=_error(batches, Student(self._model, Merge(first, second), self._model.blocks[first])),
-            losses=tuple(losses),
-        )
+        if not losses:
+            raise PluginError(f"{self._label} yielded no loss for the merge {student.merge}: it must yield one for each epoch")
+        return tuple(losses)
 
     def _freeze(self, module: nn.Module) -> None:
         for name in self._model.layout.kv:
             module.get_submodule(name).requires_grad_(requires_grad=False)
 
+    def _changed(self, merge: Merge, module: nn.Module) -> list[str]:
+        """Return the names of the weights that training changed.
 
-def _error(batches: TeacherBatches, student: Student) -> float:
-    """Return the mean squared difference of a student's hidden states from the dense model's, in float32."""
-    total = count = 0.0
-    with torch.no_grad():
-        for batch in batches:
-            difference = (student(batch) - batch.after_BTD).float()
-            total += float(difference.square().sum(dtype=torch.float64))
-            count += difference.numel()
-    return total / count
+        Raises `PluginError` for one that is not finite, and for one that was to stay frozen.
+        """
+        start = dict(self._model.blocks[merge.keep].named_parameters())
+        frozen = tuple(f"{name}." for name in self._model.layout.kv) if merge.kv == "frozen" else ()
+        changed = []
+        for name, weight in module.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise PluginError(
+                    f"{self._label}: the weight {name} of the merge {merge} is beyond what {_named(weight.dtype)} can hold after "
+                    f"training: lower its lr{f', or say {_WIDER}' if weight.dtype == torch.float16 else ''}"
+                )
+            if not torch.equal(weight, start[name]):
+                if name.startswith(frozen):
+                    raise PluginError(
+                        f"{self._label} changed the weight {name} of the merge {merge}, which is frozen: it may change "
+                        "student.parameters() only"
+                    )
+                changed.append(name)
+        return changed
+
+    def _error(self, batches: TeacherBatches, student: Student) -> float:
+        """Return the mean squared difference of a student's hidden states from the dense model's, in float32."""
+        total = count = 0.0
+        with torch.no_grad():
+            for batch in batches:
+                difference = (student(batch) - batch.after_BTD).float()
+                total += float(difference.square().sum(dtype=torch.float64))
+                count += difference.numel()
+        if not math.isfinite(total):
+            what = _WIDER if self._dtype == torch.float16 else "prune.merges = false"
+            raise PdtrimError(
+                f"{self._model.name}: hidden states of the merge {student.merge} are beyond what {_named(self._dtype)} can hold: "
+                f"say {what}"
+            )
+        return total / count
+
+
+_WIDER = 'dtype = "bfloat16" or "float32" in [model]'
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _back_to_formats_of(block: nn.Module, module: nn.Module) -> None:
+    """Give the weights and buffers of a copy of a block the number formats that those of the block have."""
+    for like, tensor in zip(_tensors(block), _tensors(module), strict=True):
+        tensor.data = tensor.data.to(like.dtype)
+
+
+def _tensors(module: nn.Module) -> tuple[torch.Tensor, ...]:
+    return (*module.parameters(), *module.buffers())
 
 
 def _write(path: Path, module: nn.Module, record: TrainedMerge) -> None:

@@ -115,8 +115,11 @@ def _train(context: RunContext, training: Training) -> Train:
 
     def train(merge: Merge) -> tuple[Merge, nn.Module]:
         merge = training.merge_of(merge)
-        if not training.train(merge).worthwhile:
-            why = "is farther from the dense model than keeping only its first or only its last block"
+        record = training.train(merge)
+        if not record.moved:
+            context.events.note(f"training changed no weight of merge {merge}: train it for longer, or with a larger lr")
+        elif not record.worthwhile:
+            why = "is no nearer to the dense model than keeping only its first or only its last block"
             context.events.note(f"merge {merge} {why}: train it for longer")
         return merge, training.modules[merge]
 

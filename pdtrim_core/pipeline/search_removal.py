@@ -71,7 +71,7 @@ class _Searched(NamedTuple):
 def _search(context: RunContext, inputs: RunInputs, pairs: MergePairs, choice: Choice) -> _Searched:
     """Search; where training waited for it, train the merges of the plan that was found.
 
-    Should one be worse than a drop, its blocks become drops, and the search is done again over other sets.
+    Should one be no better than a drop, its blocks become drops, and the search is done again over other sets.
     """
     while True:
         bench = open_bench(context, inputs, choice.module_set)

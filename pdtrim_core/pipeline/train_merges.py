@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from torch import nn
@@ -34,7 +34,7 @@ class Training:
 
     @property
     def digest(self) -> str:
-        """A hash of the training tokens; empty where no merge was requested."""
+        """A hash of the training tokens, see `MergeStore.digest`; empty where no merge was requested."""
         return self._opened.digest if self._opened else ""
 
     def merge_of(self, merge: Merge) -> Merge:
@@ -42,18 +42,27 @@ class Training:
         return self._store.merge_of(merge)
 
     def train(self, merge: Merge) -> TrainedMerge:
-        """Train a merge, or find it among the trained ones; return how it came out. A loss that rose is noted."""
+        """Train a merge, or find it among the trained ones; return how it came out. A loss that did not fall is noted."""
         if merge not in self.records:
             self.modules[merge], record = self._store.trained(merge)
             self.records[merge] = record
-            if record.losses[-1] > record.losses[0]:
-                self._context.events.note(
-                    f"merge {merge}: its training loss rose from {record.losses[0]:.4g} to {record.losses[-1]:.4g}; a smaller "
-                    "distiller.lr may help"
-                )
+            for line in self._notes_on(record):
+                self._context.events.note(line)
             facts = {"merge": merge, "trained": record.trained, "untrained": record.untrained}
             self._context.host.tell("pdtrim_merge_trained", **facts)
         return self.records[merge]
+
+    def _notes_on(self, record: TrainedMerge) -> Iterator[str]:
+        """Yield what is to be said of the losses of a merge; one epoch alone tells nothing."""
+        first, last = record.losses[0], record.losses[-1]
+        if last > first:
+            yield (
+                f"merge {record.merge}: its training loss rose from {first:.4g} to {last:.4g}; a smaller distiller.lr may help"
+            )
+        elif last == first and len(record.losses) > 1:
+            options = [name for name in ("lr", "epochs", "tokens") if name in type(self._context.recipe.distiller).model_fields]
+            named = ", ".join(f"distiller.{name}" for name in options)
+            yield f"merge {record.merge}: its training loss did not fall from {first:.4g}: raise one of {named}"
 
     @property
     def _store(self) -> MergeStore:

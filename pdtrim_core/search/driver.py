@@ -180,6 +180,33 @@ def drive(
         result = [score for score in scores if score is not None] if isinstance(request, list) else scores[0]
 
 
+def drive_split(
+    requests: Requests[Plan], ledger: Ledger, given: Plan, *, label: str, note: Callable[[str], None] = lambda text: None
+) -> Plan:
+    """Run a splitter to its end; return the plan that it made of the one it was given.
+
+    Raises `PluginError` as `drive` does, where the plan has another decode, and where it is neither the given one nor one that
+    the splitter measured.
+    """
+    measured = {given}
+
+    def problems(plan: Plan) -> Iterable[str]:
+        return [] if plan.decode == given.decode else ["a splitter may change prefill only"]
+
+    def told(exchange: Exchange) -> None:
+        if exchange.reading.score is not None:
+            measured.add(exchange.plan)
+
+    _, plan = drive(requests, ledger, label=label, problems=problems, note=note, told=told)
+    if not isinstance(plan, Plan) or plan.decode != given.decode:
+        raise PluginError(f"{label} returned {plan}: it must return a plan with the decode that it was given")
+    if plan not in measured:
+        raise PluginError(
+            f"{label} returned {plan}, which it did not measure: it must return a plan that it measured, or the one it was given"
+        )
+    return plan
+
+
 def _wanted(request: Any, label: str, problems: Callable[[Plan], Iterable[str]]) -> list[tuple[Plan, bool]]:
     """Return the plans of a request, each with whether it may be the result. Raises `PluginError` for one not to be made."""
     entries = request if isinstance(request, list) else [request.plan if isinstance(request, AtLeast) else request]

@@ -105,8 +105,45 @@ class TrainsTheTeacher(Descent):
         yield from super().distil(student, batches)
 
 
-def test_a_good_distiller_passes_every_test(failing: Failing) -> None:
-    assert failing(DistillerContract, Descent) == set()
+class TrainsInTheFormatOfTheModel(Descent):
+    """Casts the student, since its other author knew no better."""
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        student.module.to(next(student.model.model.parameters()).dtype)
+        yield from super().distil(student, batches)
+
+
+class TakesOneFormatForGranted(Descent):
+    """Multiplies the states with each other, which must have one format for that."""
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        for batch in batches:
+            student(batch) @ batch.before_BTD.transpose(1, 2) @ batch.after_BTD
+        yield from super().distil(student, batches)
+
+
+class LeavesAHookOnTheTeacher(Descent):
+    """Watches the gradients of the dense model's head for ever."""
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        student.model.model.lm_head.register_full_backward_hook(lambda module, before, after: None)
+        yield from super().distil(student, batches)
+
+
+class GivesTheTeacherGradients(Descent):
+    """Lets the blocks behind the student take gradients, and leaves them there."""
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        student.model.blocks[5].requires_grad_(requires_grad=True)
+        for batch in batches:
+            torch.autograd.backward([logits.sum() for logits in student.logits(batch, student(batch))])
+        student.model.blocks[5].requires_grad_(requires_grad=False)
+        yield from super().distil(student, batches)
+
+
+@pytest.mark.parametrize("component", [Descent, TakesOneFormatForGranted])
+def test_a_good_distiller_passes_every_test(component: type[Distiller], failing: Failing) -> None:
+    assert failing(DistillerContract, component) == set()
 
 
 @pytest.mark.parametrize(
@@ -116,10 +153,13 @@ def test_a_good_distiller_passes_every_test(failing: Failing) -> None:
         (Ascent, "test_it_yields_finite_losses_that_do_not_rise"),
         (Blows, "test_it_yields_finite_losses_that_do_not_rise"),
         (TrainsNothing, "test_it_trains_in_place"),
+        (TrainsInTheFormatOfTheModel, "test_it_trains_in_float32_where_the_model_is_in_bfloat16"),
         (ThawsEverything, "test_what_is_frozen_stays"),
         (StartsFromNoise, "test_the_same_student_and_tokens_give_the_same_block"),
         (Decays, "test_merging_a_silent_block_costs_nothing"),
         (TrainsTheTeacher, "test_the_model_is_left_as_it_was"),
+        (LeavesAHookOnTheTeacher, "test_the_model_is_left_as_it_was"),
+        (GivesTheTeacherGradients, "test_the_model_is_left_as_it_was"),
     ],
 )
 def test_a_broken_distiller_is_caught(component: type[Distiller], test: str, failing: Failing) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pytest
 import torch
 
-from pdtrim_core.api import BlockModel, Drop, Merge, PruneContext, Pruned, Pruner, Removal, Shrink
+from pdtrim_core.api import BlockModel, Drop, Merge, PdtrimError, PruneContext, Pruned, Pruner, Removal, Shrink
 from pdtrim_core.testing import PrunerContract
 
 if TYPE_CHECKING:
@@ -31,6 +32,37 @@ class Middle(Pruner):
 def _middle(count: int, blocks: int) -> Removal:
     first = (count - blocks) // 2
     return Removal(Drop(first + number) for number in range(blocks))
+
+
+class HeadsAlone(Pruner):
+    """Removes K/V heads with their query heads, round by round from every block, and one at least stays in each."""
+
+    name = "heads-alone"
+    part: ClassVar[Literal["attention", "mlp"]] = "attention"
+
+    def prune(self, context: PruneContext) -> Pruned:
+        model = context.model
+        units = model.units(0)
+        each, count = units.parameters(self.part), units.count(self.part)
+        wanted = round(context.parameters / each)
+        if wanted > (count - 1) * model.block_count:
+            raise PdtrimError(f"pruner '{self.name}': that many cannot go: remove fewer")
+        lost = [wanted // model.block_count + (block < wanted % model.block_count) for block in range(model.block_count)]
+        return Pruned(Removal(Shrink(block, self.part, tuple(range(gone))) for block, gone in enumerate(lost) if gone))
+
+
+class ChannelsAlone(HeadsAlone):
+    """Removes MLP channels, round by round from every block."""
+
+    name = "channels-alone"
+    part: ClassVar[Literal["attention", "mlp"]] = "mlp"
+
+
+class HalfTheHeads(HeadsAlone):
+    """Stops half-way."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        return super().prune(replace(context, parameters=context.parameters // 2))
 
 
 class OneMore(Middle):
@@ -69,6 +101,24 @@ class LeavesAGradient(Middle):
     def prune(self, context: PruneContext) -> Pruned:
         weight = next(context.model.blocks[0].parameters())
         weight.grad = torch.zeros_like(weight)
+        return super().prune(context)
+
+
+class LeavesItTrainable(Middle):
+    """Makes a block take gradients, and does not take that back."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        context.model.blocks[0].requires_grad_(requires_grad=True)
+        return super().prune(context)
+
+
+class LeavesAHook(Middle):
+    """Watches the gradients of a weight for ever."""
+
+    def prune(self, context: PruneContext) -> Pruned:
+        weight = next(context.model.blocks[0].parameters()).requires_grad_()
+        weight.register_post_accumulate_grad_hook(lambda tensor: None)  # type: ignore[no-untyped-call]
+        weight.requires_grad = False
         return super().prune(context)
 
 
@@ -136,7 +186,7 @@ class RestoresTheDense(Scaled):
         return model
 
 
-@pytest.mark.parametrize("component", [Middle, Scaled])
+@pytest.mark.parametrize("component", [Middle, Scaled, HeadsAlone, ChannelsAlone])
 def test_a_good_pruner_passes_every_test(component: type[Pruner], failing: Failing) -> None:
     assert failing(PrunerContract, component) == set()
 
@@ -145,12 +195,15 @@ def test_a_good_pruner_passes_every_test(component: type[Pruner], failing: Faili
     ("component", "test"),
     [
         (OneMore, "test_what_it_removes_is_near_the_budget"),
+        (HalfTheHeads, "test_what_it_removes_is_near_the_budget"),
         (ReplacesInSecret, "test_what_it_removes_is_near_the_budget"),
         (NeverNothing, "test_nothing_goes_where_nothing_is_asked_for"),
         (ChangesWithNothingToDo, "test_nothing_goes_where_nothing_is_asked_for"),
         (MergesWithoutABlock, "test_its_plan_can_be_measured_and_refined"),
         (DrawsGlobally, "test_the_same_model_and_tokens_give_the_same_removal"),
         (LeavesAGradient, "test_the_model_is_left_as_it_was"),
+        (LeavesItTrainable, "test_the_model_is_left_as_it_was"),
+        (LeavesAHook, "test_the_model_is_left_as_it_was"),
         (MissesTheChannels, "test_shrinks_name_units_that_the_blocks_have"),
         (RestoresTheDense, "test_a_replaced_model_can_be_read_again"),
         (FailsInARun, "test_a_run_refines_its_removal"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import torch
@@ -104,8 +104,79 @@ class LeavesAHook(FirstNorm):
         return scores
 
 
-def test_a_good_scorer_passes_every_test(failing: Failing) -> None:
-    assert failing(ScorerContract, FirstNorm) == set()
+class LeavesAGradient(FirstNorm):
+    """Differentiates, and leaves the gradients of one block behind, with no need of gradients in its name."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        weight = next(context.model.blocks[1].parameters()).requires_grad_()
+        with torch.enable_grad():
+            weight.square().sum().backward()  # type: ignore[no-untyped-call]
+        weight.requires_grad = False
+        return super().score(context)
+
+
+class LeavesItTrainable(FirstNorm):
+    """Makes a weight take gradients for ever."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        next(context.model.blocks[1].parameters()).requires_grad_()
+        return super().score(context)
+
+
+class LeavesItTraining(FirstNorm):
+    """Leaves the whole model in the mode of training, which changes nothing that a tiny model computes."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        context.model.model.train()
+        return super().score(context)
+
+
+class LeavesASilentHook(FirstNorm):
+    """Watches a part of a block for ever, and changes nothing."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        context.model.blocks[0].get_submodule("mlp").register_forward_pre_hook(lambda module, args: None)
+        return super().score(context)
+
+
+class LeavesAPatch(FirstNorm):
+    """Leaves a forward of its own in the place of a block's, which does the same."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        block = context.model.blocks[0]
+        vars(block)["forward"] = block.forward
+        return super().score(context)
+
+
+class ChangesABuffer(FirstNorm):
+    """Turns the rotary angles a little."""
+
+    def score(self, context: ScoreContext) -> Scores:
+        scores = super().score(context)
+        context.model.model.get_buffer("model.rotary_emb.inv_freq").mul_(1 + 1e-6)
+        return scores
+
+
+class PutsBack(FirstNorm):
+    """Does all of that, and puts it back."""
+
+    needs_gradients: ClassVar[bool] = True
+
+    def score(self, context: ScoreContext) -> Scores:
+        block = context.model.blocks[0]
+        handle = block.register_full_backward_hook(lambda module, before, after: None)
+        for batch in context.token_batches():
+            context.loss(batch).backward()  # type: ignore[no-untyped-call]
+        handle.remove()
+        context.model.model.train()
+        context.model.model.eval()
+        with context.model.patched({0: block.forward}):
+            return super().score(context)
+
+
+@pytest.mark.parametrize("component", [FirstNorm, PutsBack])
+def test_a_good_scorer_passes_every_test(component: type[Scorer], failing: Failing) -> None:
+    assert failing(ScorerContract, component) == set()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +190,12 @@ def test_a_good_scorer_passes_every_test(failing: Failing) -> None:
         (DrawsTorch, "test_the_same_model_and_tokens_give_the_same_scores"),
         (ChangesAWeight, "test_the_model_is_left_as_it_was"),
         (LeavesAHook, "test_the_model_is_left_as_it_was"),
+        (LeavesAGradient, "test_the_model_is_left_as_it_was"),
+        (LeavesItTrainable, "test_the_model_is_left_as_it_was"),
+        (LeavesItTraining, "test_the_model_is_left_as_it_was"),
+        (LeavesASilentHook, "test_the_model_is_left_as_it_was"),
+        (LeavesAPatch, "test_the_model_is_left_as_it_was"),
+        (ChangesABuffer, "test_the_model_is_left_as_it_was"),
     ],
 )
 def test_a_broken_scorer_is_caught(component: type[Scorer], test: str, failing: Failing) -> None:

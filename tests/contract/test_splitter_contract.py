@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+import torch
 
-from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, measure
+from pdtrim_core.api import AtLeast, CostModel, Plan, Requests, StageSplitter, measure
 from pdtrim_core.testing import (
     SplitterContract,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Failing = Callable[..., set[str]]
     from random import Random
@@ -51,6 +53,78 @@ class ReturnsAnotherDecode(StageSplitter):
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         yield from ()
         return Plan()
+
+
+class HopesForTheSum(StageSplitter):
+    """Measures each element alone, and gives back all that gain together, which nobody measured."""
+
+    name = "hopes-for-the-sum"
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        start = yield from measure(plan)
+        scores = yield from measure([Plan(prefill=plan.decode.without(element), decode=plan.decode) for element in plan.decode])
+        gaining = [element for element, score in zip(plan.decode, scores, strict=True) if score > start]
+        return Plan(prefill=plan.decode.without(*gaining), decode=plan.decode)
+
+
+class MeasuresNothing(StageSplitter):
+    """Gives back everything without a look."""
+
+    name = "measures-nothing"
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        yield from ()
+        return Plan(decode=plan.decode)
+
+
+class GivesUpOnAFloor(StageSplitter):
+    """Returns a plan that was cut short, whose score it was never told."""
+
+    name = "gives-up-on-a-floor"
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        dense_prefill = Plan(decode=plan.decode)
+        yield AtLeast(dense_prefill, 100.0)
+        return dense_prefill
+
+
+class ReturnsTheGiven(StageSplitter):
+    """Measures one other plan, and returns what it was given, which is good as well."""
+
+    name = "returns-the-given"
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        yield from measure(Plan(decode=plan.decode))
+        return plan
+
+
+class TimesTheModel(GiveBackTheBest):
+    """Looks at the dense model, and leaves it alone."""
+
+    name = "times-the-model"
+    needs_model: ClassVar[bool] = True
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        assert costs.model is not None
+        with watched(costs.model.blocks[0]):
+            costs.model.model(torch.zeros((1, 4), dtype=torch.long))
+        return (yield from super().split(plan, costs, rng))
+
+
+@contextmanager
+def watched(block: torch.nn.Module) -> Iterator[None]:
+    handle = block.register_forward_hook(lambda module, args, output: None)
+    yield
+    handle.remove()
+
+
+class LeavesTheModelTraining(TimesTheModel):
+    """Forgets to put a block back into its mode."""
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        assert costs.model is not None
+        costs.model.blocks[3].train()
+        return (yield from super().split(plan, costs, rng))
 
 
 class ReturnsNothing(StageSplitter):
@@ -100,8 +174,9 @@ class SparesTheSilent(StageSplitter):
         return current
 
 
-def test_a_good_splitter_passes_every_test(failing: Failing) -> None:
-    assert failing(SplitterContract, GiveBackTheBest) == set()
+@pytest.mark.parametrize("component", [GiveBackTheBest, ReturnsTheGiven, TimesTheModel])
+def test_a_good_splitter_passes_every_test(component: type[StageSplitter], failing: Failing) -> None:
+    assert failing(SplitterContract, component) == set()
 
 
 @pytest.mark.parametrize(
@@ -110,6 +185,10 @@ def test_a_good_splitter_passes_every_test(failing: Failing) -> None:
         (AsksForAnotherDecode, "test_decode_stays_as_it_is"),
         (ReturnsAnotherDecode, "test_decode_stays_as_it_is"),
         (ReturnsNothing, "test_decode_stays_as_it_is"),
+        (HopesForTheSum, "test_it_returns_the_plan_that_it_was_given_or_one_that_it_measured"),
+        (MeasuresNothing, "test_it_returns_the_plan_that_it_was_given_or_one_that_it_measured"),
+        (GivesUpOnAFloor, "test_it_returns_the_plan_that_it_was_given_or_one_that_it_measured"),
+        (LeavesTheModelTraining, "test_the_model_is_left_as_it_was"),
         (NeedsAnElement, "test_an_empty_removal_gives_the_dense_decode"),
         (SparesAnything, "test_the_same_seed_gives_the_same_split"),
         (SparesTheSilent, "test_a_silent_block_stays_out_of_prefill"),

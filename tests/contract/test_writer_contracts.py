@@ -69,6 +69,14 @@ class PrunesForGood(Notice):
         yield from super().export(outcome, model, out)
 
 
+class LeavesItTrainable(Notice):
+    """Hands the model on as one to be trained."""
+
+    def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
+        model.model.requires_grad_(requires_grad=True)
+        yield from super().export(outcome, model, out)
+
+
 def test_a_good_exporter_passes_every_test(failing: Failing) -> None:
     assert failing(ExporterContract, Notice) == set()
 
@@ -81,6 +89,7 @@ def test_a_good_exporter_passes_every_test(failing: Failing) -> None:
         (KeepsAFileToItself, "test_it_returns_what_it_wrote_under_the_folder"),
         (OnlyOnce, "test_exporting_twice_gives_the_same_files"),
         (PrunesForGood, "test_the_model_is_left_as_it_was"),
+        (LeavesItTrainable, "test_the_model_is_left_as_it_was"),
     ],
 )
 def test_a_broken_exporter_is_caught(component: type[Exporter], test: str, failing: Failing) -> None:

@@ -292,7 +292,7 @@ def test_a_run_with_merges_trains_searches_and_writes_them(
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in stored} == stored
     again = cli(*words, "--fresh")
     assert again.out.split("candidates measured")[0] == first.out.split("candidates measured")[0]
-    trained_anew = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in stored}
+    anew = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in stored}
     assert {path: content for path, (content, _) in trained_anew.items()} == {
         path: content for path, (content, _) in stored.items()
     }
@@ -359,7 +359,7 @@ def test_a_chosen_merge_that_is_worse_than_a_drop_leaves_and_the_search_is_done_
     # So large a step ends far from the pair: no merge is worth anything.
     done = trained_late(cli, recipe, "0.5")
     outcome = outcome_of(tmp_path / "r")
-    assert "merges that are worse than a drop leave the search: " in done.err
+    assert "merges that are no better than a drop leave the search: " in done.err
     assert outcome["merges"]
     assert not any(merge["chosen"] for merge in outcome["merges"])
     assert not {tuple(merge["pair"]) for merge in outcome["merges"]} & {tuple(pair) for pair in outcome["sets"]["pairs"]}

@@ -27,11 +27,13 @@ class Example(StageSplitter):
         scores = yield from measure(trials)
         gains = sorted(((score - start, e) for score, e in zip(scores, plan.decode, strict=True)), key=lambda pair: -pair[0])
         kept = [element for gain, element in gains[: self.at_most] if gain >= self.least]
-        return Plan(prefill=plan.decode.without(*kept), decode=plan.decode)
+        # What elements gain alone need not add up: the result is measured too.
+        final = Plan(prefill=plan.decode.without(*kept), decode=plan.decode)
+        return final if (yield from measure(final)) >= start else plan
 
     def steps(self, plan: Plan) -> int | None:
         """Return about how many measurements a split of this plan takes, for the progress bar."""
-        return len(plan.decode) + 1
+        return len(plan.decode) + 2
 
 
 @hookimpl

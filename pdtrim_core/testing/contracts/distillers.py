@@ -15,7 +15,8 @@ from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.merge_store import training_items
 from pdtrim_core.plan.elements import Merge
-from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness
+from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness
+from pdtrim_core.testing.contracts.untouched import left_as_it_was
 from pdtrim_core.testing.models import tiny_llama
 
 PAIR = Merge(keep=3, drop=2)
@@ -50,6 +51,16 @@ class DistillerContract:
         before = model.blocks[PAIR.keep].state_dict()
         assert any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
+    def test_it_trains_in_float32_where_the_model_is_in_bfloat16(self) -> None:
+        """The student is in float32 then, and stays so: its loss does not rise, and its weights are others than before."""
+        model = tiny_llama(dtype=torch.bfloat16)
+        module, losses = self._distil(model)
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}, "it changed the student's number format"
+        assert all(math.isfinite(loss) for loss in losses)
+        assert losses[-1] <= losses[0]
+        before = model.blocks[PAIR.keep].state_dict()
+        assert any(not torch.equal(value, before[name].float()) for name, value in module.state_dict().items())
+
     def test_what_is_frozen_stays(self) -> None:
         """Only `student.parameters()` may change: K and V of a merge that shares prefill's cache must not."""
         module, _ = self._distil(tiny_llama(), frozen="self_attn.k_proj")
@@ -74,13 +85,13 @@ class DistillerContract:
         assert trained < SLACK * dropped, f"it ends with {trained / dropped:.2g} of the error of dropping the other block"
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """Weights, hooks and modes of the dense model."""
+        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods of the dense model."""
         model = tiny_llama()
         with left_as_it_was(model):
             self._distil(model)
 
     def _distil(self, model: BlockModel, frozen: str = "") -> tuple[nn.Module, list[float]]:
-        module = copy.deepcopy(model.blocks[PAIR.keep]).requires_grad_(requires_grad=True)
+        module = copy.deepcopy(model.blocks[PAIR.keep]).float().requires_grad_(requires_grad=True)
         if frozen:
             module.get_submodule(frozen).requires_grad_(requires_grad=False)
         batches = TeacherBatches(PrefixCache(model), training_items(SEQUENCES), PAIR)

@@ -21,10 +21,10 @@ from pdtrim_core.testing.contracts.shared import (
     TOLERANCE,
     check_component,
     contract,
-    left_as_it_was,
     no_global_randomness,
     rng_of,
 )
+from pdtrim_core.testing.contracts.untouched import left_as_it_was
 from pdtrim_core.testing.models import ByteTokenizer, tiny_llama
 
 

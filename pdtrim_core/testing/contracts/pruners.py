@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pdtrim_core.api.hookspecs import hookimpl
-from pdtrim_core.api.kinds import Pruner
+from pdtrim_core.api.kinds import LoadedModel, Pruner
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.data.items import Item, Sample, encode
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
@@ -24,13 +24,17 @@ from pdtrim_core.plan.elements import Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.contexts import prune_context
-from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness, rng_of
-from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
-from pdtrim_core.testing.models import ByteTokenizer, tiny_llama
+from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness, rng_of
+from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
+from pdtrim_core.testing.contracts.untouched import left_as_it_was
+from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_llama, tiny_transformers
 from pdtrim_core.testing.rounding import ROUNDING, units_apart
 
 SAME_LOGPROB = 1e-3
 """Nats a choice: a model in another basis rounds differently in float32, by about 1e-5 a token."""
+HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+"""Of six blocks with these heads, two can go in heads alone, in MLP channels alone, or as whole blocks."""
+MORE_HEADS = "tiny-llama-with-more-heads"
 SEQUENCES = [tuple(rng_of(number).choices(range(256), k=24)) for number in range(6)]
 
 
@@ -49,14 +53,14 @@ class PrunerContract:
     @pytest.mark.parametrize("blocks", [1, 2])
     def test_what_it_removes_is_near_the_budget(self, blocks: int) -> None:
         """So many whole blocks, or within half a block of the parameters that they hold."""
-        model = tiny_llama()
+        model = _model()
         gone = model.sizes.parameters - self._prune(model, blocks).kept_parameters(model.sizes)
         block = model.sizes.blocks[0].parameters
         assert abs(gone - blocks * block) <= block / 2
 
     def test_nothing_goes_where_nothing_is_asked_for(self) -> None:
         """A budget of zero; a replaced model computes what the dense one does."""
-        model = tiny_llama()
+        model = _model()
         pruned = self._prune(model, 0)
         assert len(pruned.removal) == 0
         if pruned.replaced is not None:
@@ -66,7 +70,7 @@ class PrunerContract:
 
     def test_its_plan_can_be_measured_and_refined(self) -> None:
         """Both stages as decode, and a prefill that keeps each single element; a replaced model as a dense one."""
-        model = tiny_llama()
+        model = _model()
         pruned = self._prune(model, 2)
         if pruned.replaced is not None:
             values = StagedModel(PrefixCache(pruned.replaced), Plan()).loglikelihoods(_items())
@@ -80,29 +84,27 @@ class PrunerContract:
     def test_the_same_model_and_tokens_give_the_same_removal(self) -> None:
         """No randomness but `rng`, no memory of an earlier call."""
         with no_global_randomness():
-            first, again = (self._prune(tiny_llama(), 2) for _ in range(2))
+            first, again = (self._prune(_model(), 2) for _ in range(2))
         assert first.removal == again.removal
         if first.replaced is not None and again.replaced is not None:
             assert first.replaced.fingerprint == again.replaced.fingerprint
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """Weights, hooks, gradients and modes."""
-        model = tiny_llama()
+        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods."""
+        model = _model()
         with left_as_it_was(model):
             self._prune(model, 2)
-        assert all(parameter.grad is None for parameter in model.model.parameters()), "a gradient was left behind"
-        assert not any(parameter.requires_grad for parameter in model.model.parameters())
 
     def test_shrinks_name_units_that_the_blocks_have(self) -> None:
         """The narrowed blocks can be cut."""
-        model = tiny_llama()
+        model = _model()
         pruned = self._prune(model, 2)
         for block in {element.block for element in pruned.removal if isinstance(element, Shrink)}:
             model.narrowed(pruned.removal.shrinks_at(block), pruned.modules)
 
     def test_a_replaced_model_can_be_read_again(self, tmp_path: Path) -> None:
         """Only from its own weights; a pruner that returns a removal has nothing to restore."""
-        model = tiny_llama()
+        model = _model()
         replaced = self._prune(model, 2).replaced
         if replaced is not None:
             save_replaced(replaced, model, tmp_path)
@@ -117,7 +119,7 @@ class PrunerContract:
     def test_a_run_refines_its_removal(self, tmp_path: Path) -> None:
         """A whole recipe: prune, split by gains (but a replaced model), measure."""
         data = {
-            "model": {"path": TINY},
+            "model": {"path": MORE_HEADS},
             "pruner": {"use": f"contract/{self.component.name}", **self.options},
             "prune": {"blocks": 2},
             "calibration": {"use": "mini", "samples": 8, "held_out": 4},
@@ -127,7 +129,10 @@ class PrunerContract:
         }
         host = tiny_host()
         # A plain file's pruner is not installed.
-        host.register(SimpleNamespace(pdtrim_pruners=hookimpl(lambda: [self.component])), Origin("contract", "contract"))
+        parts = SimpleNamespace(
+            pdtrim_pruners=hookimpl(lambda: [self.component]), pdtrim_model_sources=hookimpl(lambda: [_MoreHeads])
+        )
+        host.register(parts, Origin("contract", "contract"))
         outcome = pipeline.run(Recipe.from_data(data, where="pruner.toml", out=tmp_path / "run", host=host), host)
         score = {row.name: row.calibration.score for row in outcome.rows}
         if self.component.replaces_model:
@@ -142,6 +147,26 @@ class PrunerContract:
         pruned = self.component(**self.options).prune(context)
         assert (pruned.replaced is not None) == self.component.replaces_model, "`replaces_model` must say what `prune` returns"
         return pruned
+
+
+def _model() -> BlockModel:
+    return tiny_llama(**HEADS)
+
+
+class _MoreHeads(TinyModel):
+    """The model of this contract, for a run."""
+
+    name = MORE_HEADS
+
+    @classmethod
+    def accepts(cls, path: str) -> bool:
+        return path == MORE_HEADS
+
+    def open(self) -> LoadedModel:
+        return LoadedModel(tiny_transformers("llama", **HEADS), ByteTokenizer(), self.path)
+
+    def open_config(self) -> Any:
+        return tiny_config("llama", **HEADS)
 
 
 def _items() -> list[Item]:

@@ -16,10 +16,10 @@ from pdtrim_core.testing.contracts.shared import (
     TOLERANCE,
     check_component,
     contract,
-    left_as_it_was,
     no_global_randomness,
     rng_of,
 )
+from pdtrim_core.testing.contracts.untouched import left_as_it_was
 from pdtrim_core.testing.models import tiny_llama
 
 
@@ -64,7 +64,7 @@ class ScorerContract:
         self._same(*(self._score(tiny_llama(), sequences, batch_tokens=tokens) for tokens in (1, 1000)))
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """Weights, hooks and modes."""
+        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods."""
         model = tiny_llama()
         with left_as_it_was(model):
             self._score(model, _sequences(5, 9, 12))

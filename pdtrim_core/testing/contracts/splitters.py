@@ -9,6 +9,8 @@ from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.testing.contracts.shared import SILENT, check_component, contract
 from pdtrim_core.testing.contracts.tables import Table, rugged, split_on_table, table_spaces
+from pdtrim_core.testing.contracts.untouched import left_as_it_was
+from pdtrim_core.testing.models import tiny_llama
 
 
 @contract
@@ -24,11 +26,16 @@ class SplitterContract:
         check_component(self.component, StageSplitter, self.options)
 
     def test_decode_stays_as_it_is(self) -> None:
-        """In every plan it requests and in the one that it returns."""
+        """In every plan it requests and in the one that it returns; a run refuses others, naming the splitter."""
         for space in table_spaces():
             final, requested = self._split(space.first)
-            assert isinstance(final, Plan)
             assert {plan.decode for plan in (final, *requested)} == {space.first}
+
+    def test_it_returns_the_plan_that_it_was_given_or_one_that_it_measured(self) -> None:
+        """What single elements bring need not add up; a run refuses a plan whose score nobody knows."""
+        for space in table_spaces():
+            final, requested = self._split(space.first)
+            assert final in (Plan.unified(space.first), *requested)
 
     def test_an_empty_removal_gives_the_dense_decode(self) -> None:
         """With `blocks = 0` only prefill may lose anything."""
@@ -49,6 +56,13 @@ class SplitterContract:
 
         final, _ = split_on_table(self.component(**self.options), removal, Table(value))
         assert final.prefill.at(SILENT)
+
+    def test_the_model_is_left_as_it_was(self) -> None:
+        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods, for a splitter that needs the model."""
+        if self.component.needs_model:
+            model = tiny_llama()
+            with left_as_it_was(model):
+                split_on_table(self.component(**self.options), Removal([Drop(1), Drop(4)]), Table(rugged), model=model)
 
     def _split(self, removal: Removal) -> tuple[Plan, list[Plan]]:
         return split_on_table(self.component(**self.options), removal, Table(rugged))

@@ -12,10 +12,11 @@ from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores
+from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.plan.elements import Removal
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import BestPlan, Ledger, Measure, drive
+from pdtrim_core.search.driver import BestPlan, Ledger, Measure, drive, drive_split
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts.shared import no_global_randomness, rng_of
 from pdtrim_core.testing.models import tiny_llama
@@ -89,16 +90,26 @@ def search_on_table(
 
 
 def split_on_table(
-    splitter: StageSplitter, removal: Removal, measure: Measure, *, seed: int = 0, note: Callable[[str], None] = lambda text: None
+    splitter: StageSplitter,
+    removal: Removal,
+    measure: Measure,
+    *,
+    seed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
+    model: BlockModel | None = None,
 ) -> tuple[Plan, list[Plan]]:
-    """Run a splitter on a table; return the final plan and all plans that it requested, in order."""
+    """Run a splitter on a table; return the final plan and all plans that it requested, in order.
+
+    `model` is what a splitter that needs one is given; a tiny one if left out.
+    """
     requested: list[Plan] = []
     ledger = Ledger(measure, notify=_note_in(requested))
     costs = table_space(removal.blocks_removed).costs
-    costs = replace(costs, model=tiny_llama()) if splitter.needs_model else costs
+    costs = replace(costs, model=model or tiny_llama()) if splitter.needs_model else costs
     with no_global_randomness():
-        requests = splitter.split(Plan.unified(removal), costs, rng_of(seed))
-        _, plan = drive(requests, ledger, label=f"splitter '{splitter.name}'", note=note)
+        given = Plan.unified(removal)
+        requests = splitter.split(given, costs, rng_of(seed))
+        plan = drive_split(requests, ledger, given, label=f"splitter '{splitter.name}'", note=note)
     return plan, requested
 
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from pdtrim_core.api.kinds import Exporter, Report
 from pdtrim_core.results.outcome import Outcome
-from pdtrim_core.testing.contracts.shared import check_component, contract, left_as_it_was, no_global_randomness
+from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness
 from pdtrim_core.testing.contracts.small_run import small_run
+from pdtrim_core.testing.contracts.untouched import left_as_it_was
 
 
 @contract

@@ -88,7 +88,7 @@ def _merges(outcome: Outcome) -> str:
             f"{merge.untrained:.3g}",
             f"{merge.trained:.3g}",
             f"{merge.drop:.3g}",
-            "merged" if merge.chosen else "not chosen" if merge.kept else "worse than a drop",
+            "merged" if merge.chosen else "not chosen" if merge.kept else "no better than a drop",
         ]
         for merge in outcome.merges
     ]

@@ -1,10 +1,10 @@
-"""Splitters that decide without measuring: prefill loses all that decode loses, nothing, or what the searcher found."""
+"""Splitters that compare nothing: prefill loses all that decode loses, nothing, or what the searcher found."""
 
 from __future__ import annotations
 
 from random import Random
 
-from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter
+from pdtrim_core.api import CostModel, Plan, Requests, StageSplitter, measure
 
 
 class Unified(StageSplitter):
@@ -13,10 +13,16 @@ class Unified(StageSplitter):
     name = "unified"
 
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
-        """Measure nothing."""
+        """Measure the result, and nothing else."""
         del costs, rng
-        yield from ()
-        return Plan.unified(plan.decode)
+        final = Plan.unified(plan.decode)
+        yield from measure(final)
+        return final
+
+    def steps(self, plan: Plan) -> int | None:
+        """Return 1: the result is measured."""
+        del plan
+        return 1
 
 
 class DensePrefill(StageSplitter):
@@ -25,10 +31,16 @@ class DensePrefill(StageSplitter):
     name = "dense-prefill"
 
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
-        """Measure nothing."""
+        """Measure the result, and nothing else."""
         del costs, rng
-        yield from ()
-        return Plan(decode=plan.decode)
+        final = Plan(decode=plan.decode)
+        yield from measure(final)
+        return final
+
+    def steps(self, plan: Plan) -> int | None:
+        """Return 1: the result is measured."""
+        del plan
+        return 1
 
 
 class KeepSearchResult(StageSplitter):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pdtrim_core.api import Merge, Student, TeacherBatches
+from pdtrim_core.api import BlockModel, Merge, Student, TeacherBatches
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.pipeline.merge_store import training_items
 from pdtrim_core.testing import tiny_model
@@ -78,3 +79,52 @@ def test_a_student_trains_what_is_not_frozen_and_gradients_reach_it_through_the_
         loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trained)
     assert all(parameter.grad is None for parameter in (*frozen, *model.model.parameters()))
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def trained_in_float32(model: BlockModel) -> torch.nn.Module:
+    return copy.deepcopy(model.blocks[PAIR.keep]).float().requires_grad_(requires_grad=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma3", "gpt-neox", "qwen3-moe"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_student_in_float32_computes_so_what_the_model_gives_it(dtype: torch.dtype, attention: str, family: str) -> None:
+    model, exact = (tiny_model(family, dtype=of, attn_implementation=attention) for of in (dtype, torch.float32))
+    with torch.no_grad():
+        for weight, rounded in zip(exact.model.parameters(), model.model.parameters(), strict=True):
+            weight.copy_(rounded)
+    (batch,) = TeacherBatches(PrefixCache(model), training_items(SEQUENCES), PAIR)
+    (wanted,) = TeacherBatches(PrefixCache(exact), training_items(SEQUENCES), PAIR)
+    assert (batch.before_BTD.dtype, batch.after_BTD.dtype) == (torch.float32, torch.float32)
+    with torch.no_grad():
+        found_BTD = Student(model, PAIR, trained_in_float32(model))(batch)
+        same_input = replace(wanted, before_BTD=batch.before_BTD)
+        expected_BTD = Student(exact, PAIR, exact.blocks[PAIR.keep])(same_input)
+        in_format_BTD = Student(model, PAIR, model.blocks[PAIR.keep])(batch)
+    assert (found_BTD.dtype, in_format_BTD.dtype) == (torch.float32, dtype)
+    # Rotary angles are rounded by the model; all else is in float32.
+    worst = (in_format_BTD.float() - expected_BTD).abs().max()
+    assert (found_BTD - expected_BTD).abs().max() < (worst if "opt" not in family else 1e-4)
+    assert torch.equal(in_format_BTD, model.run(PAIR.keep, batch.before_BTD.to(dtype), batch.calls))
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_gradients_through_the_logits_are_as_in_float32_however_small(dtype: torch.dtype, error: float, family: str) -> None:
+    """A mean over 4096 positions, times a thousandth: in float16 its gradients at the logits are 0."""
+    found, expected = (gradients_through_logits(tiny_model(family, dtype=of)) for of in (dtype, torch.float32))
+    assert (found - expected).norm() < error * expected.norm()
+
+
+def gradients_through_logits(model: BlockModel) -> torch.Tensor:
+    student = Student(model, PAIR, trained_in_float32(model))
+    sequences = [[(7 * row + 3 * column) % 256 for column in range(64)] for row in range(64)]
+    (batch,) = TeacherBatches(PrefixCache(model, ExecutionOptions(batch_tokens=4096)), training_items(sequences), PAIR)
+    with torch.enable_grad():
+        parts = [logits.logsumexp(-1).sum() for logits in student.logits(batch, student(batch))]
+        (1e-3 * torch.stack(parts).sum() / 4096).backward()  # type: ignore[no-untyped-call]
+    gradients = [parameter.grad for parameter in student.parameters()]
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])

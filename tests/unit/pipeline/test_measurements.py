@@ -193,6 +193,27 @@ def test_a_splitter_may_not_change_decode(begin: Begin, monkeypatch: pytest.Monk
     assert str(caught.value) == f"{label} requested the plan {other}: a splitter may change prefill only"
 
 
+@pytest.mark.parametrize("lost", [(), (1,)])
+def test_a_splitter_may_not_return_what_it_did_not_measure(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, lost: tuple[int, ...]
+) -> None:
+    hoped = Plan(Removal(map(Drop, lost)), DROPS.decode)
+    bench, context = with_parts(begin, monkeypatch, given=hoped)
+    # That somebody else knows its score, such as an earlier run, does not count.
+    bench.ledger.exact(hoped)
+    label = context.host.label_of(Gives())
+    with pytest.raises(PluginError) as caught:
+        bench.split(DROPS, COSTS)
+    assert str(caught.value) == (
+        f"{label} returned {hoped}, which it did not measure: it must return a plan that it measured, or the one it was given"
+    )
+
+
+def test_a_splitter_may_return_what_it_was_given_unmeasured(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, _ = with_parts(begin, monkeypatch, tried=Plan(Removal([Drop(4)]), DROPS.decode), given=DROPS)
+    assert bench.split(DROPS, COSTS) == DROPS.truncated_prefill(6)
+
+
 @pytest.mark.parametrize("needs_model", [True, False])
 def test_a_splitter_that_asks_for_the_model_gets_it(begin: Begin, monkeypatch: pytest.MonkeyPatch, needs_model: bool) -> None:
     monkeypatch.setattr(Gives, "needs_model", needs_model)

@@ -15,7 +15,7 @@ from pdtrim_core.testing import tiny_llama
 from tests.unit.pipeline.runs import DATA, Begin, inputs_of
 
 HIGH = Scores((0.1, 0.2, 0.9, 0.5, 0.3, 0.4), (0.2, 0.97, 0.98, 0.3, 0.96), similarity=True)
-LEAVE = "merges that are worse than a drop leave the search: "
+LEAVE = "merges that are no better than a drop leave the search: "
 
 
 def merging(begin: Begin, threshold: float = 0.95, **distiller: Any) -> tuple[MergePairs, RunContext]:
@@ -41,6 +41,19 @@ def test_merges_that_are_worse_than_a_drop_leave_the_search(begin: Begin) -> Non
     assert not set(bad) & set(choice.sets.pairs)
     said = [note.removeprefix(LEAVE) for note in context.events.notes if note.startswith(LEAVE)]
     assert sorted(", ".join(said).split(", ")) == sorted(map(str, bad))
+
+
+@pytest.mark.parametrize("kv", ["shadow", "frozen"])
+def test_merges_that_trained_nothing_leave_the_search_for_a_reason_of_their_own(begin: Begin, kv: str) -> None:
+    # A step that float32 rounds away.
+    pairs, context = merging(begin, lr=1e-30, kv=kv)
+    choice = pairs.choose()
+    assert (choice.sets.pairs, choice.module_set.modules) == ((), {})
+    assert pairs.training.records
+    unmoved = "merges whose training changed no weight leave the search: "
+    said = [note.removeprefix(unmoved) for note in context.events.notes if note.startswith(unmoved)]
+    assert sorted(", ".join(said).split(", ")) == sorted(map(str, pairs.training.records))
+    assert not any(note.startswith(LEAVE) for note in context.events.notes)
 
 
 def test_a_pair_that_left_does_not_come_back(begin: Begin) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ import torch
 from pdtrim_core.api import Distiller, Merge, PdtrimError, Plan, PluginError, Removal, Student, TeacherBatches
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.pipeline.merge_store import KeptMerges, MergeStore
+from pdtrim_core.model.weights import read_module, write_module
+from pdtrim_core.pipeline.merge_store import KeptMerges, MergeStore, TrainedMerge, training_items
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
@@ -198,3 +201,232 @@ def test_frozen_kv_needs_projections_of_their_own(family: str, tmp_path: Path) -
     assert str(caught.value) == (
         f'tiny {family}: this family computes K and V together with Q, so they cannot stay frozen: say distiller.kv = "shadow"'
     )
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def trained_in(dtype: torch.dtype, folder: Path, distiller: Distiller, family: str = "llama") -> TrainedMerge:
+    merges = MergeStore(tiny_model(family, dtype=dtype), distiller, SEQUENCES, KeptMerges(folder), label="distiller 'x'")
+    return merges.trained(merges.merge_of(PAIR))[1]
+
+
+def fall(record: TrainedMerge) -> float:
+    return 1 - record.losses[-1] / record.losses[0]
+
+
+@pytest.mark.parametrize(("family", "kv"), [("llama", "frozen"), ("opt", "shadow"), ("gemma3", "frozen"), ("gpt-neox", "shadow")])
+@pytest.mark.parametrize("distiller", [Mse, LogitKl])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_loss_falls_in_each_format_as_in_float32(
+    dtype: torch.dtype, distiller: type[Distiller], family: str, kv: str, tmp_path: Path
+) -> None:
+    """With the default learning rate, whose steps a weight in bfloat16 cannot take."""
+    made = distiller.model_validate({"epochs": 8, "kv": kv})
+    wanted, found = (fall(trained_in(of, tmp_path, made, family)) for of in (torch.float32, dtype))
+    # The blocks behind a merge round in the format of the model, which a loss of logits sees.
+    assert found == pytest.approx(wanted, rel=0.05 if distiller is Mse else 0.6)
+    assert wanted > 0
+
+
+class Watched(Mse):
+    """Notes the formats of what is trained, and the share of its numbers that changed."""
+
+    name = "watched"
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        before = [parameter.detach().clone() for parameter in student.parameters()]
+        yield from super().distil(student, batches)
+        changed = [bool(one) for old, new in zip(before, student.parameters(), strict=True) for one in (old != new).flatten()]
+        WATCHED.append(({parameter.dtype for parameter in before}, sum(changed) / len(changed)))
+
+
+WATCHED: list[tuple[set[torch.dtype], float]] = []
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_what_is_trained_is_in_float32_and_all_of_it_moves(dtype: torch.dtype, family: str, tmp_path: Path) -> None:
+    trained_in(dtype, tmp_path, Watched(epochs=2), family)
+    formats, share = WATCHED.pop()
+    assert formats == {torch.float32}
+    assert share > 0.9
+
+
+@pytest.mark.parametrize("kv", ["shadow", "frozen"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma3"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_trained_merge_is_in_the_format_of_the_model_and_judged_so(
+    dtype: torch.dtype, family: str, kv: str, tmp_path: Path
+) -> None:
+    model = tiny_model(family, dtype=dtype)
+    merges = MergeStore(model, Mse.model_validate({"lr": 1e-3, "kv": kv}), SEQUENCES, KeptMerges(tmp_path), label="x")
+    merge = merges.merge_of(PAIR)
+    module, record = merges.trained(merge)
+    start = dict(model.blocks[merge.keep].named_parameters())
+    assert all(weight.dtype == dtype and weight.grad is None for weight in module.parameters())
+    frozen = tuple(model.layout.kv) if kv == "frozen" else ()
+    same = {name for name, weight in module.named_parameters() if torch.equal(weight, start[name])}
+    assert {name for name in start if name.startswith(frozen)} <= same if frozen else not same - {"self_attn.k_proj.bias"}
+    assert record.moved
+    assert record.trained < 0.9 * record.untrained
+    again, found = merges.trained(merge)
+    assert found == record
+    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), again.parameters(), strict=True))
+    # What the stages make of the module that is stored, without a student.
+    batches = TeacherBatches(PrefixCache(model), training_items(SEQUENCES), merge)
+    with torch.no_grad():
+        gaps = [model.run(merge.keep, b.before_BTD.to(dtype), b.calls, again).float() - b.after_BTD for b in batches]
+    assert record.trained == pytest.approx(float(torch.cat(gaps).square().mean()), rel=1e-4)
+
+
+class OwnDescent(Distiller):
+    """Another author's distiller, which knows nothing of number formats and has an optimiser of its own."""
+
+    name = "own-descent"
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9)
+        for _ in range(5):
+            total = 0.0
+            for batch in batches:
+                optimizer.zero_grad()
+                loss = torch.nn.functional.mse_loss(student(batch), batch.after_BTD)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total += float(loss.detach())
+            yield total / len(batches)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_distiller_that_knows_nothing_of_formats_trains_as_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    wanted, found = (trained_in(of, tmp_path, OwnDescent()) for of in (torch.float32, dtype))
+    assert fall(found) == pytest.approx(fall(wanted), rel=0.05)
+    assert fall(wanted) > 0
+
+
+class Idle(Distiller):
+    """A distiller that measures and trains nothing."""
+
+    name = "idle"
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        for _ in range(2):
+            yield 1.0
+
+
+class MovesTooLittle(Distiller):
+    """A distiller whose steps are less than bfloat16 can tell apart."""
+
+    name = "moves-too-little"
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.mul_(1 + 1e-5)
+        yield 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("kv", ["shadow", "frozen"])
+def test_a_merge_that_trained_nothing_is_not_worth_it(kv: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    record = trained_in(dtype, tmp_path, Idle.model_validate({"kv": kv}))
+    assert record.trained == record.untrained == (record.drop_second if kv == "frozen" else record.drop_first)
+    assert (record.moved, record.worthwhile) == (False, False)
+
+
+@pytest.mark.parametrize(("dtype", "moved"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_what_the_format_of_the_model_rounds_away_did_not_move(dtype: torch.dtype, moved: bool, tmp_path: Path) -> None:
+    assert trained_in(dtype, tmp_path, MovesTooLittle()).moved == moved
+
+
+def test_a_merge_as_good_as_a_drop_is_not_worth_it() -> None:
+    assert not TrainedMerge(PAIR, untrained=2.0, trained=1.0, drop_first=1.0, drop_second=2.0, losses=(1.0,)).worthwhile
+    assert TrainedMerge(PAIR, untrained=2.0, trained=0.9, drop_first=1.0, drop_second=2.0, losses=(1.0,)).worthwhile
+
+
+class Thaws(Mse):
+    """A distiller that trains what is frozen."""
+
+    name = "thaws"
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        student.module.requires_grad_(requires_grad=True)
+        yield from super().distil(student, batches)
+
+
+def test_a_distiller_that_changes_what_is_frozen_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PluginError) as caught:
+        trained_in(torch.float32, tmp_path, Thaws.model_validate({"lr": 1e-3, "kv": "frozen"}))
+    assert str(caught.value) == (
+        "distiller 'x' changed the weight self_attn.k_proj.weight of the merge 2+3, which is frozen: it may change "
+        "student.parameters() only"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+class Silent(Distiller):
+    """A distiller that yields no loss."""
+
+    name = "silent"
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        yield from ()
+
+
+def test_a_distiller_without_a_loss_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"^distiller 'x' yielded no loss for the merge 2\+3: it must yield one"):
+        store(tmp_path, Silent()).trained(PAIR)
+
+
+class Grows(Distiller):
+    """A distiller whose weights are more than float16 can hold, and no more than float32 can."""
+
+    name = "grows"
+
+    def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:
+        with torch.no_grad():
+            student.parameters()[0].add_(1e5)
+        yield 1.0
+
+
+def test_weights_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PluginError) as caught:
+        trained_in(torch.float16, tmp_path, Grows())
+    assert str(caught.value) == (
+        "distiller 'x': the weight self_attn.q_proj.weight of the merge 2+3 is beyond what float16 can hold after training: "
+        'lower its lr, or say dtype = "bfloat16" or "float32" in [model]'
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_hidden_states_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama", dtype=torch.float16)
+    with torch.no_grad():
+        model.blocks[2].get_submodule("mlp.down_proj").get_parameter("weight").mul_(1e5)
+    with pytest.raises(PdtrimError) as caught:
+        MergeStore(model, Mse(), SEQUENCES, KeptMerges(tmp_path), label="x").trained(PAIR)
+    assert str(caught.value) == (
+        "tiny llama: hidden states of the merge 2+3 are beyond what float16 can hold: "
+        'say dtype = "bfloat16" or "float32" in [model]'
+    )
+
+
+def test_merges_of_bfloat16_models_have_another_digest_than_they_had(tmp_path: Path) -> None:
+    """Older versions trained those in bfloat16, which trained nothing: none of them may be found again."""
+    digests = {
+        dtype: MergeStore(tiny_llama(dtype=dtype), Mse(), SEQUENCES, KeptMerges(tmp_path), label="x").digest for dtype in HALVES
+    }
+    of_tokens = hashlib.sha256(repr([tuple(s) for s in SEQUENCES]).encode()).hexdigest()
+    assert of_tokens not in digests.values()
+    assert MergeStore(tiny_llama(), Mse(), SEQUENCES, KeptMerges(tmp_path), label="x").digest == of_tokens
+
+
+def test_a_float32_merge_of_an_older_version_is_found_again(tmp_path: Path) -> None:
+    _, record = store(tmp_path, Mse(lr=1e-3, epochs=1)).trained(PAIR)
+    (path,) = tmp_path.iterdir()
+    tensors, figures = read_module(path)
+    module = copy.deepcopy(tiny_llama().blocks[PAIR.keep])
+    module.load_state_dict(tensors)
+    write_module(path, module, {name: value for name, value in figures.items() if name != "moved"})
+    assert store(tmp_path, Mse(lr=1e-3, epochs=1)).trained(PAIR)[1] == record

@@ -1,4 +1,4 @@
-"""A search finds what decode loses, over merges that are trained before it or after; those that are worse than a drop go."""
+"""A search finds what decode loses, over merges that are trained before it or after; those that are no better than a drop go."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pdtrim_core.results.run_folder import measured_in
 from tests.unit.pipeline.runs import DATA, Begin
 
 MANY = {"blocks": 3, "merge_threshold": {"quantile": 0.2}}
-LEAVE = "merges that are worse than a drop leave the search: "
+LEAVE = "merges that are no better than a drop leave the search: "
 
 
 class MergesOne(Searcher):
@@ -85,7 +85,7 @@ def test_what_the_search_measured_untrained_has_a_part_of_its_own_in_the_journal
     found, context = searched(begin, train="after-search", lr=lr)
     measured = measured_in(context.folder.path)
     assert set(measured) == {"untrained", "calibration"}
-    # Where every merge was worse than a drop, the last search was over drops, of which nothing waits for training.
+    # Where every merge was no better than a drop, the last search was over drops, of which nothing waits for training.
     assert set(measured["calibration"]) == ({Plan()} if lr < 1 else {Plan(), found.plan})
 
 

@@ -16,6 +16,7 @@ from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.train_merges import Training
 from pdtrim_core.testing import ByteTokenizer, tiny_llama
 from pdtrim_plugins.calibrations import Mini
+from pdtrim_plugins.distillers import Mse
 from tests.unit.pipeline.runs import DATA, Begin, inputs_of
 
 PAIR, OTHER = Merge(keep=3, drop=2), Merge(keep=5, drop=4)
@@ -55,6 +56,22 @@ def test_a_loss_that_rises_is_said(begin: Begin) -> None:
     assert context.events.notes == [
         f"merge 2+3: its training loss rose from {losses[0]:.4g} to {losses[-1]:.4g}; a smaller distiller.lr may help"
     ]
+
+
+def test_a_loss_that_stays_is_said_with_what_to_change(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mse, "distil", lambda *_: iter([0.125, 0.125]))
+    trainer, context = training(begin)
+    assert not trainer.train(PAIR).moved
+    assert context.events.notes == [
+        "merge 2+3: its training loss did not fall from 0.125: raise one of distiller.lr, distiller.epochs, distiller.tokens"
+    ]
+
+
+def test_one_epoch_alone_tells_nothing_of_a_loss(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mse, "distil", lambda *_: iter([0.125]))
+    trainer, context = training(begin)
+    trainer.train(PAIR)
+    assert context.events.notes == []
 
 
 def test_a_loss_that_falls_is_not_worth_a_note(begin: Begin) -> None:

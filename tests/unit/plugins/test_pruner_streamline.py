@@ -188,9 +188,18 @@ def test_a_block_that_is_worse_than_a_drop_is_said(tmp_path: Path, monkeypatch: 
     outcome = pipeline.run(Recipe.from_data(recipe_data(lr=0.3), where="x.toml", out=tmp_path / "run", host=host), host)
     (merge,) = outcome.plan.plan.decode
     assert (
-        f"merge {merge} is farther from the dense model than keeping only its first or only its last block: train it for longer"
+        f"merge {merge} is no nearer to the dense model than keeping only its first or only its last block: train it for longer"
         in outcome.notes
     )
+
+
+def test_a_block_that_training_did_not_change_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    host = tiny_host()
+    data = {**recipe_data(lr=1e-12), "model": {"path": "tiny:llama", "dtype": "bfloat16"}}
+    outcome = pipeline.run(Recipe.from_data(data, where="x.toml", out=tmp_path / "run", host=host), host)
+    (merge,) = outcome.plan.plan.decode
+    assert f"training changed no weight of merge {merge}: train it for longer, or with a larger lr" in outcome.notes
 
 
 def test_too_few_training_texts_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_what_a_run_says_cannot_become_markup(tmp_path: Path) -> None:
 def test_tables_have_the_numbers(merged: Reader) -> None:
     assert "staged\n66.4 \N{PLUS-MINUS SIGN} 2.8\n63.4 \N{PLUS-MINUS SIGN} 2.8" in merged.sections["results"]
     assert "decode weight traffic (bytes a token)\n141.00 G\n122.00 G\n\N{MINUS SIGN}13.5 %" in merged.sections["costs"]
-    assert "15+16\n0.9669\n3.73\n3.64\n3.33\nworse than a drop" in merged.sections["merges"]
+    assert "15+16\n0.9669\n3.73\n3.64\n3.33\nno better than a drop" in merged.sections["merges"]
     assert "pdtrim-core serve" in merged.sections["serve"]
     assert "Linux x86_64, 2 cores" in merged.sections["made"]
     assert 'use = "annealing"' in merged.sections["made"]

@@ -237,10 +237,11 @@ def test_a_negative_threshold_is_refused() -> None:
 # Unified and dense prefill
 
 
-def test_the_other_splitters_measure_nothing() -> None:
+def test_the_other_splitters_measure_their_result_alone() -> None:
     for splitter in (Unified(), DensePrefill()):
-        _, asked = split_on_table(splitter, REMOVAL, Table(planted({})))
-        assert asked == []
+        final, asked = split_on_table(splitter, REMOVAL, Table(planted({})))
+        assert asked == [final]
+        assert splitter.steps(Plan.unified(REMOVAL)) == 1
 
 
 def test_unified_loses_the_same_in_both_stages() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from pdtrim_core.data.readings import Candidate, Reading, Score, standard_error
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import BestPlan, Exchange, Ledger, drive
+from pdtrim_core.search.driver import BestPlan, Exchange, Ledger, drive, drive_split
 from tests.unit.examples import given
 
 LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
@@ -102,6 +102,24 @@ def test_what_a_splitter_returns_is_handed_on() -> None:
     found, final = drive(split(), Ledger(Table(TABLE)), label=LABEL)
     assert found is not None
     assert (found.plan, final) == (drop(0), drop(4))
+
+
+@pytest.mark.parametrize("request_of", [lambda plan: plan, lambda plan: [plan], lambda plan: AtLeast(plan, 0.0)])
+def test_a_split_ends_with_the_given_plan_or_one_that_has_a_score(request_of: Callable[[Plan], Any]) -> None:
+    start = drop(0, 1)
+    kept, hoped = (Plan(Removal(lost), start.decode) for lost in ((), (Drop(1),)))
+
+    def split(final: Plan) -> Requests[Plan]:
+        yield request_of(kept)
+        return final
+
+    table = {kept: 60.0, hoped: 70.0}
+    assert [drive_split(split(final), Ledger(Table(table)), start, label=LABEL) for final in (kept, start)] == [kept, start]
+    with pytest.raises(PluginError) as caught:
+        drive_split(split(hoped), Ledger(Table(table)), start, label=LABEL)
+    assert str(caught.value) == (
+        f"{LABEL} returned {hoped}, which it did not measure: it must return a plan that it measured, or the one it was given"
+    )
 
 
 @given(st.lists(st.sampled_from(sorted(TABLE, key=str)), min_size=1, max_size=12))

@@ -143,7 +143,7 @@ def merges_section(outcome: Outcome) -> Section:
             words("+".join(map(str, merge.pair))),
             NOTHING if merge.score is None else number(merge.score, f"{merge.score:.4f}"),
             *(number(error, f"{error:.3g}") for error in (merge.untrained, merge.trained, merge.drop)),
-            words("merged" if merge.chosen else "not chosen" if merge.kept else "worse than a drop"),
+            words("merged" if merge.chosen else "not chosen" if merge.kept else "no better than a drop"),
         ]
         for merge in outcome.merges
     ]
