@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import (
     CalibrationSource,
@@ -72,6 +73,7 @@ __all__ = [
     "Distiller",
     "Drop",
     "Element",
+    "ExportFacts",
     "Exporter",
     "Gain",
     "HiddenStates",
