@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.plan.elements import Part, Shrink
 from pdtrim_core.plan.plan import FirstToken
 
@@ -36,9 +37,9 @@ class ExportFacts:
     tokenizer: Any = None
 
     @classmethod
-    def of_run(cls, outcome: Outcome, model: BlockModel, out: Path) -> Self:
+    def of_run(cls, outcome: Outcome, model: BlockModel, out: PathLike) -> Self:
         """Return the facts of a run that has ended. Whether its blocks have one shape only its plan tells."""
-        facts = {"model": model.name, "out": out, "open_config": lambda: model.model.config, "tokenizer": model.tokenizer}
+        facts = {"model": model.name, "out": Path(out), "open_config": lambda: model.model.config, "tokenizer": model.tokenizer}
         if outcome.saved_plan is None:
             return cls(**facts, replaced=True)
         saved = outcome.plan

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.export_facts import ExportFacts
@@ -23,6 +23,7 @@ from pdtrim_core.data.items import Item, Sample
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.paths import as_text
 from pdtrim_core.plan.elements import Part
 from pdtrim_core.plan.plan import Plan
 
@@ -240,7 +241,7 @@ class ModelSource(Component):
 
     kind = "model"
 
-    path: str = Field(description="hub id, folder, GGUF file, or package:NAME")
+    path: Annotated[str, BeforeValidator(as_text)] = Field(description="hub id, folder, GGUF file, or package:NAME")
     dtype: DType = Field("auto", description="number format of the weights; auto is float32 on CPU, else the checkpoint's")
     device: str = Field("auto", description="device of the weights as torch names it; auto takes an accelerator if there is one")
 

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.paths import PathLike
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
+def write_whole(path: PathLike, content: str | bytes) -> Path:
     """Write a file beside its name and move it into place. Raises `PdtrimError` naming the file and the reason."""
+    path = Path(path)
     beside = path.with_name(f".{path.name}.part")
     with writing(path):
         try:
@@ -27,12 +29,13 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: PathLike) -> Iterator[Path]:
     """Yield an empty folder beside `path`; at the end it is renamed to `path`, and replaces what was there.
 
     Until then a folder that was there stays as it is, and so it does after an error. Raises `PdtrimError` naming the folder
     and the reason where the system refuses to write.
     """
+    path = Path(path)
     beside, before = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.before")
     with writing(path):
         if before.exists() and not path.exists():

@@ -13,7 +13,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -31,6 +30,7 @@ from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Scored, StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.elements import KvOnly
@@ -71,8 +71,8 @@ DEFAULTS = ModelOptions()
 class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
     """One variant of a finished run, which may also be named by its folder."""
 
-    def __init__(self, run: str | LoadedRun, options: ModelOptions = DEFAULTS) -> None:
-        opened = run if isinstance(run, LoadedRun) else load_run(Path(run))
+    def __init__(self, run: PathLike | LoadedRun, options: ModelOptions = DEFAULTS) -> None:
+        opened = run if isinstance(run, LoadedRun) else load_run(run)
         self.variant = options.stage
         self.plan = opened.plan_of(self.variant)
         self.first_token = _checked(options.first_token, self.variant, opened)

@@ -19,6 +19,7 @@ import pluggy
 
 from pdtrim_core.api import hookspecs
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, did_you_mean
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.discovery import ONLY, Imported, Origin, import_plugin, installed_plugins
 from pdtrim_core.host.guarding import Calls, Fault, Guard, guard
 from pdtrim_core.host.implementations import Implementation, Sort, implementations_of
@@ -194,7 +195,7 @@ class PluginHost:
                 )
 
 
-def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
+def load_plugins(files: Iterable[PathLike] = ()) -> PluginHost:
     """Load all installed plugins of the entry point group `pdtrim`, and plugins that are plain Python files.
 
     The environment variable `PDTRIM_PLUGINS` selects some of the installed ones. Raises `PluginError` for a file that
@@ -205,7 +206,7 @@ def load_plugins(files: Iterable[Path] = ()) -> PluginHost:
     host.left_out = installed.left_out
     for origin, point in installed.wanted:
         host.take(import_plugin(origin, point))
-    needed = {_load_file(host, path) for path in files}
+    needed = {_load_file(host, Path(path)) for path in files}
     for failure in host.failures:
         if failure.origin in needed:
             raise PluginError(f"plugin file {failure.origin.source}: {failure.problem}")

@@ -11,6 +11,7 @@ from typing import get_args
 from torch import nn
 
 from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
@@ -94,7 +95,7 @@ class LoadedRun:
         return variant, *others
 
 
-def load_run(path: Path | str, host: PluginHost | None = None, shared: RunCache | None = None) -> LoadedRun:
+def load_run(path: PathLike, host: PluginHost | None = None, shared: RunCache | None = None) -> LoadedRun:
     """Open the folder of a finished run, with the plugins that it names unless others are given.
 
     Raises `PdtrimError` for a folder without one, or with one of another version, and for parts that are not installed.
