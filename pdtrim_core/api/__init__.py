@@ -44,6 +44,7 @@ from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
 from pdtrim_core.files.atomic_files import cache_folder, whole_folder, write_whole
+from pdtrim_core.files.visible import visible
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
@@ -136,6 +137,7 @@ __all__ = [
     "python_reference",
     "read_record",
     "results_in",
+    "visible",
     "whole_folder",
     "write_whole",
 ]

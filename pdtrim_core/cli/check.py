@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError
 from pdtrim_core.pipeline.export import export_problems, facts_of, make_exporters
 from pdtrim_core.recipe.recipe import Recipe
@@ -33,9 +34,9 @@ def check(
     names = [SERVED if name == "serve" else name for name in wanted or ()]
     results = [_check(path, settings or [], names, budget=budget) for path in recipe]
     if as_json:
-        print(json.dumps(results, indent=1))
+        say_data(json.dumps(results, indent=1))
     for result in results if not as_json else []:
-        print(result["text"])
+        say(result["text"])
     codes = [result["exit_code"] for result in results]
     if any(codes):
         raise typer.Exit(max(codes))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli import reporting
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Element
@@ -28,12 +29,12 @@ def show(
     if as_json:
         paths = [run, other] if other else [run]
         plans = [load_plan(path).to_data() for path in paths]
-        print(json.dumps(plans if other else plans[0], indent=1))
+        say_data(json.dumps(plans if other else plans[0], indent=1))
     elif other is not None:
-        print(_side_by_side(run, other))
+        say(_side_by_side(run, other))
     elif run.is_file():
         saved = load_plan(run)
-        print(f"{saved.model}, first token by {saved.first_token}\n\n{draw_diagram(saved.plan, saved.block_count)}")
+        say(f"{saved.model}, first token by {saved.first_token}\n\n{draw_diagram(saved.plan, saved.block_count)}")
     else:
         _whole_run(run)
 
@@ -47,9 +48,9 @@ def _whole_run(path: Path) -> None:
     there = [path / report.file for report in reports if report.file and (path / report.file).is_file()]
     missing = [report for report in reports if path / report.file not in there]
     for text in reporting.reports(missing, host, outcome, path):
-        print(text)
+        say(text)
     for file in there:
-        print(f"report: {file}")
+        say(f"report: {file}")
 
 
 def _side_by_side(run: Path, other: Path) -> str:
