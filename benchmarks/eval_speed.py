@@ -28,6 +28,7 @@ from subject import environment, write
 
 from pdtrim_core import LoadedRun, load_plugins
 from pdtrim_core.api import BlockModel
+from pdtrim_core.data.tokens import tokens_of
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import Recipe
 
@@ -72,7 +73,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], model: Block
     for task, samples in ours["samples"].items():
         for mine, other in zip(samples, theirs["samples"][task], strict=True):
             for (_, text), a, b in zip(mine["arguments"], mine["resps"], other["resps"], strict=True):
-                tokens = max(1, len(model.tokenizer(text)["input_ids"]))
+                tokens = max(1, len(tokens_of(text, model.tokenizer)))
                 worst = max(worst, abs(a[0][0] - b[0][0]) / tokens)
     return len(names), worst
 

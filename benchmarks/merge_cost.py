@@ -26,6 +26,7 @@ from subject import environment, write
 
 from pdtrim_core import Merge, load_plugins
 from pdtrim_core.api import Item, TeacherBatch, TeacherBatches, python_reference
+from pdtrim_core.data.tokens import tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.pipeline import merge_store as merges
 from pdtrim_core.pipeline.merge_store import SEQUENCE_TOKENS, KeptMerges, MergeStore
@@ -58,7 +59,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     model = open_model(recipe.model, load_plugins())
     lines = python_reference()
     Random(0).shuffle(lines)
-    tokens = [token for line in lines for token in model.tokenizer(line)["input_ids"]][: options.tokens]
+    tokens = [token for line in lines for token in tokens_of(line, model.tokenizer)][: options.tokens]
     sequences = [tokens[start : start + SEQUENCE_TOKENS] for start in range(0, len(tokens), SEQUENCE_TOKENS)]
     if way == "theirs":
         setattr(merges, "TeacherBatches", NothingKept)  # noqa: B010 - mypy forbids the plain assignment

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import (
     CalibrationSource,
@@ -43,6 +44,7 @@ from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
 from pdtrim_core.files.atomic_files import cache_folder, whole_folder, write_whole
+from pdtrim_core.files.visible import visible
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
@@ -72,6 +74,7 @@ __all__ = [
     "Distiller",
     "Drop",
     "Element",
+    "ExportFacts",
     "Exporter",
     "Gain",
     "HiddenStates",
@@ -134,6 +137,7 @@ __all__ = [
     "python_reference",
     "read_record",
     "results_in",
+    "visible",
     "whole_folder",
     "write_whole",
 ]

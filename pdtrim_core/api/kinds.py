@@ -11,16 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.requests import Requests, Staged
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Item, Sample
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.data.texts import python_reference
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.paths import as_text
+from pdtrim_core.plan.elements import Part
 from pdtrim_core.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -93,6 +97,19 @@ class Pruner(Component):
 
     replaces_model: ClassVar[bool] = False
     """Whether it returns a whole other model, `Pruned(replaced=...)`, and no removal: a recipe then has nothing to split."""
+
+    @property
+    def narrows(self) -> frozenset[Part]:
+        """The parts of blocks that lose K/V heads ("attention") or channels ("mlp"); empty where whole blocks go.
+
+        It is for exporters, which say before a run what they could not write after it.
+        """
+        return frozenset()
+
+    @property
+    def uniform(self) -> bool:
+        """Whether blocks that are narrowed may all have one shape in the end, which a config of their family can describe."""
+        return True
 
     @abstractmethod
     def prune(self, context: PruneContext) -> Pruned:
@@ -227,7 +244,7 @@ class ModelSource(Component):
 
     kind = "model"
 
-    path: str = Field(description="hub id, folder, GGUF file, or package:NAME")
+    path: Annotated[str, BeforeValidator(as_text)] = Field(description="hub id, folder, GGUF file, or package:NAME")
     dtype: DType = Field("auto", description="number format of the weights; auto is float32 on CPU, else the checkpoint's")
     device: str = Field("auto", description="device of the weights as torch names it; auto takes an accelerator if there is one")
 
@@ -249,6 +266,21 @@ class Exporter(Component):
     """Writes something that another program uses."""
 
     kind = "exporter"
+
+    def problems(self, facts: ExportFacts) -> list[str]:
+        """Return why a run could not be written, a sentence each, as far as that is certain before there is a plan.
+
+        It is called by `pdtrim-core check`, and by a run before it measures anything. `export` says the same through `check`.
+        Asking for `facts.config` makes `pdtrim-core check` open the model's config.
+        """
+        del facts
+        return []
+
+    def check(self, facts: ExportFacts) -> None:
+        """Raise `PdtrimError` with all problems; an `export` begins so, with `ExportFacts.of_run(outcome, model, out)`."""
+        problems = self.problems(facts)
+        if problems:
+            raise PdtrimError("; also, ".join(problems))
 
     @abstractmethod
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -30,6 +31,7 @@ from pdtrim_core.cli import (
     show,
     sweep,
 )
+from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import PdtrimError
 
 INTERRUPTED = 130
@@ -74,7 +76,7 @@ for command, summary, example in COMMANDS:
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
     if wanted:
-        print(metadata.version("pdtrim-core"))
+        say(metadata.version("pdtrim-core"))
         raise typer.Exit
 
 
@@ -99,10 +101,10 @@ def main() -> None:
             code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:
             _say(INTERRUPTION)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - re-raised where it cannot be explained
-        # The one place where every error ends; what has no words for a user goes on as a traceback.
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - all of them are told
+        # The one place where every error ends; what has no words for a user is told as a traceback.
         if "--debug" in sys.argv:
-            traceback.print_exc()
+            _say(traceback.format_exc().rstrip())
         code = _explain(error)
     sys.exit(code)
 
@@ -126,9 +128,13 @@ def _explain(error: BaseException) -> int:
             return 1
     if hasattr(error, "format_message") and hasattr(error, "show"):
         # typer's own errors about the command line; their class is that of the click that it carries.
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        _say(told.getvalue().rstrip())
         return 2
-    raise error
+    if "--debug" not in sys.argv:
+        _say("".join(traceback.format_exception(error)).rstrip())
+    return 1
 
 
 def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
@@ -136,4 +142,4 @@ def _show_warning(message: Warning | str, *_where: object, **_more: object) -> N
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text, file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import RecipeError
 
 
@@ -27,5 +28,5 @@ def may_delete(question: str, *, yes: bool, command: str) -> bool:
     if not sys.stdin.isatty():
         raise RecipeError(command, ["--clean needs a confirmation before it deletes, and this is no terminal: say --yes"])
     # Not typer's own question, which writes to stdout.
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    say(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -10,6 +10,7 @@ import typer
 
 from pdtrim_core.cli import latency_tables
 from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import load_plugins
 
@@ -62,7 +63,7 @@ def bench(
     grid = Grid(forward=forward, repeats=repeats, prompt_lengths=prompts, batches=together, contexts=cached)
     path = out or (run / "bench.json" if run else None)
     found = measure(subjects, grid, path, thread_count=threads, say=_say)
-    print(found.to_json(), end="") if as_json else latency_tables.print_latencies(found)
+    say_data(found.to_json(), end="") if as_json else latency_tables.print_latencies(found)
     if path:
         _say(f"written: {path}")
 
@@ -118,4 +119,4 @@ def _dtypes() -> tuple[str, ...]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr, flush=True)

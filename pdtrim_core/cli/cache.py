@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli.asking import in_words, may_delete
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.results.cleanup import Cached, chosen, find_cached, remove_cached
 
@@ -26,21 +27,21 @@ def cache(
     removed = _clean(found, yes=yes) if clean else []
     if as_json:
         rows = [{**vars(part), "deleted": part in removed} for part in found]
-        print(json.dumps({"folder": str(cache_folder()), "parts": rows}, indent=1))
+        say_data(json.dumps({"folder": str(cache_folder()), "parts": rows}, indent=1))
     elif not clean:
-        print(_text(found))
+        say(_text(found))
 
 
 def _clean(found: list[Cached], *, yes: bool) -> list[Cached]:
     if not found:
-        print("there is nothing to delete", file=sys.stderr)
+        say("there is nothing to delete", file=sys.stderr)
         return []
     total, names = in_words(sum(part.size for part in found)), ", ".join(part.name for part in found)
     if not may_delete(f"Delete {names} in {cache_folder()}, {total}?", yes=yes, command="cache"):
         return []
     for part in found:
         remove_cached(part)
-    print(f"deleted {names} in {cache_folder()}, {total}", file=sys.stderr)
+    say(f"deleted {names} in {cache_folder()}, {total}", file=sys.stderr)
     return found
 
 

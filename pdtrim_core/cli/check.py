@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pdtrim_core.cli.options import Trust
-from pdtrim_core.errors import PdtrimError, RecipeError
+from pdtrim_core.cli.terminal import say, say_data
+from pdtrim_core.errors import PdtrimError, PluginError, RecipeError
+from pdtrim_core.pipeline.export import export_problems, facts_of, make_exporters
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import load, parse_settings
+from pdtrim_core.serving.commands import SERVED
 from pdtrim_core.sweeping.sweep import Changes, is_sweep, read_sweep
 
 
@@ -19,27 +23,36 @@ def check(
     recipe: Annotated[list[Path], typer.Argument(help="Recipes or sweeps, TOML files.", show_default=False)],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipes.")] = None,
     budget: Annotated[bool, typer.Option("--budget", help="Also say how many blocks go, from the model's config alone.")] = False,
+    wanted: Annotated[
+        list[str] | None,
+        typer.Option("--for", metavar="NAME", help="Also say whether an exporter, or serve, could take it; may be repeated."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Check recipes and sweeps without running them; report all their problems at once."""
     del debug  # main() reads it
-    results = [_check(path, settings or [], budget=budget, trust=trust) for path in recipe]
+    names = [SERVED if name == "serve" else name for name in wanted or ()]
+    results = [_check(path, settings or [], names, budget=budget, trust=trust) for path in recipe]
     if as_json:
-        print(json.dumps(results, indent=1))
+        say_data(json.dumps(results, indent=1))
     for result in results if not as_json else []:
-        print(result["text"])
+        say(result["text"])
     codes = [result["exit_code"] for result in results]
     if any(codes):
         raise typer.Exit(max(codes))
 
 
-def _check(path: Path, settings: list[str], *, budget: bool, trust: bool) -> dict[str, Any]:
+def _check(path: Path, settings: list[str], names: list[str], *, budget: bool, trust: bool) -> dict[str, Any]:
     try:
         wanted = _read(path, settings, trust=trust)
         result: dict[str, Any] = {"recipe": str(path), "problems": [], "exit_code": 0}
         result["text"] = f"{path}: ok" if None in wanted else f"{path}: ok, {len(wanted)} run{'s' * (len(wanted) != 1)}"
+        unknown = _check_exports(path, wanted, names, opens=budget or bool(names))
+        if unknown:
+            result["unknown"] = unknown
+            result["text"] += f"; whether it can be exported is not known: {unknown}"
         if budget:
             from pdtrim_core.pipeline.budget import budget_of  # noqa: PLC0415 - imports torch
 
@@ -54,6 +67,30 @@ def _check(path: Path, settings: list[str], *, budget: bool, trust: bool) -> dic
         problems = list(error.problems) if isinstance(error, RecipeError) else [str(error)]
         return {"recipe": str(path), "problems": problems, "exit_code": error.exit_code, "text": _told(path, error)}
     return result
+
+
+def _check_exports(path: Path, recipes: Mapping[str | None, Recipe], names: Sequence[str], *, opens: bool) -> str:
+    """Ask the exporters of recipes, and others by name, whether they could write; raise `RecipeError` with all that they say.
+
+    Unless `opens`, a config that cannot be opened is no error, and the reason is returned: the model may be elsewhere.
+    """
+    found: dict[str, None] = {}
+    unknown, configs = "", dict[str, Any]()
+    for run, recipe in recipes.items():
+        own = {exporter.name for exporter in recipe.exporters}
+        others = make_exporters([name for name in dict.fromkeys(names) if name not in own], {}, recipe.host)
+        try:
+            problems = export_problems((*recipe.exporters, *others), recipe.host, facts_of(recipe, configs=configs))
+        except PluginError:
+            raise
+        except PdtrimError as error:
+            if opens:
+                raise
+            unknown, problems = str(error), []
+        found |= dict.fromkeys(problem if run is None else f"{run}: {problem}" for problem in problems)
+    if found:
+        raise RecipeError(str(path), list(found))
+    return unknown
 
 
 def _read(path: Path, settings: list[str], *, trust: bool) -> dict[str | None, Recipe]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from pdtrim_core.cli.terminal import console, say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
+from pdtrim_core.files.visible import visible
 from pdtrim_core.results.task_results import Variant
 
 if TYPE_CHECKING:
@@ -42,11 +44,11 @@ def compare(
 
     found = compared(runs or [], cast("list[Variant]", wanted), _words(tasks))
     if as_json:
-        print(found.to_json(), end="")
+        say_data(found.to_json(), end="")
     elif as_markdown:
-        print(text.markdown(found), end="")
+        say(text.markdown(found), end="")
     elif as_latex:
-        print(text.latex(found), end="")
+        say(text.latex(found), end="")
     else:
         print_comparison(found)
 
@@ -62,7 +64,6 @@ def _wrong_variants(wanted: list[str]) -> list[str]:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print a comparison in the terminal, the best in bold."""
-    from rich.console import Console  # noqa: PLC0415 - not every command draws
     from rich.table import Table  # noqa: PLC0415 - the same
     from rich.text import Text  # noqa: PLC0415 - the same
 
@@ -74,11 +75,11 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_column(title, no_wrap=True, justify="left" if number == 0 else "right")
     for row, cells in enumerate(grid.rows):
         # In capitals or with a mark it would be no number; where a terminal shows no bold there is --markdown.
-        table.add_row(*(Text(cell, "bold" if (row, column) in grid.best else "") for column, cell in enumerate(cells)))
-    console = Console(highlight=False, markup=False, width=10_000)
-    console.print(table)
+        table.add_row(*(Text(visible(cell), "bold" if (row, column) in grid.best else "") for column, cell in enumerate(cells)))
+    screen = console(width=10_000)
+    screen.print(table)
     for note in notes_of(comparison):
-        console.print(f"note: {note}")
+        screen.print(f"note: {note}")
 
 
 def _words(text: str) -> list[str]:

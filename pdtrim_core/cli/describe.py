@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.api.kinds import KINDS, options_of
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import PluginHost, Provided, load_plugins
 
@@ -19,7 +20,7 @@ def describe(
 ) -> None:
     """Show what a component does, where it comes from, and every option."""
     provided = _find(words, load_plugins())
-    print(json.dumps(_data(provided), indent=1) if as_json else _text(provided))
+    say_data(json.dumps(_data(provided), indent=1)) if as_json else say(_text(provided))
 
 
 def _find(words: list[str], host: PluginHost) -> Provided:

@@ -12,6 +12,7 @@ from typing import Annotated, get_args
 import typer
 
 from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.terminal import console, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
 from pdtrim_core.results.task_results import Metric, TaskResult, Variant, path_of
@@ -88,9 +89,9 @@ def eval(  # noqa: A001 - a command is named as its function is
         batch_size=batch_size,
         runs_code=unsafe_code,
     )
-    evaluation = Evaluation(load_run(run, trust=trust), options, lambda text: print(text, file=sys.stderr, flush=True))
+    evaluation = Evaluation(load_run(run, trust=trust), options, lambda text: say(text, file=sys.stderr, flush=True))
     results = list(evaluation.results(names, wanted, fresh=fresh))
-    print(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, wanted)
+    say_data(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, wanted)
 
 
 def _names(tasks: str) -> list[str]:
@@ -125,7 +126,6 @@ def _data(run: Path, result: TaskResult) -> dict[str, object]:
 
 
 def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - not every command draws
     from rich.table import Table  # noqa: PLC0415 - the same
 
     table = Table(box=None, pad_edge=False)
@@ -137,12 +137,12 @@ def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
             if "/" not in metric:  # the parts of a group are in the files
                 table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics[metric]) for one in of_task))
     # Rows may be longer than the terminal is wide, and a cell that is folded cannot be read.
-    Console(highlight=False, markup=False, width=10_000).print(table)
+    console(width=10_000).print(table)
     first = {result.settings["first_token"] for result in results if result.variant == "staged"}
     if first:
-        print(f"\nstaged: the first token is {' and '.join(sorted(first))}'s")
+        say(f"\nstaged: the first token is {' and '.join(sorted(first))}'s")
     for note in dict.fromkeys(f"{result.task}, {result.variant}: {note}" for result in results for note in result.notes):
-        print(note)
+        say(note)
 
 
 def _shown(metric: Metric) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.recipe.toml_data import parse_settings
 
@@ -37,7 +38,7 @@ def export(
     folder = out or run
     with lent(run, folder):
         for path in write_exports(exporters, loaded.host, loaded.outcome, loaded.dense, folder):
-            print(f"{path}  {_size(path)}")
+            say(f"{path}  {_size(path)}")
 
 
 def _options(settings: list[str], dtype: str | None) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pdtrim_core.cli.terminal import console
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,18 +16,16 @@ MEASURES = {"forward": "forward, ms", "prefill": "prefill, tokens/s", "decode": 
 
 def print_latencies(found: Latencies) -> None:
     """Print what a benchmark found."""
-    from rich.console import Console  # noqa: PLC0415 - not every command draws
-
-    console = Console(highlight=False, markup=False, width=10_000)
+    screen = console(width=10_000)
     threads = f", {found.threads} threads" if found.device == "cpu" else ""
-    console.print(f"{found.model}, {found.dtype} on {found.device}{threads}; the first token is made by {found.first_token}\n")
-    console.print(_times(found.timings))
-    console.print()
-    console.print(_needs(found))
+    screen.print(f"{found.model}, {found.dtype} on {found.device}{threads}; the first token is made by {found.first_token}\n")
+    screen.print(_times(found.timings))
+    screen.print()
+    screen.print(_needs(found))
     if any(timing.model == "decode" for timing in found.timings):
-        console.print("\nThe unified model's decode is the decode model's.")
+        screen.print("\nThe unified model's decode is the decode model's.")
     for note in found.notes:
-        console.print(f"note: {note}")
+        screen.print(f"note: {note}")
 
 
 def _times(timings: tuple[Timing, ...]) -> Table:

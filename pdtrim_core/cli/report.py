@@ -10,6 +10,7 @@ import typer
 from pdtrim_core.api.kinds import Report
 from pdtrim_core.cli import reporting
 from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.parts import make_parts
@@ -38,7 +39,7 @@ def report(
     if not file.parent.is_dir():
         raise PdtrimError(f"{file.parent} does not exist: name a file in a folder that does with --out")
     with blame(host.label_of(made_by)):
-        print(f"report: {made_by.page(records, file)}")
+        say(f"report: {made_by.page(records, file)}")
 
 
 def _report_called(name: str, host: PluginHost) -> Report:

@@ -11,6 +11,7 @@ import typer
 from pdtrim_core.cli import reporting
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import Origin
 from pdtrim_core.recipe.recipe import Recipe
@@ -39,14 +40,14 @@ def run(
         data, changes=parse_settings(settings or ()), where=str(recipe), out=out, trust=trust or not dry_run
     )
     if dry_run:
-        print(reporting.as_toml(wanted))
+        say_data(reporting.as_toml(wanted))
         return
     wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 
     outcome = run_pipeline(wanted, fresh=fresh)
     if as_json:
-        print(outcome.to_json(), end="")
+        say_data(outcome.to_json(), end="")
         return
     for text in reporting.reports(wanted.reports, wanted.host, outcome, wanted.out):
-        print(text)
+        say(text)

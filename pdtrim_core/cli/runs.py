@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.cli.asking import in_words, may_delete
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.results.cleanup import StoredRun, find_runs, remove_run, why_not
 
 DEFAULT = Path("runs")
@@ -29,28 +30,28 @@ def runs(
     found = [run for run in found if not unfinished or run.state == "unfinished"]
     removed = _clean(found, yes=yes) if clean else []
     if as_json:
-        print(json.dumps([_data(run, removed=run in removed) for run in found], indent=1))
+        say_data(json.dumps([_data(run, removed=run in removed) for run in found], indent=1))
     elif not clean:
-        print(_text(found))
+        say(_text(found))
 
 
 def _clean(found: list[StoredRun], *, yes: bool) -> list[StoredRun]:
     going = [run for run in found if why_not(run) is None]
     for run in found:
         if run not in going:
-            print(f"{run.path} stays: {why_not(run)}", file=sys.stderr)
+            say(f"{run.path} stays: {why_not(run)}", file=sys.stderr)
     if not going:
-        print("there is nothing to delete", file=sys.stderr)
+        say("there is nothing to delete", file=sys.stderr)
         return []
     for run in going:
         also = f", with {', '.join(run.besides)}" if run.besides else ""
-        print(f"{run.path}: {in_words(run.size)}{also}", file=sys.stderr)
+        say(f"{run.path}: {in_words(run.size)}{also}", file=sys.stderr)
     total = in_words(sum(run.size for run in going))
     if not may_delete(f"Delete {_count(going)}, {total}?", yes=yes, command="runs"):
         return []
     for run in going:
         remove_run(run)
-    print(f"deleted {_count(going)}, {total}", file=sys.stderr)
+    say(f"deleted {_count(going)}, {total}", file=sys.stderr)
     return going
 
 

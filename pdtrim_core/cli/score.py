@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.host.host import Origin
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import parse_settings
@@ -33,7 +34,7 @@ def score(
     from pdtrim_core.pipeline.rank import rank  # noqa: PLC0415 - imports torch
 
     ranking = rank(wanted)
-    print(json.dumps(_data(ranking), indent=1) if as_json else _text(ranking))
+    say_data(json.dumps(_data(ranking), indent=1)) if as_json else say(_text(ranking))
 
 
 def _data(ranking: Ranking) -> dict[str, object]:

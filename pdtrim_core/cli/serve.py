@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.serving import servers
 from pdtrim_core.serving.commands import (
@@ -71,7 +72,7 @@ def serve(
     if dry_run:
         storage = Path(tempfile.gettempdir()) / "pdtrim-serve" / "storage"
         for command in commands_for(export, engine, ports, storage):
-            print(command)
+            say(command)
         return
     assert found is not None
     servers.check_engine(python, found, wants_nixl=connector == "nixl")
@@ -90,7 +91,7 @@ def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: flo
             # The proxy is well when both servers are, when both serve the same plan, and when a prompt was handed over.
             servers.wait_until_healthy(started[-1:], PROXY_SECONDS, _say)
             _say(f"prefill and decode are both of plan {export.plan_hash[:HASH_SHOWN]}; stop with Ctrl-C")
-            print(example_request(export, proxy.url), flush=True)
+            say(example_request(export, proxy.url), flush=True)
             servers.watch(started)
     except KeyboardInterrupt:
         _say("stopped")
@@ -144,4 +145,4 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ import typer
 from pdtrim_core.api.kinds import Report
 from pdtrim_core.cli import reporting
 from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.plan.diagram import draw_diagram
@@ -33,12 +34,12 @@ def show(
     if as_json:
         paths = [run, other] if other else [run]
         plans = [load_plan(path).to_data() for path in paths]
-        print(json.dumps(plans if other else plans[0], indent=1))
+        say_data(json.dumps(plans if other else plans[0], indent=1))
     elif other is not None:
-        print(_side_by_side(run, other))
+        say(_side_by_side(run, other))
     elif run.is_file():
         saved = load_plan(run)
-        print(f"{saved.model}, first token by {saved.first_token}\n\n{draw_diagram(saved.plan, saved.block_count)}")
+        say(f"{saved.model}, first token by {saved.first_token}\n\n{draw_diagram(saved.plan, saved.block_count)}")
     else:
         _whole_run(run, trust=trust)
 
@@ -52,9 +53,9 @@ def _whole_run(path: Path, *, trust: bool) -> None:
     there = [path / report.file for report in reports if report.file and (path / report.file).is_file()]
     missing = [report for report in reports if path / report.file not in there]
     for text in reporting.reports(missing, host, outcome, path):
-        print(text)
+        say(text)
     for file in there:
-        print(f"report: {file}")
+        say(f"report: {file}")
 
 
 def _reports(given: Any, host: PluginHost, path: Path) -> tuple[Report, ...]:
@@ -67,7 +68,7 @@ def _reports(given: Any, host: PluginHost, path: Path) -> tuple[Report, ...]:
         try:
             found += make_parts("report", one, host, where=where)
         except RecipeError as error:
-            print(f"warning: {error.problems[0]}", file=sys.stderr)
+            say(f"warning: {error.problems[0]}", file=sys.stderr)
     return tuple(found)
 
 

@@ -13,6 +13,7 @@ import typer
 
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.cli.terminal import console, say, say_data
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.host.host import Origin
 from pdtrim_core.recipe.toml_data import load, parse_settings
@@ -78,10 +79,10 @@ def _carry_out(wanted: Sweep, *, fresh: bool, debug: bool) -> list[Ended]:
 
 def _print_plan(wanted: Sweep, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([{"run": run.point.name, "recipe": run.recipe.to_data()} for run in wanted.runs], indent=1))
+        say_data(json.dumps([{"run": run.point.name, "recipe": run.recipe.to_data()} for run in wanted.runs], indent=1))
         return
     for run in wanted.runs:
-        print(run.recipe.out)
+        say(run.recipe.out)
 
 
 def _print_results(wanted: Sweep, ended: Sequence[Ended], *, as_json: bool) -> None:
@@ -90,7 +91,7 @@ def _print_results(wanted: Sweep, ended: Sequence[Ended], *, as_json: bool) -> N
     found, comparisons = results(wanted, ended), _comparisons(wanted, ended)
     if as_json:
         tables = {"comparisons": [one.to_data() for one in comparisons]} if wanted.evaluate else {}
-        print(json.dumps({**found, **tables}, indent=1))
+        say_data(json.dumps({**found, **tables}, indent=1))
     elif comparisons:
         _print_comparisons(found["about"], comparisons)
     else:
@@ -122,15 +123,14 @@ def _print_comparisons(about: str, comparisons: Sequence[Comparison]) -> None:
     from pdtrim_core.cli.compare import print_comparison  # noqa: PLC0415 - as above
 
     if about:
-        print(about)
+        say(about)
     for comparison in comparisons:
         if len(comparisons) > 1:
-            print(f"\n{comparison.model}")
+            say(f"\n{comparison.model}")
         print_comparison(comparison)
 
 
 def _print_table(found: dict[str, Any]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - not every command draws
     from rich.table import Table  # noqa: PLC0415 - the same
 
     heading, rows = table_of(found)
@@ -140,9 +140,9 @@ def _print_table(found: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     if found["about"]:
-        print(found["about"])
+        say(found["about"])
     # Rows are longer than most terminals are wide, and a cell that is folded to a few letters cannot be read.
-    Console(highlight=False, markup=False, width=10_000).print(table)
+    console(width=10_000).print(table)
 
 
 def _is_text(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
@@ -151,4 +151,4 @@ def _is_text(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr, flush=True)

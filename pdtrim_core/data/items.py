@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from pdtrim_core.data.tokens import opening_of, tokens_of
 from pdtrim_core.errors import PdtrimError
 
 
@@ -74,8 +75,10 @@ def encode(sample: Sample, tokenizer: Any) -> Item:
     """Return a sample as tokens, split between prompt and choice as lm-evaluation-harness splits them.
 
     Prompt and choice are tokenised together, and what comes behind the prompt's own tokens is the choice; white space at
-    the prompt's end goes to the choice. Special tokens are the tokenizer's own. Raises `PdtrimError` for a prompt or a
-    choice without tokens.
+    the prompt's end goes to the choice. In front of the prompt are the special tokens that the harness has there too. In one
+    thing this departs from it: what a tokenizer puts behind a text, such as an end-of-text token, is left out, since it would
+    part the prompt from its choice, and the harness loses the choice's first token to it. Raises `PdtrimError` for a prompt
+    or a choice without tokens.
     """
     pairs = [_encode_pair(prompt, choice, sample, tokenizer) for prompt, choice in _pairs(sample)]
     prompts = tuple(prompt for prompt, _ in pairs) if sample.prompts else (pairs[0][0],)
@@ -92,14 +95,13 @@ def _pairs(sample: Sample) -> Iterator[tuple[str, str]]:
 
 def _encode_pair(prompt: str, choice: str, sample: Sample, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     stripped = prompt.rstrip()
-    prompt_tokens = tuple(tokenizer(stripped)["input_ids"]) if stripped else ()
+    prompt_tokens = tokens_of(stripped, tokenizer) if stripped else ()
     if not prompt_tokens:
         raise PdtrimError(f"sample {sample.name or '?'}: its prompt has no tokens, so prefill would have nothing to read")
-    both = tuple(tokenizer(prompt + choice)["input_ids"])
-    tokens = both[len(prompt_tokens) :]
+    tokens = tokens_of(prompt + choice, tokenizer)[len(prompt_tokens) :]
     if not tokens:
         raise PdtrimError(f"sample {sample.name or stripped[:40]!r}: the choice {choice!r} has no tokens")
-    return prompt_tokens, tokens
+    return opening_of(stripped, tokenizer) + prompt_tokens, tokens
 
 
 SHARED_WORDS = 13

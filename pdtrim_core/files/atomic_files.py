@@ -16,17 +16,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.paths import PathLike
 
 LONGEST_NAME = 200
 """Bytes of a final name that go into a name beside it; file systems take 255 for the whole."""
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
+def write_whole(path: PathLike, content: str | bytes) -> Path:
     """Write a file beside its name and move it into place. Raises `PdtrimError` naming the file and the reason.
 
     Of several writers at once the last one counts; no reader sees a part of a file. A link at the final name is replaced, not
     followed.
     """
+    path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     with writing(path), _beside(path, _new_file) as (beside, descriptor):
         with open(descriptor, "wb", closefd=False) as file:
@@ -38,12 +40,13 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: PathLike) -> Iterator[Path]:
     """Yield an empty folder beside `path`; at the end it is renamed to `path`, and replaces what was there.
 
     Until then a folder that was there stays as it is, and so it does after an error. Of several writers at once the last one
     counts. Raises `PdtrimError` naming the folder and the reason where the system refuses to write.
     """
+    path = Path(path)
     with writing(path):
         _make_folder(path.parent)
         with _only_one(path.parent):

@@ -1,7 +1,9 @@
 """The model class `pdtrim` of lm-evaluation-harness: one variant of a finished run.
 
 All that surrounds the model is the harness' own: where context and continuation part, the token in front of an empty context,
-rolling windows, chat templates, stop sequences. Only what runs is ours.
+rolling windows, chat templates, stop sequences. Only what runs is ours, and one thing of the tokens: where a tokenizer puts
+special tokens behind a text, the harness would score continuations and generate behind those, and lose a continuation's first
+token. They are left out here, as in the items of a run.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pdtrim_core.data.items import Item
+from pdtrim_core.data.tokens import in_front
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Scored, StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.elements import KvOnly
@@ -69,7 +73,7 @@ DEFAULTS = ModelOptions()
 class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
     """One variant of a finished run, which may also be named by its folder."""
 
-    def __init__(self, run: str | LoadedRun, options: ModelOptions = DEFAULTS) -> None:
+    def __init__(self, run: PathLike | LoadedRun, options: ModelOptions = DEFAULTS) -> None:
         opened = run if isinstance(run, LoadedRun) else load_run(run, trust=options.trust)
         self.variant = options.stage
         self.plan = opened.plan_of(self.variant)
@@ -123,6 +127,39 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
             )
         finally:
             log.setLevel(level)
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,  # noqa: FBT001 - the harness' form
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Return the tokens of a text as the harness has them, without special tokens behind it."""
+        whole = super().tok_encode(string, add_special_tokens, **kwargs)
+        bare = super().tok_encode(string, add_special_tokens=False, **kwargs)
+        tokens = [*in_front(whole, bare), *bare]
+        return tokens[-left_truncate_len:] if left_truncate_len else tokens
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,  # noqa: FBT001, FBT002 - the harness' form
+    ) -> tuple[Tensor, Tensor]:
+        """Return the tokens of texts, padded, and which of them are no padding, without special tokens behind the texts."""
+        if not self._appends:
+            encoded: tuple[Tensor, Tensor] = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+            return encoded
+        rows = {"input_ids": [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]}
+        padded = self.tokenizer.pad(rows, padding="longest", padding_side=padding_side, return_tensors="pt")
+        return padded["input_ids"], padded["attention_mask"]
+
+    @property
+    def _appends(self) -> bool:
+        """Whether the tokenizer puts special tokens behind a text."""
+        return len(super().tok_encode("a")) > len(self.tok_encode("a"))
 
     @property
     def notes(self) -> list[str]:

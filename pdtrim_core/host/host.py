@@ -20,6 +20,7 @@ import pluggy
 
 from pdtrim_core.api import hookspecs
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, did_you_mean
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.discovery import ONLY, Imported, Origin, import_plugin, installed_plugins
 from pdtrim_core.host.guarding import Calls, Fault, Guard, guard
 from pdtrim_core.host.implementations import Implementation, Sort, implementations_of
@@ -206,7 +207,7 @@ class PluginHost:
                 )
 
 
-def load_plugins(files: Iterable[Path] = (), *, trust: bool = True) -> PluginHost:
+def load_plugins(files: Iterable[PathLike] = (), *, trust: bool = True) -> PluginHost:
     """Load all installed plugins of the entry point group `pdtrim`, and plugins that are plain Python files.
 
     The environment variable `PDTRIM_PLUGINS` selects some of the installed ones. Without `trust` no file is run, and the host
@@ -219,9 +220,9 @@ def load_plugins(files: Iterable[Path] = (), *, trust: bool = True) -> PluginHos
     for origin, point in installed.wanted:
         host.take(import_plugin(origin, point))
     if not trust:
-        host.not_run = tuple(_existing(path) for path in files)
+        host.not_run = tuple(_existing(Path(path)) for path in files)
         return host
-    needed = {_load_file(host, _existing(path)) for path in files}
+    needed = {_load_file(host, _existing(Path(path))) for path in files}
     for failure in host.failures:
         if failure.origin in needed:
             raise PluginError(f"plugin file {failure.origin.source}: {failure.problem}")

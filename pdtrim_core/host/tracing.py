@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pdtrim_core.files.visible import visible
+
 SWITCH = "PDTRIM_TRACE"
 WIDTH = 200
 
@@ -35,7 +37,7 @@ def traced(hook: str, who: str, **facts: object) -> Iterator[HookCall]:
 def _say(hook: str, who: str, facts: dict[str, object], result: str) -> None:
     if os.environ.get(SWITCH, "0") not in ("", "0"):
         arguments = ", ".join(f"{name}={_short(value)}" for name, value in facts.items())
-        print(f"trace: {who} {hook}({arguments}){result}", file=sys.stderr)  # noqa: T201 - a trace is for reading
+        print(visible(f"trace: {who} {hook}({arguments}){result}"), file=sys.stderr)  # noqa: T201 - a trace is for reading
 
 
 def _short(value: object) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.atomic_files import write_whole, writing
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.elements import Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
@@ -31,7 +32,7 @@ def save_modules(plan: Plan, modules: Mapping[Merge | Shrink, nn.Module], folder
             write_module(path_of(element, folder), modules[element])
 
 
-def load_modules(plan: Plan, model: BlockModel, folder: Path) -> dict[Merge | Shrink, nn.Module]:
+def load_modules(plan: Plan, model: BlockModel, folder: PathLike) -> dict[Merge | Shrink, nn.Module]:
     """Return the modules of a plan that `save_modules` or a run wrote, in the number format and on the device of the model.
 
     A shrink without a file has the dense projection less its columns. Raises `PdtrimError` for a merge without a file, and
@@ -39,7 +40,7 @@ def load_modules(plan: Plan, model: BlockModel, folder: Path) -> dict[Merge | Sh
     """
     modules: dict[Merge | Shrink, nn.Module] = {}
     for element in _elements(plan):
-        path = path_of(element, folder)
+        path = path_of(element, Path(folder))
         if path.is_file():
             modules[element] = _loaded(element, model, path)
         elif isinstance(element, Merge):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, load_modules
@@ -50,7 +52,7 @@ class ModelPair:
 
 
 def apply(
-    plan: Plan | SavedPlan | LoadedRun | Path | str,
+    plan: Plan | SavedPlan | LoadedRun | PathLike,
     model: Any,
     *,
     modules: Modules | None = None,
@@ -70,7 +72,7 @@ def apply(
     if not isinstance(model, BlockModel):
         name = getattr(model, "name_or_path", "") or type(model).__name__
         model = BlockModel(model, None, (host or load_plugins()).find_blocks(model, name), name=name)
-    if isinstance(plan, str | Path):
+    if isinstance(plan, str | os.PathLike):
         folder = Path(plan)
         plan = load_plan(folder)
         modules = modules or load_modules(plan.plan, model, (folder if folder.is_dir() else folder.parent) / MODULES)

@@ -1,4 +1,4 @@
-"""Letting exporters write: those of a recipe at the end of its run, or others later."""
+"""Letting exporters write, those of a recipe at the end of its run or others later, and asking before whether they can."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.kinds import Exporter, options_of
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
 from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.parts import make_parts
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -35,6 +37,43 @@ def make_exporters(names: Sequence[str], options: Mapping[str, Any], host: Plugi
         raise RecipeError("--set", unknown)
     given = [{"use": name, **{key: value for key, value in options.items() if key in known[name]}} for name in names]
     return make_parts("exporter", given, host, where="--to")
+
+
+def facts_of(recipe: Recipe, model: BlockModel | None = None, *, configs: dict[str, Any] | None = None) -> ExportFacts:
+    """Return what exporters can know of a recipe before it runs; without the model, its config is opened when one asks.
+
+    Recipes that are given the same `configs` open a config once.
+    """
+    pruner = recipe.pruner
+    opened: dict[str, Any] = {} if configs is None else configs
+
+    def open_config() -> Any:
+        source = repr(recipe.model)
+        if source not in opened:
+            with blame(recipe.host.label_of(recipe.model)):
+                opened[source] = recipe.model.open_config()
+        return opened[source]
+
+    return ExportFacts(
+        model=recipe.model.path if model is None else model.name,
+        out=recipe.out,
+        open_config=open_config if model is None else lambda: model.model.config,
+        first_token=recipe.settings.evaluation.first_token,
+        replaced=pruner is not None and pruner.replaces_model,
+        narrows=frozenset() if pruner is None else pruner.narrows,
+        uniform=pruner is None or pruner.uniform,
+        tokenizer=None if model is None else model.tokenizer,
+    )
+
+
+def export_problems(exporters: Iterable[Exporter], host: PluginHost, facts: ExportFacts) -> list[str]:
+    """Return why exporters could not write a run, as far as that is certain before it; each sentence once."""
+    found: dict[str, dict[str, None]] = {}
+    for exporter in exporters:
+        with blame(host.label_of(exporter)):
+            for problem in exporter.problems(facts):
+                found.setdefault(problem, {})[f"'{exporter.name}'"] = None
+    return [f"exporter {', '.join(names)}: {problem}" for problem, names in found.items()]
 
 
 def write_exports(

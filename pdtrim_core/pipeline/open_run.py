@@ -11,6 +11,7 @@ from typing import get_args
 from torch import nn
 
 from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
@@ -94,9 +95,7 @@ class LoadedRun:
         return variant, *others
 
 
-def load_run(
-    path: Path | str, host: PluginHost | None = None, shared: RunCache | None = None, *, trust: bool = False
-) -> LoadedRun:
+def load_run(path: PathLike, host: PluginHost | None = None, shared: RunCache | None = None, *, trust: bool = False) -> LoadedRun:
     """Open the folder of a finished run, with the plugins that are installed unless others are given.
 
     Plugin files that the run names are run only with `trust`: the folder may come from somewhere else. Raises `PdtrimError` for a

@@ -10,10 +10,12 @@ import torch
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.items import Calibration
+from pdtrim_core.errors import RecipeError
 from pdtrim_core.execution.threads import fitting_threads
 from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import removed_blocks
+from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_keys import keys_of, sources_of
@@ -36,12 +38,16 @@ class RunInputs:
 def prepare(context: RunContext) -> RunInputs:
     """Open the model and draw the items.
 
-    Raises `PdtrimError` where the folder holds measurements of other weights or items.
+    Raises `PdtrimError` where the folder holds measurements of other weights or items, and where it is certain already that
+    one of the recipe's exporters could not write what the run makes.
     """
     recipe, keys, evaluation = context.recipe, keys_of(context.recipe), context.recipe.settings.evaluation
     with context.events.step("open the model"):
         model = context.cache.latest("model", keys.model, lambda: open_model(recipe.model, context.host))
         blocks = removed_blocks(recipe, model.sizes, model.name)
+        problems = export_problems(recipe.exporters, context.host, facts_of(recipe, model))
+        if problems:
+            raise RecipeError(str(recipe.out), problems)
         model.compiles = evaluation.compile
         if evaluation.threads is None:
             # Put back by the context around the run.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pdtrim_core.data.tokens import opening_of, tokens_of
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.model.weights import path_of
@@ -75,22 +76,29 @@ class Training:
         return self._opened
 
     def sequences(self) -> list[tuple[int, ...]]:
-        """Return training tokens in sequences of one length; texts that also measure are left out (see `Calibration.holds`)."""
+        """Return training tokens in sequences of one length; texts that also measure are left out (see `Calibration.holds`).
+
+        The texts follow each other without special tokens. Each sequence begins with those that a prompt begins with.
+        """
         source, wanted = self._context.recipe.calibration, self._context.recipe.distiller.tokens
+        tokenizer = self._inputs.model.tokenizer
+        opening = opening_of("text", tokenizer)
+        step = SEQUENCE_TOKENS - len(opening)
+        wanted -= wanted // SEQUENCE_TOKENS * len(opening)
         tokens: list[int] = []
         with blame(self._context.host.label_of(source)):
             for text in source.training_texts(self._context.rng("training")):
                 if not self._inputs.calibration.holds(text):
-                    tokens.extend(self._inputs.model.tokenizer(text)["input_ids"])
+                    tokens.extend(tokens_of(text, tokenizer))
                 if len(tokens) >= wanted:
                     break
-        if len(tokens) < SEQUENCE_TOKENS:
+        if len(tokens) < step:
             raise PdtrimError(
                 f"calibration '{source.name}' gave {len(tokens)} training tokens, too few to merge blocks: give it more text, or "
                 f"{self._otherwise}"
             )
-        whole = range(0, min(len(tokens), wanted) - SEQUENCE_TOKENS + 1, SEQUENCE_TOKENS)
-        return [tuple(tokens[start : start + SEQUENCE_TOKENS]) for start in whole]
+        whole = range(0, min(len(tokens), wanted) - step + 1, step)
+        return [(*opening, *tokens[start : start + step]) for start in whole]
 
     def results(
         self, plan: Plan, *, kept: Collection[Merge | Shrink], score_of: Callable[[Merge], float | None]

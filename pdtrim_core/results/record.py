@@ -12,6 +12,7 @@ import tomli
 
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome, measured_in
@@ -41,11 +42,12 @@ class RunRecord:
         return self.path.resolve().name
 
 
-def read_record(path: Path, outcome: Outcome | None = None) -> RunRecord:
+def read_record(path: PathLike, outcome: Outcome | None = None) -> RunRecord:
     """Return what a run folder has; `outcome` is given by a run whose file of it is not written yet.
 
     Raises `PdtrimError` for a folder that is none of a run, is of another version, or holds a file that cannot be read.
     """
+    path = Path(path)
     journal = (path / "journal.jsonl").is_file()
     if outcome is None and ((path / "outcome.json").exists() or not journal):
         outcome = load_outcome(path)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.atomic_files import write_whole, writing
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.results.old_formats import task_result_of_1
 
 EVALUATION_FORMAT = 2
@@ -93,9 +94,9 @@ def find_result(run: Path, task: str, variant: Variant, settings: Mapping[str, A
     return read_result(path) if path.is_file() else None
 
 
-def results_in(run: Path) -> list[TaskResult]:
+def results_in(run: PathLike) -> list[TaskResult]:
     """Return all results in the folder of a run, by variant and task."""
-    return [read_result(path) for path in sorted((run / FOLDER).glob("*/*.json"))]
+    return [read_result(path) for path in sorted((Path(run) / FOLDER).glob("*/*.json"))]
 
 
 def read_result(path: Path) -> TaskResult:

@@ -16,6 +16,8 @@ from pdtrim_core.errors import PdtrimError
 
 Connector = Literal["nixl", "example"]
 HASH_SHOWN = 12
+SERVED = "vllm"
+"""The exporter that writes what is served."""
 OWN_FLAGS = ("--model", "--host", "--port", "--served-model-name", "--kv-transfer-config")
 CPU_BLOCK = 32
 """Tokens of a cache block on a processor: vLLM's attention there takes multiples of this."""
@@ -100,7 +102,7 @@ def open_export(path: Path, name: str | None = None) -> Export:
     folder = path.resolve()
     if not (folder / "serve" / "plan.json").is_file():
         run = (path / "outcome.json").is_file()
-        advice = f"run: pdtrim-core export {path} --to vllm" if run else "name the folder of a run, or of an export for vLLM"
+        advice = f"run: pdtrim-core export {path} --to {SERVED}" if run else "name the folder of a run, or of an export for vLLM"
         raise PdtrimError(f"{path} has no serve/plan.json: {advice}")
     plan = _json_of(folder / "serve" / "plan.json")
     _check_hashes(folder, plan)

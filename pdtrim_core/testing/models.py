@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pdtrim_core.errors import PdtrimError, did_you_mean
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 
@@ -109,7 +110,7 @@ def tiny_llama(*, seed: int = 0, silent: Collection[int] = (), **settings: Any) 
     return tiny_model("llama", seed=seed, silent=silent, **settings)
 
 
-def save_tiny_model(folder: Path, family: str = "llama", **settings: Any) -> Path:
+def save_tiny_model(folder: PathLike, family: str = "llama", **settings: Any) -> Path:
     """Write a tiny model as a transformers checkpoint with a byte-level tokenizer; return the folder.
 
     A recipe can name it: `[model] path = "..."`.
@@ -117,6 +118,7 @@ def save_tiny_model(folder: Path, family: str = "llama", **settings: Any) -> Pat
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415 - comes with transformers
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - slow to import
 
+    folder = Path(folder)
     tiny_transformers(family, **settings).save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core.api import BlockModel, Exporter, Outcome, Report
+from pdtrim_core.api import BlockModel, Exporter, ExportFacts, Outcome, Report
 from pdtrim_core.testing import (
     ExporterContract,
     ReportContract,
@@ -77,6 +77,28 @@ class LeavesItTrainable(Notice):
         yield from super().export(outcome, model, out)
 
 
+class RefusesTooLate(Notice):
+    """Writes nothing of a run without a plan, and says so only when it writes."""
+
+    def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
+        outcome.plan  # noqa: B018
+        yield from super().export(outcome, model, out)
+
+
+class RefusesOnlyBefore(Notice):
+    """Refuses a run without a plan, and writes it all the same."""
+
+    def problems(self, facts: ExportFacts) -> list[str]:
+        return ["there is no plan"] if facts.replaced else []
+
+
+class RefusesEverything(Notice):
+    """Has a problem with what it writes."""
+
+    def problems(self, facts: ExportFacts) -> list[str]:
+        return [f"{facts.model} is not to its taste"]
+
+
 def test_a_good_exporter_passes_every_test(failing: Failing) -> None:
     assert failing(ExporterContract, Notice) == set()
 
@@ -90,6 +112,9 @@ def test_a_good_exporter_passes_every_test(failing: Failing) -> None:
         (OnlyOnce, "test_exporting_twice_gives_the_same_files"),
         (PrunesForGood, "test_the_model_is_left_as_it_was"),
         (LeavesItTrainable, "test_the_model_is_left_as_it_was"),
+        (RefusesTooLate, "test_what_it_refuses_it_says_before_a_run_too"),
+        (RefusesOnlyBefore, "test_what_it_refuses_it_says_before_a_run_too"),
+        (RefusesEverything, "test_what_it_refuses_it_says_before_a_run_too"),
     ],
 )
 def test_a_broken_exporter_is_caught(component: type[Exporter], test: str, failing: Failing) -> None:

@@ -293,10 +293,7 @@ def test_a_run_with_merges_trains_searches_and_writes_them(
     again = cli(*words, "--fresh")
     assert again.out.split("candidates measured")[0] == first.out.split("candidates measured")[0]
     anew = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in stored}
-    assert {path: content for path, (content, _) in trained_anew.items()} == {
-        path: content for path, (content, _) in stored.items()
-    }
-    assert all(trained_anew[path][1] > stored[path][1] for path in stored)
+    assert all(anew[path][0] == stored[path][0] and anew[path][1] > stored[path][1] for path in stored)
 
 
 AFTER = [

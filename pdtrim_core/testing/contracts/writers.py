@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
+from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.kinds import Exporter, Report
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness
 from pdtrim_core.testing.contracts.small_run import small_run
@@ -45,6 +50,23 @@ class ExporterContract:
         outcome, model = small_run()
         with left_as_it_was(model), no_global_randomness():
             list(self.component(**self.options).export(outcome, model, tmp_path))
+
+    def test_what_it_refuses_it_says_before_a_run_too(self, tmp_path: Path) -> None:
+        """What it writes has no problems; a run without a plan is written, or refused before and after; asking writes nothing."""
+        exporter, (outcome, model) = self.component(**self.options), small_run()
+        facts = ExportFacts.of_run(outcome, model, tmp_path)
+        replaced = replace(outcome, saved_plan=None)
+        asked = {"a run": facts, "a run without a plan": ExportFacts.of_run(replaced, model, tmp_path)}
+        found = {what: exporter.problems(known) for what, known in asked.items()}
+        assert found["a run"] == []
+        assert all(isinstance(problem, str) and problem.strip() for problem in found["a run without a plan"])
+        assert list(tmp_path.iterdir()) == []
+        if found["a run without a plan"]:
+            with pytest.raises(PdtrimError) as caught:
+                list(exporter.export(replaced, model, tmp_path))
+            assert found["a run without a plan"][0] in str(caught.value), "`export` must begin with `self.check(...)`"
+        else:
+            list(exporter.export(replaced, model, tmp_path))
 
     def _export(self, out: Path) -> list[Path]:
         return list(self.component(**self.options).export(*small_run(), out))

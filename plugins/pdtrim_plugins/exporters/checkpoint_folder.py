@@ -39,14 +39,23 @@ class Storage:
         return next(model.model.parameters()).dtype if self.dtype == "auto" else getattr(torch, self.dtype)
 
 
+def occupied(*paths: Path) -> list[str]:
+    """Return what is wrong with folders in which there is something else than an earlier export."""
+    return [
+        f"{path} exists and is no earlier export: move it away, or choose another folder with --out"
+        for path in paths
+        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _is_ours(path)))
+    ]
+
+
 @contextmanager
 def export_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` at the end; only an earlier export may be there.
 
     Raises `PdtrimError` for a folder with other things in it.
     """
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _is_ours(path))):
-        raise PdtrimError(f"{path} exists and is no earlier export: move it away, or choose another folder with --out")
+    for problem in occupied(path):
+        raise PdtrimError(problem)
     with whole_folder(path) as folder:
         yield folder
 

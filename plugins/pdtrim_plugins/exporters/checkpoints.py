@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import Exporter, PdtrimError, PlanError, SavedPlan
+from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, SavedPlan
 from pdtrim_plugins.architectures import LAYOUTS
 from pdtrim_plugins.exporters.card import card
-from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, link_checkpoint, write_checkpoint
-from pdtrim_plugins.exporters.configs import formed, ordinary
+from pdtrim_plugins.exporters.checkpoint_folder import (
+    CARD,
+    Storage,
+    export_folder,
+    link_checkpoint,
+    occupied,
+    write_checkpoint,
+)
+from pdtrim_plugins.exporters.configs import formed, numbered, ordinary
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
 
 if TYPE_CHECKING:
@@ -39,8 +46,15 @@ class Checkpoints(Exporter):
     dtype: Format = Field("auto", description=FORMAT_HELP)
     max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
 
+    def problems(self, facts: ExportFacts) -> list[str]:
+        """Return what is certain of the model and the folders."""
+        if facts.replaced:
+            return [no_plan(facts)]
+        return [*numbered(facts.model, facts.text_config), *occupied(facts.out / "decode", facts.out / "unified")]
+
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write both folders."""
+        self.check(ExportFacts.of_run(outcome, model, out))
         saved = plan_of(outcome, model)
         storage = Storage(self.dtype, int(self.max_shard * 1e9))
         write_decode(outcome, model, saved, out, storage)
@@ -52,15 +66,17 @@ class Checkpoints(Exporter):
         yield out / "unified"
 
 
+def no_plan(facts: ExportFacts) -> str:
+    """Return why the other model of a pruner cannot be written."""
+    return (
+        f"the pruner replaces the whole of {facts.model}, and the blocks of what it gives have shapes that no class of "
+        "transformers or of an engine has, so that it cannot be exported: load the run with pdtrim_core.load_run"
+    )
+
+
 def plan_of(outcome: Outcome, model: BlockModel) -> SavedPlan:
-    """Return the plan of a run. Raises `PdtrimError` for a run without one, and for a model that it was not made for."""
-    try:
-        saved = outcome.plan
-    except PlanError as error:
-        raise PlanError(
-            f"{error}; its blocks have shapes that no class of transformers or of an engine has, so it cannot be exported: "
-            "load the run with pdtrim_core.load_run"
-        ) from None
+    """Return the plan of a run. Raises `PdtrimError` for a model that it was not made for."""
+    saved = outcome.plan
     saved.check_meets(model.name, model.fingerprint)
     return saved
 

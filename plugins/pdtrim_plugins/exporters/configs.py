@@ -60,11 +60,19 @@ def formed(
     return config
 
 
+def numbered(name: str, config: Any) -> list[str]:
+    """Return why blocks of a family cannot be renumbered; `config` is that of the language model."""
+    return [
+        f"{name}: its blocks compute with their own number ({key}), so they cannot get another one"
+        for key in BY_NUMBER
+        if getattr(config, key, False)
+    ]
+
+
 def check(model: BlockModel, stored: Sequence[StoredBlock], model_class: type[Any], config: Any) -> None:
     """Raise `PdtrimError` unless a model made from a config has, block by block, what is stored."""
-    for key in BY_NUMBER:
-        if getattr(model.config, key, False):
-            raise PdtrimError(f"{model.name}: its blocks compute with their own number ({key}), so they cannot get another one")
+    for problem in numbered(model.name, model.config):
+        raise PdtrimError(problem)
     blocks = _made(model, model_class, config).get_submodule(model.layout.blocks)
     for block in stored:
         if block.parts is not None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import Exporter, PdtrimError
+from pdtrim_core.api import Exporter, ExportFacts, PdtrimError
 from pdtrim_plugins.exporters.card import card
-from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, outside
-from pdtrim_plugins.exporters.checkpoints import plan_of
+from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, occupied, outside
+from pdtrim_plugins.exporters.checkpoints import no_plan, plan_of
 from pdtrim_plugins.exporters.configs import ordinary
-from pdtrim_plugins.exporters.gguf_tokenizer import copy_fields, write_fields
+from pdtrim_plugins.exporters.gguf_tokenizer import copy_fields, tokenizer_problems, write_fields
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
 from pdtrim_plugins.model_sources.package import gguf_behind
 
@@ -47,10 +47,19 @@ class Gguf(Exporter):
         None, description="llama.cpp's name for the tokenizer's way of splitting text; by default found from the tokenizer"
     )
 
+    def problems(self, facts: ExportFacts) -> list[str]:
+        """Return why such a model cannot be written; that of its tokenizer only where the model was opened."""
+        if facts.replaced:
+            return [no_plan(facts)]
+        found = [*_of_model(facts), *_of_blocks(facts), *occupied(facts.out / "gguf")]
+        if facts.family in ARCHITECTURES and facts.tokenizer is not None and not _copied_from(facts.model, self.pre):
+            found += tokenizer_problems(facts.tokenizer, facts.text_config.vocab_size, self.pre)
+        return found
+
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write the folder: the file and its card."""
+        self.check(ExportFacts.of_run(outcome, model, out))
         saved = plan_of(outcome, model)
-        _refuse(model)
         stored = decode_blocks(Parts(model, out / "merges"), saved.plan)
         config = _config(model, stored)
         kind = TYPES[_dtype_of(model) if self.dtype == "auto" else self.dtype]
@@ -70,8 +79,8 @@ class Gguf(Exporter):
         writer = gguf.GGUFWriter(path, architecture)
         try:
             _write_settings(writer, model, config, kind)
-            source = gguf_behind(model.name)
-            if source is not None and self.pre is None:
+            source = _copied_from(model.name, self.pre)
+            if source is not None:
                 copy_fields(source, writer)
             else:
                 write_fields(model.tokenizer, config.vocab_size, self.pre, writer)
@@ -88,24 +97,40 @@ class Gguf(Exporter):
             writer.close()
 
 
-def _refuse(model: BlockModel) -> None:
-    family = model.model.config.model_type
+def _copied_from(model: str, pre: str | None) -> Path | None:
+    """Return the GGUF file whose tokenizer is copied, if there is one and nobody says how text is split."""
+    return gguf_behind(model) if pre is None else None
+
+
+def _of_model(facts: ExportFacts) -> Iterator[str]:
+    family, config = facts.family, facts.text_config
     if family not in ARCHITECTURES:
-        raise PdtrimError(
+        yield (
             f"GGUF files are written of the families {', '.join(ARCHITECTURES)}, which were read back and compared, and "
-            f"{model.name} is {family}: export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
+            f"{facts.model} is {family}: export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
         )
-    rope = getattr(model.config, "rope_parameters", None) or {}
+        return
+    rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
-        raise PdtrimError(
-            f"{model.name} has {rope['rope_type']} rotary embeddings, which no available reader reads back from a GGUF file: "
+        yield (
+            f"{facts.model} has {rope['rope_type']} rotary embeddings, which no available reader reads back from a GGUF file: "
             "export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
         )
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds or (getattr(model.config, "sliding_window", None) and not hasattr(model.config, "layer_types")):
-        raise PdtrimError(
-            f"{model.name} has a sliding window, which llama.cpp's {family} does not have: its results would differ"
-        )
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds or (getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")):
+        yield f"{facts.model} has a sliding window, which llama.cpp's {family} does not have: its results would differ"
+
+
+def _of_blocks(facts: ExportFacts) -> Iterator[str]:
+    if not facts.uniform:
+        yield _other_shapes("those that the pruner gives do not")
+
+
+def _other_shapes(others: str) -> str:
+    return (
+        f"in a GGUF file all blocks have the same shape, and {others}: let the pruner narrow all blocks "
+        'alike (such as width = "uniform")'
+    )
 
 
 def _config(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
@@ -114,9 +139,7 @@ def _config(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
     except PdtrimError as error:
         if not any(block.widths for block in stored):
             raise
-        raise PdtrimError(
-            f'in a GGUF file all blocks have the same shape ({error}): say width = "uniform" in the pruner'
-        ) from error
+        raise PdtrimError(_other_shapes(f"this decode model's do not ({error})")) from error
 
 
 def _dtype_of(model: BlockModel) -> str:

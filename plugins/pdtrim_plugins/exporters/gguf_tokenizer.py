@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import PdtrimError
-
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
@@ -20,6 +18,10 @@ SPLITS = {
     f"{ENDINGS}|{LETTERS}|\\p{{N}}{REST}": "qwen2",
 }
 """llama.cpp's names for the patterns by which tokenizers split text before they merge bytes."""
+NO_PRE = (
+    "llama.cpp's name for the way this tokenizer splits text is not known, and with another one it would read other "
+    "tokens: say --set pre=NAME, one of llama.cpp's names such as gpt-2, llama-bpe, qwen2 or smollm"
+)
 SPECIAL = ("bos", "eos", "unk", "pad")
 
 
@@ -33,21 +35,29 @@ def copy_fields(source: Path, writer: GGUFWriter) -> None:
             writer.add_key_value(name, found.contents(), found.types[0], sub)
 
 
-def write_fields(tokenizer: Any, vocabulary: int, pre: str | None, writer: GGUFWriter) -> None:
-    """Write a byte-level tokenizer; `vocabulary` is the model's number of tokens, `pre` llama.cpp's name for the splitting.
-
-    Raises `PdtrimError` for another kind of tokenizer, and where `pre` is needed and not given.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    data = json.loads(backend.to_str()) if backend is not None else {}
+def tokenizer_problems(tokenizer: Any, vocabulary: int, pre: str | None) -> list[str]:
+    """Return why a tokenizer cannot be written; `vocabulary` is the model's number of tokens, `pre` as for `write_fields`."""
+    data = _data_of(tokenizer)
     if data.get("model", {}).get("type") != "BPE" or not _is_of_bytes(data):
-        raise PdtrimError(
-            f"{type(tokenizer).__name__} is not a byte-level BPE tokenizer, the only kind that can be written to a GGUF file: "
-            "prune the GGUF file of this model, whose tokenizer is copied"
-        )
+        kind = type(tokenizer).__name__
+        problem = f"{kind} is not a byte-level BPE tokenizer, the only kind that can be written to a GGUF file: "
+        return [problem + "prune the GGUF file of this model, whose tokenizer is copied"]
+    most = max(_known(data))
+    return [
+        *([f"the tokenizer has {most + 1} tokens, and the model {vocabulary}"] if most >= vocabulary else []),
+        *([NO_PRE] if pre is None and _pre(data) is None else []),
+    ]
+
+
+def write_fields(tokenizer: Any, vocabulary: int, pre: str | None, writer: GGUFWriter) -> None:
+    """Write a byte-level tokenizer that has no `tokenizer_problems`.
+
+    `vocabulary` is the model's number of tokens, `pre` llama.cpp's name for the splitting, by default the one that is known.
+    """
+    data = _data_of(tokenizer)
     tokens, types = _tokens(data, vocabulary)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre or _pre(data))
+    writer.add_tokenizer_pre(pre or _pre(data) or "")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]])
@@ -68,7 +78,8 @@ def _splits(data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return steps
 
 
-def _pre(data: Mapping[str, Any]) -> str:
+def _pre(data: Mapping[str, Any]) -> str | None:
+    """Return llama.cpp's name for the way a tokenizer splits text; None where it is not known."""
     steps = _splits(data)
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
@@ -78,10 +89,7 @@ def _pre(data: Mapping[str, Any]) -> str:
     patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
     if len(patterns) == 1 and patterns[0] in SPLITS:
         return SPLITS[patterns[0]]
-    raise PdtrimError(
-        "llama.cpp's name for the way this tokenizer splits text is not known, and with another one it would read other "
-        "tokens: say --set pre=NAME, one of llama.cpp's names such as gpt-2, llama-bpe, qwen2 or smollm"
-    )
+    return None
 
 
 def _tokens(data: Mapping[str, Any], vocabulary: int) -> tuple[list[str], list[int]]:
@@ -90,14 +98,21 @@ def _tokens(data: Mapping[str, Any], vocabulary: int) -> tuple[list[str], list[i
 
     tokens = [f"[PAD{number}]" for number in range(vocabulary)]
     types = [int(TokenType.UNUSED)] * vocabulary
-    known = {number: (text, TokenType.NORMAL) for text, number in data["model"]["vocab"].items()}
-    for added in data.get("added_tokens", ()):
-        known[added["id"]] = (added["content"], TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
-    if max(known) >= vocabulary:
-        raise PdtrimError(f"the tokenizer has {max(known) + 1} tokens, and the model {vocabulary}")
-    for number, (text, kind) in known.items():
+    for number, (text, special) in _known(data).items():
+        kind = {None: TokenType.NORMAL, True: TokenType.CONTROL, False: TokenType.USER_DEFINED}[special]
         tokens[number], types[number] = text, int(kind)
     return tokens, types
+
+
+def _known(data: Mapping[str, Any]) -> dict[int, tuple[str, bool | None]]:
+    """Return the text of each token by number, and whether it is special; None for those that are no added ones."""
+    known: dict[int, tuple[str, bool | None]] = {number: (text, None) for text, number in data["model"]["vocab"].items()}
+    return known | {added["id"]: (added["content"], bool(added["special"])) for added in data.get("added_tokens", ())}
+
+
+def _data_of(tokenizer: Any) -> Mapping[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return {} if backend is None else json.loads(backend.to_str())
 
 
 def _adds_bos(tokenizer: Any) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pdtrim_core.api import Exporter, PdtrimError, SavedPlan, Shrink
+from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, SavedPlan
 from pdtrim_plugins.exporters.card import card
-from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, write_checkpoint
-from pdtrim_plugins.exporters.checkpoints import FORMAT_HELP, SHARD_HELP, Format, plan_of, write_decode
+from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, occupied, write_checkpoint
+from pdtrim_plugins.exporters.checkpoints import FORMAT_HELP, SHARD_HELP, Format, no_plan, plan_of, write_decode
 from pdtrim_plugins.exporters.configs import formed, ordinary
 from pdtrim_plugins.exporters.serve_files import write_serve
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks, prefill_blocks
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Outcome
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FOLDERS = ("decode", "prefill", "serve")
 ADVICE = "; --to checkpoints gives one model for both stages"
 
 
@@ -37,10 +38,17 @@ class Vllm(Exporter):
     dtype: Format = Field("auto", description=FORMAT_HELP)
     max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
 
+    def problems(self, facts: ExportFacts) -> list[str]:
+        """Return why a pair of such a model cannot be served, as far as the model and the recipe tell."""
+        if facts.replaced:
+            return [no_plan(facts)]
+        return [*_of_model(facts), *_of_recipe(facts), *occupied(*(facts.out / name for name in FOLDERS))]
+
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write the three folders, after checking everything that could be refused."""
+        self.check(ExportFacts.of_run(outcome, model, out))
         saved = plan_of(outcome, model)
-        _refuse(model, saved)
+        _check_heads(model, saved)
         parts = Parts(model, out / "merges")
         _check_decode(model, decode_blocks(parts, saved.plan))
         storage = Storage(self.dtype, int(self.max_shard * 1e9))
@@ -66,38 +74,54 @@ class Vllm(Exporter):
         yield out / "serve"
 
 
-def _refuse(model: BlockModel, saved: SavedPlan) -> None:
-    """Raise `PdtrimError` with the reason where vLLM cannot serve a pair."""
-    config, family = model.config, model.model.config.model_type
+def _of_model(facts: ExportFacts) -> Iterator[str]:
+    """Yield the first reason why vLLM cannot serve a pair of such a model; the others would follow from it."""
+    config, name = facts.text_config, facts.model
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if getattr(config, "kv_lora_rank", None):
-        raise PdtrimError(
-            f"{model.name} has latent attention (MLA), whose cache vLLM hands over in rows of several layers: a pair cannot be "
+        yield (
+            f"{name} has latent attention (MLA), whose cache vLLM hands over in rows of several layers: a pair cannot be "
             f"served{ADVICE}"
         )
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds or (getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")):
-        raise PdtrimError(
-            f"{model.name} has {', '.join(sorted(kinds)) or 'sliding_attention'} beside or instead of full attention: vLLM puts "
+    elif kinds or (getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")):
+        yield (
+            f"{name} has {', '.join(sorted(kinds)) or 'sliding_attention'} beside or instead of full attention: vLLM puts "
             f"such blocks into cache groups of their own, and prefill's and decode's would not match{ADVICE}"
         )
-    if family not in FAMILIES:
-        raise PdtrimError(f"a pair for vLLM can be of the families {', '.join(FAMILIES)}, and {model.name} is {family}{ADVICE}")
-    if saved.first_token != "decode":
-        raise PdtrimError(
-            'the run measured with first_token = "prefill", and in vLLM decode makes the first token: what was measured would '
-            'not be served; run the recipe with evaluation.first_token = "decode"'
+    elif facts.family not in FAMILIES:
+        yield f"a pair for vLLM can be of the families {', '.join(FAMILIES)}, and {name} is {facts.family}{ADVICE}"
+
+
+def _of_recipe(facts: ExportFacts) -> Iterator[str]:
+    """Yield what a recipe says that vLLM cannot do."""
+    if facts.first_token != "decode":
+        yield (
+            'with first_token = "prefill" something else is measured than what vLLM would serve, where decode makes the first '
+            'token: run the recipe with evaluation.first_token = "decode"'
         )
+    if not facts.uniform:
+        yield _other_shapes("those that the pruner gives do not")
+    if "attention" in facts.narrows and facts.family == "qwen2":
+        yield (
+            f"vLLM's {facts.family} takes the size of a head from the number of heads, so it cannot have fewer heads{ADVICE}; or "
+            "prune channels and blocks alone"
+        )
+
+
+def _other_shapes(others: str) -> str:
+    return (
+        f"decode is stock vLLM, whose blocks all have the same shape, and {others}: let the pruner narrow "
+        f'all blocks alike (such as width = "uniform"){ADVICE}'
+    )
+
+
+def _check_heads(model: BlockModel, saved: SavedPlan) -> None:
+    """Raise `PdtrimError` where decode has fewer K/V heads than prefill, which only the plan tells."""
     sliced = [source.block for source in saved.plan.kv_map(model.block_count) if source.removed_heads]
     if sliced:
         raise PdtrimError(
             f"decode has fewer K/V heads than prefill in the blocks {', '.join(map(str, sliced))}: K/V widths by block need a "
             f"plugin on the decode side, which is stock here{ADVICE}; or let both stages lose the same heads"
-        )
-    attention = any(isinstance(e, Shrink) and e.part == "attention" for e in saved.plan.decode)
-    if attention and family == "qwen2":
-        raise PdtrimError(
-            f"vLLM's {family} takes the size of a head from the number of heads, so it cannot have fewer heads{ADVICE}; or prune "
-            "channels and blocks alone"
         )
 
 
@@ -108,10 +132,7 @@ def _check_decode(model: BlockModel, stored: Sequence[StoredBlock]) -> None:
     except PdtrimError as error:
         if not any(block.widths for block in stored):
             raise
-        raise PdtrimError(
-            f"decode is stock vLLM, whose blocks all have the same shape, and this decode model's do not ({error}): say "
-            f'width = "uniform" in the pruner{ADVICE}'
-        ) from error
+        raise PdtrimError(_other_shapes(f"this decode model's do not ({error})")) from error
 
 
 def _prefill_config(model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, Any]) -> tuple[Any, list[StoredBlock]]:

@@ -108,6 +108,16 @@ class Options(Protocol):
     def tokens(self) -> int: ...  # noqa: D102
 
 
+def narrows(options: Options) -> frozenset[Part]:
+    """Return the parts that lose units."""
+    return frozenset(part for part in PARTS if options.parts in (part, "both"))
+
+
+def uniform(options: Options) -> bool:
+    """Tell whether all blocks may have one shape in the end."""
+    return options.width == "uniform" and not options.first_block
+
+
 def places(model: BlockModel, options: Options) -> list[Place]:
     """Return the (block, part) places that units may be removed from. Raises `PdtrimError` where a block has none."""
     if options.scope == "global" and options.width == "uniform":

@@ -65,6 +65,16 @@ class Flap(Pruner):
     tokens: int = Field(128, ge=1, description="tokens a window")
     windows: int = Field(1024, ge=LEAST_WINDOWS, description="windows of calibration tokens at most")
 
+    @property
+    def narrows(self) -> frozenset[Part]:
+        """Both parts lose units."""
+        return frozenset(PARTS)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks lose the same share and get no biases."""
+        return self.structure == "UL-UM" and not self.compensate
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return shrinks of both parts; the biases are in the projections that belong to them."""
         model = context.model

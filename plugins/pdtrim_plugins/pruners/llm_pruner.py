@@ -51,6 +51,16 @@ class LlmPruner(Pruner):
     samples: int = Field(10, gt=0, description="calibration windows that the gradient is taken over, at most")
     tokens: int = Field(64, gt=1, description="tokens of a calibration window")
 
+    @property
+    def narrows(self) -> frozenset[ch.Part]:
+        """The parts that lose units."""
+        return ch.narrows(self)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks may have one shape in the end."""
+        return ch.uniform(self)
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return the shrinks of the least important groups.
 

@@ -52,6 +52,16 @@ class TorchPruning(Pruner):
     samples: int = Field(10, gt=0, description="calibration windows that gradients and activations are taken over, at most")
     tokens: int = Field(64, gt=1, description="tokens of a calibration window")
 
+    @property
+    def narrows(self) -> frozenset[ch.Part]:
+        """The parts that lose units."""
+        return ch.narrows(self)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks may have one shape in the end."""
+        return ch.uniform(self)
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return the shrinks of the units of lowest importance.
 

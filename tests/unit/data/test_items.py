@@ -27,8 +27,13 @@ def sample(prompt: str = "The sky is", *choices: str, **fields: Any) -> Sample:
 class Opening:
     """A byte tokenizer that begins every text with a token of its own, as those of Llama do."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [256, *text.encode()]}
+    bos_token_id = 256
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [*([256] if add_special_tokens else []), *text.encode()]}
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join("<bos>" if token == 256 else chr(token) for token in tokens)
 
 
 # Samples

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import Field
 
-from pdtrim_core.api import BlockModel, Exporter, Outcome, PdtrimError, PluginError, RecipeError
+from pdtrim_core.api import BlockModel, Exporter, ExportFacts, Outcome, PdtrimError, PluginError, RecipeError
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.host.host import Origin, PluginHost
-from pdtrim_core.pipeline.export import LENT, lent, make_exporters, write_exports
-from pdtrim_core.testing.contracts import small_run
+from pdtrim_core.pipeline.export import LENT, export_problems, facts_of, lent, make_exporters, write_exports
+from pdtrim_core.pipeline.pipeline import run as carry_out
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.testing.contracts.small_run import TinyModel, small_run, tiny_host
 
 
 class Notice(Exporter):
@@ -129,6 +133,95 @@ def test_an_exporter_that_fails_is_named(two: PluginHost, tmp_path: Path) -> Non
     with pytest.raises(PluginError) as error:
         list(write_exports([Count(base=8)], two, outcome, model, tmp_path))
     assert str(error.value) == f"{two.label_of(Count())} failed: ValueError: no numbers in base 8"
+
+
+# Asking before
+
+
+class Picky(Exporter):
+    """Writes for decode's first token alone, and only what has six blocks."""
+
+    name = "picky"
+
+    def problems(self, facts: ExportFacts) -> list[str]:
+        found = [] if facts.first_token == "decode" else ["decode must make the first token"]
+        return found if facts.text_config.num_hidden_layers == 6 else [*found, f"{facts.model} has not six blocks"]
+
+    def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
+        self.check(ExportFacts.of_run(outcome, model, out))
+        return []
+
+
+class PickyToo(Picky):
+    """Another one."""
+
+    name = "picky-too"
+
+
+class Broken(Picky):
+    """Fails when it is asked."""
+
+    name = "broken"
+
+    def problems(self, facts: ExportFacts) -> list[str]:
+        raise ValueError(facts.model)
+
+
+def tiny_recipe(out: Path, *writers: type[Exporter], **keys: Any) -> Recipe:
+    host = tiny_host()
+    host.register(SimpleNamespace(pdtrim_exporters=hookimpl(lambda: writers)), Origin("writers", "tests"))
+    data = {"model": "tiny:llama", "prune": {"blocks": 1}, "exporter": [writer.name for writer in writers], **keys}
+    return Recipe.from_data(data, where="x.toml", out=out, host=host)
+
+
+def problems(recipe: Recipe, **more: Any) -> list[str]:
+    return export_problems(recipe.exporters, recipe.host, facts_of(recipe, **more))
+
+
+def test_exporters_say_before_a_run_what_they_could_not_write_after_it(tmp_path: Path) -> None:
+    assert problems(tiny_recipe(tmp_path, Picky)) == []
+    other = tiny_recipe(tmp_path, Picky, PickyToo, evaluation={"first_token": "prefill"})
+    assert problems(other) == ["exporter 'picky', 'picky-too': decode must make the first token"]
+
+
+def test_a_run_says_it_before_it_measures_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdtrim_core.pipeline.run_inputs.draw", lambda *_: pytest.fail("items are drawn"))
+    recipe = tiny_recipe(tmp_path / "run", Picky, evaluation={"first_token": "prefill"})
+    with pytest.raises(RecipeError) as error:
+        carry_out(recipe)
+    assert str(error.value) == f"{tmp_path / 'run'}: 1 problem\n  exporter 'picky': decode must make the first token"
+
+
+def test_an_export_says_the_same(tmp_path: Path) -> None:
+    outcome, model = small_run()
+    assert list(Picky().export(outcome, model, tmp_path)) == []
+    model.config.num_hidden_layers = 7
+    saved = replace(outcome.plan, first_token="prefill").to_data()
+    with pytest.raises(PdtrimError) as error:
+        Picky().export(replace(outcome, saved_plan=saved), model, tmp_path)
+    assert str(error.value) == "decode must make the first token; also, tiny:llama has not six blocks"
+
+
+def test_recipes_with_one_model_open_its_config_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    open_config = TinyModel.open_config
+
+    def count(self: TinyModel) -> Any:
+        opened.append(self.path)
+        return open_config(self)
+
+    monkeypatch.setattr(TinyModel, "open_config", count)
+    configs: dict[str, Any] = {}
+    for path in ("tiny:llama", "tiny:llama", "tiny:qwen2"):
+        assert problems(tiny_recipe(tmp_path, Picky, PickyToo, model=path), configs=configs) == []
+    assert opened == ["tiny:llama", "tiny:qwen2"]
+    assert problems(tiny_recipe(tmp_path, Count)) == []
+    assert len(opened) == 2
+
+
+def test_an_exporter_that_fails_when_it_is_asked_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"^exporter 'broken' .* failed: ValueError: tiny:llama$"):
+        problems(tiny_recipe(tmp_path, Broken))
 
 
 # Lending

@@ -18,6 +18,7 @@ from pdtrim_core.testing import ByteTokenizer, tiny_llama
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
 from tests.unit.pipeline.runs import DATA, Begin, inputs_of
+from tests.unit.tokenizers_of_five_kinds import KINDS, tokenizer_of
 
 PAIR, OTHER = Merge(keep=3, drop=2), Merge(keep=5, drop=4)
 
@@ -97,6 +98,18 @@ def test_texts_that_measure_do_not_train(begin: Begin, monkeypatch: pytest.Monke
 def test_sequences_have_one_length_and_no_more_tokens_than_asked_for(begin: Begin) -> None:
     trainer, _ = training(begin, tokens=200)
     assert [len(sequence) for sequence in trainer.sequences()] == [64, 64, 64]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_begin_as_prompts_do_and_texts_in_them_neither_begin_nor_end(begin: Begin, kind: str) -> None:
+    trainer, _ = training(begin, tokens=200)
+    trainer._inputs.model.tokenizer = tokenizer_of(kind)
+    sequences = trainer.sequences()
+    begins = kind in ("bos", "both", "metaspace")
+    assert [len(sequence) for sequence in sequences] == [64, 64, 64]
+    assert [sequence.count(256) for sequence in sequences] == [int(begins)] * 3
+    assert all((sequence[0] == 256) is begins for sequence in sequences)
+    assert not any(257 in sequence for sequence in sequences)
 
 
 def test_nothing_is_read_until_a_merge_is_asked_for(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

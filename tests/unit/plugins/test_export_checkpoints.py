@@ -142,7 +142,7 @@ def test_what_a_config_cannot_say_is_refused_with_the_reason(tmp_path: Path) -> 
 
 def test_a_replaced_model_is_refused_with_the_reason(tmp_path: Path) -> None:
     outcome, model = small_run()
-    with pytest.raises(PlanError, match="its blocks have shapes that no class of transformers or of an engine has"):
+    with pytest.raises(PdtrimError, match="have shapes that no class of transformers or of an engine has"):
         list(Checkpoints().export(replace(outcome, saved_plan=None), model, tmp_path))
 
 

@@ -205,8 +205,8 @@ def test_what_cannot_be_served_is_refused_with_the_reason(tmp_path: Path) -> Non
     latent.config.kv_lora_rank = 8
     assert "has latent attention (MLA), whose cache vLLM hands over in rows of several layers" in refused(latent, DROP, tmp_path)
     assert refused(tiny_llama(), DROP, tmp_path, first="prefill") == (
-        'the run measured with first_token = "prefill", and in vLLM decode makes the first token: what was measured would not be '
-        'served; run the recipe with evaluation.first_token = "decode"'
+        'with first_token = "prefill" something else is measured than what vLLM would serve, where decode makes the first token: '
+        'run the recipe with evaluation.first_token = "decode"'
     )
 
 

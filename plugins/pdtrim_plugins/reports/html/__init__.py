@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pdtrim_core.api import PdtrimError, Report, read_record, write_whole
+from pdtrim_core.api import PdtrimError, Report, read_record, visible, write_whole
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome, RunRecord
@@ -44,6 +44,16 @@ def _rendered(page: object) -> str:
         ) from None
     here = jinja2.PackageLoader("pdtrim_plugins.reports.html", ".")
     templates = jinja2.Environment(
-        loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=here,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     return templates.get_template("page.j2").render(page=page)
+
+
+def _shown(value: Any) -> Any:
+    """Return what a template fills in; text that would turn other text around is written out, in markup too."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
