@@ -41,8 +41,9 @@ from pdtrim_core.data.items import Item, Sample, encode
 from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
-from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
+from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError, one_line, reason_of, shortened
 from pdtrim_core.files.atomic_files import cache_folder, whole_folder, write_whole
+from pdtrim_core.files.checksums import MANIFEST, damaged, sha256_of, write_manifest
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.weights import load_modules
 
 __all__ = [
+    "MANIFEST",
     "AtLeast",
     "BlockLayout",
     "BlockModel",
@@ -122,6 +124,7 @@ __all__ = [
     "TokenBatch",
     "Value",
     "cache_folder",
+    "damaged",
     "draw_diagram",
     "encode",
     "head_dim_of",
@@ -130,11 +133,16 @@ __all__ = [
     "measure",
     "narrowed",
     "note",
+    "one_line",
     "pair_scores",
     "python_reference",
     "read_record",
+    "reason_of",
     "results_in",
+    "sha256_of",
+    "shortened",
     "whole_folder",
+    "write_manifest",
     "write_whole",
 ]
 

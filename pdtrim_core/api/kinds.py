@@ -241,6 +241,12 @@ class ModelSource(Component):
     def open_config(self) -> Any:
         """Return the model's transformers config, without weights."""
 
+    def check_weights(self) -> None:
+        """Raise `PdtrimError` where the stored tensors are not those of the config, by their names and shapes alone.
+
+        `open` must refuse them too. A source that cannot tell without reading the weights leaves this as it is.
+        """
+
 
 class Exporter(Component):
     """Writes something that another program uses."""

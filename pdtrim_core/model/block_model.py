@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.model.block_calls import Call, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
@@ -140,7 +140,7 @@ class BlockModel:
             if not type(error).__module__.startswith(COMPILERS):
                 raise
             raise PdtrimError(
-                f"the blocks cannot be compiled here ({str(error).splitlines()[0]}): leave out evaluation.compile, or install "
+                f"the blocks cannot be compiled here ({reason_of(error)}): leave out evaluation.compile, or install "
                 "what torch.compile needs, such as a C++ compiler"
             ) from error
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.api import PdtrimError, whole_folder
+from pdtrim_core.api import PdtrimError, reason_of, whole_folder
 from pdtrim_plugins.exporters.shards import ShardWriter
 from pdtrim_plugins.exporters.stages import StoredBlock
 
@@ -131,7 +131,7 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise
     except Exception as error:
         # The tokenizers library raises its own error for a full disk.
-        raise PdtrimError(f"cannot write the tokenizer to {folder}: {' '.join(str(error).split())}") from error
+        raise PdtrimError(f"cannot write the tokenizer to {folder}: {reason_of(error)}") from error
 
 
 def write_json(path: Path, data: Any) -> None:
