@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.model.block_calls import Call, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.limits import check_ids, check_length, learned_positions
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_config, probe
@@ -82,6 +83,30 @@ class BlockModel:
         if self.device.type != "cpu":
             return 8192
         return 1024 if next(self.model.parameters()).element_size() < 4 else 512
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The number of token ids that have a row in the embedding."""
+        rows: int = self.model.get_input_embeddings().weight.shape[0]
+        return rows
+
+    @cached_property
+    def positions(self) -> int | None:
+        """The number of learned positions, which no text may exceed; None where positions are computed."""
+        return learned_positions(self.model, self.layout.blocks, getattr(self.config, "max_position_embeddings", None))
+
+    def check_tokens(self, tokens: Sequence[int], what: str, *, more: int = 0) -> None:
+        """Raise `PdtrimError` where a text and so many `more` tokens are not what the model can be given; `what` names it."""
+        self.check_ids(tokens, what)
+        check_length(len(tokens) + more, self.positions, what=what, name=self._said)
+
+    def check_ids(self, tokens: Sequence[int], what: str) -> None:
+        """Raise `PdtrimError` for a token that has no row in the embedding."""
+        check_ids(tokens, self.vocabulary, what=what, name=self._said)
+
+    @property
+    def _said(self) -> str:
+        return self.name or type(self.model).__name__
 
     @cached_property
     def sizes(self) -> ModelSizes:
