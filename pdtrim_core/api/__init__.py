@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
     from pdtrim_core.model.block_model import BlockModel
+    from pdtrim_core.model.dtypes import pattern_of
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.weights import load_modules
 
@@ -135,6 +136,7 @@ __all__ = [
     "note",
     "one_line",
     "pair_scores",
+    "pattern_of",
     "python_reference",
     "read_record",
     "reason_of",
@@ -158,6 +160,7 @@ _LAZY = {
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",
+    "pattern_of": "pdtrim_core.model.dtypes",
 }
 
 

@@ -17,7 +17,7 @@ from pdtrim_core.sweeping.sweep import Changes, is_sweep, read_sweep
 def check(
     recipe: Annotated[list[Path], typer.Argument(help="Recipes or sweeps, TOML files.", show_default=False)],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipes.")] = None,
-    budget: Annotated[bool, typer.Option("--budget", help="Also say how many blocks go, from the model's config alone.")] = False,
+    budget: Annotated[bool, typer.Option("--budget", help="Also say how many blocks go; no weights are read.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.model.block_calls import Call, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.dtypes import stored_as
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.model.sizes import sizes_of
@@ -49,12 +50,23 @@ class BlockModel:
     batch.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, layout: BlockLayout, *, name: str = "", license_id: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        layout: BlockLayout,
+        *,
+        name: str = "",
+        license_id: str = "",
+        dtypes: Mapping[str, str] | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = tokenizer
         self.layout = layout
         self.name = name
         self.license = license_id
+        self.dtypes: Mapping[str, str] = dict(dtypes or {})
+        """The number formats of the checkpoint; see `LoadedModel`."""
         self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(layout.blocks))
         self.config = model.config.get_text_config()
         check_config(model.config, self.config, name)
@@ -83,6 +95,17 @@ class BlockModel:
         if self.device.type != "cpu":
             return 8192
         return 1024 if next(self.model.parameters()).element_size() < 4 else 512
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that is computed with."""
+        found: torch.dtype = next(self.model.parameters()).dtype
+        return found
+
+    def stored_dtype(self, name: str = "") -> torch.dtype:
+        """Return the number format in which the checkpoint has a tensor, or most of them: the one computed with where unknown."""
+        found = stored_as(name, self.dtypes)
+        return self.dtype if found is None else getattr(torch, found)
 
     @cached_property
     def vocabulary(self) -> int:

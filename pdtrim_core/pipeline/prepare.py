@@ -24,7 +24,7 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     with blame(host.label_of(source)):
         loaded = source.open()
     layout = host.find_blocks(loaded.model, loaded.name)
-    model = BlockModel(loaded.model, loaded.tokenizer, layout, name=loaded.name, license_id=loaded.license)
+    model = BlockModel(loaded.model, loaded.tokenizer, layout, name=loaded.name, license_id=loaded.license, dtypes=loaded.dtypes)
     model.check_finite()
     return model
 

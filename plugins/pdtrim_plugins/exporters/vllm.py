@@ -37,13 +37,21 @@ class Vllm(Exporter):
     dtype: Format = Field("auto", description=FORMAT_HELP)
     max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
 
+    def remark(self, model: BlockModel) -> str:
+        """Tell the number format."""
+        return self._storage.told(model)
+
+    @property
+    def _storage(self) -> Storage:
+        return Storage(self.dtype, int(self.max_shard * 1e9))
+
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write the three folders, after checking everything that could be refused."""
         saved = plan_of(outcome, model)
         _refuse(model, saved)
         parts = Parts(model, out / "merges")
         _check_decode(model, decode_blocks(parts, saved.plan))
-        storage = Storage(self.dtype, int(self.max_shard * 1e9))
+        storage = self._storage
         plan = saved.plan.truncated_prefill(model.block_count)
         prefill = prefill_blocks(parts, plan)
         told = {"format": 1, "plan_hash": saved.digest, "first_token": saved.first_token, **prefill.told, "head": False}
@@ -55,7 +63,7 @@ class Vllm(Exporter):
             text = (
                 "The model that reads prompts for the decode model next to it. It computes only the K/V that decode needs: "
                 "its logits are meaningless. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
-                "installed; the folder serve/ has the command lines."
+                f"installed; the folder serve/ has the command lines. It has its {storage.told(model)}."
             )
             (folder / CARD).write_text(card(outcome, model, role="prefill", text=text, run=out, plan=plan), encoding="utf-8")
         yield out / "prefill"

@@ -23,8 +23,7 @@ class FolderModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the checkpoint."""
-        model, tokenizer = load(str(self._folder()), self.path, self.dtype, self.device)
-        return LoadedModel(model, tokenizer, self.path)
+        return load(str(self._folder()), self.path, self.dtype, self.device)
 
     def open_config(self) -> Any:
         """Return the checkpoint's config."""

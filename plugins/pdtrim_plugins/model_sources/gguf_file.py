@@ -28,8 +28,9 @@ class GgufModel(ModelSource):
         import torch  # noqa: PLC0415 - listings must not import torch
 
         model, tokenizer = read_gguf(Path(self.path), self.path)
-        dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
-        return LoadedModel(model.to(dtype=dtype, device=device_of(self.device)), tokenizer, self.path)
+        dtype = "float32" if self.dtype == "auto" else self.dtype
+        model = model.to(dtype=getattr(torch, dtype), device=device_of(self.device))
+        return LoadedModel(model, tokenizer, self.path, dtypes={"": dtype})
 
     def open_config(self) -> Any:
         """Return the config stored in the file."""

@@ -24,8 +24,7 @@ class HubModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the model, from the hub's cache if it is there already."""
-        model, tokenizer = load(self.path, self.path, self.dtype, self.device, revision=self.revision)
-        return LoadedModel(model, tokenizer, self.path)
+        return load(self.path, self.path, self.dtype, self.device, revision=self.revision)
 
     def open_config(self) -> Any:
         """Return the model's config."""

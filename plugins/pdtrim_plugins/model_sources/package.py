@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,7 @@ class PackageModel(ModelSource):
         if damaged(copy):
             with _alone(copy):
                 _mend(file, copy, self.path)
-        model, tokenizer = load(str(copy), self.path, self.dtype, self.device)
-        return LoadedModel(model, tokenizer, self.path, license_id)
+        return replace(load(str(copy), self.path, self.dtype, self.device), license=license_id)
 
     def open_config(self) -> Any:
         """Return the config of the converted copy, or else the one stored in the GGUF file."""

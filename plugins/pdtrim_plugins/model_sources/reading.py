@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdtrim_core.api import PdtrimError
+from pdtrim_core.api import LoadedModel, PdtrimError
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 
 
-def load(source: str, name: str, dtype: str, device: str, **options: Any) -> tuple[Any, Any]:
-    """Return a checkpoint's model and tokenizer; `source` is a path or hub id, `name` its name in messages.
+def load(source: str, name: str, dtype: str, device: str, **options: Any) -> LoadedModel:
+    """Return a checkpoint's model, tokenizer and number formats; `source` is a path or hub id, `name` its name in messages.
 
     Raises `PdtrimError` where it cannot be read, lacks tensors or cannot be pruned.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow to import
 
-    from pdtrim_plugins.model_sources.tensors import check_report, check_stored  # noqa: PLC0415 - imports torch
+    from pdtrim_plugins.model_sources.tensors import check_report, check_stored, dtypes_in  # noqa: PLC0415 - imports torch
 
     config = config_of(source, name, **options)
     _refuse(config, name)
@@ -28,7 +28,8 @@ def load(source: str, name: str, dtype: str, device: str, **options: Any) -> tup
             source, config=config, dtype=_dtype(dtype, device), **reported, **_placing(device), **NO_CODE, **options
         )
     check_report(report, model, name)
-    return model, tokenizer
+    stored = dtypes_in(source, name, **options) if dtype == "auto" else {"": dtype}
+    return LoadedModel(model, tokenizer, name, dtypes=stored)
 
 
 def _dtype(dtype: str, device: str) -> Any:

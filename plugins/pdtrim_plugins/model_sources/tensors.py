@@ -10,18 +10,21 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pdtrim_core.api import PdtrimError
+from pdtrim_core.api import PdtrimError, pattern_of
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 
 SAFETENSORS, BINARY = "model.safetensors", "pytorch_model.bin"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Number formats that exports keep, by safetensors' names."""
 NAMED = 4
 """Tensors that are named one by one."""
 COMPUTED = re.compile(
@@ -88,12 +91,36 @@ def _safetensors(file: Path) -> dict[str, StoredTensor]:
 
 def _binary(file: Path) -> dict[str, StoredTensor]:
     tensors = torch.load(file, map_location="meta", weights_only=True)
-    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    names = {getattr(torch, dtype): stored for stored, dtype in DTYPES.items()}
     return {
         name: StoredTensor(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)))
         for name, tensor in tensors.items()
         if isinstance(tensor, torch.Tensor)
     }
+
+
+def dtypes_in(source: str, name: str, **options: Any) -> dict[str, str]:
+    """Return the number formats of a checkpoint's tensors, as `LoadedModel` has them; nothing for files without headers."""
+    folder = folder_of(source, options.get("revision"))
+    if folder is None:
+        return {}
+    by_pattern: dict[str, set[str]] = {}
+    numbers: dict[str, int] = {}
+    for key, tensor in stored_in(folder, name).items():
+        dtype = DTYPES.get(tensor.dtype)
+        if dtype is not None:
+            by_pattern.setdefault(pattern_of(key), set()).add(dtype)
+            numbers[dtype] = numbers.get(dtype, 0) + prod(tensor.shape)
+    if not numbers:
+        return {}
+    most = max(numbers, key=lambda dtype: numbers[dtype])
+    # Blocks may be renumbered, so one format holds for the same tensor of all of them: one that loses nothing of any.
+    common = {pattern: _widest(found) for pattern, found in by_pattern.items()}
+    return {"": most, **{pattern: dtype for pattern, dtype in common.items() if dtype != most}}
+
+
+def _widest(dtypes: Collection[str]) -> str:
+    return next(iter(dtypes)) if len(dtypes) == 1 else "float32"
 
 
 def check_stored(source: str, config: Any, name: str, **options: Any) -> None:
