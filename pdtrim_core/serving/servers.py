@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdtrim_core.errors import PdtrimError, one_line, reason_of, shortened
+from pdtrim_core.errors import COLOURS, PdtrimError, one_line, reason_of, shortened
 from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.serving.commands import Command
 
@@ -117,8 +117,9 @@ class Server:
             raise PdtrimError(f"{self.command.name} ended ({self._process.returncode}); the end of {self.log}:\n{self.tail()}")
 
     def tail(self) -> str:
-        """Return the last lines of the log."""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+        """Return the last lines of the log, without colours."""
+        log = COLOURS.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
+        return "\n".join(log.splitlines()[-LOG_LINES:])
 
     def healthy(self) -> bool:
         """Tell whether it answers that it is well."""

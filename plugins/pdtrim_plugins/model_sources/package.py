@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pdtrim_core.api import (
     MANIFEST,
@@ -113,15 +114,17 @@ def _mend(file: Path, copy: Path, name: str) -> None:
 def _convert(file: Path, copy: Path, name: str) -> None:
     """Write a GGUF file as a transformers checkpoint with its checksums, whole or not at all."""
     model, tokenizer = read_gguf(file, name)
-    try:
-        with whole_folder(copy) as folder:
-            with quietly():
+    with quietly() as heard:
+        try:
+            with whole_folder(copy) as folder:
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-            write_manifest(folder)
-    except Exception as error:
-        # safetensors and tokenizers each have an error of their own for a full disk.
-        raise PdtrimError(f"{_cannot_write(copy, error)}") from error
+                write_manifest(folder)
+        except Exception as error:
+            # safetensors and tokenizers each have an error of their own for a full disk.
+            message = _cannot_write(copy, error)
+            said = heard.beside(message)
+            raise PdtrimError(f"{message}{f'; it said before: {said}' if said else ''}") from error
 
 
 def _cannot_write(copy: Path, error: Exception) -> str:
@@ -133,19 +136,33 @@ def _cannot_write(copy: Path, error: Exception) -> str:
 @contextmanager
 def _alone(copy: Path) -> Iterator[None]:
     """Wait until no other process makes this copy, and keep others waiting; what a killed one left behind is removed."""
+    place = copy.parent / f".{copy.name}.lock"
+    with _locked(place, copy):
+        try:
+            # Version 0.1 wrote into folders of these names, and had no lock.
+            for left in copy.parent.glob(".part-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+
+
+def _locked(place: Path, copy: Path) -> IO[str]:
+    """Return the open file that holds the lock."""
     import fcntl  # noqa: PLC0415 - only where a copy is made
 
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        lock = (copy.parent / f".{copy.name}.lock").open("a")
-    except OSError as error:
-        raise PdtrimError(_cannot_write(copy, error)) from error
-    with lock:
+    while True:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = place.open("a")
+        except OSError as error:
+            raise PdtrimError(_cannot_write(copy, error)) from error
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Version 0.1 wrote into folders of these names, and had no lock.
-        for left in copy.parent.glob(".part-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
+        # Whoever had it before has deleted the file: then this is a lock that nobody else will look at.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(place.stat(), os.fstat(lock.fileno())):
+                return lock
+        lock.close()
 
 
 def gguf_behind(path: str) -> Path | None:
