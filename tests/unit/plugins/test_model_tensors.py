@@ -16,7 +16,7 @@ from pdtrim_core import PluginHost
 from pdtrim_core.api import ModelSource, PdtrimError
 from pdtrim_core.pipeline.budget import budget_of
 from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_core.testing.models import FAMILIES, save_tiny_model, tiny_transformers
+from pdtrim_core.testing.models import FAMILIES, save_tiny_model, tiny_config, tiny_transformers
 from pdtrim_plugins.model_sources import FolderModel, GgufModel
 from tests.unit.plugins.gguf_files import write_gguf
 
@@ -74,6 +74,43 @@ def test_a_whole_checkpoint_of_every_family_raises_no_alarm(family: str, stored:
     wanted = tiny_transformers(family, **settings).state_dict()
     found = source.open().model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt-neox", "llama", "opt"])
+def test_names_without_their_first_part_raise_no_alarm(family: str, tmp_path: Path) -> None:
+    wanted = tiny_transformers(family, tie_word_embeddings=True)
+    prefix = f"{wanted.base_model_prefix}."
+
+    def shorten(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix(prefix)] = tensors.pop(name)
+
+    source = changed(tmp_path, shorten, family, tie_word_embeddings=True)
+    source.check_weights()
+    found = source.open().model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.state_dict().items())
+
+
+def test_a_head_that_is_stored_though_it_is_tied_raises_no_alarm(tmp_path: Path) -> None:
+    def store(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    source = changed(tmp_path, store, tie_word_embeddings=True)
+    source.check_weights()
+    source.open()
+
+
+def test_a_model_with_a_part_for_pictures_raises_no_alarm(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    pictures = {**sizes, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=tiny_config("gemma3").to_dict(), vision_config=pictures, mm_tokens_per_image=4)
+    save_tiny_model(tmp_path, "gemma3")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    source = FolderModel(path=str(tmp_path), device="cpu")
+    source.check_weights()
+    assert source.open().model.config.model_type == "gemma3"
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
