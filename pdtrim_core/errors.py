@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+REASON_LENGTH = 500
+"""Characters of another library's message that are shown."""
+COLOURS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+"""What tells a terminal to change its colour, to move its cursor or to set its title."""
 
 
 class PdtrimError(Exception):
@@ -47,6 +53,49 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return ""
 
 
+def reason_of(error: BaseException, *, kind: bool = False) -> str:
+    """Return another library's error as one line that can be acted on: its whole text, and its causes where they add something.
+
+    The name of its class is said where the text alone says little, or with `kind` always. A long text loses its middle, because
+    the reason may stand at either end.
+    """
+    said = _said(error, kind=kind)
+    known = {id(error)}
+    cause = _cause_of(error)
+    while cause is not None and id(cause) not in known:
+        known.add(id(cause))
+        more = _said(cause, kind=False)
+        if more not in said:
+            said += f" (because: {more})"
+        cause = _cause_of(cause)
+    return shortened(said)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line, without what only a terminal understands."""
+    plain = COLOURS.sub("", text)
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in plain).split())
+
+
+def shortened(line: str) -> str:
+    """Return a line without its middle where it is longer than `REASON_LENGTH`."""
+    half = (REASON_LENGTH - 5) // 2
+    return line if len(line) <= REASON_LENGTH else f"{line[:half]} ... {line[-half:]}"
+
+
+def _said(error: BaseException, *, kind: bool) -> str:
+    text, name = one_line(str(error)), type(error).__name__
+    if not text:
+        return name
+    return f"{name}: {text}" if kind or " " not in text or isinstance(error, KeyError) else text
+
+
+def _cause_of(error: BaseException) -> BaseException | None:
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    return error.__context__
+
+
 @contextmanager
 def blame(label: str) -> Iterator[None]:
     """Turn whatever plugin code raises into a `PluginError` that names it.
@@ -59,4 +108,4 @@ def blame(label: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Plugin code is foreign code: anything may come out of it, and the user must learn whose it was.
-        raise PluginError(f"{label} failed: {type(error).__name__}: {error}") from error
+        raise PluginError(f"{label} failed: {reason_of(error, kind=True)}") from error

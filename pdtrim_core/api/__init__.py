@@ -42,8 +42,9 @@ from pdtrim_core.data.items import Item, Sample, encode
 from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
-from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
+from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError, one_line, reason_of, shortened
 from pdtrim_core.files.atomic_files import cache_folder, whole_folder, write_whole
+from pdtrim_core.files.checksums import MANIFEST, damaged, sha256_of, write_manifest
 from pdtrim_core.files.visible import visible
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
@@ -60,10 +61,12 @@ if TYPE_CHECKING:
     from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
     from pdtrim_core.model.block_model import BlockModel
+    from pdtrim_core.model.dtypes import pattern_of
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.weights import load_modules
 
 __all__ = [
+    "MANIFEST",
     "AtLeast",
     "BlockLayout",
     "BlockModel",
@@ -125,6 +128,7 @@ __all__ = [
     "TokenBatch",
     "Value",
     "cache_folder",
+    "damaged",
     "draw_diagram",
     "encode",
     "head_dim_of",
@@ -133,12 +137,18 @@ __all__ = [
     "measure",
     "narrowed",
     "note",
+    "one_line",
     "pair_scores",
+    "pattern_of",
     "python_reference",
     "read_record",
+    "reason_of",
     "results_in",
+    "sha256_of",
+    "shortened",
     "visible",
     "whole_folder",
+    "write_manifest",
     "write_whole",
 ]
 
@@ -154,6 +164,7 @@ _LAZY = {
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",
+    "pattern_of": "pdtrim_core.model.dtypes",
 }
 
 

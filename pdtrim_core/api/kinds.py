@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -228,12 +228,17 @@ class CalibrationSource(Component):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model of transformers with its tokenizer, and what is known of its origin."""
+    """A causal language model of transformers with its tokenizer, and what is known of its origin.
+
+    `dtypes` has the number formats that exports keep, as torch names them: under "" that of most tensors, and under the names
+    of others theirs, with `*` in place of numbers. Without it exports have the format that the model is in.
+    """
 
     model: Any
     tokenizer: Any
     name: str
     license: str = ""
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -261,6 +266,12 @@ class ModelSource(Component):
     def open_config(self) -> Any:
         """Return the model's transformers config, without weights."""
 
+    def check_weights(self) -> None:
+        """Raise `PdtrimError` where the stored tensors are not those of the config, by their names and shapes alone.
+
+        `open` must refuse them too. A source that cannot tell without reading the weights leaves this as it is.
+        """
+
 
 class Exporter(Component):
     """Writes something that another program uses."""
@@ -285,6 +296,11 @@ class Exporter(Component):
     @abstractmethod
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write under `out` and return the paths written."""
+
+    def remark(self, model: BlockModel) -> str:
+        """Return one line about what is written that its paths do not tell, such as the number format of weights; or nothing."""
+        del model
+        return ""
 
 
 class Report(Component):

@@ -32,7 +32,7 @@ from pdtrim_core.cli import (
     sweep,
 )
 from pdtrim_core.cli.terminal import say
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, reason_of
 
 INTERRUPTED = 130
 INTERRUPTION = "interrupted; what was measured is kept: run the same command again to go on"
@@ -124,7 +124,7 @@ def _explain(error: BaseException) -> int:
             return 1
         case OSError():
             place = f" {error.filename}" if error.filename else ""
-            _say(f"error: the system refused{place}: {error.strerror or error}")
+            _say(f"error: the system refused{place}: {error.strerror or reason_of(error)}")
             return 1
     if hasattr(error, "format_message") and hasattr(error, "show"):
         # typer's own errors about the command line; their class is that of the click that it carries.

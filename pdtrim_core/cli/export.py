@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ def export(
     if not names:
         raise RecipeError("--to", ["name an exporter: pdtrim-core plugins lists them"])
     options = _options(settings or [], dtype)
-    from pdtrim_core.pipeline.export import lent, make_exporters, write_exports  # noqa: PLC0415 - not needed to print --help
+    from pdtrim_core.pipeline.export import lent, make_exporters, remarks_on, write_exports  # noqa: PLC0415 - not needed to print --help
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
 
     loaded = load_run(run, trust=trust)
@@ -39,6 +40,8 @@ def export(
     with lent(run, folder):
         for path in write_exports(exporters, loaded.host, loaded.outcome, loaded.dense, folder):
             say(f"{path}  {_size(path)}")
+        for remark in remarks_on(exporters, loaded.host, loaded.dense):
+            say(remark, file=sys.stderr)
 
 
 def _options(settings: list[str], dtype: str | None) -> dict[str, Any]:

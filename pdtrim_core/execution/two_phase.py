@@ -45,6 +45,8 @@ class TwoPhaseModel:
         `recompute` is how many prompt tokens decode runs again: 1 where decode makes the first token (engines that hand
         over whole cache blocks run more), 0 where prefill makes it.
         """
+        # The last token that is made is never read.
+        self._model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
         stops = _stop_tokens(self._model)
         made: list[int] = []
         with torch.inference_mode(), self._decoding(prompt, recompute) as (cache, behind_prompt_V):
@@ -61,6 +63,7 @@ class TwoPhaseModel:
 
         This is the reference that scoring in one pass agrees with: one decode step a token.
         """
+        self._model.check_tokens([*prompt, *continuation], "the prompt with its continuation", more=-1)
         with torch.inference_mode(), self._decoding(prompt, None) as (cache, logits_V):
             return torch.stack([logits_V, *(self._forward([token], cache) for token in continuation[:-1])])
 
@@ -70,6 +73,11 @@ class TwoPhaseModel:
         Prompts are padded on the left, where `mask_BT` is 0; texts that end early are padded on the right. The options have at
         least `max_length`, in which the prompt counts, and `pad_token_id`.
         """
+        new = options["max_length"] - ids_BT.shape[1]
+        for ids_T, mask_T in zip(ids_BT.tolist(), mask_BT.tolist(), strict=True):
+            self._model.check_ids(ids_T, "a prompt with its padding")
+            read = [token for token, seen in zip(ids_T, mask_T, strict=True) if seen]
+            self._model.check_tokens(read, "a prompt with what follows it", more=max(0, new - 1))
         with torch.inference_mode():
             begun_BT, cache = self._prefill_batch(ids_BT, mask_BT, options)
             if begun_BT.shape[1] >= options["max_length"]:

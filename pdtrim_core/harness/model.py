@@ -203,6 +203,8 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         for text, context, continuation in requests:
             whole = Request(tuple(context), tuple(continuation))
             request = fitted(whole, self.max_length)
+            said = f"the request {text[0][-40:]!r}" if text is not None else "a window of running text"
+            self.blocks.check_tokens(request.context + request.continuation, said, more=-1)
             self.cut += len(request.context) < len(whole.context)
             # A window of running text has no text of its own here.
             rolling = text is None

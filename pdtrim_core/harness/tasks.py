@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core.errors import PdtrimError, did_you_mean
+from pdtrim_core.errors import PdtrimError, did_you_mean, reason_of
 from pdtrim_core.harness import data_files, scorers
 from pdtrim_core.harness.data_files import Doc
 
@@ -93,9 +93,12 @@ def _tagged(name: str, hub: Any) -> list[str]:
 
 
 def hub_tasks() -> Any:
-    """Return the harness' list of its own tasks; reading it takes seconds."""
+    """Return the harness' list of its own tasks; reading it takes seconds. Code of a data set never runs."""
+    import datasets  # noqa: PLC0415 - heavy
     from lm_eval.tasks import TaskManager  # noqa: PLC0415 - heavy
 
+    # Versions before 4 ask on the terminal where nobody has said so.
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
     return TaskManager()
 
 
@@ -107,10 +110,9 @@ def load_task(task: str, source: Source, hub: Any) -> Loaded:
         found = hub.load([task])
     except Exception as error:
         # Whatever keeps the harness from loading a task: no network, a package that is missing, a data set that is gone.
-        reason = str(error).strip().split("\n")[0]
         here = "read it from files with --data DIR, or " if task in NAMES else ""
         raise PdtrimError(
-            f"the hub did not give the items of '{task}' ({type(error).__name__}: {reason}): {here}connect to the network"
+            f"the hub did not give the items of '{task}' ({reason_of(error, kind=True)}): {here}connect to the network"
         ) from error
     return Loaded(found["groups"].get(task) or list(found["tasks"].values()))
 

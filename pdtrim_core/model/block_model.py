@@ -19,9 +19,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.model.block_calls import Call, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.dtypes import stored_as
+from pdtrim_core.model.limits import check_ids, check_length, learned_positions
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_config, probe
@@ -48,12 +50,23 @@ class BlockModel:
     batch.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, layout: BlockLayout, *, name: str = "", license_id: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        layout: BlockLayout,
+        *,
+        name: str = "",
+        license_id: str = "",
+        dtypes: Mapping[str, str] | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = tokenizer
         self.layout = layout
         self.name = name
         self.license = license_id
+        self.dtypes: Mapping[str, str] = dict(dtypes or {})
+        """The number formats of the checkpoint; see `LoadedModel`."""
         self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(layout.blocks))
         self.config = model.config.get_text_config()
         check_config(model.config, self.config, name)
@@ -82,6 +95,41 @@ class BlockModel:
         if self.device.type != "cpu":
             return 8192
         return 1024 if next(self.model.parameters()).element_size() < 4 else 512
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that is computed with."""
+        found: torch.dtype = next(self.model.parameters()).dtype
+        return found
+
+    def stored_dtype(self, name: str = "") -> torch.dtype:
+        """Return the number format in which the checkpoint has a tensor, or most of them: the one computed with where unknown."""
+        found = stored_as(name, self.dtypes)
+        return self.dtype if found is None else getattr(torch, found)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The number of token ids that have a row in the embedding."""
+        rows: int = self.model.get_input_embeddings().weight.shape[0]
+        return rows
+
+    @cached_property
+    def positions(self) -> int | None:
+        """The number of learned positions, which no text may exceed; None where positions are computed."""
+        return learned_positions(self.model, self.layout.blocks, getattr(self.config, "max_position_embeddings", None))
+
+    def check_tokens(self, tokens: Sequence[int], what: str, *, more: int = 0) -> None:
+        """Raise `PdtrimError` where a text and so many `more` tokens are not what the model can be given; `what` names it."""
+        self.check_ids(tokens, what)
+        check_length(len(tokens) + more, self.positions, what=what, name=self._said)
+
+    def check_ids(self, tokens: Sequence[int], what: str) -> None:
+        """Raise `PdtrimError` for a token that has no row in the embedding."""
+        check_ids(tokens, self.vocabulary, what=what, name=self._said)
+
+    @property
+    def _said(self) -> str:
+        return self.name or type(self.model).__name__
 
     @cached_property
     def sizes(self) -> ModelSizes:
@@ -140,7 +188,7 @@ class BlockModel:
             if not type(error).__module__.startswith(COMPILERS):
                 raise
             raise PdtrimError(
-                f"the blocks cannot be compiled here ({str(error).splitlines()[0]}): leave out evaluation.compile, or install "
+                f"the blocks cannot be compiled here ({reason_of(error)}): leave out evaluation.compile, or install "
                 "what torch.compile needs, such as a C++ compiler"
             ) from error
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.files.atomic_files import write_whole, writing
 from pdtrim_core.files.paths import PathLike
 from pdtrim_core.model.block_model import BlockModel
@@ -81,7 +81,7 @@ def read_replaced(folder: Path) -> dict[str, Tensor]:
         try:
             weights.update(read_module(path)[0])
         except Exception as error:
-            raise PdtrimError(f"the stored weights {path} are damaged ({error}): run the recipe again") from error
+            raise PdtrimError(f"the stored weights {path} are damaged ({reason_of(error)}): run the recipe again") from error
     return weights
 
 
@@ -140,7 +140,9 @@ def _loaded(element: Merge | Shrink, model: BlockModel, path: Path) -> nn.Module
         module.load_state_dict(tensors)
     except Exception as error:
         # safetensors and torch each have errors of their own for a damaged file.
-        raise PdtrimError(f"the stored module {path} is damaged or of another model ({error}): run its recipe again") from error
+        raise PdtrimError(
+            f"the stored module {path} is damaged or of another model ({reason_of(error)}): run its recipe again"
+        ) from error
     return module.requires_grad_(requires_grad=False)
 
 

@@ -32,6 +32,7 @@ class ModelPair:
 
     staged: StagedModel
     two_phase: TwoPhaseModel
+    model: BlockModel
 
     @property
     def plan(self) -> Plan:
@@ -40,6 +41,10 @@ class ModelPair:
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
+        for item in items:
+            for number, choice in enumerate(item.choices):
+                # What comes last is never read, only scored.
+                self.model.check_tokens(item.prompt_of(number) + choice, f"the item '{item.name}'", more=-1)
         return self.staged.loglikelihoods(items)
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
@@ -90,4 +95,5 @@ def apply(
     return ModelPair(
         StagedModel(PrefixCache(model, ExecutionOptions(first_token=first_token)), plan, modules),
         TwoPhaseModel(model, plan, modules, first_token=first_token),
+        model,
     )

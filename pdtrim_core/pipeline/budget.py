@@ -32,7 +32,7 @@ def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return sizes_of(model, host.find_blocks(model, name))
 
 
@@ -40,6 +40,7 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     """Return what a recipe's budget comes to."""
     with blame(host.label_of(recipe.model)):
         config = recipe.model.open_config()
+        recipe.model.check_weights()
     sizes = sizes_from_config(config, host, recipe.model.path)
     count = removed_blocks(recipe, sizes, recipe.model.path)
     return Budget(recipe.model.path, len(sizes.blocks), count, sizes.share_of_parameters(count))

@@ -90,6 +90,15 @@ def write_exports(
             yield path
 
 
+def remarks_on(exporters: Iterable[Exporter], host: PluginHost, model: BlockModel) -> Iterator[str]:
+    """Yield what exporters say of what they write, each with its name."""
+    for exporter in exporters:
+        with blame(host.label_of(exporter)):
+            remark = exporter.remark(model)
+        if remark:
+            yield f"{exporter.name}: {remark}"
+
+
 @contextmanager
 def lent(run: Path, out: Path) -> Iterator[None]:
     """Let what exporters read of a run be found under another folder, for as long as they write there.

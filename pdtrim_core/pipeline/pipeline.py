@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome
-from pdtrim_core.pipeline.export import write_exports
+from pdtrim_core.pipeline.export import remarks_on, write_exports
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.measurements import rows_of
 from pdtrim_core.pipeline.prune import prune
@@ -66,5 +66,8 @@ def write(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Pla
         found.save(plan, recipe.out)
         for _ in write_exports(recipe.exporters, context.host, outcome, inputs.model, recipe.out):
             pass
+        if inputs.model.stored_dtype() != inputs.model.dtype:
+            for remark in remarks_on(recipe.exporters, context.host, inputs.model):
+                context.events.note(remark)
         context.folder.write("outcome.json", outcome.to_json())
     return outcome

@@ -24,13 +24,16 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     with blame(host.label_of(source)):
         loaded = source.open()
     layout = host.find_blocks(loaded.model, loaded.name)
-    model = BlockModel(loaded.model, loaded.tokenizer, layout, name=loaded.name, license_id=loaded.license)
+    model = BlockModel(loaded.model, loaded.tokenizer, layout, name=loaded.name, license_id=loaded.license, dtypes=loaded.dtypes)
     model.check_finite()
     return model
 
 
 def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
-    """Draw the samples that measure and the held-out ones, and tokenise them."""
+    """Draw the samples that measure and the held-out ones, and tokenise them.
+
+    Raises `PdtrimError` that names the first item which the model cannot read.
+    """
     source = recipe.calibration
     rng = Random(f"{recipe.settings.seed} calibration")  # noqa: S311 - reproducible draws, nothing secret
     with blame(host.label_of(source)):
@@ -40,7 +43,11 @@ def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
             drawn, held_out = drawn[: source.samples], drawn[source.samples :]
         else:
             drawn, held_out = list(islice(source.draw(source.samples, rng), source.samples)), list(held_out)
-    return calibrate(drawn, held_out, model.tokenizer)
+    calibration = calibrate(drawn, held_out, model.tokenizer)
+    for item in (*calibration.items, *calibration.held_out):
+        for choice, tokens in enumerate(item.choices):
+            model.check_tokens(item.prompt_of(choice) + tokens, f"the item '{item.name}' of calibration '{source.name}'")
+    return calibration
 
 
 def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration) -> Scores:

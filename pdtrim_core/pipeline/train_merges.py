@@ -87,15 +87,24 @@ class Training:
         wanted -= wanted // SEQUENCE_TOKENS * len(opening)
         tokens: list[int] = []
         with blame(self._context.host.label_of(source)):
-            for text in source.training_texts(self._context.rng("training")):
+            for number, text in enumerate(source.training_texts(self._context.rng("training"))):
                 if not self._inputs.calibration.holds(text):
-                    tokens.extend(tokens_of(text, tokenizer))
+                    of_text = tokens_of(text, tokenizer)
+                    # Texts are cut into sequences, so their own length does not matter.
+                    self._inputs.model.check_ids(of_text, f"the training text {number} of calibration '{source.name}'")
+                    tokens.extend(of_text)
                 if len(tokens) >= wanted:
                     break
         if len(tokens) < step:
             raise PdtrimError(
                 f"calibration '{source.name}' gave {len(tokens)} training tokens, too few to merge blocks: give it more text, or "
                 f"{self._otherwise}"
+            )
+        positions = self._inputs.model.positions
+        if positions is not None and positions < SEQUENCE_TOKENS:
+            raise PdtrimError(
+                f"merges are trained on sequences of {SEQUENCE_TOKENS} tokens, and {self._inputs.model.name} has learned "
+                f"{positions} positions: {self._otherwise}"
             )
         whole = range(0, min(len(tokens), wanted) - step + 1, step)
         return [(*opening, *tokens[start : start + step]) for start in whole]

@@ -11,7 +11,7 @@ from typing import Any
 import tomli
 
 from pdtrim_core.data.readings import Reading
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.files.paths import PathLike
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Outcome
@@ -68,7 +68,7 @@ def _recipe_in(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PdtrimError(f"{file} cannot be read ({error}): run its recipe again with --fresh") from None
+        raise PdtrimError(f"{file} cannot be read ({reason_of(error)}): run its recipe again with --fresh") from None
 
 
 def _data_in(file: Path) -> dict[str, Any]:
@@ -78,5 +78,5 @@ def _data_in(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise PdtrimError(f"{file} cannot be read ({error}): run its recipe again with --fresh") from None
+        raise PdtrimError(f"{file} cannot be read ({reason_of(error)}): run its recipe again with --fresh") from None
     return data if isinstance(data, dict) else {}

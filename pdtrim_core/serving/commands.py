@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, reason_of
 
 Connector = Literal["nixl", "example"]
 HASH_SHOWN = 12
@@ -224,7 +224,7 @@ def _json_of(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise PdtrimError(f"{file} does not exist: export the run again") from None
     except ValueError as error:
-        raise PdtrimError(f"{file} is damaged ({error}): export the run again") from None
+        raise PdtrimError(f"{file} is damaged ({reason_of(error)}): export the run again") from None
     if not isinstance(found, dict):
         raise PdtrimError(f"{file} is damaged (it holds no JSON object): export the run again")
     return found

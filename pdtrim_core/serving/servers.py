@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import COLOURS, PdtrimError, one_line, reason_of, shortened
 from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.serving.commands import Command
 
@@ -50,8 +50,13 @@ def look_at(python: str) -> Interpreter:
     try:
         done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
         told = json.loads(done.stdout)
+    except subprocess.CalledProcessError as error:
+        said = shortened(one_line(error.stderr)) or f"exit status {error.returncode}"
+        raise PdtrimError(f"{python} does not run as a Python interpreter ({said}): name one with --python") from error
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise PdtrimError(f"{python} does not run as a Python interpreter ({error}): name one with --python") from error
+        raise PdtrimError(
+            f"{python} does not run as a Python interpreter ({reason_of(error)}): name one with --python"
+        ) from error
     return Interpreter(told["vllm"], told["cpu"], tuple(told["lacks"]))
 
 
@@ -78,7 +83,7 @@ def check_free(commands: Iterable[Command]) -> None:
                 try:
                     probe.bind(("127.0.0.1", port))
                 except OSError as error:
-                    raise PdtrimError(f"port {port} is taken ({error.strerror}): choose another, see serve --help") from error
+                    raise PdtrimError(f"port {port} is taken ({reason_of(error)}): choose another, see serve --help") from error
 
 
 class Server:
@@ -112,8 +117,9 @@ class Server:
             raise PdtrimError(f"{self.command.name} ended ({self._process.returncode}); the end of {self.log}:\n{self.tail()}")
 
     def tail(self) -> str:
-        """Return the last lines of the log."""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+        """Return the last lines of the log, without colours."""
+        log = COLOURS.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
+        return "\n".join(log.splitlines()[-LOG_LINES:])
 
     def healthy(self) -> bool:
         """Tell whether it answers that it is well."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.host.sources import changes
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import load_run
@@ -89,7 +89,7 @@ class Evaluator:
         except PdtrimError as error:
             return replace(end, problem=str(error), traceback=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - a run that cannot be evaluated does not stop the others; it is named at the end
-            return replace(end, problem=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            return replace(end, problem=reason_of(error, kind=True), traceback=traceback.format_exc())
         return end
 
 
@@ -99,7 +99,7 @@ def _carry_out(run: PlannedRun, shared: RunCache, *, fresh: bool) -> Ended:
     except PdtrimError as error:
         return Ended(run, None, str(error), traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - whatever ends one run, the others are still wanted; it is named at the end
-        return Ended(run, None, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return Ended(run, None, reason_of(error, kind=True), traceback.format_exc())
 
 
 def finished(recipe: Recipe) -> Outcome | None:

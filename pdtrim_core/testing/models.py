@@ -82,7 +82,7 @@ def tiny_transformers(family: str, *, seed: int = 0, dtype: torch.dtype = torch.
     config = tiny_config(family, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(dtype).eval()
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 # transformers starts from weights so small that every block is nearly the identity.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.errors import PdtrimError, did_you_mean
+from pdtrim_core.errors import PdtrimError, did_you_mean, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -79,10 +79,10 @@ def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> ModelShape:
     config = _config(name, data)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         # Whatever a wrong number in a config trips over.
-        raise PdtrimError(f"{name}: no model can be made from this config ({_first_line(error)})") from error
+        raise PdtrimError(f"{name}: no model can be made from this config ({reason_of(error)})") from error
     return ModelShape(name, config, sizes_of(model, host.find_blocks(model, name)), dtype)
 
 
@@ -105,7 +105,7 @@ def random_model(shape: ModelShape, host: PluginHost, device: torch.device) -> B
         )
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(shape.config, dtype=shape.dtype)
+        model = AutoModelForCausalLM.from_config(shape.config, dtype=shape.dtype, trust_remote_code=False)
     return BlockModel(model, ByteTokenizer(), host.find_blocks(model, shape.name), name=f"{shape.name} (random weights)")
 
 
@@ -137,8 +137,4 @@ def _config(name: str, data: Mapping[str, Any]) -> Any:
         return AutoConfig.for_model(data["model_type"], **values)
     except Exception as error:
         # transformers checks a config with errors of its own and of others.
-        raise PdtrimError(f"{name}: transformers cannot read this config ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PdtrimError(f"{name}: transformers cannot read this config ({reason_of(error)})") from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pdtrim_core.api import CalibrationSource, PdtrimError, Sample, hookimpl, python_reference
+from pdtrim_core.api import CalibrationSource, PdtrimError, Sample, hookimpl, python_reference, reason_of
 
 
 class Mini(CalibrationSource):
@@ -98,7 +98,7 @@ def read_items(path: Path) -> list[Sample]:
     except UnicodeDecodeError as error:
         raise PdtrimError(f"calibration file {path} is not text in UTF-8: {error}") from None
     except OSError as error:
-        raise PdtrimError(f"calibration file {path} cannot be read: {error.strerror}") from None
+        raise PdtrimError(f"calibration file {path} cannot be read: {error.strerror or reason_of(error)}") from None
     items = parse_items(text, str(path))
     if not items:
         raise PdtrimError(f"calibration file {path} is empty: it needs one item a line")
@@ -192,7 +192,7 @@ class Text(CalibrationSource):
             try:
                 yield path.name, path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise PdtrimError(f"calibration file {path} cannot be read as text: {error}") from None
+                raise PdtrimError(f"calibration file {path} cannot be read as text: {reason_of(error)}") from None
 
 
 def _pieces(text: str, words: int, where: str) -> list[Sample]:

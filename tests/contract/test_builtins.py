@@ -49,6 +49,7 @@ from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
 from pdtrim_plugins.splitters import Budget, DensePrefill, Gain, KeepSearchResult, Pop, Unified
+from tests.unit.plugins.gguf_files import signs_of_bytes, write_gguf
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
@@ -437,49 +438,11 @@ def write_checkpoint(folder: Path) -> str:
     from transformers import PreTrainedTokenizerFast
 
     tiny_transformers("llama").save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(_signs_of_bytes())}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(signs_of_bytes())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return str(folder)
-
-
-def write_gguf(file: Path) -> str:
-    """Write a tiny Llama with a tokenizer of bytes (and one merge: transformers reads no file without one) as GGUF."""
-    import gguf
-
-    model = tiny_transformers("llama")
-    config = model.config
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*_signs_of_bytes(), "ab", "<s>", "</s>", "<pad>"])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(257)
-    writer.add_eos_token_id(258)
-    writer.add_pad_token_id(259)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return str(file)
-
-
-def _signs_of_bytes() -> list[str]:
-    """Return the printable sign that byte-level tokenizers write for each of the 256 bytes."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def test_every_built_in_component_has_its_contract_test(host: PluginHost) -> None:

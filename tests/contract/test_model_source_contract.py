@@ -83,6 +83,13 @@ class LeaksItsErrors(Memory):
             raise KeyError(str(error)) from None
 
 
+class DoubtsItsWeights(Memory):
+    """Refuses by their headers the weights that it opens."""
+
+    def check_weights(self) -> None:
+        raise PdtrimError(f"{self.path}: model.norm.weight is missing")
+
+
 def test_a_good_model_source_passes_every_test(failing: Failing) -> None:
     assert failing(ModelSourceContract, Memory, path="memory:llama", missing="memory:lama") == set()
 
@@ -94,6 +101,7 @@ def test_a_good_model_source_passes_every_test(failing: Failing) -> None:
         (TakesAnything, "test_accepting_a_path_loads_nothing"),
         (IgnoresTheNumberFormat, "test_it_opens_a_model_with_its_tokenizer_and_config"),
         (AnotherConfig, "test_it_opens_a_model_with_its_tokenizer_and_config"),
+        (DoubtsItsWeights, "test_it_finds_nothing_wrong_with_the_weights_it_opens"),
         (LeaksItsErrors, "test_a_path_with_nothing_there_is_named"),
     ],
 )

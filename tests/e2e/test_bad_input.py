@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pdtrim_core.testing.models import save_tiny_model
+
 if TYPE_CHECKING:
     from tests.e2e.conftest import Cli
 
@@ -280,3 +282,50 @@ def test_a_plan_for_another_model_is_refused(cli: Cli, recipe: Path, tmp_path: P
         saved.check_meets(other.name, other.fingerprint)
     same = tiny_llama()
     saved.check_meets(same.name, same.fingerprint)
+
+
+def test_every_command_that_opens_a_model_refuses_one_without_a_tensor(cli: Cli, recipe: Path, checkpoint: Path) -> None:
+    model = ("--set", 'model.path="./model"')
+    assert cli("run", recipe, "--out", "run", *model).code == 0
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    problem = (
+        "cannot open the model ./model: model.layers.3.mlp.up_proj.weight is missing; download the checkpoint again, or take the "
+        "config.json that belongs to these weights"
+    )
+    for words in (
+        ("run", recipe, "--out", "other", *model),
+        ("score", recipe, *model),
+        ("export", "run", "--to", "checkpoints"),
+        ("bench", "run"),
+    ):
+        done = cli(*words)
+        assert (done.code, done.err.splitlines()[-1]) == (1, f"error: {problem}")
+    checked = cli("check", recipe, "--budget", *model)
+    assert (checked.code, checked.out) == (1, f"{recipe}: {problem}\n")
+
+
+def test_a_tokenizer_of_another_model_is_named_before_anything_is_scored(cli: Cli, recipe: Path, checkpoint: Path) -> None:
+    change_config(checkpoint, vocab_size=80, bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    tensors = load_file(checkpoint / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:80].clone()
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    code, line = error_of(cli, recipe)
+    assert code == 1
+    assert line.startswith("error: the item '")
+    assert line.endswith(", and the vocabulary of ./model ends at 79: its tokenizer and its weights do not belong together")
+
+
+def test_a_coarse_checkpoint_is_exported_as_it_was_and_that_is_said(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
+    assert cli("run", recipe, "--out", "run", "--set", 'model.path="./model"').code == 0
+    done = cli("export", "run", "--to", "checkpoints")
+    assert done.code == 0
+    assert done.err.splitlines()[-1] == "checkpoints: weights in bfloat16, as in the source; measured in float32"
+    stored = load_file(tmp_path / "run" / "decode" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert cli("export", "run", "--to", "checkpoints", "--dtype", "float32").code == 0
+    stored = load_file(tmp_path / "run" / "decode" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}

@@ -59,6 +59,10 @@ class ModelSourceContract:
         assert all(isinstance(token, int) for token in loaded.tokenizer("Some text", add_special_tokens=False)["input_ids"])
         assert made.open_config().model_type == loaded.model.config.model_type
 
+    def test_it_finds_nothing_wrong_with_the_weights_it_opens(self, tmp_path: Path) -> None:
+        """By their headers alone, where it can tell."""
+        self.component(**{"path": self.example(tmp_path), "device": "cpu", **self.options}).check_weights()
+
     def test_a_path_with_nothing_there_is_named(self) -> None:
         """As an error for the user, also when only the config is wanted."""
         made = self.component(**{"path": self.missing, **self.options})

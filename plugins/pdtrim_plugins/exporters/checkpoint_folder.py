@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.api import PdtrimError, whole_folder
+from pdtrim_core.api import PdtrimError, reason_of, whole_folder
 from pdtrim_plugins.exporters.shards import ShardWriter
 from pdtrim_plugins.exporters.stages import StoredBlock
 
@@ -27,16 +27,32 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Storage:
-    """How weights are stored: the number format ("auto" for the model's own), and the largest shard in bytes."""
+    """How weights are stored: the number format ("auto" for those of the source), and the largest shard in bytes."""
 
     dtype: str
     shard_bytes: int
 
-    def number_format(self, model: BlockModel) -> Any:
-        """Return the number format as a torch dtype."""
+    def number_format(self, model: BlockModel, name: str = "") -> Any:
+        """Return the number format of a tensor, or of most of them, as a torch dtype."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        return next(model.model.parameters()).dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        # A shadow is the part of another block that makes its K/V.
+        return model.stored_dtype(name.replace(".shadow.", ".")) if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    def told(self, model: BlockModel) -> str:
+        """Return a sentence about the number format, and why it is that."""
+        dtype, measured = _name_of(self.number_format(model)), _name_of(model.dtype)
+        if self.dtype != "auto":
+            why = "as the option dtype says"
+        else:
+            why = "as in the source" if model.dtypes else "the format that the model was in"
+        others = sorted({other for pattern, other in model.dtypes.items() if pattern} - {dtype}) if self.dtype == "auto" else []
+        some = f"; some tensors in {' and '.join(others)}, as there" if others else ""
+        return f"weights in {dtype}, {why}{some}{f'; measured in {measured}' if measured != dtype else ''}"
+
+
+def _name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def occupied(*paths: Path) -> list[str]:
@@ -82,7 +98,7 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
     if generation is not None:
         (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
     _write_tokenizer(model.tokenizer, folder)
-    writer = ShardWriter(folder, storage.shard_bytes, number_format)
+    writer = ShardWriter(folder, storage.shard_bytes, lambda name: storage.number_format(model, name))
     # The state dict refers to the model's tensors; nothing is copied yet.
     writer.add(_on_disk(model, outside(model, head=head), stock=stock))
     for block in stored:
@@ -140,7 +156,7 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise
     except Exception as error:
         # The tokenizers library raises its own error for a full disk.
-        raise PdtrimError(f"cannot write the tokenizer to {folder}: {' '.join(str(error).split())}") from error
+        raise PdtrimError(f"cannot write the tokenizer to {folder}: {reason_of(error)}") from error
 
 
 def write_json(path: Path, data: Any) -> None:

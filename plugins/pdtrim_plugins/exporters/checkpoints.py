@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Format = Literal["auto", "float32", "float16", "bfloat16"]
 OUR_PREFIX = "pdtrim_"
-FORMAT_HELP = "number format of the weights; auto: the one the model is loaded in"
+FORMAT_HELP = "number format of the weights; auto: that of the source, or the one that model.dtype asks for"
 SHARD_HELP = "largest file of weights, in GB"
 
 
@@ -52,16 +52,23 @@ class Checkpoints(Exporter):
             return [no_plan(facts)]
         return [*numbered(facts.model, facts.text_config), *occupied(facts.out / "decode", facts.out / "unified")]
 
+    def remark(self, model: BlockModel) -> str:
+        """Tell the number format."""
+        return self._storage.told(model)
+
+    @property
+    def _storage(self) -> Storage:
+        return Storage(self.dtype, int(self.max_shard * 1e9))
+
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write both folders."""
         self.check(ExportFacts.of_run(outcome, model, out))
-        saved = plan_of(outcome, model)
-        storage = Storage(self.dtype, int(self.max_shard * 1e9))
+        saved, storage = plan_of(outcome, model), self._storage
         write_decode(outcome, model, saved, out, storage)
         yield out / "decode"
         with export_folder(out / "unified") as folder:
             link_checkpoint(out / "decode", folder)
-            text = f"One model for both stages: the same weights as in the folder decode/.\n\n{_usage(out / 'decode')}"
+            text = f"One model for both stages, the same as in decode/; {storage.told(model)}.\n\n{_usage(out / 'decode')}"
             (folder / CARD).write_text(card(outcome, model, role="unified", text=text, run=out), encoding="utf-8")
         yield out / "unified"
 
@@ -88,7 +95,8 @@ def write_decode(outcome: Outcome, model: BlockModel, saved: SavedPlan, out: Pat
     config = _config(model, stored, told)
     with export_folder(out / "decode") as folder:
         write_checkpoint(folder, model, config, stored, storage)
-        text = f"The model that decodes: block by block what is left of the dense one, renumbered.\n\n{_usage(folder)}"
+        what = "The model that decodes: block by block what is left of the dense one, renumbered"
+        text = f"{what}; {storage.told(model)}.\n\n{_usage(folder)}"
         (folder / CARD).write_text(card(outcome, model, role="decode", text=text, run=out), encoding="utf-8")
 
 

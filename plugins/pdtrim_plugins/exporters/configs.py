@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import PdtrimError
+from pdtrim_core.api import PdtrimError, reason_of
 from pdtrim_plugins.exporters.stages import StoredBlock, layout_data, widths_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _made(model: BlockModel, model_class: type[Any], config: Any) -> Any:
             return model_class(copy.deepcopy(config))
     except Exception as error:
         # Some families check their settings only here.
-        raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {_line(error)}") from error
+        raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {reason_of(error)}") from error
 
 
 def _renumbered(model: BlockModel, likes: Sequence[int]) -> dict[str, Any]:
@@ -143,11 +143,7 @@ def _read(config_class: type[Any], data: dict[str, Any], model: BlockModel) -> A
         return config_class.from_dict(data)
     except Exception as error:
         # Each family validates its config in its own way.
-        raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {reason_of(error)}") from error
 
 
 def _differences(ours: nn.Module, theirs: nn.Module) -> Iterator[str]:

@@ -41,7 +41,7 @@ class Gguf(Exporter):
     name = "gguf"
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = Field(
-        "auto", description="number format of the matrices; auto: the one the model is loaded in; vectors stay in float32"
+        "auto", description="number format of the matrices; auto: that of the source; vectors stay in float32"
     )
     pre: str | None = Field(
         None, description="llama.cpp's name for the tokenizer's way of splitting text; by default found from the tokenizer"
@@ -66,11 +66,17 @@ class Gguf(Exporter):
         name = model.name.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:").removesuffix(".gguf").replace(" ", "-")
         file = f"{name}-{kind}.gguf"
         with export_folder(out / "gguf") as folder:
-            text = f"One model for both stages, for llama.cpp:\n\n```sh\nllama-cli -m {file}\n```"
+            text = f"One model for both stages, for llama.cpp ({self.remark(model)}):\n\n```sh\nllama-cli -m {file}\n```"
             readme = card(outcome, model, role="gguf", text=text, run=out)
             (folder / CARD).write_text(readme, encoding="utf-8")
             self._write(folder / file, model, config, stored, kind)
         yield out / "gguf"
+
+    def remark(self, model: BlockModel) -> str:
+        """Tell the number format."""
+        dtype, measured = _dtype_of(model) if self.dtype == "auto" else self.dtype, str(model.dtype).removeprefix("torch.")
+        why = "as the option dtype says" if self.dtype != "auto" else "as in the source" if model.dtypes else "as it was loaded"
+        return f"matrices in {dtype}, {why}, vectors in float32{f'; measured in {measured}' if measured != dtype else ''}"
 
     def _write(self, path: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], kind: str) -> None:
         import gguf  # noqa: PLC0415 - listings do without
@@ -143,7 +149,7 @@ def _config(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
 
 
 def _dtype_of(model: BlockModel) -> str:
-    return str(next(model.model.parameters()).dtype).removeprefix("torch.")
+    return str(model.stored_dtype()).removeprefix("torch.")
 
 
 def _write_settings(writer: GGUFWriter, model: BlockModel, config: Any, kind: str) -> None:

@@ -15,12 +15,16 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pdtrim_core.api import PdtrimError
+
 if TYPE_CHECKING:
     from torch import Tensor, dtype
+
+    Formats = Callable[[str], dtype]
 
 NAMES = {
     "float64": "F64",
@@ -44,13 +48,13 @@ SINGLE, SHARD, INDEX = "model.safetensors", "model-{:05d}-of-{:05d}.safetensors"
 class ShardWriter:
     """Takes tensors one by one and writes a file whenever they reach `shard_bytes`.
 
-    Weights in floating point are stored as `number_format`, None to leave them as they are.
+    Weights in floating point are stored in the format that `formats` gives their names, without it as they are.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int, number_format: dtype | None = None) -> None:
+    def __init__(self, folder: Path, shard_bytes: int, formats: Formats | None = None) -> None:
         self._folder = folder
         self._shard_bytes = shard_bytes
-        self._format = number_format
+        self._formats = formats
         self._waiting: dict[str, Tensor] = {}
         self._bytes = 0
         self._shards: list[list[str]] = []
@@ -60,7 +64,7 @@ class ShardWriter:
     def add(self, tensors: dict[str, Tensor]) -> None:
         """Add some tensors, by their names in the checkpoint."""
         for name, tensor in tensors.items():
-            size = _stored_bytes(tensor, self._format)
+            size = _stored_bytes(name, tensor, self._formats)
             if self._waiting and self._bytes + size > self._shard_bytes:
                 self._flush()
             self._waiting[name] = tensor
@@ -84,7 +88,7 @@ class ShardWriter:
         (self._folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:
-        write_tensors(self._part(len(self._shards)), self._waiting, self._format)
+        write_tensors(self._part(len(self._shards)), self._waiting, self._formats)
         self._shards.append(list(self._waiting))
         self._waiting, self._bytes = {}, 0
 
@@ -92,25 +96,27 @@ class ShardWriter:
         return self._folder / f"part-{number}"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], number_format: dtype | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], formats: Formats | None = None) -> None:
     """Write one safetensors file, its tensors aligned as far as the format allows; no more than one is copied at a time."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
-    ordered = dict(sorted(tensors.items(), key=lambda named: -_alignment(_stored_bytes(named[1], number_format))))
+    ordered = dict(sorted(tensors.items(), key=lambda named: -_alignment(_stored_bytes(named[0], named[1], formats))))
     with path.open("wb") as file:
-        file.write(_head(ordered, number_format))
-        for tensor in ordered.values():
-            numbers = tensor.detach().to(device="cpu", dtype=_stored_as(tensor, number_format)).contiguous()
+        file.write(_head(ordered, formats))
+        for name, tensor in ordered.items():
+            numbers = tensor.detach().to(device="cpu", dtype=_stored_as(name, tensor, formats)).contiguous()
+            if numbers.dtype == torch.float16 and not torch.isfinite(numbers).all():
+                raise PdtrimError(f"the tensor {name} has numbers that float16 cannot hold: export with --dtype bfloat16")
             file.write(numbers.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _head(tensors: Mapping[str, Tensor], number_format: dtype | None) -> bytes:
+def _head(tensors: Mapping[str, Tensor], formats: Formats | None) -> bytes:
     """Return what stands before the tensors: a length, and the header, which ends at a multiple of `ALIGNMENT`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + _stored_bytes(tensor, number_format)
-        kind = NAMES[str(_stored_as(tensor, number_format)).removeprefix("torch.")]
+        start, end = end, end + _stored_bytes(name, tensor, formats)
+        kind = NAMES[str(_stored_as(name, tensor, formats)).removeprefix("torch.")]
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(LENGTH.size + len(text)) % ALIGNMENT)
@@ -122,9 +128,9 @@ def _alignment(size: int) -> int:
     return math.gcd(size, ALIGNMENT)
 
 
-def _stored_bytes(tensor: Tensor, number_format: dtype | None) -> int:
-    return tensor.numel() * _stored_as(tensor, number_format).itemsize
+def _stored_bytes(name: str, tensor: Tensor, formats: Formats | None) -> int:
+    return tensor.numel() * _stored_as(name, tensor, formats).itemsize
 
 
-def _stored_as(tensor: Tensor, number_format: dtype | None) -> dtype:
-    return number_format if number_format is not None and tensor.is_floating_point() else tensor.dtype
+def _stored_as(name: str, tensor: Tensor, formats: Formats | None) -> dtype:
+    return formats(name) if formats is not None and tensor.is_floating_point() else tensor.dtype

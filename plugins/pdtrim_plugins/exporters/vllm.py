@@ -44,6 +44,14 @@ class Vllm(Exporter):
             return [no_plan(facts)]
         return [*_of_model(facts), *_of_recipe(facts), *occupied(*(facts.out / name for name in FOLDERS))]
 
+    def remark(self, model: BlockModel) -> str:
+        """Tell the number format."""
+        return self._storage.told(model)
+
+    @property
+    def _storage(self) -> Storage:
+        return Storage(self.dtype, int(self.max_shard * 1e9))
+
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write the three folders, after checking everything that could be refused."""
         self.check(ExportFacts.of_run(outcome, model, out))
@@ -51,7 +59,7 @@ class Vllm(Exporter):
         _check_heads(model, saved)
         parts = Parts(model, out / "merges")
         _check_decode(model, decode_blocks(parts, saved.plan))
-        storage = Storage(self.dtype, int(self.max_shard * 1e9))
+        storage = self._storage
         plan = saved.plan.truncated_prefill(model.block_count)
         prefill = prefill_blocks(parts, plan)
         told = {"format": 1, "plan_hash": saved.digest, "first_token": saved.first_token, **prefill.told, "head": False}
@@ -63,7 +71,7 @@ class Vllm(Exporter):
             text = (
                 "The model that reads prompts for the decode model next to it. It computes only the K/V that decode needs: "
                 "its logits are meaningless. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
-                "installed; the folder serve/ has the command lines."
+                f"installed; the folder serve/ has the command lines. It has its {storage.told(model)}."
             )
             (folder / CARD).write_text(card(outcome, model, role="prefill", text=text, run=out, plan=plan), encoding="utf-8")
         yield out / "prefill"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
-from pdtrim_plugins.model_sources.reading import config_of, load
+from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
 
 class FolderModel(ModelSource):
@@ -23,12 +23,15 @@ class FolderModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the checkpoint."""
-        model, tokenizer = load(str(self._folder()), self.path, self.dtype, self.device)
-        return LoadedModel(model, tokenizer, self.path)
+        return load(str(self._folder()), self.path, self.dtype, self.device)
 
     def open_config(self) -> Any:
         """Return the checkpoint's config."""
         return config_of(str(self._folder()), self.path)
+
+    def check_weights(self) -> None:
+        """Compare the headers of the files of weights with the config."""
+        check_weights(str(self._folder()), self.path)
 
     def _folder(self) -> Path:
         folder = Path(self.path).expanduser()

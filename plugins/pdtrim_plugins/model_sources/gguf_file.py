@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
-from pdtrim_plugins.model_sources.reading import config_of, device_of, opening, quietly
+from pdtrim_plugins.model_sources.opening import NO_CODE, opening
+from pdtrim_plugins.model_sources.reading import config_of, device_of
 
 PACKAGE = "package:"
 """Prefix of a package's name, which may end with .gguf too."""
@@ -26,14 +27,18 @@ class GgufModel(ModelSource):
         """Load the file through transformers' GGUF reader into a plain float model."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        model, tokenizer = read_gguf(Path(self.path))
-        dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
-        return LoadedModel(model.to(dtype=dtype, device=device_of(self.device)), tokenizer, self.path)
+        model, tokenizer = read_gguf(Path(self.path), self.path)
+        dtype = "float32" if self.dtype == "auto" else self.dtype
+        model = model.to(dtype=getattr(torch, dtype), device=device_of(self.device))
+        return LoadedModel(model, tokenizer, self.path, dtypes={"": dtype})
 
     def open_config(self) -> Any:
         """Return the config stored in the file."""
-        file = existing_gguf(Path(self.path))
-        return config_of(str(file.parent), self.path, gguf_file=file.name)
+        return gguf_config(Path(self.path), self.path)
+
+    def check_weights(self) -> None:
+        """Compare the file's table of tensors with its config."""
+        check_gguf(Path(self.path), self.path)
 
 
 def existing_gguf(file: Path) -> Path:
@@ -46,20 +51,42 @@ def existing_gguf(file: Path) -> Path:
     return file
 
 
-def read_gguf(file: Path) -> tuple[Any, Any]:
-    """Return a plain float model and its tokenizer from a GGUF file.
+def gguf_config(file: Path, name: str) -> Any:
+    """Return the config stored in a GGUF file."""
+    existing_gguf(file)
+    return config_of(str(file.parent), name, gguf_file=file.name)
+
+
+def check_gguf(file: Path, name: str) -> None:
+    """Raise `PdtrimError` where the tensors of a GGUF file are not those of its config. No weights are read."""
+    from pdtrim_plugins.model_sources.gguf_tensors import check_table  # noqa: PLC0415 - imports torch
+
+    check_table(file, gguf_config(file, name), name)
+
+
+def read_gguf(file: Path, name: str) -> tuple[Any, Any]:
+    """Return a plain float model and its tokenizer from a GGUF file; `name` is its name in messages.
 
     transformers marks a model from GGUF as quantised and refuses to save it, so its weights are copied into a fresh model.
     """
     import torch  # noqa: PLC0415 - listings must not import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow to import
 
-    folder, gguf = str(existing_gguf(file).parent), file.name
-    with quietly(), opening(str(file)):
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
-        read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+    from pdtrim_plugins.model_sources.gguf_tensors import check_table  # noqa: PLC0415 - imports torch
+    from pdtrim_plugins.model_sources.tensors import check_report  # noqa: PLC0415 - imports torch
+
+    config = gguf_config(file, name)
+    check_table(file, config, name)
+    folder, options = str(file.parent), {"gguf_file": file.name, **NO_CODE}
+    with opening(name):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        read, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    check_report(report, read, name)
+    with opening(name):
         config = read.config
         del config.quantization_config
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
         fresh.load_state_dict(read.state_dict())
     return fresh, tokenizer

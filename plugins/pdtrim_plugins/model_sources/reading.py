@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from logging import ERROR, getLogger
 from typing import Any
 
-from pdtrim_core import PdtrimError
+from pdtrim_core.api import LoadedModel, PdtrimError
+from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 
 
-def load(source: str, name: str, dtype: str, device: str, **options: Any) -> tuple[Any, Any]:
-    """Return a checkpoint's model and tokenizer; `source` is a path or hub id, `name` its name in messages.
+def load(source: str, name: str, dtype: str, device: str, **options: Any) -> LoadedModel:
+    """Return a checkpoint's model, tokenizer and number formats; `source` is a path or hub id, `name` its name in messages.
 
-    Raises `PdtrimError` where it cannot be read or cannot be pruned.
+    Raises `PdtrimError` where it cannot be read, lacks tensors or cannot be pruned.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow to import
 
+    from pdtrim_plugins.model_sources.tensors import check_report, check_stored, dtypes_in  # noqa: PLC0415 - imports torch
+
     config = config_of(source, name, **options)
     _refuse(config, name)
-    with quietly(), opening(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=_dtype(dtype, device), **_placing(device), **options
+    check_stored(source, config, name, **options)
+    with opening(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE, **options)
+        # Tensors of another shape are refused below, by name.
+        reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=_dtype(dtype, device), **reported, **_placing(device), **NO_CODE, **options
         )
-    return model, tokenizer
+    check_report(report, model, name)
+    stored = dtypes_in(source, name, **options) if dtype == "auto" else {"": dtype}
+    return LoadedModel(model, tokenizer, name, dtypes=stored)
 
 
 def _dtype(dtype: str, device: str) -> Any:
@@ -57,8 +60,17 @@ def config_of(source: str, name: str, **options: Any) -> Any:
     """Return a checkpoint's config. Raises `PdtrimError` where it cannot be read."""
     from transformers import AutoConfig  # noqa: PLC0415 - slow to import
 
-    with quietly(), opening(name):
-        return AutoConfig.from_pretrained(source, **options)
+    with opening(name):
+        return AutoConfig.from_pretrained(source, **NO_CODE, **options)
+
+
+def check_weights(source: str, name: str, **options: Any) -> None:
+    """Raise `PdtrimError` where a checkpoint cannot be opened, as far as its config and the headers of its files tell."""
+    from pdtrim_plugins.model_sources.tensors import check_stored  # noqa: PLC0415 - imports torch
+
+    config = config_of(source, name, **options)
+    _refuse(config, name)
+    check_stored(source, config, name, **options)
 
 
 def _refuse(config: Any, name: str) -> None:
@@ -72,43 +84,3 @@ def _refuse(config: Any, name: str) -> None:
             f"{name} has quantised weights ({getattr(method, 'value', method)}): prune the full-precision checkpoint it was made "
             "from, and quantise the result"
         )
-
-
-@contextmanager
-def opening(name: str) -> Iterator[None]:
-    """Turn any error in reading a checkpoint into one line that names it."""
-    try:
-        yield
-    except PdtrimError:
-        raise
-    except MemoryError:
-        raise PdtrimError(f"{name} does not fit in memory") from None
-    except Exception as error:
-        # transformers, safetensors, gguf and the hub client each raise their own errors for a bad file.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        advice = "" if os.path.exists(name) else " (a hub id needs the network once, and `hf auth login` if it is gated)"  # noqa: PTH110
-        raise PdtrimError(f"cannot open the model {name}: {lines[0]}{advice}") from error
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Suppress other libraries' progress bars and warnings while a checkpoint is read."""
-    from transformers.utils import logging  # noqa: PLC0415 - slow to import
-
-    before = logging.get_verbosity()
-    shown = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    # Without a network the hub client would print its retries.
-    hub = getLogger("huggingface_hub")
-    hub_level = hub.level
-    hub.setLevel(ERROR)
-    try:
-        # The GGUF reader draws a progress bar that no setting switches off.
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(before)
-        hub.setLevel(hub_level)
-        if shown:
-            logging.enable_progress_bar()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import PdtrimError
+from pdtrim_core.api import PdtrimError, reason_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,9 @@ def package() -> Any:
     """Return the package torch-pruning; raises `PdtrimError` where it is not installed."""
     try:
         import torch_pruning  # noqa: PLC0415 - an optional dependency
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "torch_pruning":
+            raise  # it is there, and lacks something itself
         raise PdtrimError("the pruner torch-pruning needs the package of that name: pip install torch-pruning") from None
     return torch_pruning
 
@@ -68,7 +70,7 @@ class TracedBlocks:
             except Exception as error:
                 # The package raises errors of any class for modules that it does not know.
                 raise PdtrimError(
-                    f"{self._model.name}: torch-pruning cannot trace block {block} ({type(error).__name__}: {error}): choose "
+                    f"{self._model.name}: torch-pruning cannot trace block {block} ({reason_of(error, kind=True)}): choose "
                     "another method, such as llm-pruner"
                 ) from error
             yield block, graph

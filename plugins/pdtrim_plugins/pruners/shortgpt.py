@@ -111,7 +111,9 @@ def _padded(context: PruneContext) -> Iterator[Batch]:
     """
     import torch  # noqa: PLC0415 - listings must not import torch
 
-    model, filler = context.model, getattr(context.model.tokenizer, "eos_token_id", None) or 0
+    model, ending = context.model, getattr(context.model.tokenizer, "eos_token_id", None) or 0
+    # Some tokenizers have more tokens than the embedding has rows. What the padding is does not matter to what attends elsewhere.
+    filler = ending if ending < model.vocabulary else 0
     for start in range(0, len(context.sequences), PADDED_BATCH):
         group = context.sequences[start : start + PADDED_BATCH]
         width = max(map(len, group))

@@ -77,7 +77,7 @@ class Proxy:
         except (ValueError, RefusedError) as error:
             return _error(400, f"{error}")
         except (*UNREACHABLE, PdtrimError) as error:
-            return _error(503, f"{error}")
+            return _error(503, _words(error))
         if model is None:
             return _error(404, f"the model '{body.get('model')}' does not exist; there is {', '.join(self._names)}")
         headers = _passed_on(request)

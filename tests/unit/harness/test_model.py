@@ -224,3 +224,15 @@ def test_the_harness_words_name_a_run_and_options(staged_run: LoadedRun) -> None
 def test_words_that_the_model_does_not_know_are_refused(words: str, problem: str) -> None:
     with pytest.raises(PdtrimError, match=problem):
         PdtrimLM.create_from_arg_string(words)
+
+
+def test_requests_that_the_model_cannot_read_are_named(staged_run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PdtrimLM(staged_run, ModelOptions(stage="dense"))
+    asked = requests("loglikelihood", ("A context", " and more"))
+    monkeypatch.setitem(vars(model.blocks), "vocabulary", 80)
+    with pytest.raises(PdtrimError, match=r"the request 'A context' has the token \d+, and the vocabulary of .* ends at 79"):
+        model.loglikelihood(asked)
+    monkeypatch.setitem(vars(model.blocks), "vocabulary", 260)
+    monkeypatch.setitem(vars(model.blocks), "positions", 16)
+    with pytest.raises(PdtrimError, match=r"the request 'A context' needs 17 positions, and .* has learned 16"):
+        model.loglikelihood(asked)

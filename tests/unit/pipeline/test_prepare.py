@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdtrim_core import PdtrimError, PluginHost
 from pdtrim_core.api import Scores
-from pdtrim_core.pipeline.prepare import threshold_of
+from pdtrim_core.pipeline.prepare import draw, threshold_of
 from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.testing import tiny_model
 
 COSINES = Scores((0.9,) * 3, (0.97, 0.99), similarity=True)
 DOTS = Scores((900.0,) * 3, (2.0, 1500.0))
@@ -35,3 +38,42 @@ def test_more_than_any_cosine_asks_for_no_merges_whatever_the_scores(host: Plugi
     assert threshold(host, COSINES, merges=False) == math.inf
     assert threshold(host, DOTS, merges=False) == math.inf
     assert threshold(host, DOTS, merges=False, merge_threshold={"quantile": 0.5}) == math.inf
+
+
+def drawing(host: PluginHost, folder: Path, *items: dict[str, Any], held_out: int = 0) -> Recipe:
+    """Return a recipe whose items are those of a file."""
+    file = folder / "items.jsonl"
+    file.write_text("".join(json.dumps({"id": f"q{number}", **item}) + "\n" for number, item in enumerate(items)))
+    calibration = {"use": "jsonl", "files": [str(file)], "samples": len(items) - held_out, "held_out": held_out}
+    data = {"model": "package:none", "prune": {"blocks": 1}, "calibration": calibration}
+    return Recipe.from_data(data, where="x", host=host)
+
+
+def item(prompt: str, *choices: str) -> dict[str, Any]:
+    return {"query": prompt, "choices": list(choices), "gold": 0}
+
+
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_a_token_beyond_the_vocabulary_is_told_with_its_item(held_out: int, host: PluginHost, tmp_path: Path) -> None:
+    plain, strange = item("one and two", "three", "four"), item("one and two", "three", "fo\u00fcr")
+    model = tiny_model("llama", vocab_size=128, bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    assert len(draw(drawing(host, tmp_path, plain), host, model).items) == 1
+    with pytest.raises(PdtrimError) as caught:
+        draw(drawing(host, tmp_path, {**plain, "query": "two and one"}, strange, held_out=held_out), host, model)
+    assert str(caught.value) == (
+        "the item 'q1' of calibration 'jsonl' has the token 195, and the vocabulary of tiny llama ends at 127: its tokenizer and "
+        "its weights do not belong together"
+    )
+
+
+def test_an_item_longer_than_the_learned_positions_is_told_with_its_length(host: PluginHost, tmp_path: Path) -> None:
+    model = tiny_model("opt", max_position_embeddings=20)
+    assert len(draw(drawing(host, tmp_path, item("0123456789", "01234567", "012345678")), host, model).items) == 1
+    recipe = drawing(host, tmp_path, item("x", "y"), item("0123456789", "0", "0123456789"))
+    with pytest.raises(PdtrimError) as caught:
+        draw(recipe, host, model)
+    assert str(caught.value) == (
+        "the item 'q1' of calibration 'jsonl' needs 21 positions, and tiny opt has learned 20: take shorter texts"
+    )
+    # Rotary positions go on.
+    assert len(draw(recipe, host, tiny_model("llama", max_position_embeddings=20)).items) == 2

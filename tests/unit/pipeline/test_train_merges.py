@@ -14,7 +14,7 @@ from pdtrim_core.data.items import Calibration, calibrate
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.train_merges import Training
-from pdtrim_core.testing import ByteTokenizer, tiny_llama
+from pdtrim_core.testing import ByteTokenizer, tiny_llama, tiny_model
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.distillers import Mse
 from tests.unit.pipeline.runs import DATA, Begin, inputs_of
@@ -139,3 +139,18 @@ def test_chosen_merges_are_written_beside_their_plan_and_no_others(begin: Begin,
         record = trainer.records[merge]
         assert result.drop == min(record.drop_first, record.drop_second)
         assert (result.untrained, result.trained) == (record.untrained, record.trained)
+
+
+def test_texts_with_tokens_beyond_the_vocabulary_do_not_train(begin: Begin) -> None:
+    model = tiny_llama(vocab_size=64, bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    with pytest.raises(PdtrimError, match=r"the training text 0 of calibration '.*' has the token \d+, and the vocabulary of"):
+        Training(begin(), inputs_of(model), otherwise="do without").sequences()
+
+
+def test_a_model_with_fewer_positions_than_a_training_sequence_is_refused(begin: Begin) -> None:
+    model = tiny_model("opt", max_position_embeddings=63)
+    with pytest.raises(PdtrimError) as caught:
+        Training(begin(), inputs_of(model), otherwise="do without").sequences()
+    assert str(caught.value) == (
+        "merges are trained on sequences of 64 tokens, and tiny opt has learned 63 positions: do without"
+    )

@@ -167,3 +167,21 @@ def test_what_an_interpreter_lacks_is_said() -> None:
     with pytest.raises(PdtrimError, match=r"^py has vLLM 1\.0, but lacks nixl, pdtrim-core: py -m pip install nixl pdtrim-core$"):
         check_engine("py", Interpreter("1.0", cpu=False, lacks=("nixl", "pdtrim-core")), wants_nixl=True)
     check_engine("py", Interpreter("1.0", cpu=False, lacks=("nixl",)), wants_nixl=False)
+
+
+def test_what_an_interpreter_says_when_it_fails_is_shown_whole(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nprintf '\\033[31mlibpython.so:\\033[0m\\n  no such file\\n' >&2\nexit 127\n")
+    broken.chmod(0o755)
+    with pytest.raises(PdtrimError) as caught:
+        look_at(str(broken))
+    assert str(caught.value) == (
+        f"{broken} does not run as a Python interpreter (libpython.so: no such file): name one with --python"
+    )
+
+
+def test_the_end_of_a_log_has_no_colours(tmp_path: Path) -> None:
+    with running([program("print('\\033[1;31mout of memory\\033[0m'); raise SystemExit(3)")], tmp_path) as servers:
+        with pytest.raises(PdtrimError) as caught:
+            watch(servers)
+        assert str(caught.value).endswith("\nout of memory")

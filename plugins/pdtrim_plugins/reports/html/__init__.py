@@ -38,7 +38,9 @@ class Html(Report):
 def _rendered(page: object) -> str:
     try:
         import jinja2  # noqa: PLC0415 - listings must not load it
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "jinja2":
+            raise  # it is there, and lacks something itself
         raise PdtrimError(
             "report 'html' needs jinja2, which is not installed: pip install jinja2, then pdtrim-core report RUN"
         ) from None

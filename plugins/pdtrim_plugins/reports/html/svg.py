@@ -125,7 +125,9 @@ def picture(name: str, draw: Callable[[Sheet], None], *, title: str, description
     """Draw a picture in both widths. `name` makes its ids differ from those of the other pictures on the page."""
     try:
         import matplotlib as mpl  # noqa: PLC0415 - listings must not load it
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise  # it is there, and lacks something itself
         raise PdtrimError(
             "report 'html' draws with matplotlib, which is not installed: pip install matplotlib, then pdtrim-core report RUN"
         ) from None

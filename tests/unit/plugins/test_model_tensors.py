@@ -1,0 +1,267 @@
+"""A checkpoint is opened only if its tensors are those of its config: missing ones would be random numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pdtrim_core import PluginHost
+from pdtrim_core.api import ModelSource, PdtrimError
+from pdtrim_core.pipeline.budget import budget_of
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.testing.models import FAMILIES, save_tiny_model, tiny_config, tiny_transformers
+from pdtrim_plugins.model_sources import FolderModel, GgufModel
+from tests.unit.plugins.gguf_files import write_gguf
+
+Change = Callable[[dict[str, Tensor]], object]
+
+
+def changed(folder: Path, change: Change, family: str = "llama", **settings: Any) -> FolderModel:
+    """Return a checkpoint whose tensors were changed after it was written."""
+    from safetensors.torch import load_file, save_file
+
+    save_tiny_model(folder, family, **settings)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return FolderModel(path=str(folder), device="cpu")
+
+
+def without(*names: str) -> Change:
+    return lambda tensors: [tensors.pop(name) for name in names]
+
+
+def with_ones(**shapes: tuple[int, ...]) -> Change:
+    return lambda tensors: tensors.update({name: torch.ones(shape) for name, shape in shapes.items()})
+
+
+def problem_of(source: ModelSource) -> str:
+    """Return why a source refuses a checkpoint; it says the same with and without its weights read."""
+    told = []
+    for look in (source.check_weights, source.open):
+        with pytest.raises(PdtrimError) as caught:
+            look()
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+    prefix, _, problem = told[0].partition(f"{source.path}: ")
+    assert prefix == "cannot open the model "
+    assert "\n" not in problem
+    assert "report" not in problem
+    return problem.removesuffix("; download the checkpoint again, or take the config.json that belongs to these weights")
+
+
+@pytest.mark.parametrize("stored", ["one file", "shards", "bin", "tied"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_whole_checkpoint_of_every_family_raises_no_alarm(family: str, stored: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"tie_word_embeddings": True} if stored == "tied" else {}
+    save_tiny_model(tmp_path, family, **settings)
+    if stored == "shards":
+        (tmp_path / "model.safetensors").unlink()
+        tiny_transformers(family).save_pretrained(tmp_path, max_shard_size="40KB")
+        assert (tmp_path / "model.safetensors.index.json").is_file()
+    if stored == "bin":
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(tiny_transformers(family).state_dict(), tmp_path / "pytorch_model.bin")
+    source = FolderModel(path=str(tmp_path), device="cpu")
+    source.check_weights()
+    wanted = tiny_transformers(family, **settings).state_dict()
+    found = source.open().model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt-neox", "llama", "opt"])
+def test_names_without_their_first_part_raise_no_alarm(family: str, tmp_path: Path) -> None:
+    wanted = tiny_transformers(family, tie_word_embeddings=True)
+    prefix = f"{wanted.base_model_prefix}."
+
+    def shorten(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix(prefix)] = tensors.pop(name)
+
+    source = changed(tmp_path, shorten, family, tie_word_embeddings=True)
+    source.check_weights()
+    found = source.open().model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.state_dict().items())
+
+
+def test_a_head_that_is_stored_though_it_is_tied_raises_no_alarm(tmp_path: Path) -> None:
+    def store(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    source = changed(tmp_path, store, tie_word_embeddings=True)
+    source.check_weights()
+    source.open()
+
+
+def test_a_model_with_a_part_for_pictures_raises_no_alarm(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    pictures = {**sizes, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=tiny_config("gemma3").to_dict(), vision_config=pictures, mm_tokens_per_image=4)
+    save_tiny_model(tmp_path, "gemma3")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    source = FolderModel(path=str(tmp_path), device="cpu")
+    source.check_weights()
+    assert source.open().model.config.model_type == "gemma3"
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_single_tensor_of_a_block_and_outside_is_missed(family: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    save_tiny_model(tmp_path, family)
+    names = [name for name in load_file(tmp_path / "model.safetensors") if ".3." in name or "layers" not in name]
+    assert len(names) > 5
+    for name in names:
+        source = changed(tmp_path, without(name), family)
+        with pytest.raises(PdtrimError, match=r"missing|is .* and by its config"):
+            source.check_weights()
+
+
+def test_a_block_without_its_tensors_is_refused_by_name(tmp_path: Path) -> None:
+    block = [f"model.layers.3.{part}" for part in ("input_layernorm.weight", "mlp.down_proj.weight", "mlp.gate_proj.weight")]
+    source = changed(tmp_path, without(*block))
+    assert problem_of(source) == f"{', '.join(block)} are missing"
+
+
+def test_many_missing_tensors_are_counted(tmp_path: Path) -> None:
+    source = changed(tmp_path, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".4." in name])
+    assert problem_of(source).endswith("model.layers.4.mlp.up_proj.weight and 5 more are missing")
+
+
+def test_a_head_is_missed_unless_it_is_tied(tmp_path: Path) -> None:
+    assert problem_of(changed(tmp_path / "a", without("lm_head.weight"))) == "lm_head.weight is missing"
+    save_tiny_model(tmp_path / "b", tie_word_embeddings=True)
+    FolderModel(path=str(tmp_path / "b"), device="cpu").open()
+
+
+def test_a_missing_expert_is_named_and_so_is_one_of_another_shape(tmp_path: Path) -> None:
+    expert = "model.layers.2.block_sparse_moe.experts.1.w3.weight"
+    assert problem_of(changed(tmp_path / "a", without(expert), "mixtral")) == f"{expert} is missing"
+    other = changed(tmp_path / "b", with_ones(**{expert: (5, 32)}), "mixtral")
+    assert problem_of(other) == f"{expert} is 5x32 and by its config 48x32"
+
+
+def test_tensors_of_another_shape_are_named_with_both(tmp_path: Path) -> None:
+    source = changed(tmp_path, with_ones(**{"model.norm.weight": (31,), "model.layers.0.mlp.up_proj.weight": (40, 32)}))
+    assert problem_of(source) == (
+        "model.layers.0.mlp.up_proj.weight is 40x32 and by its config 48x32, model.norm.weight is 31 and by its config 32"
+    )
+
+
+def test_blocks_beyond_those_of_the_config_are_refused(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    problem = problem_of(FolderModel(path=str(tmp_path), device="cpu"))
+    assert problem.startswith("by its config there are no model.layers.4.input_layernorm.weight, ")
+    assert problem.endswith(" and 14 more")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "shape"),
+    [
+        ("llama", "model.layers.1.self_attn.q_proj.bias", (32,)),
+        ("llama", "model.layers.1.self_attn.q_norm.weight", (8,)),
+        ("llama", "model.norm.bias", (32,)),
+        ("llama", "lm_head.bias", (260,)),
+        ("llama", "model.embed_positions.weight", (512, 32)),
+        ("gpt-neox", "gpt_neox.layers.0.attention.q_norm.weight", (8,)),
+        ("opt", "model.decoder.project_in.weight", (32, 32)),
+    ],
+)
+def test_a_tensor_of_the_decoder_that_the_config_has_no_place_for_is_refused(
+    family: str, name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    source = changed(tmp_path, with_ones(**{name: shape}), family)
+    assert problem_of(source) == f"by its config there is no {name}"
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("llama", "model.rotary_emb.inv_freq"),
+        ("gpt-neox", "gpt_neox.layers.2.attention.masked_bias"),
+        ("gpt-neox", "gpt_neox.layers.2.attention.bias"),
+        ("opt", "model.decoder.position_ids"),
+    ],
+)
+def test_tables_that_are_computed_now_may_lie_in_old_checkpoints(family: str, name: str, tmp_path: Path) -> None:
+    source = changed(tmp_path, with_ones(**{name: (1,)}), family)
+    source.check_weights()
+    source.open()
+
+
+@pytest.mark.parametrize(
+    "name", ["vision_tower.patches.weight", "model.vision_tower.layers.0.norm.weight", "v_head.summary.bias"]
+)
+def test_parts_beside_the_language_model_are_left_out_with_a_note(name: str, tmp_path: Path) -> None:
+    source = changed(tmp_path, with_ones(**{name: (3,)}))
+    source.check_weights()
+    with pytest.warns(UserWarning, match=rf": {re.escape(name)} is not read: the architecture of its config has no place for it"):
+        source.open()
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    tiny_transformers("llama").save_pretrained(tmp_path, max_shard_size="40KB")
+    shard = next(tmp_path.glob("model-00002-of-*"))
+    shard.unlink()
+    source = FolderModel(path=str(tmp_path), device="cpu")
+    assert problem_of(source) == f"{shard.name} is missing, which its model.safetensors.index.json names"
+
+
+def test_a_file_that_ends_early_is_named(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(PdtrimError) as caught:
+        FolderModel(path=str(tmp_path)).check_weights()
+    assert "(in model.safetensors)" in str(caught.value)
+
+
+def test_a_budget_is_not_told_of_a_checkpoint_that_a_run_refuses(host: PluginHost, tmp_path: Path) -> None:
+    changed(tmp_path, without("model.layers.3.mlp.up_proj.weight"))
+    recipe = Recipe.from_data({"model": {"path": str(tmp_path)}, "prune": {"blocks": 1}}, where="r.toml", host=host)
+    with pytest.raises(PdtrimError, match=r"model\.layers\.3\.mlp\.up_proj\.weight is missing"):
+        budget_of(recipe, host)
+
+
+def test_a_whole_gguf_file_raises_no_alarm(tmp_path: Path) -> None:
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf"), device="cpu")
+    source.check_weights()
+    source.open()
+
+
+def test_a_gguf_file_without_its_head_ties_it(tmp_path: Path) -> None:
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", leave_out=["output.weight"]), device="cpu")
+    source.check_weights()
+    model = source.open().model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("name", ["blk.3.ffn_up.weight", "blk.0.attn_norm.weight", "token_embd.weight", "output_norm.weight"])
+def test_a_tensor_that_a_gguf_file_lacks_is_named(name: str, tmp_path: Path) -> None:
+    assert problem_of(GgufModel(path=write_gguf(tmp_path / "tiny.gguf", leave_out=[name]))) == f"{name} is missing"
+
+
+def test_a_tensor_of_another_shape_in_a_gguf_file_is_named(tmp_path: Path) -> None:
+    name = "blk.3.ffn_up.weight"
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", leave_out=[name], more={name: (40, 32)}))
+    assert problem_of(source) == f"{name} is 40x32 and by its config 48x32"
+
+
+@pytest.mark.parametrize("name", ["blk.6.ffn_up.weight", "blk.2.attn_q.bias"])
+def test_a_tensor_too_many_in_a_gguf_file_is_named(name: str, tmp_path: Path) -> None:
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", more={name: (48, 32)}))
+    assert problem_of(source) == f"by its config there is no {name}"
