@@ -43,7 +43,7 @@ from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError, one_line, reason_of, shortened
-from pdtrim_core.files.atomic_files import cache_folder, whole_folder, write_whole
+from pdtrim_core.files.atomic_files import alone, cache_folder, whole_folder, write_whole
 from pdtrim_core.files.checksums import MANIFEST, damaged, sha256_of, write_manifest
 from pdtrim_core.files.visible import visible
 from pdtrim_core.model.block_layout import BlockLayout
@@ -127,6 +127,7 @@ __all__ = [
     "TeacherBatches",
     "TokenBatch",
     "Value",
+    "alone",
     "cache_folder",
     "damaged",
     "draw_diagram",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.files.paths import PathLike
 
 LONGEST_NAME = 200
@@ -225,9 +225,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = error.strerror or reason_of(error)
         raise PdtrimError(
-            f"cannot write {path}: {error.strerror or error}; what was measured before is kept: mend this and run the same "
-            "command again"
+            f"cannot write {path}: {reason}; what was measured before is kept: mend this and run the same command again"
         ) from error
 
 

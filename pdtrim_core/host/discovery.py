@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib import metadata
 
-from pdtrim_core.errors import RecipeError, did_you_mean
+from pdtrim_core.errors import RecipeError, did_you_mean, reason_of
 
 GROUP = "pdtrim"
 ONLY = "PDTRIM_PLUGINS"
@@ -80,7 +80,7 @@ def import_plugin(origin: Origin, point: metadata.EntryPoint) -> Imported:
         with redirect_stdout(sys.stderr):
             plugin = point.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code: a plugin that fails to import is recorded
-        return Imported(origin, problem=f"cannot import {point.value}: {type(error).__name__}: {error}")
+        return Imported(origin, problem=f"cannot import {point.value}: {reason_of(error, kind=True)}")
     return Imported(origin, plugin, seconds=time.perf_counter() - started)
 
 

@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any
 
 from pdtrim_core.api import hookspecs
+from pdtrim_core.errors import reason_of
 from pdtrim_core.host.discovery import Origin
 from pdtrim_core.host.implementations import Implementation, Sort
 
@@ -35,7 +36,7 @@ class Fault:
         return self.implementation.origin
 
     def __str__(self) -> str:
-        return f"{type(self.error).__name__}: {self.error}"
+        return reason_of(self.error, kind=True)
 
 
 @dataclass

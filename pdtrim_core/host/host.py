@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pluggy
 
 from pdtrim_core.api import hookspecs
-from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, did_you_mean
+from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, did_you_mean, reason_of
 from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.discovery import ONLY, Imported, Origin, import_plugin, installed_plugins
 from pdtrim_core.host.guarding import Calls, Fault, Guard, guard
@@ -85,7 +85,7 @@ class PluginHost:
         try:
             problems = self._register(plugin, origin)
         except Exception as error:  # noqa: BLE001 - pluggy's refusals, and whatever looking at a foreign object may raise
-            problems = [(str(error) or type(error).__name__).splitlines()[-1].strip()]
+            problems = [reason_of(error)]
         for problem in problems:
             self._refuse(origin, problem)
         if not problems:
@@ -251,6 +251,6 @@ def _load_file(host: PluginHost, path: Path) -> Origin:
             exec(compile(content, str(path), "exec"), vars(module))  # noqa: S102 - the user named it to be run
     except (Exception, SystemExit) as error:
         # The user's own file: whatever it raises is the user's to see, named.
-        raise PluginError(f"plugin file {path} failed: {type(error).__name__}: {error}") from error
+        raise PluginError(f"plugin file {path} failed: {reason_of(error, kind=True)}") from error
     host.register(module, origin)
     return origin

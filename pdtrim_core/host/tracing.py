@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pdtrim_core.errors import reason_of
 from pdtrim_core.files.visible import visible
 
 SWITCH = "PDTRIM_TRACE"
@@ -29,7 +30,7 @@ def traced(hook: str, who: str, **facts: object) -> Iterator[HookCall]:
     try:
         yield found
     except BaseException as error:
-        _say(hook, who, facts, f" raised {type(error).__name__}: {error}")
+        _say(hook, who, facts, f" raised {reason_of(error, kind=True)}")
         raise
     _say(hook, who, facts, "" if found.answer is None else f" -> {_short(found.answer)}")
 

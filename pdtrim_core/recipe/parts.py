@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast, overload
 
 from pdtrim_core.api.kinds import Component, Exporter, ModelSource, Report
-from pdtrim_core.errors import PdtrimError, RecipeError
+from pdtrim_core.errors import PdtrimError, RecipeError, reason_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, STAGED_SPLITTER
 from pdtrim_core.recipe.validation import checked
@@ -124,7 +124,7 @@ def _source_for(path: str, host: PluginHost) -> str | None:
             accepted = cast("type[ModelSource]", provided.component).accepts(path)
         except Exception as error:  # noqa: BLE001 - foreign code, which a run of another model does not need
             what = f"{provided.label} failed when it was tried with '{path}', and is skipped"
-            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
+            warnings.warn(f"{what}: {reason_of(error, kind=True)}", stacklevel=2)
             continue
         if accepted:
             return provided.component.name

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pdtrim_core.api import (
     MANIFEST,
     LoadedModel,
     ModelSource,
     PdtrimError,
+    alone,
     cache_folder,
     damaged,
     reason_of,
@@ -62,7 +59,7 @@ class PackageModel(ModelSource):
                 "reinstall the package"
             )
         if damaged(copy):
-            with _alone(copy):
+            with alone(copy):
                 _mend(file, copy, self.path)
         return replace(load(str(copy), self.path, self.dtype, self.device), license=license_id)
 
@@ -131,38 +128,6 @@ def _cannot_write(copy: Path, error: Exception) -> str:
     cause = error.__cause__ if isinstance(error, PdtrimError) and error.__cause__ is not None else error
     reason = getattr(cause, "strerror", None) or reason_of(cause)
     return f"cannot write the converted model to {copy}: {reason}; set XDG_CACHE_HOME to another place"
-
-
-@contextmanager
-def _alone(copy: Path) -> Iterator[None]:
-    """Wait until no other process makes this copy, and keep others waiting; what a killed one left behind is removed."""
-    place = copy.parent / f".{copy.name}.lock"
-    with _locked(place, copy):
-        try:
-            # Version 0.1 wrote into folders of these names, and had no lock.
-            for left in copy.parent.glob(".part-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            yield
-        finally:
-            place.unlink(missing_ok=True)
-
-
-def _locked(place: Path, copy: Path) -> IO[str]:
-    """Return the open file that holds the lock."""
-    import fcntl  # noqa: PLC0415 - only where a copy is made
-
-    while True:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            lock = place.open("a")
-        except OSError as error:
-            raise PdtrimError(_cannot_write(copy, error)) from error
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # Whoever had it before has deleted the file: then this is a lock that nobody else will look at.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(place.stat(), os.fstat(lock.fileno())):
-                return lock
-        lock.close()
 
 
 def gguf_behind(path: str) -> Path | None:
