@@ -68,11 +68,12 @@ def whole_folder(path: PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def alone(path: PathLike, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Let one process at a time make what lies at `path`; others wait here, after `waiting` was called.
 
     Raises `PdtrimError` where the system refuses to make the lock file, which is gone afterwards.
     """
+    path = Path(path)
     lock = path.with_name(f".{_short(path.name)}.lock")
     with writing(path):
         _make_folder(path.parent)

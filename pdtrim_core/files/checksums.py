@@ -8,28 +8,31 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pdtrim_core.files.atomic_files import write_whole
+from pdtrim_core.files.paths import PathLike
 
 MANIFEST = "sha256.json"
 """The file that has the SHA-256 of all others, by their paths in the folder."""
 
 
-def sha256_of(file: Path) -> str:
+def sha256_of(file: PathLike) -> str:
     """Return the SHA-256 of a file."""
-    with file.open("rb") as opened:
+    with Path(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path) -> Path:
+def write_manifest(folder: PathLike) -> Path:
     """Write the checksums of all files of a folder; return the file that has them."""
+    folder = Path(folder)
     sums = {name: sha256_of(folder / name) for name in _files(folder)}
     return write_whole(folder / MANIFEST, json.dumps(sums, indent=1, sort_keys=True) + "\n")
 
 
-def damaged(folder: Path, only: Iterable[str] | None = None) -> list[str]:
+def damaged(folder: PathLike, only: Iterable[str] | None = None) -> list[str]:
     """Return the files of a folder that are not as its checksums say: changed, gone, or not there before.
 
     With `only`, no others are read. A folder without readable checksums has one: those themselves.
     """
+    folder = Path(folder)
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = {str(name): str(digest) for name, digest in sums.items()}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from pdtrim_core.api import BlockModel
 
-OURS = ("config.json", "plan.json", "README.md")
-"""Files that identify an earlier export: one of them contains a plan hash."""
+WRITTEN = "pdtrim-export.json"
+"""The file of an export that lists all others: with anything beside them the folder is the user's, too."""
 CARD = "README.md"
 
 
@@ -57,11 +57,8 @@ def _name_of(dtype: Any) -> str:
 
 def occupied(*paths: Path) -> list[str]:
     """Return what is wrong with folders in which there is something else than an earlier export."""
-    return [
-        f"{path} exists and is no earlier export: move it away, or choose another folder with --out"
-        for path in paths
-        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _is_ours(path)))
-    ]
+    found = [(path, _foreign(path)) for path in paths]
+    return [f"{path} {what}: move it away, or choose another folder with --out" for path, what in found if what]
 
 
 @contextmanager
@@ -74,12 +71,23 @@ def export_folder(path: Path) -> Iterator[Path]:
         raise PdtrimError(problem)
     with whole_folder(path) as folder:
         yield folder
+        write_json(folder / WRITTEN, {"format": 1, "files": _files(folder)})
 
 
-def _is_ours(path: Path) -> bool:
-    return any(
-        "plan_hash" in (path / name).read_text(encoding="utf-8", errors="replace") for name in OURS if (path / name).is_file()
-    )
+def _foreign(path: Path) -> str:
+    """Return what lies in the place of an export that no export wrote; nothing where it may be replaced."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return ""
+    try:
+        written = json.loads((path / WRITTEN).read_text(encoding="utf-8"))["files"]
+        others = sorted(set(_files(path)) - {WRITTEN, *written})
+    except (OSError, ValueError, KeyError, TypeError, PdtrimError):
+        return "exists and is no earlier export"
+    return f"has {others[0]}, which no export wrote" if others else ""
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
 
 
 def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], storage: Storage) -> None:
@@ -107,9 +115,9 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
 
 
 def link_checkpoint(whole: Path, folder: Path) -> None:
-    """Put the files of a checkpoint, except its card, into another folder: hard links where the disk allows them, else copies."""
+    """Put the files of a checkpoint into another folder, but for those that each has of its own: hard links, or else copies."""
     for file in whole.iterdir():
-        if file.name == CARD:
+        if file.name in (CARD, WRITTEN):
             continue
         if file.is_dir():
             shutil.copytree(file, folder / file.name)

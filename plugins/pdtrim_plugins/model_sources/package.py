@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +60,13 @@ class PackageModel(ModelSource):
                 "reinstall the package"
             )
         if damaged(copy):
-            with alone(copy):
-                _mend(file, copy, self.path)
+            try:
+                with alone(copy):
+                    _mend(file, copy, self.path)
+            except PdtrimError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise PdtrimError(_cannot_write(copy, error)) from error
+                raise
         return replace(load(str(copy), self.path, self.dtype, self.device), license=license_id)
 
     def open_config(self) -> Any:
@@ -101,6 +107,9 @@ def _mend(file: Path, copy: Path, name: str) -> None:
     wrong = damaged(copy)
     if not wrong:
         return
+    for left in copy.parent.glob(".part-*"):
+        # Version 0.1 wrote into folders of these names, and left them there when it was killed.
+        shutil.rmtree(left, ignore_errors=True)
     before = copy.exists()
     _convert(file, copy, name)
     if before:

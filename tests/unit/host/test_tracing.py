@@ -83,7 +83,7 @@ def test_what_is_long_or_cannot_show_itself_is_cut_or_named(capsys: pytest.Captu
 def test_an_interrupt_is_shown_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), traced("pdtrim_run_ended", "mine"):
         raise KeyboardInterrupt
-    assert lines(capsys) == ["trace: mine pdtrim_run_ended() raised KeyboardInterrupt: "]
+    assert lines(capsys) == ["trace: mine pdtrim_run_ended() raised KeyboardInterrupt"]
 
 
 @pytest.mark.usefixtures("on")

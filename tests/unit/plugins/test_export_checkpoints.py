@@ -241,6 +241,37 @@ def test_an_earlier_export_is_replaced_and_another_folder_is_not(tmp_path: Path)
     assert len(list((tmp_path / "decode").glob("tokenizer*"))) == 2
 
 
+STRANGERS = {
+    "README.md": "A note about plan_hash.\n",
+    "config.json": '{"pdtrim": {"plan_hash": "0"}}',
+    "plan.json": '{"plan_hash": "0"}',
+    "pdtrim-export.json": '["README.md"]',
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_folder_that_only_speaks_of_plans_is_no_earlier_export(name: str, tmp_path: Path) -> None:
+    (tmp_path / "decode").mkdir()
+    (tmp_path / "decode" / name).write_text(STRANGERS[name])
+    (tmp_path / "decode" / "thesis.tex").touch()
+    with pytest.raises(PdtrimError, match="decode exists and is no earlier export: move it away"):
+        export(Checkpoints(), tiny_llama(), [Drop(1)], tmp_path)
+    assert len(list((tmp_path / "decode").iterdir())) == 2
+
+
+@pytest.mark.parametrize("theirs", ["thesis.tex", "adapter/weights.safetensors", ".hidden"])
+def test_what_someone_put_into_an_export_is_not_replaced_with_it(theirs: str, tmp_path: Path) -> None:
+    model = tiny_llama()
+    export(Checkpoints(), model, [Drop(1)], tmp_path)
+    file = tmp_path / "decode" / theirs
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with pytest.raises(PdtrimError, match=rf"decode has {theirs}, which no export wrote: move it away, or choose another folder"):
+        export(Checkpoints(), model, [Drop(2)], tmp_path)
+    file.unlink()
+    export(Checkpoints(), model, [Drop(2)], tmp_path)
+
+
 @pytest.mark.parametrize("failing", ["pdtrim_plugins.exporters.shards.write_tensors", "pdtrim_plugins.exporters.card._front"])
 def test_a_full_disk_keeps_the_earlier_export(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()

@@ -53,7 +53,11 @@ def test_every_family_comes_back_with_the_same_logits(family: str, tied: bool, t
     model = with_tokenizer(tiny_model(family, tie_word_embeddings=tied, **shape), tokenizer)
     plan: list[Element] = [Drop(0), Merge(3, 2)]
     export(Gguf(), model, plan, tmp_path)
-    assert sorted(file.name for file in (tmp_path / "gguf").iterdir()) == ["README.md", f"tiny-{family}-F32.gguf"]
+    assert sorted(file.name for file in (tmp_path / "gguf").iterdir()) == [
+        "README.md",
+        "pdtrim-export.json",
+        f"tiny-{family}-F32.gguf",
+    ]
     # No number is changed on the way, and rows that were interleaved come back in order.
     assert units_apart(logits_of(read_gguf(tmp_path)), decode_logits(model, plan, tmp_path)) <= ROUNDING
 
