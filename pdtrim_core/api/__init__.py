@@ -41,8 +41,9 @@ from pdtrim_core.data.items import Item, Sample, encode
 from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
-from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
+from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError, shown
 from pdtrim_core.files.atomic_files import cache_folder, whole_folder, write_whole
+from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, read_lines, read_text
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
@@ -120,6 +121,7 @@ __all__ = [
     "TeacherBatch",
     "TeacherBatches",
     "TokenBatch",
+    "UnreadableError",
     "Value",
     "cache_folder",
     "draw_diagram",
@@ -131,9 +133,14 @@ __all__ = [
     "narrowed",
     "note",
     "pair_scores",
+    "parse_json",
     "python_reference",
+    "read_json",
+    "read_lines",
     "read_record",
+    "read_text",
     "results_in",
+    "shown",
     "whole_folder",
     "write_whole",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -14,7 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pdtrim_core.errors import PdtrimError, PlanError
+from pdtrim_core.errors import PdtrimError, PlanError, shown
+from pdtrim_core.files.reading import UnreadableError, parse_json
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.old_formats import outcome_of_1
 
@@ -181,13 +181,18 @@ class Outcome:
     def from_json(cls, text: str, where: str = "outcome.json") -> Outcome:
         """Read what `to_json` wrote. Raises `PdtrimError` naming `where` when it is something else."""
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             data = outcome_of_1(data) if data["format"] == 1 else data
             found = data["format"]
-        except (ValueError, KeyError, TypeError):
+        except UnreadableError as error:
+            reason = "" if error.syntax else f": {error.reason}"
+            raise PdtrimError(f"{where} is not the outcome of a run{reason}") from None
+        except (KeyError, TypeError):
             raise PdtrimError(f"{where} is not the outcome of a run") from None
         if found != OUTCOME_FORMAT:
-            raise PdtrimError(f"{where} has outcome format {found}, this version reads {OUTCOME_FORMAT}: run its recipe again")
+            raise PdtrimError(
+                f"{where} has outcome format {shown(found)}, this version reads {OUTCOME_FORMAT}: run its recipe again"
+            )
         try:
             return TypeAdapter(Outcome).validate_python(data)
         except ValidationError as error:

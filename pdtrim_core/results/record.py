@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tomli
-
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.reading import UnreadableError, read_json, read_toml
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome, measured_in
@@ -62,19 +60,19 @@ def read_record(path: Path, outcome: Outcome | None = None) -> RunRecord:
 
 def _recipe_in(file: Path) -> dict[str, Any]:
     try:
-        return tomli.loads(file.read_text(encoding="utf-8"))
+        return read_toml(file)
     except FileNotFoundError:
         return {}
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PdtrimError(f"{file} cannot be read ({error}): run its recipe again with --fresh") from None
+    except UnreadableError as error:
+        raise PdtrimError(f"{error}: run its recipe again with --fresh") from None
 
 
 def _data_in(file: Path) -> dict[str, Any]:
     """Return the data of a JSON file that a run writes; nothing where it has not got so far."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise PdtrimError(f"{file} cannot be read ({error}): run its recipe again with --fresh") from None
+    except UnreadableError as error:
+        raise PdtrimError(f"{error}: run its recipe again with --fresh") from None
     return data if isinstance(data, dict) else {}

@@ -11,12 +11,22 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import tomli
 import tomli_w
 
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.files.atomic_files import write_whole, writing
+from pdtrim_core.files.reading import (
+    JSON_BYTES,
+    LINE_BYTES,
+    UnreadableError,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    read_json,
+    read_text,
+    read_toml,
+)
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
 from pdtrim_core.results.old_formats import journal_line_of_1, resolved_recipe_of_1
@@ -99,12 +109,12 @@ def _clear(path: Path) -> None:
 
 def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
     try:
-        before = tomli.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        before = read_toml(path / "recipe.toml")
     except FileNotFoundError:
         return
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PdtrimError(f"{path / 'recipe.toml'} cannot be read ({error}): start anew with --fresh") from None
-    changed = changed_keys(resolved_recipe_of_1(before), tomli.loads(tomli_w.dumps(dict(recipe))))
+    except UnreadableError as error:
+        raise PdtrimError(f"{error}: start anew with --fresh") from None
+    changed = changed_keys(resolved_recipe_of_1(before), parse_toml(tomli_w.dumps(dict(recipe))))
     if changed:
         raise PdtrimError(
             f"{path} holds a run of another recipe, which differs in {', '.join(changed)}: start anew with --fresh, or "
@@ -133,13 +143,13 @@ def _read_journal(path: Path, *, mend: bool = True) -> dict[str, dict[Plan, Read
     reads leaves it, for a run may be writing it now.
     """
     known: dict[str, dict[Plan, Reading]] = {}
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    whole, _, torn = read_bytes(path).rpartition(b"\n")
     if torn and mend:
         with path.open("r+b") as file:
             file.truncate(len(whole) + (1 if whole else 0))
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
-            data = journal_line_of_1(json.loads(line))
+            data = journal_line_of_1(parse_json(line, most=LINE_BYTES))
             part, plan = data.pop("part"), plan_from_json(data.pop("plan"))
             reading = Reading(**{**data, "items": tuple(data["items"])})
         except (ValueError, KeyError, TypeError, AttributeError, PdtrimError) as error:
@@ -150,8 +160,8 @@ def _read_journal(path: Path, *, mend: bool = True) -> dict[str, dict[Plan, Read
 
 def _json_or_empty(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        data = read_json(path)
+    except UnreadableError:
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -189,8 +199,6 @@ def load_plan(path: Path) -> SavedPlan:
 
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_text(file, JSON_BYTES)
     except FileNotFoundError:
         raise PdtrimError(f"{file} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise PdtrimError(f"{file} is not text in UTF-8 (byte {error.start})") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.reading import UnreadableError, read_json
 
 Connector = Literal["nixl", "example"]
 HASH_SHOWN = 12
@@ -218,11 +219,11 @@ def example_request(export: Export, url: str) -> str:
 
 def _json_of(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except FileNotFoundError:
         raise PdtrimError(f"{file} does not exist: export the run again") from None
-    except ValueError as error:
-        raise PdtrimError(f"{file} is damaged ({error}): export the run again") from None
+    except UnreadableError as error:
+        raise PdtrimError(f"{file} is damaged ({error.reason}): export the run again") from None
     if not isinstance(found, dict):
         raise PdtrimError(f"{file} is damaged (it holds no JSON object): export the run again")
     return found

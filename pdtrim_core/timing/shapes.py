@@ -5,13 +5,13 @@ How long a model takes depends on its shape, not on its weights, so that times c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.errors import PdtrimError, did_you_mean
+from pdtrim_core.files.reading import UnreadableError, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -120,9 +120,11 @@ def _data_of(given: str) -> tuple[str, dict[str, Any]]:
             f"(known shapes: {', '.join(SHAPES)})"
         )
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file)
         data["model_type"]
-    except (ValueError, TypeError, KeyError) as error:
+    except UnreadableError as error:
+        raise PdtrimError(f"{file} is not the config.json of a transformers model: {error.reason}") from error
+    except (TypeError, KeyError) as error:
         raise PdtrimError(f"{file} is not the config.json of a transformers model: it must be JSON with a model_type") from error
     return file.resolve().parent.name or given, data
 
