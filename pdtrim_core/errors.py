@@ -54,7 +54,9 @@ class RecipeError(PdtrimError):
         told = tuple(shortened(problem, LONGEST_LINE) for problem in problems[:MOST_PROBLEMS])
         self.problems = (*told, *([f"and {len(problems) - len(told)} more"] if len(problems) > len(told) else []))
         count = f"{len(problems)} problems" if len(problems) != 1 else "1 problem"
-        super().__init__("\n".join([f"{where}: {count}", *(f"  {problem}" for problem in self.problems)]))
+        super().__init__(
+            "\n".join([f"{shortened(where, LONGEST_LINE)}: {count}", *(f"  {problem}" for problem in self.problems)])
+        )
 
 
 class PlanError(PdtrimError):

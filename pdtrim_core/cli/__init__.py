@@ -30,7 +30,7 @@ from pdtrim_core.cli import (
     show,
     sweep,
 )
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, shortened
 
 INTERRUPTED = 130
 INTERRUPTION = "interrupted; what was measured is kept: run the same command again to go on"
@@ -121,7 +121,7 @@ def _explain(error: BaseException) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         case OSError():
-            place = f" {error.filename}" if error.filename else ""
+            place = f" {shortened(str(error.filename))}" if error.filename else ""
             _say(f"error: the system refused{place}: {error.strerror or error}")
             return 1
     if hasattr(error, "format_message") and hasattr(error, "show"):

@@ -36,6 +36,7 @@ VALUES = 2_000_000
 """Values in one text at most: an empty list takes 2 bytes of a file and 64 of memory."""
 LARGEST_INTEGER = 2**63 - 1
 
+FOLDER = "it is a folder"
 TOO_DEEP = f"nested deeper than {DEPTH} levels"
 TOO_MANY = f"more than {VALUES:,} values"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -66,7 +67,7 @@ def open_regular(path: Path) -> BufferedReader:
         # Before it is opened: opening a pipe waits until someone writes to it.
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise UnreadableError("it is a folder", path)
+            raise UnreadableError(FOLDER, path)
         if not stat.S_ISREG(mode):
             raise UnreadableError("it is no regular file", path)
         return path.open("rb")

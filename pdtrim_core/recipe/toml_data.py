@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core.errors import RecipeError, shortened
-from pdtrim_core.files.reading import DEPTH, UnreadableError, parse_toml, problem_in, read_toml
+from pdtrim_core.files.reading import DEPTH, FOLDER, UnreadableError, parse_toml, problem_in, read_toml
 
 DEFAULTS: dict[str, Any] = {
     "scorer": "cosine",
@@ -32,7 +32,8 @@ def load(path: Path) -> dict[str, Any]:
         raise RecipeError(str(path), ["no such file"]) from None
     except UnreadableError as error:
         problem = f"not valid TOML: {error.reason}" if error.syntax else error.reason
-        raise RecipeError(str(path), ["this is a folder: name the recipe in it" if path.is_dir() else problem]) from None
+        folder = error.reason == FOLDER
+        raise RecipeError(str(path), ["this is a folder: name the recipe in it" if folder else problem]) from None
 
 
 def plugin_files(data: Mapping[str, Any], recipe: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pdtrim_core.errors import PdtrimError
+from pdtrim_core.errors import PdtrimError, shortened
 from pdtrim_core.files.reading import UnreadableError, read_json
 
 Connector = Literal["nixl", "example"]
@@ -110,9 +110,10 @@ def open_export(path: Path, name: str | None = None) -> Export:
             f'{folder} is of a plan with first_token = "prefill", but on vLLM decode makes the first token: run the recipe with '
             "--set evaluation.first_token=decode, and export again"
         )
-    name = name or _short(str(plan.get("model", {}).get("name", "")))
+    model = plan.get("model")
+    name = name or _short(str(model.get("name", "")) if isinstance(model, dict) else "")
     if not name or "@" in name or any(letter.isspace() for letter in name):
-        raise PdtrimError(f"'{name}' cannot be a model's name here: give one without @ and spaces, with --name")
+        raise PdtrimError(f"'{shortened(name)}' cannot be a model's name here: give one without @ and spaces, with --name")
     return Export(folder, name, str(plan["plan_hash"]))
 
 
