@@ -222,7 +222,7 @@ class Outcome:
             place = ".".join(str(part) for part in first["loc"])
             problem = f"{shortened(place)}: {first['msg']}"
         except PlanError as error:
-            problem = str(error)
+            problem = f"saved_plan: {str(error).removeprefix('outcome.json').lstrip(': ')}"
         if problem:
             raise PdtrimError(f"{where} is not the outcome of a run: {problem}") from None
         return outcome

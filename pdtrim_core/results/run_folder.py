@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from pdtrim_core.data.readings import Reading
+from pdtrim_core.data.readings import Reading, reading_from
 from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.files.atomic_files import write_whole, writing
 from pdtrim_core.files.reading import (
@@ -150,8 +150,8 @@ def _read_journal(path: Path, *, mend: bool = True) -> dict[str, dict[Plan, Read
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
             data = journal_line_of_1(parse_json(line, most=LINE_BYTES))
-            part, plan = data.pop("part"), plan_from_json(data.pop("plan"))
-            reading = Reading(**{**data, "items": tuple(data["items"])})
+            part, plan = str(data.pop("part")), plan_from_json(data.pop("plan"))
+            reading = reading_from(data)
         except (ValueError, KeyError, TypeError, AttributeError, PdtrimError) as error:
             raise PdtrimError(f"{path}, line {number}, is no measurement ({error}): start anew with --fresh") from None
         known.setdefault(part, {})[plan] = reading

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,6 +24,9 @@ from pdtrim_core.api import (
     read_text,
     shown,
 )
+
+MOST_PIECES = 1_000_000
+"""Pieces that a text is cut into, at most."""
 
 
 class Mini(CalibrationSource):
@@ -203,15 +208,15 @@ class Text(CalibrationSource):
 
 
 def _pieces(text: str, words: int, where: str) -> list[Sample]:
-    split = text.split()
-    return [
-        Sample(
-            " ".join(split[start : start + words // 2]),
-            (" " + " ".join(split[start + words // 2 : start + words]),),
-            name=f"{where}:{start}",
-        )
-        for start in range(0, len(split) - words + 1, words)
-    ]
+    # Word by word, for a list of them would take many times the memory of the text.
+    rest = (found[0] for found in re.finditer(r"\S+", text))
+    pieces: list[Sample] = []
+    while len(piece := list(islice(rest, words))) == words:
+        if len(pieces) == MOST_PIECES:
+            raise PdtrimError(f"calibration.words: {where} has more than {MOST_PIECES:,} pieces of {words}: ask for longer ones")
+        first, second = " ".join(piece[: words // 2]), " " + " ".join(piece[words // 2 :])
+        pieces.append(Sample(first, (second,), name=f"{where}:{words * len(pieces)}"))
+    return pieces
 
 
 @hookimpl
