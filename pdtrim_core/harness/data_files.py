@@ -52,6 +52,13 @@ def digest_of(path: Path) -> str:
 
 def read_docs(path: Path, task: str) -> list[Doc]:
     """Return the items of a file. Raises `PdtrimError` naming the file and the line of the first that is none."""
+    try:
+        return _docs(path, task)
+    except FileNotFoundError:
+        raise PdtrimError(f"{path} does not exist") from None
+
+
+def _docs(path: Path, task: str) -> list[Doc]:
     if task == "wikitext":
         return [{"id": f"wikitext/{number}", "page": page} for number, page in enumerate(_pages(read_text(path)))]
     check = _CHECKS.get(task, _check_choices)
