@@ -75,7 +75,7 @@ class Plan:
     def __post_init__(self) -> None:
         problems = _violations(self.prefill, self.decode)
         if problems:
-            more = f"; and {len(problems) - MOST_TOLD} more" if len(problems) > MOST_TOLD else ""
+            more = "; and so on" if len(problems) > MOST_TOLD else ""
             raise PlanError("this plan breaks the K/V law: " + "; ".join(problems[:MOST_TOLD]) + more)
 
     @classmethod
@@ -157,6 +157,9 @@ def _violations(prefill: Removal, decode: Removal) -> list[str]:
             problem = _clash_with_merge(element, merge, prefill) if merge else _clash(element, block, decode)
             if problem:
                 problems[problem] = None
+        if len(problems) > MOST_TOLD:
+            # Each sentence about a long merge names all its blocks.
+            break
     return list(problems)
 
 

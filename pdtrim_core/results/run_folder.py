@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -147,9 +148,9 @@ def _read_journal(path: Path, *, mend: bool = True) -> dict[str, dict[Plan, Read
     if torn and mend:
         with path.open("r+b") as file:
             file.truncate(len(whole) + (1 if whole else 0))
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(io.BytesIO(whole), start=1):
         try:
-            data = journal_line_of_1(parse_json(line, most=LINE_BYTES))
+            data = journal_line_of_1(parse_json(line.rstrip(b"\n"), most=LINE_BYTES))
             part, plan = str(data.pop("part")), plan_from_json(data.pop("plan"))
             reading = reading_from(data)
         except (ValueError, KeyError, TypeError, AttributeError, PdtrimError) as error:

@@ -107,6 +107,8 @@ def read_result(path: Path) -> TaskResult:
                 "again"
             )
         return TypeAdapter(TaskResult).validate_python(data)
+    except FileNotFoundError:
+        raise PdtrimError(f"{path} does not exist: delete it, if it is a link, and evaluate again") from None
     except UnreadableError as error:
         reason = "" if error.syntax else f" ({error.reason})"
         raise PdtrimError(f"{path} is no result of an evaluation{reason}: delete it and evaluate again") from error
