@@ -35,6 +35,8 @@ DEPTH = 64
 """Lists and tables inside each other at most, and parts of a dotted key."""
 VALUES = 2_000_000
 """Values in one text at most: an empty list takes 2 bytes of a file and 64 of memory."""
+TOML_VALUES = 20_000
+"""Values in TOML at most: people write it, and each value that is wrong becomes an error of its own."""
 LARGEST_INTEGER = 2**63 - 1
 
 FOLDER = "it is a folder"
@@ -123,7 +125,7 @@ def parse_toml(text: str, where: Path | str = "") -> dict[str, Any]:
     except ValueError:
         # Python's limit on the digits of a number.
         raise UnreadableError("a whole number beyond 64 bits", where) from None
-    return _within_limits(data, where, finite=False)
+    return _within_limits(data, where, finite=False, most=TOML_VALUES)
 
 
 def read_json(path: Path) -> Any:
@@ -165,7 +167,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line.rstrip(b"\r\n")
 
 
-def problem_in(data: Any, *, finite: bool = True) -> str | None:
+def problem_in(data: Any, *, finite: bool = True, most: int = VALUES) -> str | None:
     """Return what is beyond the limits in data of dictionaries, lists and plain values; None where nothing is.
 
     With `finite`, numbers must be. It goes level by level, for data may be nested as deep as no recursion goes.
@@ -184,16 +186,16 @@ def problem_in(data: Any, *, finite: bool = True) -> str | None:
                 problem = _wrong_value(value, finite=finite)
             if problem:
                 return problem
-            if seen + len(inner) > VALUES:
-                return TOO_MANY
+            if seen + len(inner) > most:
+                return f"more than {most:,} values"
         if not inner:
             return None
         level, seen = inner, seen + len(inner)
     return TOO_DEEP
 
 
-def _within_limits(data: T, where: Path | str, *, finite: bool) -> T:
-    problem = problem_in(data, finite=finite)
+def _within_limits(data: T, where: Path | str, *, finite: bool, most: int = VALUES) -> T:
+    problem = problem_in(data, finite=finite, most=most)
     if problem:
         raise UnreadableError(problem, where)
     return data

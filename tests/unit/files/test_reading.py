@@ -90,8 +90,9 @@ def test_json_beyond_a_limit_has_a_reason(text: str | bytes, reason: str) -> Non
         ('"\\u0000" = 1', "a text with the character NUL"),
         ("a = ", "Invalid value (at end of document)"),
         ("a = 1\n" * 250_000, "larger than 1 MB"),
+        ("a = [" + "1," * 30_000 + "]", "more than 20,000 values"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_toml_beyond_a_limit_has_a_reason(text: str, reason: str) -> None:
     with pytest.raises(UnreadableError) as caught:
