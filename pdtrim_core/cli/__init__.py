@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -90,6 +91,9 @@ def _common(
 
 def main() -> None:
     """Run the command line; turn errors into one line each and the right exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may be no text in UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             # What a user should change is for their eyes, and the line of our code that noticed it is not.
