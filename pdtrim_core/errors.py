@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-REASON_LENGTH = 500
-"""Characters of another library's message that are shown."""
-COLOURS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-"""What tells a terminal to change its colour, to move its cursor or to set its title."""
+from pdtrim_core.wording import LONGEST_LINE, LONGEST_REASON, one_line, shortened
+
+MOST_PROBLEMS = 100
+"""Problems that one error tells, at most."""
 
 
 class PdtrimError(Exception):
-    """A problem that the user can do something about; its text is shown without a traceback."""
+    """A problem that the user can do something about; its text is shown without a traceback.
+
+    Whatever the text quotes, no line of it is longer than `LONGEST_LINE`, and control characters are spelt out.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(shortened(line, LONGEST_LINE) for line in str(message).split("\n")))
 
 
 class RecipeError(PdtrimError):
@@ -29,9 +34,12 @@ class RecipeError(PdtrimError):
 
     def __init__(self, where: str, problems: Sequence[str]) -> None:
         self.where = where
-        self.problems = tuple(problems)
-        count = f"{len(self.problems)} problems" if len(self.problems) != 1 else "1 problem"
-        super().__init__("\n".join([f"{where}: {count}", *(f"  {problem}" for problem in self.problems)]))
+        told = tuple(shortened(problem, LONGEST_LINE) for problem in problems[:MOST_PROBLEMS])
+        self.problems = (*told, *([f"and {len(problems) - len(told)} more"] if len(problems) > len(told) else []))
+        count = f"{len(problems)} problems" if len(problems) != 1 else "1 problem"
+        super().__init__(
+            "\n".join([f"{shortened(where, LONGEST_LINE)}: {count}", *(f"  {problem}" for problem in self.problems)])
+        )
 
 
 class PlanError(PdtrimError):
@@ -68,19 +76,7 @@ def reason_of(error: BaseException, *, kind: bool = False) -> str:
         if more not in said:
             said += f" (because: {more})"
         cause = _cause_of(cause)
-    return shortened(said)
-
-
-def one_line(text: str) -> str:
-    """Return a text as one line, without what only a terminal understands."""
-    plain = COLOURS.sub("", text)
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in plain).split())
-
-
-def shortened(line: str) -> str:
-    """Return a line without its middle where it is longer than `REASON_LENGTH`."""
-    half = (REASON_LENGTH - 5) // 2
-    return line if len(line) <= REASON_LENGTH else f"{line[:half]} ... {line[-half:]}"
+    return shortened(said, LONGEST_REASON)
 
 
 def _said(error: BaseException, *, kind: bool) -> str:

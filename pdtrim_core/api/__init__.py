@@ -42,10 +42,10 @@ from pdtrim_core.data.items import Item, Sample, encode
 from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
-from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError, one_line, reason_of, shortened
+from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError, reason_of
 from pdtrim_core.files.atomic_files import alone, cache_folder, whole_folder, write_whole
 from pdtrim_core.files.checksums import MANIFEST, damaged, sha256_of, write_manifest
-from pdtrim_core.files.visible import visible
+from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, read_lines, read_text
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
@@ -55,6 +55,7 @@ from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.outcome import Gain, MergeResult, Outcome, SearchStep, Value
 from pdtrim_core.results.record import RunRecord, read_record
 from pdtrim_core.results.task_results import Metric, TaskResult, results_in
+from pdtrim_core.wording import one_line, shortened, shown, visible
 
 if TYPE_CHECKING:
     from pdtrim_core.api.distillation import Student, TeacherBatch, TeacherBatches
@@ -126,6 +127,7 @@ __all__ = [
     "TeacherBatch",
     "TeacherBatches",
     "TokenBatch",
+    "UnreadableError",
     "Value",
     "alone",
     "cache_folder",
@@ -140,13 +142,18 @@ __all__ = [
     "note",
     "one_line",
     "pair_scores",
+    "parse_json",
     "pattern_of",
     "python_reference",
+    "read_json",
+    "read_lines",
     "read_record",
+    "read_text",
     "reason_of",
     "results_in",
     "sha256_of",
     "shortened",
+    "shown",
     "visible",
     "whole_folder",
     "write_manifest",

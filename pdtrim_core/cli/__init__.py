@@ -33,6 +33,7 @@ from pdtrim_core.cli import (
 )
 from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import PdtrimError, reason_of
+from pdtrim_core.wording import shortened
 
 INTERRUPTED = 130
 INTERRUPTION = "interrupted; what was measured is kept: run the same command again to go on"
@@ -92,6 +93,9 @@ def _common(
 
 def main() -> None:
     """Run the command line; turn errors into one line each and the right exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may be no text in UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             # What a user should change is for their eyes, and the line of our code that noticed it is not.
@@ -123,7 +127,7 @@ def _explain(error: BaseException) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         case OSError():
-            place = f" {error.filename}" if error.filename else ""
+            place = f" {shortened(str(error.filename))}" if error.filename else ""
             _say(f"error: the system refused{place}: {error.strerror or reason_of(error)}")
             return 1
     if hasattr(error, "format_message") and hasattr(error, "show"):

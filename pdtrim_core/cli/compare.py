@@ -9,8 +9,8 @@ import typer
 
 from pdtrim_core.cli.terminal import console, say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
-from pdtrim_core.files.visible import visible
 from pdtrim_core.results.task_results import Variant
+from pdtrim_core.wording import visible
 
 if TYPE_CHECKING:
     from pdtrim_core.comparing.compare import Comparison

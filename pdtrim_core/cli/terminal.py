@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pdtrim_core.files.visible import visible, visible_in_data
+from pdtrim_core.wording import visible, visible_in_data
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -193,8 +193,7 @@ def _item_values(result: TaskResult, metric: str) -> dict[str, float] | None:
 
 
 def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -> ComparedRow:
-    costs = {cost.name: cost for cost in one.outcome.costs}
-    prefill, decode = (costs[f"parameters of {stage}"].saved for stage in ("prefill", "decode"))
+    prefill, decode = (one.outcome.cost(f"parameters of {stage}").saved for stage in ("prefill", "decode"))
     # The run's costs are those of the pair; a single-stage model is the same in both stages.
     removed: Mapping[Variant, tuple[float, float]] = {
         "staged": (prefill, decode),
@@ -203,7 +202,7 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
         "prefill": (prefill, prefill),
         "dense": (0.0, 0.0),
     }
-    traffic, kv = costs["decode weight traffic"], costs["K/V shipped to decode"]
+    traffic, kv = one.outcome.cost("decode weight traffic"), one.outcome.cost("K/V shipped to decode")
     dense, unknown = one.variant == "dense", one.variant == "prefill"
     seconds = sum(taken for step, taken in one.outcome.seconds.items() if step not in NOT_PRUNING)
     return ComparedRow(

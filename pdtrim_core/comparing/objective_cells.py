@@ -60,7 +60,7 @@ def objective_cells(candidates: Sequence[RowSource], notes: list[str]) -> tuple[
 
 
 def _objective_cell(one: RowSource, first: RowSource, notes: list[str], *, held_out: bool) -> Cell:
-    own, base = ({row.name: row for row in each.outcome.rows}[_row_name(each)] for each in (one, first))
+    own, base = (each.outcome.row(_row_name(each)) for each in (one, first))
     value, there = (row.held_out if held_out and row.held_out else row.calibration for row in (own, base))
     if one is first:
         return Cell(value.score, value.error, items=value.items)

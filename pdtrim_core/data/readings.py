@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
 
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.wording import shortened
 
 T = TypeVar("T")
 
@@ -31,6 +32,29 @@ class Reading:
     items: tuple[float | None, ...] = ()
     slope: float = 0.0
     ceiling: float = 100.0
+
+
+def reading_from(data: Mapping[str, Any]) -> Reading:
+    """Return the reading that a journal's line has. Raises `ValueError` for what is none."""
+    items = data.get("items")
+    if not isinstance(items, list) or not all(value is None or _is_number(value) for value in items):
+        raise ValueError("items must be a list of numbers")
+    for key, value in data.items():
+        if key not in READING_KEYS:
+            raise ValueError(f"a reading has no '{shortened(key)}'")
+        if key != "items" and not _is_number(value) and not (value is None and key in ("score", "mean")):
+            raise ValueError(f"{key} must be a number")
+    missing = {"score", "mean"} - data.keys()
+    if missing:
+        raise ValueError(f"there is no {min(missing)}")
+    return Reading(**{**data, "items": tuple(items)})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+READING_KEYS = frozenset(field.name for field in fields(Reading))
 
 
 class Score(float):

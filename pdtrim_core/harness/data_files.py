@@ -8,13 +8,14 @@ WikiText is plain text, `wikitext2/test.txt`.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.reading import LINE_BYTES, UnreadableError, open_regular, parse_json, read_lines, read_text
+from pdtrim_core.wording import shown
 
 Doc = dict[str, Any]
 SHOTS_FROM = ("dev.jsonl", "train.jsonl", "train32.jsonl", "calib.jsonl", "val.jsonl")
@@ -46,20 +47,24 @@ def shots_file(data: Path, task: str) -> Path:
 
 def digest_of(path: Path) -> str:
     """Return a hash of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def read_docs(path: Path, task: str) -> list[Doc]:
     """Return the items of a file. Raises `PdtrimError` naming the file and the line of the first that is none."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PdtrimError(f"{path} is not text in UTF-8 (byte {error.start})") from None
+        return _docs(path, task)
+    except FileNotFoundError:
+        raise PdtrimError(f"{path} does not exist") from None
+
+
+def _docs(path: Path, task: str) -> list[Doc]:
     if task == "wikitext":
-        return [{"id": f"wikitext/{number}", "page": page} for number, page in enumerate(_pages(text))]
+        return [{"id": f"wikitext/{number}", "page": page} for number, page in enumerate(_pages(read_text(path)))]
     check = _CHECKS.get(task, _check_choices)
     docs = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in read_lines(path):
         if line.strip():
             docs.append(_doc(line, check, f"{path}, line {number}"))
     if not docs:
@@ -74,11 +79,13 @@ def spread(docs: Sequence[Doc], count: int | None) -> list[Doc]:
     return [docs[number * len(docs) // count] for number in range(count)]
 
 
-def _doc(line: str, check: Callable[[Mapping[str, Any]], Iterator[str]], where: str) -> Doc:
+def _doc(line: bytes, check: Callable[[Mapping[str, Any]], Iterator[str]], where: str) -> Doc:
     try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise PdtrimError(f"{where} is not JSON: {error}") from None
+        data = parse_json(line, where, LINE_BYTES)
+    except UnreadableError as error:
+        if error.syntax:
+            raise PdtrimError(f"{where} is not JSON: {error.reason}") from None
+        raise
     if not isinstance(data, dict):
         raise PdtrimError(f"{where}: an item is an object with keys, not {type(data).__name__}")
     problem = next(check(data), None)
@@ -142,7 +149,7 @@ def _options(data: Mapping[str, Any], key: str, *, least: int) -> Iterator[str]:
 def _gold(data: Mapping[str, Any], key: str) -> Iterator[str]:
     gold = data.get("gold")
     if type(gold) is not int or not 0 <= gold < len(data[key]):
-        yield f"gold is the number of the right one of the {len(data[key])} {key}, from 0 on; it is {gold!r}"
+        yield f"gold is the number of the right one of the {len(data[key])} {key}, from 0 on; it is {shown(gold)}"
 
 
 def _pages(text: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdtrim_core.errors import reason_of
-from pdtrim_core.files.visible import visible
+from pdtrim_core.wording import visible
 
 SWITCH = "PDTRIM_TRACE"
 WIDTH = 200

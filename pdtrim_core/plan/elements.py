@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pdtrim_core.errors import PlanError
+from pdtrim_core.wording import shown
 
 Part = Literal["attention", "mlp"]
 Stage = Literal["prefill", "decode"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
+MOST_BLOCKS = 10_000
+"""Blocks of a model at most: ten times as many as the deepest that was published. A plan lists them one by one."""
+MOST_UNITS = 10_000_000
+"""Units of one part of a block at most: a hundred times as many as the widest that was published."""
 
 
 @dataclass(frozen=True, order=True)
@@ -48,6 +54,8 @@ class Merge:
     kv: Literal["shadow", "frozen"] = "shadow"
 
     def __post_init__(self) -> None:
+        if max(self.keep, self.drop) - min(self.keep, self.drop) >= MOST_BLOCKS:
+            raise PlanError(f"a merge of blocks {shown(self.keep)} to {shown(self.drop)}: models have {MOST_BLOCKS:,} at most")
         if self.keep == self.drop:
             raise PlanError(f"a merge takes two neighbouring blocks or more, got only block {self.keep}")
         if self.kv == "frozen" and self.keep > self.drop:
@@ -84,6 +92,8 @@ class Shrink:
     def __post_init__(self) -> None:
         if not self.units or tuple(sorted(set(self.units))) != self.units or self.units[0] < 0:
             raise PlanError(f"the removed units of block {self.block} must be distinct, rising and not negative")
+        if self.units[-1] >= MOST_UNITS:
+            raise PlanError(f"no block has a unit {shown(self.units[-1])}: models have at most {MOST_UNITS:,} in a part")
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -131,6 +141,26 @@ def _order(element: Element) -> tuple[int, int, str]:
     return (element.blocks[0], len(element.blocks), _KIND_OF[type(element)] + str(element))
 
 
+def _ends(element: Element) -> tuple[int, int]:
+    """Return the first and the last block of an element, without a list of what lies between."""
+    if isinstance(element, Merge):
+        return min(element.keep, element.drop), max(element.keep, element.drop)
+    return (element.slot,) * 2 if isinstance(element, KvOnly) else (element.block,) * 2
+
+
+def _check_sizes(elements: Sequence[Element]) -> None:
+    """Raise `PlanError` for blocks that no model has, and for more elements than fit, before anything is listed one by one."""
+    covered = 0
+    for first, last in map(_ends, elements):
+        if first < 0:
+            raise PlanError(f"blocks count from 0, got {shown(first)}")
+        if last >= MOST_BLOCKS:
+            raise PlanError(f"no model has a block {shown(last)}: there are {MOST_BLOCKS:,} at most")
+        covered += last - first + 1
+    if covered > MOST_BLOCKS * len(PARTS):
+        raise PlanError(f"these {len(elements):,} elements cover {covered:,} blocks, so some block is changed twice")
+
+
 @dataclass(frozen=True)
 class Removal:
     """A set of elements that touch disjoint places, kept in the order of their blocks."""
@@ -138,11 +168,11 @@ class Removal:
     elements: tuple[Element, ...] = ()
 
     def __init__(self, elements: Iterable[Element] = ()) -> None:
+        elements = tuple(elements)
+        _check_sizes(elements)
         ordered = tuple(sorted(elements, key=_order))
         owner: dict[tuple[int, Part], Element] = {}
         for element in ordered:
-            if element.blocks[0] < 0:
-                raise PlanError(f"blocks count from 0, got {element.blocks[0]}")
             for place in sorted(element.places):
                 if place in owner:
                     raise PlanError(f"block {place[0]} is changed twice in one removal: {owner[place]} and {element}")
@@ -163,7 +193,15 @@ class Removal:
 
     def at(self, block: int) -> tuple[Element, ...]:
         """Return the elements that change this block."""
-        return tuple(element for element in self.elements if block in element.blocks)
+        return self._by_block.get(block, ())
+
+    @cached_property
+    def _by_block(self) -> dict[int, tuple[Element, ...]]:
+        found: dict[int, tuple[Element, ...]] = {}
+        for element in self.elements:
+            for block in element.blocks:
+                found[block] = (*found.get(block, ()), element)
+        return found
 
     def shrinks_at(self, block: int) -> tuple[Shrink, ...]:
         """Return the shrinks of this block."""
@@ -199,7 +237,7 @@ def element_from_json(data: Mapping[str, Any]) -> Element:
             raise TypeError(data)
         return kind(**given)
     except (KeyError, TypeError, AttributeError) as error:
-        raise PlanError(f"not an element of a plan: {data!r}") from error
+        raise PlanError(f"not an element of a plan: {shown(data)}") from error
 
 
 def _is(value: object, hint: Any) -> bool:

@@ -72,7 +72,7 @@ def _left_by(removal: Removal, block_count: int) -> Iterator[Layer]:
             case [KvOnly()]:
                 yield Layer((block,), "kv-only", like=block)
             case [Merge() as merge]:
-                if block == merge.blocks[0]:
+                if block == min(merge.keep, merge.drop):
                     yield Layer(merge.blocks, "merged", like=merge.keep, merge=merge)
             case shrinks:
                 found = tuple(element for element in shrinks if isinstance(element, Shrink))

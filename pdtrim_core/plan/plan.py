@@ -15,6 +15,8 @@ from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shr
 from pdtrim_core.plan.layers import Layer, LayerState, layers_of
 
 FirstToken = Literal["decode", "prefill"]
+MOST_TOLD = 10
+"""Breaches of the law that a message names, at most."""
 State = Literal["run", "shrunk", "merged", "into", "kv-only", "gone"]
 """What a stage does at a block: runs it, runs it narrowed, runs the merged block of the run that begins here, nothing because
 the block is merged into an earlier one, computes only its K/V, nothing at all."""
@@ -73,7 +75,8 @@ class Plan:
     def __post_init__(self) -> None:
         problems = _violations(self.prefill, self.decode)
         if problems:
-            raise PlanError("this plan breaks the K/V law: " + "; ".join(problems))
+            more = "; and so on" if len(problems) > MOST_TOLD else ""
+            raise PlanError("this plan breaks the K/V law: " + "; ".join(problems[:MOST_TOLD]) + more)
 
     @classmethod
     def unified(cls, removal: Removal) -> Self:
@@ -146,15 +149,18 @@ class Plan:
 
 def _violations(prefill: Removal, decode: Removal) -> list[str]:
     """Return what breaks the law, one clause each. A decode block that no element touches is run whole."""
-    problems = [f"decode has {e}, but K/V-only is a state of prefill" for e in decode if isinstance(e, KvOnly)]
+    problems = dict.fromkeys(f"decode has {e}, but K/V-only is a state of prefill" for e in decode if isinstance(e, KvOnly))
     merges = {block: e for e in decode if isinstance(e, Merge) for block in e.blocks}
     for element in prefill:
         for block in element.blocks:
             merge = merges.get(block)
             problem = _clash_with_merge(element, merge, prefill) if merge else _clash(element, block, decode)
-            if problem and problem not in problems:
-                problems.append(problem)
-    return problems
+            if problem:
+                problems[problem] = None
+        if len(problems) > MOST_TOLD:
+            # Each sentence about a long merge names all its blocks.
+            break
+    return list(problems)
 
 
 def _clash_with_merge(element: Element, merge: Merge, prefill: Removal) -> str | None:

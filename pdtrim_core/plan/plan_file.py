@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Self, get_args
 
 from pdtrim_core.errors import PlanError
-from pdtrim_core.plan.elements import Removal, element_from_json, element_to_json
+from pdtrim_core.files.reading import UnreadableError, parse_json
+from pdtrim_core.plan.elements import MOST_BLOCKS, Removal, element_from_json, element_to_json
 from pdtrim_core.plan.plan import FirstToken, Plan
+from pdtrim_core.wording import shortened, shown
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -65,13 +67,13 @@ class SavedPlan:
         try:
             found = data["format"]
             if found != PLAN_FORMAT:
-                raise PlanError(f"it has plan format {found}, this version reads {PLAN_FORMAT}: make the plan again")
+                raise PlanError(f"it has plan format {shown(found)}, this version reads {PLAN_FORMAT}: make the plan again")
             model = data["model"]
             saved = cls(plan_from_json(data), model["name"], model["fingerprint"], model["blocks"], data["first_token"])
             saved._check_types()
             saved.plan.check_fits(saved.block_count)
         except (ValueError, KeyError, TypeError) as error:
-            raise PlanError(f"{where} is not a plan: {error!r}") from error
+            raise PlanError(f"{where} is not a plan: {shortened(repr(error))}") from error
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from None
         return saved
@@ -84,16 +86,19 @@ class SavedPlan:
     def from_json(cls, text: str, where: str = "plan.json") -> Self:
         """Read what `to_json` wrote. Raises `PlanError` naming `where` when it is something else."""
         try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise PlanError(f"{where} is not a plan: {error!r}") from error
+            data = parse_json(text)
+        except UnreadableError as error:
+            reason = repr(error.__cause__) if error.syntax else error.reason
+            raise PlanError(f"{where} is not a plan: {reason}") from error
         return cls.from_data(data, where)
 
     def _check_types(self) -> None:
         if type(self.block_count) is not int or not all(isinstance(text, str) for text in (self.model, self.fingerprint)):
             raise TypeError("the model needs a name and a fingerprint, which are texts, and a number of blocks")
+        if not 0 < self.block_count <= MOST_BLOCKS:
+            raise PlanError(f"no model has {shown(self.block_count)} blocks: there are 1 to {MOST_BLOCKS:,}")
         if self.first_token not in get_args(FirstToken):
-            raise TypeError(f"first_token is one of {', '.join(get_args(FirstToken))}, not {self.first_token!r}")
+            raise TypeError(f"first_token is one of {', '.join(get_args(FirstToken))}, not {shown(self.first_token)}")
 
     def check_meets(self, name: str, fingerprint: str) -> None:
         """Raise `PlanError` unless the model with this fingerprint is the one the plan was made for."""

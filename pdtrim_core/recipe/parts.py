@@ -11,6 +11,7 @@ from pdtrim_core.errors import PdtrimError, RecipeError, reason_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, STAGED_SPLITTER
 from pdtrim_core.recipe.validation import checked
+from pdtrim_core.wording import shortened, shown
 
 OWN_DISTRIBUTION = "pdtrim-core"
 
@@ -72,7 +73,7 @@ def _make_all(kind: str, given: Any, host: PluginHost, problems: list[str]) -> l
 def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Component | None:
     options = {"use": given} if isinstance(given, str) else given
     if not isinstance(options, dict):
-        problems.append(f"{kind}: must be a name, or a table with the key 'use' (got {given!r})")
+        problems.append(f"{kind}: must be a name, or a table with the key 'use' (got {shown(given)})")
         return None
     name = options.get("use", None if kind in LISTS else DEFAULTS.get(kind))
     if name is None:
@@ -80,7 +81,7 @@ def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Compo
         return None
     if not isinstance(name, str):
         article = "an" if kind[0] in "aeiou" else "a"
-        problems.append(f"{kind}.use: must be the name of {article} {kind} (got {name!r})")
+        problems.append(f"{kind}.use: must be the name of {article} {kind} (got {shown(name)})")
         return None
     try:
         provided = host.find(kind, name)
@@ -103,11 +104,11 @@ def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSourc
             return None
         if source is None:
             known = ", ".join(p.component.name for p in host.of_kind("model"))
-            problems.append(f"model.path: no model source takes '{options['path']}' (sources: {known})")
+            problems.append(f"model.path: no model source takes '{shortened(options['path'])}' (sources: {known})")
             return None
         options = {"use": source, **options}
     elif isinstance(options, dict) and "use" not in options:
-        wrong = f"must be a text, not {options['path']!r}" if "path" in options else "required key is missing"
+        wrong = f"must be a text, not {shown(options['path'])}" if "path" in options else "required key is missing"
         problems.append(f"model.path: {wrong} (a hub id, a folder, a .gguf file or package:NAME)")
         return None
     return cast("ModelSource | None", _make("model", options, host, problems))
@@ -123,7 +124,7 @@ def _source_for(path: str, host: PluginHost) -> str | None:
         try:
             accepted = cast("type[ModelSource]", provided.component).accepts(path)
         except Exception as error:  # noqa: BLE001 - foreign code, which a run of another model does not need
-            what = f"{provided.label} failed when it was tried with '{path}', and is skipped"
+            what = f"{provided.label} failed when it was tried with '{shortened(path)}', and is skipped"
             warnings.warn(f"{what}: {reason_of(error, kind=True)}", stacklevel=2)
             continue
         if accepted:

@@ -24,6 +24,7 @@ from pdtrim_core.api.kinds import (
 )
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.files.paths import PathLike, as_text
+from pdtrim_core.files.reading import problem_in
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.recipe.parts import parts_of, uses_of
 from pdtrim_core.recipe.settings import Settings
@@ -91,7 +92,11 @@ class Recipe:
         `where` names it in messages; its folder is where plugin files are looked for, and its stem names the run folder.
         The rest is as for `read`.
         """
-        data, renamed = recipe_of_1(change(as_text(data), as_text(changes or {})))
+        data = change(as_text(data), as_text(changes or {}))
+        beyond = problem_in(data, finite=False)
+        if beyond:
+            raise RecipeError(where, [beyond])
+        data, renamed = recipe_of_1(data)
         for note in renamed:
             warnings.warn(f"{where}: {note}", FutureWarning, stacklevel=2)
         files = plugin_files(data, Path(where))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli
-
 from pdtrim_core.errors import RecipeError
+from pdtrim_core.files.reading import DEPTH, FOLDER, UnreadableError, parse_toml, problem_in, read_toml
+from pdtrim_core.wording import shortened
 
 DEFAULTS: dict[str, Any] = {
     "scorer": "cosine",
@@ -28,15 +28,13 @@ LISTS = ("exporter", "report")
 def load(path: Path) -> dict[str, Any]:
     """Return the data of a recipe file. Raises `RecipeError` naming the line for what is not TOML."""
     try:
-        return tomli.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except FileNotFoundError:
         raise RecipeError(str(path), ["no such file"]) from None
-    except IsADirectoryError:
-        raise RecipeError(str(path), ["this is a folder: name the recipe in it"]) from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(str(path), [f"not text in UTF-8 (byte {error.start})"]) from None
-    except tomli.TOMLDecodeError as error:
-        raise RecipeError(str(path), [f"not valid TOML: {error}"]) from None
+    except UnreadableError as error:
+        problem = f"not valid TOML: {error.reason}" if error.syntax else error.reason
+        folder = error.reason == FOLDER
+        raise RecipeError(str(path), ["this is a folder: name the recipe in it" if folder else problem]) from None
 
 
 def plugin_files(data: Mapping[str, Any], recipe: Path) -> list[Path]:
@@ -54,24 +52,37 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not all(key.split(".")):
-            raise RecipeError("--set", [f"'{setting}': say KEY=VALUE, such as searcher.t0=5"])
+            raise RecipeError("--set", [f"'{shortened(setting)}': say KEY=VALUE, such as searcher.t0=5"])
         # What is said again comes behind all that was said before.
         changes.pop(key.strip(), None)
-        changes[key.strip()] = _toml_value(value.strip())
+        try:
+            changes[key.strip()] = _toml_value(value.strip())
+        except UnreadableError as error:
+            raise RecipeError("--set", [f"{shortened(key.strip())}: {error.reason}"]) from None
     return changes
 
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomli.loads(f"value = {text}")["value"]
-    except tomli.TOMLDecodeError:
-        return text
+        return parse_toml(f"value = {text}")["value"]
+    except UnreadableError as error:
+        if not error.syntax:
+            raise
+    problem = problem_in(text)
+    if problem:
+        raise UnreadableError(problem)
+    return text
 
 
 def change(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recipe data with values by dotted key put in, one after the other: {"searcher.t0": 5.0}."""
+    """Return recipe data with values by dotted key put in, one after the other: {"searcher.t0": 5.0}.
+
+    Raises `RecipeError` for a key of so many parts that data would be nested too deep.
+    """
     changed = dict(data)
     for key, value in changes.items():
+        if key.count(".") >= DEPTH:
+            raise RecipeError(shortened(key, 50), [f"a key of more than {DEPTH} parts"])
         changed = _put(changed, key.split("."), value)
     return changed
 

@@ -8,18 +8,28 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pdtrim_core.errors import did_you_mean
+from pdtrim_core.errors import MOST_PROBLEMS, did_you_mean
+from pdtrim_core.files.reading import problem_in
+from pdtrim_core.wording import shortened, shown
 
 M = TypeVar("M", bound=BaseModel)
 
 
 def checked(model: type[M], data: Mapping[str, Any], place: str, problems: list[str], *, also: Iterable[str] = ()) -> M | None:
     """Return the model made from data, or None with what is wrong appended to `problems`; `place` names the data."""
+    beyond = problem_in(data, finite=False)
+    if beyond:
+        problems.append(f"{place}: {beyond}" if place else beyond)
+        return None
     try:
         # JSON in strict mode bends nothing: true is no number and "5" is none, but a list may become a tuple.
         return model.model_validate_json(json.dumps(dict(data), default=_no_json), strict=True)
     except ValidationError as error:
-        problems += [_sentence(model, detail, place, also) for detail in error.errors()]
+        # A file may have a hundred thousand wrong keys, and each sentence looks for the key that was meant.
+        found = error.errors(include_url=False)
+        problems += [_sentence(model, detail, place, also) for detail in found[:MOST_PROBLEMS]]
+        if len(found) > MOST_PROBLEMS:
+            problems.append(f"{place or 'besides'}: {len(found) - MOST_PROBLEMS} more of the kind")
     return None
 
 
@@ -29,7 +39,7 @@ def _no_json(value: object) -> dict[str, str]:
 
 
 def _sentence(model: type[BaseModel], detail: Mapping[str, Any], place: str, also: Iterable[str]) -> str:
-    location = [str(part) for part in detail["loc"] if not str(part).startswith("tag:")]
+    location = [shortened(str(part)) for part in detail["loc"] if not str(part).startswith("tag:")]
     key = ".".join([place, *location] if place else location)
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key{did_you_mean(location[-1], _keys_at(model, location[:-1], also))}"
@@ -38,7 +48,7 @@ def _sentence(model: type[BaseModel], detail: Mapping[str, Any], place: str, als
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if detail["type"] in ("model_type", "model_attributes_type"):
         message = "must be a table"
-    return f"{key}: {message} (got {detail['input']!r})"
+    return f"{key}: {message} (got {shown(detail['input'])})"
 
 
 def _keys_at(model: type[BaseModel], path: Sequence[str], also: Iterable[str]) -> list[str]:

@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import tomli
-
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.files.atomic_files import cache_folder
+from pdtrim_core.files.reading import UnreadableError, read_toml
 from pdtrim_core.results.run_folder import OWN_FILES, OWN_FOLDERS
+from pdtrim_core.wording import shortened
 
 MARKS = ("recipe.toml", "journal.jsonl")
 """The files that make a folder one of a run: both are there from its first moment on."""
@@ -85,8 +85,8 @@ def _in_use(path: Path) -> bool:
 
 def _model_of(path: Path) -> str:
     try:
-        return str(tomli.loads((path / "recipe.toml").read_text(encoding="utf-8"))["model"]["path"])
-    except (tomli.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return shortened(str(read_toml(path / "recipe.toml")["model"]["path"]))
+    except (UnreadableError, KeyError, TypeError):
         return "?"
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
+import itertools
 import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.errors import PdtrimError, PlanError
+from pdtrim_core.files.reading import UnreadableError, parse_json
+from pdtrim_core.plan.elements import MOST_BLOCKS
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.old_formats import outcome_of_1
+from pdtrim_core.wording import shortened, shown
 
 OUTCOME_FORMAT = 2
+CANDIDATES = ("measured", "cut_short", "remembered")
 PACKAGES = ("pdtrim-core", "torch", "transformers", "safetensors", "pluggy", "pydantic")
 
 
@@ -85,6 +90,9 @@ class Cost:
     def saved(self) -> float:
         """The share that went away, as a fraction of 1."""
         return 1 - self.plan / self.dense
+
+
+N = TypeVar("N", Row, Cost)
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,20 @@ class Outcome:
             raise PlanError(f"this run has no plan: its pruner replaced the whole of {self.model}, and removed no blocks from it")
         return SavedPlan.from_data(self.saved_plan, "outcome.json")
 
+    def row(self, name: str) -> Row:
+        """Return a row of the result table. Raises `PdtrimError` where there is none of that name."""
+        return self._named("row", name, self.rows)
+
+    def cost(self, name: str) -> Cost:
+        """Return a cost by its name. Raises `PdtrimError` where there is none of that name."""
+        return self._named("cost", name, self.costs)
+
+    def _named(self, what: str, name: str, among: tuple[N, ...]) -> N:
+        for one in among:
+            if one.name == name:
+                return one
+        raise PdtrimError(f"the outcome of a run on {shortened(self.model)} has no {what} '{name}': run its recipe again")
+
     def to_json(self) -> str:
         """Return the text of `outcome.json`."""
         return TypeAdapter(Outcome).dump_json(self, indent=1).decode() + "\n"
@@ -185,19 +207,68 @@ class Outcome:
     def from_json(cls, text: str, where: str = "outcome.json") -> Outcome:
         """Read what `to_json` wrote. Raises `PdtrimError` naming `where` when it is something else."""
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             data = outcome_of_1(data) if data["format"] == 1 else data
             found = data["format"]
-        except (ValueError, KeyError, TypeError):
+        except UnreadableError as error:
+            reason = "" if error.syntax else f": {error.reason}"
+            raise PdtrimError(f"{where} is not the outcome of a run{reason}") from None
+        except (KeyError, TypeError):
             raise PdtrimError(f"{where} is not the outcome of a run") from None
         if found != OUTCOME_FORMAT:
-            raise PdtrimError(f"{where} has outcome format {found}, this version reads {OUTCOME_FORMAT}: run its recipe again")
+            raise PdtrimError(
+                f"{where} has outcome format {shown(found)}, this version reads {OUTCOME_FORMAT}: run its recipe again"
+            )
         try:
-            return TypeAdapter(Outcome).validate_python(data)
+            outcome = TypeAdapter(Outcome).validate_python(data)
+            problem = next(_contradictions(outcome), None)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise PdtrimError(f"{where} is not the outcome of a run: {place}: {first['msg']}") from None
+            problem = f"{shortened(place)}: {first['msg']}"
+        except PlanError as error:
+            problem = f"saved_plan: {str(error).removeprefix('outcome.json').lstrip(': ')}"
+        if problem:
+            raise PdtrimError(f"{where} is not the outcome of a run: {problem}") from None
+        return outcome
+
+
+def _contradictions(outcome: Outcome) -> Iterator[str]:
+    """Yield what no run could have said, and readers count on: tables without their rows, blocks that the model does not have."""
+    count = outcome.block_count
+    if not 0 < count <= MOST_BLOCKS:
+        yield f"block_count: no model has {shown(count)} blocks"
+    if outcome.saved_plan is not None and outcome.plan.block_count != count:
+        yield f"saved_plan: it is a plan for {outcome.plan.block_count} blocks, and the model has {count}"
+    yield from _wrong_tables(outcome)
+    sets, merged = outcome.sets, (merge.pair for merge in outcome.merges)
+    named = (*sets.initial, *sets.drops, *itertools.chain(*sets.pairs, *merged))
+    strange = [block for block in named if not 0 <= block < count]
+    if strange:
+        yield f"it names block {shown(strange[0])} of a model with blocks 0 to {count - 1}"
+
+
+def _wrong_tables(outcome: Outcome) -> Iterator[str]:
+    """Yield what is missing or twice in the tables, or has another length than the model has blocks."""
+    count = outcome.block_count
+    for key, names in (("rows", [row.name for row in outcome.rows]), ("costs", [cost.name for cost in outcome.costs])):
+        if len(set(names)) < len(names):
+            yield f"{key}: one is there twice"
+    if not outcome.rows:
+        yield "rows: there are none"
+    missing = [name for name in CANDIDATES if name not in outcome.candidates]
+    if missing:
+        yield f"candidates: there is no '{missing[0]}'"
+    free = [cost.name for cost in outcome.costs if cost.dense == 0]
+    if free:
+        yield f"costs: '{shortened(free[0])}' of the dense model is nothing"
+    for key, numbers, length in (
+        ("block_scores", outcome.block_scores, count),
+        ("pair_scores", outcome.pair_scores, count - 1),
+        ("norms", outcome.norms, count + 1),
+    ):
+        if len(numbers) not in (0, length):
+            yield f"{key}: {len(numbers)} numbers for {count} blocks"
 
 
 def versions(extra: tuple[str, ...] = ()) -> dict[str, str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tomli
-
 from pdtrim_core.data.readings import Reading
-from pdtrim_core.errors import PdtrimError, reason_of
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.paths import PathLike
+from pdtrim_core.files.reading import UnreadableError, read_json, read_toml
+from pdtrim_core.plan.elements import MOST_BLOCKS
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome, measured_in
@@ -55,7 +54,7 @@ def read_record(path: PathLike, outcome: Outcome | None = None) -> RunRecord:
         path,
         outcome,
         recipe=outcome.recipe if outcome else _recipe_in(path / "recipe.toml"),
-        scores=_data_in(path / "scores.json"),
+        scores=_scores_in(path / "scores.json"),
         environment=_data_in(path / "environment.json"),
         readings=measured_in(path) if journal else {},
         results=tuple(results_in(path)),
@@ -64,19 +63,31 @@ def read_record(path: PathLike, outcome: Outcome | None = None) -> RunRecord:
 
 def _recipe_in(file: Path) -> dict[str, Any]:
     try:
-        return tomli.loads(file.read_text(encoding="utf-8"))
+        return read_toml(file)
     except FileNotFoundError:
         return {}
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PdtrimError(f"{file} cannot be read ({reason_of(error)}): run its recipe again with --fresh") from None
+    except UnreadableError as error:
+        raise PdtrimError(f"{error}: run its recipe again with --fresh") from None
+
+
+def _scores_in(file: Path) -> dict[str, Any]:
+    """Return what the scorer said; nothing where it has not come to it."""
+    data = _data_in(file)
+    for key in ("block", "pair", "norms"):
+        numbers = data.get(key, [])
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            raise PdtrimError(f"{file} cannot be read ({key} is no list of numbers): run its recipe again with --fresh")
+        if len(numbers) > MOST_BLOCKS + 1:
+            raise PdtrimError(f"{file} cannot be read (it has {len(numbers)} scores): run its recipe again with --fresh")
+    return data
 
 
 def _data_in(file: Path) -> dict[str, Any]:
     """Return the data of a JSON file that a run writes; nothing where it has not got so far."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise PdtrimError(f"{file} cannot be read ({reason_of(error)}): run its recipe again with --fresh") from None
+    except UnreadableError as error:
+        raise PdtrimError(f"{error}: run its recipe again with --fresh") from None
     return data if isinstance(data, dict) else {}

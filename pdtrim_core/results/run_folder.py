@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -15,13 +16,22 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import tomli
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
 
-from pdtrim_core.data.readings import Reading
-from pdtrim_core.errors import PdtrimError, PlanError
+from pdtrim_core.data.readings import Reading, reading_from
+from pdtrim_core.errors import PdtrimError, PlanError, reason_of
 from pdtrim_core.files.atomic_files import write_whole, writing
+from pdtrim_core.files.reading import (
+    JSON_BYTES,
+    LINE_BYTES,
+    UnreadableError,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    read_json,
+    read_text,
+    read_toml,
+)
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
 from pdtrim_core.results.old_formats import journal_line_of_1, resolved_recipe_of_1
@@ -40,7 +50,6 @@ SETTLE_SECONDS = 1.0
 
 TOLD_LINES = 3
 """Lines of a damaged journal that are told one by one."""
-READING = TypeAdapter(Reading)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Journal:
             self.forget(part, [_text(by) for by in line["forget"]])
             return
         plan, by = plan_from_json(line.pop("plan")), _text(line.pop("by", ""))
-        reading = READING.validate_python(line)
+        reading = reading_from(line)
         self.parts.setdefault(part, {})[plan] = Entry(reading, by)
 
     def forget(self, part: str, by: Collection[str]) -> None:
@@ -84,10 +93,7 @@ def _table(value: object) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return "not text in UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return error.reason if isinstance(error, UnreadableError) else reason_of(error)
 
 
 def _text(value: object) -> str:
@@ -212,12 +218,12 @@ def _clear(path: Path) -> None:
 
 def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
     try:
-        before = tomli.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        before = read_toml(path / "recipe.toml")
     except FileNotFoundError:
         return
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PdtrimError(f"{path / 'recipe.toml'} cannot be read ({error}): start anew with --fresh") from None
-    changed = changed_keys(resolved_recipe_of_1(before), tomli.loads(tomli_w.dumps(dict(recipe))))
+    except UnreadableError as error:
+        raise PdtrimError(f"{error}: start anew with --fresh") from None
+    changed = changed_keys(resolved_recipe_of_1(before), parse_toml(tomli_w.dumps(dict(recipe))))
     if changed:
         raise PdtrimError(
             f"{path} holds a run of another recipe, which differs in {', '.join(changed)}: start anew with --fresh, or "
@@ -246,13 +252,13 @@ def _read_journal(path: Path, *, mend: bool = True) -> Journal:
     reads leaves it, for a run may be writing it now. Any other line that is no measurement is lost alone.
     """
     found, lost = Journal(), []
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    whole, _, torn = read_bytes(path).rpartition(b"\n")
     if torn and mend:
         with path.open("r+b") as file:
             file.truncate(len(whole) + (1 if whole else 0))
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(io.BytesIO(whole), start=1):
         try:
-            found.take(journal_line_of_1(_table(json.loads(line.decode()))))
+            found.take(journal_line_of_1(_table(parse_json(line.rstrip(b"\n"), most=LINE_BYTES))))
         except (ValueError, TypeError, PdtrimError) as error:
             lost.append(f"{path}, line {number}, is no measurement ({_reason(error)}) and is left out")
     if len(lost) > TOLD_LINES:
@@ -262,8 +268,8 @@ def _read_journal(path: Path, *, mend: bool = True) -> Journal:
 
 def _json_or_empty(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        data = read_json(path)
+    except UnreadableError:
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -304,8 +310,6 @@ def load_plan(path: Path) -> SavedPlan:
 
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_text(file, JSON_BYTES)
     except FileNotFoundError:
         raise PdtrimError(f"{file} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise PdtrimError(f"{file} is not text in UTF-8 (byte {error.start})") from None

@@ -14,7 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.atomic_files import write_whole, writing
 from pdtrim_core.files.paths import PathLike
+from pdtrim_core.files.reading import UnreadableError, read_json
 from pdtrim_core.results.old_formats import task_result_of_1
+from pdtrim_core.wording import shown
 
 EVALUATION_FORMAT = 2
 FOLDER = "evaluations"
@@ -102,14 +104,19 @@ def results_in(run: PathLike) -> list[TaskResult]:
 def read_result(path: Path) -> TaskResult:
     """Read what `write_result` wrote. Raises `PdtrimError` naming the file when it is something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
+        data = read_json(path)
         data = task_result_of_1(data) if data["format"] == 1 else data
         found = data["format"]
         if found != EVALUATION_FORMAT:
             raise PdtrimError(
-                f"{path} has evaluation format {found}, this version reads {EVALUATION_FORMAT}: delete it and evaluate again"
+                f"{path} has evaluation format {shown(found)}, this version reads {EVALUATION_FORMAT}: delete it and evaluate "
+                "again"
             )
         return TypeAdapter(TaskResult).validate_python(data)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except FileNotFoundError:
+        raise PdtrimError(f"{path} does not exist: delete it, if it is a link, and evaluate again") from None
+    except UnreadableError as error:
+        reason = "" if error.syntax else f" ({error.reason})"
+        raise PdtrimError(f"{path} is no result of an evaluation{reason}: delete it and evaluate again") from error
+    except (KeyError, TypeError, ValidationError) as error:
         raise PdtrimError(f"{path} is no result of an evaluation: delete it and evaluate again") from error

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pdtrim_core.errors import PdtrimError, reason_of
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.reading import UnreadableError, read_json
+from pdtrim_core.wording import shortened
 
 Connector = Literal["nixl", "example"]
 HASH_SHOWN = 12
@@ -111,9 +113,10 @@ def open_export(path: Path, name: str | None = None) -> Export:
             f'{folder} is of a plan with first_token = "prefill", but on vLLM decode makes the first token: run the recipe with '
             "--set evaluation.first_token=decode, and export again"
         )
-    name = name or _short(str(plan.get("model", {}).get("name", "")))
+    model = plan.get("model")
+    name = name or _short(str(model.get("name", "")) if isinstance(model, dict) else "")
     if not name or "@" in name or any(letter.isspace() for letter in name):
-        raise PdtrimError(f"'{name}' cannot be a model's name here: give one without @ and spaces, with --name")
+        raise PdtrimError(f"'{shortened(name)}' cannot be a model's name here: give one without @ and spaces, with --name")
     return Export(folder, name, str(plan["plan_hash"]))
 
 
@@ -220,11 +223,11 @@ def example_request(export: Export, url: str) -> str:
 
 def _json_of(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except FileNotFoundError:
         raise PdtrimError(f"{file} does not exist: export the run again") from None
-    except ValueError as error:
-        raise PdtrimError(f"{file} is damaged ({reason_of(error)}): export the run again") from None
+    except UnreadableError as error:
+        raise PdtrimError(f"{file} is damaged ({error.reason}): export the run again") from None
     if not isinstance(found, dict):
         raise PdtrimError(f"{file} is damaged (it holds no JSON object): export the run again")
     return found

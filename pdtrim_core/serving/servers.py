@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdtrim_core.errors import COLOURS, PdtrimError, one_line, reason_of, shortened
+from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.serving.commands import Command
+from pdtrim_core.wording import COLOURS, one_line, shortened
 
 STOP_SECONDS = 20
 POLL_SECONDS = 0.5

@@ -14,6 +14,8 @@ from pdtrim_core.sweeping.sweep_file import Entry, SweepFile
 from pdtrim_core.sweeping.table import short_keys
 
 MOST_RUNS = 1000
+MOST_KEYS = 1000
+"""Keys of the recipe that one file sets, at most: each is compared with each other."""
 LONGEST_NAME = 200
 OWN_KEYS = ("out", "plugins")
 """Keys of a recipe that no run of a sweep may set: each has its own folder, and one set of plugins is loaded."""
@@ -41,6 +43,9 @@ def points_of(file: SweepFile, problems: list[str]) -> list[Point]:
             problems.append(f"grid.{key}: must be a list of values (got {values!r})")
         elif not values:
             problems.append(f"grid.{key}: an empty list gives no runs")
+    if len(file.runs) > MOST_RUNS:
+        problems.append(f"runs: these are {len(file.runs)} runs, more than {MOST_RUNS}")
+        return []
     if not grid and not file.runs:
         problems.append("nothing varies: give [grid], [[runs]] or both")
     own = [(entry, dict(flat(entry.set, f"runs.{number}.set", problems))) for number, entry in enumerate(file.runs)]
@@ -52,6 +57,9 @@ def points_of(file: SweepFile, problems: list[str]) -> list[Point]:
     count = math.prod(len(values) for values in grid.values() if isinstance(values, list)) * max(1, len(own))
     if count > MOST_RUNS:
         problems.append(f"grid: these are {count} runs, more than {MOST_RUNS}")
+    keys = {*grid, *(key for _, settings in own for key in settings)}
+    if len(keys) > MOST_KEYS:
+        problems.append(f"runs: these are {len(keys)} keys, more than {MOST_KEYS}")
     return [] if problems else _named(own or [(Entry(), {})], file, grid, problems)
 
 
@@ -82,7 +90,11 @@ def flat(table: Mapping[str, Any], place: str, problems: list[str]) -> list[tupl
     A table with the key `use` is a value: it names a component anew. Any other table changes the keys that it has.
     """
     found: dict[str, Any] = {}
-    for key, value in leaves(table):
+    given = list(leaves(table))
+    if len(given) > MOST_KEYS:
+        problems.append(f"{place}: these are {len(given)} keys, more than {MOST_KEYS}")
+        return []
+    for key, value in given:
         if not all(key.split(".")):
             problems.append(f"{place}.{key}: is no key of a recipe")
         elif key.split(".")[0] in OWN_KEYS:

@@ -39,7 +39,8 @@ def _loses(stage: str) -> Callable[[Row], str]:
 
 
 def _work(row: Row) -> str:
-    return f"{round(-100 * row['saved']['prefill work for 1024 tokens'], 1) + 0.0:+.1f} %"
+    saved = row["saved"].get("prefill work for 1024 tokens")
+    return "" if saved is None else f"{round(-100 * saved, 1) + 0.0:+.1f} %"
 
 
 def _merges(row: Row) -> str:

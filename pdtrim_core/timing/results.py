@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.atomic_files import write_whole
+from pdtrim_core.files.reading import UnreadableError, read_json
+from pdtrim_core.wording import shown
 
 LATENCY_FORMAT = 1
 Measure = Literal["forward", "prefill", "decode"]
@@ -104,12 +105,15 @@ def write_latencies(path: Path, found: Latencies) -> Path:
 def read_latencies(path: Path) -> Latencies:
     """Read what `write_latencies` wrote. Raises `PdtrimError` naming the file when it is something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)["format"]
+        data = read_json(path)
+        found = data["format"]
         if found != LATENCY_FORMAT:
-            raise PdtrimError(f"{path} has latency format {found}, this version reads {LATENCY_FORMAT}: measure again")
-        return TypeAdapter(Latencies).validate_json(text)
+            raise PdtrimError(f"{path} has latency format {shown(found)}, this version reads {LATENCY_FORMAT}: measure again")
+        return TypeAdapter(Latencies).validate_python(data)
     except FileNotFoundError:
         raise PdtrimError(f"{path} does not exist") from None
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except UnreadableError as error:
+        reason = "" if error.syntax else f" ({error.reason})"
+        raise PdtrimError(f"{path} is no result of a latency benchmark{reason}: measure again") from error
+    except (KeyError, TypeError, ValidationError) as error:
         raise PdtrimError(f"{path} is no result of a latency benchmark: measure again") from error

@@ -5,13 +5,14 @@ How long a model takes depends on its shape, not on its weights, so that times c
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.errors import PdtrimError, did_you_mean, reason_of
+from pdtrim_core.files.reading import UnreadableError, read_json
+from pdtrim_core.wording import shortened, shown
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.plan.costs import ModelSizes
 
+MOST_LAYERS = 1000
+"""Layers, and experts of a layer, of a shape at most."""
 _KEYS = (
     "model_type",
     "vocab_size",
@@ -80,10 +83,15 @@ def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> ModelShape:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        sizes = sizes_of(model, host.find_blocks(model, name))
+    except PdtrimError:
+        raise
+    except Exception as error:
         # Whatever a wrong number in a config trips over.
         raise PdtrimError(f"{name}: no model can be made from this config ({reason_of(error)})") from error
-    return ModelShape(name, config, sizes_of(model, host.find_blocks(model, name)), dtype)
+    if not sizes.blocks:
+        raise PdtrimError(f"{name}: no model can be made from this config (it has no layers)")
+    return ModelShape(name, config, sizes, dtype)
 
 
 def random_model(shape: ModelShape, host: PluginHost, device: torch.device) -> BlockModel:
@@ -120,9 +128,11 @@ def _data_of(given: str) -> tuple[str, dict[str, Any]]:
             f"(known shapes: {', '.join(SHAPES)})"
         )
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file)
         data["model_type"]
-    except (ValueError, TypeError, KeyError) as error:
+    except UnreadableError as error:
+        raise PdtrimError(f"{file} is not the config.json of a transformers model: {error.reason}") from error
+    except (TypeError, KeyError) as error:
         raise PdtrimError(f"{file} is not the config.json of a transformers model: it must be JSON with a model_type") from error
     return file.resolve().parent.name or given, data
 
@@ -132,9 +142,23 @@ def _config(name: str, data: Mapping[str, Any]) -> Any:
 
     if data.get("quantization_config") is not None:
         raise PdtrimError(f"{name} is the config of a quantised model: take that of the full-precision checkpoint")
+    strange = next(_uncountable(data), None)
+    if strange is not None:
+        raise PdtrimError(f"{name}: no model can be made from this config ({strange})")
     values = {key: value for key, value in data.items() if key not in ("model_type", "dtype", "torch_dtype")}
     try:
         return AutoConfig.for_model(data["model_type"], **values)
     except Exception as error:
         # transformers checks a config with errors of its own and of others.
         raise PdtrimError(f"{name}: transformers cannot read this config ({reason_of(error)})") from error
+
+
+def _uncountable(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a config has more of than is ever made: transformers lists layers one by one, and makes them one by one."""
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _uncountable(value)
+        elif isinstance(value, int | list) and any(word in key for word in ("layer", "expert", "block")):
+            count = len(value) if isinstance(value, list) else value
+            if count > MOST_LAYERS:
+                yield f"{shortened(key)}: {shown(count)} is more than {MOST_LAYERS:,}"

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from pydantic import Field
 
-from pdtrim_core.api import CalibrationSource, PdtrimError, Sample, hookimpl, python_reference, reason_of
+from pdtrim_core.api import (
+    CalibrationSource,
+    PdtrimError,
+    Sample,
+    UnreadableError,
+    hookimpl,
+    parse_json,
+    python_reference,
+    read_lines,
+    read_text,
+    shown,
+)
+
+MOST_PIECES = 1_000_000
+"""Pieces that a text is cut into, at most."""
 
 
 class Mini(CalibrationSource):
@@ -30,7 +45,9 @@ class Mini(CalibrationSource):
 
 def _shipped(name: str) -> list[Sample]:
     path = resources.files("pdtrim_plugins") / "data" / "mini" / f"{name}.jsonl"
-    return parse_items(path.read_text(encoding="utf-8"), f"mini/{name}.jsonl")
+    return [
+        _item(line, f"mini/{name}.jsonl, line {number}") for number, line in enumerate(path.read_bytes().splitlines(), start=1)
+    ]
 
 
 def _halves(samples: Sequence[Sample], count: int, rng: Random, option: str) -> list[Sample]:
@@ -92,30 +109,25 @@ def _spread(groups: Sequence[list[Sample]], count: int, rng: Random) -> list[Sam
 def read_items(path: Path) -> list[Sample]:
     """Return the items of a JSONL file. Raises a `PdtrimError` that names the file, the line and the problem."""
     try:
-        text = path.read_text(encoding="utf-8")
+        items = [_item(line, f"{path}, line {number}") for number, line in read_lines(path) if line.strip()]
     except FileNotFoundError:
         raise PdtrimError(f"calibration file {path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise PdtrimError(f"calibration file {path} is not text in UTF-8: {error}") from None
-    except OSError as error:
-        raise PdtrimError(f"calibration file {path} cannot be read: {error.strerror or reason_of(error)}") from None
-    items = parse_items(text, str(path))
+    except UnreadableError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise PdtrimError(f"calibration file {path} is not text in UTF-8: {error.__cause__}") from None
+        raise PdtrimError(f"calibration file {error}") from None
     if not items:
         raise PdtrimError(f"calibration file {path} is empty: it needs one item a line")
     return items
 
 
-def parse_items(text: str, where: str) -> list[Sample]:
-    """Return the items of JSONL text; `where` names it in errors."""
-    lines = text.split("\n")
-    return [_item(line, f"{where}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def _item(line: str, where: str) -> Sample:
+def _item(line: bytes, where: str) -> Sample:
     try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise PdtrimError(f"{where}: not JSON ({error})") from None
+        data = parse_json(line, where)
+    except UnreadableError as error:
+        if error.syntax:
+            raise PdtrimError(f"{where}: not JSON ({error.reason})") from None
+        raise
     if not isinstance(data, dict):
         raise PdtrimError(f"{where}: an item is an object with query, choices and gold")
     name = str(data.get("id", ""))
@@ -144,7 +156,7 @@ def _texts(data: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
 def _gold(data: dict[str, Any], count: int, where: str) -> int:
     value = _field(data, "gold", where)
     if type(value) is not int or not 0 <= value < count:
-        raise PdtrimError(f"{where}: gold must be the number of the right choice, 0 to {count - 1} (got {value!r})")
+        raise PdtrimError(f"{where}: gold must be the number of the right choice, 0 to {count - 1} (got {shown(value)})")
     return value
 
 
@@ -190,21 +202,21 @@ class Text(CalibrationSource):
             yield "python-reference", "\n".join(python_reference())
         for path in files:
             try:
-                yield path.name, path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise PdtrimError(f"calibration file {path} cannot be read as text: {reason_of(error)}") from None
+                yield path.name, read_text(path)
+            except (FileNotFoundError, UnreadableError) as error:
+                raise PdtrimError(f"calibration file {path} cannot be read as text: {error}") from None
 
 
 def _pieces(text: str, words: int, where: str) -> list[Sample]:
-    split = text.split()
-    return [
-        Sample(
-            " ".join(split[start : start + words // 2]),
-            (" " + " ".join(split[start + words // 2 : start + words]),),
-            name=f"{where}:{start}",
-        )
-        for start in range(0, len(split) - words + 1, words)
-    ]
+    # Word by word, for a list of them would take many times the memory of the text.
+    rest = (found[0] for found in re.finditer(r"\S+", text))
+    pieces: list[Sample] = []
+    while len(piece := list(islice(rest, words))) == words:
+        if len(pieces) == MOST_PIECES:
+            raise PdtrimError(f"calibration.words: {where} has more than {MOST_PIECES:,} pieces of {words}: ask for longer ones")
+        first, second = " ".join(piece[: words // 2]), " " + " ".join(piece[words // 2 :])
+        pieces.append(Sample(first, (second,), name=f"{where}:{words * len(pieces)}"))
+    return pieces
 
 
 @hookimpl

@@ -147,6 +147,19 @@ def test_a_known_package_whose_file_is_damaged(cli: Cli, recipe: Path, tmp_path:
     assert "expected b179c9523d0e...; reinstall the package" in done.err
 
 
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000, '"\\u0000"', "\udcff", "{a = " * 5000, "x" * 100_000])
+def test_a_setting_beyond_the_limits_is_one_short_line(cli: Cli, recipe: Path, value: str) -> None:
+    done = cli("check", recipe, "--set", f"prune.blocks={value}")
+    assert (done.code, done.err) == (2, "")
+    assert len(done.out.splitlines()) == 2
+    assert len(done.out) < 1000
+
+
+def test_a_file_whose_name_is_no_text_is_named(program: Cli) -> None:
+    done = program("check", "\udcff.toml")
+    assert (done.code, "no such file" in done.out, "Traceback" in done.err) == (2, True, False)
+
+
 def test_a_gguf_file_that_does_not_exist(cli: Cli, recipe: Path) -> None:
     done = cli("run", recipe, "--set", "model.path=nothing.gguf")
     assert (done.code, done.err.splitlines()[-1]) == (1, "error: GGUF file nothing.gguf does not exist")

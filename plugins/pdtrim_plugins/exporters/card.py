@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Outcome, Plan, SavedPlan
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FRONT_AT_MOST = 1_000_000
+"""Characters of a card that its front matter lies in."""
 FRONT = re.compile(r"^---\n(.*?)\n---", re.DOTALL)
 LIBRARIES = {"gguf": "gguf", "prefill": "vllm", "serve": "vllm"}
 LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -73,7 +75,8 @@ def _license(model: BlockModel) -> dict[str, str]:
     if model.license:
         return {"license": model.license.lower()}
     for readme in _cards_of(model):
-        found = FRONT.match(readme.read_text(encoding="utf-8", errors="replace"))
+        with readme.open(encoding="utf-8", errors="replace") as file:
+            found = FRONT.match(file.read(FRONT_AT_MOST))
         if found:
             lines = dict(re.findall(r"^(\w+): *(\S.*?) *$", found[1], re.MULTILINE))
             return {key: lines[key] for key in LICENSE_KEYS if key in lines}

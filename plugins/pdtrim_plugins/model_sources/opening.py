@@ -59,7 +59,7 @@ class Heard(logging.Handler):
         """Return as one line what was said that a reason does not say; progress bars do not count."""
         written = [line for line in self.stream.getvalue().splitlines() if "%|" not in line]
         lines = [one_line(line) for line in (*self._lines, *written)]
-        return shortened("; ".join(line for line in lines[-HEARD:] if line and line not in reason))
+        return shortened("; ".join(line for line in lines[-HEARD:] if line and line not in reason), 500)
 
 
 @contextmanager

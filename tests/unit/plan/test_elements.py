@@ -170,3 +170,20 @@ def test_what_is_no_element_is_refused_and_shown(garbage: Any) -> None:
 def test_fields_of_the_wrong_sort_are_refused(garbage: dict[str, Any]) -> None:
     with pytest.raises(PlanError):
         element_from_json(garbage)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (
+            {"kind": "merge", "keep": 0, "drop": 10**12, "kv": "shadow"},
+            "a merge of blocks 0 to 1000000000000: models have 10,000",
+        ),
+        ({"kind": "drop", "block": 30_000_000}, "no model has a block 30000000: there are 10,000 at most"),
+        ({"kind": "kv-only", "slot": 10**15}, "no model has a block 1000000000000000: there are 10,000 at most"),
+        ({"kind": "shrink", "block": 0, "part": "mlp", "units": [10**9]}, "no block has a unit 1000000000: models have at most"),
+    ],
+)
+def test_blocks_and_units_that_no_model_has_are_refused_before_they_are_listed(data: dict[str, Any], problem: str) -> None:
+    with pytest.raises(PlanError, match=problem):
+        Removal([element_from_json(data)])

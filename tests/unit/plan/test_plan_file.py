@@ -21,7 +21,7 @@ LAW = "this plan breaks the K/V law: "
 @st.composite
 def saved(draw: st.DrawFn) -> SavedPlan:
     a_plan, block_count = draw(lawful())
-    text = st.text(max_size=8)
+    text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
     return SavedPlan(a_plan, draw(text), draw(text), block_count, draw(st.sampled_from(["decode", "prefill"])))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from pdtrim_plugins.reports.html.svg import Picture
@@ -28,7 +29,7 @@ class Table:
     fold: str = ""
     kind: ClassVar[str] = "table"
 
-    @property
+    @cached_property
     def numeric(self) -> list[bool]:
         """For each column whether it has numbers."""
         return [any(row[column].key is not None for row in self.rows) for column in range(len(self.head))]

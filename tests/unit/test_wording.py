@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 import tomli
 
-from pdtrim_core.files.visible import visible, visible_in_data
+from pdtrim_core.wording import visible, visible_in_data
 
 STEERING = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0xDC80]
 
