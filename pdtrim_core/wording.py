@@ -36,9 +36,9 @@ def one_line(text: str) -> str:
 
 
 def shortened(text: str, most: int = LONGEST_VALUE) -> str:
-    """Return a text in one line of some `most` characters: a longer one loses its middle, since the reason may be at either end."""
+    """Return a text in one line of some `most` characters; a longer one loses its middle, for the reason may be at either end."""
     if len(text) > most:
-        text = f"{text[: most * 2 // 3]}...{text[-(most // 3) :]}"
+        text = f"{text[: (most - 3) * 2 // 3]}...{text[-((most - 3) // 3) :]}"
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import tomli
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.files.paths import PathLike
 
 T = TypeVar("T")
 
@@ -53,14 +54,14 @@ class UnreadableError(PdtrimError):
     `syntax` tells that it is not in its format at all, in the words of the parser, whose error is the `__cause__`.
     """
 
-    def __init__(self, reason: str, where: Path | str = "", *, syntax: bool = False) -> None:
+    def __init__(self, reason: str, where: PathLike = "", *, syntax: bool = False) -> None:
         self.reason = reason
         self.syntax = syntax
         said = f"is {reason}" if reason.startswith("not ") else f"cannot be read ({reason})"
         super().__init__(f"{where} {said}" if where else reason)
 
 
-def open_regular(path: Path) -> BufferedReader:
+def open_regular(path: PathLike) -> BufferedReader:
     """Open a file to read its bytes.
 
     Raises `FileNotFoundError` where there is nothing, and `UnreadableError` for what has no end or may never answer: a folder, a
@@ -68,12 +69,12 @@ def open_regular(path: Path) -> BufferedReader:
     """
     try:
         # Before it is opened: opening a pipe waits until someone writes to it.
-        mode = path.stat().st_mode
+        mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
             raise UnreadableError(FOLDER, path)
         if not stat.S_ISREG(mode):
             raise UnreadableError("it is no regular file", path)
-        return path.open("rb")
+        return Path(path).open("rb")
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -83,7 +84,7 @@ def open_regular(path: Path) -> BufferedReader:
         raise UnreadableError("its name is none that a file can have", path) from None
 
 
-def read_bytes(path: Path, most: int = TEXT_BYTES) -> bytes:
+def read_bytes(path: PathLike, most: int = TEXT_BYTES) -> bytes:
     """Return the content of a regular file of at most so many bytes; raises as `open_regular` does."""
     with open_regular(path) as file:
         try:
@@ -97,17 +98,17 @@ def read_bytes(path: Path, most: int = TEXT_BYTES) -> bytes:
     return content
 
 
-def read_text(path: Path, most: int = TEXT_BYTES) -> str:
+def read_text(path: PathLike, most: int = TEXT_BYTES) -> str:
     r"""Return the text of a regular file in UTF-8, with \n at the end of lines; raises as `open_regular` does."""
     return _text_of(read_bytes(path, most), path).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: PathLike) -> dict[str, Any]:
     """Return the data of a TOML file; raises as `open_regular` does."""
     return parse_toml(read_text(path, TOML_BYTES), path)
 
 
-def parse_toml(text: str, where: Path | str = "") -> dict[str, Any]:
+def parse_toml(text: str, where: PathLike = "") -> dict[str, Any]:
     """Return the data of TOML text. Raises `UnreadableError`, with `where` as the place if one is given.
 
     Numbers may be infinite or none, as TOML has it.
@@ -128,12 +129,12 @@ def parse_toml(text: str, where: Path | str = "") -> dict[str, Any]:
     return _within_limits(data, where, finite=False, most=TOML_VALUES)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: PathLike) -> Any:
     """Return the data of a JSON file; raises as `open_regular` does."""
     return parse_json(read_bytes(path, JSON_BYTES), path)
 
 
-def parse_json(text: str | bytes, where: Path | str = "", most: int = JSON_BYTES) -> Any:
+def parse_json(text: str | bytes, where: PathLike = "", most: int = JSON_BYTES) -> Any:
     """Return the data of JSON text. Raises `UnreadableError`, with `where` as the place if one is given."""
     if len(text) > most:
         raise UnreadableError(f"larger than {_size(most)}", where)
@@ -153,7 +154,7 @@ def parse_json(text: str | bytes, where: Path | str = "", most: int = JSON_BYTES
     return _within_limits(data, where, finite=True)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a regular file with their numbers from 1 on, without their ends; raises as `open_regular` does."""
     read = 0
     with open_regular(path) as file:
@@ -194,7 +195,7 @@ def problem_in(data: Any, *, finite: bool = True, most: int = VALUES) -> str | N
     return TOO_DEEP
 
 
-def _within_limits(data: T, where: Path | str, *, finite: bool, most: int = VALUES) -> T:
+def _within_limits(data: T, where: PathLike, *, finite: bool, most: int = VALUES) -> T:
     problem = problem_in(data, finite=finite, most=most)
     if problem:
         raise UnreadableError(problem, where)
@@ -221,7 +222,7 @@ def _wrong_text(text: str) -> str | None:
     return "a text with half a surrogate pair" if not text.isascii() and _SURROGATE.search(text) else None
 
 
-def _text_of(content: bytes, where: Path | str) -> str:
+def _text_of(content: bytes, where: PathLike) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -93,7 +93,9 @@ def _table(value: object) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    return error.reason if isinstance(error, UnreadableError) else reason_of(error)
+    if isinstance(error, UnreadableError):
+        return error.reason
+    return str(error) if isinstance(error, PdtrimError) else reason_of(error)
 
 
 def _text(value: object) -> str:

@@ -108,14 +108,14 @@ GARBAGE = [
     (b"", "Expecting value: line 1 column 1 (char 0)"),
     (b"{}", "it has no 'part'"),
     (b'{"part": "x", "plan": {"decode": []}}', "not a plan: it needs lists called 'prefill' and 'decode'"),
-    (b'{"part": "x", "plan": {"prefill": [], "decode": []}}', "score: Field required"),
+    (b'{"part": "x", "plan": {"prefill": [], "decode": []}}', "items must be a list of numbers"),
     (b'{"part": 5, "plan": {"prefill": [], "decode": []}}', "5 is no text"),
     (b'{"part": "x", "forget": [{}]}', "{} is no text"),
     (b"[]", "it is no table"),
     (b"null", "it is no table"),
     (b"5", "it is no table"),
     (b'"x"', "it is no table"),
-    (b"\xff\xfe", "not text in UTF-8"),
+    (b"\xff\xfe", "not text in UTF-8 (byte 0)"),
 ]
 
 
