@@ -13,6 +13,7 @@ from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import load_plugins
+from pdtrim_core.wording import shortened
 
 if TYPE_CHECKING:
     from pdtrim_core.timing.subjects import Subjects
@@ -106,8 +107,8 @@ def _wrong_values(dtype: str | None, forward: int) -> list[str]:
 def _numbers(option: str, text: str, problems: list[str]) -> tuple[int, ...]:
     """Return numbers that stand between commas, rising and each once; an empty text gives none."""
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
-        problems.append(f"{option}: must be positive whole numbers with commas between them (got '{text}')")
+    if not all(word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0 for word in words):
+        problems.append(f"{option}: must be positive whole numbers with commas between them (got '{shortened(text)}')")
         return ()
     return tuple(sorted({int(word) for word in words}))
 

@@ -13,8 +13,8 @@ from pdtrim_core.wording import shown
 Part = Literal["attention", "mlp"]
 Stage = Literal["prefill", "decode"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
-MOST_BLOCKS = 10_000
-"""Blocks of a model at most: ten times as many as the deepest that was published. A plan lists them one by one."""
+MOST_BLOCKS = 1000
+"""Blocks of a model at most: several times as many as the deepest that was published. A plan lists them one by one."""
 MOST_UNITS = 10_000_000
 """Units of one part of a block at most: a hundred times as many as the widest that was published."""
 

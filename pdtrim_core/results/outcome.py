@@ -23,6 +23,8 @@ from pdtrim_core.results.old_formats import outcome_of_1
 from pdtrim_core.wording import shortened, shown
 
 OUTCOME_FORMAT = 2
+MOST_ROWS = 100
+"""Rows of one table of an outcome at most; a run writes five."""
 CANDIDATES = ("measured", "cut_short", "remembered")
 PACKAGES = ("pdtrim-core", "torch", "transformers", "safetensors", "pluggy", "pydantic")
 
@@ -254,6 +256,8 @@ def _wrong_tables(outcome: Outcome) -> Iterator[str]:
     for key, names in (("rows", [row.name for row in outcome.rows]), ("costs", [cost.name for cost in outcome.costs])):
         if len(set(names)) < len(names):
             yield f"{key}: one is there twice"
+        if len(names) > MOST_ROWS:
+            yield f"{key}: {len(names)} are more than {MOST_ROWS}"
     if not outcome.rows:
         yield "rows: there are none"
     missing = [name for name in CANDIDATES if name not in outcome.candidates]

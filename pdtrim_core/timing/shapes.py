@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.errors import PdtrimError, did_you_mean, reason_of
 from pdtrim_core.files.reading import UnreadableError, read_json
+from pdtrim_core.plan.elements import MOST_BLOCKS
 from pdtrim_core.wording import shortened, shown
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.plan.costs import ModelSizes
 
-MOST_LAYERS = 1000
-"""Layers, and experts of a layer, of a shape at most."""
 _KEYS = (
     "model_type",
     "vocab_size",
@@ -160,5 +159,5 @@ def _uncountable(data: Mapping[str, Any]) -> Iterator[str]:
             yield from _uncountable(value)
         elif isinstance(value, int | list) and any(word in key for word in ("layer", "expert", "block")):
             count = len(value) if isinstance(value, list) else value
-            if count > MOST_LAYERS:
-                yield f"{shortened(key)}: {shown(count)} is more than {MOST_LAYERS:,}"
+            if count > MOST_BLOCKS:
+                yield f"{shortened(key)}: {shown(count)} is more than {MOST_BLOCKS:,}"

@@ -177,10 +177,10 @@ def test_fields_of_the_wrong_sort_are_refused(garbage: dict[str, Any]) -> None:
     [
         (
             {"kind": "merge", "keep": 0, "drop": 10**12, "kv": "shadow"},
-            "a merge of blocks 0 to 1000000000000: models have 10,000",
+            "a merge of blocks 0 to 1000000000000: models have 1,000",
         ),
-        ({"kind": "drop", "block": 30_000_000}, "no model has a block 30000000: there are 10,000 at most"),
-        ({"kind": "kv-only", "slot": 10**15}, "no model has a block 1000000000000000: there are 10,000 at most"),
+        ({"kind": "drop", "block": 30_000_000}, "no model has a block 30000000: there are 1,000 at most"),
+        ({"kind": "kv-only", "slot": 10**15}, "no model has a block 1000000000000000: there are 1,000 at most"),
         ({"kind": "shrink", "block": 0, "part": "mlp", "units": [10**9]}, "no block has a unit 1000000000: models have at most"),
     ],
 )
