@@ -17,11 +17,10 @@ def opening_of(text: str, tokenizer: Any) -> tuple[int, ...]:
     They are those of lm-evaluation-harness (`HFLM.tok_encode` with its defaults): the tokenizer's own, and none where the text
     begins with the name of that token itself.
     """
+    opening = in_front(tuple(tokenizer(text)["input_ids"]), tokens_of(text, tokenizer))
     first = getattr(tokenizer, "bos_token_id", None)
     first = getattr(tokenizer, "eos_token_id", None) if first is None else first
-    if first is not None and text.startswith(tokenizer.decode([first])):
-        return ()
-    return in_front(tuple(tokenizer(text)["input_ids"]), tokens_of(text, tokenizer))
+    return () if opening and first is not None and text.startswith(tokenizer.decode([first])) else opening
 
 
 def in_front(whole: Sequence[int], bare: Sequence[int]) -> tuple[int, ...]:

@@ -89,7 +89,7 @@ def test_what_a_plugin_says_when_it_fails(cli: Cli, recipe: Path, tmp_path: Path
     done = cli("run", recipe, "--set", "scorer=evil", "--set", 'searcher="greedy"')
     assert done.code == 1
     assert "evil\\x1b[2J.py" in done.err
-    assert "ValueError: \\x1b[2J failed \\u202e" in done.err
+    assert "ValueError: failed" in done.err
     assert harmless(done.out, done.err)
     done = cli("run", recipe, "--set", "scorer=evil", "--debug", "--fresh")
     assert "Traceback" in done.err
