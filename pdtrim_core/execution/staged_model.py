@@ -11,9 +11,9 @@ logits count, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ NORMALISED_AT_ONCE = 2
 """Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
 
 Replacements = Modules
+Beside = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""What is made of two sets of distributions; see `StagedModel._beside_dense`."""
 
 
 class Scored(NamedTuple):
@@ -37,6 +39,21 @@ class Scored(NamedTuple):
 
     logprob: float
     greedy: bool
+
+
+class ComparedToken(NamedTuple):
+    """A plan beside the dense model at one token of a continuation: the two distributions that the token is drawn from.
+
+    `divergence` is KL(dense || plan) in nats, `same` whether both find the same token likeliest, `overlap` the sum over the
+    vocabulary of the smaller of the two probabilities, which is the chance that a draft token of the plan is accepted by the
+    dense model in speculative decoding. `logprob` and `dense_logprob` are those of the token itself, in nats.
+    """
+
+    divergence: float
+    same: bool
+    overlap: float
+    logprob: float
+    dense_logprob: float
 
 
 class StagedModel:
@@ -101,30 +118,45 @@ class StagedModel:
         It is the mean, over the tokens of the right choice, of KL(dense || plan) in nats between the two distributions of
         the next token. Other choices are not run.
         """
+        return [math.fsum(own) / len(own) for own in self._beside_dense(items, _divergences)]
+
+    def compared(self, items: Sequence[Item]) -> list[tuple[ComparedToken, ...]]:
+        """Return for each item how this plan and the dense model differ at each token of its right choice, in order."""
+        of_items = self._beside_dense(items, _comparisons)
+        return [tuple(ComparedToken(d, bool(same), *rest) for d, same, *rest in of_tokens) for of_tokens in of_items]
+
+    def _beside_dense(
+        self, items: Sequence[Item], function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    ) -> list[list[Any]]:
+        """Return for each item what a function makes of the two distributions at each token of its right choice.
+
+        The function is given the log-probabilities `[N, V]` of the dense model and of the plan at some positions, which are its
+        own, and of some targets their positions among these and their tokens; it returns a row a target. Other choices are not
+        run.
+        """
         right = {item: _right_choice_of(item) for item in items}
-        means: dict[Item, float] = {}
+        found: dict[Item, list[Any]] = {}
         for group, prepared in self._prefix_cache.batches(list(right.values())):
             with torch.inference_mode():
-                of_tokens = self._token_divergences(prepared)
+                of_targets = self._at_targets(prepared, function)
             for number, item in enumerate(group):
-                own = [value for (owner, _), value in zip(prepared.batch.owners, of_tokens, strict=True) if owner == number]
-                means[item] = math.fsum(own) / len(own)
-        return [means[right[item]] for item in items]
+                found[item] = [row for (owner, _), row in zip(prepared.batch.owners, of_targets, strict=True) if owner == number]
+        return [found[right[item]] for item in items]
 
-    def _token_divergences(self, prepared: PreparedBatch) -> list[float]:
-        """Return KL(dense || plan) of the distributions that each target token of a batch is drawn from."""
+    def _at_targets(self, prepared: PreparedBatch, function: Beside) -> list[Any]:
+        """Return what a function makes of the distributions that each target token of a batch is drawn from; a row a target."""
         batch, dense_ND, dense = prepared.batch, prepared.dense_hidden, self._prefix_cache.of_dense.model
         hidden_ND = self._hidden(prepared)[batch.at_row, batch.at_column]
         # Two sets of logits are held, so each has half the positions that one may have.
         step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
-        parts = [
-            _divergence(
-                _logprobs(dense, dense_ND[start : start + step]), _logprobs(self._model, hidden_ND[start : start + step])
-            ).cpu()
-            for start in range(0, len(hidden_ND), step)
-        ]
-        found: list[float] = torch.cat(parts)[batch.target_at.cpu()].tolist()
-        return found
+        rows: dict[int, Any] = {}
+        for start in range(0, len(hidden_ND), step):
+            here = ((batch.target_at >= start) & (batch.target_at < start + step)).nonzero()[:, 0]
+            at, targets = (values[here].to(hidden_ND.device) for values in (batch.target_at - start, batch.targets))
+            dense_NV = _logprobs(dense, dense_ND[start : start + step])
+            found = function(dense_NV, _logprobs(self._model, hidden_ND[start : start + step]), at, targets)
+            rows.update(zip(here.tolist(), found.tolist(), strict=True))
+        return [rows[number] for number in range(len(batch.targets))]
 
     def _hidden(self, prepared: PreparedBatch) -> Tensor:
         """Return the hidden states behind the last block that counts, `[B, T, D]`."""
@@ -218,6 +250,21 @@ def _right_choice_of(item: Item) -> Item:
     """Return an item with only its right choice."""
     answer = item.answer
     return Item((item.prompt_of(answer),), (item.choices[answer],), 0, (item.choice_bytes[answer],), item.name)
+
+
+def _divergences(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+    """Return KL(dense || plan) at each target."""
+    del targets
+    return _divergence(dense_NV, plan_NV)[at]
+
+
+def _comparisons(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+    """Return the numbers of a `ComparedToken` at each target, `[target, 5]` in float64."""
+    logprobs, dense_logprobs = plan_NV[at, targets], dense_NV[at, targets]
+    same_N = dense_NV.argmax(dim=-1) == plan_NV.argmax(dim=-1)
+    overlap_N = torch.minimum(dense_NV, plan_NV).exp_().sum(dim=-1)
+    divergence_N = _divergence(dense_NV, plan_NV)
+    return torch.stack([divergence_N[at], same_N[at], overlap_N[at], logprobs, dense_logprobs], dim=1).double()
 
 
 def _divergence(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:

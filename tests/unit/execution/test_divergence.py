@@ -188,3 +188,36 @@ def test_the_model_is_as_before_after_divergences() -> None:
     with torch.inference_mode():
         assert torch.equal(dense.model(ids).logits, logits)
     assert all("forward" not in vars(block) for block in dense.blocks)
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+@pytest.mark.parametrize("name", PLANS)
+def test_every_token_compares_as_in_two_phases(name: str, first_token: FirstToken) -> None:
+    dense = tiny_llama()
+    options = ExecutionOptions(first_token=first_token, batch_tokens=64)
+    staged = StagedModel(PrefixCache(dense, options), PLANS[name], replacements(dense))
+    items = some_items()
+    for item, tokens in zip(items, staged.compared(items), strict=True):
+        continuation = item.choices[item.answer]
+        theirs = full_logits(dense, item).double().log_softmax(-1)
+        ours = two_phases_of(staged).continuation_logits(item.prompt_of(item.answer), continuation).double().log_softmax(-1)
+        assert len(tokens) == len(continuation)
+        for token, dense_V, plan_V, target in zip(tokens, theirs, ours, continuation, strict=True):
+            assert token.divergence == pytest.approx(float((dense_V.exp() * (dense_V - plan_V)).sum()), abs=CLOSE)
+            assert token.same is bool(dense_V.argmax() == plan_V.argmax())
+            assert token.overlap == pytest.approx(float(torch.minimum(dense_V.exp(), plan_V.exp()).sum()), abs=CLOSE)
+            assert token.logprob == pytest.approx(float(plan_V[target]), abs=CLOSE)
+            assert token.dense_logprob == pytest.approx(float(dense_V[target]), abs=CLOSE)
+
+
+def test_the_dense_model_is_the_same_at_every_token() -> None:
+    for tokens in StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), Plan()).compared(some_items()):
+        for token in tokens:
+            assert (token.divergence, token.same, token.logprob) == (0.0, True, token.dense_logprob)
+            assert token.overlap == pytest.approx(1.0, abs=1e-5)
+
+
+def test_divergences_are_the_means_of_what_is_compared_token_by_token() -> None:
+    staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), UNIFIED)
+    means = [sum(token.divergence for token in tokens) / len(tokens) for tokens in staged.compared(some_items())]
+    assert staged.divergences(some_items()) == pytest.approx(means, rel=1e-9)
