@@ -41,7 +41,7 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Repeats; each times the dense and the pruned models in turn.", min=1)] = 5,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, instead of the model's own.")] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads on a processor (default: one or all, whichever is faster now).", min=1)
+        int | None, typer.Option(help="Threads on a processor (default: one or all, whichever is faster now).", min=1, max=1024)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write, instead of bench.json in RUN.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

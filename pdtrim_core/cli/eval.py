@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -73,6 +74,8 @@ def eval(  # noqa: A001 - a command is named as its function is
     names, wanted = _names(tasks), _variants(variants)
     if items is not None and data is None:
         raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
+    if limit is not None and not 0 < limit < math.inf:
+        raise PdtrimError(f"--limit: give a number of items, or a share below 1 (got {limit})")
     check_installed()
     from pdtrim_core.harness.evaluate import Evaluation, Options  # noqa: PLC0415 - imports torch and the harness
     from pdtrim_core.harness.tasks import Source  # noqa: PLC0415 - the same

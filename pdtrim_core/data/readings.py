@@ -47,6 +47,13 @@ def reading_from(data: Mapping[str, Any]) -> Reading:
     missing = {"score", "mean"} - data.keys()
     if missing:
         raise ValueError(f"there is no {min(missing)}")
+    score = data["score"]
+    if score is None and "ceiling" not in data:
+        raise ValueError("a reading that was cut short needs a ceiling")
+    if score is not None and not 0 <= score <= 100:
+        raise ValueError(f"a score of {score:.6g}: scores go from 0 to 100")
+    if score is not None and (data["mean"] is None or None in items):
+        raise ValueError("a reading with a score needs a mean and the value of each item")
     return Reading(**{**data, "items": tuple(items)})
 
 

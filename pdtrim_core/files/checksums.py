@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pdtrim_core.files.atomic_files import write_whole
 from pdtrim_core.files.paths import PathLike
+from pdtrim_core.files.reading import UnreadableError, read_json
 
 MANIFEST = "sha256.json"
 """The file that has the SHA-256 of all others, by their paths in the folder."""
@@ -34,9 +35,9 @@ def damaged(folder: PathLike, only: Iterable[str] | None = None) -> list[str]:
     """
     folder = Path(folder)
     try:
-        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sums = read_json(folder / MANIFEST)
         expected = {str(name): str(digest) for name, digest in sums.items()}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, UnreadableError, AttributeError):
         return [MANIFEST]
     present = set(_files(folder))
     names = {*expected, *present} if only is None else set(only)

@@ -99,8 +99,14 @@ class Evaluation:
     def _find(self, task: str, variant: Variant, settings: Mapping[str, Any]) -> TaskResult | None:
         """Return a result that the same code measured with the same settings; say so where other code did."""
         own = {**self.settings(task, variant), CODE: settings[CODE]}
-        found = [find_result(place, task, variant, own) for place in self._places(variant)]
-        known = [result for result in found if result is not None]
+        known = []
+        for place in self._places(variant):
+            try:
+                result = find_result(place, task, variant, own)
+            except PdtrimError as error:
+                self._say(f"{task}, {variant}: measured again: {error}")
+                continue
+            known += [] if result is None else [result]
         for result in known:
             if result.settings.get(CODE) == own[CODE]:
                 return result
@@ -112,10 +118,17 @@ class Evaluation:
 
     def _keep(self, result: TaskResult, *, fresh: bool) -> TaskResult:
         for place in self._places(result.variant):
-            before = None if fresh else find_result(place, result.task, result.variant, result.settings)
-            if before is None or before.settings.get(CODE) != result.settings[CODE]:
+            if fresh or not self._has(place, result):
                 write_result(place, result)
         return result
+
+    def _has(self, place: Path, result: TaskResult) -> bool:
+        """Return whether a folder has this result already, of the same code."""
+        try:
+            before = find_result(place, result.task, result.variant, result.settings)
+        except PdtrimError:
+            return False
+        return before is not None and before.settings.get(CODE) == result.settings[CODE]
 
     def _model(self, variant: Variant) -> PdtrimLM:
         if variant not in self._models:
@@ -159,7 +172,8 @@ class Evaluation:
         """The code that measures, by what it is; that of a pruner is part of it where it makes the model that is run."""
         run = self._run
         pruner = run.recipe.pruner if run.replaced is not None else None
-        return {**engine(), **({} if pruner is None else {f"pruner '{pruner.name}'": run.host.source_of(pruner)})}
+        own = {"the model": run.dense.exact_fingerprint[:12]}
+        return {**engine(), **own, **({} if pruner is None else {f"pruner '{pruner.name}'": run.host.source_of(pruner)})}
 
     def _plan_digest(self, model: PdtrimLM) -> str:
         """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""

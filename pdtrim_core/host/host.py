@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -192,7 +193,9 @@ class PluginHost:
         """Return where the code of a component comes from, and a hash of it: "pdtrim-norm 0.1.0 8d0f3a5b21c4"."""
         for provided in self.provided:
             if provided.component is type(component):
-                return f"{provided.origin} {digest_of_class(provided.component, provided.origin.code)}"
+                # The name of a plugin file, not its path, which may be spelled in many ways.
+                origin = Path(provided.origin.source).name if provided.origin.code else provided.origin
+                return f"{origin} {digest_of_class(provided.component, provided.origin.code)}"
         return f"{type(component).__module__} {digest_of_class(type(component))}"
 
     def tell(self, event: str, **facts: object) -> None:
@@ -207,13 +210,14 @@ class PluginHost:
                 )
 
 
-def load_plugins(files: Iterable[PathLike] = (), *, trust: bool = True) -> PluginHost:
+def load_plugins(files: PathLike | Iterable[PathLike] = (), *, trust: bool = True) -> PluginHost:
     """Load all installed plugins of the entry point group `pdtrim`, and plugins that are plain Python files.
 
     The environment variable `PDTRIM_PLUGINS` selects some of the installed ones. Without `trust` no file is run, and the host
     remembers in `not_run` which ones were named. Raises `PluginError` for a file that cannot be loaded: it was named, so it is
     needed.
     """
+    files = [files] if isinstance(files, str | os.PathLike) else files
     host = PluginHost()
     installed = installed_plugins()
     host.left_out = installed.left_out
@@ -242,7 +246,6 @@ def _load_file(host: PluginHost, path: Path) -> Origin:
     if spec is None or spec.loader is None:
         raise PluginError(f"plugin file {path} is not a Python file (.py)")
     content = path.read_bytes()
-    origin = Origin(path.stem, str(path), code=digest_of_file(path, content))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -252,5 +255,7 @@ def _load_file(host: PluginHost, path: Path) -> Origin:
     except (Exception, SystemExit) as error:
         # The user's own file: whatever it raises is the user's to see, named.
         raise PluginError(f"plugin file {path} failed: {reason_of(error, kind=True)}") from error
+    # Behind its execution, which may have changed where modules are looked for.
+    origin = Origin(path.stem, str(path), code=digest_of_file(module, content))
     host.register(module, origin)
     return origin

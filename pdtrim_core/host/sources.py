@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -40,9 +41,19 @@ def digest_of_class(component: type, loaded: str = "") -> str:
     return _hash([_digest_of_module(name) or _digest_of_bytecode(component) for name in names])
 
 
-def digest_of_file(path: Path, content: bytes) -> str:
-    """Return a hash of the code of a plugin file with that content, and of what it imports from files that are not installed."""
-    return _hash([hashlib.sha256(content).hexdigest(), *_digests_of_imports(content, {path})])
+def digest_of_file(module: ModuleType, content: bytes) -> str:
+    """Return a hash of the code of a plugin file that was loaded from that content, and of the modules that it uses.
+
+    These are what it imports anywhere, and modules that it loaded in other ways and has under a name; none that is installed.
+    """
+    seen: set[Path] = set()
+    used = [digest for name in sorted(_imported(content)) for digest in _digests_of_own(name, seen)]
+    for value in vars(module).values():
+        file = _file_of(value) if isinstance(value, ModuleType) else None
+        if file is not None and file not in seen and not _installed(file) and _is_foreign(value.__name__):
+            seen.add(file)
+            used.append(_digest_of_loaded(value.__name__, value.__spec__, file))
+    return _hash([hashlib.sha256(content).hexdigest(), *used])
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -75,7 +86,8 @@ def _digest_of_package(name: str) -> str:
     files = list(_files_of(module))
     contents = [file.read_bytes() for file in files]
     seen = set(files)
-    imported = [] if _installed(files[0]) else [digest for content in contents for digest in _digests_of_imports(content, seen)]
+    names = set() if _installed(files[0]) else {found for content in contents for found in _imported(content)} - {name}
+    imported = [digest for found in sorted(names) for digest in _digests_of_own(found, seen)]
     return _hash([*(hashlib.sha256(content).hexdigest() for content in contents), *imported])
 
 
@@ -91,15 +103,29 @@ def _file_of(module: ModuleType) -> Path | None:
     return Path(file) if file and file.endswith(".py") and Path(file).is_file() else None
 
 
-def _digests_of_imports(content: bytes, seen: set[Path]) -> Iterator[str]:
-    """Yield a hash of each file that a source imports, directly or not, and that no distribution brings; each file once."""
-    for name in sorted(_imported(content)):
-        for file in _own_files(name):
-            if file not in seen:
-                seen.add(file)
-                inner = file.read_bytes()
-                yield hashlib.sha256(inner).hexdigest()
-                yield from _digests_of_imports(inner, seen)
+def _digests_of_own(name: str, seen: set[Path]) -> Iterator[str]:
+    """Yield a hash of each file of a top-level module, if no distribution brings it, and of what that imports; each file once."""
+    spec = _spec_of(name)
+    for file in _own_files(spec):
+        if file not in seen:
+            seen.add(file)
+            yield _digest_of_loaded(name, spec, file)
+            for inner in sorted(_imported(file.read_bytes())):
+                yield from _digests_of_own(inner, seen)
+
+
+_loaded: dict[Path, tuple[object, str]] = {}
+"""The hash that each file of a loaded module had when it was first looked at, with the spec that it was loaded by."""
+
+
+def _digest_of_loaded(name: str, spec: object, file: Path) -> str:
+    """Return the hash of a file; that of a loaded module is what it was at first, until the module is loaded anew."""
+    if name not in sys.modules:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    known = _loaded.get(file)
+    if known is None or known[0] is not spec:
+        known = _loaded[file] = (spec, hashlib.sha256(file.read_bytes()).hexdigest())
+    return known[1]
 
 
 def _imported(content: bytes) -> set[str]:
@@ -117,16 +143,21 @@ def _imported(content: bytes) -> set[str]:
     return {name for name in names if name != OURS and name not in sys.stdlib_module_names}
 
 
-def _own_files(name: str) -> list[Path]:
-    """Return the files of a top-level module or package that no installed distribution brings."""
+def _spec_of(name: str) -> ModuleSpec | None:
+    """Return how a top-level module was or would be found."""
     try:
-        spec = importlib.util.find_spec(name)
+        return importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
+        return None
+
+
+def _own_files(spec: ModuleSpec | None) -> list[Path]:
+    """Return the files of a top-level module or package that no installed distribution brings."""
+    if spec is None:
         return []
-    file = None if spec is None or spec.origin is None else Path(spec.origin)
-    if spec is None or file is None or file.suffix != ".py" or _installed(file):
-        return []
-    return sorted(file.parent.rglob("*.py")) if spec.submodule_search_locations else [file]
+    places = [Path(place) for place in spec.submodule_search_locations or ()]
+    files = [file for place in places for file in place.rglob("*.py")] if places else [Path(spec.origin or "")]
+    return sorted(file for file in files if file.suffix == ".py" and file.is_file() and not _installed(file))
 
 
 def _installed(file: Path) -> bool:

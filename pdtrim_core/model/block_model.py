@@ -9,6 +9,7 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,17 @@ class BlockModel:
             digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
             weights = parameter.detach().to(torch.bfloat16).contiguous().cpu().view(torch.uint8)
             digest.update(memoryview(weights.flatten().numpy()))
+        return digest.hexdigest()
+
+    @cached_property
+    def exact_fingerprint(self) -> str:
+        """A SHA-256 of all that decides the model's numbers: its config, and its weights and buffers to the bit."""
+        ignored = ("dtype", "torch_dtype", "transformers_version", "architectures")
+        config = {k: v for k, v in self.model.config.to_dict().items() if not k.startswith("_") and k not in ignored}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted([*self.model.named_parameters(), *self.model.named_buffers()], key=lambda named: named[0]):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def check_finite(self) -> None:

@@ -10,6 +10,7 @@ from typing import Self
 
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.results.outcome import SearchStep
+from pdtrim_core.wording import LONGEST_LINE, shortened
 
 
 @dataclass
@@ -38,6 +39,7 @@ class RunEvents:
 
     def note(self, text: str) -> None:
         """Say something to the user, now and in the outcome."""
+        text = shortened(text, LONGEST_LINE) if len(text) > LONGEST_LINE else text
         self.notes.append(text)
         self.host.tell("pdtrim_note_made", note=text)
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Item
 from pdtrim_core.data.readings import Score
-from pdtrim_core.errors import PdtrimError, PluginError
+from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Replacements
@@ -54,7 +56,7 @@ class Bench:
         training = module_set.digest if module_set.trained else "untrained"
         self._key_of = values_keys(
             context.recipe,
-            weights=f"{self._model.fingerprint} {self._model.layout}",
+            weights=f"{self._model.exact_fingerprint} {self._model.layout}",
             data=inputs.calibration.digest,
             training=training,
         )
@@ -100,7 +102,7 @@ class Bench:
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
         )
-        return context.ledger(part, measurement, by=self._key_of)
+        return context.ledger(part, measurement, by=self._key_of, items=len(items))
 
     def dense(self) -> Score:
         """Measure the dense model, and with it how long a measurement takes."""
@@ -119,10 +121,15 @@ class Bench:
         self.ledger.exact(Plan())
         return time.perf_counter() - started
 
+    def expected(self, component: Searcher | StageSplitter, given: Any) -> int | None:
+        """Return about how many measurements a searcher or splitter takes, as it says itself."""
+        with blame(self._context.host.label_of(component)):
+            return component.steps(given)
+
     def search(self, space: SearchSpace) -> Plan:
         """Let the searcher find what decode loses."""
         searcher, events = self._context.recipe.searcher, self._context.events
-        self._preview("search", searcher.steps(space))
+        self._preview("search", self.expected(searcher, space))
         label = self._context.host.label_of(searcher)
         # Should there be a second search, over other sets, it is the one that counts.
         events.search.clear()

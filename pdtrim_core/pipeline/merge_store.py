@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,20 +136,22 @@ class MergeStore:
             if found is None:
                 module = copy.deepcopy(self._model.blocks[merge.keep])
                 found = module, self._train(merge, module)
-                _write(path, *found)
+                _write(path, *found, key=key)
         self._kept.made(key)
         return found
 
     def _found(self, merge: Merge, path: Path) -> tuple[nn.Module, TrainedMerge] | None:
         """Return a merge that was trained before; None where there is none, or none that can be used."""
-        if not path.is_file():
+        if not path.exists():
             return None
         module = copy.deepcopy(self._model.blocks[merge.keep])
         try:
             return module, _read(path, module, merge)
         except PdtrimError as error:
             self._kept.note(f"{error}: merge {merge} is trained again")
-            return None
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        return None
 
     def copy(self, merge: Merge, path: Path) -> None:
         """Write the merged block of a run to a file of its own."""
@@ -159,7 +162,7 @@ class MergeStore:
         # When it is trained changes nothing about a merge.
         options = self._distiller.model_dump(mode="json", exclude={"train"})
         trains = [self._distiller.name, self._code, options, engine()]
-        what = [self._model.fingerprint, repr(self._model.layout), self.digest, trains, asdict(merge), str(self._dtype)]
+        what = [self._model.exact_fingerprint, repr(self._model.layout), self.digest, trains, asdict(merge), str(self._dtype)]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -267,13 +270,16 @@ def _tensors(module: nn.Module) -> tuple[torch.Tensor, ...]:
     return (*module.parameters(), *module.buffers())
 
 
-def _write(path: Path, module: nn.Module, record: TrainedMerge) -> None:
-    write_module(path, module, {key: value for key, value in asdict(record).items() if key != "merge"})
+def _write(path: Path, module: nn.Module, record: TrainedMerge, key: str = "") -> None:
+    """Write a merged block with how it came out; in the store also its key, so that no file is taken for another's."""
+    write_module(path, module, {**{name: value for name, value in asdict(record).items() if name != "merge"}, "key": key})
 
 
 def _read(path: Path, module: nn.Module, merge: Merge) -> TrainedMerge:
     try:
         tensors, figures = read_module(path)
+        if figures.pop("key") != path.stem:
+            raise ValueError("it is another merge's")
         module.load_state_dict(tensors)
     except Exception as error:
         # safetensors and torch each have errors of their own for a damaged file.

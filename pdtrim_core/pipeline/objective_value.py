@@ -91,6 +91,11 @@ class Measurement:
         self._note = note
         self._known = known
 
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items that are measured."""
+        return self._objective.items
+
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the plan's reading; go on from one that was cut short."""
         while True:

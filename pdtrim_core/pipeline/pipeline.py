@@ -47,7 +47,7 @@ def split(context: RunContext, found: FoundRemoval) -> Plan:
     """Let the splitter decide what prefill keeps; a replaced model has nothing to split."""
     if found.replaced is not None:
         return found.plan
-    with context.events.step("split the stages", about=context.recipe.splitter.steps(found.plan)):
+    with context.events.step("split the stages", about=found.bench.expected(context.recipe.splitter, found.plan)):
         return found.bench.split(found.plan, found.costs)
 
 

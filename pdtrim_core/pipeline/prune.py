@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from pdtrim_core.model.weights import MODULES, REPLACED, added_biases, save_modu
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.pipeline.measurements import ModuleSet, open_bench
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model, with_training, write_environment
 from pdtrim_core.pipeline.run_keys import losses_key
@@ -31,6 +31,7 @@ from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import MergeResult, Sets
+from pdtrim_core.search.driver import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +91,17 @@ def digest_of(pruner: Pruner, source: str, *, budget: tuple[int, int], training:
 def _context_of(context: RunContext, inputs: RunInputs, parameters: int, training: Training) -> PruneContext:
     """Return what the pruner is given."""
     evaluation = context.recipe.settings.evaluation
+
+    def ledger(part: str, measurement: Measurement) -> Ledger:
+        # The score of a loss is made up, so no bar may show the best of them.
+        key, count = losses_key(context.recipe, inputs.model.exact_fingerprint), len(measurement.items)
+        return context.ledger(part, measurement, by=lambda _plan: key, items=count, has_best=False)
+
     losses = losses_of(
         inputs.model,
         ExecutionOptions(batch_tokens=evaluation.batch_tokens, budget=evaluation.cache_budget),
         note=context.events.note,
-        # The score of a loss is made up, so no bar may show the best of them.
-        ledger=partial(context.ledger, by=lambda plan: losses_key(context.recipe, inputs.environment.weights), has_best=False),
+        ledger=ledger,
     )
     return PruneContext(
         inputs.model,

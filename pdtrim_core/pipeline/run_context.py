@@ -35,8 +35,8 @@ class RunContext:
         """Return the random numbers of a step, which depend only on the recipe's seed and on the step's name."""
         return Random(f"{self.recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
 
-    def ledger(self, part: str, measure: Measure, *, by: Callable[[Plan], Key], has_best: bool = True) -> Ledger:
-        """Return the ledger of one part of the journal: it knows what the journal has, and adds to it.
+    def ledger(self, part: str, measure: Measure, *, by: Callable[[Plan], Key], items: int, has_best: bool = True) -> Ledger:
+        """Return the ledger of one part of the journal, of so many items: it knows what the journal has, and adds to it.
 
         `by` tells what the value of a plan depends on: what was measured by something else is measured again. Listeners are
         notified of each measurement; without `has_best`, without a best so far.
@@ -50,7 +50,7 @@ class RunContext:
 
         return Ledger(
             measure,
-            known=self.folder.recall(part, measured_by),
+            known=self.folder.recall(part, measured_by, items),
             record=lambda plan, reading: self.folder.note(part, plan, reading, measured_by(plan)),
             notify=notify,
         )

@@ -108,5 +108,5 @@ def _environment(context: RunContext, model: BlockModel, calibration: Calibratio
         weights=model.fingerprint,
         data=calibration.digest,
         recipe=hashlib.sha256(recipe_text.encode()).hexdigest(),
-        sources=sources_of(context.recipe),
+        sources={**sources_of(context.recipe), "the model": model.exact_fingerprint[:12]},
     )

@@ -66,7 +66,7 @@ def values_keys(recipe: Recipe, *, weights: str, data: str, training: str) -> Ca
 
 
 def losses_key(recipe: Recipe, weights: str) -> Key:
-    """Return the key of what a pruner measures itself, the loss of removals: `weights` is the model's digest."""
+    """Return the key of what a pruner measures itself, the loss of removals: `weights` is the model's exact digest."""
     return (*keys_of(recipe).model, weights)
 
 

@@ -75,7 +75,7 @@ def _search(context: RunContext, inputs: RunInputs, pairs: MergePairs, choice: C
     """
     while True:
         bench = open_bench(context, inputs, choice.module_set)
-        with context.events.step("search", about=context.recipe.searcher.steps(choice.space)):
+        with context.events.step("search", about=bench.expected(context.recipe.searcher, choice.space)):
             plan = bench.search(choice.space)
         if choice.module_set.trained:
             return _Searched(plan, choice, choice.module_set, bench)

@@ -62,7 +62,7 @@ class Evaluation(BaseModel):
         None, ge=0, description="bytes for hidden states kept between measurements (default: a quarter of the free memory)"
     )
     threads: int | None = Field(
-        None, gt=0, description="CPU threads of torch (default: its own number or one, whichever is faster at the start)"
+        None, gt=0, le=1024, description="CPU threads of torch (default: its own number or one, whichever is faster at the start)"
     )
     early_stop: bool = Field(default=True, description="stop measuring a candidate once it cannot be accepted any more")
     pack_rows: bool = Field(

@@ -40,7 +40,10 @@ def load(path: Path) -> dict[str, Any]:
 def plugin_files(data: Mapping[str, Any], recipe: Path) -> list[Path]:
     """Return the plugin files that a recipe names, relative to its own folder."""
     names = data.get("plugins", [])
-    return [recipe.parent / name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    # A recipe may be reached by a link: then its plugins lie beside the link, or beside the file itself.
+    folders = (recipe.parent, recipe.resolve().parent) if recipe.is_symlink() else (recipe.parent,)
+    found = [[folder / name for folder in folders] for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return [next((file for file in files if file.exists()), files[0]) for files in found]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

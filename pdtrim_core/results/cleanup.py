@@ -60,7 +60,7 @@ def find_runs(places: Iterable[Path]) -> list[StoredRun]:
 def _run_folders(place: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(place):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if set(MARKS) <= set(files):
+        if set(MARKS) <= set(files) and all(Path(here, mark).is_file() for mark in MARKS):
             folders[:] = [name for name in folders if name not in OWN_FOLDERS]
             yield Path(here)
 

@@ -20,9 +20,12 @@ from pdtrim_core.files.reading import UnreadableError, parse_json
 from pdtrim_core.plan.elements import MOST_BLOCKS
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.old_formats import outcome_of_1
-from pdtrim_core.wording import shortened, shown
+from pdtrim_core.wording import LONGEST_LINE, shortened, shown
 
 OUTCOME_FORMAT = 2
+LARGEST = 1e30
+"""The largest number of an outcome: a model of 1e15 weights would compute less for a long prompt."""
+MOST_NOTES = 1000
 MOST_ROWS = 100
 """Rows of one table of an outcome at most; a run writes five."""
 CANDIDATES = ("measured", "cut_short", "remembered")
@@ -223,7 +226,7 @@ class Outcome:
             )
         try:
             outcome = TypeAdapter(Outcome).validate_python(data)
-            problem = next(_contradictions(outcome), None)
+            problem = _beyond(data) or next(_contradictions(outcome), None)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -233,6 +236,25 @@ class Outcome:
         if problem:
             raise PdtrimError(f"{where} is not the outcome of a run: {problem}") from None
         return outcome
+
+
+def _beyond(data: Any) -> str | None:
+    """Return what is larger in the data of an outcome than any run writes: readers draw and print it."""
+    level: list[Any] = [data]
+    while level:
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, float | int) and abs(value) > LARGEST:
+                return f"a number of {value:.3g}"
+        level = inner
+    notes = data.get("notes") if isinstance(data, dict) else None
+    if isinstance(notes, list) and (len(notes) > MOST_NOTES or any(len(str(note)) > LONGEST_LINE for note in notes)):
+        return f"more than {MOST_NOTES} notes, or one of more than {LONGEST_LINE} characters"
+    return None
 
 
 def _contradictions(outcome: Outcome) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import io
+import itertools
 import json
 import os
 import shutil
@@ -25,9 +25,9 @@ from pdtrim_core.files.reading import (
     JSON_BYTES,
     LINE_BYTES,
     UnreadableError,
+    open_regular,
     parse_json,
     parse_toml,
-    read_bytes,
     read_json,
     read_text,
     read_toml,
@@ -48,6 +48,7 @@ OWN_FOLDERS = ("merges", "replaced", "evaluations")
 SETTLE_SECONDS = 1.0
 """How long a measurement may be on its way to the disk: what a machine that loses power may lose."""
 
+ELSEWHERE = "remove it, or choose another folder with --out"
 TOLD_LINES = 3
 """Lines of a damaged journal that are told one by one."""
 
@@ -134,17 +135,18 @@ class RunFolder:
         """
         self._append({"part": part, "by": by, "plan": plan_to_json(plan), **vars(reading)})
 
-    def recall(self, part: str, by: Callable[[Plan], str]) -> dict[Plan, Reading]:
-        """Return the readings of a part that were measured by what measures each plan now; others are forgotten.
+    def recall(self, part: str, by: Callable[[Plan], str], items: int | None = None) -> dict[Plan, Reading]:
+        """Return the readings of a part, of so many items if that is given, that were measured by what measures each plan now.
 
-        That they are forgotten is written into the journal, where they stay.
+        Others are forgotten; that is written into the journal, where they stay.
         """
         entries = self._found.parts.get(part, {})
         stale = sorted({entry.by for plan, entry in entries.items() if entry.by != by(plan)})
         if stale:
             self._append({"part": part, "forget": stale})
             self._found.forget(part, stale)
-        return {plan: entry.reading for plan, entry in self._found.parts.get(part, {}).items()}
+        kept = self._found.parts.get(part, {})
+        return {plan: entry.reading for plan, entry in kept.items() if items in (None, len(entry.reading.items))}
 
     def settle(self) -> None:
         """Wait until the journal is on the disk."""
@@ -188,11 +190,11 @@ def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = Fals
     """
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
+    for name in OWN_FOLDERS:
+        if (path / name).is_symlink():
+            raise PdtrimError(f"{path / name} is a link, and a run writes into its own folder only: {ELSEWHERE}")
     journal_path = path / "journal.jsonl"
-    with writing(journal_path):
-        # Not buffered: what is written is on its way to the disk, and a disk that is full says so here and not at the end.
-        journal = journal_path.open("ab", buffering=0)
-    with journal:
+    with _open_journal(journal_path) as journal:
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -208,6 +210,20 @@ def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = Fals
             yield folder
         finally:
             folder.settle()
+
+
+def _open_journal(path: Path) -> FileIO:
+    """Open the journal of a run to append to it. Raises `PdtrimError` for a link, a pipe and the like in its place."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError:
+        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+            raise PdtrimError(f"{path} is no regular file, so a run does not write to it: {ELSEWHERE}") from None
+        with writing(path):
+            raise
+    # Not buffered: what is written is on its way to the disk, and a disk that is full says so here and not at the end.
+    return FileIO(descriptor, "ab")
 
 
 def _clear(path: Path) -> None:
@@ -253,16 +269,21 @@ def _read_journal(path: Path, *, mend: bool = True) -> Journal:
     A last line that was torn by a crash is dropped, and with `mend` cut off: a run that goes on writes behind it. One who only
     reads leaves it, for a run may be writing it now. Any other line that is no measurement is lost alone.
     """
-    found, lost = Journal(), []
-    whole, _, torn = read_bytes(path).rpartition(b"\n")
-    if torn and mend:
-        with path.open("r+b") as file:
-            file.truncate(len(whole) + (1 if whole else 0))
-    for number, line in enumerate(io.BytesIO(whole), start=1):
-        try:
-            found.take(journal_line_of_1(_table(parse_json(line.rstrip(b"\n"), most=LINE_BYTES))))
-        except (ValueError, TypeError, PdtrimError) as error:
-            lost.append(f"{path}, line {number}, is no measurement ({_reason(error)}) and is left out")
+    found, lost, end = Journal(), [], 0
+    with open_regular(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(LINE_BYTES)
+            while len(line) >= LINE_BYTES and not line.endswith(b"\n"):
+                line = line[:1] + file.readline(LINE_BYTES)
+            if not line.endswith(b"\n"):
+                break
+            end = file.tell()
+            try:
+                found.take(journal_line_of_1(_table(parse_json(line[:-1], most=LINE_BYTES))))
+            except (ValueError, TypeError, PdtrimError) as error:
+                lost.append(f"{path}, line {number}, is no measurement ({_reason(error)}) and is left out")
+    if line and mend:
+        os.truncate(path, end)
     if len(lost) > TOLD_LINES:
         lost[TOLD_LINES:] = [f"{path}: {len(lost) - TOLD_LINES} more lines are no measurements and are left out"]
     return replace(found, lost=tuple(lost))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pdtrim_core.host import sources
 from tests.e2e.conftest import Cli
@@ -82,7 +84,7 @@ def test_an_edited_objective_measures_again_and_the_reason_is_one_line(with_obje
     (tmp_path / "own.py").write_text(OBJECTIVE.replace("10 * mean", "11 * mean"))
     again = cli("run", with_objective, "--out", "r")
     after = outcome(tmp_path / "r")
-    reason = f"what depends on it is measured again: the code of objective 'own' ({tmp_path / 'own.py'}) has changed"
+    reason = "what depends on it is measured again: the code of objective 'own' (own.py) has changed"
     assert again.err.count(reason) == 1
     assert after["notes"].count(reason) == 1
     assert after["candidates"]["measured"] > 0
@@ -184,3 +186,54 @@ def test_a_finished_run_of_a_sweep_is_carried_out_again_when_its_code_changed(
     other = cli("sweep", "sweep.toml")
     assert other.err.count("is carried out again: the code of objective 'own'") == 2
     assert other.out != first.out
+
+
+def test_another_config_or_other_last_digits_of_the_weights_measure_again(
+    recipe: Path, cli: Cli, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    words = ("run", recipe, "--out", "r", "--set", f"model.path={model}", "--set", "prune.merges=false")
+    assert cli(*words).code == 0
+    first = outcome(tmp_path / "r")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    again = cli(*words)
+    assert "what depends on it is measured again: the model is " in again.err
+    assert outcome(tmp_path / "r")["candidates"]["remembered"] < first["candidates"]["measured"]
+    assert outcome(tmp_path / "r")["rows"][0] != first["rows"][0]
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    save_file(
+        {name: tensor.bfloat16().float() for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"}
+    )
+    third = cli(*words)
+    assert "what depends on it is measured again: the model is " in third.err
+    assert outcome(tmp_path / "r")["environment"]["weights"] == first["environment"]["weights"]
+
+
+def test_a_merge_is_not_taken_for_another_one(recipe: Path, cli: Cli, tmp_path: Path) -> None:
+    distiller(tmp_path, "pass")
+    words = ("--set", 'plugins=["own.py"]', *MERGING)
+    first = cli("run", recipe, "--out", "a", *words)
+    one, other, *_ = sorted((tmp_path / "cache" / "pdtrim-core" / "merges").glob("*.safetensors"))
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.unlink()
+    other.mkdir()
+    again = cli("run", recipe, "--out", "b", *words)
+    assert again.err.count("is trained again") == 2
+    assert f"the stored merge {one} is damaged (it is another merge's)" in again.err
+    assert again.out.split("note: ")[0] == first.out.split("note: ")[0]
+    assert (one.read_bytes(), other.read_bytes()) == contents
+
+
+def test_the_spelling_of_a_path_measures_nothing_again(
+    with_objective: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", with_objective, "--out", "r").code == 0
+    for words in (("own.toml", "r"), ("../" + tmp_path.name + "/own.toml", "r"), ("r/recipe.toml", "r")):
+        shutil.copy(with_objective, tmp_path / "own.toml")
+        again = cli("run", words[0], "--out", words[1])
+        assert (again.code, "measured again" in again.err) == (0, False), again.err
+        assert outcome(tmp_path / "r")["candidates"]["measured"] == 0

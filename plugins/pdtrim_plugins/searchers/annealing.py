@@ -21,7 +21,10 @@ class Cooling(NamedTuple):
 
     def step_count(self) -> int:
         """Return how many temperatures there are."""
-        return max(0, math.ceil(math.log(self.t_min / self.t0) / math.log(self.alpha)))
+        ratio = self.t_min / self.t0
+        # The ratio of numbers at either end of what floats can be is none that has a logarithm.
+        fall = math.log(ratio) if 0 < ratio < math.inf else math.log(self.t_min) - math.log(self.t0)
+        return max(0, math.ceil(fall / math.log(self.alpha)))
 
     def temperatures(self) -> Iterator[float]:
         """Yield them, falling."""

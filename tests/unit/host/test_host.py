@@ -374,3 +374,10 @@ def test_where_no_plugin_finds_blocks_the_one_that_failed_is_named(load: Load) -
     with pytest.raises(PluginError) as caught:
         load("raising_questions").find_blocks(model, "owner/name")
     assert str(caught.value) == ("the hook pdtrim_find_blocks of broken-questions:parts failed: LookupError: SimpleNamespace")
+
+
+def test_one_plugin_file_may_be_given_without_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("")
+    for given in (file, str(file), [str(file)]):
+        assert load_plugins(given).origins[-1].plugin == "own"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -48,7 +49,10 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def source_of(file: Path) -> str:
+def source_of(file: Path, *, anew: bool = True) -> str:
+    """Return the code of the scorer in a plugin file; `anew` as in a process that has loaded nothing of it yet."""
+    for name in [name for name in sys.modules if name.endswith("_pdtrim_test") and anew]:
+        del sys.modules[name]
     host = load_plugins([file])
     return host.source_of(host.find("scorer", "own").component())
 
@@ -71,6 +75,48 @@ def test_what_a_plugin_file_does_not_import_is_no_part_of_it(plugin: Path) -> No
     assert source_of(plugin) == before
 
 
+def test_code_that_is_loaded_already_keeps_its_hash_when_its_file_is_edited(plugin: Path) -> None:
+    before = source_of(plugin)
+    (plugin.parent / "beside" / "early_pdtrim_test.py").write_text("number = 2\n")
+    assert source_of(plugin, anew=False) == before
+    assert source_of(plugin) != before
+
+
+WAYS = {
+    "a path of its own": "import sys; sys.path.insert(0, {folder!r})\nimport hidden_pdtrim_test\n",
+    "a file by its place": (
+        "import importlib.util as u\nfile = {folder!r} + '/hidden_pdtrim_test.py'\n"
+        "spec = u.spec_from_file_location('hidden_pdtrim_test', file)\n"
+        "other = u.module_from_spec(spec)\nspec.loader.exec_module(other)\n"
+    ),
+    "a folder without __init__": "import sys; sys.path.insert(0, {above!r})\nimport hidden_folder.hidden_pdtrim_test\n",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_helpers_that_are_found_in_other_ways_count_too(way: str, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = plugin.parent / "hidden_folder"
+    folder.mkdir()
+    (folder / "hidden_pdtrim_test.py").write_text("number = 1\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    plugin.write_text(WAYS[way].format(folder=str(folder), above=str(plugin.parent)) + plugin.read_text())
+    before = source_of(plugin)
+    (folder / "hidden_pdtrim_test.py").write_text("number = 2\n")
+    for name in [name for name in sys.modules if name.startswith("hidden_")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert source_of(plugin) != before
+
+
+def test_the_place_of_a_plugin_file_is_no_part_of_its_code(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = source_of(plugin)
+    monkeypatch.chdir(plugin.parent)
+    assert source_of(Path("own.py")) == before
+    copied = plugin.parent / "elsewhere" / "own.py"
+    copied.parent.mkdir()
+    copied.write_text(plugin.read_text())
+    assert source_of(copied) == before
+
+
 def test_two_files_of_one_name_are_two_modules(plugin: Path) -> None:
     other = plugin.parent / "other" / "own.py"
     other.parent.mkdir()
@@ -81,8 +127,9 @@ def test_two_files_of_one_name_are_two_modules(plugin: Path) -> None:
     assert all(sys.modules[cls.__module__].Own is cls for cls in classes)
 
 
-def test_a_file_that_is_no_python_has_a_hash_too(tmp_path: Path) -> None:
-    hashes = {digest_of_file(tmp_path / "own.py", content) for content in (b"(", b"\x00", b"import nothing_of_the_kind", b"")}
+def test_a_file_that_is_no_python_has_a_hash_too() -> None:
+    module = ModuleType("pdtrim_file_own")
+    hashes = {digest_of_file(module, content) for content in (b"(", b"\x00", b"import nothing_of_the_kind", b"")}
     assert len(hashes) == 4
 
 

@@ -48,8 +48,8 @@ def test_random_numbers_depend_on_the_seed_and_the_step_alone(begin: Begin) -> N
 def test_what_a_ledger_measures_is_in_the_journal_under_its_part(begin: Begin) -> None:
     context = begin()
     heard = bests_of(context)
-    context.ledger("some items", measure, by=measured_by).reading(Plan())
-    context.ledger("losses", measure, by=measured_by, has_best=False).reading(Plan())
+    context.ledger("some items", measure, by=measured_by, items=1).reading(Plan())
+    context.ledger("losses", measure, by=measured_by, items=1, has_best=False).reading(Plan())
     assert {part: list(found) for part, found in measured_in(context.folder.path).items()} == {
         "some items": [Plan()],
         "losses": [Plan()],
@@ -62,15 +62,15 @@ def test_a_ledger_knows_what_an_earlier_run_measured_under_its_part(begin: Begin
         raise AssertionError
 
     first = begin("a")
-    first.ledger("some items", measure, by=measured_by).reading(Plan())
+    first.ledger("some items", measure, by=measured_by, items=1).reading(Plan())
     journal = (first.folder.path / "journal.jsonl").read_bytes()
     there = first.folder.path.parent / "b"
     there.mkdir()
     (there / "journal.jsonl").write_bytes(journal)
     again = begin("b")
-    assert again.ledger("some items", never, by=measured_by).reading(Plan()).score == 50.0
+    assert again.ledger("some items", never, by=measured_by, items=1).reading(Plan()).score == 50.0
     with pytest.raises(AssertionError):
-        again.ledger("other items", never, by=measured_by).reading(Plan())
+        again.ledger("other items", never, by=measured_by, items=1).reading(Plan())
 
 
 def test_a_run_holds_its_folder_and_gives_the_threads_back(begin: Begin) -> None:

@@ -15,6 +15,7 @@ from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
 from pdtrim_core.testing.contracts.tables import score_of
 from pdtrim_plugins.searchers import Annealing, Greedy, RandomChoice
+from pdtrim_plugins.searchers.annealing import Cooling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,3 +224,9 @@ def test_random_asks_for_everything_at_once() -> None:
     assert len(first) == 5
     with pytest.raises(StopIteration):
         asks.send([score_of(1.0)] * 5)
+
+
+def test_temperatures_at_the_ends_of_what_floats_can_be_have_a_number_of_steps() -> None:
+    assert Cooling(15.0, 0.85, 0.05).step_count() == 36
+    assert Cooling(1e308, 0.5, 1e-308).step_count() > 2000
+    assert Cooling(1e-300, 0.5, 1e300).step_count() == 0

@@ -18,7 +18,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
-from pdtrim_core.results.run_folder import OWN_FILES, load_outcome, load_plan, measured_in, open_run_folder
+from pdtrim_core.results.run_folder import OWN_FILES, OWN_FOLDERS, load_outcome, load_plan, measured_in, open_run_folder
 from pdtrim_core.testing.contracts import small_run
 
 RECIPE: dict[str, Any] = {"seed": 0, "out": "here", "searcher": {"use": "annealing", "t0": 15.0}, "report": [{"use": "table"}]}
@@ -131,6 +131,59 @@ def test_a_garbage_line_is_lost_alone_and_named_by_its_number(tmp_path: Path, ga
     with pytest.warns(UserWarning, match="is no measurement") as warned:
         assert measured_in(tmp_path) == in_parts()
     assert [str(warning.message) for warning in warned] == [said]
+
+
+IMPOSSIBLE = [
+    ({"score": None, "mean": None, "items": [1.0, None]}, "a reading that was cut short needs a ceiling"),
+    ({"score": 1e300, "mean": 1.0, "items": [1.0]}, "a score of 1e+300: scores go from 0 to 100"),
+    ({"score": -1.0, "mean": 1.0, "items": [1.0]}, "a score of -1: scores go from 0 to 100"),
+    ({"score": 50.0, "mean": None, "items": [1.0]}, "a reading with a score needs a mean and the value of each item"),
+    ({"score": 50.0, "mean": 0.5, "items": [1.0, None]}, "a reading with a score needs a mean and the value of each item"),
+]
+
+
+@pytest.mark.parametrize(("reading", "reason"), IMPOSSIBLE)
+def test_a_reading_that_cannot_be_is_no_measurement(tmp_path: Path, reading: dict[str, Any], reason: str) -> None:
+    journal = write_journal(tmp_path)
+    journal.write_text(json.dumps({"part": "calibration", "plan": {"prefill": [], "decode": []}, **reading}) + "\n")
+    with open_run_folder(tmp_path, RECIPE) as run:
+        assert run.lost == (f"{journal}, line 1, is no measurement ({reason}) and is left out",)
+
+
+def test_a_reading_of_another_number_of_items_is_not_recalled(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path, RECIPE) as run:
+        run.note("calibration", Plan(), Reading(50.0, 0.5, (1.0, 0.0)))
+    with open_run_folder(tmp_path, RECIPE) as run:
+        assert run.recall("calibration", lambda _plan: "", items=2) == {Plan(): Reading(50.0, 0.5, (1.0, 0.0))}
+        assert run.recall("calibration", lambda _plan: "", items=3) == {}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_is_no_file_in_the_place_of_the_journal_is_neither_written_to_nor_waited_for(tmp_path: Path, fresh: bool) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("theirs")
+    for sort in ("link", "pipe"):
+        folder = tmp_path / sort
+        folder.mkdir()
+        if sort == "link":
+            (folder / "journal.jsonl").symlink_to(victim)
+        else:
+            os.mkfifo(folder / "journal.jsonl")
+        with (
+            pytest.raises(PdtrimError, match=r"journal\.jsonl is no regular file, so a run does not write to it: remove"),
+            open_run_folder(folder, RECIPE, fresh=fresh),
+        ):
+            pass
+    assert victim.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", OWN_FOLDERS)
+def test_a_link_in_the_place_of_an_own_folder_is_not_written_through(tmp_path: Path, name: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "theirs", target_is_directory=True)
+    with pytest.raises(PdtrimError, match=rf"{name} is a link"), open_run_folder(tmp_path / "run", RECIPE, fresh=True):
+        pass
 
 
 def test_of_many_garbage_lines_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
