@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -28,7 +28,11 @@ class FirstToken(StrEnum):
 
 def eval(  # noqa: A001 - a command is named as its function is
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    tasks: Annotated[str, typer.Option(help="Tasks by the harness' names, with commas between them.", show_default=False)],
+    tasks: Annotated[str, typer.Option(help="Tasks by the harness' names, with commas between them.", show_default=False)] = "",
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Compare with the dense model on the items that the run held out.")
+    ] = False,
+    answer_tokens: Annotated[int, typer.Option(min=1, max=4096, help="With --fidelity: tokens of an answer at most.")] = 64,
     variants: Annotated[
         str,
         typer.Option(
@@ -69,38 +73,55 @@ def eval(  # noqa: A001 - a command is named as its function is
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Evaluate a run on benchmarks of lm-evaluation-harness; print one table."""
+    """Evaluate a run on benchmarks of lm-evaluation-harness, or beside the dense model; print one table."""
     del debug  # main() reads it
-    names, wanted = _names(tasks), _variants(variants)
+    names, wanted = _names(tasks, fidelity=fidelity), _variants(variants)
     if items is not None and data is None:
         raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
     if limit is not None and not 0 < limit < math.inf:
         raise PdtrimError(f"--limit: give a number of items, or a share below 1 (got {limit})")
-    check_installed()
+    if names:
+        check_installed()
+    from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
+    from pdtrim_core.pipeline.run_fidelity import RunFidelity  # noqa: PLC0415 - the same
+
+    made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
+    loaded, results = load_run(run, trust=trust), list[TaskResult]()
+    if fidelity:
+        results += RunFidelity(loaded, length=answer_tokens, first_token=made_by, say=_tell).results(wanted, fresh=fresh)
+    if not names:
+        _show(run, results, wanted, as_json=as_json)
+        return
     from pdtrim_core.harness.evaluate import Evaluation, Options  # noqa: PLC0415 - imports torch and the harness
     from pdtrim_core.harness.tasks import Source  # noqa: PLC0415 - the same
-    from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
 
     options = Options(
         source=Source(data, items, num_fewshot),
         limit=limit,
         chat_template=apply_chat_template,
-        first_token=None if first_token is None else first_token.value,
+        first_token=made_by,
         prompt_share=prompt_share,
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
         batch_size=batch_size,
         runs_code=unsafe_code,
     )
-    evaluation = Evaluation(load_run(run, trust=trust), options, lambda text: say(text, file=sys.stderr, flush=True))
-    results = list(evaluation.results(names, wanted, fresh=fresh))
+    results += Evaluation(loaded, options, _tell).results(names, wanted, fresh=fresh)
+    _show(run, results, wanted, as_json=as_json)
+
+
+def _tell(text: str) -> None:
+    say(text, file=sys.stderr, flush=True)
+
+
+def _show(run: Path, results: Sequence[TaskResult], wanted: Sequence[Variant], *, as_json: bool) -> None:
     say_data(json.dumps([_data(run, result) for result in results], indent=1)) if as_json else _print(results, wanted)
 
 
-def _names(tasks: str) -> list[str]:
+def _names(tasks: str, *, fidelity: bool) -> list[str]:
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not names:
-        raise PdtrimError("--tasks is empty: name tasks such as arc_easy,piqa")
+    if not names and not fidelity:
+        raise PdtrimError("--tasks is empty: name tasks such as arc_easy,piqa, or say --fidelity")
     return names
 
 
@@ -136,9 +157,9 @@ def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
         table.add_column(title, no_wrap=True, justify="left" if title in ("task", "metric") else "right")
     by_task = {result.task: [other for other in results if other.task == result.task] for result in results}
     for task, of_task in by_task.items():
-        for metric in of_task[0].metrics:
+        for metric in dict.fromkeys(name for one in of_task for name in one.metrics):
             if "/" not in metric:  # the parts of a group are in the files
-                table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics[metric]) for one in of_task))
+                table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics.get(metric)) for one in of_task))
     # Rows may be longer than the terminal is wide, and a cell that is folded cannot be read.
     console(width=10_000).print(table)
     first = {result.settings["first_token"] for result in results if result.variant == "staged"}
@@ -148,5 +169,7 @@ def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
         say(note)
 
 
-def _shown(metric: Metric) -> str:
+def _shown(metric: Metric | None) -> str:
+    if metric is None:
+        return "-"
     return f"{metric.value:.4f}" + ("" if metric.error is None else f" +- {metric.error:.4f}")

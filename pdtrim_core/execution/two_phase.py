@@ -47,7 +47,7 @@ class TwoPhaseModel:
         """
         # The last token that is made is never read.
         self._model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
-        stops = _stop_tokens(self._model)
+        stops = stop_tokens(self._model)
         made: list[int] = []
         with torch.inference_mode(), self._decoding(prompt, recompute) as (cache, behind_prompt_V):
             logits_V = behind_prompt_V
@@ -87,7 +87,7 @@ class TwoPhaseModel:
                 whole_BT: Tensor = self._model.model.generate(begun_BT, attention_mask=mask_BT, past_key_values=cache, **options)
             if self.first_token == "prefill":
                 # Decode does not know that prefill's token may have been the last one.
-                stops = torch.tensor(sorted(_stop_tokens(self._model)), dtype=torch.long, device=begun_BT.device)
+                stops = torch.tensor(sorted(stop_tokens(self._model)), dtype=torch.long, device=begun_BT.device)
                 whole_BT[torch.isin(begun_BT[:, -1], stops), begun_BT.shape[1] :] = options["pad_token_id"]
         return whole_BT
 
@@ -173,7 +173,8 @@ def _new_cache() -> Any:
     return DynamicCache()
 
 
-def _stop_tokens(model: BlockModel) -> set[int]:
+def stop_tokens(model: BlockModel) -> set[int]:
+    """Return the tokens that end a text."""
     config = getattr(model.model, "generation_config", None) or model.config
     stop = getattr(config, "eos_token_id", None)
     return {token for token in (stop if isinstance(stop, list) else [stop]) if token is not None}

@@ -27,10 +27,8 @@ from pdtrim_core.harness.overrides import overridden
 from pdtrim_core.harness.results import answers_of, main_of, metrics_of, with_errors
 from pdtrim_core.harness.tasks import Source
 from pdtrim_core.host.sources import changes, engine
-from pdtrim_core.model.weights import MODULES, REPLACED
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.plan.plan import FirstToken
-from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import versions
 from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
 
@@ -148,7 +146,7 @@ class Evaluation:
         options, model = self._options, self._model(variant)
         return {
             "weights": self._run.outcome.environment.weights,
-            "plan": None if variant == "dense" else self._plan_digest(model),
+            "plan": None if variant == "dense" else self._run.plan_digest(variant),
             "first_token": model.first_token if variant == "staged" else None,
             "dtype": str(next(model.blocks.model.parameters()).dtype).removeprefix("torch."),
             "window": model.max_length,
@@ -174,13 +172,6 @@ class Evaluation:
         pruner = run.recipe.pruner if run.replaced is not None else None
         own = {"the model": run.dense.exact_fingerprint[:12]}
         return {**engine(), **own, **({} if pruner is None else {f"pruner '{pruner.name}'": run.host.source_of(pruner)})}
-
-    def _plan_digest(self, model: PdtrimLM) -> str:
-        """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""
-        folder = self._run.path / (MODULES if self._run.replaced is None else REPLACED)
-        names = sorted(folder.glob("*.safetensors")) if model.modules or self._run.replaced is not None else []
-        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
-        return _digest(json.dumps([plan_to_json(model.plan), files], sort_keys=True))
 
     def _template(self, model: PdtrimLM) -> str:
         template = getattr(model.tokenizer, "chat_template", None)

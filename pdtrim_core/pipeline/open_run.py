@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +13,7 @@ from typing import get_args
 from torch import nn
 
 from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.files.checksums import sha256_of
 from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
@@ -20,6 +23,7 @@ from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
@@ -83,6 +87,13 @@ class LoadedRun:
         if variant == "staged":
             return plan
         return Plan.unified(plan.decode if variant != "prefill" else _alone(plan, self.outcome.block_count))
+
+    def plan_digest(self, variant: Variant) -> str:
+        """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""
+        folder = self.path / (MODULES if self.replaced is None else REPLACED)
+        names = sorted(folder.glob("*.safetensors")) if variant != "dense" and (self.modules or self.replaced is not None) else []
+        what = [plan_to_json(self.plan_of(variant)), {path.name: sha256_of(path) for path in names}]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     def same_as(self, variant: Variant) -> tuple[Variant, ...]:
         """Return a variant and all others that run the same plan on the same model; their results are the same.

@@ -60,7 +60,7 @@ def test_a_run_is_evaluated_and_found_again(cli: Cli, run: Path, data: Path) -> 
     ("words", "problem"),
     [
         (("--tasks", "piqa", "--variants", "stage"), "unknown variant 'stage'; did you mean 'staged'?"),
-        (("--tasks", ","), "--tasks is empty: name tasks such as arc_easy,piqa"),
+        (("--tasks", ","), "--tasks is empty: name tasks such as arc_easy,piqa, or say --fidelity"),
         (("--tasks", "piqua"), "unknown task 'piqua'; did you mean 'piqa'?"),
         (("--tasks", "rte"), "test.jsonl does not exist: rte is read from there; leave out --data to take it from the hub"),
         (("--tasks", "humaneval"), "allow it with --confirm-run-unsafe-code"),

@@ -1,0 +1,75 @@
+"""What the dense model answers to prompts, greedily: made once for its weights, kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from pdtrim_core.execution.two_phase import TwoPhaseModel, stop_tokens
+from pdtrim_core.files.atomic_files import alone, cache_folder, write_whole
+from pdtrim_core.files.reading import UnreadableError, read_json
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.plan.plan import Plan
+
+BATCH_PROMPTS = 32
+"""Prompts that generate together."""
+Prompts = Sequence[Sequence[int]]
+
+
+def dense_answers(
+    model: BlockModel, prompts: Prompts, length: int, *, code: Mapping[str, str], fresh: bool = False
+) -> list[list[int]]:
+    """Return the dense model's greedy answers of at most so many tokens, from the cache where the same code made them before.
+
+    `code` is what made them, by name. Answers that another process is making are waited for.
+    """
+    what = [model.exact_fingerprint, repr(model.layout), str(model.dtype), [list(p) for p in prompts], length, dict(code)]
+    path = cache_folder() / "answers" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.json"
+    with alone(path):
+        known = None if fresh else _known(path, len(prompts))
+        if known is not None:
+            return known
+        found = answers(TwoPhaseModel(model, Plan()), model, prompts, length)
+        write_whole(path, json.dumps({"sha256": _digest(found), "answers": found}) + "\n")
+    return found
+
+
+def answers(pair: TwoPhaseModel, model: BlockModel, prompts: Prompts, length: int) -> list[list[int]]:
+    """Return a pair's greedy answers to prompts, each up to its end-of-text token, which counts, or to so many tokens."""
+    found: dict[int, list[int]] = {}
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    stops = stop_tokens(model)
+    for start in range(0, len(order), BATCH_PROMPTS):
+        group = order[start : start + BATCH_PROMPTS]
+        width = max(len(prompts[number]) for number in group)
+        rows = [[0] * (width - len(prompts[number])) + list(prompts[number]) for number in group]
+        seen = [[0] * (width - len(prompts[number])) + [1] * len(prompts[number]) for number in group]
+        ids_BT, mask_BT = (torch.tensor(values, device=model.device) for values in (rows, seen))
+        # A token that ends a text would end the answer here too, so what fills up behind it may be any.
+        options = {"max_length": width + length, "pad_token_id": min(stops, default=0), "do_sample": False}
+        whole_BT = pair.generate_batch(ids_BT, mask_BT, **options)
+        found.update(zip(group, (_ended(row[width:], stops) for row in whole_BT.tolist()), strict=True))
+    return [found[number] for number in range(len(prompts))]
+
+
+def _ended(answer: list[int], stops: set[int]) -> list[int]:
+    end = next((number for number, token in enumerate(answer) if token in stops), len(answer) - 1)
+    return answer[: end + 1]
+
+
+def _known(path: object, count: int) -> list[list[int]] | None:
+    """Return answers that were kept; None where there are none, or where the file is damaged."""
+    try:
+        data = read_json(str(path))
+        found = data["answers"]
+        whole = data["sha256"] == _digest(found) and len(found) == count
+    except (FileNotFoundError, UnreadableError, TypeError, KeyError):
+        return None
+    return [list(answer) for answer in found] if whole else None
+
+
+def _digest(found: object) -> str:
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()

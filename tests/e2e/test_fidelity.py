@@ -1,0 +1,84 @@
+"""`pdtrim-core eval --fidelity`: how far a run's variants are from the dense model, measured once, in one table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pdtrim_core import load_run, results_in
+from pdtrim_core.pipeline.run_fidelity import RunFidelity
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Cli
+
+pytestmark = pytest.mark.e2e
+VARIANTS = "dense,unified,staged"
+
+
+@pytest.fixture
+def run(cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert (
+        cli("run", recipe, "--set", "searcher.t_min=9", "--set", "prune.merges=false", "--set", "splitter=dense-prefill").code
+        == 0
+    )
+    return tmp_path / "runs" / "recipe"
+
+
+def test_the_variants_stand_beside_each_other_and_are_found_again(cli: Cli, run: Path) -> None:
+    words = ("eval", run, "--fidelity", "--variants", VARIANTS, "--answer-tokens", 8)
+    first = cli(*words)
+    assert first.code == 0, first.err
+    lines = first.out.splitlines()
+    assert re.fullmatch(r"task +metric +items +dense +unified +staged", lines[0])
+    assert re.fullmatch(r"fidelity +kl +4 +0\.0000 \+- 0\.0000 +\d\.\d{4} \+- \d\.\d{4} +\d\.\d{4} \+- \d\.\d{4}", lines[1])
+    assert [line.split()[1] for line in lines if line.startswith("fidelity")][:4] == ["kl", "top1", "acceptance", "tau"]
+    assert first.err.splitlines()[-3:] == [f"fidelity, {variant}: running" for variant in VARIANTS.split(",")]
+    again = cli(*words)
+    assert again.out == first.out
+    assert again.err.splitlines()[-3:] == [f"fidelity, {variant}: known" for variant in VARIANTS.split(",")]
+    by_variant = {result.variant: result for result in results_in(run)}
+    assert 0 < by_variant["staged"].metrics["kl"].value <= by_variant["unified"].metrics["kl"].value
+    assert by_variant["staged"].answers[0].answer
+
+
+def test_other_lengths_and_first_tokens_are_other_results(cli: Cli, run: Path) -> None:
+    for more in ((), ("--answer-tokens", 4), ("--first-token", "prefill")):
+        done = cli("eval", run, "--fidelity", *more)
+        assert "fidelity, staged: running" in done.err, done
+    assert len(results_in(run)) == 3
+
+
+def test_figures_of_other_code_are_measured_again_with_the_reason(cli: Cli, run: Path) -> None:
+    assert cli("eval", run, "--fidelity").code == 0
+    (file,) = (run / "evaluations" / "staged").iterdir()
+    data = json.loads(file.read_text())
+    data["settings"]["code"]["torch"] = "1.0"
+    file.write_text(json.dumps(data))
+    again = cli("eval", run, "--fidelity")
+    assert re.search(r"fidelity, staged: measured again: torch is \S+, was 1\.0", again.err)
+    file.write_text("{")
+    assert "fidelity, staged: measured again: " in cli("eval", run, "--fidelity").err
+
+
+def test_compare_shows_it_beside_tasks(cli: Cli, run: Path) -> None:
+    assert cli("eval", run, "--fidelity", "--variants", "staged,dense").code == 0
+    done = cli("compare", run, "--variants", "staged,dense")
+    assert done.code == 0, done.err
+    assert "fidelity" in done.out
+
+
+def test_a_run_without_held_out_items_says_what_it_lacks(cli: Cli, recipe: Path) -> None:
+    words = ("--set", "searcher.t_min=9", "--set", "prune.merges=false", "--set", "calibration.held_out=0")
+    assert cli("run", recipe, "--out", "r", *words).code == 0
+    done = cli("eval", "r", "--fidelity")
+    assert (done.code, "holds no items out (calibration.held_out)" in done.err) == (1, True)
+
+
+def test_in_python_a_run_gives_its_results(run: Path) -> None:
+    (found,) = RunFidelity(load_run(run), length=8).results(["staged"])
+    assert (found.task, found.main, found.variant) == ("fidelity", "kl", "staged")

@@ -1,0 +1,123 @@
+"""All figures of a variant on a tiny model, against the two phases, token by token."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pdtrim_core.api import Drop, Item, KvOnly, Plan, Removal
+from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.fidelity import dense_answers as kept
+from pdtrim_core.fidelity.measure import Subject, measure
+from pdtrim_core.testing import tiny_llama
+from tests.unit.execution.test_staged_model import some_items
+
+pytestmark = pytest.mark.numeric
+
+PLAN = Plan(Removal([KvOnly(4), Drop(2)]), Removal([Drop(2), Drop(3)]))
+CODE = {"torch": "1"}
+LENGTH = 12
+ITEMS = some_items()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def prompt_of(item: Item) -> tuple[int, ...]:
+    return item.prompt_of(item.answer)
+
+
+def test_the_dense_plan_is_the_dense_model_in_every_figure() -> None:
+    found = measure(Subject(tiny_llama(), Plan()), ITEMS, length=LENGTH, code=CODE).metrics
+    assert "until_difference" not in found  # there is none: it is infinite
+    exact = {"kl": 0.0, "top1": 1.0, "text_kl": 0.0, "identical": 1.0, "length": 1.0}
+    assert {name: found[name].value for name in exact} == exact
+    assert (found["right_to_wrong"].value, found["wrong_to_right"].value, found["flips_p"].value) == (0.0, 0.0, 1.0)
+    assert found["acceptance"].value == pytest.approx(1.0, abs=1e-5)
+    assert found["tau"].value == pytest.approx(4.0, abs=1e-4)
+
+
+def test_figures_along_answers_are_those_of_the_two_phases() -> None:
+    model = tiny_llama()
+    found = measure(Subject(model, PLAN), ITEMS, length=LENGTH, code=CODE).metrics
+    dense, pair = TwoPhaseModel(model, Plan()), TwoPhaseModel(model, PLAN)
+    kl = same = overlap = tokens = drafts = taken = 0.0
+    for item in ITEMS:
+        answer = dense.generate(prompt_of(item), LENGTH)
+        theirs, ours = (one.continuation_logits(prompt_of(item), answer).double().log_softmax(-1) for one in (dense, pair))
+        of_tokens = torch.minimum(theirs.exp(), ours.exp()).sum(-1).tolist()
+        kl += float((theirs.exp() * (theirs - ours)).sum())
+        same += float((theirs.argmax(-1) == ours.argmax(-1)).sum())
+        overlap += math.fsum(of_tokens)
+        tokens += len(answer)
+        for start in range(len(answer) - 3):
+            drafts += 1
+            taken += sum(math.prod(of_tokens[start : start + count]) for count in range(1, 5))
+    assert found["kl"].value == pytest.approx(kl / tokens, abs=1e-4)
+    assert found["top1"].value == pytest.approx(same / tokens)
+    assert found["acceptance"].value == pytest.approx(overlap / tokens, abs=1e-4)
+    assert found["tau"].value == pytest.approx(taken / drafts, abs=1e-3)
+
+
+def test_figures_along_text_are_those_of_the_two_phases() -> None:
+    model = tiny_llama()
+    found = measure(Subject(model, PLAN), ITEMS, length=LENGTH, code=CODE).metrics
+    pair, loss, tokens = TwoPhaseModel(model, PLAN), 0.0, 0
+    for item in ITEMS:
+        right = item.choices[item.answer]
+        logprobs = pair.continuation_logits(prompt_of(item), right).double().log_softmax(-1)
+        loss -= float(logprobs[range(len(right)), list(right)].sum())
+        tokens += len(right)
+    assert found["perplexity"].value == pytest.approx(math.exp(loss / tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize("plan", [Plan(), PLAN], ids=["dense", "pair"])
+def test_answers_in_batches_are_those_of_one_prompt_at_a_time(plan: Plan) -> None:
+    model = tiny_llama()
+    pair = TwoPhaseModel(model, plan)
+    prompts = [prompt_of(item) for item in ITEMS]
+    assert kept.answers(pair, model, prompts, LENGTH) == [pair.generate(prompt, LENGTH) for prompt in prompts]
+
+
+def test_dense_answers_are_kept_for_the_same_weights_prompts_length_and_code(tmp_path: Path) -> None:
+    model, prompts = tiny_llama(), [prompt_of(item) for item in ITEMS]
+    folder = tmp_path / "cache" / "pdtrim-core" / "answers"
+    first = kept.dense_answers(model, prompts, LENGTH, code=CODE)
+    (file,) = folder.iterdir()
+    written = file.stat().st_mtime_ns
+    assert kept.dense_answers(model, prompts, LENGTH, code=CODE) == first
+    assert file.stat().st_mtime_ns == written
+    others = [
+        (tiny_llama(seed=1), prompts, LENGTH, CODE),
+        (model, prompts[1:], LENGTH, CODE),
+        (model, prompts, LENGTH + 1, CODE),
+        (model, prompts, LENGTH, {"torch": "2"}),
+    ]
+    for number, (other, of_prompts, length, code) in enumerate(others, start=2):
+        kept.dense_answers(other, of_prompts, length, code=code)
+        assert len(list(folder.iterdir())) == number
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"answers": [[1]], "sha256": "x"}', None])
+def test_damaged_answers_are_made_again(damage: bytes | None, tmp_path: Path) -> None:
+    model, prompts = tiny_llama(), [prompt_of(item) for item in ITEMS]
+    first = kept.dense_answers(model, prompts, LENGTH, code=CODE)
+    (file,) = (tmp_path / "cache" / "pdtrim-core" / "answers").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"[[", b"[[1", 1) if damage is None else damage)
+    assert kept.dense_answers(model, prompts, LENGTH, code=CODE) == first
+    assert file.read_bytes() == whole
+
+
+def test_every_prompt_has_its_own_figures_and_answer() -> None:
+    model = tiny_llama()
+    found = measure(Subject(model, PLAN), ITEMS, length=LENGTH, code=CODE)
+    assert [answer.item for answer in found.answers] == [item.name for item in ITEMS]
+    weights = [len(TwoPhaseModel(model, Plan()).generate(prompt_of(item), LENGTH)) for item in ITEMS]
+    mean = sum(weight * answer.values["kl"] for weight, answer in zip(weights, found.answers, strict=True)) / sum(weights)
+    assert mean == pytest.approx(found.metrics["kl"].value)
