@@ -22,10 +22,8 @@ VARIANTS = "dense,unified,staged"
 @pytest.fixture
 def run(cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert (
-        cli("run", recipe, "--set", "searcher.t_min=9", "--set", "prune.merges=false", "--set", "splitter=dense-prefill").code
-        == 0
-    )
+    settings = ("--set", "searcher.t_min=9", "--set", "prune.merges=false", "--set", "splitter=dense-prefill")
+    assert cli("run", recipe, *settings).code == 0
     return tmp_path / "runs" / "recipe"
 
 
