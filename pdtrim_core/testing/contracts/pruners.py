@@ -90,7 +90,7 @@ class PrunerContract:
             assert first.replaced.fingerprint == again.replaced.fingerprint
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods."""
+        """See `left_as_it_was`: weights, gradients, hooks, modes, attributes and settings."""
         model = _model()
         with left_as_it_was(model):
             self._prune(model, 2)
