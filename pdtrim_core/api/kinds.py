@@ -100,15 +100,19 @@ class Pruner(Component):
 
     @property
     def narrows(self) -> frozenset[Part]:
-        """The parts of blocks that lose K/V heads ("attention") or channels ("mlp"); empty where whole blocks go.
+        """The parts of blocks that may lose K/V heads ("attention") or channels ("mlp"); empty where whole blocks go.
 
-        It is for exporters, which say before a run what they could not write after it.
+        It is for exporters, which say before a run what they could not write after it. They are told of a part that is the only
+        one: of two, the plan found may narrow either.
         """
         return frozenset()
 
     @property
     def uniform(self) -> bool:
-        """Whether blocks that are narrowed may all have one shape in the end, which a config of their family can describe."""
+        """Whether blocks that are narrowed may all have one shape in the end, which a config of their family can describe.
+
+        False where that is certain not to be; blocks that may differ may also come out alike.
+        """
         return True
 
     @abstractmethod

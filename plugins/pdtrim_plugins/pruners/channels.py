@@ -109,13 +109,13 @@ class Options(Protocol):
 
 
 def narrows(options: Options) -> frozenset[Part]:
-    """Return the parts that lose units."""
+    """Return the parts that may lose units."""
     return frozenset(part for part in PARTS if options.parts in (part, "both"))
 
 
 def uniform(options: Options) -> bool:
-    """Tell whether all blocks may have one shape in the end."""
-    return options.width == "uniform" and not options.first_block
+    """Tell whether all blocks may have one shape in the end, with `width = "per-block"` by chance."""
+    return not options.first_block
 
 
 def places(model: BlockModel, options: Options) -> list[Place]:

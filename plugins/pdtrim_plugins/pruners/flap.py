@@ -67,13 +67,13 @@ class Flap(Pruner):
 
     @property
     def narrows(self) -> frozenset[Part]:
-        """Both parts lose units."""
+        """Both parts may lose units."""
         return frozenset(PARTS)
 
     @property
     def uniform(self) -> bool:
-        """Whether all blocks lose the same share and get no biases."""
-        return self.structure == "UL-UM" and not self.compensate
+        """Whether narrowed blocks get no biases, which no config describes; adaptive widths may still come out alike."""
+        return not self.compensate
 
     def prune(self, context: PruneContext) -> Pruned:
         """Return shrinks of both parts; the biases are in the projections that belong to them."""

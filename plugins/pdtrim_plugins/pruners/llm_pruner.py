@@ -53,7 +53,7 @@ class LlmPruner(Pruner):
 
     @property
     def narrows(self) -> frozenset[ch.Part]:
-        """The parts that lose units."""
+        """The parts that may lose units."""
         return ch.narrows(self)
 
     @property

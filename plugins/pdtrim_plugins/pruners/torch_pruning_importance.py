@@ -54,7 +54,7 @@ class TorchPruning(Pruner):
 
     @property
     def narrows(self) -> frozenset[ch.Part]:
-        """The parts that lose units."""
+        """The parts that may lose units."""
         return ch.narrows(self)
 
     @property
