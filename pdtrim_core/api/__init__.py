@@ -24,6 +24,7 @@ from pdtrim_core.api.kinds import (
     Searcher,
     StageSplitter,
 )
+from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.api.requests import (
     AtLeast,
@@ -99,6 +100,7 @@ __all__ = [
     "PluginError",
     "Probe",
     "PruneContext",
+    "PruneFacts",
     "Pruned",
     "Pruner",
     "Reading",

@@ -23,7 +23,7 @@ class ExportFacts:
 
     `model` is the model's name in messages, and `open_config` opens its config. `out` is the folder to write under, and
     `first_token` the stage that makes the first token. `replaced` tells that the pruner gives a whole other model, so that
-    there is no plan. `narrows` has the parts of blocks that are to lose heads or channels; `uniform` is False where it is
+    there is no plan. `narrows` has the parts of blocks that are certain to lose heads or channels; `uniform` is False where it is
     certain that blocks will then have different shapes. `tokenizer` is None where the model itself was not opened.
     """
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.export_facts import ExportFacts
+from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.requests import Requests, Staged
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Item, Sample
@@ -100,16 +101,34 @@ class Pruner(Component):
 
     @property
     def narrows(self) -> frozenset[Part]:
-        """The parts of blocks that lose K/V heads ("attention") or channels ("mlp"); empty where whole blocks go.
+        """The parts of blocks that may lose K/V heads ("attention") or channels ("mlp"); empty where whole blocks go.
 
-        It is for exporters, which say before a run what they could not write after it.
+        It is for exporters, which say before a run what they could not write after it. They are told of a part that is the only
+        one: of two, the plan found may narrow either.
         """
         return frozenset()
 
     @property
     def uniform(self) -> bool:
-        """Whether blocks that are narrowed may all have one shape in the end, which a config of their family can describe."""
+        """Whether blocks that are narrowed may all have one shape in the end, which a config of their family can describe.
+
+        False where that is certain not to be; blocks that may differ may also come out alike.
+        """
         return True
+
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why a budget or a model is beyond the method, a sentence each, as far as that is certain without the weights.
+
+        It is called by `pdtrim-core check --budget`, and by a run before it measures anything. It must be quick.
+        """
+        del facts
+        return []
+
+    def check(self, facts: PruneFacts) -> None:
+        """Raise `PdtrimError` with all problems; a `prune` that has some begins so, with `context.facts`."""
+        problems = self.problems(facts)
+        if problems:
+            raise PdtrimError("; also, ".join(problems))
 
     @abstractmethod
     def prune(self, context: PruneContext) -> Pruned:

@@ -8,6 +8,7 @@ from random import Random
 
 from torch import nn
 
+from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
@@ -44,6 +45,12 @@ class PruneContext:
     note: Callable[[str], None] = _say_nothing
     losses: LossOf | None = None
     train: Train | None = None
+
+    @property
+    def facts(self) -> PruneFacts:
+        """What is known of this without the weights, for `Pruner.check`."""
+        model = self.model
+        return PruneFacts(model.name, model.config.model_type, model.sizes, self.blocks, self.parameters)
 
     @property
     def states(self) -> ScoreContext:

@@ -22,7 +22,7 @@ from pdtrim_core.sweeping.sweep import Changes, is_sweep, read_sweep
 def check(
     recipe: Annotated[list[Path], typer.Argument(help="Recipes or sweeps, TOML files.", show_default=False)],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipes.")] = None,
-    budget: Annotated[bool, typer.Option("--budget", help="Also say how many blocks go; no weights are read.")] = False,
+    budget: Annotated[bool, typer.Option("--budget", help="Also say how much goes; no weights are read.")] = False,
     wanted: Annotated[
         list[str] | None,
         typer.Option("--for", metavar="NAME", help="Also say whether an exporter, or serve, could take it; may be repeated."),

@@ -1,4 +1,4 @@
-"""How many blocks a budget takes, from a model's config alone: no weights are read."""
+"""What a budget takes, and whether a pruner can keep to it, from a model's config alone: no weights are read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.sizes import sizes_of
@@ -16,14 +17,19 @@ from pdtrim_core.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Budget:
-    """How many of a model's blocks go, and the share of all parameters that they hold (a fraction of 1)."""
+    """How many of a model's blocks go, and the share of all parameters that goes (a fraction of 1).
+
+    `removed` is None for a pruner of heads, channels or hidden sizes, which takes the share from all blocks.
+    """
 
     model: str
     blocks: int
-    removed: int
+    removed: int | None
     share: float
 
     def __str__(self) -> str:
+        if self.removed is None:
+            return f"{100 * self.share:.2f} % of the parameters of {self.model} are to go"
         return f"{self.removed} of {self.blocks} blocks go, {100 * self.share:.2f} % of the parameters of {self.model}"
 
 
@@ -37,13 +43,27 @@ def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
 
 
 def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
-    """Return what a recipe's budget comes to."""
+    """Return what a recipe's budget comes to. Raises `PdtrimError` where its pruner cannot do that."""
     with blame(host.label_of(recipe.model)):
         config = recipe.model.open_config()
         recipe.model.check_weights()
     sizes = sizes_from_config(config, host, recipe.model.path)
-    count = removed_blocks(recipe, sizes, recipe.model.path)
-    return Budget(recipe.model.path, len(sizes.blocks), count, sizes.share_of_parameters(count))
+    name, pruner = recipe.model.path, recipe.pruner
+    count = removed_blocks(recipe, sizes, name)
+    check_pruner(recipe, sizes, name, config.get_text_config().model_type)
+    if pruner is not None and (pruner.narrows or pruner.replaces_model):
+        return Budget(name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters)
+    return Budget(name, len(sizes.blocks), count, sizes.share_of_parameters(count))
+
+
+def check_pruner(recipe: Recipe, sizes: ModelSizes, model: str, family: str) -> None:
+    """Raise `PdtrimError` where a recipe has a pruner that is certain to refuse its budget or the model."""
+    if recipe.pruner is None:
+        return
+    count = removed_blocks(recipe, sizes, model)
+    facts = PruneFacts(model, family, sizes, blocks=count, parameters=removed_parameters(recipe, sizes, count))
+    with blame(recipe.host.label_of(recipe.pruner)):
+        recipe.pruner.check(facts)
 
 
 def removed_blocks(recipe: Recipe, sizes: ModelSizes, model: str) -> int:
@@ -56,3 +76,9 @@ def removed_blocks(recipe: Recipe, sizes: ModelSizes, model: str) -> int:
             f"(prune.blocks can be 0 to {there - 1})"
         )
     return count
+
+
+def removed_parameters(recipe: Recipe, sizes: ModelSizes, blocks: int) -> int:
+    """Return how many parameters the budget of a recipe is, which removes so many blocks."""
+    fraction = recipe.settings.prune.fraction
+    return round((sizes.share_of_parameters(blocks) if fraction is None else fraction) * sizes.parameters)

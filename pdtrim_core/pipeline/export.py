@@ -42,9 +42,11 @@ def make_exporters(names: Sequence[str], options: Mapping[str, Any], host: Plugi
 def facts_of(recipe: Recipe, model: BlockModel | None = None, *, configs: dict[str, Any] | None = None) -> ExportFacts:
     """Return what exporters can know of a recipe before it runs; without the model, its config is opened when one asks.
 
-    Recipes that are given the same `configs` open a config once.
+    Only what is certain of its plan is in it: which of two parts is narrowed depends on the weights, and nothing is where
+    nothing is to go. Recipes that are given the same `configs` open a config once.
     """
     pruner = recipe.pruner
+    narrowing = pruner if recipe.settings.prune.blocks or recipe.settings.prune.fraction else None
     opened: dict[str, Any] = {} if configs is None else configs
 
     def open_config() -> Any:
@@ -60,8 +62,8 @@ def facts_of(recipe: Recipe, model: BlockModel | None = None, *, configs: dict[s
         open_config=open_config if model is None else lambda: model.model.config,
         first_token=recipe.settings.evaluation.first_token,
         replaced=pruner is not None and pruner.replaces_model,
-        narrows=frozenset() if pruner is None else pruner.narrows,
-        uniform=pruner is None or pruner.uniform,
+        narrows=narrowing.narrows if narrowing is not None and len(narrowing.narrows) == 1 else frozenset(),
+        uniform=narrowing is None or narrowing.uniform,
         tokenizer=None if model is None else model.tokenizer,
     )
 

@@ -19,6 +19,7 @@ from pdtrim_core.errors import PlanError, PluginError, blame
 from pdtrim_core.execution.prefix_cache import ExecutionOptions
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, added_biases, save_modules, save_replaced
+from pdtrim_core.pipeline.budget import removed_parameters
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.pipeline.measurements import ModuleSet, open_bench
@@ -29,7 +30,6 @@ from pdtrim_core.pipeline.run_keys import losses_key
 from pdtrim_core.pipeline.train_merges import Training
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import MergeResult, Sets
 from pdtrim_core.search.driver import Ledger
 
@@ -61,7 +61,7 @@ def prune(context: RunContext, inputs: RunInputs) -> PrunedRemoval:
         # Before anything is measured: a pruner's readings are in the journal too, and must not be taken for another model's.
         write_environment(context, inputs.environment)
     training = Training(context, inputs, otherwise="use another pruner")
-    wanted = _parameters(recipe, model, inputs.blocks)
+    wanted = removed_parameters(recipe, model.sizes, inputs.blocks)
     with context.events.step("prune"):
         pruned = _ask(pruner, _context_of(context, inputs, wanted, training), context.host.label_of(pruner))
         for line in _notes_on(pruned, context.host.label_of(pruner), model, wanted):
@@ -152,12 +152,6 @@ def _notes_on(pruned: Pruned, label: str, model: BlockModel, wanted: int) -> Ite
         f"{label} removed {100 * (1 - kept / model.sizes.parameters):.2f} % of the parameters; "
         f"{100 * wanted / model.sizes.parameters:.2f} % were asked for"
     )
-
-
-def _parameters(recipe: Recipe, model: BlockModel, blocks: int) -> int:
-    fraction = recipe.settings.prune.fraction
-    share = model.sizes.share_of_parameters(blocks) if fraction is None else fraction
-    return round(share * model.sizes.parameters)
 
 
 def _check(pruned: Pruned, pruner: Pruner, model: BlockModel, label: str) -> None:

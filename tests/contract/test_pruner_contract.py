@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import pytest
 import torch
 
-from pdtrim_core.api import BlockModel, Drop, Merge, PdtrimError, PruneContext, Pruned, Pruner, Removal, Shrink
+from pdtrim_core.api import BlockModel, Drop, Merge, PdtrimError, PruneContext, Pruned, PruneFacts, Pruner, Removal, Shrink
 from pdtrim_core.testing import PrunerContract
 
 if TYPE_CHECKING:
@@ -186,6 +186,13 @@ class RestoresTheDense(Scaled):
         return model
 
 
+class RefusesWhatItCanDo(Middle):
+    """Says before a run that the budget is beyond it, and prunes all the same."""
+
+    def problems(self, facts: PruneFacts) -> list[str]:
+        return ["that is too much"] if facts.blocks > 1 else []
+
+
 @pytest.mark.parametrize("component", [Middle, Scaled, HeadsAlone, ChannelsAlone])
 def test_a_good_pruner_passes_every_test(component: type[Pruner], failing: Failing) -> None:
     assert failing(PrunerContract, component) == set()
@@ -205,6 +212,7 @@ def test_a_good_pruner_passes_every_test(component: type[Pruner], failing: Faili
         (LeavesItTrainable, "test_the_model_is_left_as_it_was"),
         (LeavesAHook, "test_the_model_is_left_as_it_was"),
         (MissesTheChannels, "test_shrinks_name_units_that_the_blocks_have"),
+        (RefusesWhatItCanDo, "test_what_it_calls_beyond_it_is_refused"),
         (RestoresTheDense, "test_a_replaced_model_can_be_read_again"),
         (FailsInARun, "test_a_run_refines_its_removal"),
     ],

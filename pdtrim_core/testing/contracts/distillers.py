@@ -85,7 +85,7 @@ class DistillerContract:
         assert trained < SLACK * dropped, f"it ends with {trained / dropped:.2g} of the error of dropping the other block"
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods of the dense model."""
+        """See `left_as_it_was`: weights, gradients, hooks, modes, attributes and settings of the dense model."""
         model = tiny_llama()
         with left_as_it_was(model):
             self._distil(model)

@@ -12,8 +12,10 @@ import torch
 
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import LoadedModel, Pruner
+from pdtrim_core.api.prune_context import PruneContext
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.data.items import Item, Sample, encode
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.host.host import Origin
@@ -27,7 +29,7 @@ from pdtrim_core.testing.contexts import prune_context
 from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness, rng_of
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
 from pdtrim_core.testing.contracts.untouched import left_as_it_was
-from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_llama, tiny_transformers
+from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_llama, tiny_model, tiny_transformers
 from pdtrim_core.testing.rounding import ROUNDING, units_apart
 
 SAME_LOGPROB = 1e-3
@@ -90,10 +92,20 @@ class PrunerContract:
             assert first.replaced.fingerprint == again.replaced.fingerprint
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods."""
+        """See `left_as_it_was`: weights, gradients, hooks, modes, attributes and settings."""
         model = _model()
         with left_as_it_was(model):
             self._prune(model, 2)
+
+    @pytest.mark.parametrize("family", ["llama", "phi3"])
+    def test_what_it_calls_beyond_it_is_refused(self, family: str) -> None:
+        """From nothing to all blocks but one, and with fused projections: what `problems` says before a run, `prune` raises."""
+        model = tiny_model(family)
+        for blocks in (0, 1, model.block_count - 1):
+            context = _context(model, blocks)
+            if self.component(**self.options).problems(context.facts):
+                with pytest.raises(PdtrimError):
+                    self.component(**self.options).prune(context)
 
     def test_shrinks_name_units_that_the_blocks_have(self) -> None:
         """The narrowed blocks can be cut."""
@@ -142,11 +154,14 @@ class PrunerContract:
             assert score["staged"] >= score["unified"]
 
     def _prune(self, model: BlockModel, blocks: int) -> Pruned:
-        parameters = blocks * model.sizes.blocks[0].parameters
-        context = prune_context(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=rng_of(0), batch_tokens=128)
-        pruned = self.component(**self.options).prune(context)
+        pruned = self.component(**self.options).prune(_context(model, blocks))
         assert (pruned.replaced is not None) == self.component.replaces_model, "`replaces_model` must say what `prune` returns"
         return pruned
+
+
+def _context(model: BlockModel, blocks: int) -> PruneContext:
+    parameters = blocks * model.sizes.blocks[0].parameters
+    return prune_context(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=rng_of(0), batch_tokens=128)
 
 
 def _model() -> BlockModel:

@@ -64,7 +64,7 @@ class ScorerContract:
         self._same(*(self._score(tiny_llama(), sequences, batch_tokens=tokens) for tokens in (1, 1000)))
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods."""
+        """See `left_as_it_was`: weights, gradients, hooks, modes, attributes and settings."""
         model = tiny_llama()
         with left_as_it_was(model):
             self._score(model, _sequences(5, 9, 12))

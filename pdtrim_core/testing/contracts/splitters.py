@@ -58,7 +58,7 @@ class SplitterContract:
         assert final.prefill.at(SILENT)
 
     def test_the_model_is_left_as_it_was(self) -> None:
-        """See `left_as_it_was`: weights, gradients, hooks, modes and patched methods, for a splitter that needs the model."""
+        """See `left_as_it_was`: weights, hooks, modes, attributes and settings, for a splitter that needs the model."""
         if self.component.needs_model:
             model = tiny_llama()
             with left_as_it_was(model):

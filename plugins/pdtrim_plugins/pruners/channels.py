@@ -15,7 +15,7 @@ from pdtrim_core import PdtrimError, Removal, Shrink
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core.api import BlockModel
+    from pdtrim_core.api import BlockModel, PruneFacts
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
@@ -51,6 +51,15 @@ LastBlock = Annotated[
 ]
 
 
+class Sized(NamedTuple):
+    """The units of one part of one block: how many it has, and the parameters in each."""
+
+    block: int
+    part: Part
+    units: int
+    parameters: int
+
+
 @dataclass(frozen=True)
 class Rated:
     """The units of one part of one block: the importance of each (lowest removed first), and the parameters in each."""
@@ -59,6 +68,11 @@ class Rated:
     part: Part
     importance: tuple[float, ...]
     parameters: int
+
+    @property
+    def sized(self) -> Sized:
+        """The units without their importance."""
+        return Sized(self.block, self.part, len(self.importance), self.parameters)
 
     @property
     def order(self) -> list[int]:
@@ -72,16 +86,19 @@ class _Unit(NamedTuple):
     rank: int
 
 
-class _Queue:
-    """Steps in the order in which they are taken; a step is the units that are removed together."""
+@dataclass(frozen=True)
+class _Costs:
+    """The parameters that go with the first 0, 1, 2 and so on steps; a step is the units that are removed together."""
 
-    def __init__(self, steps: Sequence[Sequence[_Unit]]) -> None:
-        self.steps = steps
-        self.cost = [0, *accumulate(sum(unit.rated.parameters for unit in step) for step in steps)]
+    cost: Sequence[int]
+
+    @property
+    def steps(self) -> int:
+        return len(self.cost) - 1
 
     def nearest(self, wanted: int) -> int:
         """Return the number of steps whose parameters come closest to `wanted`; ties take fewer."""
-        above = min(bisect_left(self.cost, wanted), len(self.steps))
+        above = min(bisect_left(self.cost, wanted), self.steps)
         return above - 1 if above and wanted - self.cost[above - 1] <= self.cost[above] - wanted else above
 
     def within(self, wanted: int) -> int:
@@ -109,49 +126,64 @@ class Options(Protocol):
 
 
 def narrows(options: Options) -> frozenset[Part]:
-    """Return the parts that lose units."""
+    """Return the parts that may lose units."""
     return frozenset(part for part in PARTS if options.parts in (part, "both"))
 
 
 def uniform(options: Options) -> bool:
-    """Tell whether all blocks may have one shape in the end."""
-    return options.width == "uniform" and not options.first_block
+    """Tell whether all blocks may have one shape in the end, with `width = "per-block"` by chance."""
+    return not options.first_block
 
 
-def places(model: BlockModel, options: Options) -> list[Place]:
+def problems(facts: PruneFacts, options: Options) -> list[str]:
+    """Return why units cannot be removed so, whatever their importance is."""
+    try:
+        found = [Sized(block, part, *facts.sizes.blocks[block].units[part]) for block, part in places(facts, options)]
+        if facts.parameters:
+            _check_most(found, facts.parameters)
+            costs = [_known_costs([sized for sized in found if sized.part == part], options) for part in PARTS]
+            if costs[0] is not None and costs[1] is not None:
+                _taken(found, costs[0], costs[1], facts.parameters)
+    except PdtrimError as error:
+        return [str(error)]
+    return []
+
+
+def places(facts: PruneFacts, options: Options) -> list[Place]:
     """Return the (block, part) places that units may be removed from. Raises `PdtrimError` where a block has none."""
     if options.scope == "global" and options.width == "uniform":
         raise PdtrimError('scope = "global" gives each block its own width: say width = "per-block", or scope = "local"')
-    count, uniform = model.block_count, options.width == "uniform"
+    count, uniform = facts.block_count, options.width == "uniform"
     first = (0 if uniform else count // 8) if options.first_block is None else options.first_block
     last = count - 1 - (0 if uniform else count // 16) if options.last_block is None else options.last_block
     if not first <= last < count:
         raise PdtrimError(
-            f"first_block = {first} and last_block = {last} leave no block to remove units from: {model.name} has blocks 0 to "
+            f"first_block = {first} and last_block = {last} leave no block to remove units from: {facts.model} has blocks 0 to "
             f"{count - 1}"
         )
     found = [(block, part) for block in range(first, last + 1) for part in PARTS if options.parts in (part, "both")]
     for block, part in found:
-        _check(model, block, part)
+        units, other = facts.sizes.blocks[block].units, "attention" if part == "mlp" else "mlp"
+        what = "K/V heads" if part == "attention" else "MLP channels"
+        if part not in units:
+            advice = f'say parts = "{other}"' if other in units else "choose a method that removes whole blocks"
+            raise PdtrimError(
+                f"{facts.model}: block {block} cannot lose {what}, because this family's projections are fused, or are experts: "
+                f"{advice}"
+            )
     return found
 
 
-def _check(model: BlockModel, block: int, part: Part) -> None:
-    units, other = model.units(block), "attention" if part == "mlp" else "mlp"
-    what = "K/V heads" if part == "attention" else "MLP channels"
-    if not units.has(part):
-        advice = f'say parts = "{other}"' if units.has(other) else "choose a method that removes whole blocks"
-        raise PdtrimError(
-            f"{model.name}: block {block} cannot lose {what}, because this family's projections are fused, or are experts: "
-            f"{advice}"
-        )
-    rows = [weight.shape[0] for weight in weights(model, [(block, part)])[block, part][:-1]]
-    uneven = [count for count in rows if count % units.count(part)]
-    if uneven:
-        raise PdtrimError(
-            f"{model.name}: the {uneven[0]} query channels of block {block} do not divide into {units.count(part)} K/V heads: "
-            'say parts = "mlp"'
-        )
+def check_rows(model: BlockModel, at: Iterable[Place]) -> None:
+    """Raise `PdtrimError` where the rows of a projection do not divide into a place's units."""
+    for (block, part), of_place in weights(model, at).items():
+        units = model.units(block).count(part)
+        uneven = [weight.shape[0] for weight in of_place[:-1] if weight.shape[0] % units]
+        if uneven:
+            raise PdtrimError(
+                f"{model.name}: the {uneven[0]} query channels of block {block} do not divide into {units} K/V heads: "
+                'say parts = "mlp"'
+            )
 
 
 def weights(model: BlockModel, at: Iterable[Place]) -> dict[Place, list[nn.Parameter]]:
@@ -175,48 +207,80 @@ def lowest(parts: Sequence[Rated], wanted: int, options: Options) -> Removal:
     """
     if not wanted:
         return Removal()
-    heads, channels = (_Queue(_steps([rated for rated in parts if rated.part == part], options)) for part in PARTS)
-    most = heads.cost[-1] + channels.cost[-1]
-    span = f"blocks {parts[0].block} to {parts[-1].block}"
-    if wanted > most:
-        raise PdtrimError(
-            f"at most {most:,} parameters of {span} can be removed, as a unit of each part stays, and the budget is {wanted:,}: "
-            'prune less, prune more blocks (first_block, last_block), or say parts = "both"'
-        )
-    taken = _shares(parts, heads, channels, wanted)
+    steps = [_steps([rated for rated in parts if rated.part == part], options) for part in PARTS]
+    costs = [_Costs([0, *accumulate(sum(unit.rated.parameters for unit in step) for step in of_part)]) for of_part in steps]
+    found = [rated.sized for rated in parts]
+    _check_most(found, wanted)
     gone: dict[Place, list[int]] = {}
-    for queue, steps in zip((heads, channels), taken, strict=True):
-        for each in chain(*queue.steps[:steps]):
+    for of_part, count in zip(steps, _taken(found, costs[0], costs[1], wanted), strict=True):
+        for each in chain(*of_part[:count]):
             gone.setdefault((each.rated.block, each.rated.part), []).append(each.unit)
-    if not gone:
-        smallest = (channels if channels.steps else heads).cost[1]
-        raise PdtrimError(
-            f"the smallest step removes {smallest:,} parameters from {span}, and the budget is {wanted:,}: prune more, or say "
-            'width = "per-block" or parts = "both", whose steps are smaller'
-        )
     return Removal(Shrink(block, part, tuple(sorted(units))) for (block, part), units in gone.items())
 
 
-def _shares(parts: Sequence[Rated], heads: _Queue, channels: _Queue, wanted: int) -> tuple[int, int]:
+def _check_most(found: Sequence[Sized], wanted: int) -> None:
+    """Raise `PdtrimError` where places cannot lose `wanted` parameters."""
+    most = sum((sized.units - 1) * sized.parameters for sized in found)
+    if wanted > most:
+        raise PdtrimError(
+            f"at most {most:,} parameters of {_span(found)} can be removed, as a unit of each part stays, and the budget is "
+            f'{wanted:,}: prune less, prune more blocks (first_block, last_block), or say parts = "both"'
+        )
+
+
+def _taken(found: Sequence[Sized], heads: _Costs, channels: _Costs, wanted: int) -> tuple[int, int]:
+    """Return the numbers of steps of heads and of channels that are taken. Raises `PdtrimError` where any step is too large."""
+    taken = _shares(found, heads, channels, wanted)
+    if not any(taken):
+        smallest = (channels if channels.steps else heads).cost[1]
+        raise PdtrimError(
+            f"the smallest step removes {smallest:,} parameters from {_span(found)}, and the budget is {wanted:,}: prune more, "
+            'or say width = "per-block" or parts = "both", whose steps are smaller'
+        )
+    return taken
+
+
+def _span(found: Sequence[Sized]) -> str:
+    return f"blocks {found[0].block} to {found[-1].block}"
+
+
+def _shares(found: Sequence[Sized], heads: _Costs, channels: _Costs, wanted: int) -> tuple[int, int]:
     """Return the numbers of steps of heads and of channels that together come closest to `wanted` parameters."""
     if not channels.steps:
         return heads.nearest(wanted), 0
-    sizes = {part: sum(len(rated.importance) * rated.parameters for rated in parts if rated.part == part) for part in PARTS}
+    sizes = {part: sum(sized.units * sized.parameters for sized in found if sized.part == part) for part in PARTS}
     # In integers: a share of exactly one head must not be rounded to a little less than one.
     first = heads.within(wanted * sizes["attention"] // sum(sizes.values()))
-    enough = [count for count in range(first, len(heads.steps)) if wanted - heads.cost[count] <= channels.cost[-1]]
-    count = enough[0] if enough else len(heads.steps)
+    enough = [count for count in range(first, heads.steps) if wanted - heads.cost[count] <= channels.cost[-1]]
+    count = enough[0] if enough else heads.steps
     return count, channels.nearest(wanted - heads.cost[count])
+
+
+def _known_costs(found: Sequence[Sized], options: Options) -> _Costs | None:
+    """Return the costs of the steps of one part; None where they depend on which units are the least important."""
+    if not found:
+        return _Costs([0])
+    if options.width == "uniform":
+        _check_alike([sized.units for sized in found], found[0].part)
+        steps, each = found[0].units - 1, sum(sized.parameters for sized in found)
+    elif len({sized.parameters for sized in found}) == 1:
+        steps, each = sum(sized.units - 1 for sized in found), found[0].parameters
+    else:
+        return None
+    return _Costs(range(0, steps * each + 1, each))
+
+
+def _check_alike(counts: Iterable[int], part: Part) -> None:
+    if len(set(counts)) > 1:
+        raise PdtrimError(f'blocks differ in how much {part} they have, so they cannot have one width: say width = "per-block"')
 
 
 def _steps(parts: Sequence[Rated], options: Options) -> list[list[_Unit]]:
     """Return the steps in which the units of one part are removed, over all given blocks."""
     lines = [[_Unit(rated, unit, rank) for rank, unit in enumerate(rated.order)] for rated in parts]
     if options.width == "uniform":
-        if len({len(line) for line in lines}) > 1:
-            raise PdtrimError(
-                f'blocks differ in how much {parts[0].part} they have, so they cannot have one width: say width = "per-block"'
-            )
+        if parts:
+            _check_alike(map(len, lines), parts[0].part)
         return [list(step) for step in zip(*lines, strict=True)]
 
     def turn(each: _Unit) -> tuple[float, float, int]:

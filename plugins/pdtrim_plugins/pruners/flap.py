@@ -17,7 +17,7 @@ from pdtrim_core.api import PdtrimError, Pruned, Pruner, Removal, Shrink
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core.api import BlockModel, PruneContext
+    from pdtrim_core.api import BlockModel, ModelSizes, PruneContext, PruneFacts
 
 Part = Literal["attention", "mlp"]
 Place = tuple[int, Part]
@@ -67,20 +67,26 @@ class Flap(Pruner):
 
     @property
     def narrows(self) -> frozenset[Part]:
-        """Both parts lose units."""
+        """Both parts may lose units."""
         return frozenset(PARTS)
 
     @property
     def uniform(self) -> bool:
-        """Whether all blocks lose the same share and get no biases."""
-        return self.structure == "UL-UM" and not self.compensate
+        """Whether narrowed blocks get no biases, which no config describes; adaptive widths may still come out alike."""
+        return not self.compensate
+
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why this budget is beyond the model's units."""
+        return list(_problems(facts)) if facts.parameters else []
 
     def prune(self, context: PruneContext) -> Pruned:
         """Return shrinks of both parts; the biases are in the projections that belong to them."""
         model = context.model
         if not context.parameters:
             return Pruned(Removal())
-        _check(context)
+        self.check(context.facts)
+        for part in sorted({*PARTS} - {part for _, part in _places(model.sizes)}):
+            context.note(f"pruner 'flap' keeps the {part} of this family whole, because its projections are fused or experts")
         inputs = self.inputs(model, self._windows(context), context.batch_tokens)
         scores = {
             place: unit_scores(self.channel_scores(model, place, seen), _sizes(model, place)[0]).tolist()
@@ -103,7 +109,7 @@ class Flap(Pruner):
         """
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        found = {place: Inputs(self.compat) for place in _places(model)}
+        found = {place: Inputs(self.compat) for place in _places(model.sizes)}
         at_once = max(1, (batch_tokens or model.fitting_batch) // len(windows[0]))
         with torch.no_grad(), _watched(model, found, len(windows[0])):
             for start in range(0, len(windows), at_once):
@@ -271,9 +277,9 @@ def _watched(model: BlockModel, inputs: Mapping[Place, Inputs], length: int) -> 
         yield
 
 
-def _places(model: BlockModel) -> list[Place]:
+def _places(sizes: ModelSizes) -> list[Place]:
     """Return the parts that have units, in the order of the blocks."""
-    return [(block, part) for block in range(model.block_count) for part in PARTS if part in model.sizes.blocks[block].units]
+    return [(block, part) for block, of_block in enumerate(sizes.blocks) for part in PARTS if part in of_block.units]
 
 
 def _sizes(model: BlockModel, place: Place) -> tuple[int, int]:
@@ -287,22 +293,18 @@ def _out(model: BlockModel, place: Place) -> nn.Linear:
     return linear
 
 
-def _check(context: PruneContext) -> None:
-    """Raise `PdtrimError` for a model without units, or too few of them for the budget."""
-    model = context.model
-    places = _places(model)
-    if not places:
-        raise PdtrimError(
-            f"pruner 'flap' removes heads and MLP channels, but the projections of {model.name} are fused or experts: choose a "
+def _problems(facts: PruneFacts) -> Iterator[str]:
+    """Yield why a model has no units, or too few of them for the budget."""
+    units = [facts.sizes.blocks[block].units[part] for block, part in _places(facts.sizes)]
+    most = sum((count - 1) * cost for count, cost in units)
+    if not units:
+        yield (
+            f"pruner 'flap' removes heads and MLP channels, but the projections of {facts.model} are fused or experts: choose a "
             "method that removes whole blocks, such as 'shortgpt'"
         )
-    most = sum((count - 1) * cost for count, cost in (_sizes(model, place) for place in places))
-    if context.parameters > most:
-        reach, wanted = (100 * number / model.sizes.parameters for number in (most, context.parameters))
-        raise PdtrimError(
-            f"pruner 'flap' can remove {reach:.1f} % of the parameters of {model.name} at most, as each part keeps a unit, and "
+    elif facts.parameters > most:
+        reach, wanted = (100 * number / facts.sizes.parameters for number in (most, facts.parameters))
+        yield (
+            f"pruner 'flap' can remove {reach:.1f} % of the parameters of {facts.model} at most, as each part keeps a unit, and "
             f"{wanted:.1f} % were asked for: lower prune.blocks or prune.fraction"
         )
-    missing = [part for part in PARTS if part not in {part for _, part in places}]
-    if missing:
-        context.note(f"pruner 'flap' keeps the {missing[0]} of this family whole, because its projections are fused or experts")

@@ -17,7 +17,7 @@ from pdtrim_core.api import Merge, PdtrimError, Pruned, Pruner, Removal, Shrink
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core.api import BlockModel, PruneContext
+    from pdtrim_core.api import BlockModel, PruneContext, PruneFacts
 
 Way = Literal["laco-paper", "laco-code"]
 
@@ -60,35 +60,37 @@ class LaCo(Pruner):
         5, gt=0, description="number of calibration texts, from the first on, whose last hidden states are compared"
     )
 
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why there is no such block, or why the budget is beyond the blocks between `lowest` and `highest`."""
+        last, highest = facts.block_count - 1, self._highest(facts.block_count)
+        if highest > last:
+            return [f"pruner.highest = {highest}: the model's last block is {last}"]
+        most = max(0, highest - 1 - self.lowest)
+        problem = (
+            f"pruner 'laco' can remove {most} of the blocks from {self.lowest} to {highest - 1}, not {facts.blocks}: "
+            "remove fewer, or widen pruner.lowest and pruner.highest"
+        )
+        return [problem] if facts.blocks > most else []
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return a merge for each run of folded blocks, and the blocks that replace them.
 
         Raises `PdtrimError` for a budget larger than the blocks between `lowest` and `highest` allow, and for blocks that
         differ in their weights' shapes.
         """
-        highest = self._highest(context)
+        self.check(context.facts)
         if not context.blocks:
             return Pruned(Removal())
         likeness = Likeness(context.model, context.sequences[: self.sentences])
-        runs = self._fold_all(context, likeness, highest)
+        runs = self._fold_all(context, likeness, self._highest(context.model.block_count))
         modules: dict[Merge | Shrink, nn.Module] = {
             Merge(run.first, run.last): run.module for run in runs if run.last > run.first
         }
         return Pruned(Removal(modules), modules)
 
-    def _highest(self, context: PruneContext) -> int:
-        """Return the block below which blocks are folded; raise where the model has no such block, or the budget is too large."""
-        last = context.model.block_count - 1
-        highest = last if self.highest is None else self.highest
-        if highest > last:
-            raise PdtrimError(f"pruner.highest = {highest}: the model's last block is {last}")
-        most = max(0, highest - 1 - self.lowest)
-        if context.blocks > most:
-            raise PdtrimError(
-                f"pruner 'laco' can remove {most} of the blocks from {self.lowest} to {highest - 1}, not {context.blocks}: "
-                "remove fewer, or widen pruner.lowest and pruner.highest"
-            )
-        return highest
+    def _highest(self, blocks: int) -> int:
+        """Return the block below which blocks are folded."""
+        return blocks - 1 if self.highest is None else self.highest
 
     def _fold_all(self, context: PruneContext, likeness: Likeness, highest: int) -> tuple[Run, ...]:
         """Make passes over the blocks until the budget is reached, or the threshold accepts no further step."""

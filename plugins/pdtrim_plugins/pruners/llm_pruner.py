@@ -16,7 +16,7 @@ from pdtrim_plugins.pruners import channels as ch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core.api import BlockModel, PruneContext, Pruned
+    from pdtrim_core.api import BlockModel, PruneContext, Pruned, PruneFacts
 
 
 class LlmPruner(Pruner):
@@ -53,13 +53,17 @@ class LlmPruner(Pruner):
 
     @property
     def narrows(self) -> frozenset[ch.Part]:
-        """The parts that lose units."""
+        """The parts that may lose units."""
         return ch.narrows(self)
 
     @property
     def uniform(self) -> bool:
         """Whether all blocks may have one shape in the end."""
         return ch.uniform(self)
+
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why units cannot be removed: fused projections, blocks that are not there, a budget beyond the units."""
+        return ch.problems(facts, self)
 
     def prune(self, context: PruneContext) -> Pruned:
         """Return the shrinks of the least important groups.
@@ -70,7 +74,9 @@ class LlmPruner(Pruner):
         from pdtrim_core.api import Pruned  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
-        places = ch.places(model, self)
+        self.check(context.facts)
+        places = ch.places(context.facts, self)
+        ch.check_rows(model, places)
         windows = context.windows(self.tokens, self.samples)
         importance = self._importance(model, places, windows, context.batch_tokens)
         rated = [ch.rated(model, place, importance[place]) for place in places]

@@ -17,7 +17,7 @@ from pdtrim_core.api import Drop, PdtrimError, Pruned, Pruner, Removal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core.api import BlockModel, PruneContext
+    from pdtrim_core.api import BlockModel, PruneContext, PruneFacts
 
 KEPT_FIRST, KEPT_LAST = 4, 2
 PLUS = Field(default=True, description=f"the paper's +: the first {KEPT_FIRST} blocks and the last {KEPT_LAST} are never removed")
@@ -33,12 +33,17 @@ class ShortenedPpl(Pruner):
     windows: int = Field(10, gt=0, description="windows to measure on, at most")
     plus: bool = PLUS
 
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why too few blocks may be removed."""
+        return problems(facts, plus=self.plus, name=self.name)
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return the blocks; the score of a block is minus the loss without it, in nats a token. Ties go to the lower block.
 
         Raises `PdtrimError` where too few blocks may be removed.
         """
-        free = removable(context, plus=self.plus, name=self.name)
+        self.check(context.facts)
+        free = removable(context.model.block_count, plus=self.plus)
         if context.blocks == 0:
             return Pruned(Removal())
         loss = context.loss_of(context.windows(self.window, self.windows))
@@ -55,12 +60,17 @@ class ShortenedTaylor(Pruner):
     windows: int = Field(10, gt=0, description="windows to measure on, at most")
     plus: bool = PLUS
 
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why too few blocks may be removed."""
+        return problems(facts, plus=self.plus, name=self.name)
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return the blocks; the score of a block is minus its importance. Ties go to the lower block.
 
         Raises `PdtrimError` where too few blocks may be removed, or for an importance that is not finite.
         """
-        free = removable(context, plus=self.plus, name=self.name)
+        self.check(context.facts)
+        free = removable(context.model.block_count, plus=self.plus)
         if context.blocks == 0:
             return Pruned(Removal())
         importances = taylor_importances(context.model, context.windows(self.window, self.windows), context.batch_tokens)
@@ -73,17 +83,20 @@ class ShortenedTaylor(Pruner):
         return lowest(importances, free, context.blocks)
 
 
-def removable(context: PruneContext, *, plus: bool, name: str) -> list[int]:
-    """Return the blocks that may be removed. Raises `PdtrimError` where they are fewer than the budget."""
-    there = context.model.block_count
-    free = list(range(KEPT_FIRST, there - KEPT_LAST) if plus else range(there))
-    if context.blocks > len(free):
-        raise PdtrimError(
-            f"{name}: {context.blocks} of the {there} blocks are to be removed, but only {len(free)} may be, because the "
-            f"first {KEPT_FIRST} and the last {KEPT_LAST} always stay: {f'remove at most {len(free)}, or ' * bool(free)}"
-            "say plus = false"
-        )
-    return free
+def removable(blocks: int, *, plus: bool) -> list[int]:
+    """Return which of so many blocks may be removed."""
+    return list(range(KEPT_FIRST, blocks - KEPT_LAST) if plus else range(blocks))
+
+
+def problems(facts: PruneFacts, *, plus: bool, name: str) -> list[str]:
+    """Return why the budget is beyond the blocks that may be removed."""
+    free = len(removable(facts.block_count, plus=plus))
+    problem = (
+        f"{name}: {facts.blocks} of the {facts.block_count} blocks are to be removed, but only {free} may be, because the "
+        f"first {KEPT_FIRST} and the last {KEPT_LAST} always stay: {f'remove at most {free}, or ' * bool(free)}"
+        "say plus = false"
+    )
+    return [problem] if facts.blocks > free else []
 
 
 def lowest(values: Sequence[float], free: Sequence[int], count: int) -> Pruned:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core.api import Drop, PdtrimError, Pruned, Pruner, Removal
+from pdtrim_core.api import Drop, Pruned, Pruner, Removal
 
 if TYPE_CHECKING:
-    from pdtrim_core.api import PruneContext
+    from pdtrim_core.api import PruneContext, PruneFacts
 
 
 class Sleb(Pruner):
@@ -23,15 +23,20 @@ class Sleb(Pruner):
     early_barrier: int = Field(1, ge=0, description="blocks at the beginning that are never removed")
     latter_barrier: int = Field(1, ge=0, description="blocks at the end that are never removed")
 
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why the barriers leave too few blocks."""
+        barriers = self.early_barrier + self.latter_barrier
+        most = max(0, facts.block_count - barriers)
+        problem = (
+            f"{self.name}: {facts.blocks} of the {facts.block_count} blocks are to be removed, but the barriers keep {barriers}: "
+            f"remove at most {most}, or lower early_barrier or latter_barrier"
+        )
+        return [problem] if facts.blocks > most else []
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return the removed blocks; ties go to the lower block. Raises `PdtrimError` where barriers leave too few."""
-        there, barriers = context.model.block_count, self.early_barrier + self.latter_barrier
-        most = max(0, there - barriers)
-        if context.blocks > most:
-            raise PdtrimError(
-                f"{self.name}: {context.blocks} of the {there} blocks are to be removed, but the barriers keep {barriers}: "
-                f"remove at most {most}, or lower early_barrier or latter_barrier"
-            )
+        self.check(context.facts)
+        there = context.model.block_count
         if context.blocks == 0:
             return Pruned(Removal())
         loss = context.loss_of(context.windows(self.window, self.windows))

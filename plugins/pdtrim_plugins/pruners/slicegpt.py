@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pdtrim_core.api import BlockModel, PruneContext
+    from pdtrim_core.api import BlockModel, PruneContext, PruneFacts
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """By `model_type`: blocks with one RMS norm in front of attention and one in front of a gated MLP, and no other."""
@@ -41,12 +41,20 @@ class SliceGpt(Pruner):
         "code; normed, each token divided by its root mean square, so that all have the same weight",
     )
 
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why the norms of a family cannot be fused."""
+        problem = (
+            f"slicegpt can rotate models of the families {', '.join(FAMILIES)}, and {facts.model} is of {facts.family}: choose "
+            "another pruner"
+        )
+        return [problem] if facts.family not in FAMILIES else []
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return the sliced model whose number of parameters, with the rotations of its shortcuts, is closest to the budget."""
         from pdtrim_plugins.pruners.rotation import Slicer  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
-        _refuse(model)
+        self.check(context.facts)
         width = nearest_width(model, context.parameters)
         windows = context.windows(self.window, self.windows)
         hidden, tokens = model.config.hidden_size, len(windows) * self.window
@@ -61,16 +69,6 @@ class SliceGpt(Pruner):
         from pdtrim_plugins.pruners.rotation import sliced_again  # noqa: PLC0415 - listings must not import torch
 
         return sliced_again(model, weights)
-
-
-def _refuse(model: BlockModel) -> None:
-    """Raise `PdtrimError` for a family whose norms cannot be fused."""
-    family = model.config.model_type
-    if family not in FAMILIES:
-        raise PdtrimError(
-            f"slicegpt can rotate models of the families {', '.join(FAMILIES)}, and {model.name} is of {family}: choose another "
-            "pruner"
-        )
 
 
 def nearest_width(model: BlockModel, fewer: int) -> int:

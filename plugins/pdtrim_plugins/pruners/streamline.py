@@ -10,7 +10,7 @@ from pdtrim_core.api import Merge, PdtrimError, Pruned, Pruner, Removal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core.api import PruneContext
+    from pdtrim_core.api import PruneContext, PruneFacts
 
 
 class Streamline(Pruner):
@@ -23,6 +23,15 @@ class Streamline(Pruner):
     name = "streamline"
     cites = "LLM-Streamline, Sec. 3 (arXiv:2403.19135)"
 
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why the model has no run that long."""
+        most = facts.block_count - 1
+        if facts.blocks <= most:
+            return []
+        return [
+            f"pruner 'streamline': at most {most} of {facts.block_count} blocks can be removed, not {facts.blocks}: remove fewer"
+        ]
+
     def prune(self, context: PruneContext) -> Pruned:
         """Return one merge of one block more than the budget, and the block trained for it; ties go to the lower run.
 
@@ -30,11 +39,7 @@ class Streamline(Pruner):
         """
         if not context.blocks:
             return Pruned(Removal())
-        count = context.model.block_count
-        if context.blocks >= count:
-            raise PdtrimError(
-                f"pruner 'streamline': at most {count - 1} of {count} blocks can be removed, not {context.blocks}: remove fewer"
-            )
+        self.check(context.facts)
         similarities = context.states.mean_over_windows(scaled_cosine, context.blocks + 1)
         if not any(map(math.isfinite, similarities)):
             raise PdtrimError(

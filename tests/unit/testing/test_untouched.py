@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from pdtrim_core.api import BlockModel, ScoreContext
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.untouched import left_as_it_was
+from pdtrim_core.testing.models import save_tiny_model
 
 Deed = Callable[[BlockModel], object]
 WEIGHT = "self_attn.q_proj.weight"
@@ -36,6 +38,16 @@ def nothing(*_: object, **__: object) -> None:
 def buffer_of(model: BlockModel) -> torch.Tensor:
     found: torch.Tensor = model.model.get_buffer("model.rotary_emb.inv_freq")
     return found
+
+
+def mlp(model: BlockModel) -> nn.Module:
+    found: nn.Module = model.blocks[2].get_submodule("mlp")
+    return found
+
+
+def replaced_weight(model: BlockModel) -> None:
+    part = model.blocks[0].get_submodule("self_attn.q_proj")
+    part.weight = nn.Parameter(weight(model).detach().clone(), requires_grad=False)
 
 
 LEFT: list[tuple[str, Deed, str]] = [
@@ -102,9 +114,97 @@ LEFT: list[tuple[str, Deed, str]] = [
         lambda model: model.blocks[0].register_buffer("seen", torch.zeros(1)),
         "the buffer model.layers.0.seen was added",
     ),
+    ("equal weight", replaced_weight, f"the weight {NAMED} was replaced by another of the same numbers"),
+    (
+        "new attribute",
+        lambda model: setattr(mlp(model), "importance", torch.ones(3)),
+        "the attribute importance of model.layers.2.mlp was added",
+    ),
+    (
+        "attribute of a module",
+        lambda model: setattr(model.model.model, "gradient_checkpointing", True),
+        "the attribute gradient_checkpointing of model was changed from False to True",
+    ),
+    (
+        "removed attribute",
+        lambda model: delattr(mlp(model), "hidden_size"),
+        "the attribute hidden_size of model.layers.2.mlp was removed",
+    ),
+    (
+        "attribute that is no plain data",
+        lambda model: setattr(mlp(model), "config", copy.deepcopy(model.model.config)),
+        "the attribute config of model.layers.2.mlp was changed",
+    ),
+    (
+        "config",
+        lambda model: setattr(model.model.config, "use_cache", False),
+        "use_cache of the config of the model was changed from True to False",
+    ),
+    (
+        "hidden setting of a config",
+        lambda model: setattr(model.model.config, "_attn_implementation", "eager"),
+        "of the config of the model was changed from 'sdpa' to 'eager'",
+    ),
+    (
+        "table in a config",
+        lambda model: model.model.config.rope_parameters.update(rope_theta=2.0),
+        "rope_parameters of the config of the model was changed",
+    ),
+    (
+        "generation config",
+        lambda model: setattr(model.model.generation_config, "max_new_tokens", 1),
+        "max_new_tokens of the generation_config of the model was changed from None to 1",
+    ),
+    ("tokenizer's id", lambda model: setattr(model.tokenizer, "pad_token_id", 3), "pad_token_id of the tokenizer was added"),
+    ("other tokenizer", lambda model: setattr(model, "tokenizer", copy.copy(model.tokenizer)), "the tokenizer was changed"),
+    ("grad mode", lambda _: torch.set_grad_enabled(False), "the grad mode of torch was changed from True to False"),
+    ("threads", lambda _: torch.set_num_threads(torch.get_num_threads() + 1), "the number of threads of torch was changed from "),
+    (
+        "algorithms",
+        lambda _: torch.use_deterministic_algorithms(mode=True, warn_only=True),
+        "the use of deterministic algorithms of torch was changed",
+    ),
+    (
+        "default dtype",
+        lambda _: torch.set_default_dtype(torch.float64),
+        "the default dtype of torch was changed from torch.float32 to torch.float64",
+    ),
+    ("anomaly mode", lambda _: torch.autograd.set_detect_anomaly(True), "the anomaly mode of torch was changed"),
+    (
+        "precision",
+        lambda _: torch.set_float32_matmul_precision("medium"),
+        "the precision of matrix products of torch was changed from 'highest' to 'medium'",
+    ),
+    (
+        "hook for all modules",
+        lambda _: nn.modules.module.register_module_forward_hook(nothing),
+        "torch's global_forward_hooks for all modules was changed",
+    ),
+    (
+        "backward hook for all modules",
+        lambda _: nn.modules.module.register_module_full_backward_hook(nothing),
+        "torch's global_backward_hooks for all modules was changed",
+    ),
 ]
 
 
+@pytest.fixture
+def torch_put_back() -> Iterator[None]:
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=False)
+    torch.set_default_dtype(torch.float32)
+    torch.autograd.set_detect_anomaly(False)
+    torch.set_float32_matmul_precision(precision)
+    for name, hooks in vars(nn.modules.module).items():
+        if name.startswith("_global_") and isinstance(hooks, dict):
+            hooks.clear()
+    nn.modules.module._global_is_full_backward_hook = None
+
+
+@pytest.mark.usefixtures("torch_put_back")
 @pytest.mark.parametrize(("deed", "words"), [pytest.param(deed, words, id=name) for name, deed, words in LEFT])
 def test_what_is_left_behind_is_named(deed: Deed, words: str) -> None:
     model = tiny_llama()
@@ -134,6 +234,52 @@ def test_a_model_that_was_only_used_is_as_it_was(family: str) -> None:
             model.record(torch.zeros((1, 600), dtype=torch.long) if family == "llama" else torch.zeros((1, 9), dtype=torch.long))
         for handle in handles:
             handle.remove()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def with_tokenizer(checkpoint: Path) -> BlockModel:
+    from transformers import AutoTokenizer
+
+    model = tiny_llama()
+    model.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return model
+
+
+def test_a_tokenizer_of_transformers_that_was_only_used_is_as_it_was(checkpoint: Path) -> None:
+    model = with_tokenizer(checkpoint)
+    with left_as_it_was(model):
+        tokens = model.tokenizer("What is this?" * 99)["input_ids"]
+        assert model.tokenizer.decode(tokens).startswith("What")
+        torch.manual_seed(torch.initial_seed() + 1)  # the generator may move
+
+
+@pytest.mark.parametrize(
+    ("deed", "words"),
+    [
+        (lambda model: setattr(model.tokenizer, "pad_token_id", 3), "_special_tokens_map of the tokenizer was changed"),
+        (
+            lambda model: setattr(model.tokenizer, "padding_side", "middle"),
+            "padding_side of the tokenizer was changed from",
+        ),
+        (lambda model: model.tokenizer.add_tokens(["<stage>"]), "the vocabulary of the tokenizer was changed"),
+    ],
+)
+def test_a_changed_tokenizer_of_transformers_is_named(deed: Deed, words: str, checkpoint: Path) -> None:
+    model = with_tokenizer(checkpoint)
+    with pytest.raises(AssertionError) as caught, left_as_it_was(model):
+        deed(model)
+    assert words in str(caught.value)
+
+
+def test_a_config_inside_a_config_is_compared() -> None:
+    model = tiny_llama()
+    model.model.config.inner = copy.deepcopy(model.model.config)
+    with pytest.raises(AssertionError, match="use_cache of inner in the config of the model was changed"), left_as_it_was(model):
+        model.model.config.inner.use_cache = False
 
 
 def test_an_error_inside_is_the_one_that_is_raised() -> None:
