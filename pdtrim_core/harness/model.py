@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pdtrim_core.data.items import Item
-from pdtrim_core.data.tokens import in_front
+from pdtrim_core.data.tokens import PLAIN, in_front
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
@@ -136,9 +136,10 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         **kwargs: Any,
     ) -> list[int]:
         """Return the tokens of a text as the harness has them, without special tokens behind it."""
-        whole = super().tok_encode(string, add_special_tokens, **kwargs)
-        bare = super().tok_encode(string, add_special_tokens=False, **kwargs)
-        tokens = [*in_front(whole, bare), *bare]
+        encode = super().tok_encode
+        usual = in_front(encode(PLAIN, add_special_tokens, **kwargs), encode(PLAIN, add_special_tokens=False, **kwargs))
+        bare = encode(string, add_special_tokens=False, **kwargs)
+        tokens = [*in_front(encode(string, add_special_tokens, **kwargs), bare, usual), *bare]
         return tokens[-left_truncate_len:] if left_truncate_len else tokens
 
     def tok_batch_encode(
