@@ -15,9 +15,10 @@ ARCHITECTURE = "general.architecture"
 
 @dataclass(frozen=True)
 class Table:
-    """The architecture that a file names, and the shapes of its tensors by name, the fastest dimension last."""
+    """The architecture that a file names, the names of its values, and the shapes of its tensors, the fastest dimension last."""
 
     architecture: str
+    keys: frozenset[str]
     shapes: dict[str, tuple[int, ...]]
 
 
@@ -29,14 +30,15 @@ def table_of(file: Path) -> Table:
         version, tensors, values = head.numbers("IQQ")
         if not 2 <= version <= 3:
             raise ValueError(f"its version is {version}, and 2 and 3 are known")
-        architecture = ""
+        architecture, keys = "", set()
         for _ in range(values):
             key, (kind,) = head.text(), head.numbers("I")
+            keys.add(key)
             if key == ARCHITECTURE and kind == STRING:
                 architecture = head.text()
             else:
                 head.skip(kind)
-        return Table(architecture, dict(head.tensor() for _ in range(tensors)))
+        return Table(architecture, frozenset(keys), dict(head.tensor() for _ in range(tensors)))
 
 
 class _Head:

@@ -8,10 +8,18 @@ from pathlib import Path
 from pdtrim_core.testing import tiny_transformers
 
 
-def write_gguf(file: Path, leave_out: Collection[str] = (), more: Mapping[str, tuple[int, ...]] | None = None) -> str:
+def write_gguf(
+    file: Path,
+    leave_out: Collection[str] = (),
+    more: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    vocabulary: bool = True,
+    texts: Mapping[str, str] | None = None,
+) -> str:
     """Write a tiny Llama with a tokenizer of bytes (and one merge: transformers reads no file without one) as GGUF.
 
     Tensors are left out by GGUF's names; `more` has shapes of others that are filled with ones.
+    `texts` are further values.
     """
     import gguf
     import numpy as np
@@ -28,7 +36,10 @@ def write_gguf(file: Path, leave_out: Collection[str] = (), more: Mapping[str, t
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*signs_of_bytes(), "ab", "<s>", "</s>", "<pad>"])
+    if vocabulary:
+        writer.add_token_list([*signs_of_bytes(), "ab", "<s>", "</s>", "<pad>"])
+    for key, text in (texts or {}).items():
+        writer.add_string(key, text)
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(257)
     writer.add_eos_token_id(258)

@@ -20,6 +20,7 @@ from pdtrim_core.testing.models import FAMILIES, save_tiny_model, tiny_config, t
 from pdtrim_plugins.model_sources import FolderModel, GgufModel
 from tests.unit.plugins.gguf_files import write_gguf
 
+ADVICE = "; download the checkpoint again, or take the config.json that belongs to these weights"
 Change = Callable[[dict[str, Tensor]], object]
 
 
@@ -50,11 +51,11 @@ def problem_of(source: ModelSource) -> str:
             look()
         told.append(str(caught.value))
     assert told[0] == told[1]
-    prefix, _, problem = told[0].partition(f"{source.path}: ")
+    prefix, _, problem = told[0].replace(ADVICE, "").partition(f"{source.path}: ")
     assert prefix == "cannot open the model "
     assert "\n" not in problem
     assert "report" not in problem
-    return problem.removesuffix("; download the checkpoint again, or take the config.json that belongs to these weights")
+    return problem
 
 
 @pytest.mark.parametrize("stored", ["one file", "shards", "bin", "tied"])
@@ -230,6 +231,98 @@ def test_a_file_that_ends_early_is_named(tmp_path: Path) -> None:
     assert "(in model.safetensors)" in str(caught.value)
 
 
+def sharded(folder: Path) -> FolderModel:
+    """Return a checkpoint of several files and their index."""
+    save_tiny_model(folder)
+    (folder / "model.safetensors").unlink()
+    tiny_transformers("llama").save_pretrained(folder, max_shard_size="40KB")
+    return FolderModel(path=str(folder), device="cpu")
+
+
+ONLY = (
+    "weights are read from model.safetensors or pytorch_model.bin, or from the files that model.safetensors.index.json or "
+    "pytorch_model.bin.index.json names, and it has only "
+)
+
+
+@pytest.mark.parametrize("file", ["consolidated.safetensors", "model.fp16.safetensors", "weights.pt", "tiny.gguf", "tf_model.h5"])
+def test_weights_in_a_file_that_is_not_read_are_told_by_its_name(file: str, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / file)
+    assert problem_of(FolderModel(path=str(tmp_path), device="cpu")) == f"{ONLY}{file}"
+
+
+def test_shards_without_their_index_are_refused(tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    problem = problem_of(source)
+    assert problem.startswith(f"{ONLY}model-00001-of-")
+    assert problem.endswith(" more")
+
+
+TABLE = "its weight_map is no table of tensors and the files they are in"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"metadata": {}, "weight_map": {}}, "its weight_map names no tensor"),
+        ({"weight_map": {}}, "its weight_map names no tensor"),
+        ({"metadata": {}}, TABLE),
+        ([], TABLE),
+        ({"metadata": {}, "weight_map": ["a"]}, TABLE),
+        ({"metadata": {}, "weight_map": {"a": 3}}, TABLE),
+        ({"metadata": 3, "weight_map": {"a": "b"}}, 'it has no metadata, which transformers asks for, so add "metadata": {}'),
+        ({"weight_map": {"a": "b"}}, 'it has no metadata, which transformers asks for, so add "metadata": {}'),
+    ],
+)
+def test_an_index_that_cannot_be_used_is_named(content: Any, expected: str, tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+    assert problem_of(source) == f"{expected} (in model.safetensors.index.json)"
+
+
+@pytest.mark.parametrize("depth", [100, 200_000])
+def test_an_index_that_is_no_json_is_named(depth: int, tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[" * depth)
+    assert problem_of(source).endswith("(in model.safetensors.index.json)")
+
+
+@pytest.mark.parametrize("content", ["nothing", "wrapped", "no tensor"])
+def test_a_file_without_any_tensor_lacks_them_all(content: str, tmp_path: Path) -> None:
+    source = changed(tmp_path, lambda tensors: tensors.clear())
+    if content != "nothing":
+        (tmp_path / "model.safetensors").unlink()
+        of_file = {"state_dict": tiny_transformers("llama").state_dict()} if content == "wrapped" else {"epoch": 3}
+        torch.save(of_file, tmp_path / "pytorch_model.bin")
+    problem = problem_of(source)
+    assert problem.startswith("lm_head.weight, model.embed_tokens.weight, ")
+    assert problem.endswith(" more are missing")
+
+
+def test_a_file_of_weights_that_a_config_names_is_the_one_that_is_read(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
+    source = FolderModel(path=str(tmp_path), device="cpu")
+    assert problem_of(source) == "other.safetensors is missing, which its config.json names"
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    source.check_weights()
+    assert torch.equal(source.open().model.lm_head.weight, tiny_transformers("llama").lm_head.weight)
+
+
+@pytest.mark.parametrize("damage", ["gone", "no json"])
+def test_a_checkpoint_whose_tokenizer_cannot_be_read_is_refused_without_reading_weights(damage: str, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_text("{")
+    assert problem_of(FolderModel(path=str(tmp_path), device="cpu"))
+
+
 def test_a_budget_is_not_told_of_a_checkpoint_that_a_run_refuses(host: PluginHost, tmp_path: Path) -> None:
     changed(tmp_path, without("model.layers.3.mlp.up_proj.weight"))
     recipe = Recipe.from_data({"model": {"path": str(tmp_path)}, "prune": {"blocks": 1}}, where="r.toml", host=host)
@@ -255,13 +348,32 @@ def test_a_tensor_that_a_gguf_file_lacks_is_named(name: str, tmp_path: Path) -> 
     assert problem_of(GgufModel(path=write_gguf(tmp_path / "tiny.gguf", leave_out=[name]))) == f"{name} is missing"
 
 
-def test_a_tensor_of_another_shape_in_a_gguf_file_is_named(tmp_path: Path) -> None:
-    name = "blk.3.ffn_up.weight"
-    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", leave_out=[name], more={name: (40, 32)}))
-    assert problem_of(source) == f"{name} is 40x32 and by its config 48x32"
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("blk.3.ffn_up.weight", (40, 32), "48x32"),
+        ("blk.4.ffn_up.weight", (32, 48), "48x32"),
+        ("blk.2.attn_q.weight", (16, 64), "32x32"),
+        ("blk.2.attn_k.weight", (32, 16), "16x32"),
+        ("blk.2.attn_q.weight", (1024,), "32x32"),
+        ("blk.2.attn_q.weight", (6, 32), "32x32"),
+        ("blk.1.attn_norm.weight", (32, 1), "32"),
+        ("token_embd.weight", (32, 260), "260x32"),
+    ],
+)
+def test_a_tensor_of_another_shape_in_a_gguf_file_is_named(
+    name: str, shape: tuple[int, ...], expected: str, tmp_path: Path
+) -> None:
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", leave_out=[name], more={name: shape}))
+    assert problem_of(source) == f"{name} is {'x'.join(map(str, shape))} and by its config {expected}"
 
 
 @pytest.mark.parametrize("name", ["blk.6.ffn_up.weight", "blk.2.attn_q.bias"])
 def test_a_tensor_too_many_in_a_gguf_file_is_named(name: str, tmp_path: Path) -> None:
     source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", more={name: (48, 32)}))
     assert problem_of(source) == f"by its config there is no {name}"
+
+
+def test_a_gguf_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", vocabulary=False))
+    assert problem_of(source) == "it has no vocabulary (tokenizer.ggml.tokens); convert the checkpoint again"
