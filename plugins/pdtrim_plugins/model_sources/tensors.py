@@ -265,7 +265,7 @@ def _belongs(key: str, model: Any, *, leaf: bool = False) -> bool:
     owner = key.rpartition(".")[0]
     if owner in modules and modules[owner]._parameters:  # noqa: SLF001 - those of the module itself, not of its children
         return True
-    lists = [path for path, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)]
+    lists = [path for path, module in modules.items() if isinstance(module, nn.ModuleList)]
     beside = {path.rpartition(".")[0] for path in lists} - {""}
     return not leaf and (any(key.startswith(f"{path}.") for path in lists) or owner.rpartition(".")[0] in beside)
 

@@ -158,13 +158,14 @@ def test_tensors_of_another_shape_are_named_with_both(tmp_path: Path) -> None:
     )
 
 
-def test_blocks_beyond_those_of_the_config_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [4, 0, -1])
+def test_blocks_beyond_those_of_the_config_are_refused(count: int, tmp_path: Path) -> None:
     save_tiny_model(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))
     problem = problem_of(FolderModel(path=str(tmp_path), device="cpu"))
-    assert problem.startswith("by its config there are no model.layers.4.input_layernorm.weight, ")
-    assert problem.endswith(" and 14 more")
+    assert problem.startswith(f"by its config there are no model.layers.{max(count, 0)}.input_layernorm.weight, ")
+    assert problem.endswith(f" and {9 * (6 - max(count, 0)) - 4} more")
 
 
 @pytest.mark.parametrize(
