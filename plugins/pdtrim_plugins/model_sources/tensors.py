@@ -28,6 +28,8 @@ LIKE_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", 
 """Ends of the names of files that may hold weights."""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Number formats that exports keep, by safetensors' names."""
+FLOATS = {*DTYPES, "F64", "torch.float64"}
+"""Number formats whose numbers are the weights themselves."""
 NAMED = 4
 """Tensors that are named one by one."""
 COMPUTED = re.compile(
@@ -187,7 +189,19 @@ def check_stored(source: str, config: Any, name: str, **options: Any) -> bool:
         _check_separate(given, model, name)
         raise PdtrimError(f"{error}; {ADVICE}") from error
     _check_keys(report, read, name)
+    _check_formats({key: tensor for key, tensor in stored.items() if key not in report["unexpected_keys"]}, name)
     return True
+
+
+def _check_formats(stored: Mapping[str, StoredTensor], name: str) -> None:
+    """Refuse numbers that mean something only with scales that no config tells of: transformers takes them as they are."""
+    wrong = [key for key, tensor in stored.items() if tensor.dtype not in FLOATS and not COMPUTED.search(key)]
+    if wrong:
+        formats = ", ".join(sorted({stored[key].dtype.removeprefix("torch.") for key in wrong}))
+        raise PdtrimError(
+            f"cannot open the model {name}: {_some(wrong)} stored as {formats}, and its config has no quantization_config that "
+            "says what these numbers mean; take the checkpoint in floating-point numbers that it was made from"
+        )
 
 
 def without_weights(config: Any, name: str) -> Any:

@@ -21,6 +21,7 @@ from pdtrim_plugins.model_sources import FolderModel, GgufModel
 from tests.unit.plugins.gguf_files import write_gguf
 
 ADVICE = "; download the checkpoint again, or take the config.json that belongs to these weights"
+BIN = "pytorch_model.bin"
 Change = Callable[[dict[str, Tensor]], object]
 
 
@@ -311,6 +312,48 @@ def test_a_file_of_weights_that_a_config_names_is_the_one_that_is_read(tmp_path:
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
     source.check_weights()
     assert torch.equal(source.open().model.lm_head.weight, tiny_transformers("llama").lm_head.weight)
+
+
+@pytest.mark.parametrize("stored", ["one file", "bin"])
+@pytest.mark.parametrize(
+    ("dtype", "told"),
+    [
+        (torch.int8, ("I8", "int8")),
+        (torch.uint8, ("U8", "uint8")),
+        (torch.int32, ("I32", "int32")),
+        (torch.bool, ("BOOL", "bool")),
+        (torch.float8_e4m3fn, ("F8_E4M3", "float8_e4m3fn")),
+        (torch.float8_e5m2, ("F8_E5M2", "float8_e5m2")),
+    ],
+)
+def test_numbers_that_are_no_weights_without_their_scales_are_refused(
+    dtype: torch.dtype, told: tuple[str, str], stored: str, tmp_path: Path
+) -> None:
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.2.input_layernorm.weight"]
+    source = changed(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(dtype) for name in names}))
+    if stored == "bin":
+        (tmp_path / "model.safetensors").unlink()
+        tensors = tiny_transformers("llama").state_dict()
+        torch.save({key: tensor.to(dtype) if key in names else tensor for key, tensor in tensors.items()}, tmp_path / BIN)
+    assert problem_of(source) == (
+        f"{' '.join(names).replace(' ', ', ')} are stored as {told[stored == 'bin']}, and its config has no quantization_config "
+        "that says what these numbers mean; take the checkpoint in floating-point numbers that it was made from"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_in_any_floating_point_numbers_raise_no_alarm(dtype: torch.dtype, tmp_path: Path) -> None:
+    source = changed(tmp_path, lambda tensors: tensors.update({key: tensor.to(dtype) for key, tensor in tensors.items()}))
+    source.check_weights()
+    source.open()
+
+
+def test_whole_numbers_beside_the_language_model_raise_no_alarm(tmp_path: Path) -> None:
+    extra = {"vision_tower.steps": torch.tensor([3]), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.tensor([3])}
+    source = changed(tmp_path, lambda tensors: tensors.update(extra))
+    source.check_weights()
+    with pytest.warns(UserWarning, match=r"vision_tower\.steps is not read"):
+        source.open()
 
 
 @pytest.mark.parametrize("damage", ["gone", "no json"])
