@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from pdtrim_core.api import PdtrimError
-from pdtrim_plugins.model_sources.gguf_table import table_of
+from pdtrim_plugins.model_sources.gguf_table import Table, table_of
 from pdtrim_plugins.model_sources.opening import opening
 from pdtrim_plugins.model_sources.tensors import COMPUTED, note_unread, refuse_tensors, without_weights
 
 BLOCK = "blk."
 """What the names of the tensors of a block begin with."""
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors that the rotary frequencies are divided by; Llama 3.1 and later have the first."""
 VOCABULARY = "tokenizer.ggml.tokens"
 """The value of a file that its tokenizer is made from."""
 
@@ -27,6 +29,12 @@ def check_table(file: Path, config: Any, name: str) -> None:
         names = _names(model, processor)
     if VOCABULARY not in table.keys:
         raise PdtrimError(f"cannot open the model {name}: it has no vocabulary ({VOCABULARY}); convert the checkpoint again")
+    scaled = _scaled(table)
+    if scaled and not _scales(config.get_text_config()):
+        raise PdtrimError(
+            f"cannot open the model {name}: it scales its rotary embeddings ({', '.join(scaled)}), which transformers does not "
+            "read from GGUF files, so every position would be another; take the checkpoint that the file was made from"
+        )
     stored = table.shapes
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
@@ -45,6 +53,23 @@ def check_table(file: Path, config: Any, name: str) -> None:
         unexpected=[theirs for theirs in unknown if theirs.startswith(BLOCK)],
     )
     note_unread(name, [theirs for theirs in unknown if not theirs.startswith(BLOCK)])
+
+
+def _scaled(table: Table) -> list[str]:
+    """Return the tensors and values of a file that scale rotary embeddings."""
+    of_type = {key: value for key, value in table.scaling.items() if key.endswith(".type")}
+    factors = {key: value for key, value in table.scaling.items() if key.endswith((".factor", ".scale_linear"))}
+    kinds = [key for key, value in of_type.items() if value != "none"]
+    # A kind that is told is the last word on a factor.
+    stretched = [] if of_type else [key for key, value in factors.items() if value not in (0, 1)]
+    return [*(name for name in FACTORS if name in table.shapes), *kinds, *stretched]
+
+
+def _scales(config: Any) -> bool:
+    """Tell whether the config that was read scales rotary embeddings."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    every = (rope, *(value for value in rope.values() if isinstance(value, dict)))
+    return any(parameters.get("rope_type", "default") != "default" for parameters in every)
 
 
 def _processor(model: Any, architecture: str) -> Any:

@@ -14,12 +14,12 @@ def write_gguf(
     more: Mapping[str, tuple[int, ...]] | None = None,
     *,
     vocabulary: bool = True,
-    texts: Mapping[str, str] | None = None,
+    values: Mapping[str, str | float] | None = None,
 ) -> str:
     """Write a tiny Llama with a tokenizer of bytes (and one merge: transformers reads no file without one) as GGUF.
 
     Tensors are left out by GGUF's names; `more` has shapes of others that are filled with ones.
-    `texts` are further values.
+    `values` are further ones, by their names.
     """
     import gguf
     import numpy as np
@@ -38,8 +38,11 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     if vocabulary:
         writer.add_token_list([*signs_of_bytes(), "ab", "<s>", "</s>", "<pad>"])
-    for key, text in (texts or {}).items():
-        writer.add_string(key, text)
+    for key, value in (values or {}).items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_float32(key, value)
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(257)
     writer.add_eos_token_id(258)

@@ -18,6 +18,7 @@ from pdtrim_core.pipeline.budget import budget_of
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.models import FAMILIES, save_tiny_model, tiny_config, tiny_transformers
 from pdtrim_plugins.model_sources import FolderModel, GgufModel
+from pdtrim_plugins.model_sources.gguf_tensors import check_table
 from tests.unit.plugins.gguf_files import write_gguf
 
 ADVICE = "; download the checkpoint again, or take the config.json that belongs to these weights"
@@ -421,3 +422,45 @@ def test_a_tensor_too_many_in_a_gguf_file_is_named(name: str, tmp_path: Path) ->
 def test_a_gguf_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", vocabulary=False))
     assert problem_of(source) == "it has no vocabulary (tokenizer.ggml.tokens); convert the checkpoint again"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "values", "told"),
+    [
+        ("rope_freqs.weight", {}, "rope_freqs.weight"),
+        ("rope_factors_long.weight", {}, "rope_factors_long.weight"),
+        (None, {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "llama.rope.scaling.type"),
+        (None, {"llama.rope.scaling.type": "linear"}, "llama.rope.scaling.type"),
+        (None, {"llama.rope.scaling.factor": 2.0}, "llama.rope.scaling.factor"),
+        (None, {"llama.rope.scale_linear": 2.0}, "llama.rope.scale_linear"),
+    ],
+)
+def test_a_gguf_file_with_scaled_positions_that_are_not_read_is_refused(
+    tensor: str | None, values: dict[str, str | float], told: str, tmp_path: Path
+) -> None:
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", more={tensor: (4,)} if tensor else {}, values=values))
+    assert problem_of(source) == (
+        f"it scales its rotary embeddings ({told}), which transformers does not read from GGUF files, so every position would be "
+        "another; take the checkpoint that the file was made from"
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scaling.factor": 1.0},
+        {"llama.rope.scaling.attn_factor": 2.0},
+    ],
+)
+def test_a_gguf_file_whose_positions_are_not_scaled_raises_no_alarm(values: dict[str, str | float], tmp_path: Path) -> None:
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", values=values), device="cpu")
+    source.check_weights()
+    source.open()
+
+
+def test_factors_of_positions_are_fine_where_the_config_has_the_scaling(tmp_path: Path) -> None:
+    file = Path(write_gguf(tmp_path / "tiny.gguf", more={"rope_freqs.weight": (4,)}))
+    config = tiny_config("llama", rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0})
+    with pytest.warns(UserWarning, match=r"rope_freqs\.weight is not read"):
+        check_table(file, config, "tiny")
