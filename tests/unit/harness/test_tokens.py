@@ -69,6 +69,7 @@ def theirs(kind: str, model: Any) -> HFLM:
 def ours(kind: str, model: Any) -> PdtrimLM:
     made: PdtrimLM = PdtrimLM.__new__(PdtrimLM)
     HFLM.__init__(made, pretrained=model, tokenizer=tokenizer_of(kind), batch_size=4)
+    made.start_notes()
     return made
 
 
@@ -147,10 +148,12 @@ def test_texts_that_are_scored_whole_and_prompts_to_generate_behind_have_no_end(
         assert ours.tok_encode(text, add_special_tokens=False) == theirs.tok_encode(text, add_special_tokens=False)
         assert ours.tok_encode(text, left_truncate_len=2) == theirs.tok_encode(text, left_truncate_len=2)
     together = ["a text", "another text", "x"]
-    for cut in (None, 4):
+    for cut, count in ((None, 0), (4, 2), (40, 0)):
+        ours.start_notes()
         mine = ours.tok_batch_encode(together, left_truncate_len=cut)
         other = theirs.tok_batch_encode(together, left_truncate_len=cut)
         assert [part.tolist() for part in mine] == [part.tolist() for part in other]
+        assert ours.crowded == count
 
 
 @pytest.mark.model
