@@ -50,13 +50,7 @@ def table_of(file: Path) -> Table:
                 (scaling[key],) = head.numbers("f")
             else:
                 head.skip(kind)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for _ in range(tensors):
-            name, shape = head.tensor()
-            if name in shapes:
-                raise ValueError(f"it has the tensor {name} twice")
-            shapes[name] = shape
-        return Table(architecture, frozenset(keys), scaling, shapes)
+        return Table(architecture, frozenset(keys), scaling, dict(head.tensor() for _ in range(tensors)))
 
 
 class _Head:

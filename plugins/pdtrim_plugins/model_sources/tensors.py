@@ -78,12 +78,23 @@ def stored_in(folder: Path, config: Any, name: str) -> dict[str, StoredTensor] |
         by = f"its {file.name}" if file.name.endswith(INDEX) else "its config.json"
         raise PdtrimError(f"cannot open the model {name}: {_some(lost)} missing, which {by} names; {ADVICE}")
     found: dict[str, StoredTensor] = {}
+    places: dict[str, Path] = {}
     for one in files:
         try:
             with opening(name):
-                found |= _binary(one) if one.suffix == ".bin" else _safetensors(one)
+                there = _binary(one) if one.suffix == ".bin" else _safetensors(one)
         except PdtrimError as error:
             raise PdtrimError(f"{error} (in {one.name})") from error
+        for key in sorted(found.keys() & there.keys(), key=_order):
+            with opening(name):
+                same = found[key] == there[key] and torch.equal(_tensor(places[key], key), _tensor(one, key))
+            if not same:
+                raise PdtrimError(
+                    f"cannot open the model {name}: {key} is in {places[key].name} and, with other numbers, in "
+                    f"{one.name}; {ADVICE}"
+                )
+        found |= there
+        places |= dict.fromkeys(there, one)
     return found
 
 
@@ -130,6 +141,18 @@ def _binary(file: Path) -> dict[str, StoredTensor]:
         for name, tensor in tensors.items()
         if isinstance(tensor, torch.Tensor)
     }
+
+
+def _tensor(file: Path, key: str) -> torch.Tensor:
+    """Return one tensor of a file with its numbers."""
+    if file.suffix == ".bin":
+        found: torch.Tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=True)[key]
+        return found
+    from safetensors import safe_open  # noqa: PLC0415 - listings do without
+
+    with safe_open(file, framework="pt") as opened:
+        read: torch.Tensor = opened.get_tensor(key)
+        return read
 
 
 def dtypes_in(source: str, config: Any, name: str, **options: Any) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pdtrim_plugins.model_sources.gguf_tensors import check_table
 from tests.unit.plugins.gguf_files import write_gguf
 
 ADVICE = "; download the checkpoint again, or take the config.json that belongs to these weights"
+NORM = "model.norm.weight"
 BIN = "pytorch_model.bin"
 Change = Callable[[dict[str, Tensor]], object]
 
@@ -240,6 +241,51 @@ def sharded(folder: Path) -> FolderModel:
     (folder / "model.safetensors").unlink()
     tiny_transformers("llama").save_pretrained(folder, max_shard_size="40KB")
     return FolderModel(path=str(folder), device="cpu")
+
+
+def in_two_files(folder: Path, stored: str, other: Tensor | None) -> FolderModel:
+    """Return a checkpoint of two files that both have the last norm: with the same numbers, or with others in the second."""
+    from safetensors.torch import save_file
+
+    source = sharded(folder)
+    for file in folder.glob("model*"):
+        file.unlink()
+    tensors = {key: tensor.clone() for key, tensor in tiny_transformers("llama").state_dict().items()}
+    first = {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}
+    norm = tensors[NORM] if other is None else other
+    second = {"lm_head.weight": tensors["lm_head.weight"], NORM: norm}
+    whole = "model.safetensors" if stored == "safetensors" else BIN
+    names = [f"{whole.partition('.')[0]}-{number}.{stored}" for number in (1, 2)]
+    for name, part in zip(names, (first, second), strict=True):
+        if stored == "bin":
+            torch.save(part, folder / name)
+        else:
+            save_file(part, folder / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {**dict.fromkeys(first, names[0]), "lm_head.weight": names[1]}}
+    (folder / f"{whole}.index.json").write_text(json.dumps(index))
+    return source
+
+
+@pytest.mark.parametrize("other", [torch.full((32,), 7.0), torch.ones(32, dtype=torch.float16), torch.ones(31)])
+@pytest.mark.parametrize("stored", ["safetensors", "bin"])
+def test_a_tensor_in_two_files_with_other_numbers_is_refused(stored: str, other: Tensor, tmp_path: Path) -> None:
+    whole = "model" if stored == "safetensors" else "pytorch_model"
+    assert problem_of(in_two_files(tmp_path, stored, other)) == (
+        f"{NORM} is in {whole}-1.{stored} and, with other numbers, in {whole}-2.{stored}"
+    )
+
+
+@pytest.mark.parametrize("stored", ["safetensors", "bin"])
+def test_a_tensor_in_two_files_with_the_same_numbers_raises_no_alarm(stored: str, tmp_path: Path) -> None:
+    source = in_two_files(tmp_path, stored, None)
+    source.check_weights()
+    source.open()
+
+
+def test_a_tensor_that_a_gguf_file_has_twice_is_refused(tmp_path: Path) -> None:
+    file = Path(write_gguf(tmp_path / "tiny.gguf"))
+    file.write_bytes(file.read_bytes().replace(b"blk.1.attn_norm.weight", b"blk.0.attn_norm.weight"))
+    assert problem_of(GgufModel(path=str(file))) == "Found duplicated tensor with name blk.0.attn_norm.weight"
 
 
 ONLY = (
