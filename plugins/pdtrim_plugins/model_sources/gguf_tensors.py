@@ -84,7 +84,8 @@ def _names(model: Any, processor: Any) -> dict[str, str]:
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map  # noqa: PLC0415 - slow to import
 
     found: dict[str, str] = get_gguf_hf_weights_map(model, processor)
-    return found
+    # The model's experts are no modules of their own, so their names end without what the file's end with.
+    return {f"{theirs}.weight" if theirs.endswith("_exps") else theirs: ours for theirs, ours in found.items()}
 
 
 def _part_of(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:

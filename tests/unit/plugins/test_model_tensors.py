@@ -19,7 +19,7 @@ from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.models import FAMILIES, save_tiny_model, tiny_config, tiny_transformers
 from pdtrim_plugins.model_sources import FolderModel, GgufModel
 from pdtrim_plugins.model_sources.gguf_tensors import check_table
-from tests.unit.plugins.gguf_files import write_gguf
+from tests.unit.plugins.gguf_files import write_gguf, write_gguf_of_experts
 
 ADVICE = "; download the checkpoint again, or take the config.json that belongs to these weights"
 NORM = "model.norm.weight"
@@ -510,3 +510,27 @@ def test_factors_of_positions_are_fine_where_the_config_has_the_scaling(tmp_path
     config = tiny_config("llama", rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0})
     with pytest.warns(UserWarning, match=r"rope_freqs\.weight is not read"):
         check_table(file, config, "tiny")
+
+
+def test_a_gguf_file_of_experts_is_read_as_it_was_written(tmp_path: Path) -> None:
+    file, model = write_gguf_of_experts(tmp_path / "tiny.gguf")
+    source = GgufModel(path=file, device="cpu")
+    source.check_weights()
+    found = source.open().model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [("up", "4x32x768 and by its config 4x768x32"), ("down", "4x768x32 and by its config 4x32x768")],
+)
+def test_experts_of_a_gguf_file_that_lie_the_other_way_round_are_named(part: str, told: str, tmp_path: Path) -> None:
+    name = f"blk.1.ffn_{part}_exps.weight"
+    file, _ = write_gguf_of_experts(tmp_path / "tiny.gguf", turn=name)
+    assert problem_of(GgufModel(path=file, device="cpu")) == f"{name} is {told}"
+
+
+def test_half_of_the_experts_of_a_block_of_a_gguf_file_is_missed(tmp_path: Path) -> None:
+    name = "blk.1.ffn_up_exps.weight"
+    file, _ = write_gguf_of_experts(tmp_path / "tiny.gguf", leave_out=name)
+    assert problem_of(GgufModel(path=file, device="cpu")) == f"{name} is missing"
