@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+PLAIN = "a"
+"""A text that holds no special token, so that what a tokenizer puts around it is known."""
+
 
 def tokens_of(text: str, tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens of a text alone, without special tokens around it."""
@@ -17,15 +20,20 @@ def opening_of(text: str, tokenizer: Any) -> tuple[int, ...]:
     They are those of lm-evaluation-harness (`HFLM.tok_encode` with its defaults): the tokenizer's own, and none where the text
     begins with the name of that token itself.
     """
-    opening = in_front(tuple(tokenizer(text)["input_ids"]), tokens_of(text, tokenizer))
+    usual = in_front(tokenizer(PLAIN)["input_ids"], tokens_of(PLAIN, tokenizer))
+    opening = in_front(tokenizer(text)["input_ids"], tokens_of(text, tokenizer), usual)
     first = getattr(tokenizer, "bos_token_id", None)
     first = getattr(tokenizer, "eos_token_id", None) if first is None else first
     return () if opening and first is not None and text.startswith(tokenizer.decode([first])) else opening
 
 
-def in_front(whole: Sequence[int], bare: Sequence[int]) -> tuple[int, ...]:
-    """Return what a tokenizer put in front of the bare tokens of a text; `whole` may have more behind them."""
-    for start in range(len(whole) - len(bare) + 1):
-        if tuple(whole[start : start + len(bare)]) == tuple(bare):
-            return tuple(whole[:start])
-    return ()
+def in_front(whole: Sequence[int], bare: Sequence[int], usual: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return what a tokenizer put in front of the bare tokens of a text; `whole` may have more behind them.
+
+    Where the text is empty or begins with a special token itself, several places fit: then `usual` decides, which is what stands
+    in front of `PLAIN`.
+    """
+    fits = [start for start in range(len(whole) - len(bare) + 1) if tuple(whole[start : start + len(bare)]) == tuple(bare)]
+    if not fits:
+        return ()
+    return tuple(whole[: len(usual) if len(usual) in fits else fits[0]])

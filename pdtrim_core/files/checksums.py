@@ -31,14 +31,17 @@ def write_manifest(folder: PathLike) -> Path:
 def damaged(folder: PathLike, only: Iterable[str] | None = None) -> list[str]:
     """Return the files of a folder that are not as its checksums say: changed, gone, or not there before.
 
-    With `only`, no others are read. A folder without readable checksums has one: those themselves.
+    With `only`, no others are read. A folder without readable checksums, or with none of any file, has one:
+    those themselves.
     """
     folder = Path(folder)
     try:
         sums = read_json(folder / MANIFEST)
-        expected = {str(name): str(digest) for name, digest in sums.items()}
-    except (OSError, UnreadableError, AttributeError):
+    except (FileNotFoundError, UnreadableError):
         return [MANIFEST]
+    if not isinstance(sums, dict) or not sums:
+        return [MANIFEST]
+    expected = {name: str(digest) for name, digest in sums.items()}
     present = set(_files(folder))
     names = {*expected, *present} if only is None else set(only)
     return sorted(name for name in names if name not in present or _digest(folder / name) != expected.get(name))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pdtrim_core.data.items import Item
-from pdtrim_core.data.tokens import in_front
+from pdtrim_core.data.tokens import PLAIN, in_front
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
@@ -80,8 +80,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         self.first_token = _checked(options.first_token, self.variant, opened)
         self.prompt_share = _share(options.prompt_share)
         self.blocks = opened.model_of(self.variant)
-        self.cut = 0
-        self.rolled = 0
+        self.start_notes()
         self.modules = {} if self.variant == "dense" else opened.modules
         self._batch_tokens = options.batch_tokens or self.blocks.fitting_batch
         self._packed: bool | None = None
@@ -136,9 +135,10 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         **kwargs: Any,
     ) -> list[int]:
         """Return the tokens of a text as the harness has them, without special tokens behind it."""
-        whole = super().tok_encode(string, add_special_tokens, **kwargs)
-        bare = super().tok_encode(string, add_special_tokens=False, **kwargs)
-        tokens = [*in_front(whole, bare), *bare]
+        encode = super().tok_encode
+        usual = in_front(encode(PLAIN, add_special_tokens, **kwargs), encode(PLAIN, add_special_tokens=False, **kwargs))
+        bare = encode(string, add_special_tokens=False, **kwargs)
+        tokens = [*in_front(encode(string, add_special_tokens, **kwargs), bare, usual), *bare]
         return tokens[-left_truncate_len:] if left_truncate_len else tokens
 
     def tok_batch_encode(
@@ -149,12 +149,16 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         truncation: bool = False,  # noqa: FBT001, FBT002 - the harness' form
     ) -> tuple[Tensor, Tensor]:
         """Return the tokens of texts, padded, and which of them are no padding, without special tokens behind the texts."""
-        if not self._appends:
-            encoded: tuple[Tensor, Tensor] = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
-            return encoded
-        rows = {"input_ids": [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]}
-        padded = self.tokenizer.pad(rows, padding="longest", padding_side=padding_side, return_tensors="pt")
-        return padded["input_ids"], padded["attention_mask"]
+        if self._appends:
+            rows = {"input_ids": [self.tok_encode(string) for string in strings]}
+            padded = self.tokenizer.pad(rows, padding="longest", padding_side=padding_side, return_tensors="pt")
+            tokens, mask = padded["input_ids"], padded["attention_mask"]
+        else:
+            tokens, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
+        if left_truncate_len:
+            self.crowded += int((mask.sum(dim=1) > left_truncate_len).sum())
+            tokens, mask = tokens[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+        return tokens, mask
 
     @property
     def _appends(self) -> bool:
@@ -167,6 +171,11 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         found = []
         if self.cut:
             found.append(f"{self.cut} prompts were longer than the model's {self.max_length} tokens and were cut from the left")
+        if self.crowded:
+            found.append(
+                f"{self.crowded} prompts left no room in the model's {self.max_length} tokens for what is generated behind them "
+                "and were cut from the left"
+            )
         if self.rolled and self.prompt_share:
             found.append(
                 f"the first {self.prompt_share:.0%} of each window of text is prompt and is not scored; what follows counts for "
@@ -178,7 +187,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
     def start_notes(self) -> None:
         """Forget what the notes count."""
-        self.cut = self.rolled = 0
+        self.cut = self.crowded = self.rolled = 0
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:  # noqa: FBT001, FBT002 - the harness' form
         """Score continuations; bars are for terminals."""

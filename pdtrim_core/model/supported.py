@@ -31,6 +31,15 @@ def check_config(config: Any, text_config: Any, name: str) -> None:
         raise PdtrimError(f"{name} shares K/V between blocks, so a single block cannot be removed")
 
 
+def check_blocks(count: int, name: str) -> None:
+    """Raise for a model that has no block at all."""
+    if count == 0:
+        raise PdtrimError(
+            f"{name} has no blocks: num_hidden_layers of its config must be 1 or more; take the config.json that belongs to its "
+            "weights"
+        )
+
+
 def probe(
     model: Any, blocks: Sequence[nn.Module], ids: Tensor, *, name: str, layout: str
 ) -> tuple[tuple[tuple[Any, ...] | None, ...], int]:
@@ -38,6 +47,7 @@ def probe(
 
     The second number is the width of the hidden states behind the last block, which a replaced model's first block may not have.
     """
+    check_blocks(len(blocks), name)
     seen: list[tuple[nn.Module, Tensor, Any]] = []
     hooks = [
         block.register_forward_hook(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pdtrim_core.api.prune_facts import PruneFacts
-from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.errors import PdtrimError, blame, reason_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.sizes import sizes_of
+from pdtrim_core.model.supported import check_blocks, check_config
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.recipe.recipe import Recipe
 
@@ -34,12 +36,23 @@ class Budget:
 
 
 def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
-    """Return a model's sizes from its transformers config, on the meta device."""
+    """Return a model's sizes from its transformers config, on the meta device. Raises `PdtrimError` for what no run opens."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return sizes_of(model, host.find_blocks(model, name))
+    check_config(config, config.get_text_config(), name)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of tensors without numbers, which are refused below
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        # Each architecture trips over a senseless number in its own way.
+        raise PdtrimError(f"cannot make a model of the config of {name}: {reason_of(error)}") from error
+    empty = [key for key, parameter in model.named_parameters() if not parameter.numel()]
+    if empty:
+        raise PdtrimError(f"cannot make a model of the config of {name}: a size in it is 0, so {empty[0]} holds no number")
+    layout = host.find_blocks(model, name)
+    check_blocks(len(model.get_submodule(layout.blocks)), name)
+    return sizes_of(model, layout)
 
 
 def budget_of(recipe: Recipe, host: PluginHost) -> Budget:

@@ -12,16 +12,21 @@ MERGES = [("a", "b"), ("\u0120", "b"), ("\u0120b", "l"), ("i", "s")]
 """The letter in front of which byte-level tokenizers write a space, and a few pieces that may lie across a choice's beginning."""
 
 
-def tokenizer_of(kind: str) -> Any:
-    """Return a tokenizer of transformers; its special tokens are 256 (begins a text), 257 (ends it) and 258 (padding)."""
+def tokenizer_of(kind: str, *, declared: bool = True) -> Any:
+    """Return a tokenizer of transformers; its special tokens are 256 (begins a text), 257 (ends it) and 258 (padding).
+
+    Without `declared` it does not say which token begins a text, and puts it there all the same.
+    """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
     made = _pieces() if kind == "metaspace" else _bytes()
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    special: dict[str, Any] = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
     made.add_special_tokens(list(special.values()))
     numbers = [(name, made.token_to_id(name)) for name in special.values()]
     made.post_processor = processors.TemplateProcessing(single=TEMPLATES[kind], special_tokens=numbers[:2])
+    if not declared:
+        special["additional_special_tokens"] = [special.pop("bos_token")]
     return PreTrainedTokenizerFast(tokenizer_object=made, **special)
 
 

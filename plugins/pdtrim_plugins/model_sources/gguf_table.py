@@ -5,19 +5,26 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-STRING, ARRAY = 8, 9
+FLOAT, STRING, ARRAY = 6, 8, 9
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a value by the number of its type, for those of one width."""
 ARCHITECTURE = "general.architecture"
+SCALING = ".rope.scal"
+"""What the names of values that scale rotary embeddings have in them; older files have .rope.scale_linear."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The architecture that a file names, and the shapes of its tensors by name, the fastest dimension last."""
+    """What a file says of itself: its architecture, the names of its values, those that scale rotary embeddings, its tensors.
+
+    `shapes` are those of the tensors, the fastest dimension last.
+    """
 
     architecture: str
+    keys: frozenset[str]
+    scaling: dict[str, str | float]
     shapes: dict[str, tuple[int, ...]]
 
 
@@ -30,13 +37,20 @@ def table_of(file: Path) -> Table:
         if not 2 <= version <= 3:
             raise ValueError(f"its version is {version}, and 2 and 3 are known")
         architecture = ""
+        keys: set[str] = set()
+        scaling: dict[str, str | float] = {}
         for _ in range(values):
             key, (kind,) = head.text(), head.numbers("I")
+            keys.add(key)
             if key == ARCHITECTURE and kind == STRING:
                 architecture = head.text()
+            elif SCALING in key and kind == STRING:
+                scaling[key] = head.text()
+            elif SCALING in key and kind == FLOAT:
+                (scaling[key],) = head.numbers("f")
             else:
                 head.skip(kind)
-        return Table(architecture, dict(head.tensor() for _ in range(tensors)))
+        return Table(architecture, frozenset(keys), scaling, dict(head.tensor() for _ in range(tensors)))
 
 
 class _Head:
@@ -46,7 +60,7 @@ class _Head:
         self._opened = opened
         self._size = opened.seek(0, 2)
 
-    def numbers(self, form: str) -> tuple[int, ...]:
+    def numbers(self, form: str) -> tuple[Any, ...]:
         return struct.unpack(f"<{form}", self._bytes(struct.calcsize(f"<{form}")))
 
     def text(self) -> str:

@@ -34,6 +34,8 @@ KNOWN_PACKAGES = {
     ),
 }
 """Packages known to ship weights: what to install, the SHA-256 of their GGUF file, the licence of the weights."""
+EVERY_COPY = ("config.json", "tokenizer.json", "*.safetensors")
+"""Files that no converted copy is without."""
 
 
 class PackageModel(ModelSource):
@@ -59,7 +61,7 @@ class PackageModel(ModelSource):
                 f"{file} is damaged or another version: its SHA-256 is {copy.name[:12]}..., expected {expected[:12]}...; "
                 "reinstall the package"
             )
-        if damaged(copy):
+        if _damage(copy):
             try:
                 with alone(copy):
                     _mend(file, copy, self.path)
@@ -81,7 +83,7 @@ class PackageModel(ModelSource):
         """Compare the table of tensors of the GGUF file with its config, or the headers of its converted copy."""
         file = self.file()
         copy = _copy_of(file)
-        if damaged(copy):
+        if _damage(copy):
             check_gguf(file, self.path)
         else:
             check_weights(str(copy), self.path)
@@ -104,7 +106,7 @@ class PackageModel(ModelSource):
 
 def _mend(file: Path, copy: Path, name: str) -> None:
     """Make the converted copy of a GGUF file unless another process has done so meanwhile; say so where one is damaged."""
-    wrong = damaged(copy)
+    wrong = _damage(copy)
     if not wrong:
         return
     for left in copy.parent.glob(".part-*"):
@@ -115,6 +117,11 @@ def _mend(file: Path, copy: Path, name: str) -> None:
     if before:
         why = "had no checksums" if wrong == [MANIFEST] else f"was damaged ({', '.join(wrong)})"
         warnings.warn(f"{name}: the converted copy {copy} {why} and was made again", stacklevel=3)
+
+
+def _damage(copy: Path) -> list[str]:
+    """Return the files of a converted copy that are not as they were written, or that every copy has and this one lacks."""
+    return damaged(copy) or [name for name in EVERY_COPY if not any(copy.glob(name))]
 
 
 def _convert(file: Path, copy: Path, name: str) -> None:

@@ -13,22 +13,22 @@ def load(source: str, name: str, dtype: str, device: str, **options: Any) -> Loa
 
     Raises `PdtrimError` where it cannot be read, lacks tensors or cannot be pruned.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow to import
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
     from pdtrim_plugins.model_sources.tensors import check_report, check_stored, dtypes_in  # noqa: PLC0415 - imports torch
 
     config = config_of(source, name, **options)
     _refuse(config, name)
     check_stored(source, config, name, **options)
+    tokenizer = _tokenizer_of(source, name, **options)
     with opening(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE, **options)
         # Tensors of another shape are refused below, by name.
         reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, report = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=_dtype(dtype, device), **reported, **_placing(device), **NO_CODE, **options
         )
     check_report(report, model, name)
-    stored = dtypes_in(source, name, **options) if dtype == "auto" else {"": dtype}
+    stored = dtypes_in(source, config, name, **options) if dtype == "auto" else {"": dtype}
     return LoadedModel(model, tokenizer, name, dtypes=stored)
 
 
@@ -65,12 +65,24 @@ def config_of(source: str, name: str, **options: Any) -> Any:
 
 
 def check_weights(source: str, name: str, **options: Any) -> None:
-    """Raise `PdtrimError` where a checkpoint cannot be opened, as far as its config and the headers of its files tell."""
+    """Raise `PdtrimError` where a checkpoint cannot be opened, as far as it can be told without reading weights.
+
+    Of a config that has no weights yet, only the config is checked.
+    """
     from pdtrim_plugins.model_sources.tensors import check_stored  # noqa: PLC0415 - imports torch
 
     config = config_of(source, name, **options)
     _refuse(config, name)
-    check_stored(source, config, name, **options)
+    if check_stored(source, config, name, **options):
+        _tokenizer_of(source, name, **options)
+
+
+def _tokenizer_of(source: str, name: str, **options: Any) -> Any:
+    """Return a checkpoint's tokenizer. Raises `PdtrimError` where it cannot be read."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - slow to import
+
+    with opening(name):
+        return AutoTokenizer.from_pretrained(source, **NO_CODE, **options)
 
 
 def _refuse(config: Any, name: str) -> None:

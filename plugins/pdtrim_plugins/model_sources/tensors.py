@@ -7,7 +7,6 @@ it renames, joins and ties on the way is known as it will be.
 from __future__ import annotations
 
 import copy
-import json
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,12 +18,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from pdtrim_core.api import PdtrimError, pattern_of
+from pdtrim_core.api import PdtrimError, UnreadableError, pattern_of, read_json
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 
 SAFETENSORS, BINARY = "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"
+"""What the name of an index has behind that of the whole file."""
+LIKE_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
+"""Ends of the names of files that may hold weights."""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Number formats that exports keep, by safetensors' names."""
+FLOATS = {*DTYPES, "F64", "torch.float64"}
+"""Number formats whose numbers are the weights themselves."""
 NAMED = 4
 """Tensors that are named one by one."""
 COMPUTED = re.compile(
@@ -53,32 +58,71 @@ def folder_of(source: str, revision: str | None = None) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def stored_in(folder: Path, name: str) -> dict[str, StoredTensor]:
-    """Return what the files of a checkpoint hold by name, empty for a config without weights.
+def stored_in(folder: Path, config: Any, name: str) -> dict[str, StoredTensor] | None:
+    """Return what the files of a checkpoint hold by name; None for a config without weights.
 
-    Raises `PdtrimError` for files that are named in the index and do not exist, or that are damaged.
+    Raises `PdtrimError` for files that are named in the index and do not exist, that are damaged, or that are not read at all.
     """
-    for whole in (SAFETENSORS, BINARY):
-        index = folder / f"{whole}.index.json"
-        if (folder / whole).is_file():
-            files = [folder / whole]
-        elif index.is_file():
+    file = _first_file(folder, config)
+    if file is None:
+        others = sorted(other.name for other in folder.iterdir() if other.name.endswith(LIKE_WEIGHTS))
+        if others:
+            raise PdtrimError(
+                f"cannot open the model {name}: weights are read from {SAFETENSORS} or {BINARY}, or from the files that "
+                f"{SAFETENSORS}{INDEX} or {BINARY}{INDEX} names, and it has only {_named(others)}; {ADVICE}"
+            )
+        return None
+    files = _named_by(file, name) if file.name.endswith(INDEX) else [file]
+    lost = [one.name for one in files if not one.is_file()]
+    if lost:
+        by = f"its {file.name}" if file.name.endswith(INDEX) else "its config.json"
+        raise PdtrimError(f"cannot open the model {name}: {_some(lost)} missing, which {by} names; {ADVICE}")
+    found: dict[str, StoredTensor] = {}
+    places: dict[str, Path] = {}
+    for one in files:
+        try:
             with opening(name):
-                files = sorted({folder / file for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        else:
-            continue
-        lost = [file.name for file in files if not file.is_file()]
-        if lost:
-            raise PdtrimError(f"cannot open the model {name}: {_some(lost)} missing, which its {index.name} names; {ADVICE}")
-        found: dict[str, StoredTensor] = {}
-        for file in files:
-            try:
-                with opening(name):
-                    found |= _safetensors(file) if whole == SAFETENSORS else _binary(file)
-            except PdtrimError as error:
-                raise PdtrimError(f"{error} (in {file.name})") from error
-        return found
-    return {}
+                there = _binary(one) if one.suffix == ".bin" else _safetensors(one)
+        except PdtrimError as error:
+            raise PdtrimError(f"{error} (in {one.name})") from error
+        for key in sorted(found.keys() & there.keys(), key=_order):
+            with opening(name):
+                same = found[key] == there[key] and torch.equal(_tensor(places[key], key), _tensor(one, key))
+            if not same:
+                raise PdtrimError(
+                    f"cannot open the model {name}: {key} is in {places[key].name} and, with other numbers, in "
+                    f"{one.name}; {ADVICE}"
+                )
+        found |= there
+        places |= dict.fromkeys(there, one)
+    return found
+
+
+def _first_file(folder: Path, config: Any) -> Path | None:
+    """Return the file that transformers begins with, weights or the index of their files; None where there is none."""
+    chosen = getattr(config, "transformers_weights", None)
+    if chosen is not None:
+        return folder / str(chosen)
+    names = (SAFETENSORS, f"{SAFETENSORS}{INDEX}", BINARY, f"{BINARY}{INDEX}")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _named_by(index: Path, name: str) -> list[Path]:
+    """Return the files that an index names. Raises `PdtrimError` for one that transformers could not read."""
+    try:
+        content = read_json(index)
+    except UnreadableError as error:
+        raise PdtrimError(f"cannot open the model {name}: {error.reason} (in {index.name}); {ADVICE}") from error
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        problem = "its weight_map is no table of tensors and the files they are in"
+    elif not names:
+        problem = "its weight_map names no tensor"
+    elif not isinstance(content.get("metadata"), dict):
+        problem = 'it has no metadata, which transformers asks for, so add "metadata": {}'
+    else:
+        return sorted({index.parent / file for file in names.values()})
+    raise PdtrimError(f"cannot open the model {name}: {problem} (in {index.name}); {ADVICE}")
 
 
 def _safetensors(file: Path) -> dict[str, StoredTensor]:
@@ -99,14 +143,26 @@ def _binary(file: Path) -> dict[str, StoredTensor]:
     }
 
 
-def dtypes_in(source: str, name: str, **options: Any) -> dict[str, str]:
+def _tensor(file: Path, key: str) -> torch.Tensor:
+    """Return one tensor of a file with its numbers."""
+    if file.suffix == ".bin":
+        found: torch.Tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=True)[key]
+        return found
+    from safetensors import safe_open  # noqa: PLC0415 - listings do without
+
+    with safe_open(file, framework="pt") as opened:
+        read: torch.Tensor = opened.get_tensor(key)
+        return read
+
+
+def dtypes_in(source: str, config: Any, name: str, **options: Any) -> dict[str, str]:
     """Return the number formats of a checkpoint's tensors, as `LoadedModel` has them; nothing for files without headers."""
     folder = folder_of(source, options.get("revision"))
     if folder is None:
         return {}
     by_pattern: dict[str, set[str]] = {}
     numbers: dict[str, int] = {}
-    for key, tensor in stored_in(folder, name).items():
+    for key, tensor in (stored_in(folder, config, name) or {}).items():
         dtype = DTYPES.get(tensor.dtype)
         if dtype is not None:
             by_pattern.setdefault(pattern_of(key), set()).add(dtype)
@@ -123,22 +179,22 @@ def _widest(dtypes: Collection[str]) -> str:
     return next(iter(dtypes)) if len(dtypes) == 1 else "float32"
 
 
-def check_stored(source: str, config: Any, name: str, **options: Any) -> None:
+def check_stored(source: str, config: Any, name: str, **options: Any) -> bool:
     """Raise `PdtrimError` where the tensors of a checkpoint are not those of its config. No weights are read.
 
-    Nothing is checked where no weights are on this machine yet.
+    Nothing is checked where no weights are on this machine yet; it tells whether there are some.
     """
     folder = folder_of(source, options.get("revision"))
     if folder is None:
-        return
+        return False
     try:
-        stored = stored_in(folder, name)
+        stored = stored_in(folder, config, name)
     except PdtrimError:
         if Path(source).is_dir():
             raise
-        return  # the hub client gets what its cache lacks
-    if not stored:
-        return
+        return False  # the hub client gets what its cache lacks
+    if stored is None:
+        return False
     model = without_weights(config, name)
     given = {key: torch.empty(tensor.shape, device="meta") for key, tensor in stored.items()}
     try:
@@ -156,6 +212,19 @@ def check_stored(source: str, config: Any, name: str, **options: Any) -> None:
         _check_separate(given, model, name)
         raise PdtrimError(f"{error}; {ADVICE}") from error
     _check_keys(report, read, name)
+    _check_formats({key: tensor for key, tensor in stored.items() if key not in report["unexpected_keys"]}, name)
+    return True
+
+
+def _check_formats(stored: Mapping[str, StoredTensor], name: str) -> None:
+    """Refuse numbers that mean something only with scales that no config tells of: transformers takes them as they are."""
+    wrong = [key for key, tensor in stored.items() if tensor.dtype not in FLOATS and not COMPUTED.search(key)]
+    if wrong:
+        formats = ", ".join(sorted({stored[key].dtype.removeprefix("torch.") for key in wrong}))
+        raise PdtrimError(
+            f"cannot open the model {name}: {_some(wrong)} stored as {formats}, and its config has no quantization_config that "
+            "says what these numbers mean; take the checkpoint in floating-point numbers that it was made from"
+        )
 
 
 def without_weights(config: Any, name: str) -> Any:
@@ -233,7 +302,7 @@ def _belongs(key: str, model: Any, *, leaf: bool = False) -> bool:
     owner = key.rpartition(".")[0]
     if owner in modules and modules[owner]._parameters:  # noqa: SLF001 - those of the module itself, not of its children
         return True
-    lists = [path for path, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)]
+    lists = [path for path, module in modules.items() if isinstance(module, nn.ModuleList)]
     beside = {path.rpartition(".")[0] for path in lists} - {""}
     return not leaf and (any(key.startswith(f"{path}.") for path in lists) or owner.rpartition(".")[0] in beside)
 

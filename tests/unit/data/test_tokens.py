@@ -53,3 +53,21 @@ def test_what_stands_in_front_is_found_by_the_text_behind_it(
     whole: list[int], bare: list[int], expected: tuple[int, ...]
 ) -> None:
     assert in_front(whole, bare) == expected
+
+
+@pytest.mark.parametrize(
+    ("whole", "bare", "usual", "expected"),
+    [
+        ([1], [], (1,), (1,)),
+        ([1, 2], [], (1,), (1,)),
+        ([2], [], (), ()),
+        ([1, 1], [1], (1,), (1,)),
+        ([1, 1, 1, 2], [1, 1], (1,), (1,)),
+        ([1, 1], [1, 1], (1,), ()),
+        ([1, 3], [3], (4, 4), (1,)),
+    ],
+)
+def test_where_several_places_fit_what_usually_stands_in_front_decides(
+    whole: list[int], bare: list[int], usual: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    assert in_front(whole, bare, usual) == expected

@@ -38,7 +38,9 @@ def test_a_file_that_is_gone_shorter_or_new_is_noticed(folder: Path) -> None:
     assert damaged(folder) == ["config.json", "inner/more", "inner/weights"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "3", "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "3", "\x00", "{}", "[" * 200_000, '{"a": ' * 200_000, "9" * 5000, '{"a": NaN}', '{"a": "\\u0000"}']
+)
 def test_checksums_that_cannot_be_read_are_damaged_themselves(content: str, folder: Path) -> None:
     (folder / MANIFEST).write_text(content)
     assert damaged(folder) == [MANIFEST]
@@ -48,6 +50,15 @@ def test_no_checksums_and_no_folder_are_no_proof(folder: Path) -> None:
     assert damaged(folder / "nowhere") == [MANIFEST]
     (folder / MANIFEST).unlink()
     assert damaged(folder) == [MANIFEST]
+
+
+def test_checksums_that_are_a_folder_or_no_text_are_damaged_themselves(folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(b"\xff\xfe")
+    assert damaged(folder) == [MANIFEST]
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).mkdir()
+    assert damaged(folder) == [MANIFEST]
+    assert damaged(folder, only=["config.json"]) == [MANIFEST]
 
 
 def test_writing_checksums_again_takes_what_is_there_now(folder: Path) -> None:

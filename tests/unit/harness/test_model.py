@@ -57,6 +57,20 @@ def test_the_dense_side_is_the_harness_own_model(staged_run: LoadedRun) -> None:
     assert model.notes == ["1 prompts were longer than the model's 512 tokens and were cut from the left"]
 
 
+@pytest.mark.parametrize("stage", ["staged", "dense"])
+def test_prompts_to_generate_behind_that_were_cut_are_told(stage: Variant, staged_run: LoadedRun) -> None:
+    model = PdtrimLM(staged_run, ModelOptions(stage=stage))
+    options = {"until": ["\n\n"], "max_gen_toks": 12}
+    asked = [("x" * 600, options), ("y" * 501, options), ("y" * 500, options), ("short", options)]
+    model.generate_until(requests("generate_until", *asked))
+    assert model.notes == [
+        "2 prompts left no room in the model's 512 tokens for what is generated behind them and were cut from the left"
+    ]
+    model.start_notes()
+    model.generate_until(requests("generate_until", asked[-1]))
+    assert model.notes == []
+
+
 def test_what_greedy_decoding_makes_is_told(staged_run: LoadedRun) -> None:
     for variant in ("staged", "dense"):
         model = PdtrimLM(staged_run, ModelOptions(stage=variant))

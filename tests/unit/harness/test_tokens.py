@@ -69,6 +69,7 @@ def theirs(kind: str, model: Any) -> HFLM:
 def ours(kind: str, model: Any) -> PdtrimLM:
     made: PdtrimLM = PdtrimLM.__new__(PdtrimLM)
     HFLM.__init__(made, pretrained=model, tokenizer=tokenizer_of(kind), batch_size=4)
+    made.start_notes()
     return made
 
 
@@ -102,6 +103,36 @@ def test_the_model_of_the_harness_splits_its_requests_the_same_way(ours: PdtrimL
     assert ours._encode_pair(*pair) == theirs._encode_pair(*pair)
 
 
+@pytest.mark.parametrize(
+    "pair", [("\n", " x"), (" ", "x"), ("\t \n", "\nx"), ("<bos>", " x"), ("<bos><bos>", "x"), ("<eos>", "x")]
+)
+def test_a_context_of_white_space_or_special_tokens_is_split_as_the_harness_splits_it(
+    ours: PdtrimLM, theirs: HFLM, pair: tuple[str, str]
+) -> None:
+    assert ours._encode_pair(*pair) == theirs._encode_pair(*pair)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "<bos>", "<eos>", "<eos><eos>", "<bos>x"])
+@pytest.mark.parametrize("special", [None, True, False])
+def test_texts_of_few_tokens_get_the_opening_of_the_harness(
+    ours: PdtrimLM, theirs: HFLM, text: str, special: bool | None
+) -> None:
+    assert ours.tok_encode(text, special) == theirs.tok_encode(text, special)
+
+
+@pytest.mark.parametrize("prompt", ["<bos>", "<bos><bos>", "<eos>", "<bos>The sky", "The sky"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "eos"])
+def test_an_opening_that_a_tokenizer_does_not_declare_is_the_same_for_items_and_requests(
+    kind: str, prompt: str, model: Any
+) -> None:
+    tokenizer = tokenizer_of(kind, declared=False)
+    mine: PdtrimLM = PdtrimLM.__new__(PdtrimLM)
+    HFLM.__init__(mine, pretrained=model, tokenizer=tokenizer, batch_size=4)
+    expected = harness(tokenizer_of(WITHOUT_END[kind], declared=False), model)._encode_pair(prompt, " x")
+    item = encode(Sample(prompt, (" x",)), tokenizer)
+    assert mine._encode_pair(prompt, " x") == ([*item.prompts[0]], [*item.choices[0]]) == expected
+
+
 @pytest.mark.parametrize("kind", LOST)
 def test_the_harness_itself_loses_tokens_to_what_is_put_behind_a_text(kind: str, model: Any) -> None:
     # Why we do not do as it does; should it come to keep them, this test says so.
@@ -117,10 +148,12 @@ def test_texts_that_are_scored_whole_and_prompts_to_generate_behind_have_no_end(
         assert ours.tok_encode(text, add_special_tokens=False) == theirs.tok_encode(text, add_special_tokens=False)
         assert ours.tok_encode(text, left_truncate_len=2) == theirs.tok_encode(text, left_truncate_len=2)
     together = ["a text", "another text", "x"]
-    for cut in (None, 4):
+    for cut, count in ((None, 0), (4, 2), (40, 0)):
+        ours.start_notes()
         mine = ours.tok_batch_encode(together, left_truncate_len=cut)
         other = theirs.tok_batch_encode(together, left_truncate_len=cut)
         assert [part.tolist() for part in mine] == [part.tolist() for part in other]
+        assert ours.crowded == count
 
 
 @pytest.mark.model

@@ -122,6 +122,11 @@ def test_blocks_that_return_tensors_and_tuples_are_told_apart_and_the_last_width
     assert probed(tower) == ((None, (), (None, None)), 8)
 
 
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(PdtrimError, match="org/model has no blocks: num_hidden_layers of its config must be 1 or more"):
+        probed(Tower([], order=()))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_of_every_family_are_a_chain_with_the_width_of_the_model(family: str) -> None:
     model = tiny_model(family)

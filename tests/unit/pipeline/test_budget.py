@@ -167,6 +167,49 @@ def test_a_budget_needs_no_weights(host: PluginHost, tmp_path: Path) -> None:
     assert budget.share == pytest.approx(2 * block / everything, rel=1e-12)  # one division and one product
 
 
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_config_without_blocks_is_refused(family: str, count: int, host: PluginHost) -> None:
+    from pdtrim_core.testing import tiny_config
+
+    config = tiny_config(family)
+    config.num_hidden_layers = count
+    with pytest.raises(PdtrimError) as caught:
+        sizes_from_config(config, host, "tiny")
+    assert str(caught.value) == (
+        "tiny has no blocks: num_hidden_layers of its config must be 1 or more; take the config.json that belongs to its weights"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("num_key_value_heads", 0, "integer division or modulo by zero"),
+        ("hidden_size", 0, "a size in it is 0, so model.embed_tokens.weight holds no number"),
+        ("intermediate_size", 0, "a size in it is 0, so model.layers.0.mlp.gate_proj.weight holds no number"),
+        ("intermediate_size", -4, "Trying to create tensor with negative dimension -4: [-4, 32]"),
+    ],
+)
+def test_a_config_with_a_senseless_size_is_refused_in_one_line(key: str, value: int, expected: str, host: PluginHost) -> None:
+    from pdtrim_core.testing import tiny_config
+
+    config = tiny_config("llama")
+    setattr(config, key, value)
+    with pytest.raises(PdtrimError) as caught:
+        sizes_from_config(config, host, "tiny")
+    assert str(caught.value) == f"cannot make a model of the config of tiny: {expected}"
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_budget_is_not_told_of_a_kind_of_model_that_a_run_refuses(kind: str, host: PluginHost) -> None:
+    from pdtrim_core.testing import tiny_config
+
+    config = tiny_config("llama")
+    config.rope_parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(PdtrimError, match=f"tiny uses {kind} rotary embeddings"):
+        sizes_from_config(config, host, "tiny")
+
+
 def test_a_budget_is_told_in_words() -> None:
     assert str(Budget("tiny", 6, 2, 0.256)) == "2 of 6 blocks go, 25.60 % of the parameters of tiny"
 

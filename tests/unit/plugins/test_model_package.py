@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pdtrim_core.api import PdtrimError, damaged
+from pdtrim_core.api import PdtrimError, damaged, write_manifest
 from pdtrim_plugins.model_sources import GgufModel, PackageModel
 from pdtrim_plugins.model_sources.package import gguf_behind
 from tests.unit.plugins.gguf_files import write_gguf
@@ -90,6 +90,31 @@ def test_a_copy_without_checksums_is_made_again(copy: Path) -> None:
     (copy / "sha256.json").unlink()
     with pytest.warns(UserWarning, match="had no checksums and was made again"):
         opened_right()
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "{}", "[]", '{"config.json": ' * 100_000])
+def test_a_copy_with_damaged_checksums_is_made_again(content: str, copy: Path) -> None:
+    (copy / "sha256.json").write_text(content)
+    PackageModel(path=NAME).check_weights()
+    assert PackageModel(path=NAME).open_config().num_hidden_layers == 6
+    with pytest.warns(UserWarning, match="had no checksums and was made again"):
+        opened_right()
+    opened_right()
+
+
+@pytest.mark.parametrize(
+    "left", [[], ["tokenizer.json"], ["config.json", "model.safetensors"], ["config.json", "tokenizer.json"]]
+)
+def test_a_copy_that_is_not_whole_is_made_again_though_its_checksums_are_right(left: list[str], copy: Path) -> None:
+    for file in copy.iterdir():
+        if file.name not in left:
+            file.unlink()
+    write_manifest(copy)
+    PackageModel(path=NAME).check_weights()
+    assert PackageModel(path=NAME).open_config().num_hidden_layers == 6
+    with pytest.warns(UserWarning, match="the converted copy .* and was made again"):
+        opened_right()
+    opened_right()
 
 
 def test_a_config_with_one_wrong_bit_is_not_read(copy: Path) -> None:
