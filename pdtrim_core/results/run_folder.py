@@ -3,106 +3,42 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from pdtrim_core.data.readings import Reading, reading_from
-from pdtrim_core.errors import PdtrimError, PlanError, reason_of
+from pdtrim_core.data.readings import Reading
+from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.files.atomic_files import write_whole, writing
 from pdtrim_core.files.reading import (
     JSON_BYTES,
-    LINE_BYTES,
     UnreadableError,
-    open_regular,
-    parse_json,
     parse_toml,
     read_json,
     read_text,
     read_toml,
 )
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
-from pdtrim_core.results.old_formats import journal_line_of_1, resolved_recipe_of_1
+from pdtrim_core.plan.plan_file import SavedPlan, plan_to_json
+from pdtrim_core.results.journal import ELSEWHERE, Journal, open_journal, read_journal
+from pdtrim_core.results.old_formats import resolved_recipe_of_1
 from pdtrim_core.results.outcome import Outcome
 
 UNCOMPARED = ("out", "plugins", "exporter", "report")
 """Recipe keys that may differ between a run and its continuation: they change no measurement."""
 OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json", "report.html")
-
-
 OWN_FOLDERS = ("merges", "replaced", "evaluations")
-
-
 SETTLE_SECONDS = 1.0
 """How long a measurement may be on its way to the disk: what a machine that loses power may lose."""
-
-ELSEWHERE = "remove it, or choose another folder with --out"
-TOLD_LINES = 3
-"""Lines of a damaged journal that are told one by one."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A reading in a journal, and what measured it (see `RunFolder.note`)."""
-
-    reading: Reading
-    by: str
-
-
-@dataclass(frozen=True)
-class Journal:
-    """What a journal has: entries that count, by part and plan, and what to say of each line that is no measurement."""
-
-    parts: dict[str, dict[Plan, Entry]] = field(default_factory=dict)
-    lost: tuple[str, ...] = ()
-
-    def take(self, line: dict[str, Any]) -> None:
-        """Take in the data of one line. Raises `ValueError`, `TypeError` or `PdtrimError` for what is no measurement."""
-        part = _text(line.pop("part"))
-        if "forget" in line:
-            self.forget(part, [_text(by) for by in line["forget"]])
-            return
-        plan, by = plan_from_json(line.pop("plan")), _text(line.pop("by", ""))
-        reading = reading_from(line)
-        self.parts.setdefault(part, {})[plan] = Entry(reading, by)
-
-    def forget(self, part: str, by: Collection[str]) -> None:
-        """Leave out the entries of a part that these measured."""
-        entries = self.parts.get(part, {})
-        self.parts[part] = {plan: entry for plan, entry in entries.items() if entry.by not in by}
-
-
-def _table(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("it is no table")
-    for key in ("part", "plan") if "forget" not in value else ("part",):
-        if key not in value:
-            raise TypeError(f"it has no '{key}'")
-    return value
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnreadableError):
-        return error.reason
-    return str(error) if isinstance(error, PdtrimError) else reason_of(error)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
 
 
 class RunFolder:
@@ -194,7 +130,7 @@ def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = Fals
         if (path / name).is_symlink():
             raise PdtrimError(f"{path / name} is a link, and a run writes into its own folder only: {ELSEWHERE}")
     journal_path = path / "journal.jsonl"
-    with _open_journal(journal_path) as journal:
+    with open_journal(journal_path) as journal:
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -205,25 +141,11 @@ def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = Fals
         else:
             _refuse_other_recipe(path, recipe)
         write_whole(path / "recipe.toml", tomli_w.dumps(dict(recipe)))
-        folder = RunFolder(path, journal, _read_journal(journal_path))
+        folder = RunFolder(path, journal, read_journal(journal_path))
         try:
             yield folder
         finally:
             folder.settle()
-
-
-def _open_journal(path: Path) -> FileIO:
-    """Open the journal of a run to append to it. Raises `PdtrimError` for a link, a pipe and the like in its place."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except OSError:
-        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
-            raise PdtrimError(f"{path} is no regular file, so a run does not write to it: {ELSEWHERE}") from None
-        with writing(path):
-            raise
-    # Not buffered: what is written is on its way to the disk, and a disk that is full says so here and not at the end.
-    return FileIO(descriptor, "ab")
 
 
 def _clear(path: Path) -> None:
@@ -263,32 +185,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str =
             yield f"{place}{key}"
 
 
-def _read_journal(path: Path, *, mend: bool = True) -> Journal:
-    """Return what a journal has.
-
-    A last line that was torn by a crash is dropped, and with `mend` cut off: a run that goes on writes behind it. One who only
-    reads leaves it, for a run may be writing it now. Any other line that is no measurement is lost alone.
-    """
-    found, lost, end = Journal(), [], 0
-    with open_regular(path) as file:
-        for number in itertools.count(1):
-            line = file.readline(LINE_BYTES)
-            while len(line) >= LINE_BYTES and not line.endswith(b"\n"):
-                line = line[:1] + file.readline(LINE_BYTES)
-            if not line.endswith(b"\n"):
-                break
-            end = file.tell()
-            try:
-                found.take(journal_line_of_1(_table(parse_json(line[:-1], most=LINE_BYTES))))
-            except (ValueError, TypeError, PdtrimError) as error:
-                lost.append(f"{path}, line {number}, is no measurement ({_reason(error)}) and is left out")
-    if line and mend:
-        os.truncate(path, end)
-    if len(lost) > TOLD_LINES:
-        lost[TOLD_LINES:] = [f"{path}: {len(lost) - TOLD_LINES} more lines are no measurements and are left out"]
-    return replace(found, lost=tuple(lost))
-
-
 def _json_or_empty(path: Path) -> dict[str, Any]:
     try:
         data = read_json(path)
@@ -313,7 +209,7 @@ def measured_in(path: Path) -> dict[str, dict[Plan, Reading]]:
     """Return the readings in a run folder's journal, by the part of the items that they were made on."""
     if not (path / "journal.jsonl").is_file():
         raise PdtrimError(f"{path} has no journal.jsonl: name the folder of a run")
-    journal = _read_journal(path / "journal.jsonl", mend=False)
+    journal = read_journal(path / "journal.jsonl", mend=False)
     for line in journal.lost:
         warnings.warn(line, stacklevel=2)
     return {part: {plan: entry.reading for plan, entry in entries.items()} for part, entries in journal.parts.items()}
