@@ -67,7 +67,7 @@ def answers_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Item
     for task, of_task in samples.items():
         several = len({sample["filter"] for sample in of_task}) > 1
         by_item: dict[int, dict[str, float]] = {}
-        said: dict[int, tuple[str, Any]] = {}
+        said: dict[int, ItemAnswer] = {}
         for sample in of_task:
             number = int(sample["doc_id"])
             values = by_item.setdefault(number, {})
@@ -75,8 +75,13 @@ def answers_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Item
                 value = _number(metric, sample[metric])
                 if value is not None:
                     values[f"{metric},{sample['filter']}" if several else metric] = value
-            said.setdefault(number, (_name(sample["doc"], f"{task}/{number}"), _said(sample)))
-        answers += [ItemAnswer(said[number][0], values, said[number][1]) for number, values in sorted(by_item.items())]
+            if number not in said:
+                logprobs = _logprobs(sample)
+                answer = logprobs.index(max(logprobs)) if logprobs else sample["resps"][0][0]
+                said[number] = ItemAnswer(
+                    _name(sample["doc"], f"{task}/{number}"), {}, answer, logprobs, _target(sample, len(logprobs))
+                )
+        answers += [replace(said[number], values=values) for number, values in sorted(by_item.items())]
     return tuple(answers)
 
 
@@ -100,10 +105,13 @@ def _name(doc: Any, otherwise: str) -> str:
     return next((str(name) for name in names if name is not None), otherwise)
 
 
-def _said(sample: Mapping[str, Any]) -> Any:
-    """Return what was answered: the number of a choice, the text that was made, or the log-probability of a text."""
+def _logprobs(sample: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the log-probability of each choice of an item, in nats; nothing where a text was made."""
     made = [of_request[0] for of_request in sample["resps"]]
-    if isinstance(made[0], tuple | list):
-        sums = [float(logprob) for logprob, _ in made]
-        return sums.index(max(sums))
-    return made[0]
+    return tuple(float(logprob) for logprob, _ in made) if isinstance(made[0], tuple | list) else ()
+
+
+def _target(sample: Mapping[str, Any], choices: int) -> int | None:
+    """Return the number of the right choice, where it is one of several."""
+    target = str(sample.get("target"))
+    return int(target) if target.isdecimal() and int(target) < choices and choices > 1 else None

@@ -38,11 +38,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class ItemAnswer:
-    """What came out for one item: its values by metric, and what was answered (a choice's number, or the generated text)."""
+    """What came out for one item: its values by metric, and what was answered (a choice's number, or the generated text).
+
+    Of an item with choices, `logprobs` are their summed log-probabilities in nats, and `target` is the number of the right one:
+    margins and divergences over choices can be computed from results that are there.
+    """
 
     item: str
     values: Mapping[str, float]
     answer: Any = None
+    logprobs: tuple[float, ...] = ()
+    target: int | None = None
 
 
 @dataclass(frozen=True)
