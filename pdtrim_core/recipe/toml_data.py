@@ -90,6 +90,19 @@ def change(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return changed
 
 
+def without(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return recipe data without the value at a dotted key. Raises `KeyError` where there is none."""
+    first, dot, rest = key.partition(".")
+    if not dot:
+        return {name: value for name, value in data.items() if name != first} if first in data else _missing(key)
+    inner = data.get(first)
+    return {**data, first: without(inner, rest)} if isinstance(inner, dict) else _missing(key)
+
+
+def _missing(key: str) -> dict[str, Any]:
+    raise KeyError(key)
+
+
 def _put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
     """Return recipe data with one value put in; a component that was given by its name becomes a table on the way."""
     if len(keys) == 1:

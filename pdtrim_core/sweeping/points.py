@@ -27,12 +27,16 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Point:
-    """One line of the table: the name of its run, the name that the file gave it, the values that vary, what is evaluated."""
+    """One line of the table: the name of its run, the name that the file gave it, the values that vary, what is evaluated.
+
+    `unset` are the keys of the recipe that the run leaves out.
+    """
 
     name: str
     given_name: str
     settings: Settings
     variants: tuple[Variant, ...] = ()
+    unset: tuple[str, ...] = ()
 
 
 def points_of(file: SweepFile, problems: list[str]) -> list[Point]:
@@ -52,6 +56,7 @@ def points_of(file: SweepFile, problems: list[str]) -> list[Point]:
     for number, (entry, settings) in enumerate(own):
         # A grid may vary an option of what a run names anew; it comes after it.
         problems += [f"runs.{number}.set.{key}: is in [grid] too" for key in settings if _within(key, grid)]
+        problems += [f"runs.{number}.unset.{key}: is set there too" for key in entry.unset if overlaps(key, {**settings, **grid})]
         if entry.variants and file.evaluate is None:
             problems.append(f"runs.{number}.variants: there is no table [evaluate] that says what they are evaluated on")
     count = math.prod(len(values) for values in grid.values() if isinstance(values, list)) * max(1, len(own))
@@ -75,12 +80,13 @@ def _named(
             combination = dict(zip(grid, values, strict=True))
             open_keys = combination if given_name else {**settings, **combination}
             parts = [f"{labels[key]}={_shown(value)}" for key, value in open_keys.items()]
+            parts += [] if given_name else [f"no-{key}" for key in entry.unset]
             name = ",".join([given_name, *parts] if given_name else parts)
             if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
                 problems.append(f"runs: '{name}' is no name for a folder: give a name of letters, digits and . _ = , + -")
             elif name in points:
                 problems.append(f"runs: two runs are called '{name}': give each a name of its own")
-            points[name] = Point(name, given_name, {**settings, **combination}, variants)
+            points[name] = Point(name, given_name, {**settings, **combination}, variants, entry.unset)
     return list(points.values())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_core.recipe.toml_data import change, load, plugin_files
+from pdtrim_core.recipe.toml_data import change, load, plugin_files, without
 from pdtrim_core.recipe.validation import checked
 from pdtrim_core.results.old_formats import sweep_of_1
 from pdtrim_core.sweeping.evaluate_table import Evaluate
@@ -119,12 +119,24 @@ def read_sweep(
     out = changes.out or Path(file.out or f"runs/{path.stem}")
     wanted = {}
     for point in points:
-        data = change(common, point.settings)
+        data = change(_less(common, point, problems), point.settings)
         wanted[point.name] = _replaced(data, DATA, str(changes.data)) if changes.data else data
+    if problems:
+        raise RecipeError(str(path), problems)
     recipes = _resolve_all(wanted, host, path, out, need_data=need_data)
     keys = dict.fromkeys(key for point in points for key in point.settings if not _said_by_name(key, file))
     runs = tuple(PlannedRun(point, recipes[point.name]) for point in points)
     return Sweep(path.stem, file.about, out, file.columns, tuple(keys), runs, host, evaluate, changes.runs_code)
+
+
+def _less(data: dict[str, Any], point: Point, problems: list[str]) -> dict[str, Any]:
+    """Return the recipe data that a run starts from: without the keys that it leaves out."""
+    for key in point.unset:
+        try:
+            data = without(data, key)
+        except KeyError:
+            problems.append(f"unset {key}: the recipe of run '{point.name}' does not say it, so there is nothing to leave out")
+    return data
 
 
 def _resolve_all(

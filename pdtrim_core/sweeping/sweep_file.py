@@ -18,6 +18,7 @@ class Entry(BaseModel):
 
     name: str = Field("", description="name of the run and of its folder (default: made from the settings)")
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, as in [grid] but with one value each")
+    unset: tuple[str, ...] = Field((), description="dotted keys of the recipe that this run leaves out, so that defaults hold")
     variants: tuple[Variant, ...] = Field((), description="what answers of this run, instead of the variants of [evaluate]")
 
 

@@ -256,3 +256,31 @@ def test_each_table_and_figure_comes_in_both_sizes() -> None:
     sizes = [{path.name for path in PAPER if path.parent.name == name} for name in ("paper", "small")]
     tables = {f"table{n}.toml" for n in (1, 2, 5, 6, *range(8, 17))}
     assert sizes[0] == sizes[1] == {*tables, "figure2.toml", "figure3.toml"}
+
+
+def test_a_run_may_leave_out_what_the_recipe_says(folder: Path, host: PluginHost) -> None:
+    (folder / "base.toml").write_text(RECIPE + "merges = false\n[searcher]\nuse = 'annealing'\nt0 = 5.0\n")
+    text = (
+        '[[runs]]\nname = "as-it-is"\n[[runs]]\nunset = ["searcher.t0"]\n'
+        '[[runs]]\nname = "other"\nunset = ["prune.merges"]\nset = { searcher = { use = "greedy" } }\n'
+        '[[runs]]\nname = "pruner"\nunset = ["searcher", "prune.merges"]\nset = { pruner = "shortgpt" }\n'
+    )
+    sweep = swept(folder, host, text)
+    assert names(sweep) == ["as-it-is", "no-searcher.t0", "other", "pruner"]
+    data = {run.point.name: run.recipe.to_data() for run in sweep.runs}
+    assert [data[name]["searcher"]["t0"] for name in ("as-it-is", "no-searcher.t0")] == [5.0, 15.0]
+    assert (data["as-it-is"]["prune"]["merges"], data["other"]["prune"]["merges"]) == (False, True)
+    assert data["pruner"]["pruner"]["use"] == "shortgpt"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[[runs]]\nname = "a"\nunset = ["seed"]\n', "unset seed: the recipe of run 'a' does not say it"),
+        ('[[runs]]\nname = "a"\nunset = ["model.path.x"]\n', "unset model.path.x: the recipe of run 'a' does not say it"),
+        ('[[runs]]\nname = "a"\nunset = ["scorer"]\nset.scorer = "dot"\n', "runs.0.unset.scorer: is set there too"),
+        ('[[runs]]\nname = "a"\nunset = ["seed"]\n[grid]\nseed = [1, 2]\n', "runs.0.unset.seed: is set there too"),
+    ],
+)
+def test_what_cannot_be_left_out_is_told(folder: Path, host: PluginHost, text: str, problem: str) -> None:
+    assert any(found.startswith(problem) for found in problems_of(folder, host, text))
