@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pdtrim_core.api.hookspecs import hookimpl
+from pdtrim_core.cli.heartbeat import SECONDS, Heartbeat
 from pdtrim_core.cli.terminal import console, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from rich.console import Console
@@ -18,30 +22,47 @@ if TYPE_CHECKING:
     from pdtrim_core.plan.elements import Merge
 
 
-def progress_display(stream: TextIO) -> object:
+def progress_display(stream: TextIO) -> LiveDisplay | LineDisplay:
     """Return the listener that fits a stream."""
     screen = console(stream)
     return LiveDisplay(screen) if screen.is_terminal else LineDisplay(stream)
 
 
 class LineDisplay:
-    """Writes one line a step, and one a note."""
+    """Writes one line a step, and one a note; in a step that takes long, where it stands at least every half minute."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, seconds: float = SECONDS) -> None:
         self._stream = stream
         self._best: float | None = None
         self._count = 0
+        self._doing = ""
+        self._since = time.monotonic()
+        self._heartbeat = Heartbeat(self._still, seconds)
+
+    def working(self) -> Heartbeat:
+        """Return the context in which the stream is never silent for long, for what is no step of a run."""
+        return self._heartbeat
+
+    def say(self, text: str) -> None:
+        """Write what begins, which is not a step of a run."""
+        self._begin(text)
+        self._write(text)
 
     @hookimpl
     def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path) -> None:
         """Say where the run goes."""
+        self._heartbeat.__enter__()
         self._write(f"run {recipe['model']['path']} -> {out}")
+
+    @hookimpl
+    def pdtrim_run_ended(self) -> None:
+        """End the heartbeat of the run."""
+        self._heartbeat.__exit__(None, None, None)
 
     @hookimpl
     def pdtrim_step_started(self, step: str) -> None:
         """Forget the last step's figures."""
-        del step
-        self._best, self._count = None, 0
+        self._begin(step)
 
     @hookimpl
     def pdtrim_note_made(self, note: str) -> None:
@@ -64,7 +85,15 @@ class LineDisplay:
         """Write the step's line."""
         self._write(_line(step, seconds, self._count, self._best))
 
+    def _begin(self, doing: str) -> None:
+        self._doing, self._since = doing, time.monotonic()
+        self._best, self._count = None, 0
+
+    def _still(self) -> None:
+        self._write(f"still: {_line(self._doing, time.monotonic() - self._since, self._count, self._best)}")
+
     def _write(self, text: str) -> None:
+        self._heartbeat.said()
         say(text, file=self._stream, flush=True)
 
 
@@ -110,6 +139,14 @@ class LiveDisplay:
         self._count = 0
         self._about: int | None = None
         self._best: float | None = None
+
+    def working(self) -> AbstractContextManager[object]:
+        """Return a context for what is no step of a run, in which nothing is drawn."""
+        return nullcontext()
+
+    def say(self, text: str) -> None:
+        """Print what begins, which is not a step of a run."""
+        self._console.print(text, soft_wrap=True)
 
     @hookimpl
     def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path) -> None:

@@ -62,18 +62,20 @@ def sweep(
 def _carry_out(wanted: Sweep, *, fresh: bool, debug: bool) -> list[Ended]:
     from pdtrim_core.sweeping.running import Begins, carry_out  # noqa: PLC0415 - imports torch
 
-    wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    display = progress_display(sys.stderr)
+    wanted.host.register(display, Origin("progress", "pdtrim-core"))
     if not sys.stderr.isatty():
         # Where benchmarks are to run: their harness draws bars even without a terminal.
         os.environ.setdefault("TQDM_DISABLE", "1")
     ended: list[Ended] = []
-    for event in carry_out(wanted, fresh=fresh, say=_say):
-        if isinstance(event, Begins):
-            _say(f"[{event.number}/{event.count}] {event.run.point.name}")
-            continue
-        ended.append(event)
-        if event.problem:
-            _say(event.traceback if debug else f"failed: {event.problem}")
+    with display.working():
+        for event in carry_out(wanted, fresh=fresh, say=display.say):
+            if isinstance(event, Begins):
+                display.say(f"[{event.number}/{event.count}] {event.run.point.name}")
+                continue
+            ended.append(event)
+            if event.problem:
+                display.say(event.traceback if debug else f"failed: {event.problem}")
     return ended
 
 

@@ -1,0 +1,66 @@
+"""What is written into a log while a run works: never silent for long."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+
+from pdtrim_core.cli.heartbeat import Heartbeat
+from pdtrim_core.cli.progress import LineDisplay
+from pdtrim_core.data.readings import Candidate, Reading
+from pdtrim_core.plan.plan import Plan
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_a_step_that_takes_long_says_where_it_stands() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.05)
+    display.pdtrim_run_started({"model": {"path": "m"}}, "out")  # type: ignore[arg-type]
+    display.pdtrim_step_started("search")
+    display.pdtrim_candidate_measured(Candidate(1, Plan(), Reading(50.0, 0.5), 50.0, remembered=False, seconds=1.0))
+    until(lambda: stream.getvalue().count("still: search: ") >= 2)
+    display.pdtrim_step_finished("search", 1.0)
+    display.pdtrim_run_ended()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "run m -> out"
+    assert lines[1].startswith("still: search: 0.")
+    assert lines[1].endswith(" s, 1 candidate, best 50.00")
+    assert "search: 1.0 s, 1 candidate, best 50.00" in lines
+
+
+def test_a_run_that_is_over_says_nothing_more() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.02)
+    display.pdtrim_run_started({"model": {"path": "m"}}, "out")  # type: ignore[arg-type]
+    display.pdtrim_run_ended()
+    time.sleep(0.1)
+    before = stream.getvalue()
+    time.sleep(0.1)
+    assert stream.getvalue() == before
+
+
+def test_what_is_no_step_of_a_run_is_told_too_and_runs_inside_it_do_not_end_it() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.05)
+    with display.working():
+        display.pdtrim_run_started({"model": {"path": "m"}}, "out")  # type: ignore[arg-type]
+        display.pdtrim_run_ended()
+        display.say("piqa, dense: running")
+        until(lambda: "still: piqa, dense: running: 0." in stream.getvalue())
+
+
+def test_nothing_is_said_while_others_speak() -> None:
+    beats: list[int] = []
+    heartbeat = Heartbeat(lambda: beats.append(1), seconds=0.5)
+    with heartbeat:
+        for _ in range(10):
+            time.sleep(0.02)
+            heartbeat.said()
+    assert beats == []
