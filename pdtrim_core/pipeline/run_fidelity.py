@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -43,17 +44,21 @@ class RunFidelity:
     def results(self, variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
         """Yield the result of each variant, from the folder of the run where the same code measured it before, unless `fresh`.
 
-        Raises `PdtrimError` for a run that holds no items out, and for stages of a model that was replaced as a whole.
+        Variants that run the same plan on the same model are measured once. Raises `PdtrimError` for a run that holds no items
+        out, and for stages of a model that was replaced as a whole.
         """
         for variant in variants:
             self._run.plan_of(variant)
+        done: dict[Variant, TaskResult] = {}
         for variant in variants:
             settings = self.settings(variant)
             found = None if fresh else self._known(variant, settings)
             if found is None:
-                self._say(f"{TASK}, {variant}: running")
-                found = self._measure(variant, settings)
+                same = next((done[other] for other in self._run.same_as(variant) if other in done), None)
+                self._say(f"{TASK}, {variant}: {'running' if same is None else f'the same as {same.variant}'}")
+                found = self._measure(variant, settings) if same is None else replace(same, variant=variant, settings=settings)
                 write_result(self._run.path, found)
+            done[variant] = found
             yield found
 
     def settings(self, variant: Variant) -> dict[str, Any]:

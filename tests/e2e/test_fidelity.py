@@ -80,3 +80,10 @@ def test_a_run_without_held_out_items_says_what_it_lacks(cli: Cli, recipe: Path)
 def test_in_python_a_run_gives_its_results(run: Path) -> None:
     (found,) = RunFidelity(load_run(run), length=8).results(["staged"])
     assert (found.task, found.main, found.variant) == ("fidelity", "kl", "staged")
+
+
+def test_variants_that_run_the_same_plan_are_measured_once(cli: Cli, run: Path) -> None:
+    done = cli("eval", run, "--fidelity", "--variants", "unified,decode")
+    assert done.err.splitlines()[-2:] == ["fidelity, unified: running", "fidelity, decode: the same as unified"]
+    one, other = results_in(run)
+    assert (one.metrics, one.answers) == (other.metrics, other.answers)
