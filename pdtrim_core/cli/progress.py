@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pdtrim_core.api.hookspecs import hookimpl
@@ -38,6 +38,7 @@ class LineDisplay:
         self._doing = ""
         self._since = time.monotonic()
         self._heartbeat = Heartbeat(self._still, seconds)
+        self._running = ExitStack()
 
     def working(self) -> Heartbeat:
         """Return the context in which the stream is never silent for long, for what is no step of a run."""
@@ -51,13 +52,13 @@ class LineDisplay:
     @hookimpl
     def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path) -> None:
         """Say where the run goes."""
-        self._heartbeat.__enter__()
+        self._running.enter_context(self._heartbeat)
         self._write(f"run {recipe['model']['path']} -> {out}")
 
     @hookimpl
     def pdtrim_run_ended(self) -> None:
-        """End the heartbeat of the run."""
-        self._heartbeat.__exit__(None, None, None)
+        """End the heartbeat of the run, if it had begun: one that cannot be opened ends without."""
+        self._running.close()
 
     @hookimpl
     def pdtrim_step_started(self, step: str) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.threads import fitting_threads, threads
+from pdtrim_core.host.sources import engine
 from pdtrim_core.results.outcome import machine, versions
 from pdtrim_core.timing.latency import Grid, LatencyBench, Setting
 from pdtrim_core.timing.results import Latencies, Timing, read_latencies, write_latencies
@@ -74,7 +75,7 @@ def _begun(subjects: Subjects, bench: LatencyBench) -> Latencies:
         device=device_name(bench.device),
         machine=machine(),
         threads=torch.get_num_threads(),
-        versions=versions(),
+        versions={**versions(), **engine()},
         settings={
             "forward": bench.grid.forward,
             "prompt_lengths": list(bench.grid.prompt_lengths),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from pdtrim_core.cli.heartbeat import Heartbeat
 from pdtrim_core.cli.progress import LineDisplay
@@ -22,7 +23,7 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 def test_a_step_that_takes_long_says_where_it_stands() -> None:
     stream = io.StringIO()
     display = LineDisplay(stream, seconds=0.05)
-    display.pdtrim_run_started({"model": {"path": "m"}}, "out")  # type: ignore[arg-type]
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
     display.pdtrim_step_started("search")
     display.pdtrim_candidate_measured(Candidate(1, Plan(), Reading(50.0, 0.5), 50.0, remembered=False, seconds=1.0))
     until(lambda: stream.getvalue().count("still: search: ") >= 2)
@@ -38,7 +39,7 @@ def test_a_step_that_takes_long_says_where_it_stands() -> None:
 def test_a_run_that_is_over_says_nothing_more() -> None:
     stream = io.StringIO()
     display = LineDisplay(stream, seconds=0.02)
-    display.pdtrim_run_started({"model": {"path": "m"}}, "out")  # type: ignore[arg-type]
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
     display.pdtrim_run_ended()
     time.sleep(0.1)
     before = stream.getvalue()
@@ -50,10 +51,19 @@ def test_what_is_no_step_of_a_run_is_told_too_and_runs_inside_it_do_not_end_it()
     stream = io.StringIO()
     display = LineDisplay(stream, seconds=0.05)
     with display.working():
-        display.pdtrim_run_started({"model": {"path": "m"}}, "out")  # type: ignore[arg-type]
+        display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
         display.pdtrim_run_ended()
         display.say("piqa, dense: running")
         until(lambda: "still: piqa, dense: running: 0." in stream.getvalue())
+
+
+def test_a_run_that_ends_before_it_began_takes_nothing_from_what_is_around_it() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.05)
+    with display.working():
+        display.pdtrim_run_ended()
+        display.say("evaluating")
+        until(lambda: "still: evaluating: 0." in stream.getvalue())
 
 
 def test_nothing_is_said_while_others_speak() -> None:
