@@ -28,12 +28,14 @@ from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.api.requests import (
     AtLeast,
+    BestOf,
     Note,
     Probe,
     Request,
     Requests,
     Result,
     Staged,
+    best_of,
     measure,
     note,
 )
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST",
     "AtLeast",
+    "BestOf",
     "BlockLayout",
     "BlockModel",
     "CalibrationSource",
@@ -132,6 +135,7 @@ __all__ = [
     "UnreadableError",
     "Value",
     "alone",
+    "best_of",
     "cache_folder",
     "damaged",
     "draw_diagram",

@@ -29,12 +29,26 @@ class AtLeast:
     """A plan whose score is wanted only if it reaches a floor (0 to 100); measuring may stop as soon as it cannot.
 
     A plan that reaches it is accepted. `temperature`, in points of the score, is that of simulated annealing at this step;
-    reports show it.
+    reports show it. `than` is the score that the floor was made from, if it was made from one: where the recipe lets a search
+    decide by likelihood (`search.mode`), the plan is compared with it item by item, and given up once it is surely below.
     """
 
     plan: Plan | Probe
     floor: float
     temperature: float | None = None
+    than: Score | None = None
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """Several plans of which only the best few are wanted; one that is surely none of them has no score.
+
+    Where the recipe lets a search decide by likelihood (`search.mode`), measuring ends for a plan as soon as that is sure; else
+    all are measured whole.
+    """
+
+    plans: tuple[Plan, ...] | tuple[Probe, ...]
+    keep: int
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,12 @@ class Note:
     text: str
 
 
-Request = Plan | Probe | list[Plan] | list[Probe] | AtLeast | Note
-"""What a searcher or splitter yields: a plan or a probe, several that are independent of each other, a plan with a floor, or a
-note."""
-Result = Score | list[Score] | None
-"""What it is sent in return: a `Score` (a float), a list of them for a list, or None for a note and where a floor was missed."""
+Request = Plan | Probe | list[Plan] | list[Probe] | AtLeast | BestOf | Note
+"""What a searcher or splitter yields: a plan or a probe, several that are independent of each other, a plan with a floor, the
+best of several, or a note."""
+Result = Score | list[Score] | list[Score | None] | None
+"""What it is sent in return: a `Score` (a float), a list of them for several (None for one that was given up), or None for a note
+and where a floor was missed."""
 Requests = Generator[Request, Result, T]
 """A generator that makes requests and returns a T: what `search`, `split` and the functions here are."""
 
@@ -58,7 +73,9 @@ def measure(plan: Plan | Probe) -> Requests[Score]: ...
 
 
 @overload
-def measure(plan: Plan | Probe, *, at_least: float, temperature: float | None = None) -> Requests[Score | None]: ...
+def measure(
+    plan: Plan | Probe, *, at_least: float, than: Score | None = None, temperature: float | None = None
+) -> Requests[Score | None]: ...
 
 
 @overload
@@ -66,18 +83,31 @@ def measure(plan: Sequence[Plan] | Sequence[Probe]) -> Requests[list[Score]]: ..
 
 
 def measure(
-    plan: Plan | Probe | Sequence[Plan] | Sequence[Probe], *, at_least: float | None = None, temperature: float | None = None
+    plan: Plan | Probe | Sequence[Plan] | Sequence[Probe],
+    *,
+    at_least: float | None = None,
+    than: Score | None = None,
+    temperature: float | None = None,
 ) -> Requests[Result]:
     """Measure a plan, or a probe on the way to one; return its score.
 
     Of several that do not depend on each other's scores, return the scores in the same order. With `at_least`, measure only as
-    far as the plan can reach that score, and return None as soon as it cannot; a plan that reaches it is taken. `temperature` is
-    what a search by annealing had at this step; reports show it.
+    far as the plan can reach that score, and return None as soon as it cannot; a plan that reaches it is taken. `than` is the
+    score that the floor was made from (see `AtLeast`). `temperature` is what a search by annealing had at this step; reports
+    show it.
     """
     if isinstance(plan, Plan | Probe):
-        return (yield plan if at_least is None else AtLeast(plan, at_least, temperature))
+        return (yield plan if at_least is None else AtLeast(plan, at_least, temperature, than))
     # A list of plans or one of probes: their types cannot be told apart once they are in one argument.
     return (yield cast("list[Plan]", list(plan)))
+
+
+def best_of(plans: Sequence[Plan] | Sequence[Probe], keep: int = 1) -> Requests[list[Score | None]]:
+    """Measure plans of which only the best `keep` are wanted; return their scores in the same order.
+
+    One that was given up, since it surely is none of the best, has None (see `BestOf`). The best ones always have scores.
+    """
+    return cast("list[Score | None]", (yield BestOf(cast("tuple[Plan, ...]", tuple(plans)), keep)))
 
 
 def note(text: str) -> Requests[None]:

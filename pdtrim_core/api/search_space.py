@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -17,7 +18,8 @@ class SearchSpace:
     """What a searcher may choose from: elements with weights, the number to remove, and where to start.
 
     `elements` partition the blocks, so that no choice of them overlaps. `weights` (one an element) are the chances of
-    PDTrim, Eq. 8 and 9. `count` is how many blocks decode loses; `costs` gives the cost of a plan.
+    PDTrim, Eq. 8 and 9. `count` is how many blocks decode loses; `costs` gives the cost of a plan. `plan_of` makes the plan by
+    which a removal from decode is measured.
     """
 
     count: int
@@ -26,6 +28,7 @@ class SearchSpace:
     first: Removal
     scores: Scores
     costs: CostModel
+    plan_of: Callable[[Removal], Plan] = Plan.unified
 
     @property
     def block_count(self) -> int:

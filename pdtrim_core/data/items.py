@@ -110,7 +110,7 @@ SHARED_WORDS = 13
 
 @dataclass(frozen=True)
 class Calibration:
-    """The items that measure, and the held-out ones. `digest` names their content.
+    """The items that measure, the held-out ones, and fresh ones that decide between finalists. `digest` names their content.
 
     `texts` has all that is read or scored of each sample.
     """
@@ -119,6 +119,7 @@ class Calibration:
     held_out: tuple[Item, ...]
     digest: str
     texts: tuple[str, ...] = field(default=(), repr=False)
+    fresh: tuple[Item, ...] = ()
 
     def holds(self, text: str) -> bool:
         """Tell whether a text has a run of words in common with one of the samples, so that it must not train.
@@ -148,8 +149,10 @@ def _runs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     return (tuple(words[start : start + SHARED_WORDS]) for start in range(len(words) - SHARED_WORDS + 1))
 
 
-def calibrate(samples: Sequence[Sample], held_out: Sequence[Sample], tokenizer: Any) -> Calibration:
-    """Tokenise both sets. Raises `PdtrimError` when there is nothing to measure on or when the two overlap in content."""
+def calibrate(
+    samples: Sequence[Sample], held_out: Sequence[Sample], tokenizer: Any, *, fresh: Sequence[Sample] = ()
+) -> Calibration:
+    """Tokenise all sets. Raises `PdtrimError` when there is nothing to measure on or when the two overlap in content."""
     if not samples:
         raise PdtrimError("the calibration source gave no samples: there is nothing to measure on")
     measured = {sample.content: sample for sample in samples}
@@ -161,8 +164,9 @@ def calibrate(samples: Sequence[Sample], held_out: Sequence[Sample], tokenizer: 
         )
     items = tuple(encode(sample, tokenizer) for sample in _named(samples))
     held_out_items = tuple(encode(sample, tokenizer) for sample in _named(held_out))
-    texts = tuple(" | ".join(map("".join, _pairs(sample))) for sample in (*samples, *held_out))
-    return Calibration(items, held_out_items, digest_of((*items, *held_out_items)), texts)
+    fresh_items = tuple(encode(sample, tokenizer) for sample in _named(fresh))
+    texts = tuple(" | ".join(map("".join, _pairs(sample))) for sample in (*samples, *held_out, *fresh))
+    return Calibration(items, held_out_items, digest_of((*items, *held_out_items, *fresh_items)), texts, fresh_items)
 
 
 def _named(samples: Sequence[Sample]) -> Iterator[Sample]:

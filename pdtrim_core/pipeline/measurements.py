@@ -25,6 +25,10 @@ from pdtrim_core.pipeline.run_keys import keys_of, values_keys
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Gain, Row, SearchStep, Value
 from pdtrim_core.search.driver import Exchange, Ledger, drive, drive_split
+from pdtrim_core.search.finalists import choose
+
+SEARCHED = ("calibration", "untrained")
+"""The parts of the journal that a search measures; in the others all is measured whole."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ class Bench:
         )
         # The same plan has another score before its merges are trained, so the journal has a part for that.
         self.ledger = self._ledger("calibration" if module_set.trained else "untrained", inputs.calibration.items)
-        held_out = inputs.calibration.held_out
+        held_out, fresh = inputs.calibration.held_out, inputs.calibration.fresh
         self._held_out = self._ledger("held-out", held_out) if held_out else None
+        self._fresh = self._ledger("fresh" if module_set.trained else "untrained fresh", fresh) if fresh else None
         self._seconds_each = 0.0
 
     @cached_property
@@ -98,11 +103,19 @@ class Bench:
             lambda: self._prefix_cache,
             ObjectiveOnItems(objective, items, context.host.label_of(objective)),
             replacements=self._module_set.modules,
-            early_stop=context.recipe.settings.evaluation.early_stop,
+            error=self._error if part in SEARCHED else 0.0,
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
         )
-        return context.ledger(part, measurement, by=self._key_of, items=len(items))
+        return context.ledger(part, measurement, by=self._key_of, items=len(items), together=measurement.together)
+
+    @property
+    def _error(self) -> float | None:
+        """The probability with which a candidate may be given up wrongly; None where none may be given up at all."""
+        settings = self._context.recipe.settings
+        if not settings.evaluation.early_stop:
+            return None
+        return 0.0 if settings.search.exact or self._context.recipe.pruner is not None else settings.search.error
 
     def dense(self) -> Score:
         """Measure the dense model, and with it how long a measurement takes."""
@@ -133,17 +146,44 @@ class Bench:
         label = self._context.host.label_of(searcher)
         # Should there be a second search, over other sets, it is the one that counts.
         events.search.clear()
-        best, _ = drive(
-            searcher.search(space, self._context.rng("search")),
-            self.ledger,
-            label=label,
-            problems=space.problems,
-            note=events.note,
-            told=lambda exchange: events.search.append(_step(exchange)),
-        )
+        results: dict[Plan, Score] = {}
+
+        def told(exchange: Exchange) -> None:
+            events.search.append(_step(exchange))
+            if exchange.may_win and exchange.reading.score is not None:
+                results[exchange.plan] = Score(exchange.reading)
+
+        requests = searcher.search(space, self._context.rng("search"))
+        best, _ = drive(requests, self.ledger, label=label, problems=space.problems, note=events.note, told=told)
         if best is None:
             raise PluginError(f"{label} requested no plan")
-        return best.plan
+        return self._final(best.plan, results, space)
+
+    def _final(self, best: Plan, results: Mapping[Plan, Score], space: SearchSpace) -> Plan:
+        """Return the best of the finalists on fresh items, if it is better than the first removal by more than luck.
+
+        The best of many plans on the items that a search went over is partly lucky, so the last word falls on others.
+        """
+        settings = self._context.recipe.settings.search
+        start = next((plan for plan in results if plan.decode == space.first), space.plan_of(space.first))
+        ranked = sorted(results, key=results.__getitem__, reverse=True)
+        finalists = [plan for plan in ranked if plan != start][: settings.finalists_wanted]
+        if not finalists or (settings.finalists_wanted == 1 and not settings.caution_wanted):
+            return best
+        ledger = self._fresh or self.ledger
+        found = ledger.scores(dict.fromkeys([start, *finalists], False))
+        scores = {plan: score for plan, score in found.items() if score is not None}
+        choice = choose(scores, start, settings.caution_wanted)
+        items = self._inputs.calibration.fresh or self._inputs.calibration.items
+        where = f"{len(items)} fresh items" if self._fresh else "the items it was searched on, since there are no fresh ones"
+        gain = f"by {choice.gain:.2f} +- {choice.error:.2f} points on {where}"
+        self._context.events.note(
+            f"search: the first removal stays: the best of {len(finalists)} finalists beats it {gain}, which may be luck (less "
+            f"than search.caution = {settings.caution_wanted:g} standard errors); more calibration samples tell more"
+            if choice.stays
+            else f"search: the plan taken, of {len(finalists)} finalists, beats the first removal {gain}"
+        )
+        return choice.plan
 
     def split(self, found: Plan, costs: CostModel) -> Plan:
         """Let the splitter decide what prefill keeps; then truncate prefill behind the last K/V that decode reads."""

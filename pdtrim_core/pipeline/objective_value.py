@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from random import Random
 
 import torch
 
@@ -15,6 +16,13 @@ from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import Replacements, StagedModel
 from pdtrim_core.pipeline.run_cache import Values
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.search.stopping import WHOLE, Stop, interval
+
+SIDE_BY_SIDE = 8
+"""Plans that are measured batch by batch where each is wanted whole: what they share is run once, and a bar moves."""
+FEWEST_IN_ROUND, MOST_ROUNDS = 16, 8
+PartialValues = list[float | None]
+"""One value an item; None where it was not measured."""
 
 
 class ObjectiveOnItems:
@@ -62,16 +70,48 @@ class ObjectiveOnItems:
             raise PluginError(f"{self._label} gave a score of {score} for a mean of {mean}: scores go from 0 to 100")
         return Reading(score, mean, tuple(values), slope=slope, ceiling=score)
 
+    def score_at(self, values: Sequence[float | None], places: Sequence[int]) -> float:
+        """Return the score of the mean over the items at some places, all of which have been measured."""
+        weights = [self._weights[place] for place in places]
+        return self._objective.score(_mean([_there(values, place) for place in places], weights))
+
+    def likely_ceiling(self, values: Sequence[float | None], beside: Reading, places: Sequence[int], error: float) -> float:
+        """Return the highest score that a plan can be expected to have, by its gains over another at some places.
+
+        It is higher with probability `error` at most, however often it is asked for as items are measured.
+        """
+        weights = [self._weights[place] for place in places]
+        gains = [_there(values, place) - _there(beside.items, place) for place in places]
+        base = _mean([_there(beside.items, place) for place in places], weights) if beside.mean is None else beside.mean
+        bounds = interval(gains, weights, error, planned=len(values))
+        if not math.isfinite(bounds[0]):
+            return math.inf
+        return max(self._objective.score(base + bound) for bound in bounds)
+
     def _mean(self, values: Sequence[float]) -> float:
-        return math.fsum(w * v for w, v in zip(self._weights, values, strict=True)) / math.fsum(self._weights)
+        return _mean(values, self._weights)
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)
+
+
+def _there(values: Sequence[float | None], place: int) -> float:
+    value = values[place]
+    assert value is not None
+    return value
 
 
 class Measurement:
-    """The value of a plan on one set of items; this is the `Measure` that a `Ledger` calls.
+    """The value of plans on one set of items; `__call__` and `together` are what a `Ledger` calls.
 
     `prefix_cache` gives the hidden states that plans share; it is called when something is measured. When memory runs out on
     the device the batch is halved, `note` says so, and measuring goes on. `known` gives the values of items that earlier runs
     have measured under a plan, and takes new ones.
+
+    With `error` 0 a plan is given up once it certainly is not what it is measured for, with None never. Above 0 it also is once
+    that is likely enough: wrong with this probability at most for what is requested at once (see `search.stopping`). Items are
+    then measured in rounds that are drawn at random.
     """
 
     def __init__(
@@ -80,14 +120,16 @@ class Measurement:
         objective: ObjectiveOnItems,
         *,
         replacements: Replacements | None = None,
-        early_stop: bool = True,
+        error: float | None = 0.0,
         note: Callable[[str], None] = lambda text: None,
         known: Callable[[Plan], Values] = lambda plan: {},
     ) -> None:
         self._prefix_cache = prefix_cache
         self._objective = objective
         self._replacements = dict(replacements or {})
-        self._early_stop = early_stop
+        self._error = error
+        self._rounds = in_rounds(self.items) if error else [self.items]
+        self._place = {item: number for number, item in enumerate(self.items)}
         self._note = note
         self._known = known
 
@@ -98,32 +140,101 @@ class Measurement:
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the plan's reading; go on from one that was cut short."""
-        while True:
+        ((_, reading),) = self.together([plan], Stop(floor), {} if started is None else {plan: started})
+        return reading
+
+    def together(self, plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
+        """Yield the readings of plans as they become known, in an order in which neighbours share hidden states.
+
+        `started` are earlier readings, to go on from. When measuring is interrupted, what was measured until then is yielded
+        first.
+        """
+        stop = WHOLE if self._error is None else stop
+        ordered = sorted(plans, key=self._depth_first)
+        step = len(plans) if stop.keep and self._error else SIDE_BY_SIDE
+        for start in range(0, len(plans), step):
+            values = {plan: self._values_in(started.get(plan)) for plan in ordered[start : start + step]}
+            yield from self._measure(values, stop)
+
+    def _measure(self, open_plans: dict[Plan, PartialValues], stop: Stop) -> Iterator[tuple[Plan, Reading]]:
+        """Measure plans side by side; one that is done is taken out of `open_plans`."""
+        while open_plans:
             try:
-                return self._measure(plan, floor if self._early_stop else None, started)
+                for cut in self._cut_short(open_plans, stop):
+                    del open_plans[cut[0]]
+                    yield cut
+                for plan in list(open_plans):
+                    yield plan, self._objective.reading([value for value in open_plans.pop(plan) if value is not None])
             except torch.OutOfMemoryError:
                 if self._prefix_cache().batch_tokens < 2:
                     raise PdtrimError("the device has no memory left, even for the smallest batch") from None
                 self._prefix_cache().halve_batches()
                 self._note(f"out of memory on the device: going on with batches of {self._prefix_cache().batch_tokens} tokens")
+            except KeyboardInterrupt:
+                for plan, values in open_plans.items():
+                    yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
+                raise
 
-    def _measure(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
-        items = self._objective.items
-        staged = StagedModel(self._prefix_cache(), plan, self._replacements)
-        place = {item: number for number, item in enumerate(items)}
-        values: list[float | None] = list(started.items) if started and started.items else [None] * len(items)
-        for group in self._prefix_cache().groups(items):
-            ceiling = self._objective.ceiling(values)
-            if floor is not None and ceiling < floor:
-                return Reading(None, None, tuple(values), ceiling=ceiling)
-            if all(values[place[item]] is not None for item in group):
-                continue
+    def _cut_short(self, open_plans: Mapping[Plan, PartialValues], stop: Stop) -> Iterator[tuple[Plan, Reading]]:
+        """Measure all items of the plans; yield those that are given up on the way."""
+        done: list[Item] = []
+        for of_round in self._rounds:
+            for group in self._prefix_cache().groups(of_round):
+                for plan, values in list(open_plans.items()):
+                    ceiling = self._objective.ceiling(values)
+                    if stop.floor is not None and ceiling < stop.floor:
+                        yield plan, Reading(None, None, tuple(values), ceiling=ceiling)
+                    else:
+                        self._fill_in(values, plan, group)
+            done += of_round
+            if self._error and len(done) < len(self.items):
+                yield from self._surely_out(open_plans, stop, [self._place[item] for item in done], self._error)
+
+    def _surely_out(
+        self, open_plans: Mapping[Plan, PartialValues], stop: Stop, places: Sequence[int], error: float
+    ) -> Iterator[tuple[Plan, Reading]]:
+        """Yield the plans that are surely not what they are measured for, by the items at some places."""
+        if stop.keep is None:
+            bar, floor, names = stop.than, stop.floor, list(open_plans)
+        else:
+            scores = {plan: self._objective.score_at(values, places) for plan, values in open_plans.items()}
+            ranked = sorted(open_plans, key=scores.__getitem__, reverse=True)
+            bar, floor, names = None, None, ranked[stop.keep :]
+            if names:
+                last = ranked[stop.keep - 1]
+                bar, floor = Reading(None, None, tuple(open_plans[last])), scores[last]
+        if bar is None or floor is None:
+            return
+        for plan in names:
+            values = open_plans[plan]
+            ceiling = self._objective.likely_ceiling(values, bar, places, error / len(names))
+            if ceiling < floor:
+                yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, ceiling))
+
+    def _depth_first(self, plan: Plan) -> tuple[tuple[str, str], ...]:
+        """Return what plans that begin alike begin alike in."""
+        count = self._prefix_cache().model.block_count
+        return tuple(zip(plan.states("prefill", count), plan.states("decode", count), strict=True))
+
+    def _values_in(self, started: Reading | None) -> PartialValues:
+        return list(started.items) if started and started.items else [None] * len(self.items)
+
+    def _fill_in(self, values: PartialValues, plan: Plan, group: Sequence[Item]) -> None:
+        if any(values[self._place[item]] is None for item in group):
+            staged = StagedModel(self._prefix_cache(), plan, self._replacements)
             for item, value in zip(group, self._values_of(staged, group), strict=True):
-                values[place[item]] = value
-        return self._objective.reading([value for value in values if value is not None])
+                values[self._place[item]] = value
 
     def _values_of(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
         known = self._known(staged.plan)
         if not all((staged.plan, item) in known for item in group):
             known.update(zip([(staged.plan, item) for item in group], self._objective.values(staged, group), strict=True))
         return [known[staged.plan, item] for item in group]
+
+
+def in_rounds(items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    """Return items in rounds of at least 16, at most 8 of them, drawn at random but always the same ones."""
+    shuffled = list(items)
+    Random("rounds").shuffle(shuffled)  # noqa: S311 - a reproducible order, nothing secret
+    count = max(1, min(MOST_ROUNDS, len(items) // FEWEST_IN_ROUND))
+    return [tuple(shuffled[start::count]) for start in range(count)]

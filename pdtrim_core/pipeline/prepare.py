@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import islice
 from random import Random
 
 from pdtrim_core.api.kinds import ModelSource
 from pdtrim_core.api.score_context import ScoreContext
-from pdtrim_core.data.items import Calibration, calibrate
+from pdtrim_core.data.items import Calibration, Sample, calibrate
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.host.host import PluginHost
@@ -30,9 +31,10 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
 
 
 def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
-    """Draw the samples that measure and the held-out ones, and tokenise them.
+    """Draw the samples that measure, the held-out ones, and fresh ones for finalists; tokenise them.
 
-    Raises `PdtrimError` that names the first item which the model cannot read.
+    There are fewer fresh ones, or none, where the source has no more. Raises `PdtrimError` that names the first item which the
+    model cannot read.
     """
     source = recipe.calibration
     rng = Random(f"{recipe.settings.seed} calibration")  # noqa: S311 - reproducible draws, nothing secret
@@ -43,11 +45,27 @@ def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
             drawn, held_out = drawn[: source.samples], drawn[source.samples :]
         else:
             drawn, held_out = list(islice(source.draw(source.samples, rng), source.samples)), list(held_out)
-    calibration = calibrate(drawn, held_out, model.tokenizer)
-    for item in (*calibration.items, *calibration.held_out):
+        fresh = _fresh(recipe, {sample.content for sample in (*drawn, *held_out)})
+    calibration = calibrate(drawn, held_out, model.tokenizer, fresh=fresh)
+    for item in (*calibration.items, *calibration.held_out, *calibration.fresh):
         for choice, tokens in enumerate(item.choices):
             model.check_tokens(item.prompt_of(choice) + tokens, f"the item '{item.name}' of calibration '{source.name}'")
     return calibration
+
+
+def _fresh(recipe: Recipe, taken: Collection[str]) -> list[Sample]:
+    """Return the fresh samples of a recipe that searches: such as are not taken, from a draw of their own."""
+    source = recipe.calibration
+    wanted = recipe.settings.search.fresh_wanted(source.samples) if recipe.pruner is None else 0
+    while wanted:
+        rng = Random(f"{recipe.settings.seed} fresh")  # noqa: S311 - reproducible draws, nothing secret
+        try:
+            samples = list(source.draw(len(taken) + wanted, rng))
+        except PdtrimError:  # it has not so many
+            wanted //= 2
+        else:
+            return list(islice((sample for sample in samples if sample.content not in taken), wanted))
+    return []
 
 
 def score(recipe: Recipe, host: PluginHost, model: BlockModel, calibration: Calibration) -> Scores:

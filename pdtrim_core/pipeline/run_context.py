@@ -16,7 +16,7 @@ from pdtrim_core.pipeline.run_keys import digest_of
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import RunFolder, open_run_folder
-from pdtrim_core.search.driver import Ledger, Measure
+from pdtrim_core.search.driver import Ledger, Measure, MeasureTogether
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,20 @@ class RunContext:
         """Return the random numbers of a step, which depend only on the recipe's seed and on the step's name."""
         return Random(f"{self.recipe.settings.seed} {step}")  # noqa: S311 - reproducible draws, nothing secret
 
-    def ledger(self, part: str, measure: Measure, *, by: Callable[[Plan], Key], items: int, has_best: bool = True) -> Ledger:
+    def ledger(
+        self,
+        part: str,
+        measure: Measure,
+        *,
+        by: Callable[[Plan], Key],
+        items: int,
+        has_best: bool = True,
+        together: MeasureTogether | None = None,
+    ) -> Ledger:
         """Return the ledger of one part of the journal, of so many items: it knows what the journal has, and adds to it.
 
         `by` tells what the value of a plan depends on: what was measured by something else is measured again. Listeners are
-        notified of each measurement; without `has_best`, without a best so far.
+        notified of each measurement; without `has_best`, without a best so far. `together` measures several plans side by side.
         """
 
         def notify(candidate: Candidate) -> None:
@@ -50,6 +59,7 @@ class RunContext:
 
         return Ledger(
             measure,
+            together=together,
             known=self.folder.recall(part, measured_by, items),
             record=lambda plan, reading: self.folder.note(part, plan, reading, measured_by(plan)),
             notify=notify,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -39,6 +39,64 @@ class Prune(BaseModel):
         None,
         description="pair score from which two blocks may be merged, d_T (default: 0.95 for cosines, quantile 0.9 for others)",
     )
+
+
+class Search(BaseModel):
+    """How sure a search is of what it gives up and of what it takes; the paper's search is `mode = "exact"`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: Literal["paired", "exact"] = Field(
+        "paired",
+        description="paired: a candidate is given up once it is surely worse, item by item, than what it is compared with; "
+        "exact: once it is for certain (the paper)",
+    )
+    error: float = Field(
+        0.05, gt=0, lt=1, description="with paired: the probability, at most, that a request gives up a candidate wrongly"
+    )
+    finalists: int | None = Field(
+        None,
+        ge=1,
+        description="best plans that are measured again on fresh items (default: 4; with exact 1, which is not)",
+    )
+    fresh: int | None = Field(
+        None, ge=0, description="items on which finalists are measured again (default: half of calibration.samples; with exact 0)"
+    )
+    caution: float | None = Field(
+        None,
+        ge=0,
+        description="standard errors by which a finalist must be better than the first removal to be taken (default: 2; with "
+        "exact 0)",
+    )
+    prefill: Literal["splitter", "decode"] | None = Field(
+        None,
+        description="what prefill loses while decode is searched: what the splitter makes of it, where it can tell that without "
+        "measuring, or the same as decode (default: splitter; with exact decode)",
+    )
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is decided by likelihood unless the recipe says so."""
+        return self.mode == "exact"
+
+    @property
+    def finalists_wanted(self) -> int:
+        """How many plans are measured again, with the default of the mode."""
+        return self.finalists if self.finalists is not None else 1 if self.exact else 4
+
+    @property
+    def caution_wanted(self) -> float:
+        """By how many standard errors a finalist must be better, with the default of the mode."""
+        return self.caution if self.caution is not None else 0.0 if self.exact else 2.0
+
+    @property
+    def under_splitter(self) -> bool:
+        """Whether decode is searched under the prefill that the splitter will make."""
+        return self.prefill == "splitter" if self.prefill is not None else not self.exact
+
+    def fresh_wanted(self, samples: int) -> int:
+        """Return how many fresh items are drawn beside so many samples, with the default of the mode."""
+        return self.fresh if self.fresh is not None else 0 if self.exact else samples // 2
 
 
 class Evaluation(BaseModel):
@@ -96,4 +154,5 @@ class Settings(BaseModel):
     out: str = Field("", description="folder of the run (default: runs/ and the recipe's name)")
     plugins: tuple[str, ...] = Field((), description="plugins that are plain Python files, beside the recipe")
     prune: Prune = Field(default_factory=Prune, description="how much goes")
+    search: Search = Field(default_factory=Search, description="how sure a search is")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="how plans are measured")

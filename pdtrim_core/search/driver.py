@@ -6,14 +6,15 @@ Measuring is somebody else's (`Measure`), so that everything here is torch-free 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from pdtrim_core.api.requests import AtLeast, Note, Probe, Requests, Result
+from pdtrim_core.api.requests import AtLeast, BestOf, Note, Probe, Requests, Result
 from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score
 from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.search.stopping import WHOLE, Stop
 
 T = TypeVar("T")
 
@@ -23,6 +24,13 @@ class Measure(Protocol):
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the reading; `started` is an earlier one of the same plan that was cut short, to go on from."""
+
+
+class MeasureTogether(Protocol):
+    """Measures several plans side by side; may give up those that are not what they are measured for."""
+
+    def __call__(self, plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
+        """Yield the readings in any order; `started` are earlier ones that were cut short, to go on from."""
 
 
 @dataclass
@@ -44,11 +52,12 @@ class Ledger:
         self,
         measure: Measure,
         *,
+        together: MeasureTogether | None = None,
         known: Mapping[Plan, Reading] | None = None,
         record: Callable[[Plan, Reading], None] = lambda plan, reading: None,
         notify: Callable[[Candidate], None] = lambda candidate: None,
     ) -> None:
-        self._measure = measure
+        self._together = together or one_by_one(measure)
         self._known = dict(known or {})
         self._record = record
         self._notify = notify
@@ -65,28 +74,46 @@ class Ledger:
 
         A probe may not win: it does not count for the best so far.
         """
-        started = time.perf_counter()
-        known = self._known.get(plan)
-        enough = known is not None and (known.score is not None or (floor is not None and known.ceiling < floor))
-        if known is not None and enough:
-            reading = known
+        return self.readings({plan: may_win}, Stop(floor))[plan]
+
+    def readings(self, plans: Mapping[Plan, bool], stop: Stop = WHOLE) -> dict[Plan, Reading]:
+        """Return the readings of plans, each given with whether it may win; exact for those that are what `stop` asks for."""
+        enough = [plan for plan in plans if self._is_enough(plan, stop)]
+        for plan in enough:
             self.tally.remembered += 1
-        else:
-            reading = _rounded(self._measure(plan, floor, known))
+            self._tell(plan, self._known[plan], stop.floor, may_win=plans[plan], remembered=True, seconds=0.0)
+        wanted = [plan for plan in plans if plan not in enough]
+        # What is known already is a competitor of what is not.
+        beside = enough if stop.keep and wanted else []
+        started = time.perf_counter()
+        for plan, measured in self._together([*wanted, *beside], stop, self._known_of([*wanted, *beside])):
+            if plan in beside:
+                continue
+            reading = _rounded(measured)
             self._record(plan, reading)
             self._known[plan] = reading
             self.tally.measured += reading.score is not None
             self.tally.cut_short += reading.score is None
-        seconds = time.perf_counter() - started
-        self._tell(plan, reading, floor, may_win=may_win, remembered=enough, seconds=seconds)
-        return reading
+            now = time.perf_counter()
+            self._tell(plan, reading, stop.floor, may_win=plans[plan], remembered=False, seconds=now - started)
+            started = now
+        return {plan: self._known[plan] for plan in plans}
 
-    def score(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Score | None:
-        """Return the score of a plan; None where it does not reach the floor."""
-        reading = self.reading(plan, floor, may_win=may_win)
-        if reading.score is None or (floor is not None and reading.score < floor):
-            return None
-        return Score(reading)
+    def _is_enough(self, plan: Plan, stop: Stop) -> bool:
+        """Tell whether what is known of a plan tells all that is asked."""
+        known = self._known.get(plan)
+        return known is not None and (known.score is not None or (stop.floor is not None and known.ceiling < stop.floor))
+
+    def _known_of(self, plans: Iterable[Plan]) -> dict[Plan, Reading]:
+        return {plan: self._known[plan] for plan in plans if plan in self._known}
+
+    def scores(self, plans: Mapping[Plan, bool], stop: Stop = WHOLE) -> dict[Plan, Score | None]:
+        """Return the scores of plans, each given with whether it may win; None for those that are not what `stop` asks for."""
+        found: dict[Plan, Score | None] = {}
+        for plan, reading in self.readings(plans, stop).items():
+            missed = reading.score is None or (stop.floor is not None and reading.score < stop.floor)
+            found[plan] = None if missed else Score(reading)
+        return found
 
     def exact(self, plan: Plan) -> Score:
         """Return the score of a plan, measured to the end."""
@@ -109,6 +136,15 @@ class Ledger:
         if reading.score is not None and wins and (self._best is None or reading.score > self._best):
             self._best = reading.score
         self._notify(Candidate(self._requested, plan, reading, self._best, remembered, seconds))
+
+
+def one_by_one(measure: Measure) -> MeasureTogether:
+    """Return what measures several plans with a function that measures one, to the end or to its floor."""
+
+    def together(plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
+        return ((plan, measure(plan, stop.floor, started.get(plan))) for plan in plans)
+
+    return together
 
 
 def _rounded(reading: Reading) -> Reading:
@@ -162,22 +198,23 @@ def drive(
         with blame(label):
             try:
                 request = requests.send(result)
-            except StopIteration as stop:
-                return best, stop.value
+            except StopIteration as end:
+                return best, end.value
         if isinstance(request, Note):
             note(request.text)
             result = None
             continue
         wanted = _wanted(request, label, problems)
-        floor, temperature = (request.floor, request.temperature) if isinstance(request, AtLeast) else (None, None)
-        scores = [ledger.score(plan, floor, may_win=is_result) for plan, is_result in wanted]
+        stop = _stop_of(request)
+        by_plan = ledger.scores({plan: (plan, True) in wanted for plan, _ in wanted}, stop)
+        temperature = request.temperature if isinstance(request, AtLeast) else None
         for plan, is_result in wanted:
-            told(Exchange(plan, ledger.latest(plan), floor, temperature, is_result))
-        for (plan, is_result), score in zip(wanted, scores, strict=True):
+            told(Exchange(plan, ledger.latest(plan), stop.floor, temperature, is_result))
+            score = by_plan[plan]
             if is_result and score is not None and (best is None or score > best.score):
                 best = BestPlan(plan, score)
-        # Plans in a list have no floor, so each of them has a score.
-        result = [score for score in scores if score is not None] if isinstance(request, list) else scores[0]
+        scores = [by_plan[plan] for plan, _ in wanted]
+        result = scores if isinstance(request, list | BestOf) else scores[0]
 
 
 def drive_split(
@@ -207,13 +244,27 @@ def drive_split(
     return plan
 
 
+def _stop_of(request: Any) -> Stop:
+    """Return what the plans of a request are measured for."""
+    if isinstance(request, AtLeast):
+        return Stop(request.floor, None if request.than is None else request.than.reading)
+    return Stop(keep=request.keep) if isinstance(request, BestOf) else WHOLE
+
+
 def _wanted(request: Any, label: str, problems: Callable[[Plan], Iterable[str]]) -> list[tuple[Plan, bool]]:
     """Return the plans of a request, each with whether it may be the result. Raises `PluginError` for one not to be made."""
-    entries = request if isinstance(request, list) else [request.plan if isinstance(request, AtLeast) else request]
+    if isinstance(request, BestOf) and not (isinstance(request.keep, int) and request.keep > 0):
+        raise PluginError(f"{label} yielded {request!r}: of its plans at least one must be kept")
+    entries = [request]
+    if isinstance(request, list | BestOf):
+        entries = list(request.plans if isinstance(request, BestOf) else request)
+    elif isinstance(request, AtLeast):
+        entries = [request.plan]
     wanted = [(e.plan, False) if isinstance(e, Probe) else (e, True) for e in entries]
     if not all(isinstance(plan, Plan) for plan, _ in wanted):
         raise PluginError(
-            f"{label} yielded {request!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
+            f"{label} yielded {request!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), "
+            "BestOf(plans, keep), or a Note"
         )
     for plan, is_result in wanted:
         for problem in problems(plan) if is_result else ():

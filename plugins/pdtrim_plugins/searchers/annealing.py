@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from pdtrim_core.api import Plan, Removal, Requests, Searcher, SearchSpace, measure
+from pdtrim_core.api import Removal, Requests, Searcher, SearchSpace, measure
 
 
 class Cooling(NamedTuple):
@@ -38,12 +38,12 @@ def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> R
     stop early. The path is the same with and without that.
     """
     current = start
-    value = yield from measure(Plan.unified(current))
+    value = yield from measure(space.plan_of(current))
     for temperature in cooling.temperatures():
         neighbour = space.neighbour(current, rng)
         # exp(-(value - new) / T) >= u, solved for new; 1 - random() is never 0.
         floor = value + temperature * math.log(1 - rng.random())
-        reached = yield from measure(Plan.unified(neighbour), at_least=floor, temperature=temperature)
+        reached = yield from measure(space.plan_of(neighbour), at_least=floor, than=value, temperature=temperature)
         if reached is not None:
             current, value = neighbour, reached
 

@@ -8,10 +8,13 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Requests, Searcher, SearchSpace, measure
+from pdtrim_core.api import Drop, Element, Merge, PdtrimError, Plan, Removal, Requests, Searcher, SearchSpace, best_of
 
 SIDE_BY_SIDE = 64
 """Plans asked for in one list: enough to be measured side by side, few enough that a bar moves."""
+
+KEPT = 4
+"""The best so far that are sure to be measured whole, so that fresh items have something to decide between."""
 
 
 class Exhaustive(Searcher):
@@ -35,8 +38,13 @@ class Exhaustive(Searcher):
                 "searcher that measures fewer, such as annealing"
             )
         rest = combinations(elements, space.count)
-        while plans := [Plan.unified(Removal(chosen)) for chosen in islice(rest, SIDE_BY_SIDE)]:
-            yield from measure(plans)
+        best: list[Plan] = []
+        while plans := [space.plan_of(Removal(chosen)) for chosen in islice(rest, SIDE_BY_SIDE)]:
+            # The best so far compete again, which costs nothing, so that others are given up the sooner.
+            plans = list(dict.fromkeys((*best, *plans)))
+            scores = yield from best_of(plans, KEPT)
+            ranked = sorted(((score, -number) for number, score in enumerate(scores) if score is not None), reverse=True)
+            best = [plans[-number] for _, number in ranked[:KEPT]]
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the number of combinations."""

@@ -6,7 +6,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Drop, Plan, Removal, Requests, Searcher, SearchSpace, measure
+from pdtrim_core.api import Drop, Removal, Requests, Searcher, SearchSpace, measure
 
 
 class Greedy(Searcher):
@@ -18,7 +18,7 @@ class Greedy(Searcher):
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Ask for one plan."""
         del rng
-        yield from measure(Plan.unified(Removal(Drop(block) for block in space.scores.ranking()[: space.count])))
+        yield from measure(space.plan_of(Removal(Drop(block) for block in space.scores.ranking()[: space.count])))
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return 1."""
@@ -37,7 +37,7 @@ class RandomChoice(Searcher):
         """Ask for all of them at once: they do not depend on each other."""
         blocks = range(space.block_count)
         removals = [Removal(Drop(block) for block in rng.sample(blocks, space.count)) for _ in range(self.tries)]
-        yield from measure([Plan.unified(removal) for removal in removals])
+        yield from measure([space.plan_of(removal) for removal in removals])
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the number of tries."""

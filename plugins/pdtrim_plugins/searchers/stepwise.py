@@ -7,7 +7,10 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Element, PdtrimError, Plan, Probe, Removal, Requests, Searcher, SearchSpace, measure
+from pdtrim_core.api import Element, PdtrimError, Probe, Removal, Requests, Searcher, SearchSpace, best_of, measure
+
+KEPT = 4
+"""Removals of the last size that are measured whole at least, so that fresh items have something to decide between."""
 
 
 class Sequential(Searcher):
@@ -24,7 +27,7 @@ class Sequential(Searcher):
         del rng
         elements = _unprotected(space, self.protect_first, self.protect_last)
         _check_enough(self.name, space, elements)
-        yield from _grow(elements, space.count, 1)
+        yield from _grow(space, elements, 1)
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the sum, over the steps, of the elements that are left."""
@@ -50,28 +53,29 @@ class Beam(Searcher):
         del rng
         elements = _unprotected(space, self.protect_first, self.protect_last)
         _check_enough(self.name, space, elements)
-        yield from _grow(elements, space.count, self.width)
+        yield from _grow(space, elements, self.width)
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the most that can be measured; removals that two others grow into are measured once."""
         return _step_count(len(_unprotected(space, self.protect_first, self.protect_last)), space.count, self.width)
 
 
-def _grow(elements: list[Element], count: int, width: int) -> Requests[None]:
-    """Ask for all removals with one element more than the `width` best of the size before, up to `count` elements.
+def _grow(space: SearchSpace, elements: list[Element], width: int) -> Requests[None]:
+    """Ask for all removals with one element more than the `width` best of the size before, up to the size wanted.
 
-    Those on the way are probes; those of the last size are what the search is for.
+    Those on the way are probes; those of the last size are what the search is for, and a few more of them are kept.
     """
     best = [Removal()]
-    if count == 0:
-        yield from measure(Plan.unified(Removal()))
-    for size in range(1, count + 1):
-        grown = dict.fromkeys(removal.with_(element) for removal in best for element in elements if element not in removal)
-        plans = [Plan.unified(removal) for removal in grown]
-        scores = yield from measure(plans if size == count else [Probe(plan) for plan in plans])
+    if space.count == 0:
+        yield from measure(space.plan_of(Removal()))
+    for size in range(1, space.count + 1):
+        grown = list(dict.fromkeys(removal.with_(element) for removal in best for element in elements if element not in removal))
+        plans = [space.plan_of(removal) for removal in grown]
+        last = size == space.count
+        scores = yield from best_of(plans if last else [Probe(plan) for plan in plans], max(width, KEPT) if last else width)
         # Sorting is stable: ties stay in the order of the removal they grew from, then of the blocks.
-        ranked = sorted(zip(grown, scores, strict=True), key=lambda pair: pair[1], reverse=True)
-        best = [removal for removal, _ in ranked[:width]]
+        measured = [(removal, score) for removal, score in zip(grown, scores, strict=True) if score is not None]
+        best = [removal for removal, _ in sorted(measured, key=lambda pair: pair[1], reverse=True)[:width]]
 
 
 def _unprotected(space: SearchSpace, protect_first: int, protect_last: int) -> list[Element]:

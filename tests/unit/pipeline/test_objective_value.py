@@ -44,7 +44,7 @@ def items() -> list[Item]:
 def measurement(items: Sequence[Item], objective: Objective, *, early_stop: bool = True, batch_tokens: int = 1) -> Measurement:
     prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=batch_tokens))
     on_items = ObjectiveOnItems(objective, items, "objective 'share'")
-    return Measurement(lambda: prefix_cache, on_items, early_stop=early_stop)
+    return Measurement(lambda: prefix_cache, on_items, error=0.0 if early_stop else None)
 
 
 def test_measuring_stops_once_the_floor_is_out_of_reach(items: list[Item]) -> None:
