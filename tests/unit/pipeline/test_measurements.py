@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from random import Random
 from typing import Any, ClassVar
@@ -128,7 +128,7 @@ def with_parts(begin: Begin, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
     monkeypatch.setattr(Asks, "plans", given["plans"])
     for name in ("tried", "given"):
         monkeypatch.setattr(Gives, name, given[name], raising=False)
-    context = begin(evaluation=given["evaluation"])
+    context = begin(evaluation=given["evaluation"], search=given.get("search", {"mode": "exact"}))
     context = replace(context, recipe=replace(context.recipe, searcher=Asks(), splitter=Gives()))
     return bench_of(context)[0], context
 
@@ -140,6 +140,48 @@ def test_the_best_plan_of_a_search_is_what_decode_loses(begin: Begin, monkeypatc
     scores = {plan: bench.ledger.exact(plan) for plan in plans}
     assert scores[found] == max(scores.values())
     assert [step.decode for step in context.events.search] == [f"0, {block}" for block in (1, 2, 3, 4, 5)]
+
+
+PLANS = tuple(Plan.unified(Removal([Drop(0), Drop(block)])) for block in (1, 2, 3, 4, 5))
+
+
+def fresh_scores(bench: Bench, context: RunContext, plans: Iterable[Plan]) -> dict[Plan, float]:
+    """Return the scores of plans on the fresh items, as the journal has them."""
+    measured = measured_in(context.folder.path)["fresh"]
+    return {plan: measured[plan].score or 0.0 for plan in plans if plan in measured}
+
+
+def test_the_last_word_between_finalists_falls_on_fresh_items(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"finalists": 3, "caution": 0.0})
+    found = bench.search(SPACE)
+    start = Plan.unified(SPACE.first)
+    scores = {plan: bench.ledger.exact(plan) for plan in PLANS}
+    finalists = sorted((plan for plan in PLANS if plan != start), key=lambda plan: -scores[plan])[:3]
+    again = fresh_scores(bench, context, [start, *finalists])
+    assert set(again) == set(measured_in(context.folder.path)["fresh"]) == {start, *finalists}
+    assert found == max(again, key=again.__getitem__)
+    assert any(note.startswith("search: ") and "fresh items" in note for note in context.events.notes)
+    # What decided is not a step of the search: it has other items.
+    assert len(context.events.search) == len(PLANS)
+
+
+def test_the_first_removal_stays_unless_another_is_surely_better(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"caution": 1000.0})
+    assert bench.search(SPACE) == Plan.unified(SPACE.first)
+    assert any("the first removal stays" in note and "search.caution = 1000" in note for note in context.events.notes)
+
+
+def test_without_fresh_items_the_searched_ones_decide_and_a_note_says_so(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"fresh": 0})
+    bench.search(SPACE)
+    assert "fresh" not in measured_in(context.folder.path)
+    assert any("since there are no fresh ones" in note for note in context.events.notes)
+
+
+def test_a_search_that_measured_one_plan_has_nothing_to_decide(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, plans=(Plan.unified(SPACE.first),), search={})
+    assert bench.search(SPACE) == Plan.unified(SPACE.first)
+    assert "fresh" not in measured_in(context.folder.path)
 
 
 def test_a_second_search_is_the_one_that_counts(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

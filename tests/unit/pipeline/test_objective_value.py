@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from random import Random
 from typing import ClassVar
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from pdtrim_core.api import Drop, Item, Objective, PdtrimError, Plan, PluginError, Removal, Staged
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.threads import fitting_threads, threads
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems, in_rounds
+from pdtrim_core.search.stopping import Stop
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
 
@@ -174,3 +177,150 @@ def test_threads_are_put_back() -> None:
         assert fitting_threads(tiny_llama(), 64) in (1, before + 1)
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+# Several plans side by side, and giving up by likelihood
+
+
+class PerPlan(Objective):
+    """Values that a table gives for a plan and an item's number; notes what it was asked for."""
+
+    name = "per-plan"
+    best_item: ClassVar[float | None] = 1.0
+    values: ClassVar[dict[Plan, list[float]]] = {}
+    asked: ClassVar[list[tuple[Plan, str]]] = []
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        assert isinstance(staged, StagedModel)
+        self.asked.extend((staged.plan, item.name) for item in items)
+        return [self.values[staged.plan][int(item.name)] for item in items]
+
+    def score(self, mean: float) -> float:
+        return 100 * min(1.0, max(0.0, mean))
+
+
+def many_items(count: int) -> list[Item]:
+    return [Item(((1, 2, 3),), ((4, 5),), 0, (1,), str(number)) for number in range(count)]
+
+
+def plans_worth(*means: float, count: int = 64, spread: float = 0.1) -> dict[Plan, list[float]]:
+    """Return plans whose items are worth some mean, with the same luck of an item for all of them and a little of its own."""
+    luck = Random(0)
+    shared = [luck.uniform(-0.3, 0.3) for _ in range(count)]
+    return {
+        Plan.unified(Removal([Drop(block)])): [mean + s + luck.uniform(-spread, spread) for s in shared]
+        for block, mean in enumerate(means)
+    }
+
+
+def together(values: dict[Plan, list[float]], stop: Stop, *, error: float | None = 0.05) -> dict[Plan, Reading]:
+    """Measure all plans of a table together."""
+    PerPlan.values, PerPlan.asked = values, []
+    items = many_items(len(next(iter(values.values()))))
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=16))
+    measure = Measurement(lambda: prefix_cache, ObjectiveOnItems(PerPlan(), items, "objective 'per-plan'"), error=error)
+    return dict(measure.together(list(values), stop, {}))
+
+
+def asked_of(plan: Plan) -> int:
+    return sum(of == plan for of, _ in PerPlan.asked)
+
+
+def test_of_several_plans_those_that_are_surely_not_the_best_are_given_up() -> None:
+    values = plans_worth(0.6, 0.3, 0.62, 0.2)
+    readings = together(values, Stop(keep=1))
+    best, bad, close, worst = (readings[plan] for plan in values)
+    assert close.score is not None
+    assert bad.score is None
+    assert worst.score is None
+    first, second, third, fourth = values
+    assert asked_of(worst_plan := fourth) == asked_of(second) == 16
+    assert asked_of(third) == 64
+    assert asked_of(first) > 16
+    assert worst.items.count(None) == 48
+    assert worst.ceiling < close.score
+    assert best.score is None or best.score <= close.score
+    assert worst_plan != third
+
+
+@pytest.mark.parametrize("keep", [2, 3, 4, 9])
+def test_as_many_as_are_wanted_are_measured_whole(keep: int) -> None:
+    readings = together(plans_worth(0.6, 0.3, 0.5, 0.2), Stop(keep=keep))
+    assert sum(reading.score is not None for reading in readings.values()) >= min(keep, 4)
+
+
+def test_a_plan_is_given_up_once_it_is_surely_below_the_floor_that_another_made() -> None:
+    values = plans_worth(0.6, 0.4)
+    current, candidate = values
+    than = together({current: values[current]}, Stop())[current]
+    assert than.score is not None
+    readings = together({candidate: values[candidate]}, Stop(than.score - 5, than))
+    assert readings[candidate].score is None
+    assert asked_of(candidate) == 16
+    # A floor far below is reached.
+    assert together({candidate: values[candidate]}, Stop(than.score - 40, than))[candidate].score is not None
+
+
+@pytest.mark.parametrize("error", [0.0, None])
+def test_without_an_error_nothing_is_decided_by_likelihood(error: float | None) -> None:
+    values = plans_worth(0.6, 0.1)
+    current, candidate = values
+    than = together({current: values[current]}, Stop(), error=error)[current]
+    assert all(reading.score is not None for reading in together(values, Stop(keep=1), error=error).values())
+    readings = together({candidate: values[candidate]}, Stop(30.0, than), error=error)
+    assert (readings[candidate].score is None) == (error == 0.0)
+    if error == 0.0:  # the exact stop: even with the best for all items left it would be below
+        assert readings[candidate].ceiling < 30.0
+
+
+def test_values_are_the_same_however_plans_are_measured() -> None:
+    items = some_items()
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64))
+    plans = [Plan.unified(Removal([Drop(block)])) for block in range(5)]
+    one, several = (
+        Measurement(lambda: prefix_cache, ObjectiveOnItems(Share(right=("x",)), items, "x"), error=error) for error in (0.0, 0.05)
+    )
+    assert dict(several.together(plans, Stop(), {})) == {plan: one(plan, None, None) for plan in plans}
+
+
+def test_an_interrupted_measurement_gives_what_it_has() -> None:
+    values = plans_worth(0.6, 0.5)
+    PerPlan.values, PerPlan.asked = values, []
+
+    class Stops(PerPlan):
+        def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+            if len(self.asked) >= 40:
+                raise KeyboardInterrupt
+            return super().item_values(staged, items)
+
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=16))
+    measure = Measurement(lambda: prefix_cache, ObjectiveOnItems(Stops(), many_items(64), "objective 'per-plan'"))
+    readings: dict[Plan, Reading] = {}
+    with pytest.raises(KeyboardInterrupt):
+        consume(measure.together(list(values), Stop(), {}), readings)
+    assert set(readings) == set(values)
+    assert all(0 < 64 - reading.items.count(None) < 64 for reading in readings.values())
+    whole = dict(measurement_of(values).together(list(values), Stop(), readings))
+    assert whole == dict(measurement_of(values).together(list(values), Stop(), {}))
+    assert len(PerPlan.asked) < 3 * 2 * 64
+
+
+def consume(found: Iterator[tuple[Plan, Reading]], readings: dict[Plan, Reading]) -> None:
+    """Keep what comes until something is raised."""
+    readings.update(found)
+
+
+def measurement_of(values: dict[Plan, list[float]]) -> Measurement:
+    PerPlan.values = values
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=16))
+    return Measurement(lambda: prefix_cache, ObjectiveOnItems(PerPlan(), many_items(64), "objective 'per-plan'"))
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(7, [7]), (32, [16, 16]), (100, [17, 17, 17, 17, 16, 16]), (256, [32] * 8)])
+def test_rounds_hold_every_item_once_in_a_random_order_that_is_always_the_same(count: int, sizes: list[int]) -> None:
+    items = many_items(count)
+    rounds = in_rounds(items)
+    assert [len(of_round) for of_round in rounds] == sizes
+    assert sorted(item.name for of_round in rounds for item in of_round) == sorted(item.name for item in items)
+    assert rounds == in_rounds(items)
+    assert count < 32 or [int(item.name) for item in rounds[0]] != sorted(int(item.name) for item in rounds[0])

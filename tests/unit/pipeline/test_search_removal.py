@@ -37,10 +37,10 @@ class MergesOne(Searcher):
 
 
 def searched(
-    begin: Begin, *, prune: dict[str, Any] = MANY, name: str = "run", **distiller: Any
+    begin: Begin, *, prune: dict[str, Any] = MANY, name: str = "run", search: dict[str, Any] | None = None, **distiller: Any
 ) -> tuple[SearchedRemoval, RunContext]:
     """Return what a search found, and the context that it had."""
-    context = begin(name, prune=prune, distiller={**DATA["distiller"], **distiller})
+    context = begin(name, prune=prune, search=search or {}, distiller={**DATA["distiller"], **distiller})
     context = replace(context, recipe=replace(context.recipe, searcher=MergesOne()))
     return search_removal(context, prepare(context)), context
 
@@ -82,7 +82,7 @@ def test_merges_that_are_worse_than_a_drop_are_searched_for_again_without_them(b
 
 @pytest.mark.parametrize("lr", [1e-3, 3.0])
 def test_what_the_search_measured_untrained_has_a_part_of_its_own_in_the_journal(begin: Begin, lr: float) -> None:
-    found, context = searched(begin, train="after-search", lr=lr)
+    found, context = searched(begin, train="after-search", lr=lr, search={"mode": "exact"})
     measured = measured_in(context.folder.path)
     assert set(measured) == {"untrained", "calibration"}
     # Where every merge was no better than a drop, the last search was over drops, of which nothing waits for training.

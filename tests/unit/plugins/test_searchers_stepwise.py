@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core.api import Drop, PdtrimError, Plan, Probe, Removal, Scores, Searcher, SearchSpace
+from pdtrim_core.api import BestOf, Drop, PdtrimError, Plan, Probe, Removal, Scores, Searcher, SearchSpace
 from pdtrim_core.search.driver import BestPlan, Ledger, drive
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
@@ -100,17 +100,17 @@ def test_sequential_breaks_ties_by_the_lower_block() -> None:
 def test_plans_on_the_way_are_probes_and_those_at_the_end_are_not(searcher: Searcher) -> None:
     asks = searcher.search(plain_space(8, 3), Random(0))
     first, second = next(asks), asks.send([score_of(1.0)] * 6)
-    assert isinstance(second, list)
-    third = asks.send([score_of(1.0)] * len(second))
-    assert isinstance(third, list)
+    assert isinstance(second, BestOf)
+    third = asks.send([score_of(1.0)] * len(second.plans))
+    assert isinstance(third, BestOf)
     for size, ask in enumerate((first, second, third), start=1):
-        assert isinstance(ask, list)
-        assert all(isinstance(entry, Plan if size == 3 else Probe) for entry in ask)
-        plans = [entry.plan if isinstance(entry, Probe) else entry for entry in ask]
+        assert isinstance(ask, BestOf)
+        assert all(isinstance(entry, Plan if size == 3 else Probe) for entry in ask.plans)
+        plans = [entry.plan if isinstance(entry, Probe) else entry for entry in ask.plans]
         assert {len(plan.decode) for plan in plans} == {size}
         assert all(plan.prefill == plan.decode for plan in plans)
     with pytest.raises(StopIteration):
-        asks.send([score_of(1.0)] * len(third))
+        asks.send([score_of(1.0)] * len(third.plans))
 
 
 @pytest.mark.parametrize("searcher", [Sequential(**FREE), Beam(**FREE)], ids=["sequential", "beam"])

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core.api import requests
-from pdtrim_core.api.requests import AtLeast, Note, Probe, Request, Requests, Result
+from pdtrim_core.api.requests import AtLeast, BestOf, Note, Probe, Request, Requests, Result
 from pdtrim_core.data.readings import Candidate, Reading, Score, standard_error
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.driver import BestPlan, Exchange, Ledger, drive, drive_split
+from pdtrim_core.search.stopping import Stop
 from tests.unit.examples import given
 
 LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
@@ -195,8 +196,71 @@ def test_what_is_no_ask_is_refused_and_shown(ask: Any) -> None:
     with pytest.raises(PluginError) as caught:
         drive_all(Ledger(Table(TABLE)), ask)
     assert str(caught.value) == (
-        f"{LABEL} yielded {ask!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), or a Note"
+        f"{LABEL} yielded {ask!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), BestOf(plans, keep), or "
+        "a Note"
     )
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.5, "1"])
+def test_of_several_plans_at_least_one_is_kept(keep: Any) -> None:
+    with pytest.raises(PluginError, match="of its plans at least one must be kept"):
+        drive_all(Ledger(Table(TABLE)), BestOf((drop(0), drop(1)), keep))
+
+
+class Halves:
+    """Measures plans together: gives up all but the best, after half of the items."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[Plan], Stop, dict[Plan, Reading]]] = []
+
+    def __call__(self, plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
+        self.calls.append((list(plans), stop, dict(started)))
+        ranked = sorted(plans, key=lambda plan: -TABLE[plan])
+        for number, plan in enumerate(ranked):
+            score = TABLE[plan]
+            if stop.keep is not None and number >= stop.keep:
+                yield plan, Reading(None, None, (score, None), ceiling=score + 1)
+            else:
+                yield plan, Reading(score, score / 100, (score, score), slope=1.0)
+
+
+def never(plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+    raise AssertionError
+
+
+def test_the_best_of_several_have_scores_and_the_others_may_have_none() -> None:
+    together, told = Halves(), list[Exchange]()
+    ledger = Ledger(never, together=together)
+    found, answers = drive_all(ledger, BestOf((drop(0), drop(1), drop(4)), 1), told=told.append)
+    assert (found, answers) == (BestPlan(drop(1), found.score if found else 0), [[None, 70.0, None]])  # type: ignore[arg-type]
+    assert (ledger.tally.measured, ledger.tally.cut_short) == (1, 2)
+    assert [exchange.reading.score for exchange in told] == [None, 70.0, None]
+
+
+def test_what_is_known_of_several_plans_competes_again_and_is_not_recorded_twice() -> None:
+    together, recorded = Halves(), list[Plan]()
+    ledger = Ledger(never, together=together, record=lambda plan, reading: recorded.append(plan))
+    drive_all(ledger, drop(1), BestOf((drop(0), drop(1)), 1), BestOf((drop(0), drop(1)), 1))
+    first, second, third = together.calls
+    assert first == ([drop(1)], Stop(), {})
+    # The one that was given up goes on from where it was; the other is only what it has to beat.
+    assert second[0] == [drop(0), drop(1)]
+    assert set(second[2]) == {drop(1)}
+    assert set(third[2]) == {drop(0), drop(1)}
+    assert recorded == [drop(1), drop(0), drop(0)]
+    assert ledger.tally.remembered == 2
+
+
+def test_a_floor_goes_with_the_score_that_it_was_made_from() -> None:
+    together = Halves()
+    ledger = Ledger(never, together=together)
+
+    def walk() -> Requests[None]:
+        start = yield from requests.measure(drop(0))
+        yield from requests.measure(drop(4), at_least=start - 5, than=start)
+
+    drive(walk(), ledger, label=LABEL)
+    assert together.calls[1][1] == Stop(45.0, Reading(50.0, 0.5, (50.0, 50.0), slope=1.0))
 
 
 def raising(error: Exception) -> Requests[None]:
