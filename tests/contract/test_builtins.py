@@ -248,6 +248,11 @@ class TestGainInPercent(SplitterContract):
     options: ClassVar[dict[str, Any]] = {"unit": "relative"}
 
 
+class TestGainInStandardErrors(SplitterContract):
+    component = Gain
+    options: ClassVar[dict[str, Any]] = {"unit": "errors"}
+
+
 class TestGainOneByOne(SplitterContract):
     component = Gain
     options: ClassVar[dict[str, Any]] = {"mode": "cumulative"}
