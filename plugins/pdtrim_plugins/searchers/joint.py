@@ -21,6 +21,7 @@ from pdtrim_core.api import (
     Score,
     Searcher,
     SearchSpace,
+    StageFacts,
     measure,
     note,
 )
@@ -52,6 +53,17 @@ class Joint(Searcher):
     t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
+
+    @property
+    def prefill_ceiling(self) -> float:
+        """The ceiling that the options give."""
+        return self.prefill_at_most
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why no prefill is under the ceiling."""
+        if facts.least_prefill <= self.prefill_at_most:
+            return []
+        return [below_all_kv("searcher joint", self.prefill_at_most, facts.least_prefill, bound=True)]
 
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Walk from the first removal; then decide.

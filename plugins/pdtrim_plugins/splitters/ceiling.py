@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import CostModel, Drop, KvOnly, PdtrimError, Plan, Removal, Requests, StageSplitter, measure
+from pdtrim_core.api import CostModel, Drop, KvOnly, PdtrimError, Plan, Removal, Requests, StageFacts, StageSplitter, measure
 from pdtrim_plugins.prefill_ceiling import below_all_kv, ceiling_option, rounded_up
 from pdtrim_plugins.splitters.gain import gain_over, keep_in_prefill
 
@@ -21,6 +21,16 @@ class Budget(StageSplitter):
 
     prefill_at_most: float = ceiling_option(0.85)
 
+    @property
+    def prefill_ceiling(self) -> float:
+        """The ceiling that the options give."""
+        return self.prefill_at_most
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why no prefill that loses what decode loses is under the ceiling."""
+        least = facts.least_unified_prefill
+        return [self._out_of_reach(least, "at least ")] if least > self.prefill_at_most else []
+
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Begin at prefill = decode, give back what brings most for its cost, and measure the rest again on top of it.
 
@@ -30,7 +40,9 @@ class Budget(StageSplitter):
         """
         del rng
         current = Plan.unified(plan.decode)
-        self._check(costs.cost(current, "prefill"))
+        least = costs.cost(current, "prefill")
+        if least > self.prefill_at_most:
+            raise PdtrimError(self._out_of_reach(least))
         value = yield from measure(current)
         best, highest = current, value
         while trials := self._trials(current, costs):
@@ -50,13 +62,12 @@ class Budget(StageSplitter):
         trials = [keep_in_prefill(current, element) for element in current.prefill]
         return [trial for trial in trials if costs.cost(trial, "prefill") <= self.prefill_at_most]
 
-    def _check(self, least: float) -> None:
-        if least > self.prefill_at_most:
-            raise PdtrimError(
-                f"splitter budget: prefill_at_most = {self.prefill_at_most:g} is out of reach, since prefill = decode, the "
-                f"cheapest prefill of this splitter, costs {rounded_up(least)} of the dense one: raise prefill_at_most to "
-                'that, remove more blocks, or use splitter = "pop", which can go lower'
-            )
+    def _out_of_reach(self, least: float, how: str = "") -> str:
+        return (
+            f"splitter budget: prefill_at_most = {self.prefill_at_most:g} is out of reach, since prefill = decode, the "
+            f"cheapest prefill of this splitter, costs {how}{rounded_up(least)} of the dense one: raise prefill_at_most to "
+            'that, remove more blocks, or use splitter = "pop", which can go lower'
+        )
 
     def steps(self, plan: Plan) -> int | None:
         """Return the start and all rounds that there can be."""
@@ -67,6 +78,17 @@ class _KvTail(StageSplitter):
     """Computes only K/V in prefill from some depth on, which is as low as a ceiling on prefill's cost demands."""
 
     prefill_at_most: float
+
+    @property
+    def prefill_ceiling(self) -> float:
+        """The ceiling that the options give."""
+        return self.prefill_at_most
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why no prefill is under the ceiling."""
+        if facts.least_prefill <= self.prefill_at_most:
+            return []
+        return [below_all_kv(f"splitter {self.name}", self.prefill_at_most, facts.least_prefill, bound=True)]
 
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Pass by one block after the other, the deepest first; measure the result once.
