@@ -41,6 +41,7 @@ from pdtrim_core.api.requests import (
 )
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.api.similarity_scorer import SimilarityScorer
+from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.data.items import Item, Sample, encode
 from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
@@ -125,6 +126,7 @@ __all__ = [
     "Searcher",
     "Shrink",
     "SimilarityScorer",
+    "StageFacts",
     "StageSplitter",
     "Staged",
     "Student",

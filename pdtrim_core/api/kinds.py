@@ -20,6 +20,7 @@ from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.requests import Requests, Staged
 from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.data.items import Item, Sample
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.data.texts import python_reference
@@ -77,6 +78,22 @@ class Searcher(Component):
 
     staged: ClassVar[bool] = False
     """Whether it finds what prefill loses, too: a recipe without a `splitter` then gets `keep-search-result`, not the default."""
+
+    @property
+    def prefill_ceiling(self) -> float | None:
+        """What prefill costs at most in the plans of this component, as a share of the dense model's; None without a ceiling.
+
+        `pdtrim-core check --budget` says as much prefill as which unified plan that is.
+        """
+        return None
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why its options are beyond the model and the budget, a sentence each, as far as that is certain without weights.
+
+        It is called by `pdtrim-core check --budget`, and by a run before it measures anything. It must be quick.
+        """
+        del facts
+        return []
 
     @abstractmethod
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
@@ -176,6 +193,22 @@ class StageSplitter(Component):
 
     needs_model: ClassVar[bool] = False
     """Whether it needs the model itself, to time it: `costs.model` is then the dense one."""
+
+    @property
+    def prefill_ceiling(self) -> float | None:
+        """What prefill costs at most in the plans of this component, as a share of the dense model's; None without a ceiling.
+
+        `pdtrim-core check --budget` says as much prefill as which unified plan that is.
+        """
+        return None
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why its options are beyond the model and the budget, a sentence each, as far as that is certain without weights.
+
+        It is called by `pdtrim-core check --budget`, and by a run before it measures anything. It must be quick.
+        """
+        del facts
+        return []
 
     @abstractmethod
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,9 +58,12 @@ def _check(path: Path, settings: list[str], names: list[str], *, budget: bool, t
             from pdtrim_core.pipeline.budget import budget_of  # noqa: PLC0415 - imports torch
 
             found = {name: budget_of(recipe, recipe.host) for name, recipe in wanted.items()}
-            result["budget"] = vars(found[None]) if None in found else {name: vars(of_run) for name, of_run in found.items()}
-            lines = [f"{path}: {of_run}" if name is None else f"{path}: {name}: {of_run}" for name, of_run in found.items()]
-            result["text"] = "\n".join(lines)
+            result["budget"] = asdict(found[None]) if None in found else {name: asdict(of_run) for name, of_run in found.items()}
+            result["text"] = "\n".join(
+                f"{path}: {line}" if name is None else f"{path}: {name}: {line}"
+                for name, of_run in found.items()
+                for line in (of_run, *of_run.ceilings)
+            )
         result["not_run"] = sorted({str(file) for recipe in wanted.values() for file in recipe.host.not_run})
         if result["not_run"]:
             result["text"] += f"\n{path}: {' and '.join(result['not_run'])} not run: say --trust if you trust it"

@@ -6,6 +6,7 @@ Shape suffixes: B batch, T token, D hidden, N positions where the logits count.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from pdtrim_core.model.block_model import BlockModel, Recording
 from pdtrim_core.plan.plan import FirstToken
 
 SHARE_OF_FREE_MEMORY = 0.25
+PLANS_BY_DEFAULT = 2
+"""Whole plans whose hidden states are kept unless a budget is given: the one that a search is at, and its last candidate."""
 PACKING_TOLERANCE = 1e-3
 """Largest difference of a choice's log-probability (nats) at which packed rows count as the same; mixed-up masks or
 positions give whole nats, rounding gives 1e-5."""
@@ -46,8 +49,9 @@ class ExecutionOptions:
     """How items are laid out in batches, and how much is kept of them; nothing here but `first_token` changes a number.
 
     `first_token` is the stage that makes the first output token. `batch_tokens` are the tokens a batch, None what suits the
-    device. `budget` are the bytes for hidden states that plans share, None a quarter of the free memory; with `reuse_plans` what
-    the dense model leaves of it holds those of the plans that were measured last. `packed` lets the choices of an item, and
+    device. `budget` are the bytes for hidden states that plans share; with `reuse_plans` what the dense model leaves of it holds
+    those of the plans that were measured last. None is a quarter of the free memory, and never more than the dense model's at
+    all depths and as much again for each of two plans: more brings next to nothing. `packed` lets the choices of an item, and
     several items, share a row, `shared_tokens` the tokens that choices begin with.
     """
 
@@ -78,11 +82,17 @@ class PrefixCache:
         self._packed = RowLayout(options.first_token, width, options.shared_tokens) if options.packed else self._apart
         self._reuse_plans = options.reuse_plans
         self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if options.budget is None else options.budget)
+        self._plans_at_most = PLANS_BY_DEFAULT if options.budget is None else math.inf
         self._spent = 0
         self._prepared: dict[tuple[Item, ...], PreparedBatch] = {}
         self.of_plans = PlanStates()
         of_dense = ExecutionOptions(batch_tokens=options.batch_tokens, budget=0)
-        self.of_dense = self if dense is None else PrefixCache(dense, of_dense)
+        self._replaced = None if dense is None else PrefixCache(dense, of_dense)
+
+    @property
+    def of_dense(self) -> PrefixCache:
+        """The prefix cache of the dense model, which is this one unless `model` has replaced it."""
+        return self if self._replaced is None else self._replaced
 
     def groups(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         """Return the items in groups that run as one batch each; a group's own grouping is itself."""
@@ -120,8 +130,18 @@ class PrefixCache:
 
     @property
     def room_for_plans(self) -> int:
-        """How many bytes the hidden states of plans may take: what the dense model's leave of the budget."""
-        return self._budget - self._spent if self._reuse_plans else 0
+        """How many bytes the hidden states of plans may take: what the dense model's leave of the budget, or less by default."""
+        return int(min(self._budget - self._spent, self._plans_at_most * self._spent)) if self._reuse_plans else 0
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes hidden states of the batches that were laid out until now may take in all."""
+        return self._spent + self.room_for_plans
+
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes hidden states take now: those reserved for the dense model's, and the plans'."""
+        return self._spent + self.of_plans.nbytes
 
 
 class PlanStates:
@@ -148,6 +168,11 @@ class PlanStates:
             _, gone = self._kept.popitem(last=False)
             self._bytes -= gone.nbytes
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes are kept."""
+        return self._bytes
+
     def clear(self) -> None:
         """Forget all hidden states."""
         self._kept.clear()
@@ -160,7 +185,8 @@ class PreparedBatch:
     def __init__(self, model: BlockModel, batch: Batch, prefix_cache: PrefixCache) -> None:
         self.batch = batch
         self._model = model
-        self._prefix_cache = prefix_cache
+        # The prefix cache has this batch: without a circle both are freed as soon as the prefix cache is let go of.
+        self._prefix_cache_ref = weakref.ref(prefix_cache)
         self.recording = _record(model, batch.rows)
         self._prompt_recording: Recording | None = None
         self._dense_ND: Tensor | None = None
@@ -168,6 +194,12 @@ class PreparedBatch:
         self._dense: dict[int, Tensor] = {0: self.recording.hidden_BTD}
         granted = prefix_cache.grant(self.recording.hidden_BTD.nbytes, model.block_count)
         self._stride = math.ceil(model.block_count / granted) if granted else 0
+
+    @property
+    def _prefix_cache(self) -> PrefixCache:
+        prefix_cache = self._prefix_cache_ref()
+        assert prefix_cache is not None, "a batch is used no longer than the prefix cache that prepared it"
+        return prefix_cache
 
     @property
     def prompt_recording(self) -> Recording:

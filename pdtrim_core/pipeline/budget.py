@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.prune_facts import PruneFacts
+from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.errors import PdtrimError, blame, reason_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.sizes import sizes_of
@@ -18,16 +22,39 @@ from pdtrim_core.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """What a searcher or splitter lets prefill cost at most, as a share of the dense model's prefill with its head.
+
+    `unified_blocks` of the model's `blocks` are those without which a unified plan costs as much prefill.
+    """
+
+    component: str
+    prefill_at_most: float
+    unified_blocks: float
+    blocks: int
+
+    def __str__(self) -> str:
+        what = f"{self.component}: prefill_at_most = {self.prefill_at_most:g}"
+        if self.unified_blocks <= 0:
+            return f"{what}: no less prefill than that of the dense model, so it bounds nothing"
+        if self.unified_blocks > self.blocks - 1:
+            return f"{what}: less prefill than that of any unified plan"
+        return f"{what}: as much prefill as a unified plan without {self.unified_blocks:.1f} blocks of {self.blocks}"
+
+
+@dataclass(frozen=True)
 class Budget:
     """How many of a model's blocks go, and the share of all parameters that goes (a fraction of 1).
 
-    `removed` is None for a pruner of heads, channels or hidden sizes, which takes the share from all blocks.
+    `removed` is None for a pruner of heads, channels or hidden sizes, which takes the share from all blocks. `ceilings` are
+    those of the searcher and the splitter.
     """
 
     model: str
     blocks: int
     removed: int | None
     share: float
+    ceilings: tuple[Ceiling, ...] = ()
 
     def __str__(self) -> str:
         if self.removed is None:
@@ -56,7 +83,7 @@ def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
 
 
 def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
-    """Return what a recipe's budget comes to. Raises `PdtrimError` where its pruner cannot do that."""
+    """Return what a recipe's budget comes to. Raises `PdtrimError` where its pruner, searcher or splitter cannot do that."""
     with blame(host.label_of(recipe.model)):
         config = recipe.model.open_config()
         recipe.model.check_weights()
@@ -64,9 +91,11 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     name, pruner = recipe.model.path, recipe.pruner
     count = removed_blocks(recipe, sizes, name)
     check_pruner(recipe, sizes, name, config.get_text_config().model_type)
+    check_stages(recipe, sizes, name)
+    ceilings = tuple(_ceilings(recipe, sizes, name))
     if pruner is not None and (pruner.narrows or pruner.replaces_model):
-        return Budget(name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters)
-    return Budget(name, len(sizes.blocks), count, sizes.share_of_parameters(count))
+        return Budget(name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters, ceilings)
+    return Budget(name, len(sizes.blocks), count, sizes.share_of_parameters(count), ceilings)
 
 
 def check_pruner(recipe: Recipe, sizes: ModelSizes, model: str, family: str) -> None:
@@ -77,6 +106,40 @@ def check_pruner(recipe: Recipe, sizes: ModelSizes, model: str, family: str) -> 
     facts = PruneFacts(model, family, sizes, blocks=count, parameters=removed_parameters(recipe, sizes, count))
     with blame(recipe.host.label_of(recipe.pruner)):
         recipe.pruner.check(facts)
+
+
+def check_stages(recipe: Recipe, sizes: ModelSizes, model: str) -> None:
+    """Raise `PdtrimError` where it is certain that a recipe's searcher or splitter cannot do what its options demand."""
+    facts, problems = _stage_facts(recipe, sizes, model), list[str]()
+    for component in _of_stages(recipe):
+        with blame(recipe.host.label_of(component)):
+            problems += component.problems(facts)
+    if problems:
+        raise PdtrimError("; also, ".join(problems))
+
+
+def _ceilings(recipe: Recipe, sizes: ModelSizes, model: str) -> Iterator[Ceiling]:
+    """Yield what the searcher and the splitter let prefill cost at most."""
+    facts = _stage_facts(recipe, sizes, model)
+    for component in _of_stages(recipe):
+        with blame(recipe.host.label_of(component)):
+            share = component.prefill_ceiling
+        if share is not None:
+            label = f"{component.kind} {component.name}"
+            yield Ceiling(label, share, facts.blocks_of_unified(share), len(sizes.blocks))
+
+
+def _stage_facts(recipe: Recipe, sizes: ModelSizes, model: str) -> StageFacts:
+    pruner = recipe.pruner
+    whole = pruner is None or not pruner.narrows
+    costs = CostModel(len(sizes.blocks), sizes, recipe.settings.evaluation.truncates_prefill)
+    return StageFacts(costs, removed_blocks(recipe, sizes, model) if whole else None)
+
+
+def _of_stages(recipe: Recipe) -> list[Searcher | StageSplitter]:
+    """Return the components of a recipe that choose what prefill loses; a pruner replaces them."""
+    parts = (recipe.searcher, recipe.splitter)
+    return [part for part in parts if part.kind in recipe.kinds]
 
 
 def removed_blocks(recipe: Recipe, sizes: ModelSizes, model: str) -> int:

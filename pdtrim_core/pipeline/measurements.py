@@ -30,6 +30,9 @@ from pdtrim_core.search.finalists import choose
 SEARCHED = ("calibration", "untrained")
 """The parts of the journal that a search measures; in the others all is measured whole."""
 
+MUCH_MEMORY = 2**30
+"""Bytes of hidden states from which on a run says how many it will keep."""
+
 
 @dataclass(frozen=True)
 class ModuleSet:
@@ -123,11 +126,21 @@ class Bench:
             return self.ledger.exact(Plan())
         # What is done once, such as laying out the batches, is no part of the time that each measurement takes.
         self._prefix_cache.batches(self._inputs.calibration.items)
+        self._note_memory()
         recipe = self._context.recipe
         key = (*keys_of(recipe).prefix_cache, repr(recipe.objective))
         self._seconds_each = self._context.cache.latest("seconds of a measurement", key, self._time_dense)
         known = self.ledger.known(Plan())
         return self.ledger.exact(Plan()) if known is None else known
+
+    def _note_memory(self) -> None:
+        """Say how much memory hidden states will take where that is much and nobody asked for it."""
+        most = self._prefix_cache.most_bytes
+        if self._context.recipe.settings.evaluation.cache_budget is None and most > MUCH_MEMORY:
+            self._context.events.note(
+                f"hidden states kept between measurements will take up to {most / 1e9:.1f} GB: evaluation.cache_budget sets a "
+                "limit in bytes, which changes no number; with none kept a search takes about half as long again"
+            )
 
     def _time_dense(self) -> float:
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from pdtrim_core.errors import RecipeError
 from pdtrim_core.execution.threads import fitting_threads
 from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.pipeline.budget import check_pruner, removed_blocks
+from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
 from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
@@ -39,13 +39,15 @@ def prepare(context: RunContext) -> RunInputs:
     """Open the model and draw the items.
 
     Raises `PdtrimError` where the folder holds measurements of other weights or items, and where it is certain already that
-    the recipe's pruner cannot keep to the budget, or that one of its exporters could not write what the run makes.
+    the recipe's pruner cannot keep to the budget, that its searcher or splitter cannot do what their options demand, or that
+    one of its exporters could not write what the run makes.
     """
     recipe, keys, evaluation = context.recipe, keys_of(context.recipe), context.recipe.settings.evaluation
     with context.events.step("open the model"):
         model = context.cache.latest("model", keys.model, lambda: open_model(recipe.model, context.host))
         blocks = removed_blocks(recipe, model.sizes, model.name)
         check_pruner(recipe, model.sizes, model.name, model.config.model_type)
+        check_stages(recipe, model.sizes, model.name)
         problems = export_problems(recipe.exporters, context.host, facts_of(recipe, model))
         if problems:
             raise RecipeError(str(recipe.out), problems)

@@ -117,7 +117,10 @@ class Evaluation(BaseModel):
         description="tokens a batch, with padding (default: 512 on a CPU, 1024 with 16-bit weights, 8192 on an accelerator)",
     )
     cache_budget: int | None = Field(
-        None, ge=0, description="bytes for hidden states kept between measurements (default: a quarter of the free memory)"
+        None,
+        ge=0,
+        description="bytes for hidden states kept between measurements (default: those of three plans, at most a quarter of the "
+        "free memory)",
     )
     threads: int | None = Field(
         None, gt=0, le=1024, description="CPU threads of torch (default: its own number or one, whichever is faster at the start)"

@@ -48,7 +48,7 @@ from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
-from pdtrim_plugins.splitters import Budget, DensePrefill, Gain, KeepSearchResult, Pop, Unified
+from pdtrim_plugins.splitters import Budget, DensePrefill, Gain, KeepSearchResult, KvTail, Pop, Unified
 from tests.unit.plugins.gguf_files import signs_of_bytes, write_gguf
 
 if TYPE_CHECKING:
@@ -248,6 +248,11 @@ class TestGainInPercent(SplitterContract):
     options: ClassVar[dict[str, Any]] = {"unit": "relative"}
 
 
+class TestGainInStandardErrors(SplitterContract):
+    component = Gain
+    options: ClassVar[dict[str, Any]] = {"unit": "errors"}
+
+
 class TestGainOneByOne(SplitterContract):
     component = Gain
     options: ClassVar[dict[str, Any]] = {"mode": "cumulative"}
@@ -272,6 +277,18 @@ class TestBudget(SplitterContract):
 
 class TestKeepSearchResult(SplitterContract):
     component = KeepSearchResult
+
+
+class TestKvTail(SplitterContract):
+    component = KvTail
+    departs: ClassVar[dict[str, str]] = {
+        "test_a_silent_block_stays_out_of_prefill": "above the tail its prefill runs every block, useful or not",
+    }
+
+
+class TestKvTailOverWhatDecodeRuns(SplitterContract):
+    component = KvTail
+    options: ClassVar[dict[str, Any]] = {"rest": "decode"}
 
 
 class TestPop(SplitterContract):

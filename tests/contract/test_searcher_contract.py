@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core.api import AtLeast, Drop, Plan, Removal, Requests, Searcher, SearchSpace, measure
+from pdtrim_core.api import AtLeast, Drop, Plan, Removal, Requests, Searcher, SearchSpace, StageFacts, measure
 from pdtrim_core.testing import (
     SearcherContract,
 )
@@ -49,6 +49,25 @@ class SpareThePrefill(Searcher):
 
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         yield Plan()
+
+
+class ForgetsItsCeiling(Shuffle):
+    """Says that prefill is cheap, and takes whatever comes."""
+
+    name = "forgets-its-ceiling"
+
+    @property
+    def prefill_ceiling(self) -> float:
+        return 0.5
+
+
+class RefusesOnlyBefore(Shuffle):
+    """Calls everything out of reach, and searches all the same."""
+
+    name = "refuses-only-before"
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        return ["out of reach"]
 
 
 class UsesGlobalRandom(Searcher):
@@ -125,6 +144,8 @@ def test_a_good_searcher_passes_every_test(failing: Failing) -> None:
     [
         (RemovesOneMore, "test_every_plan_removes_the_blocks_asked_for"),
         (SpareThePrefill, "test_every_plan_removes_the_blocks_asked_for"),
+        (ForgetsItsCeiling, "test_its_ceiling_on_prefill_holds"),
+        (RefusesOnlyBefore, "test_what_it_calls_out_of_reach_is_refused"),
         (UsesGlobalRandom, "test_the_same_seed_gives_the_same_search"),
         (Unseeded, "test_the_same_seed_gives_the_same_search"),
         (SilentSearcher, "test_the_best_plan_is_no_worse_than_the_first"),

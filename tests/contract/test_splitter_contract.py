@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 import torch
 
-from pdtrim_core.api import AtLeast, CostModel, Plan, Requests, StageSplitter, measure
+from pdtrim_core.api import AtLeast, CostModel, PdtrimError, Plan, Requests, StageFacts, StageSplitter, measure
 from pdtrim_core.testing import (
     SplitterContract,
 )
@@ -174,6 +174,43 @@ class SparesTheSilent(StageSplitter):
         return current
 
 
+class UnifiedUnderACeiling(StageSplitter):
+    """Takes prefill like decode if that is cheap enough, and says before a run where it cannot be."""
+
+    name = "unified-under-a-ceiling"
+
+    @property
+    def prefill_ceiling(self) -> float:
+        return 0.8
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        return ["out of reach"] if facts.least_unified_prefill > 0.8 else []
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        if costs.cost(plan, "prefill") > 0.8:
+            raise PdtrimError("out of reach")
+        yield from measure(plan)
+        return plan
+
+
+class ForgetsItsCeiling(UnifiedUnderACeiling):
+    """Gives back all that there is room for, and more."""
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        dense = Plan(decode=plan.decode)
+        yield from super().split(plan, costs, rng)
+        yield from measure(dense)
+        return dense
+
+
+class RefusesOnlyBefore(UnifiedUnderACeiling):
+    """Calls a ceiling out of reach, and splits all the same."""
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        yield from measure(plan)
+        return plan
+
+
 @pytest.mark.parametrize("component", [GiveBackTheBest, ReturnsTheGiven, TimesTheModel])
 def test_a_good_splitter_passes_every_test(component: type[StageSplitter], failing: Failing) -> None:
     assert failing(SplitterContract, component) == set()
@@ -191,8 +228,16 @@ def test_a_good_splitter_passes_every_test(component: type[StageSplitter], faili
         (LeavesTheModelTraining, "test_the_model_is_left_as_it_was"),
         (NeedsAnElement, "test_an_empty_removal_gives_the_dense_decode"),
         (SparesAnything, "test_the_same_seed_gives_the_same_split"),
+        (ForgetsItsCeiling, "test_its_ceiling_on_prefill_holds"),
+        (RefusesOnlyBefore, "test_what_it_calls_out_of_reach_is_refused"),
         (SparesTheSilent, "test_a_silent_block_stays_out_of_prefill"),
     ],
 )
 def test_a_broken_splitter_is_caught(component: type[StageSplitter], test: str, failing: Failing) -> None:
     assert test in failing(SplitterContract, component)
+
+
+def test_a_splitter_that_refuses_what_it_calls_out_of_reach_keeps_the_two_promises(failing: Failing) -> None:
+    """With no block removed its ceiling is out of reach, which the other tests of the contract do not expect."""
+    kept = {"test_its_ceiling_on_prefill_holds", "test_what_it_calls_out_of_reach_is_refused"}
+    assert not kept & failing(SplitterContract, UnifiedUnderACeiling)

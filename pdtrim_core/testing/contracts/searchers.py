@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pytest
+
 from pdtrim_core.api.kinds import Searcher
 from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.data.readings import DIGITS
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.driver import BestPlan
 from pdtrim_core.testing.contracts.shared import check_component, contract
@@ -62,6 +66,22 @@ class SearcherContract:
         """A candidate cut short and one measured in full that misses its floor give the same result."""
         for space in table_spaces():
             assert self._search(space) == search_on_table(self._made(), space, Table(rugged, early_stop=False))
+
+    def test_its_ceiling_on_prefill_holds(self) -> None:
+        """What `prefill_ceiling` says, `check --budget` tells the user; None promises nothing."""
+        searcher = self._made()
+        for space in table_spaces():
+            if searcher.prefill_ceiling is not None and not searcher.problems(StageFacts(space.costs, space.count)):
+                found, _ = self._search(space)
+                assert found is not None
+                assert space.cost(found.plan, "prefill") <= searcher.prefill_ceiling
+
+    def test_what_it_calls_out_of_reach_is_refused(self) -> None:
+        """What `problems` says before a run, `search` raises."""
+        for space in table_spaces():
+            if self._made().problems(StageFacts(space.costs, space.count)):
+                with pytest.raises(PdtrimError):
+                    self._search(space)
 
     def _made(self) -> Searcher:
         return self.component(**self.options)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pytest
+
 from pdtrim_core.api.kinds import StageSplitter
+from pdtrim_core.api.stage_facts import StageFacts
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.testing.contracts.shared import SILENT, check_component, contract
@@ -56,6 +60,21 @@ class SplitterContract:
 
         final, _ = split_on_table(self.component(**self.options), removal, Table(value))
         assert final.prefill.at(SILENT)
+
+    def test_its_ceiling_on_prefill_holds(self) -> None:
+        """What `prefill_ceiling` says, `check --budget` tells the user; None promises nothing."""
+        splitter = self.component(**self.options)
+        for space in table_spaces():
+            if splitter.prefill_ceiling is not None and not splitter.problems(StageFacts(space.costs, space.count)):
+                final, _ = self._split(space.first)
+                assert space.cost(final, "prefill") <= splitter.prefill_ceiling
+
+    def test_what_it_calls_out_of_reach_is_refused(self) -> None:
+        """What `problems` says before a run, `split` raises."""
+        for space in table_spaces():
+            if self.component(**self.options).problems(StageFacts(space.costs, space.count)):
+                with pytest.raises(PdtrimError):
+                    self._split(space.first)
 
     def test_the_model_is_left_as_it_was(self) -> None:
         """See `left_as_it_was`: weights, hooks, modes, attributes and settings, for a splitter that needs the model."""

@@ -21,9 +21,11 @@ from pdtrim_core.api import (
     Score,
     Searcher,
     SearchSpace,
+    StageFacts,
     measure,
     note,
 )
+from pdtrim_plugins.prefill_ceiling import below_all_kv, ceiling_option
 from pdtrim_plugins.searchers.annealing import Cooling
 
 T = TypeVar("T")
@@ -44,13 +46,24 @@ class Joint(Searcher):
     name = "joint"
     staged: ClassVar[bool] = True
 
-    prefill_at_most: float = Field(1.0, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
+    prefill_at_most: float = ceiling_option(1.0)
     deep: float = Field(0.25, ge=0, le=1, description="share of the blocks, the deepest ones, that prefill passes by first")
     shifts: float = Field(0.5, ge=0, le=1, description="chance that a step changes prefill alone, where it must lose something")
     caution: float = Field(2.0, ge=0, description="standard errors by which a plan must be better than the start to be taken")
     t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
+
+    @property
+    def prefill_ceiling(self) -> float:
+        """The ceiling that the options give."""
+        return self.prefill_at_most
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why no prefill is under the ceiling."""
+        if facts.least_prefill <= self.prefill_at_most:
+            return []
+        return [below_all_kv("searcher joint", self.prefill_at_most, facts.least_prefill, bound=True)]
 
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Walk from the first removal; then decide.
@@ -104,12 +117,7 @@ class Joint(Searcher):
         starts = [plan for plan in both if plan is not None]
         if not starts:
             kv = Plan(prefill=Removal(place[-1] for place in _places(space.first, space.block_count)), decode=space.first)
-            least = math.ceil(space.cost(kv, "prefill") * 10_000) / 10_000
-            raise PdtrimError(
-                f"searcher joint: prefill_at_most = {self.prefill_at_most:g} is out of reach, since the K/V of all blocks that "
-                f"decode runs cost {least} of the dense prefill (the head included): raise prefill_at_most to that, or remove "
-                "more blocks"
-            )
+            raise PdtrimError(below_all_kv("searcher joint", self.prefill_at_most, space.cost(kv, "prefill")))
         return list(dict.fromkeys(starts))
 
     def _neighbour(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from random import Random
+from typing import Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import CostModel, KvOnly, PdtrimError, Plan, Requests, StageSplitter, measure
+from pdtrim_core.api import CostModel, Drop, KvOnly, PdtrimError, Plan, Removal, Requests, StageFacts, StageSplitter, measure
+from pdtrim_plugins.prefill_ceiling import below_all_kv, ceiling_option, rounded_up
 from pdtrim_plugins.splitters.gain import gain_over, keep_in_prefill
 
 
@@ -16,7 +19,17 @@ class Budget(StageSplitter):
 
     name = "budget"
 
-    prefill_at_most: float = Field(0.85, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
+    prefill_at_most: float = ceiling_option(0.85)
+
+    @property
+    def prefill_ceiling(self) -> float:
+        """The ceiling that the options give."""
+        return self.prefill_at_most
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why no prefill that loses what decode loses is under the ceiling."""
+        least = facts.least_unified_prefill
+        return [self._out_of_reach(least, "at least ")] if least > self.prefill_at_most else []
 
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Begin at prefill = decode, give back what brings most for its cost, and measure the rest again on top of it.
@@ -27,7 +40,9 @@ class Budget(StageSplitter):
         """
         del rng
         current = Plan.unified(plan.decode)
-        self._check(costs.cost(current, "prefill"))
+        least = costs.cost(current, "prefill")
+        if least > self.prefill_at_most:
+            raise PdtrimError(self._out_of_reach(least))
         value = yield from measure(current)
         best, highest = current, value
         while trials := self._trials(current, costs):
@@ -47,60 +62,104 @@ class Budget(StageSplitter):
         trials = [keep_in_prefill(current, element) for element in current.prefill]
         return [trial for trial in trials if costs.cost(trial, "prefill") <= self.prefill_at_most]
 
-    def _check(self, least: float) -> None:
-        if least > self.prefill_at_most:
-            raise PdtrimError(
-                f"splitter budget: prefill_at_most = {self.prefill_at_most:g} is out of reach, since prefill = decode, the "
-                f"cheapest prefill of this splitter, costs {_rounded_up(least)} of the dense one: raise prefill_at_most to "
-                'that, remove more blocks, or use splitter = "pop", which can go lower'
-            )
+    def _out_of_reach(self, least: float, how: str = "") -> str:
+        return (
+            f"splitter budget: prefill_at_most = {self.prefill_at_most:g} is out of reach, since prefill = decode, the "
+            f"cheapest prefill of this splitter, costs {how}{rounded_up(least)} of the dense one: raise prefill_at_most to "
+            'that, remove more blocks, or use splitter = "pop", which can go lower'
+        )
 
     def steps(self, plan: Plan) -> int | None:
         """Return the start and all rounds that there can be."""
         return 1 + len(plan.decode) * (len(plan.decode) + 1) // 2
 
 
-class Pop(StageSplitter):
-    """Keeps only the K/V of the deepest blocks in prefill, as many as a ceiling on its cost demands.
+class _KvTail(StageSplitter):
+    """Computes only K/V in prefill from some depth on, which is as low as a ceiling on prefill's cost demands."""
 
-    On top of that prefill loses all that decode loses. POP prunes no decode (`blocks = 0`); its care for the first token is
-    `first_token = "decode"` here, and a ceiling stands in place of its number of blocks.
-    """
+    prefill_at_most: float
 
-    name = "pop"
-    cites = "POP (arXiv:2602.03295)"
+    @property
+    def prefill_ceiling(self) -> float:
+        """The ceiling that the options give."""
+        return self.prefill_at_most
 
-    prefill_at_most: float = Field(0.85, gt=0, le=1, description="FLOPs of prefill, at most, as a share of the dense model's")
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why no prefill is under the ceiling."""
+        if facts.least_prefill <= self.prefill_at_most:
+            return []
+        return [below_all_kv(f"splitter {self.name}", self.prefill_at_most, facts.least_prefill, bound=True)]
 
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
-        """Pass by one block of decode after the other, the deepest first; measure the result once.
+        """Pass by one block after the other, the deepest first; measure the result once.
 
-        Raises `PdtrimError` where the ceiling is out of reach even with the K/V of all blocks alone.
+        Of a block that decode runs the K/V stay, of a merged block its own, of a shrunk one those of the heads that decode has;
+        one that decode has lost goes from prefill too. Raises `PdtrimError` where the ceiling is out of reach even with the K/V
+        of all blocks alone.
         """
         del rng
-        current = Plan.unified(plan.decode)
-        for slot in reversed(current.slots(costs.block_count)):
+        current = Plan(prefill=self._above_the_tail(plan.decode), decode=plan.decode)
+        for element in _tail(plan.decode, costs.block_count):
             if costs.cost(current, "prefill") <= self.prefill_at_most:
                 break
-            there = current.prefill.at(slot.block)
-            prefill = current.prefill.without(*there).with_(KvOnly(slot.block))
-            current = Plan(prefill=prefill, decode=plan.decode)
-        self._check(costs.cost(current, "prefill"))
+            there = current.prefill.at(element.blocks[0])
+            current = Plan(prefill=current.prefill.without(*there).with_(element), decode=plan.decode)
+        least = costs.cost(current, "prefill")
+        if least > self.prefill_at_most:
+            raise PdtrimError(below_all_kv(f"splitter {self.name}", self.prefill_at_most, least))
         yield from measure(current)
         return current
 
-    def _check(self, least: float) -> None:
-        if least > self.prefill_at_most:
-            raise PdtrimError(
-                f"splitter pop: prefill_at_most = {self.prefill_at_most:g} is out of reach, since the K/V of all blocks that "
-                f"decode runs cost {_rounded_up(least)} of the dense prefill (the head included): raise prefill_at_most to "
-                "that, or remove more blocks"
-            )
+    @abstractmethod
+    def _above_the_tail(self, decode: Removal) -> Removal:
+        """Return what prefill loses as long as it has no tail."""
 
     def steps(self, plan: Plan) -> int | None:
         """Return 1: the result is measured."""
         del plan
         return 1
+
+
+class KvTail(_KvTail):
+    """Computes only the K/V of the deepest blocks in prefill, as many as a ceiling on its cost demands; the rest is dense.
+
+    It suits any removal from decode, other pruners' included: with `first_token = "decode"` nothing of the deep blocks but
+    their K/V is read, and skipping them leaves the K/V in front of them as they are.
+    """
+
+    name = "kv-tail"
+    cites = "POP (arXiv:2602.03295)"
+
+    prefill_at_most: float = ceiling_option(0.8)
+    rest: Literal["dense", "decode"] = Field(
+        "dense", description="what prefill runs above these blocks: every block, or those that decode runs"
+    )
+
+    def _above_the_tail(self, decode: Removal) -> Removal:
+        return Removal() if self.rest == "dense" else decode
+
+
+class Pop(_KvTail):
+    """Keeps only the K/V of the deepest blocks in prefill, as many as a ceiling on its cost demands.
+
+    On top of that prefill loses all that decode loses: `kv-tail` with `rest = "decode"`. POP prunes no decode (`blocks = 0`);
+    its care for the first token is `first_token = "decode"` here, and a ceiling stands in place of its number of blocks.
+    """
+
+    name = "pop"
+    cites = "POP (arXiv:2602.03295)"
+
+    prefill_at_most: float = ceiling_option(0.85)
+
+    def _above_the_tail(self, decode: Removal) -> Removal:
+        return decode
+
+
+def _tail(decode: Removal, block_count: int) -> list[Drop | KvOnly]:
+    """Return what the tail of prefill can be made of, the deepest first: K/V where decode has a block, nothing elsewhere."""
+    kept = [KvOnly(slot.block) for slot in Plan(decode=decode).slots(block_count)]
+    lost = [element for element in decode if isinstance(element, Drop)]
+    return sorted([*kept, *lost], key=lambda element: -element.blocks[0])
 
 
 def _added(costs: CostModel, before: Plan, after: Plan) -> float:
@@ -112,8 +171,3 @@ def _rate(gain: float, cost: float) -> float:
     if gain <= 0:
         return -math.inf
     return gain / cost if cost > 0 else math.inf
-
-
-def _rounded_up(cost: float) -> float:
-    """Return a cost with four digits, such that a ceiling of it is met."""
-    return math.ceil(cost * 10_000) / 10_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +95,45 @@ def test_kept_streams_stay_within_the_budget(streams: int) -> None:
     kept = [*prefix_cache.of_plans._kept.values(), *(stream for depth, stream in prepared._dense.items() if depth)]
     assert sum(stream.nbytes for stream in kept) <= streams * one
     assert bool(prefix_cache.of_plans._kept) == (streams > model.block_count)
+
+
+def test_by_default_no_more_is_kept_than_the_dense_model_and_two_plans_have() -> None:
+    model, items = tiny_llama(), some_items()
+    prefix_cache = PrefixCache(model, ExecutionOptions(batch_tokens=64))
+    roomy = PrefixCache(model, ExecutionOptions(batch_tokens=64, budget=2**30))
+    streams = sum(prepared.recording.hidden_BTD.nbytes for _, prepared in prefix_cache.batches(items))
+    for plan in [*WALK, *PLANS.values(), *TAILS.values()]:
+        same = [StagedModel(of, plan, replacements(model)).loglikelihoods(items) for of in (prefix_cache, roomy)]
+        assert same[0] == same[1]
+    assert prefix_cache.most_bytes == 3 * model.block_count * streams
+    assert streams * model.block_count < prefix_cache.kept_bytes <= prefix_cache.most_bytes < roomy.kept_bytes
+
+
+def test_by_default_a_quarter_of_the_free_memory_is_never_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = tiny_llama(), some_items()
+    one = PrefixCache(model).batches(items)[0][1].recording.hidden_BTD.nbytes
+    for streams in (0, 3, model.block_count, 2 * model.block_count):
+        monkeypatch.setattr("pdtrim_core.execution.prefix_cache.free_memory", lambda _, free=4 * streams * one: free)
+        prefix_cache = PrefixCache(model)
+        for plan in WALK:
+            StagedModel(prefix_cache, plan).loglikelihoods(items)
+        assert prefix_cache.kept_bytes <= prefix_cache.most_bytes <= streams * one
+
+
+def test_what_is_kept_is_freed_as_soon_as_the_prefix_cache_is_let_go_of() -> None:
+    """Not at the next collection of garbage: a sweep makes one after the other, each with room for a quarter of what is free."""
+    model, items = tiny_llama(), some_items()
+    prefix_cache = PrefixCache(model)
+    StagedModel(prefix_cache, WALK[0]).divergences(items)
+    kept = [weakref.ref(stream) for stream in prefix_cache.of_plans._kept.values()]
+    kept += [weakref.ref(stream) for _, prepared in prefix_cache.batches(items) for stream in prepared._dense.values()]
+    assert len(kept) > len(prefix_cache.of_plans._kept) > 0
+    gc.disable()
+    try:
+        del prefix_cache
+        assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
 
 
 def test_halving_the_batches_forgets_the_streams_of_plans() -> None:

@@ -10,7 +10,7 @@ import pytest
 from pdtrim_core import PluginHost, RecipeError
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.host.host import load_plugins
-from pdtrim_core.pipeline.budget import Budget, budget_of, removed_blocks, sizes_from_config
+from pdtrim_core.pipeline.budget import Budget, Ceiling, budget_of, removed_blocks, sizes_from_config
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.plan.plan import Plan
@@ -283,6 +283,90 @@ def test_what_a_pruner_cannot_do_is_told_from_the_config_and_by_a_run_before_it_
         run(recipe)
     assert str(of_run.value) == str(of_check.value)
     assert not (tmp_path / "run" / "environment.json").exists()  # no items were drawn
+
+
+@pytest.mark.parametrize(
+    ("part", "prune", "words"),
+    [
+        (
+            {"splitter": {"use": "budget", "prefill_at_most": 0.5}},
+            {"blocks": 1},
+            "cheapest prefill of this splitter, costs at least",
+        ),
+        (
+            {"splitter": {"use": "pop", "prefill_at_most": 0.01}},
+            {"blocks": 2},
+            "splitter pop: prefill_at_most = 0.01 is out of reach",
+        ),
+        ({"splitter": {"use": "kv-tail", "prefill_at_most": 0.01}}, {"blocks": 0}, "splitter kv-tail: prefill_at_most = 0.01 is"),
+        (
+            {"searcher": {"use": "joint", "prefill_at_most": 0.01}},
+            {"blocks": 2},
+            "searcher joint: prefill_at_most = 0.01 is out of",
+        ),
+        (
+            {"pruner": "shortgpt", "splitter": {"use": "kv-tail", "prefill_at_most": 0.01}},
+            {"blocks": 2},
+            "K/V of all blocks that decode runs cost at least 0.",
+        ),
+    ],
+)
+def test_a_ceiling_out_of_reach_is_told_from_the_config_and_by_a_run_before_it_measures(
+    part: dict[str, Any], prune: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    from pdtrim_core.testing.models import save_tiny_model
+
+    model = save_tiny_model(tmp_path / "model", "llama")
+    recipe = recipe_of(load_plugins(), prune, str(model), out=tmp_path / "run", **part)
+    with pytest.raises(PdtrimError) as of_check:
+        budget_of(recipe, recipe.host)
+    assert words in str(of_check.value)
+    assert "\n" not in str(of_check.value)
+    with pytest.raises(PdtrimError) as of_run:
+        run(recipe)
+    assert str(of_run.value) == str(of_check.value)
+    assert not (tmp_path / "run" / "environment.json").exists()  # no items were drawn
+
+
+def test_a_ceiling_that_a_pruner_of_heads_may_meet_is_no_problem_before_there_is_a_removal(
+    host: PluginHost, tmp_path: Path
+) -> None:
+    from pdtrim_core.testing import tiny_config
+
+    tiny_config("llama").save_pretrained(tmp_path)
+    splitter = {"use": "budget", "prefill_at_most": 0.5}
+    budget = budget_of(recipe_of(host, {"fraction": 0.15}, str(tmp_path), pruner="flap", splitter=splitter), host)
+    assert [ceiling.component for ceiling in budget.ceilings] == ["splitter budget"]
+
+
+@pytest.mark.parametrize(
+    ("share", "unified", "words"),
+    [
+        (0.8, 1.26, "as much prefill as a unified plan without 1.3 blocks of 6"),
+        (1.0, -0.2, "no less prefill than that of the dense model, so it bounds nothing"),
+        (0.1, 5.01, "less prefill than that of any unified plan"),
+    ],
+)
+def test_a_ceiling_is_told_beside_the_unified_plan_of_its_cost(share: float, unified: float, words: str) -> None:
+    assert str(Ceiling("splitter pop", share, unified, 6)) == f"splitter pop: prefill_at_most = {share:g}: {words}"
+
+
+def test_both_components_with_a_ceiling_are_told(host: PluginHost, tmp_path: Path) -> None:
+    from pdtrim_core.testing import tiny_config
+
+    tiny_config("llama").save_pretrained(tmp_path)
+    parts: dict[str, Any] = {
+        "searcher": {"use": "joint", "prefill_at_most": 0.75},
+        "splitter": {"use": "budget", "prefill_at_most": 0.5},
+    }
+    found = budget_of(recipe_of(host, {"blocks": 4}, str(tmp_path), **parts), host).ceilings
+    assert [(ceiling.component, ceiling.prefill_at_most) for ceiling in found] == [
+        ("searcher joint", 0.75),
+        ("splitter budget", 0.5),
+    ]
+    assert 0 < found[0].unified_blocks < found[1].unified_blocks < 6
+    replaced = budget_of(recipe_of(host, {"blocks": 4}, str(tmp_path), pruner="shortgpt"), host)
+    assert replaced.ceilings == ()
 
 
 def test_an_architecture_that_no_plugin_knows_is_refused() -> None:

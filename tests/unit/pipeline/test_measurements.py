@@ -85,6 +85,19 @@ def test_the_dense_model_is_measured_in_a_step_of_its_own(begin: Begin) -> None:
     assert bench.ledger.known(Plan()) is not None
 
 
+def test_much_memory_for_hidden_states_is_told_unless_the_recipe_gives_it(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = begin("little")
+    bench_of(quiet)[0].dense()
+    monkeypatch.setattr("pdtrim_core.pipeline.measurements.MUCH_MEMORY", 0)
+    told, given = begin("told"), begin("given", evaluation={"threads": 1, "cache_budget": 2**30})
+    for context in (told, given):
+        bench_of(context)[0].dense()
+    assert [len(context.events.notes) for context in (quiet, told, given)] == [0, 1, 0]
+    assert told.events.notes[0].startswith(
+        "hidden states kept between measurements will take up to 0.0 GB: evaluation.cache_budget"
+    )
+
+
 def test_items_that_the_objective_cannot_measure_are_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Margin, "problems", lambda _self, items: ["an item has no choices"] if len(items) == 3 else [])
     with pytest.raises(PdtrimError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from random import Random
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,9 @@ from pdtrim_plugins.splitters import DensePrefill, Gain, Unified
 from tests.unit.examples import given
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pdtrim_core.search.driver import Measure
 
 START = 50.0
 REMOVAL = Removal(map(Drop, (1, 2, 3, 4)))
@@ -161,6 +164,77 @@ def _split_items(splitter: Gain, before: tuple[float, ...], after: tuple[float, 
 
     split_on_table(splitter, REMOVAL, measure, note=notes.append)
     return notes
+
+
+# Gain, in standard errors
+
+
+def _on_items(
+    gains: Mapping[int, Sequence[float]], to_score: Callable[[float], float], slope: Callable[[float], float]
+) -> Measure:
+    """Return a measurement in which each block that prefill keeps adds to the values of the eight items."""
+
+    def measure(plan: Plan, floor: float | None, started: Reading | None) -> Reading:
+        items = [BASE] * 8
+        for block, added in gains.items():
+            if not plan.prefill.at(block):
+                items = [value + more for value, more in zip(items, added, strict=True)]
+        mean = statistics.fmean(items)
+        return Reading(to_score(mean), mean, tuple(items), slope=slope(mean), ceiling=to_score(mean))
+
+    return measure
+
+
+BASE = 0.5
+SURE, WILD = (0.02, 0.03) * 4, (0.4, -0.2) * 4
+"""Gains of 2.5 points with an error of 0.19, and of 10 points with an error of 11."""
+
+
+def _in_errors(splitter: Gain, gains: Mapping[int, Sequence[float]], *, kl: bool = False) -> tuple[tuple[int, ...], list[str]]:
+    notes: list[str] = []
+    to_score, slope = (
+        (lambda m: 100 * math.exp(-m), lambda m: -100 * math.exp(-m)) if kl else (lambda m: 100 * m, lambda _: 100.0)
+    )
+    final, _ = split_on_table(splitter, REMOVAL, _on_items(gains, to_score, slope), note=notes.append)
+    return kept_in_prefill(final), notes
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_standard_errors_a_sure_gain_counts_and_a_larger_one_that_may_be_luck_does_not(
+    mode: Literal["independent", "cumulative"],
+) -> None:
+    gains = {1: WILD, 2: SURE, 3: (0.0,) * 8, 4: (-0.02, -0.03) * 4}
+    assert _in_errors(Gain(unit="errors", threshold=2, mode=mode), gains) == ((2,), [])
+    assert _in_errors(Gain(unit="score", threshold=3, mode=mode), gains)[0] == (1,)
+
+
+def test_the_threshold_in_errors_is_met_exactly() -> None:
+    error = statistics.stdev(SURE) / 8**0.5
+    errors = statistics.fmean(SURE) / error
+    assert _in_errors(Gain(unit="errors", threshold=errors - 0.01), {2: SURE})[0] == (2,)
+    assert _in_errors(Gain(unit="errors", threshold=errors + 0.01), {2: SURE})[0] == ()
+
+
+def test_a_gain_without_an_error_reaches_any_threshold_and_no_gain_reaches_none() -> None:
+    """All items gain alike for block 1, and nothing changes for the others."""
+    assert _in_errors(Gain(unit="errors", threshold=50), {1: (0.01,) * 8})[0] == (1,)
+    kept, (told,) = _in_errors(Gain(unit="errors", threshold=0.1), {})
+    assert kept == ()
+    assert told.endswith("the largest gain is 0 points, of element 1, with a standard error of 0")
+
+
+def test_under_divergences_a_lower_mean_is_the_gain() -> None:
+    gains = {1: tuple(-gain for gain in WILD), 2: tuple(-gain for gain in SURE), 3: SURE}
+    assert _in_errors(Gain(unit="errors", threshold=2), gains, kl=True) == ((2,), [])
+
+
+def test_where_no_gain_is_sure_the_largest_is_named_with_its_error() -> None:
+    kept, (told,) = _in_errors(Gain(unit="errors", threshold=2), {1: (-0.02, -0.03) * 4, 3: WILD})
+    assert kept == ()
+    assert told == (
+        "splitter gain: no element gains 2 standard errors, so prefill loses what decode loses; the largest gain is 10 points, "
+        "of element 3, with a standard error of 11: more calibration samples, or a smoother objective, would tell more"
+    )
 
 
 # Gain, one after the other

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import strategies as st
 
-from pdtrim_core.api import CostModel, Drop, KvOnly, Merge, PdtrimError, Plan, Removal
+from pdtrim_core.api import CostModel, Drop, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink, StageSplitter
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.testing.contracts import Table, split_on_table
-from pdtrim_plugins.splitters import Budget, Pop
+from pdtrim_plugins.splitters import Budget, KvTail, Pop
 from tests.unit.examples import given
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def sized(widths: Sequence[int], *, head: int = 0) -> CostModel:
     return CostModel(len(widths), sizes)
 
 
-def run(splitter: Budget | Pop, removal: Removal, costs: CostModel, value: Callable[[Plan], float]) -> tuple[Plan, list[Plan]]:
+def run(splitter: StageSplitter, removal: Removal, costs: CostModel, value: Callable[[Plan], float]) -> tuple[Plan, list[Plan]]:
     """Split on a table with sizes of its own; return the final plan and those asked for."""
     asked: list[Plan] = []
     ledger = Ledger(Table(value), notify=lambda candidate: asked.append(candidate.plan))
@@ -254,8 +254,91 @@ def test_pop_keeps_to_its_ceiling_and_passes_by_no_more_than_it_must(
         assert costs.cost(one_fewer, "prefill") > ceiling
 
 
+# KvTail
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "prefill"),
+    [
+        (1.0, Removal()),
+        (0.87, Removal([KvOnly(5)])),
+        (0.8, Removal([KvOnly(5), Drop(4)])),
+        (0.6, Removal([KvOnly(5), Drop(4), KvOnly(3)])),
+    ],
+)
+def test_in_front_of_the_tail_prefill_is_dense_and_in_it_a_lost_block_goes(ceiling: float, prefill: Removal) -> None:
+    """Block 4 leaves 0.7 of prefill behind it once block 5 is passed by, and has no K/V to keep."""
+    removal = Removal(map(Drop, (1, 4)))
+    final, asked = run(KvTail(prefill_at_most=ceiling), removal, sized([10] * 6), planted({}))
+    assert final == Plan(prefill, removal)
+    assert asked == [final]
+
+
+@pytest.mark.parametrize("merge", [MERGE, Merge(2, 3, "frozen"), Merge(2, 4)], ids=["shadow", "frozen", "of three"])
+def test_a_dense_prefill_passes_by_the_run_of_a_merge_as_one(merge: Merge) -> None:
+    removal = Removal([merge])
+    final, _ = run(KvTail(prefill_at_most=0.45), removal, sized([10] * 6), planted({}))
+    assert final.prefill == Removal(KvOnly(block) for block in (2, 4, 5) if block == 2 or block not in merge.blocks)
+    assert {source.source for source in final.kv_map(6)} == {"run", "kv-only"}
+
+
+def test_a_shrunk_block_in_the_tail_keeps_the_kv_of_the_heads_that_decode_has() -> None:
+    shrinks = [Shrink(5, "attention", (1,)), Shrink(5, "mlp", (0, 2)), Shrink(0, "mlp", (3,))]
+    blocks = tuple(
+        BlockSizes(50, 50, 10, kv_width=8, attention_width=0, units={"attention": (2, 10), "mlp": (5, 4)}) for _ in range(6)
+    )
+    costs = CostModel(6, ModelSizes(blocks, parameters=300, head=0, bytes_per_number=4))
+    for rest, above in (("dense", []), ("decode", shrinks[2:])):
+        final, _ = run(KvTail.model_validate({"prefill_at_most": 0.9, "rest": rest}), Removal(shrinks), costs, planted({}))
+        assert final.prefill == Removal([*above, KvOnly(5)])
+    # Five whole blocks, and half the K/V of the sixth.
+    assert costs.cost(Plan(Removal([KvOnly(5)]), Removal(shrinks)), "prefill") == pytest.approx((5 * 50 + 5) / 300)
+
+
+def test_behind_the_last_kv_that_decode_reads_nothing_is_passed_by_twice() -> None:
+    """Prefill is truncated there in any case, and the ceiling counts that: blocks 4 and 5 are free."""
+    removal = Removal([Drop(5)])
+    costs = CostModel(6, sized([10] * 6).sizes, truncated_prefill=True)
+    untouched, _ = run(KvTail(prefill_at_most=0.7), removal, costs, planted({}))
+    assert untouched == Plan(decode=removal)
+    final, _ = run(KvTail(prefill_at_most=0.65), removal, costs, planted({}))
+    assert final.prefill == Removal([Drop(5), KvOnly(4), KvOnly(3)])
+    assert costs.cost(final, "prefill") == pytest.approx((3 + 2 / 5) / 6)
+
+
+@given(widths, removals, ceilings, st.integers(0, 5000))
+def test_over_what_decode_runs_the_tail_is_that_of_pop(six: list[int], removal: Removal, ceiling: float, head: int) -> None:
+    costs = sized(six, head=head)
+    try:
+        expected = run(Pop(prefill_at_most=ceiling), removal, costs, planted({}))
+    except PdtrimError as error:
+        told = str(error).replace("splitter pop", "splitter kv-tail")
+        for splitter in (KvTail(prefill_at_most=ceiling), KvTail(prefill_at_most=ceiling, rest="decode")):
+            with pytest.raises(PdtrimError) as caught:
+                run(splitter, removal, costs, planted({}))
+            assert str(caught.value) == told
+        return
+    assert run(KvTail(prefill_at_most=ceiling, rest="decode"), removal, costs, planted({})) == expected
+
+
+@given(widths, removals, ceilings)
+def test_a_dense_prefill_has_no_longer_tail_than_its_ceiling_demands(six: list[int], removal: Removal, ceiling: float) -> None:
+    costs = sized(six)
+    try:
+        final, _ = run(KvTail(prefill_at_most=ceiling), removal, costs, planted({}))
+    except PdtrimError:
+        return
+    assert costs.cost(final, "prefill") <= ceiling
+    if final.prefill:
+        shorter = Plan(final.prefill.without(final.prefill.elements[0]), removal)
+        assert costs.cost(shorter, "prefill") > ceiling
+        first = final.prefill.elements[0].blocks[0]
+        passed = {block for block, state in enumerate(final.states("prefill", 6)) if state != "run"}
+        assert passed == set(range(first, 6))
+
+
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.01])
-@pytest.mark.parametrize("splitter", [Budget, Pop])
-def test_a_ceiling_is_a_share(splitter: type[Budget | Pop], share: float) -> None:
+@pytest.mark.parametrize("splitter", [Budget, KvTail, Pop])
+def test_a_ceiling_is_a_share(splitter: type[StageSplitter], share: float) -> None:
     with pytest.raises(ValueError, match="prefill_at_most"):
-        splitter(prefill_at_most=share)
+        splitter.model_validate({"prefill_at_most": share})
