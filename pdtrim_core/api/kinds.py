@@ -199,6 +199,14 @@ class Objective(Component):
     best_item: ClassVar[float | None] = None
     """The best value that an item can have, so that the core may stop early; None where there is no bound."""
 
+    @property
+    def answer_length(self) -> int:
+        """The length, in tokens at most, of the dense model's own answers that items are to have as `Item.dense_answer`.
+
+        They are greedy answers to the right choice's prompt. With 0, none are made.
+        """
+        return 0
+
     @abstractmethod
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
         """Return one value an item, each the same whatever other items are beside it."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdtrim_core.host.sources import engine
+from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
@@ -63,6 +64,11 @@ def values_keys(recipe: Recipe, *, weights: str, data: str, training: str) -> Ca
         return trained if any(isinstance(element, Merge | Shrink) for element in plan.decode) else plain
 
     return key
+
+
+def dense_code(model: BlockModel) -> dict[str, str]:
+    """Return what makes a dense model's answers, by name."""
+    return {**engine(), "the model": model.exact_fingerprint[:12], "number format": str(model.dtype)}
 
 
 def losses_key(recipe: Recipe, weights: str) -> Key:
