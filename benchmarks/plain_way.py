@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pdtrim_core.api import BlockModel, Item, Objective, Sample
+from pdtrim_core.api import Along, BlockModel, Item, Objective, Sample
 
 MISSING = "this benchmark compares with lm-evaluation-harness, which is not installed: pip install 'pdtrim-core[eval]'"
 
@@ -47,8 +47,8 @@ class Sums:
         assert len(items) == len(self._sums)
         return list(self._sums)
 
-    def divergences(self, items: Sequence[Item]) -> list[float]:
-        del items
+    def divergences(self, items: Sequence[Item], along: Along = "both") -> list[float]:
+        del items, along
         raise AssertionError("the harness gives no distributions; no objective that compares them is offered")
 
 

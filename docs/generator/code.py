@@ -17,6 +17,7 @@ from pdtrim_core.api import hookspecs
 from pdtrim_core.api.kinds import Component
 
 ABOUT_NAMES = {
+    "Along": 'Along which texts an item\'s models are compared: `"both"`, `"answers"` or `"right"`.',
     "Result": "What a searcher or splitter is sent back for a `Request`: a `Score`, a list of them, or None below a floor.",
     "Request": "What a searcher or splitter may yield: a `Plan`, a list of plans, `AtLeast(plan, floor)` or a `Note`.",
     "Element": "Anything that a removal is made of: `Drop`, `Merge`, `Shrink` or `KvOnly`.",

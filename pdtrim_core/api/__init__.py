@@ -42,7 +42,7 @@ from pdtrim_core.api.requests import (
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.api.similarity_scorer import SimilarityScorer
 from pdtrim_core.api.stage_facts import StageFacts
-from pdtrim_core.data.items import Item, Sample, encode
+from pdtrim_core.data.items import Along, Item, Sample, encode
 from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores
 from pdtrim_core.data.texts import python_reference
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST",
+    "Along",
     "AtLeast",
     "BestOf",
     "BlockLayout",

@@ -26,7 +26,7 @@ from pdtrim_core.data.scores import Scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.paths import as_text
-from pdtrim_core.plan.elements import Part
+from pdtrim_core.plan.elements import Part, Removal
 from pdtrim_core.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -210,6 +210,15 @@ class StageSplitter(Component):
         del facts
         return []
 
+    def plan_for(self, decode: Removal, costs: CostModel) -> Plan | None:
+        """Return the plan that a split of this removal would end with, where that is told without measuring; else None.
+
+        A search then looks for the decode that is best under this prefill (`search.prefill`). On its way it asks for removals of
+        fewer blocks, too.
+        """
+        del decode, costs
+        return None
+
     @abstractmethod
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Measure trial plans and return the final one. Its decode is that of `plan`, which loses the same in both stages.
@@ -231,6 +240,14 @@ class Objective(Component):
     unit: ClassVar[str] = ""
     best_item: ClassVar[float | None] = None
     """The best value that an item can have, so that the core may stop early; None where there is no bound."""
+
+    @property
+    def answer_length(self) -> int:
+        """The length, in tokens at most, of the dense model's own answers that items are to have as `Item.dense_answer`.
+
+        They are greedy answers to the right choice's prompt. With 0, none are made.
+        """
+        return 0
 
     @abstractmethod
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:

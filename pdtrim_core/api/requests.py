@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast, overload
 
-from pdtrim_core.data.items import Item
+from pdtrim_core.data.items import Along, Item
 from pdtrim_core.data.readings import Score
 from pdtrim_core.plan.plan import Plan
 
@@ -121,9 +121,10 @@ class Staged(Protocol):
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
 
-    def divergences(self, items: Sequence[Item]) -> list[float]:
+    def divergences(self, items: Sequence[Item], along: Along = "both") -> list[float]:
         """Return for each item how far the plan is from the dense model, 0 or more.
 
-        It is the mean, over the tokens of the right choice, of KL(dense || plan) in nats between the two distributions of
-        the next token.
+        It is the mean, over the tokens of `item.continuations(along)`, of KL(dense || plan) in nats between the two
+        distributions of the next token: along the dense model's own answer, which items have where the objective asks for it by
+        `answer_length`, and along the right choice.
         """

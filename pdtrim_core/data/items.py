@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pdtrim_core.data.tokens import opening_of, tokens_of
 from pdtrim_core.errors import PdtrimError
+
+Along = Literal["both", "answers", "right"]
+"""Along which continuations of an item two models are compared: the dense model's own answer, the right choice, or both."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Sample:
 class Item:
     """A sample as tokens: one prompt that all choices share, or one a choice.
 
-    `choice_bytes` are the lengths of the choices in UTF-8 bytes.
+    `choice_bytes` are the lengths of the choices in UTF-8 bytes. `dense_answer` is the beginning of what the dense model itself
+    answers to the right choice's prompt, greedily; it is empty unless a run's objective wants it.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -50,6 +54,7 @@ class Item:
     answer: int
     choice_bytes: tuple[int, ...]
     name: str = ""
+    dense_answer: tuple[int, ...] = ()
 
     @property
     def one_prompt(self) -> bool:
@@ -69,6 +74,25 @@ class Item:
     def prompt_of(self, choice: int) -> tuple[int, ...]:
         """Return the prompt that a choice follows."""
         return self.prompts[0] if self.one_prompt else self.prompts[choice]
+
+    def continuations(self, along: Along) -> tuple[tuple[int, ...], ...]:
+        """Return the texts behind the right choice's prompt along which models are compared.
+
+        Along both, an item without an answer of the dense model has its right choice alone. Raises `PdtrimError` along the
+        answers.
+        """
+        right, answer = (self.choices[self.answer],), (self.dense_answer,) if self.dense_answer else ()
+        if along == "answers" and not answer:
+            raise PdtrimError(
+                f"the item '{self.name}' has no answer of the dense model: let the objective say by `answer_length` how "
+                "long a one it wants"
+            )
+        return {"both": right + answer, "answers": answer, "right": right}[along]
+
+    def continued(self, along: Along) -> Item:
+        """Return an item whose choices are the continuations of this one."""
+        texts = self.continuations(along)
+        return Item((self.prompt_of(self.answer),), texts, 0, (1,) * len(texts), self.name)
 
 
 def encode(sample: Sample, tokenizer: Any) -> Item:
@@ -112,7 +136,8 @@ SHARED_WORDS = 13
 class Calibration:
     """The items that measure, the held-out ones, and fresh ones that decide between finalists. `digest` names their content.
 
-    `texts` has all that is read or scored of each sample.
+    `texts` has all that is read or scored of each sample. `answers` is a digest of the dense model's answers; without them it is
+    empty.
     """
 
     items: tuple[Item, ...]
@@ -120,6 +145,17 @@ class Calibration:
     digest: str
     texts: tuple[str, ...] = field(default=(), repr=False)
     fresh: tuple[Item, ...] = ()
+    answers: str = ""
+
+    def answered(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> Calibration:
+        """Return the same items with the dense model's answers, by the prompt of the right choice."""
+        items, held_out, fresh = (
+            tuple(replace(item, dense_answer=answers[item.prompt_of(item.answer)]) for item in items)
+            for items in (self.items, self.held_out, self.fresh)
+        )
+        made = [item.dense_answer for item in (*items, *held_out, *fresh)]
+        digest = hashlib.sha256(repr(made).encode()).hexdigest()
+        return replace(self, items=items, held_out=held_out, fresh=fresh, answers=digest)
 
     def holds(self, text: str) -> bool:
         """Tell whether a text has a run of words in common with one of the samples, so that it must not train.

@@ -14,6 +14,7 @@ from pdtrim_core.plan.plan import Plan
 
 def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: int | None) -> bool:
     """Tell whether choices and items may share rows: tried on the first group, since not every family can."""
+    items = tuple(item.continued("both") if item.dense_answer else item for item in items)
     forked = [item for item in items if item.one_prompt and len(item.choices) > 1 and not item.one_token]
     prefix_caches = [
         PrefixCache(model, ExecutionOptions(batch_tokens=batch_tokens, budget=0, packed=packed)) for packed in (True, False)

@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -192,8 +193,15 @@ class PreparedBatch:
         self._dense_ND: Tensor | None = None
         self._dense_path: Path = tuple(Place(block, ((block, None),), ((block, None),)) for block in range(model.block_count))
         self._dense: dict[int, Tensor] = {0: self.recording.hidden_BTD}
-        granted = prefix_cache.grant(self.recording.hidden_BTD.nbytes, model.block_count)
-        self._stride = math.ceil(model.block_count / granted) if granted else 0
+
+    @cached_property
+    def _stride(self) -> int:
+        """At every how many blocks the dense model's hidden states are kept; 0 for nowhere.
+
+        Granted to a batch when it is first run, since a batch that never is would keep others from it.
+        """
+        granted = self._prefix_cache.grant(self.recording.hidden_BTD.nbytes, self._model.block_count)
+        return math.ceil(self._model.block_count / granted) if granted else 0
 
     @property
     def _prefix_cache(self) -> PrefixCache:
@@ -240,9 +248,10 @@ class PreparedBatch:
 
     def keep(self, path: Path, hidden_BTD: Tensor) -> None:
         """Keep the hidden states behind a path, if they fit in the budget."""
+        stride = self._stride  # before what is left is asked for
         if self._dense_places(path) < len(path):
             self._prefix_cache.of_plans.keep(id(self), path, hidden_BTD, room=self._prefix_cache.room_for_plans)
-        elif self._stride and len(path) % self._stride == 0:
+        elif stride and len(path) % stride == 0:
             self._dense.setdefault(len(path), hidden_BTD)
 
     def _dense_places(self, path: Path) -> int:

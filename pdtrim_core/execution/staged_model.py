@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pdtrim_core.data.items import Item
+from pdtrim_core.data.items import Along, Item
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
@@ -112,29 +112,27 @@ class StagedModel:
             logprobs[here], likeliest[here] = of_these, likeliest_of_these
         return logprobs, likeliest
 
-    def divergences(self, items: Sequence[Item]) -> list[float]:
+    def divergences(self, items: Sequence[Item], along: Along = "both") -> list[float]:
         """Return for each item how far this plan is from the dense model, 0 or more.
 
-        It is the mean, over the tokens of the right choice, of KL(dense || plan) in nats between the two distributions of
-        the next token. Other choices are not run.
+        It is the mean, over the tokens of `item.continuations(along)`, of KL(dense || plan) in nats between the two
+        distributions of the next token. Other choices are not run.
         """
-        return [math.fsum(own) / len(own) for own in self._beside_dense(items, _divergences)]
+        return [math.fsum(own) / len(own) for own in self._beside_dense(items, along, _divergences)]
 
     def compared(self, items: Sequence[Item]) -> list[tuple[ComparedToken, ...]]:
         """Return for each item how this plan and the dense model differ at each token of its right choice, in order."""
-        of_items = self._beside_dense(items, _comparisons)
+        of_items = self._beside_dense(items, "right", _comparisons)
         return [tuple(ComparedToken(d, bool(same), *rest) for d, same, *rest in of_tokens) for of_tokens in of_items]
 
-    def _beside_dense(
-        self, items: Sequence[Item], function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    ) -> list[list[Any]]:
-        """Return for each item what a function makes of the two distributions at each token of its right choice.
+    def _beside_dense(self, items: Sequence[Item], along: Along, function: Beside) -> list[list[Any]]:
+        """Return for each item what a function makes of the two distributions at each token of its continuations.
 
         The function is given the log-probabilities `[N, V]` of the dense model and of the plan at some positions, which are its
         own, and of some targets their positions among these and their tokens; it returns a row a target. Other choices are not
         run.
         """
-        right = {item: _right_choice_of(item) for item in items}
+        right = {item: item.continued(along) for item in items}
         found: dict[Item, list[Any]] = {}
         for group, prepared in self._prefix_cache.batches(list(right.values())):
             with torch.inference_mode():
@@ -244,12 +242,6 @@ def _likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     close = likeliest.nonzero()[:, 0]
     likeliest[close] = logits_NV[at[close]].argmax(dim=-1) == targets[close]
     return likeliest
-
-
-def _right_choice_of(item: Item) -> Item:
-    """Return an item with only its right choice."""
-    answer = item.answer
-    return Item((item.prompt_of(answer),), (item.choices[answer],), 0, (item.choice_bytes[answer],), item.name)
 
 
 def _divergences(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:

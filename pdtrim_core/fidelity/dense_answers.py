@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -34,6 +34,24 @@ def dense_answers(
             return known
         found = answers(TwoPhaseModel(model, Plan()), model, prompts, length)
         write_whole(path, json.dumps({"sha256": _digest(found), "answers": found}) + "\n")
+    return found
+
+
+def beginnings(
+    model: BlockModel, prompts: Iterable[tuple[int, ...]], length: int, *, code: Mapping[str, str], fresh: bool = False
+) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Return the beginning of the dense model's greedy answer to each prompt, of so many tokens at most.
+
+    It is shorter where the answer ends, and where the model has learned no more positions. `code` and `fresh` are as for
+    `dense_answers`.
+    """
+    of_length: dict[int, list[tuple[int, ...]]] = {}
+    for prompt in dict.fromkeys(prompts):
+        room = length if model.positions is None else min(length, model.positions - len(prompt))
+        of_length.setdefault(room, []).append(prompt)
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for room, group in of_length.items():
+        found.update(zip(group, map(tuple, dense_answers(model, group, room, code=code, fresh=fresh)), strict=True))
     return found
 
 

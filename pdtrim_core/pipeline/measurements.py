@@ -60,11 +60,13 @@ class Bench:
         self._module_set = module_set
         self._replaced = replaced
         self._model = replaced or inputs.model
+        # A model that replaced the dense one is compared with that.
+        self._models = [self._model] if replaced is None else [self._model, inputs.model]
         training = module_set.digest if module_set.trained else "untrained"
         self._key_of = values_keys(
             context.recipe,
-            weights=f"{self._model.exact_fingerprint} {self._model.layout}",
-            data=inputs.calibration.digest,
+            weights=" ".join(f"{model.exact_fingerprint} {model.layout}" for model in self._models),
+            data=f"{inputs.calibration.digest}{inputs.calibration.answers}",
             training=training,
         )
         # The same plan has another score before its merges are trained, so the journal has a part for that.
@@ -84,13 +86,13 @@ class Bench:
 
     def _new_prefix_cache(self) -> PrefixCache:
         evaluation, dense = self._context.recipe.settings.evaluation, self._inputs.model
-        models = [self._model] if self._replaced is None else [self._model, dense]
         items, batch_tokens = self._inputs.calibration.items, evaluation.batch_tokens
         options = ExecutionOptions(
             first_token=evaluation.first_token,
             batch_tokens=batch_tokens,
             budget=evaluation.cache_budget if self._replaced is None else 0,
-            packed=evaluation.pack_rows and all(packing_agrees(model, items, batch_tokens=batch_tokens) for model in models),
+            packed=evaluation.pack_rows
+            and all(packing_agrees(model, items, batch_tokens=batch_tokens) for model in self._models),
             shared_tokens=evaluation.share_tokens,
             reuse_plans=evaluation.reuse_plans,
         )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.scores import Scores
+from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.pipeline.measurements import ModuleSet
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model
 from pdtrim_core.pipeline.train_merges import Training
-from pdtrim_core.plan.elements import Merge, Shrink
+from pdtrim_core.plan.elements import Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult
 from pdtrim_core.search.space import TwoSets, search_space, two_sets
@@ -31,6 +32,8 @@ class MergePairs:
 
     def __init__(self, context: RunContext, inputs: RunInputs, scores: Scores, threshold: float) -> None:
         self._events = context.events
+        self._recipe = context.recipe
+        self._splitter = context.host.label_of(context.recipe.splitter)
         self._inputs = inputs
         self._scores = scores
         self._threshold = threshold
@@ -55,8 +58,18 @@ class MergePairs:
             what = f"no pair is worth merging at prune.merge_threshold = {self._threshold:g}"
             self._events.note(f"{what}: every block is searched as a drop")
         sets = TwoSets(sets.initial, tuple(pairs), sets.drops)
-        space = search_space(self._scores, self._inputs.blocks, sets, self._costs)
+        space = search_space(self._scores, self._inputs.blocks, sets, self._costs, plan_of=self._plan_of)
         return Choice(sets, space, self._untrained(pairs) if self._after_search and pairs else self._trained(pairs))
+
+    def _plan_of(self, decode: Removal) -> Plan:
+        """Return the plan by which a removal from decode is measured: with the splitter's prefill, where that is known."""
+        if not self._recipe.settings.search.under_splitter:
+            return Plan.unified(decode)
+        with blame(self._splitter):
+            plan = self._recipe.splitter.plan_for(decode, self._costs)
+        if plan is not None and (not isinstance(plan, Plan) or plan.decode != decode):
+            raise PluginError(f"{self._splitter}: plan_for returned {plan} for decode {decode}: it may add prefill only")
+        return Plan.unified(decode) if plan is None else plan
 
     def train_chosen(self, plan: Plan) -> ModuleSet | None:
         """Train the merges of a plan that a search found untrained; return them.

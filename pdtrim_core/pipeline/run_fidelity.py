@@ -11,9 +11,10 @@ from typing import Any
 from pdtrim_core.data.items import Item, digest_of
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.fidelity.measure import ANSWER_TOKENS, Subject, measure
-from pdtrim_core.host.sources import changes, engine
+from pdtrim_core.host.sources import changes
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.pipeline.prepare import draw
+from pdtrim_core.pipeline.run_keys import dense_code
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.results.outcome import versions
 from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
@@ -76,8 +77,7 @@ class RunFidelity:
 
     @cached_property
     def _code(self) -> dict[str, str]:
-        dense = self._run.dense
-        return {**engine(), "the model": dense.exact_fingerprint[:12], "number format": str(dense.dtype)}
+        return dense_code(self._run.dense)
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:

@@ -10,15 +10,16 @@ import torch
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.items import Calibration
-from pdtrim_core.errors import RecipeError
+from pdtrim_core.errors import RecipeError, blame
 from pdtrim_core.execution.threads import fitting_threads
+from pdtrim_core.fidelity.dense_answers import beginnings
 from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
 from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
-from pdtrim_core.pipeline.run_keys import keys_of, sources_of
+from pdtrim_core.pipeline.run_keys import dense_code, keys_of, sources_of
 from pdtrim_core.results.outcome import Environment, machine, versions
 
 DECIDE_NOTHING = ("scorer ", "searcher ", "splitter ")
@@ -63,7 +64,23 @@ def prepare(context: RunContext) -> RunInputs:
         environment = _environment(context, model, calibration)
         context.folder.check_same({"weights": environment.weights, "data": environment.data})
         _note_changes(context, environment)
-    return RunInputs(model, calibration, blocks, environment)
+    return RunInputs(model, answered(context, model, calibration), blocks, environment)
+
+
+def answered(context: RunContext, model: BlockModel, calibration: Calibration) -> Calibration:
+    """Return the items with the dense model's answers, if the recipe's objective wants them."""
+    objective = context.recipe.objective
+    with blame(context.host.label_of(objective)):
+        length = objective.answer_length
+    if not length:
+        return calibration
+
+    def make() -> Calibration:
+        prompts = [item.prompt_of(item.answer) for item in (*calibration.items, *calibration.held_out, *calibration.fresh)]
+        return calibration.answered(beginnings(model, prompts, length, code=dense_code(model), fresh=context.fresh))
+
+    with context.events.step("let the dense model answer"):
+        return context.cache.latest("answers", (*keys_of(context.recipe).calibration, f"answers {length}"), make)
 
 
 def cost_model(context: RunContext, model: BlockModel) -> CostModel:

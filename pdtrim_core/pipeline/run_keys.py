@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdtrim_core.host.sources import engine
+from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
@@ -35,7 +36,9 @@ def keys_of(recipe: Recipe) -> Keys:
     data, code = recipe.to_data(), code_of(recipe)
     evaluation = recipe.settings.evaluation
     model = (_text("model", [data["model"], code["model"], engine()]),)
-    calibration = (*model, _text("calibration", [data["calibration"], code["calibration"], recipe.settings.seed]))
+    fresh = recipe.settings.search.fresh_wanted(recipe.calibration.samples) if recipe.pruner is None else 0
+    drawn = [data["calibration"], code["calibration"], recipe.settings.seed, fresh]
+    calibration = (*model, _text("calibration", drawn))
     # Batches decide about the last digits, so that a run is the same bit by bit only with the same ones.
     threads, batch_tokens = evaluation.threads, evaluation.batch_tokens
     scores = (*calibration, _text("scores", [data.get("scorer"), code.get("scorer"), threads, batch_tokens]))
@@ -63,6 +66,11 @@ def values_keys(recipe: Recipe, *, weights: str, data: str, training: str) -> Ca
         return trained if any(isinstance(element, Merge | Shrink) for element in plan.decode) else plain
 
     return key
+
+
+def dense_code(model: BlockModel) -> dict[str, str]:
+    """Return what makes a dense model's answers, by name."""
+    return {**engine(), "the model": model.exact_fingerprint[:12], "number format": str(model.dtype)}
 
 
 def losses_key(recipe: Recipe, weights: str) -> Key:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from pdtrim_core.api.cost_model import CostModel
@@ -11,6 +11,7 @@ from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Drop, Element, Merge, Removal
+from pdtrim_core.plan.plan import Plan
 
 DEFAULT_THRESHOLD = 0.95
 DEFAULT_QUANTILE = 0.9
@@ -74,10 +75,17 @@ def quantile_threshold(scores: Scores, quantile: float) -> float:
     return rising[min(len(rising) - 1, math.ceil(quantile * len(rising)))]
 
 
-def search_space(scores: Scores, count: int, sets: TwoSets, costs: CostModel | None = None) -> SearchSpace:
+def search_space(
+    scores: Scores,
+    count: int,
+    sets: TwoSets,
+    costs: CostModel | None = None,
+    *,
+    plan_of: Callable[[Removal], Plan] = Plan.unified,
+) -> SearchSpace:
     """Build the space of the paper's search from the two sets; without `costs` it tells none.
 
-    Raises `PdtrimError` when so many blocks cannot go.
+    `plan_of` gives the plan by which a removal from decode is measured. Raises `PdtrimError` when so many blocks cannot go.
     """
     if not 0 <= count < len(scores.block):
         raise PdtrimError(
@@ -88,7 +96,8 @@ def search_space(scores: Scores, count: int, sets: TwoSets, costs: CostModel | N
     elements: tuple[Element, ...] = tuple(sorted((*drops, *sets.pairs), key=lambda e: e.blocks))
     scale = scores.block if scores.similarity else _ranks(scores)
     weights = tuple(max(0.0, sum(scale[b] for b in e.blocks) / len(e.blocks)) for e in elements)
-    return SearchSpace(count, elements, weights, sets.first_removal(count), scores, costs or CostModel(len(scores.block)))
+    first, costs = sets.first_removal(count), costs or CostModel(len(scores.block))
+    return SearchSpace(count, elements, weights, first, scores, costs, plan_of)
 
 
 def without_merges(sets: TwoSets, scores: Scores) -> TwoSets:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pdtrim_core.api import Item, Objective, Staged, hookimpl
+from pdtrim_core.api import Along, Item, Objective, Staged, hookimpl
 
 
 def _need_choices(items: Sequence[Item]) -> list[str]:
@@ -90,19 +90,35 @@ class Perplexity(Objective):
 
 
 class Divergence(Objective):
-    """KL divergence of the dense model's next-token distribution from the pruned model's, along the right continuation."""
+    """KL divergence of the pruned model from the dense one, along the dense model's answers and the right continuations.
+
+    At each token of the dense model's own greedy answer to an item's prompt, and of the right continuation, it compares the two
+    distributions of the next token. Other choices are not run, so items need none. The dense model has all points, and whatever
+    damages it costs some: there is nothing to gain from being unlike it.
+    """
 
     name = "kl"
     unit = "nats a token"
     best_item: ClassVar[float | None] = 0.0
 
+    along: Along = Field(
+        default="both",
+        description="along the dense model's own greedy answer to the prompt, along the right continuation, or along both",
+    )
+    answer_tokens: int = Field(default=32, gt=0, description="tokens of the dense model's answer to each item, at most")
+
+    @property
+    def answer_length(self) -> int:
+        """Return how long answers are to be, if they are wanted."""
+        return 0 if self.along == "right" else self.answer_tokens
+
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
-        """Return the mean divergence over the right continuation's tokens; 0 where nothing differs."""
-        return staged.divergences(items)
+        """Return the mean divergence over the tokens of the texts; 0 where nothing differs."""
+        return staged.divergences(items, self.along)
 
     def weight(self, item: Item) -> float:
         """Return the number of scored tokens, so that every token counts the same."""
-        return float(len(item.choices[item.answer]))
+        return float(sum(map(len, item.continuations(self.along))))
 
     def score(self, mean: float) -> float:
         """Return 100 for the dense model's own distributions, falling to 37 at one nat a token."""

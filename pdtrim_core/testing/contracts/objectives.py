@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
 
 from pdtrim_core.api.kinds import Objective
-from pdtrim_core.data.items import Item, Sample, encode
+from pdtrim_core.data.items import Along, Item, Sample, encode
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.fidelity.dense_answers import answers
+from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.testing.contracts.shared import (
@@ -41,8 +44,12 @@ class FixedStaged:
         """Return what was given."""
         return [self.sums[item] for item in items]
 
-    def divergences(self, items: Sequence[Item]) -> list[float]:
-        """Return the divergence from certainty: the negative log-probability of the right choice, a token."""
+    def divergences(self, items: Sequence[Item], along: Along = "both") -> list[float]:
+        """Return the divergence from certainty: the negative log-probability of the right choice, a token.
+
+        Along the dense model's own answers it is as far.
+        """
+        del along
         return [-self.sums[item][item.answer] / len(item.choices[item.answer]) for item in items]
 
 
@@ -102,10 +109,9 @@ class ObjectiveContract:
 
     def test_a_real_model_has_points_too(self) -> None:
         """On a tiny model with prompts of unlike lengths."""
-        made = self.component(**self.options)
-        items = [encode(sample, ByteTokenizer()) for sample in _choices()]
+        made, model = self.component(**self.options), tiny_llama()
+        items = self._answered(model)
         assert made.problems(items) == []
-        model = tiny_llama()
         with no_global_randomness(), left_as_it_was(model):
             values = list(made.item_values(StagedModel(PrefixCache(model), Plan.unified(Removal([Drop(3)]))), items))
         assert len(values) == len(items)
@@ -114,11 +120,19 @@ class ObjectiveContract:
 
     def test_losing_a_silent_block_changes_no_value(self) -> None:
         """A value comes from what the model answers, not from what the plan says."""
-        made = self.component(**self.options)
-        items = [encode(sample, ByteTokenizer()) for sample in _choices()]
-        prefix_cache = PrefixCache(tiny_llama(silent={SILENT}))
+        made, model = self.component(**self.options), tiny_llama(silent={SILENT})
+        items, prefix_cache = self._answered(model), PrefixCache(model)
         dense, without = (StagedModel(prefix_cache, Plan.unified(Removal(lost))) for lost in ([], [Drop(SILENT)]))
         assert list(made.item_values(without, items)) == list(made.item_values(dense, items))
+
+    def _answered(self, dense: BlockModel) -> list[Item]:
+        """Return items of unlike lengths, with the answers of a dense model that the objective wants."""
+        length = self.component(**self.options).answer_length
+        items = [encode(sample, ByteTokenizer()) for sample in _choices()]
+        if not length:
+            return items
+        made = answers(TwoPhaseModel(dense, Plan()), dense, [item.prompts[0] for item in items], length)
+        return [replace(item, dense_answer=tuple(answer)) for item, answer in zip(items, made, strict=True)]
 
     def _staged(self, right: float | None = None) -> FixedStaged:
         """Return random log-probabilities; `right` is that of every right choice."""
@@ -126,6 +140,8 @@ class ObjectiveContract:
         sums: dict[Item, tuple[float, ...]] = {}
         for sample in _choices():
             item = encode(sample, ByteTokenizer())
+            if self.component(**self.options).answer_length:
+                item = replace(item, dense_answer=(1, 2, 3))
             drawn = [rng.uniform(-12, -2) for _ in item.choices]
             drawn[item.answer] = drawn[item.answer] if right is None else right
             sums[item] = tuple(drawn)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pdtrim_core.api import CostModel, Drop, KvOnly, PdtrimError, Plan, Removal, Requests, StageFacts, StageSplitter, measure
 from pdtrim_plugins.prefill_ceiling import below_all_kv, ceiling_option, rounded_up
+from pdtrim_plugins.splitters.fixed import WithoutMeasuring
 from pdtrim_plugins.splitters.gain import gain_over, keep_in_prefill
 
 
@@ -74,7 +75,7 @@ class Budget(StageSplitter):
         return 1 + len(plan.decode) * (len(plan.decode) + 1) // 2
 
 
-class _KvTail(StageSplitter):
+class _KvTail(WithoutMeasuring):
     """Computes only K/V in prefill from some depth on, which is as low as a ceiling on prefill's cost demands."""
 
     prefill_at_most: float
@@ -90,34 +91,30 @@ class _KvTail(StageSplitter):
             return []
         return [below_all_kv(f"splitter {self.name}", self.prefill_at_most, facts.least_prefill, bound=True)]
 
-    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
-        """Pass by one block after the other, the deepest first; measure the result once.
+    def plan_for(self, decode: Removal, costs: CostModel) -> Plan:
+        """Return the plan whose prefill passes by one block after the other, the deepest first, until it is under the ceiling.
 
         Of a block that decode runs the K/V stay, of a merged block its own, of a shrunk one those of the heads that decode has;
-        one that decode has lost goes from prefill too. Raises `PdtrimError` where the ceiling is out of reach even with the K/V
-        of all blocks alone.
+        one that decode has lost goes from prefill too. Where the ceiling is out of reach, all blocks are passed by.
         """
-        del rng
-        current = Plan(prefill=self._above_the_tail(plan.decode), decode=plan.decode)
-        for element in _tail(plan.decode, costs.block_count):
+        current = Plan(prefill=self._above_the_tail(decode), decode=decode)
+        for element in _tail(decode, costs.block_count):
             if costs.cost(current, "prefill") <= self.prefill_at_most:
                 break
             there = current.prefill.at(element.blocks[0])
-            current = Plan(prefill=current.prefill.without(*there).with_(element), decode=plan.decode)
-        least = costs.cost(current, "prefill")
+            current = Plan(prefill=current.prefill.without(*there).with_(element), decode=decode)
+        return current
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        """Measure the result once. Raises `PdtrimError` where even the K/V of all blocks alone are above the ceiling."""
+        least = costs.cost(self.plan_for(plan.decode, costs), "prefill")
         if least > self.prefill_at_most:
             raise PdtrimError(below_all_kv(f"splitter {self.name}", self.prefill_at_most, least))
-        yield from measure(current)
-        return current
+        return (yield from super().split(plan, costs, rng))
 
     @abstractmethod
     def _above_the_tail(self, decode: Removal) -> Removal:
         """Return what prefill loses as long as it has no tail."""
-
-    def steps(self, plan: Plan) -> int | None:
-        """Return 1: the result is measured."""
-        del plan
-        return 1
 
 
 class KvTail(_KvTail):

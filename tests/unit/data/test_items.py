@@ -213,3 +213,30 @@ def test_the_digest_knows_tokens_answers_and_order_but_no_names() -> None:
     assert digest_of([one, two]) == digest_of([encode(sample("a", name="n"), TOKENIZER), two])
     others = {digest_of(items) for items in ([one, two], [two, one], [one], [], [encode(sample("a", answer=1), TOKENIZER)])}
     assert len(others) == 5
+
+
+def test_the_texts_of_an_item_are_its_right_choice_and_the_dense_answer() -> None:
+    item = Item(((1, 2), (3,)), ((4,), (5, 6)), 1, (1, 2), "two", dense_answer=(7, 8, 9))
+    assert item.continuations("both") == ((5, 6), (7, 8, 9))
+    assert (item.continuations("right"), item.continuations("answers")) == (((5, 6),), ((7, 8, 9),))
+    alone = item.continued("both")
+    assert (alone.prompts, alone.choices, alone.dense_answer) == (((3,),), ((5, 6), (7, 8, 9)), ())
+
+
+def test_without_an_answer_there_is_the_right_choice_alone() -> None:
+    item = Item(((1, 2),), ((4,), (5, 6)), 1, (1, 2), "no answer")
+    assert item.continuations("both") == item.continuations("right") == ((5, 6),)
+    with pytest.raises(PdtrimError, match=r"^the item 'no answer' has no answer of the dense model"):
+        item.continued("answers")
+
+
+def test_answers_are_no_part_of_what_names_the_items() -> None:
+    """What other objectives measured on the same items stays known."""
+    plain = calibrate([Sample("a b", (" c", " d"))], [Sample("e f", (" g",))], ByteTokenizer())
+    prompts = [item.prompts[0] for item in (*plain.items, *plain.held_out)]
+    one, other = (plain.answered(dict.fromkeys(prompts, answer)) for answer in ((1, 2), (1, 3)))
+    assert {one.digest, other.digest} == {plain.digest}
+    assert plain.answers == ""
+    assert len({plain.answers, one.answers, other.answers}) == 3
+    assert (one.items[0].dense_answer, one.held_out[0].dense_answer) == ((1, 2), (1, 2))
+    assert digest_of((*one.items, *one.held_out)) == one.digest

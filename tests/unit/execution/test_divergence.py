@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
-from pdtrim_core.api import Drop, Item, KvOnly, Plan, Removal
+from pdtrim_core.api import Along, Drop, Item, KvOnly, PdtrimError, Plan, Removal
 from pdtrim_core.execution import staged_model as stages
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model import block_model as model
 from pdtrim_core.testing import tiny_llama, tiny_model
 from tests.unit.execution.test_staged_model import PLANS, replacements, some_items, two_phases_of
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.numeric
 
 # Rounding of float32 logits around 10, over six blocks.
 CLOSE = 1e-4
+ALONG: tuple[Along, ...] = get_args(Along)
 UNIFIED = Plan.unified(Removal([Drop(1), Drop(4)]))
 
 
@@ -166,12 +169,12 @@ def test_the_dense_blocks_run_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(type(dense), "run", noted)
     StagedModel(prefix_cache, Plan.unified(Removal([Drop(0)]))).divergences(items)
-    assert ran == [1, 2, 3, 4, 5] * len(prefix_cache.batches([stages._right_choice_of(item) for item in items]))
+    assert ran == [1, 2, 3, 4, 5] * len(prefix_cache.batches([item.continued("right") for item in items]))
 
 
 def test_what_is_kept_of_a_batch_are_the_scored_positions() -> None:
     dense, item = tiny_llama(), some_items()[3]
-    ((_, prepared),) = PrefixCache(dense).batches([stages._right_choice_of(item)])
+    ((_, prepared),) = PrefixCache(dense).batches([item.continued("right")])
     assert isinstance(prepared, PreparedBatch)
     with torch.inference_mode():
         kept = prepared.dense_hidden
@@ -221,3 +224,45 @@ def test_divergences_are_the_means_of_what_is_compared_token_by_token() -> None:
     staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), UNIFIED)
     means = [sum(token.divergence for token in tokens) / len(tokens) for tokens in staged.compared(some_items())]
     assert staged.divergences(some_items()) == pytest.approx(means, rel=1e-9)
+
+
+def answered_items(dense: BlockModel, length: int = 9) -> list[Item]:
+    """Items with the dense model's own answers, one token at a time."""
+    reference = TwoPhaseModel(dense, Plan())
+    return [replace(item, dense_answer=tuple(reference.generate(item.prompt_of(item.answer), length))) for item in some_items()]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("name", PLANS)
+def test_along_both_texts_a_plan_diverges_as_in_two_phases(name: str, packed: bool) -> None:
+    """The mean over the tokens of the right choice and of the dense model's answer."""
+    dense = tiny_llama()
+    prefix_cache = PrefixCache(dense, ExecutionOptions(batch_tokens=64, packed=packed))
+    staged = StagedModel(prefix_cache, PLANS[name], replacements(dense))
+    items = answered_items(dense)
+    found = {along: staged.divergences(items, along) for along in ALONG}
+    for number, item in enumerate(items):
+        prompt, texts = item.prompt_of(item.answer), [item.choices[item.answer], item.dense_answer]
+        plain = TwoPhaseModel(dense, Plan())
+        means = [
+            kl(*(two_phases.continuation_logits(prompt, text) for two_phases in (plain, two_phases_of(staged)))) for text in texts
+        ]
+        lengths = [len(text) for text in texts]
+        both = sum(mean * length for mean, length in zip(means, lengths, strict=True)) / sum(lengths)
+        expected = {"right": means[0], "answers": means[1], "both": both}
+        assert {along: found[along][number] for along in ALONG} == pytest.approx(expected, abs=CLOSE)
+
+
+@pytest.mark.parametrize("along", ALONG)
+def test_along_every_text_the_dense_model_is_itself(along: Along) -> None:
+    dense = tiny_llama()
+    for packed in (False, True):
+        prefix_cache = PrefixCache(dense, ExecutionOptions(batch_tokens=64, packed=packed))
+        assert StagedModel(prefix_cache, Plan()).divergences(answered_items(dense), along) == [0.0] * len(some_items())
+
+
+def test_items_without_an_answer_are_compared_along_the_right_choice() -> None:
+    staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), UNIFIED)
+    assert staged.divergences(some_items()) == staged.divergences(some_items(), "right")
+    with pytest.raises(PdtrimError, match=r"^the item 'item 0' has no answer of the dense model: "):
+        staged.divergences(some_items(), "answers")

@@ -16,8 +16,10 @@ from pdtrim_core.api import LoadedModel, PruneContext, Pruned, Pruner
 from pdtrim_core.data.items import Item, Sample, encode
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline
+from pdtrim_core.pipeline.prepare import draw
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import load_plan, measured_in
 from pdtrim_core.testing import ByteTokenizer, tiny_llama
@@ -197,3 +199,22 @@ def test_what_does_not_fit_is_the_plugins_fault(host: PluginHost, tmp_path: Path
     with pytest.raises(PluginError) as caught:
         run(host, tmp_path, pruner=pruner)
     assert str(caught.value) == message
+
+
+def test_a_replaced_model_is_compared_along_the_dense_models_answers(
+    host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both rows the answers are the dense model's, and only the dense model says there what it said."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = {"use": "kl", "along": "answers", "answer_tokens": 4}
+    dense, unified = run(host, tmp_path / "run", objective=options).rows
+    assert (dense.calibration.score, dense.held_out and dense.held_out.score) == (100.0, 100.0)
+    recipe = Recipe.read(tmp_path / "run" / "recipe.toml", host=host)
+    before, after = tiny_llama(), tiny_llama(seed=7, **NARROW)
+    total = tokens = 0.0
+    for item in draw(recipe, host, before).items:
+        answer = TwoPhaseModel(before, Plan()).generate(item.prompts[0], 4)
+        p, q = (TwoPhaseModel(m, Plan()).continuation_logits(item.prompts[0], answer).log_softmax(-1) for m in (before, after))
+        total += float((p.exp() * (p - q)).sum())
+        tokens += len(answer)
+    assert unified.calibration.mean == pytest.approx(total / tokens, rel=1e-4)

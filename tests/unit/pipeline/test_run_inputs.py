@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pdtrim_core import PdtrimError, Plan
+from pdtrim_core.api import BlockModel
 from pdtrim_core.data.readings import Reading
+from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.fidelity.dense_answers import beginnings
+from pdtrim_core.pipeline import run_inputs
 from pdtrim_core.pipeline.run_inputs import prepare, with_training
 from tests.unit.pipeline.runs import Begin
 
@@ -81,3 +87,35 @@ def test_other_training_tokens_matter_only_to_a_run_that_measures_what_they_made
     (there / "environment.json").write_text(json.dumps(vars(environment)))
     again = begin("b")
     assert with_training(again, prepare(again).environment, "others", decides=False).training == "others"
+
+
+def test_an_objective_that_wants_them_has_the_dense_models_answers(begin: Begin) -> None:
+    context = begin(objective={"use": "kl", "answer_tokens": 5})
+    inputs = prepare(context)
+    assert "let the dense model answer" in context.events.seconds
+    items = (*inputs.calibration.items, *inputs.calibration.held_out)
+    reference = TwoPhaseModel(inputs.model, Plan())
+    assert [item.dense_answer for item in items] == [tuple(reference.generate(item.prompts[0], 5)) for item in items]
+    assert inputs.environment.data == inputs.calibration.digest == prepare(begin("other")).calibration.digest
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "margin", "perplexity", {"use": "kl", "along": "right"}])
+def test_no_other_objective_lets_the_dense_model_answer(begin: Begin, objective: Any) -> None:
+    context = begin(objective=objective)
+    assert prepare(context).calibration.answers == ""
+    assert "let the dense model answer" not in context.events.seconds
+
+
+def test_runs_that_share_a_cache_share_the_answers_of_one_length(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def noted(model: BlockModel, prompts: Iterable[tuple[int, ...]], length: int, **options: Any) -> Any:
+        made.append(length)
+        return beginnings(model, prompts, length, **options)
+
+    monkeypatch.setattr(run_inputs, "beginnings", noted)
+    contexts = [begin(str(n), objective={"use": "kl", "answer_tokens": length}) for n, length in enumerate((5, 5, 6))]
+    first, second, third = (prepare(replace(context, cache=contexts[0].cache)).calibration for context in contexts)
+    assert made == [5, 6]
+    assert first is second
+    assert first.answers != third.answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -95,6 +96,13 @@ def test_kl_is_the_divergence_that_the_model_tells() -> None:
 
 def test_kl_weighs_every_token_of_the_right_choice_the_same() -> None:
     assert [Divergence().weight(item(3, 3, answer=a, tokens=(1, 4))) for a in (0, 1)] == [1.0, 4.0]
+    answered = replace(item(3, 3, answer=1, tokens=(1, 4)), dense_answer=(1, 2, 3))
+    assert [Divergence(along=along).weight(answered) for along in ("both", "answers", "right")] == [7.0, 3.0, 4.0]
+
+
+def test_kl_asks_for_answers_of_the_dense_model_where_it_goes_along_them() -> None:
+    assert [Divergence(along=along, answer_tokens=9).answer_length for along in ("both", "answers", "right")] == [9, 9, 0]
+    assert {Accuracy().answer_length, Margin().answer_length, Perplexity().answer_length} == {0}
 
 
 def test_kl_gives_the_dense_model_all_points_and_fewer_the_more_is_gone() -> None:
