@@ -128,10 +128,10 @@ class Bench:
             return self.ledger.exact(Plan())
         # What is done once, such as laying out the batches, is no part of the time that each measurement takes.
         self._prefix_cache.batches(self._inputs.calibration.items)
-        self._note_memory()
         recipe = self._context.recipe
         key = (*keys_of(recipe).prefix_cache, repr(recipe.objective))
         self._seconds_each = self._context.cache.latest("seconds of a measurement", key, self._time_dense)
+        self._note_memory()
         known = self.ledger.known(Plan())
         return self.ledger.exact(Plan()) if known is None else known
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import ClassVar, TypeVar
 
@@ -15,15 +15,12 @@ from pdtrim_core.api import (
     Merge,
     PdtrimError,
     Plan,
-    Probe,
     Removal,
     Requests,
-    Score,
     Searcher,
     SearchSpace,
     StageFacts,
     measure,
-    note,
 )
 from pdtrim_plugins.prefill_ceiling import below_all_kv, ceiling_option
 from pdtrim_plugins.searchers.annealing import Cooling
@@ -39,8 +36,7 @@ class Joint(Searcher):
 
     A departure from the paper, which searches one removal for both stages and then gives some of it back to prefill.
     Prefill uses all that the ceiling allows. It passes by the deepest blocks first, keeping their K/V, then what decode has lost
-    anyway. And the best of many plans on few items is partly lucky, so that one has to be better than the start by more than
-    luck.
+    anyway.
     """
 
     name = "joint"
@@ -49,7 +45,6 @@ class Joint(Searcher):
     prefill_at_most: float = ceiling_option(1.0)
     deep: float = Field(0.25, ge=0, le=1, description="share of the blocks, the deepest ones, that prefill passes by first")
     shifts: float = Field(0.5, ge=0, le=1, description="chance that a step changes prefill alone, where it must lose something")
-    caution: float = Field(2.0, ge=0, description="standard errors by which a plan must be better than the start to be taken")
     t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
     t_min: float = Field(0.5, gt=0, description="temperature at which the search stops, in percent of the start's points")
@@ -66,41 +61,25 @@ class Joint(Searcher):
         return [below_all_kv("searcher joint", self.prefill_at_most, facts.least_prefill, bound=True)]
 
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
-        """Walk from the first removal; then decide.
+        """Walk from the first removal.
 
-        Temperatures are relative, since objectives differ in how many points they give to the same plan. The plan taken is
-        the one whose gain over the start, less `caution` standard errors of it (paired over items), is the greatest; the
-        start if none is above 0. Raises `PdtrimError` where the ceiling is out of reach.
+        Temperatures are relative, since objectives differ in how many points they give to the same plan. Raises `PdtrimError`
+        where the ceiling is out of reach.
         """
         start, *other = self._starts(space)
         before = yield from measure(start)
-        seen = {start: before}
+        current, value = start, before
         for plan in other:
-            seen[plan] = yield from measure(Probe(plan))
-        current, value = max(seen.items(), key=lambda entry: entry[1])
+            score = yield from measure(plan)
+            if score > value:
+                current, value = plan, score
         for temperature in self._cooling.temperatures():
             neighbour = self._neighbour(current, space, rng)
             in_points = temperature / 100 * before
             floor = value + in_points * math.log(1 - rng.random())
-            reached = yield from measure(Probe(neighbour), at_least=floor, temperature=in_points)
+            reached = yield from measure(neighbour, at_least=floor, than=value, temperature=in_points)
             if reached is not None:
                 current, value = neighbour, reached
-                seen[current] = value
-        yield from self._decide(start, seen)
-
-    def _decide(self, start: Plan, seen: Mapping[Plan, Score]) -> Requests[None]:
-        """Ask for the plan that is surely better than the start, if there is one, as a result."""
-        before = seen[start]
-        sure = {plan: score - before - self.caution * score.error_of_gain_over(before) for plan, score in seen.items()}
-        best = max(sure, key=sure.__getitem__)
-        lucky = sum(score > before for score in seen.values())
-        if sure[best] > 0:
-            yield from measure(best)
-        elif lucky:
-            yield from note(
-                f"searcher joint: {lucky} plans measured better than the start, none by more than {self.caution:g} standard "
-                "errors of the gain, so the start stays: more calibration samples, or a smoother objective, would tell more"
-            )
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the starts and one candidate a step."""

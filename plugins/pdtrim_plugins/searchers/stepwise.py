@@ -19,19 +19,28 @@ class Sequential(Searcher):
     name = "sequential"
     cites = "SLEB (arXiv:2402.09025)"
 
+    swaps: int = Field(
+        0, ge=0, description="rounds in which one element may be swapped for another, once all are chosen (SLEB: 0)"
+    )
     protect_first: int = Field(1, ge=0, description="number of first blocks that are never removed")
     protect_last: int = Field(1, ge=0, description="number of last blocks that are never removed")
 
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
-        """Measure every removal with one more element, keep the best (ties: the lower block), and so on."""
+        """Measure every removal with one more element, keep the best (ties: the lower block), and so on; then swap."""
         del rng
         elements = _unprotected(space, self.protect_first, self.protect_last)
         _check_enough(self.name, space, elements)
-        yield from _grow(space, elements, 1)
+        best = yield from _grow(space, elements, 1)
+        for _ in range(self.swaps):
+            before, best = best, (yield from _swap(space, elements, best))
+            if best == before:
+                break
 
     def steps(self, space: SearchSpace) -> int | None:
-        """Return the sum, over the steps, of the elements that are left."""
-        return _step_count(len(_unprotected(space, self.protect_first, self.protect_last)), space.count, 1)
+        """Return the sum, over the steps, of the elements that are left; then all swaps that there can be."""
+        count = len(_unprotected(space, self.protect_first, self.protect_last))
+        swaps = self.swaps * space.count * max(0, count - space.count)
+        return _step_count(count, space.count, 1) + swaps
 
 
 class Beam(Searcher):
@@ -60,8 +69,8 @@ class Beam(Searcher):
         return _step_count(len(_unprotected(space, self.protect_first, self.protect_last)), space.count, self.width)
 
 
-def _grow(space: SearchSpace, elements: list[Element], width: int) -> Requests[None]:
-    """Ask for all removals with one element more than the `width` best of the size before, up to the size wanted.
+def _grow(space: SearchSpace, elements: list[Element], width: int) -> Requests[Removal]:
+    """Ask for all removals with one element more than the `width` best of the size before; return the best of the size wanted.
 
     Those on the way are probes; those of the last size are what the search is for, and a few more of them are kept.
     """
@@ -76,6 +85,17 @@ def _grow(space: SearchSpace, elements: list[Element], width: int) -> Requests[N
         # Sorting is stable: ties stay in the order of the removal they grew from, then of the blocks.
         measured = [(removal, score) for removal, score in zip(grown, scores, strict=True) if score is not None]
         best = [removal for removal, _ in sorted(measured, key=lambda pair: pair[1], reverse=True)[:width]]
+    return best[0]
+
+
+def _swap(space: SearchSpace, elements: list[Element], current: Removal) -> Requests[Removal]:
+    """Ask for all removals with another element in place of one; return the best, which is `current` where none is better."""
+    inside = [element for element in current if element in elements]
+    outside = [element for element in elements if element not in current]
+    removals = [current, *(current.without(leaving).with_(entering) for leaving in inside for entering in outside)]
+    scores = yield from best_of([space.plan_of(removal) for removal in removals], min(KEPT, len(removals)))
+    measured = [(score, -number) for number, score in enumerate(scores) if score is not None]
+    return removals[-max(measured)[1]]
 
 
 def _unprotected(space: SearchSpace, protect_first: int, protect_last: int) -> list[Element]:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, Removal
-from pdtrim_core.data.readings import Reading
 from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.testing.contracts import Table, rugged, table_space
 from pdtrim_plugins.searchers import Joint
@@ -131,49 +130,7 @@ def test_a_ceiling_below_the_kv_of_all_blocks_is_refused_with_the_least_there_is
 def test_the_preview_counts_the_starts_and_the_steps() -> None:
     searcher = Joint(prefill_at_most=0.75)
     _, asked = asked_by(searcher, table_space(2))
-    assert searcher.steps(table_space(2)) == len(asked) - 1 == 44
-
-
-class Noisy:
-    """A table whose readings have items: all plans are worth the same, but for luck on each of a few items."""
-
-    def __init__(self, better: float, start: Plan) -> None:
-        self._better = better
-        self._start = start
-
-    def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
-        del floor, started
-        luck = Random(str(plan))
-        gain = 0.0 if plan == self._start else self._better
-        items = tuple(0.5 + gain + luck.uniform(-0.3, 0.3) for _ in range(16))
-        mean = sum(items) / len(items)
-        return Reading(100 * mean, mean, items, slope=100.0)
-
-
-def decided(searcher: Joint, *, better: float) -> tuple[Plan, list[str]]:
-    space, notes = table_space(2), list[str]()
-    asks = searcher.search(space, Random(0))
-    found, _ = drive(asks, Ledger(Noisy(better, Plan(decode=space.first))), label="x", note=notes.append)
-    assert found is not None
-    return found.plan, notes
-
-
-def test_a_plan_that_was_only_lucky_does_not_replace_the_start() -> None:
-    plan, notes = decided(Joint(caution=3.0), better=0.0)
-    assert plan == Plan(decode=table_space(2).first)
-    assert len(notes) == 1
-    assert "measured better than the start, none by more than 3 standard errors of the gain, so the start stays" in notes[0]
-
-
-def test_a_plan_that_is_surely_better_does() -> None:
-    plan, notes = decided(Joint(), better=0.25)
-    assert plan != Plan(decode=table_space(2).first)
-    assert notes == []
-
-
-def test_without_caution_the_luckiest_plan_is_taken() -> None:
-    plan, _ = decided(Joint(caution=0.0), better=0.0)
-    assert plan != Plan(decode=table_space(2).first)
+    assert searcher.steps(table_space(2)) == len(asked) == 44
 
 
 def test_what_is_said_to_be_safe_enters_more_often() -> None:
