@@ -215,7 +215,7 @@ def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """Return further remarks on a result: where the time goes, or which plans were found."""
     if result["benchmark"] in ("merge_cost", "eval_speed", "serve", "cache_budget"):
-        return []
+        return [result["note"]] if "note" in result else []
     if result["benchmark"] == "search_cost":
         shares = result["shares"]
         floor = sum(share for part, share in shares.items() if part.startswith("matrix"))
