@@ -73,7 +73,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     # Linux gives kilobytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {"seconds": seconds, "beyond_weights": float(peak - weights), "untrained": record.untrained}
-    return {**found, "trained": record.trained, "threads": torch.get_num_threads()}
+    return {**found, "trained": record.trained, "threads": torch.get_num_threads(), "lr": recipe.distiller.model_dump()["lr"]}
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
     ratio = found["theirs"]["seconds"] / found["ours"]["seconds"]
     print(f"ratio   {ratio:7.1f}")
     figures = {"ratio": ratio, "ours": found["ours"]["seconds"], "theirs": found["theirs"]["seconds"], "ways": found}
-    write(options.json, where, {"benchmark": "merge_cost", "tokens": options.tokens, **figures})
+    write(options.json, where, {"benchmark": "merge_cost", "tokens": options.tokens, "lr": found["ours"]["lr"], **figures})
 
 
 if __name__ == "__main__":

@@ -36,11 +36,21 @@ def benchmarks_page() -> str:
         ),
         "merge_cost": (
             "One merge",
-            "Seconds of wall-clock time to train one merged block with the defaults of the distiller `mse`, each way in its own "
+            "Seconds of wall-clock time to train one merged block with the distiller `mse` in ten epochs, each way in its own "
             "process. The plain way runs every batch from the first block on, in every epoch; ours keeps the hidden states "
             "before and after the pair. "
             "Memory is the peak memory of the process, Python and torch included, less the weights.",
-            ["tokens", "threads", "ours", "the plain way", "ratio", "memory beyond the weights", "error before", "error after"],
+            [
+                "tokens",
+                "lr",
+                "threads",
+                "ours",
+                "the plain way",
+                "ratio",
+                "memory beyond the weights",
+                "error before",
+                "error after",
+            ],
             lambda result: [merge_row(result)],
         ),
         "eval_speed": (
@@ -59,6 +69,14 @@ def benchmarks_page() -> str:
                 "nats a token",
             ],
             lambda result: [eval_row(result)],
+        ),
+        "cache_budget": (
+            "Memory for hidden states",
+            "One search under several values of `evaluation.cache_budget`, each with an empty prefix cache at its start. The "
+            "numbers are the same under each, to the last bit. `Kept` is what hidden states take in the end, and seconds are CPU "
+            "time. By `python benchmarks/cache_budget.py`.",
+            ["items", "search", "cache_budget", "kept", "search takes", "less than with none"],
+            cache_rows,
         ),
         "serve": (
             "Serving",
@@ -87,6 +105,23 @@ def benchmarks_page() -> str:
         parts += ["## Other pruners, refined", refinement_about(result), refinement_table(result)]
     machines = sorted({f"{r['machine']}, {r['threads']} thread{'s' * (r['threads'] > 1)}; {versions_of(r)}" for r in results})
     return "\n\n".join([*parts, "## Machine", *machines])
+
+
+def cache_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each budget of a result of `cache_budget`, the least kept first."""
+    budgets = sorted(result["budgets"], key=lambda one: one["bytes"])
+    slowest = budgets[0]["search_seconds"]
+    return [
+        [
+            result["items"],
+            f"`{result['searcher']}` on `{result['objective']}`, {one['candidates']} candidates",
+            one["budget"] if one["budget"] == "default" else f"{float(one['budget']) / 1e6:,.0f} MB",
+            f"{one['bytes'] / 1e6:,.0f} MB",
+            f"{one['search_seconds']:.0f} s",
+            f"{1 - one['search_seconds'] / slowest:.0%}",
+        ]
+        for one in budgets
+    ]
 
 
 def refinement_about(result: Mapping[str, Any]) -> str:
@@ -148,7 +183,7 @@ def merge_row(result: Mapping[str, Any]) -> list[str]:
         f"{own['untrained']:.3g}",
         f"{own['trained']:.3g}",
     ]
-    return [f"{result['tokens']:,}", f"{own['threads']:.0f}", *seconds, *figures]
+    return [f"{result['tokens']:,}", f"{result['lr']:g}", f"{own['threads']:.0f}", *seconds, *figures]
 
 
 def eval_row(result: Mapping[str, Any]) -> list[str]:
@@ -179,8 +214,8 @@ def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """Return further remarks on a result: where the time goes, or which plans were found."""
-    if result["benchmark"] in ("merge_cost", "eval_speed", "serve"):
-        return []
+    if result["benchmark"] in ("merge_cost", "eval_speed", "serve", "cache_budget"):
+        return [result["note"]] if "note" in result else []
     if result["benchmark"] == "search_cost":
         shares = result["shares"]
         floor = sum(share for part, share in shares.items() if part.startswith("matrix"))

@@ -52,7 +52,7 @@ class ExecutionOptions:
     `first_token` is the stage that makes the first output token. `batch_tokens` are the tokens a batch, None what suits the
     device. `budget` are the bytes for hidden states that plans share; with `reuse_plans` what the dense model leaves of it holds
     those of the plans that were measured last. None is a quarter of the free memory, and never more than the dense model's at
-    all depths and as much again for each of two plans: more brings next to nothing. `packed` lets the choices of an item, and
+    all depths and as much again for each of two plans: more brings little. `packed` lets the choices of an item, and
     several items, share a row, `shared_tokens` the tokens that choices begin with.
     """
 

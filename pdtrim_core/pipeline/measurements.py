@@ -140,8 +140,9 @@ class Bench:
         most = self._prefix_cache.most_bytes
         if self._context.recipe.settings.evaluation.cache_budget is None and most > MUCH_MEMORY:
             self._context.events.note(
-                f"hidden states kept between measurements will take up to {most / 1e9:.1f} GB: evaluation.cache_budget sets a "
-                "limit in bytes, which changes no number; with none kept a search takes about half as long again"
+                f"hidden states of the items, kept between measurements, will take up to {most / 1e9:.1f} GB: "
+                "evaluation.cache_budget sets a limit in bytes, which changes no number; with none kept a search takes about "
+                "half as long again"
             )
 
     def _time_dense(self) -> float:

@@ -18,6 +18,9 @@ from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult
 
+LEAST_FALL = 0.05
+"""The share of a merge's error that training should remove at least; below it, it was too little or its steps too small."""
+
 
 class Training:
     """Trains the merges of one run, each once. `modules` and `records` have those that are trained.
@@ -54,16 +57,24 @@ class Training:
         return self.records[merge]
 
     def _notes_on(self, record: TrainedMerge) -> Iterator[str]:
-        """Yield what is to be said of the losses of a merge; one epoch alone tells nothing."""
+        """Yield what is to be said of a merge whose loss or error hardly fell; the loss of one epoch alone tells nothing."""
         first, last = record.losses[0], record.losses[-1]
         if last > first:
             yield (
                 f"merge {record.merge}: its training loss rose from {first:.4g} to {last:.4g}; a smaller distiller.lr may help"
             )
         elif last == first and len(record.losses) > 1:
-            options = [name for name in ("lr", "epochs", "tokens") if name in type(self._context.recipe.distiller).model_fields]
-            named = ", ".join(f"distiller.{name}" for name in options)
-            yield f"merge {record.merge}: its training loss did not fall from {first:.4g}: raise one of {named}"
+            yield f"merge {record.merge}: its training loss did not fall from {first:.4g}: {self._what_to_raise}"
+        elif record.trained > (1 - LEAST_FALL) * record.untrained:
+            yield (
+                f"merge {record.merge}: training lowered its error by less than {100 * LEAST_FALL:g} %, from "
+                f"{record.untrained:.4g} to {record.trained:.4g}: {self._what_to_raise}"
+            )
+
+    @property
+    def _what_to_raise(self) -> str:
+        options = [name for name in ("lr", "epochs", "tokens") if name in type(self._context.recipe.distiller).model_fields]
+        return f"raise one of {', '.join(f'distiller.{name}' for name in options)}"
 
     @property
     def _store(self) -> MergeStore:

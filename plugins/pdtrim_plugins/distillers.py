@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api import Student, TeacherBatch, TeacherBatches
 
 Loss = Callable[["Student", "TeacherBatch"], "Tensor"]
-LR = Field(1e-5, gt=0, description="learning rate of Adam")
+LR = Field(1e-3, gt=0, description="learning rate of Adam (the paper: 1e-5, which takes far more steps)")
 EPOCHS = Field(10, gt=0, description="passes over the training tokens")
 
 

@@ -211,32 +211,24 @@ class TestRestarts(SearcherContract):
     component = Restarts
 
 
-# The paper's step of 1e-5 is made for large models; these show in ten epochs what they do.
-QUICK: dict[str, Any] = {"lr": 1e-3}
-
-
 @pytest.mark.numeric
 class TestMse(DistillerContract):
     component = Mse
-    options: ClassVar[dict[str, Any]] = QUICK
 
 
 @pytest.mark.numeric
 class TestCosineLoss(DistillerContract):
     component = CosineLoss
-    options: ClassVar[dict[str, Any]] = QUICK
 
 
 @pytest.mark.numeric
 class TestMseCosine(DistillerContract):
     component = MseCosine
-    options: ClassVar[dict[str, Any]] = QUICK
 
 
 @pytest.mark.numeric
 class TestLogitKl(DistillerContract):
     component = LogitKl
-    options: ClassVar[dict[str, Any]] = QUICK
 
 
 class TestGain(SplitterContract):

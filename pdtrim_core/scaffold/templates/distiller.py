@@ -19,8 +19,8 @@ class Example(Distiller):
 
     name = "example"
 
-    lr: float = Field(1e-4, gt=0, description="learning rate of Adam")
-    epochs: int = Field(4, gt=0, description="times that the training tokens are gone through")
+    lr: float = Field(1e-3, gt=0, description="learning rate of Adam")
+    epochs: int = Field(10, gt=0, description="times that the training tokens are gone through")
     delta: float = Field(1.0, gt=0, description="error from which on the loss is linear")
 
     def distil(self, student: Student, batches: TeacherBatches) -> Iterator[float]:

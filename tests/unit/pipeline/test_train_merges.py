@@ -68,16 +68,39 @@ def test_a_loss_that_stays_is_said_with_what_to_change(begin: Begin, monkeypatch
     ]
 
 
-def test_one_epoch_alone_tells_nothing_of_a_loss(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_epoch_alone_tells_nothing_of_a_loss_but_the_error_does(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mse, "distil", lambda *_: iter([0.125]))
     trainer, context = training(begin)
     trainer.train(PAIR)
+    (told,) = context.events.notes
+    assert told.startswith("merge 2+3: training lowered its error by less than 5 %, from ")
+
+
+def test_an_error_that_falls_is_not_worth_a_note(begin: Begin) -> None:
+    trainer, context = training(begin, lr=5e-3, epochs=10)
+    record = trainer.train(PAIR)
+    assert record.trained < 0.95 * record.untrained
     assert context.events.notes == []
 
 
-def test_a_loss_that_falls_is_not_worth_a_note(begin: Begin) -> None:
-    trainer, context = training(begin, lr=1e-3)
-    trainer.train(PAIR)
+@pytest.mark.parametrize("distiller", ["mse", "cosine-loss"])
+def test_an_error_that_hardly_falls_is_said_with_what_to_change(begin: Begin, distiller: str) -> None:
+    trainer, context = training(begin, use=distiller, lr=1e-5)
+    record = trainer.train(PAIR)
+    assert 0.95 * record.untrained < record.trained
+    (told,) = context.events.notes
+    assert told == (
+        f"merge 2+3: training lowered its error by less than 5 %, from {record.untrained:.4g} to {record.trained:.4g}: raise one "
+        "of distiller.lr, distiller.epochs, distiller.tokens"
+    )
+
+
+def test_by_default_training_lowers_the_error_clearly(begin: Begin) -> None:
+    """Whatever the default sizes of steps are, with the default tokens they must do something."""
+    defaults = {name: field.default for name, field in Mse.model_fields.items()}
+    trainer, context = training(begin, **defaults)
+    record = trainer.train(PAIR)
+    assert record.trained < 0.9 * record.untrained
     assert context.events.notes == []
 
 
