@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
-from pdtrim_plugins.model_sources.gguf_reader import quick_gguf
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 from pdtrim_plugins.model_sources.reading import config_of, device_of
 
@@ -54,6 +53,8 @@ def existing_gguf(file: Path) -> Path:
 
 def gguf_config(file: Path, name: str) -> Any:
     """Return the config stored in a GGUF file."""
+    from pdtrim_plugins.model_sources.gguf_reader import quick_gguf  # noqa: PLC0415 - imports numpy
+
     existing_gguf(file)
     with quick_gguf():
         return config_of(str(file.parent), name, gguf_file=file.name)
@@ -61,6 +62,7 @@ def gguf_config(file: Path, name: str) -> Any:
 
 def check_gguf(file: Path, name: str) -> None:
     """Raise `PdtrimError` where the tensors of a GGUF file are not those of its config. No weights are read."""
+    from pdtrim_plugins.model_sources.gguf_reader import quick_gguf  # noqa: PLC0415 - imports numpy
     from pdtrim_plugins.model_sources.gguf_tensors import check_table  # noqa: PLC0415 - imports torch
 
     with quick_gguf():
@@ -75,6 +77,7 @@ def read_gguf(file: Path, name: str) -> tuple[Any, Any]:
     import torch  # noqa: PLC0415 - listings must not import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow to import
 
+    from pdtrim_plugins.model_sources.gguf_reader import quick_gguf  # noqa: PLC0415 - imports numpy
     from pdtrim_plugins.model_sources.gguf_tensors import check_table  # noqa: PLC0415 - imports torch
     from pdtrim_plugins.model_sources.tensors import check_report  # noqa: PLC0415 - imports torch
 
@@ -96,4 +99,5 @@ def read_gguf(file: Path, name: str) -> tuple[Any, Any]:
             None, config=config, state_dict=read.state_dict(), dtype=torch.float32, output_loading_info=True
         )
     check_report(report, plain, name)
+    plain.name_or_path = plain.config.name_or_path = folder
     return plain, tokenizer

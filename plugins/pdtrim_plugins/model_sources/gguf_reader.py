@@ -7,12 +7,10 @@ quicker forms of three names stand there meanwhile; a release that takes them fr
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -23,6 +21,8 @@ AT_ONCE = 2**17
 """Stored bytes that are dequantised at once: what is made of them on the way stays in a processor's cache."""
 LENGTH = struct.Struct("=Q")
 ARRAY_HEAD = struct.Struct("=IQ")
+Field = tuple[int, list[Any], list[int], list[Any]]
+"""What gguf's reader makes of a value: its bytes, its parts, which of them are entries, their types."""
 
 
 @contextmanager
@@ -36,24 +36,31 @@ def quick_gguf() -> Iterator[None]:
     if not isinstance(gguf.GGUFReader, type):
         yield
         return
-    with (
-        patch.object(gguf, "GGUFReader", cache(_quick_reader(gguf))),
-        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
-        patch.object(gguf, "dequantize", _in_parts(gguf.dequantize)),
-    ):
+    quick = {
+        "GGUFReader": cache(_quick_reader(gguf)),
+        "get_tensor_name_map": cache(gguf.get_tensor_name_map),
+        "dequantize": _in_parts(gguf.dequantize),
+    }
+    before = {name: getattr(gguf, name) for name in quick}
+    try:
+        vars(gguf).update(quick)
         yield
+    finally:
+        vars(gguf).update(before)
 
 
 def _quick_reader(gguf: Any) -> Any:
     """Return gguf's reader with arrays read by themselves: its own makes several views of a mapped file for each entry."""
     scalars: dict[int, Any] = dict(gguf.GGUFReader.gguf_scalar_to_np)
-    slow, array, text = gguf.GGUFReader._get_field_parts, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING  # noqa: SLF001
+    slow: Callable[..., Field] = gguf.GGUFReader._get_field_parts  # noqa: SLF001 - it has no public name
+    array, text = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
 
-    def _get_field_parts(self: Any, start: int, kind: int) -> tuple[int, list[Any], list[int], list[Any]]:
+    def _get_field_parts(self: Any, start: int, kind: int) -> Field:
         # A file of the other byte order, and arrays of arrays, are left to gguf.
         if kind != array or self.byte_order != "I":
             return slow(self, start, kind)
         data = memoryview(self.data)
+        parts: list[Any]
         inner, count = ARRAY_HEAD.unpack_from(data, start)
         place = start + ARRAY_HEAD.size
         if inner == text:
@@ -69,7 +76,7 @@ def _quick_reader(gguf: Any) -> Any:
     return type("QuickReader", (gguf.GGUFReader,), {"_get_field_parts": _get_field_parts})
 
 
-def _texts(data: memoryview, place: int, count: int) -> tuple[list[bytes], int]:
+def _texts(data: memoryview, place: int, count: int) -> tuple[list[Any], int]:
     """Return so many texts that stand one behind the other, each behind its length, and where they end."""
     texts = []
     for _ in range(count):
@@ -77,12 +84,12 @@ def _texts(data: memoryview, place: int, count: int) -> tuple[list[bytes], int]:
         place += LENGTH.size + length
         if place > len(data):
             raise ValueError("the file ends within its vocabulary")
-        texts.append(bytes(data[place - length : place]))
+        texts.append(data[place - length : place])
     return texts, place
 
 
-def _in_parts(dequantize: Any) -> Any:
-    """Return a dequantisation that works on some rows at a time. Each block of a row is dequantised by itself, so nothing changes."""
+def _in_parts(dequantize: Callable[..., NDArray[Any]]) -> Callable[..., NDArray[Any]]:
+    """Return a dequantisation that works on some rows at a time. Each block of a row stands by itself, so no bit changes."""
 
     def quick(data: NDArray[Any], kind: Any) -> NDArray[Any]:
         rows = data.reshape(-1, data.shape[-1])
