@@ -53,40 +53,51 @@ def existing_gguf(file: Path) -> Path:
 
 def gguf_config(file: Path, name: str) -> Any:
     """Return the config stored in a GGUF file."""
+    from pdtrim_plugins.model_sources.gguf_reader import quick_gguf  # noqa: PLC0415 - imports numpy
+
     existing_gguf(file)
-    return config_of(str(file.parent), name, gguf_file=file.name)
+    with quick_gguf():
+        return config_of(str(file.parent), name, gguf_file=file.name)
 
 
 def check_gguf(file: Path, name: str) -> None:
     """Raise `PdtrimError` where the tensors of a GGUF file are not those of its config. No weights are read."""
+    from pdtrim_plugins.model_sources.gguf_reader import quick_gguf  # noqa: PLC0415 - imports numpy
     from pdtrim_plugins.model_sources.gguf_tensors import check_table  # noqa: PLC0415 - imports torch
 
-    check_table(file, gguf_config(file, name), name)
+    with quick_gguf():
+        check_table(file, gguf_config(file, name), name)
 
 
 def read_gguf(file: Path, name: str) -> tuple[Any, Any]:
     """Return a plain float model and its tokenizer from a GGUF file; `name` is its name in messages.
 
-    transformers marks a model from GGUF as quantised and refuses to save it, so its weights are copied into a fresh model.
+    transformers marks a model from GGUF as quantised and refuses to save it, so a plain model takes over its weights.
     """
     import torch  # noqa: PLC0415 - listings must not import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow to import
 
+    from pdtrim_plugins.model_sources.gguf_reader import quick_gguf  # noqa: PLC0415 - imports numpy
     from pdtrim_plugins.model_sources.gguf_tensors import check_table  # noqa: PLC0415 - imports torch
     from pdtrim_plugins.model_sources.tensors import check_report  # noqa: PLC0415 - imports torch
 
-    config = gguf_config(file, name)
-    check_table(file, config, name)
-    folder, options = str(file.parent), {"gguf_file": file.name, **NO_CODE}
-    with opening(name):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        read, report = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+    with quick_gguf():
+        config = gguf_config(file, name)
+        check_table(file, config, name)
+        folder, options = str(file.parent), {"gguf_file": file.name, **NO_CODE}
+        with opening(name):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            read, report = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     check_report(report, read, name)
     with opening(name):
         config = read.config
         del config.quantization_config
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
-        fresh.load_state_dict(read.state_dict())
-    return fresh, tokenizer
+        # Not from_config, which first fills all weights with random numbers.
+        plain, report = type(read).from_pretrained(
+            None, config=config, state_dict=read.state_dict(), dtype=torch.float32, output_loading_info=True
+        )
+    check_report(report, plain, name)
+    plain.name_or_path = plain.config.name_or_path = folder
+    return plain, tokenizer
