@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from pdtrim_core.api.cost_model import CostModel
@@ -18,6 +19,7 @@ from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.pipeline.beyond_dense import remark
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
@@ -75,6 +77,7 @@ class Bench:
         self._held_out = self._ledger("held-out", held_out) if held_out else None
         self._fresh = self._ledger("fresh" if module_set.trained else "untrained fresh", fresh) if fresh else None
         self._seconds_each = 0.0
+        self._remarked: set[tuple[str, Plan]] = set()
 
     @cached_property
     def _prefix_cache(self) -> PrefixCache:
@@ -121,6 +124,11 @@ class Bench:
         if not settings.evaluation.early_stop:
             return None
         return 0.0 if settings.search.exact or self._context.recipe.pruner is not None else settings.search.error
+
+    @property
+    def ledgers(self) -> dict[str, Ledger]:
+        """The ledgers, by what their items are called."""
+        return {"calibration items": self.ledger, **({} if self._held_out is None else {"held-out items": self._held_out})}
 
     def dense(self) -> Score:
         """Measure the dense model, and with it how long a measurement takes."""
@@ -173,7 +181,9 @@ class Bench:
         best, _ = drive(requests, self.ledger, label=label, problems=space.problems, note=events.note, told=told)
         if best is None:
             raise PluginError(f"{label} requested no plan")
-        return self._final(best.plan, results, space)
+        found = self._final(best.plan, results, space)
+        self.remark_on_gains({"the search's result": found})
+        return found
 
     def _final(self, best: Plan, results: Mapping[Plan, Score], space: SearchSpace) -> Plan:
         """Return the best of the finalists on fresh items, if it is better than the first removal by more than luck.
@@ -229,6 +239,21 @@ class Bench:
             for name, row in plans.items()
         )
 
+    def remark_on_gains(self, plans: Mapping[str, Plan], over: Bench | None = None) -> None:
+        """Note which plans, by name, seem better than the dense model, on which items that were measured; once of each plan.
+
+        `over` is the bench of the dense model, where this one measures a model that replaced it.
+        """
+        dense = (over or self).ledgers
+        for (name, plan), (items, ledger) in product(plans.items(), self.ledgers.items()):
+            found, before = ledger.known(plan), dense[items].known(Plan())
+            if found is None or before is None or (items, plan) in self._remarked:
+                continue
+            text = remark(name, found, before, items=items, objective=self._context.recipe.objective.name)
+            if text is not None:
+                self._remarked.add((items, plan))
+                self._context.events.note(text)
+
     def gains(self, found: Plan, plan: Plan) -> tuple[Gain, ...]:
         """Return the gain of keeping each single element in prefill, where that was measured."""
         start = Plan.unified(found.decode)
@@ -262,8 +287,14 @@ def open_bench(context: RunContext, inputs: RunInputs, module_set: ModuleSet) ->
 def rows_of(bench: Bench, found: Plan, plan: Plan, replaced: BlockModel | None) -> tuple[Row, ...]:
     """Measure dense, unified and staged; a replaced model is unified, and nothing is staged."""
     if replaced is not None:
-        return *bench.rows({"dense": Plan()}), *bench.of_replaced(replaced).rows({"unified": Plan()})
-    return bench.rows({"dense": Plan(), "unified": Plan.unified(found.decode), "staged": plan})
+        other = bench.of_replaced(replaced)
+        rows = *bench.rows({"dense": Plan()}), *other.rows({"unified": Plan()})
+        other.remark_on_gains({"unified": Plan()}, over=bench)
+        return rows
+    pruned = {"unified": Plan.unified(found.decode), "staged": plan}
+    rows = bench.rows({"dense": Plan(), **pruned})
+    bench.remark_on_gains(pruned)
+    return rows
 
 
 def _step(exchange: Exchange) -> SearchStep:

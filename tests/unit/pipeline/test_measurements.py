@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any, ClassVar
@@ -308,3 +308,55 @@ def test_a_table_has_the_dense_model_decodes_removal_in_both_stages_and_the_plan
     rows = rows_of(bench, DROPS, plan, None)
     assert rows == bench.rows({"dense": Plan(), "unified": DROPS, "staged": plan})
     assert len({row.calibration.mean for row in rows}) == 3
+
+
+def flattered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every removal count as a gain, more of one on every other item."""
+
+    def item_values(_self: Margin, staged: Any, items: Sequence[Any]) -> list[float]:
+        return [len(staged.plan.decode) * (0.1 + 0.01 * (len(item.name) % 2)) - 2.0 for item in items]
+
+    monkeypatch.setattr(Margin, "item_values", item_values)
+
+
+def test_a_plan_that_seems_better_than_the_dense_model_is_remarked_on(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    flattered(monkeypatch)
+    context = begin(calibration={"samples": 12, "held_out": 8})
+    bench, _ = bench_of(context)
+    bench.dense()
+    rows_of(bench, DROPS, DROPS, None)
+    assert [note.partition(" by ")[0] for note in context.events.notes] == ["unified beats the dense model"] * 2
+    assert [items in note for items, note in zip(("calibration", "held-out"), context.events.notes, strict=True)] == [True, True]
+
+
+def test_a_replaced_model_is_held_against_the_dense_one(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = begin(calibration={"samples": 12, "held_out": 0})
+    bench, inputs = bench_of(context)
+    dense, replaced = inputs.model, tiny_llama(seed=7)
+    better = dict(zip((id(dense), id(replaced)), (-2.0, -1.0), strict=True))
+    monkeypatch.setattr(Margin, "item_values", lambda _self, staged, items: [better[id(staged._model)]] * len(items))
+    rows_of(bench, Plan(), Plan(), replaced)
+    (note,) = context.events.notes
+    assert note.startswith("unified beats the dense model by ")
+    rows_of(bench, Plan(), Plan(), dense)
+    assert context.events.notes == [note]
+
+
+def test_what_a_search_finds_better_than_the_dense_model_is_remarked_on(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    flattered(monkeypatch)
+    context = begin(calibration={"samples": 12, "held_out": 0})
+    bench, _ = bench_of(context)
+    bench.dense()
+    found = bench.search(SPACE)
+    (note,) = [note for note in context.events.notes if "dense model" in note]
+    assert note.startswith("the search's result beats the dense model by ")
+    rows_of(bench, found, found, None)
+    assert [note for note in context.events.notes if "dense model" in note] == [note]
+
+
+def test_plans_that_are_worse_or_the_same_are_not_remarked_on(begin: Begin) -> None:
+    context = begin(objective={"use": "kl", "along": "right"}, calibration={"samples": 12, "held_out": 8})
+    bench, _ = bench_of(context)
+    bench.dense()
+    rows_of(bench, DROPS, Plan(), None)
+    assert context.events.notes == []
