@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from generator.components import options_table, toml_value
 from generator.markup import doc, summary, table
 from pdtrim_core.api.kinds import KINDS
-from pdtrim_core.recipe.settings import Evaluation, Prune, Quantile, Settings
+from pdtrim_core.recipe.settings import Evaluation, Prune, Quantile, Search, Settings
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.sweep_file import Entry, SweepFile
@@ -17,7 +17,7 @@ from pdtrim_core.sweeping.table import COLUMNS
 
 def recipe_page() -> str:
     """Return the page of recipe keys."""
-    own = {name: field for name, field in Settings.model_fields.items() if name not in ("prune", "evaluation")}
+    own = {name: field for name, field in Settings.model_fields.items() if name not in ("prune", "search", "evaluation")}
     kinds = [
         [
             f"`{kind}`",
@@ -39,6 +39,9 @@ def recipe_page() -> str:
             options_table(Prune.model_fields),
             f"`merge_threshold` may be a table. {doc(Quantile)}",
             options_table(Quantile.model_fields),
+            "## `[search]`",
+            f"{doc(Search)} [How a search decides](../explanation/searching.md) explains it.",
+            options_table(Search.model_fields),
             "## `[evaluation]`",
             doc(Evaluation),
             options_table(Evaluation.model_fields),

@@ -7,7 +7,7 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Plan, Requests, Searcher, SearchSpace, hookimpl, measure
+from pdtrim_core.api import Requests, Searcher, SearchSpace, hookimpl, measure
 
 
 class Example(Searcher):
@@ -20,11 +20,11 @@ class Example(Searcher):
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
         """Measure the removal that block scores suggest, then neighbours; the best plan that was measured is taken."""
         best = space.first
-        score = yield from measure(Plan.unified(best))
+        score = yield from measure(space.plan_of(best))
         for _ in range(self.tries):
             trial = space.neighbour(best, rng)
             # None where the trial does not reach the best so far: measuring it stops as soon as that is clear.
-            reached = yield from measure(Plan.unified(trial), at_least=score)
+            reached = yield from measure(space.plan_of(trial), at_least=score, than=score)
             if reached is not None:
                 best, score = trial, reached
 
