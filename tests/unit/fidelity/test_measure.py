@@ -81,7 +81,7 @@ def test_answers_in_batches_are_those_of_one_prompt_at_a_time(plan: Plan) -> Non
     model = tiny_llama()
     pair = TwoPhaseModel(model, plan)
     prompts = [prompt_of(item) for item in ITEMS]
-    assert kept.answers(pair, model, prompts, LENGTH) == [pair.generate(prompt, LENGTH) for prompt in prompts]
+    assert kept.answers(pair, prompts, LENGTH) == [pair.generate(prompt, LENGTH) for prompt in prompts]
 
 
 def test_dense_answers_are_kept_for_the_same_weights_prompts_length_and_code(tmp_path: Path) -> None:
