@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.packing import packing_agrees
@@ -16,6 +16,8 @@ from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity import free
 from pdtrim_core.fidelity.dense_answers import answers, dense_answers
 from pdtrim_core.fidelity.forced import along_answers, along_text
+from pdtrim_core.fidelity.inputs import Needle
+from pdtrim_core.fidelity.retrieved import retrieved
 from pdtrim_core.fidelity.statistics import mcnemar, ratio
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
@@ -65,9 +67,13 @@ def measure_all(
     *,
     length: int = ANSWER_TOKENS,
     code: Mapping[str, str],
+    needles: Sequence[Needle] = (),
     fresh: bool = False,
 ) -> list[Found]:
-    """Return what `measure` does of several variants of one dense model, which runs the items once for all of them."""
+    """Return what `measure` does of several variants of one dense model, which runs the items once for all of them.
+
+    `needles` has what each answer must contain, where this is a needle test: then there are figures of that, too.
+    """
     dense = subjects[0].dense or subjects[0].model
     prompts = [item.prompt_of(item.answer) for item in items]
     theirs = dense_answers(dense, prompts, length, code=code, fresh=fresh)
@@ -78,7 +84,8 @@ def measure_all(
         else:
             pair = TwoPhaseModel(subject.model, subject.plan, subject.modules, first_token=subject.first_token)
             ours = answers(pair, prompts, length)
-        found.append(_found(items, compared, theirs, ours, dense))
+        of_subject = _found(items, compared, theirs, ours, dense)
+        found.append(_with_needles(of_subject, needles, theirs, dense) if needles else of_subject)
     return found
 
 
@@ -140,6 +147,14 @@ def _found(
     metrics = {**along_answers(along), **along_text(right), **free.beside(theirs, ours), **flips(items, compared)}
     of_prompts = zip(items, along, ours, strict=True)
     return Found(metrics, tuple(_answer(item, tokens, answer, dense) for item, tokens, answer in of_prompts))
+
+
+def _with_needles(found: Found, needles: Sequence[Needle], theirs: Sequence[Sequence[int]], dense: BlockModel) -> Found:
+    """Return the figures with those of needles in front; whether an answer has its needle is a value of it."""
+    has = [needle.text in answer.answer for needle, answer in zip(needles, found.answers, strict=True)]
+    dense_has = [needle.text in dense.tokenizer.decode(list(one)) for needle, one in zip(needles, theirs, strict=True)]
+    answers = [replace(one, values={**one.values, "needle": float(is_in)}) for one, is_in in zip(found.answers, has, strict=True)]
+    return Found({**retrieved(needles, has, dense_has), **found.metrics}, tuple(answers))
 
 
 def flips(items: Sequence[Item], compared: Sequence[Compared]) -> dict[str, Metric]:
