@@ -22,8 +22,7 @@ def tasks_in(data: Path, names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in NAMES:
             raise PdtrimError(
-                f"--fidelity takes no items from '{name}'{did_you_mean(name, NAMES)} Items with a right continuation are those of "
-                f"{', '.join(NAMES)}"
+                f"--fidelity takes no items from '{name}'{did_you_mean(name, NAMES)} Right continuations have {', '.join(NAMES)}"
             )
         data_files.test_file(data, name)
     found = list(dict.fromkeys(names)) or [name for name in NAMES if _has(data, name)]

@@ -50,6 +50,11 @@ class ItemAnswer:
     logprobs: tuple[float, ...] = ()
     target: int | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.answer, str):
+            # A model may generate what no file that we read holds.
+            object.__setattr__(self, "answer", self.answer.replace("\0", "\ufffd"))
+
 
 @dataclass(frozen=True)
 class TaskResult:
