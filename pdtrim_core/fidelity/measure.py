@@ -24,8 +24,8 @@ from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.results.task_results import ItemAnswer, Metric
 
 ANSWER_TOKENS = 64
-PACKING_TRIALS = 4
-"""Items on which it is tried whether their choices may share a row."""
+TRIALS, TRIAL_TOKENS = 4, 16
+"""Items on which it is tried whether choices may share a row, and tokens of their prompts: that is a matter of the family."""
 HELD_BYTES = 2**28
 """Bytes of hidden states that variants share, of one batch at a time."""
 
@@ -105,7 +105,7 @@ def _compared(subjects: Sequence[Subject], items: Sequence[Item], theirs: Sequen
     for numbers in _passes(subjects):
         first = subjects[numbers[0]]
         dense = first.dense or first.model
-        packed = packing_agrees(dense, tuple(flat[:PACKING_TRIALS]), batch_tokens=None)
+        packed = packing_agrees(dense, tuple(map(_shortened, flat[:TRIALS])), batch_tokens=None)
         options = ExecutionOptions(first_token=first.first_token, budget=HELD_BYTES, packed=packed)
         prefix_cache = PrefixCache(first.model, options, dense=first.dense)
         models = [StagedModel(prefix_cache, subjects[number].plan, subjects[number].modules) for number in numbers]
@@ -121,6 +121,11 @@ def _with_answer(item: Item, answer: Sequence[int]) -> tuple[Item, ...]:
     if item.one_prompt:
         return (Item((prompt,), (tuple(answer), *item.choices), 0, (1, *item.choice_bytes), item.name),)
     return Item((prompt,), (tuple(answer),), 0, length, item.name), item
+
+
+def _shortened(item: Item) -> Item:
+    prompts = tuple(prompt[-TRIAL_TOKENS:] for prompt in item.prompts)
+    return replace(item, prompts=prompts, choices=tuple(choice[:TRIAL_TOKENS] for choice in item.choices))
 
 
 def _parted(choices: Sequence[Sequence[ComparedToken]]) -> Compared:

@@ -170,6 +170,7 @@ def test_the_benchmark_of_a_folder_that_is_running_text_is_cut_into_windows(cli:
     assert by_task(done)["fidelity:wikitext"]["items"] == 2
 
 
+@pytest.mark.usefixtures("data")
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -195,9 +196,8 @@ def test_the_benchmark_of_a_folder_that_is_running_text_is_cut_into_windows(cli:
     ],
 )
 def test_options_that_cannot_be_carried_out_are_refused_in_one_line(
-    words: tuple[object, ...], told: str, cli: Cli, run: Path, data: Path, tmp_path: Path
+    words: tuple[object, ...], told: str, cli: Cli, run: Path, tmp_path: Path
 ) -> None:
-    del data
     (tmp_path / "nothing").mkdir()
     (tmp_path / "fox.txt").write_text(TEXT)
     (tmp_path / "empty.txt").write_text("")

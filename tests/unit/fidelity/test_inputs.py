@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_windows_of_a_text_are_its_tokens_in_order_without_a_gap(share: float, p
 def test_fewer_windows_are_spread_over_the_text() -> None:
     found = text_inputs(prose(200), "prose.txt", ByteTokenizer(), share=0.5, count=4)
     starts = [int(item.name.partition(":")[2]) for item in found.items]
-    gaps = {b - a for a, b in zip(starts, starts[1:], strict=False)}
+    gaps = {b - a for a, b in pairwise(starts)}
     assert len(starts) == 4
     assert max(gaps) - min(gaps) <= WINDOW_TOKENS
 
