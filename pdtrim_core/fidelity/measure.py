@@ -75,6 +75,7 @@ def measure_all(
     `needles` has what each answer must contain, where this is a needle test: then there are figures of that, too.
     """
     dense = subjects[0].dense or subjects[0].model
+    assert all((subject.dense or subject.model) is dense for subject in subjects)
     prompts = [item.prompt_of(item.answer) for item in items]
     theirs = dense_answers(dense, prompts, length, code=code, fresh=fresh)
     found = []
