@@ -23,8 +23,8 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
 
 READ_TOGETHER, READ_AHEAD, REPEATED = 64, 15, 4
-"""Tokens that a processor reads in little more time than one; tokens that are read ahead at most; tokens at the end of a text that
-must stand in it before, for what followed them there to be read ahead."""
+"""Tokens that a processor reads in little more time than one; tokens that are read ahead at most; tokens at the end of a text
+that must stand in it before, for what followed them there to be read ahead."""
 
 
 class TwoPhaseModel:

@@ -24,8 +24,8 @@ from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.results.task_results import ItemAnswer, Metric
 
 ANSWER_TOKENS = 64
-TRIALS, TRIAL_TOKENS = 4, 16
-"""Items on which it is tried whether choices may share a row, and tokens of their prompts: that is a matter of the family."""
+TRIALS, TRIAL_TOKENS = 2, 8
+"""Items on which it is tried whether choices may share a row, and tokens of their prompts and choices: that is a matter of the family."""
 HELD_BYTES = 2**28
 """Bytes of hidden states that variants share, of one batch at a time."""
 
