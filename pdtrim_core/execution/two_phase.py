@@ -22,10 +22,6 @@ from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
 
-READ_TOGETHER, READ_AHEAD, REPEATED = 64, 15, 4
-"""Tokens that a processor reads in little more time than one; tokens that are read ahead at most; tokens at the end of a text
-that must stand in it before, for what followed them there to be read ahead."""
-
 
 class TwoPhaseModel:
     """A model under a plan that generates in two phases, with a real hand-over of K/V.
@@ -74,8 +70,7 @@ class TwoPhaseModel:
     def greedy_batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Return the greedy continuations of prompts that run together, as `generate` returns that of one.
 
-        A text that has ended is run no further. Where few texts are left and repeat themselves, what they repeat is read ahead,
-        and as much of it is taken as the model would have made token by token.
+        A text that has ended is run no further.
         """
         for prompt in prompts:
             self._model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
@@ -83,45 +78,21 @@ class TwoPhaseModel:
         ids_BT, mask_BT = _left_padded(prompts, self._model.device)
         running = list(range(len(prompts)))
         with torch.inference_mode(), self._decoding_batch(ids_BT, mask_BT) as (cache, behind_BV):
-            likeliest = behind_BV.float().argmax(dim=-1)[:, None].tolist()
-            drafts = [list[int]() for _ in prompts]
-            while True:
-                taken = []
-                for number, draft, tokens in zip(running, drafts, likeliest, strict=True):
-                    new = _agreed(draft, tokens)
-                    taken.append(len(new))
-                    for token in new:
-                        if len(made[number]) < max_new_tokens and (not made[number] or made[number][-1] not in stops):
-                            made[number].append(token)
-                # What was read ahead and not taken stays in the cache, where nobody looks at it.
-                for row, (draft, count) in enumerate(zip(drafts, taken, strict=True)):
-                    if count <= len(draft):
-                        mask_BT[row, mask_BT.shape[1] - len(draft) + count - 1 :] = 0
-                stay = [
-                    row
-                    for row, number in enumerate(running)
-                    if made[number][-1] not in stops and len(made[number]) < max_new_tokens
-                ]
-                if not stay:
-                    return made
+            logits_BV = behind_BV
+            for count in range(1, max_new_tokens + 1):
+                tokens_B = logits_BV.float().argmax(dim=-1)
+                for number, token in zip(running, tokens_B.tolist(), strict=True):
+                    made[number].append(token)
+                stay = [row for row, number in enumerate(running) if made[number][-1] not in stops]
+                if count == max_new_tokens or not stay:
+                    break
                 if len(stay) < len(running):
-                    rows = torch.tensor(stay, device=mask_BT.device)
+                    rows = torch.tensor(stay, device=tokens_B.device)
                     cache.batch_select_indices(rows)
-                    mask_BT, running = mask_BT[rows], [running[row] for row in stay]
-                drafts = self._drafts([made[number] for number in running], max_new_tokens)
-                next_BT = torch.tensor([[made[number][-1], *draft] for number, draft in zip(running, drafts, strict=True)])
-                mask_BT = torch.cat([mask_BT, mask_BT.new_ones(next_BT.shape)], dim=1)
-                read_BTV = self._read(next_BT.to(mask_BT.device), mask_BT, cache, behind=next_BT.shape[1])
-                likeliest = read_BTV.float().argmax(dim=-1).tolist()
-
-    def _drafts(self, texts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-        """Return for each text tokens that may follow it, as many for all; none where reading ahead does not pay."""
-        room = min(READ_TOGETHER // len(texts) - 1, READ_AHEAD, most - max(map(len, texts)) - 1)
-        # Columns that nobody looks at count where a window of attention is counted in columns.
-        if room < 1 or getattr(self._model.config, "sliding_window", None) or self._model.device.type != "cpu":
-            return [[] for _ in texts]
-        drafts = [_repeated(text, room) for text in texts]
-        return drafts if all(drafts) else [[] for _ in texts]
+                    tokens_B, mask_BT, running = tokens_B[rows], mask_BT[rows], [running[row] for row in stay]
+                mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(running), 1)], dim=1)
+                logits_BV = self._read(tokens_B[:, None], mask_BT, cache)
+        return made
 
     def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
         """Return prompts with what follows each, `[B, T + new]`; each phase is `transformers`' own `generate`, given `options`.
@@ -174,10 +145,10 @@ class TwoPhaseModel:
         width = ids_BT.shape[1] - again
         if width:
             with as_stage(self._model, self._prefill_steps):
-                logits_BTV = self._read(ids_BT[:, :width], mask_BT[:, :width], cache)
+                logits_BV = self._read(ids_BT[:, :width], mask_BT[:, :width], cache)
             cache = self._hand_over(cache)
         with as_stage(self._model, self._decode_steps):
-            yield cache, (self._read(ids_BT[:, width:], mask_BT, cache) if again else logits_BTV)[:, -1]
+            yield cache, self._read(ids_BT[:, width:], mask_BT, cache) if again else logits_BV
 
     def _recomputed(self, recompute: int | None) -> int:
         least = 1 if self.first_token == "decode" else 0
@@ -209,8 +180,8 @@ class TwoPhaseModel:
                 self._read(ids_BT[:, :-1], mask_BT[:, :-1], cache)
         return ids_BT, self._hand_over(cache)
 
-    def _read(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any, *, behind: int = 1) -> Tensor:
-        """Run padded texts on top of a cache, and return the logits `[B, T, V]` behind the last tokens, so many of them.
+    def _read(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
+        """Run padded texts on top of a cache, and return the logits `[B, V]` behind them.
 
         `mask_BT` covers what is in the cache, too; each text counts its positions from its own first token.
         """
@@ -220,8 +191,8 @@ class TwoPhaseModel:
             positions["position_ids"] = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
         # One position of the head is the least that models compute.
         given = {"input_ids": ids_BT, "attention_mask": mask_BT, "past_key_values": cache, **positions}
-        logits_BTV: Tensor = model(use_cache=True, logits_to_keep=behind, **given).logits[:, -behind:]
-        return logits_BTV
+        logits_BV: Tensor = model(use_cache=True, logits_to_keep=1, **given).logits[:, -1]
+        return logits_BV
 
     def _hand_over(self, cache: Any) -> Any:
         """Return the cache that decode starts from: of prefill's K/V, those of the blocks that decode keeps."""
@@ -244,22 +215,6 @@ def _new_cache() -> Any:
 
     # A cache that knows the config cuts sliding windows and then loses the length; a plain one keeps everything.
     return DynamicCache()
-
-
-def _repeated(text: Sequence[int], count: int) -> list[int]:
-    """Return the tokens that follow a text if it goes on repeating itself; none where its end did not occur in it before."""
-    end = list(text[-REPEATED:])
-    for start in range(len(text) - REPEATED - 1, -1, -1):
-        if list(text[start : start + REPEATED]) == end and len(end) == REPEATED:
-            period = text[start + REPEATED :]
-            return [period[number % len(period)] for number in range(count)]
-    return []
-
-
-def _agreed(draft: Sequence[int], likeliest: Sequence[int]) -> list[int]:
-    """Return the tokens that the model makes: those of the draft as far as they are the likeliest ones, and one behind them."""
-    right = next((number for number, token in enumerate(draft) if token != likeliest[number]), len(draft))
-    return list(likeliest[: right + 1])
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

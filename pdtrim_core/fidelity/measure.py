@@ -25,7 +25,7 @@ from pdtrim_core.results.task_results import ItemAnswer, Metric
 
 ANSWER_TOKENS = 64
 TRIALS, TRIAL_TOKENS = 2, 8
-"""Items on which it is tried whether choices may share a row, and tokens of their prompts and choices: that is a matter of the family."""
+"""Items on which it is tried whether choices may share a row, which is a matter of the family, and tokens of their parts."""
 HELD_BYTES = 2**28
 """Bytes of hidden states that variants share, of one batch at a time."""
 

@@ -161,35 +161,3 @@ def test_a_text_that_has_ended_is_run_no_further_and_the_others_are(first_token:
 def test_a_prompt_of_many_that_is_too_long_is_refused() -> None:
     with pytest.raises(PdtrimError, match="the prompt with what follows it needs 521 positions"):
         TwoPhaseModel(tiny_model("opt"), STAGED).greedy_batch([[1], [2] * 512], NEW)
-
-
-@pytest.mark.parametrize("first_token", FIRST_TOKENS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_texts_that_repeat_themselves_are_those_of_prompts_alone(
-    family: str, first_token: FirstToken, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Anything that occurred before is read ahead, so that much of it is wrong.
-    monkeypatch.setattr("pdtrim_core.execution.two_phase.REPEATED", 1)
-    two_phase = TwoPhaseModel(tiny_model(family), STAGED, first_token=first_token)
-    for prompts in (PROMPTS, PROMPTS[:1]):
-        assert two_phase.greedy_batch(prompts, 60) == [two_phase.generate(prompt, 60) for prompt in prompts]
-
-
-@pytest.mark.parametrize("stop", [2, 20, 41])
-def test_a_text_that_is_read_ahead_ends_at_the_end_of_sequence_token(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdtrim_core.execution.two_phase.REPEATED", 1)
-    model = tiny_llama()
-    two_phase = TwoPhaseModel(model, STAGED)
-    model.model.generation_config.eos_token_id = two_phase.generate(PROMPTS[0], 60)[stop]
-    assert two_phase.greedy_batch(PROMPTS, 60) == [two_phase.generate(prompt, 60) for prompt in PROMPTS]
-
-
-def test_a_loop_takes_fewer_steps_than_it_has_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, steps = tiny_llama(silent=range(6)), []
-    two_phase = TwoPhaseModel(model, Plan())
-    hook = model.blocks[0].register_forward_pre_hook(lambda *_: steps.append(1))
-    whole = two_phase.greedy_batch(PROMPTS[:1], 200)
-    hook.remove()
-    assert whole == [two_phase.generate(PROMPTS[0], 200)]
-    assert len(whole[0]) == 200
-    assert len(steps) < 100
