@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
 
+from pdtrim_core.cli.fidelity_inputs import LEAST_TOKENS, FidelityInputs
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import console, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
@@ -30,9 +31,27 @@ def eval(  # noqa: A001 - a command is named as its function is
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     tasks: Annotated[str, typer.Option(help="Tasks by the harness' names, with commas between them.", show_default=False)] = "",
     fidelity: Annotated[
-        bool, typer.Option("--fidelity", help="Compare with the dense model on the items that the run held out.")
+        bool,
+        typer.Option(
+            "--fidelity",
+            help="Compare with the dense model: on the items that the run held out, or of --data, --text, --prompt-tokens.",
+        ),
     ] = False,
-    answer_tokens: Annotated[int, typer.Option(min=1, max=4096, help="With --fidelity: tokens of an answer at most.")] = 64,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="With --fidelity: tokens of an answer at most (default: 64, of a needle test 24)."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --fidelity: compare along this text, UTF-8, in windows of 128 tokens."),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=LEAST_TOKENS,
+            help="With --fidelity: a needle test on prompts of so many tokens; with --text they are made of that.",
+        ),
+    ] = None,
     variants: Annotated[
         str,
         typer.Option(
@@ -48,7 +67,8 @@ def eval(  # noqa: A001 - a command is named as its function is
         float | None, typer.Option(help="Use only the first items of each task: so many, or below 1 that share.")
     ] = None,
     items: Annotated[
-        int | None, typer.Option(min=1, help="With --data: use so many items of each task, evenly spaced over its file.")
+        int | None,
+        typer.Option(min=1, help="With --data, --text or --prompt-tokens: use so many items of each, evenly spaced."),
     ] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in front of each item (default: the task's).")] = None,
     apply_chat_template: Annotated[
@@ -76,10 +96,18 @@ def eval(  # noqa: A001 - a command is named as its function is
     """Evaluate a run on benchmarks of lm-evaluation-harness, or beside the dense model; print one table."""
     del debug  # main() reads it
     names, wanted = _names(tasks, fidelity=fidelity), _variants(variants)
-    if items is not None and data is None:
-        raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
     if limit is not None and not 0 < limit < math.inf:
         raise PdtrimError(f"--limit: give a number of items, or a share below 1 (got {limit})")
+    asked = FidelityInputs(data if fidelity else None, names, text, prompt_tokens, items, prompt_share, answer_tokens)
+    if fidelity:
+        asked.check()
+        if data is not None:
+            names = []
+            _check_unused({"--limit": limit, "--num-fewshot": num_fewshot, "--apply-chat-template": apply_chat_template or None})
+    else:
+        _check_needed({"--text": text, "--prompt-tokens": prompt_tokens, "--answer-tokens": answer_tokens})
+        if items is not None and data is None:
+            raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
     if names:
         check_installed()
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
@@ -88,7 +116,9 @@ def eval(  # noqa: A001 - a command is named as its function is
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
     if fidelity:
-        results += RunFidelity(loaded, length=answer_tokens, first_token=made_by, say=_tell).results(wanted, fresh=fresh)
+        for inputs in asked.opened(loaded):
+            of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=_tell)
+            results += of_inputs.results(wanted, fresh=fresh)
     if not names:
         _show(run, results, wanted, as_json=as_json)
         return
@@ -108,6 +138,20 @@ def eval(  # noqa: A001 - a command is named as its function is
     )
     results += Evaluation(loaded, options, _tell).results(names, wanted, fresh=fresh)
     _show(run, results, wanted, as_json=as_json)
+
+
+def _check_needed(given: Mapping[str, object]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise PdtrimError(f"{option} belongs to --fidelity: say that, too, or leave it out")
+
+
+def _check_unused(given: Mapping[str, object]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise PdtrimError(
+                f"{option} is for tasks in the harness, and --fidelity --data runs none there: leave it out, or use --items"
+            )
 
 
 def _tell(text: str) -> None:

@@ -115,11 +115,15 @@ class PrefixCache:
     def _layout(self, item: Item) -> RowLayout:
         return self._packed if self._packed.shape(item).width < self._window else self._apart
 
-    def halve_batches(self) -> None:
-        """Forget everything kept and lay items out in batches half as large from now on."""
+    def forget(self) -> None:
+        """Forget all batches and everything kept of them."""
         self._prepared.clear()
         self.of_plans.clear()
         self._spent = 0
+
+    def halve_batches(self) -> None:
+        """Forget everything kept and lay items out in batches half as large from now on."""
+        self.forget()
         self.batch_tokens //= 2
 
     def grant(self, wanted: int, depths: int) -> int:

@@ -81,9 +81,9 @@ class StagedModel:
         found: dict[Item, list[Scored]] = {}
         for group, prepared in self._prefix_cache.batches(items):
             with torch.inference_mode():
-                logprobs, likeliest = self._targets(prepared, greedy=greedy)
+                logprobs, firsts = self._targets(prepared, greedy=greedy)
             of_group = [[Scored(0.0, greedy)] * len(item.choices) for item in group]
-            for (item, choice), logprob, first in zip(prepared.batch.owners, logprobs.tolist(), likeliest.tolist(), strict=True):
+            for (item, choice), logprob, first in zip(prepared.batch.owners, logprobs.tolist(), firsts.tolist(), strict=True):
                 before = of_group[item][choice]
                 of_group[item][choice] = Scored(before.logprob + logprob, before.greedy and first)
             found.update(zip(group, of_group, strict=True))
@@ -95,22 +95,22 @@ class StagedModel:
         The second is only computed with `greedy`.
         """
         batch = prepared.batch
-        hidden_ND = self._hidden(prepared)[batch.at_row, batch.at_column]
+        hidden_ND = self.hidden_at_targets(prepared)
 
         def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
             here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
             at = (batch.target_at[here] - start).to(logits_NV.device)
             targets = batch.targets[here].to(logits_NV.device)
             # log_softmax in float32 is off by about 1e-5 a token, always in the same direction; logsumexp is not.
-            logprobs = logits_NV[at, targets].float() - _normaliser(logits_NV)[at]
-            likeliest = _likeliest(logits_NV, at, targets) if greedy else torch.zeros_like(at, dtype=torch.bool)
-            return here.cpu(), logprobs.cpu(), likeliest.cpu()
+            logprobs = logits_NV[at, targets].float() - normaliser(logits_NV)[at]
+            first = likeliest(logits_NV, at, targets) if greedy else torch.zeros_like(at, dtype=torch.bool)
+            return here.cpu(), logprobs.cpu(), first.cpu()
 
         logprobs = torch.empty(len(batch.targets), dtype=torch.float32)
-        likeliest = torch.zeros(len(batch.targets), dtype=torch.bool)
-        for here, of_these, likeliest_of_these in self._model.map_logits(hidden_ND, scored):
-            logprobs[here], likeliest[here] = of_these, likeliest_of_these
-        return logprobs, likeliest
+        firsts = torch.zeros(len(batch.targets), dtype=torch.bool)
+        for here, of_these, firsts_of_these in self._model.map_logits(hidden_ND, scored):
+            logprobs[here], firsts[here] = of_these, firsts_of_these
+        return logprobs, firsts
 
     def divergences(self, items: Sequence[Item], along: Along = "both") -> list[float]:
         """Return for each item how far this plan is from the dense model, 0 or more.
@@ -144,7 +144,7 @@ class StagedModel:
     def _at_targets(self, prepared: PreparedBatch, function: Beside) -> list[Any]:
         """Return what a function makes of the distributions that each target token of a batch is drawn from; a row a target."""
         batch, dense_ND, dense = prepared.batch, prepared.dense_hidden, self._prefix_cache.of_dense.model
-        hidden_ND = self._hidden(prepared)[batch.at_row, batch.at_column]
+        hidden_ND = self.hidden_at_targets(prepared)
         # Two sets of logits are held, so each has half the positions that one may have.
         step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
         rows: dict[int, Any] = {}
@@ -155,6 +155,10 @@ class StagedModel:
             found = function(dense_NV, _logprobs(self._model, hidden_ND[start : start + step]), at, targets)
             rows.update(zip(here.tolist(), found.tolist(), strict=True))
         return [rows[number] for number in range(len(batch.targets))]
+
+    def hidden_at_targets(self, prepared: PreparedBatch) -> Tensor:
+        """Return the hidden states `[N, D]` behind the last block that counts, where the logits of a batch count."""
+        return self._hidden(prepared)[prepared.batch.at_row, prepared.batch.at_column]
 
     def _hidden(self, prepared: PreparedBatch) -> Tensor:
         """Return the hidden states behind the last block that counts, `[B, T, D]`."""
@@ -214,10 +218,10 @@ class StagedModel:
 def _logprobs(model: BlockModel, hidden_ND: Tensor) -> Tensor:
     """Return the log-probabilities `[N, V]` of all tokens behind a few positions, in float32."""
     (logits_NV,) = model.logits(hidden_ND)
-    return logits_NV.sub_(_normaliser(logits_NV)[:, None])
+    return logits_NV.sub_(normaliser(logits_NV)[:, None])
 
 
-def _normaliser(logits_NV: Tensor) -> Tensor:
+def normaliser(logits_NV: Tensor) -> Tensor:
     """Return the logarithm `[N]` of the sum of exponentials over the vocabulary, in float32.
 
     On a processor it takes a few positions at a time, in one buffer that stays in the cache: the steps and the results of
@@ -235,13 +239,13 @@ def _normaliser(logits_NV: Tensor) -> Tensor:
     return normaliser_N
 
 
-def _likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+def likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Tell for each target whether `argmax` over the vocabulary, at its position, is that token."""
     # A maximum is found many times faster than its index, and most targets are below it.
-    likeliest = logits_NV[at, targets] == logits_NV.amax(dim=-1)[at]
-    close = likeliest.nonzero()[:, 0]
-    likeliest[close] = logits_NV[at[close]].argmax(dim=-1) == targets[close]
-    return likeliest
+    first = logits_NV[at, targets] == logits_NV.amax(dim=-1)[at]
+    close = first.nonzero()[:, 0]
+    first[close] = logits_NV[at[close]].argmax(dim=-1) == targets[close]
+    return first
 
 
 def _divergences(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:

@@ -67,6 +67,33 @@ class TwoPhaseModel:
         with torch.inference_mode(), self._decoding(prompt, None) as (cache, logits_V):
             return torch.stack([logits_V, *(self._forward([token], cache) for token in continuation[:-1])])
 
+    def greedy_batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Return the greedy continuations of prompts that run together, as `generate` returns that of one.
+
+        A text that has ended is run no further.
+        """
+        for prompt in prompts:
+            self._model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
+        stops, made = stop_tokens(self._model), [list[int]() for _ in prompts]
+        ids_BT, mask_BT = _left_padded(prompts, self._model.device)
+        running = list(range(len(prompts)))
+        with torch.inference_mode(), self._decoding_batch(ids_BT, mask_BT) as (cache, behind_BV):
+            logits_BV = behind_BV
+            for count in range(1, max_new_tokens + 1):
+                tokens_B = logits_BV.float().argmax(dim=-1)
+                for number, token in zip(running, tokens_B.tolist(), strict=True):
+                    made[number].append(token)
+                stay = [row for row, number in enumerate(running) if made[number][-1] not in stops]
+                if count == max_new_tokens or not stay:
+                    break
+                if len(stay) < len(running):
+                    rows = torch.tensor(stay, device=tokens_B.device)
+                    cache.batch_select_indices(rows)
+                    tokens_B, mask_BT, running = tokens_B[rows], mask_BT[rows], [running[row] for row in stay]
+                mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(running), 1)], dim=1)
+                logits_BV = self._read(tokens_B[:, None], mask_BT, cache)
+        return made
+
     def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
         """Return prompts with what follows each, `[B, T + new]`; each phase is `transformers`' own `generate`, given `options`.
 
@@ -111,6 +138,18 @@ class TwoPhaseModel:
         with as_stage(self._model, self._decode_steps):
             yield cache, self._forward(prompt[len(prompt) - again :], cache) if again else logits_V
 
+    @contextmanager
+    def _decoding_batch(self, ids_BT: Tensor, mask_BT: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        """Run prefill on padded prompts; inside, the model is decode. Gives decode's cache, and the logits behind each prompt."""
+        cache, again = _new_cache(), self._recomputed(None)
+        width = ids_BT.shape[1] - again
+        if width:
+            with as_stage(self._model, self._prefill_steps):
+                logits_BV = self._read(ids_BT[:, :width], mask_BT[:, :width], cache)
+            cache = self._hand_over(cache)
+        with as_stage(self._model, self._decode_steps):
+            yield cache, self._read(ids_BT[:, width:], mask_BT, cache) if again else logits_BV
+
     def _recomputed(self, recompute: int | None) -> int:
         least = 1 if self.first_token == "decode" else 0
         if recompute is None:
@@ -141,14 +180,19 @@ class TwoPhaseModel:
                 self._read(ids_BT[:, :-1], mask_BT[:, :-1], cache)
         return ids_BT, self._hand_over(cache)
 
-    def _read(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> None:
-        """Run padded prompts into a cache; each counts its positions from its own first token."""
+    def _read(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
+        """Run padded texts on top of a cache, and return the logits `[B, V]` behind them.
+
+        `mask_BT` covers what is in the cache, too; each text counts its positions from its own first token.
+        """
         model = self._model.model
         positions: dict[str, Tensor] = {}
         if "position_ids" in inspect.signature(model.forward).parameters:
-            positions["position_ids"] = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)
-        # The head has nothing to say here; one position of it is the least that models compute.
-        model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions)
+            positions["position_ids"] = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+        # One position of the head is the least that models compute.
+        given = {"input_ids": ids_BT, "attention_mask": mask_BT, "past_key_values": cache, **positions}
+        logits_BV: Tensor = model(use_cache=True, logits_to_keep=1, **given).logits[:, -1]
+        return logits_BV
 
     def _hand_over(self, cache: Any) -> Any:
         """Return the cache that decode starts from: of prefill's K/V, those of the blocks that decode keeps."""
@@ -171,6 +215,14 @@ def _new_cache() -> Any:
 
     # A cache that knows the config cuts sliding windows and then loses the length; a plain one keeps everything.
     return DynamicCache()
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return prompts as ids and mask `[B, T]`, padded on the left."""
+    width = max(map(len, prompts))
+    rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    seen = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(seen, device=device)
 
 
 def stop_tokens(model: BlockModel) -> set[int]:

@@ -6,16 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
-
-from pdtrim_core.execution.two_phase import TwoPhaseModel, stop_tokens
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.files.atomic_files import alone, cache_folder, write_whole
 from pdtrim_core.files.reading import UnreadableError, read_json
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import Plan
 
-BATCH_PROMPTS = 32
-"""Prompts that generate together."""
+BATCH_PROMPTS, BATCH_TOKENS = 64, 8192
+"""Prompts that generate together, and tokens of these with their answers: what bounds the memory of the K/V."""
 Prompts = Sequence[Sequence[int]]
 
 
@@ -32,7 +30,7 @@ def dense_answers(
         known = None if fresh else _known(path, len(prompts))
         if known is not None:
             return known
-        found = answers(TwoPhaseModel(model, Plan()), model, prompts, length)
+        found = answers(TwoPhaseModel(model, Plan()), prompts, length)
         write_whole(path, json.dumps({"sha256": _digest(found), "answers": found}) + "\n")
     return found
 
@@ -55,27 +53,23 @@ def beginnings(
     return found
 
 
-def answers(pair: TwoPhaseModel, model: BlockModel, prompts: Prompts, length: int) -> list[list[int]]:
+def answers(pair: TwoPhaseModel, prompts: Prompts, length: int) -> list[list[int]]:
     """Return a pair's greedy answers to prompts, each up to its end-of-text token, which counts, or to so many tokens."""
     found: dict[int, list[int]] = {}
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    stops = stop_tokens(model)
-    for start in range(0, len(order), BATCH_PROMPTS):
-        group = order[start : start + BATCH_PROMPTS]
-        width = max(len(prompts[number]) for number in group)
-        rows = [[0] * (width - len(prompts[number])) + list(prompts[number]) for number in group]
-        seen = [[0] * (width - len(prompts[number])) + [1] * len(prompts[number]) for number in group]
-        ids_BT, mask_BT = (torch.tensor(values, device=model.device) for values in (rows, seen))
-        # A token that ends a text would end the answer here too, so what fills up behind it may be any.
-        options = {"max_length": width + length, "pad_token_id": min(stops, default=0), "do_sample": False}
-        whole_BT = pair.generate_batch(ids_BT, mask_BT, **options)
-        found.update(zip(group, (_ended(row[width:], stops) for row in whole_BT.tolist()), strict=True))
+    for group in _groups(prompts, length):
+        found.update(zip(group, pair.greedy_batch([prompts[number] for number in group], length), strict=True))
     return [found[number] for number in range(len(prompts))]
 
 
-def _ended(answer: list[int], stops: set[int]) -> list[int]:
-    end = next((number for number, token in enumerate(answer) if token in stops), len(answer) - 1)
-    return answer[: end + 1]
+def _groups(prompts: Prompts, length: int) -> list[list[int]]:
+    """Return the numbers of prompts in groups that generate together, the shortest first."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number])):
+        rows = len(groups[-1]) + 1 if groups else 0
+        if not groups or rows > BATCH_PROMPTS or rows * (len(prompts[number]) + length) > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(number)
+    return groups
 
 
 def _known(path: object, count: int) -> list[list[int]] | None:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pdtrim_core.data.items import Item
+from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.execution.side_by_side import compare
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import ComparedToken, StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity import free
 from pdtrim_core.fidelity.dense_answers import answers, dense_answers
 from pdtrim_core.fidelity.forced import along_answers, along_text
+from pdtrim_core.fidelity.inputs import Needle
+from pdtrim_core.fidelity.retrieved import retrieved
 from pdtrim_core.fidelity.statistics import mcnemar, ratio
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.results.task_results import ItemAnswer, Metric
 
 ANSWER_TOKENS = 64
+TRIALS, TRIAL_TOKENS = 2, 8
+"""Items on which it is tried whether choices may share a row, which is a matter of the family, and tokens of their parts."""
+HELD_BYTES = 2**28
+"""Bytes of hidden states that variants share, of one batch at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +57,123 @@ def measure(
     `length` are the tokens of an answer at most, `code` is what makes the dense model's answers, by name, under which they are
     kept; `fresh` makes them anew.
     """
-    dense = subject.dense or subject.model
+    (found,) = measure_all([subject], items, length=length, code=code, fresh=fresh)
+    return found
+
+
+def measure_all(
+    subjects: Sequence[Subject],
+    items: Sequence[Item],
+    *,
+    length: int = ANSWER_TOKENS,
+    code: Mapping[str, str],
+    needles: Sequence[Needle] = (),
+    fresh: bool = False,
+) -> list[Found]:
+    """Return what `measure` does of several variants of one dense model, which runs the items once for all of them.
+
+    `needles` has what each answer must contain, where this is a needle test: then there are figures of that, too.
+    """
+    dense = subjects[0].dense or subjects[0].model
+    assert all((subject.dense or subject.model) is dense for subject in subjects)
     prompts = [item.prompt_of(item.answer) for item in items]
     theirs = dense_answers(dense, prompts, length, code=code, fresh=fresh)
-    continued = [Item((tuple(p),), (tuple(a),), 0, (1,), item.name) for p, a, item in zip(prompts, theirs, items, strict=True)]
-    staged = StagedModel(_prefix_cache(subject), subject.plan, subject.modules)
-    compared = staged.compared(continued)
-    ours = answers(
-        TwoPhaseModel(subject.model, subject.plan, subject.modules, first_token=subject.first_token),
-        subject.model,
-        prompts,
-        length,
-    )
-    metrics = {**along_answers(compared), **along_text(staged.compared(items)), **free.beside(theirs, ours)}
-    metrics |= flips(staged, StagedModel(_prefix_cache(Subject(dense, Plan())), Plan()), items)
-    of_prompts = zip(items, compared, ours, strict=True)
+    found = []
+    for subject, compared in zip(subjects, _compared(subjects, items, theirs), strict=True):
+        if subject.model is dense and subject.plan == Plan():
+            ours = theirs
+        else:
+            pair = TwoPhaseModel(subject.model, subject.plan, subject.modules, first_token=subject.first_token)
+            ours = answers(pair, prompts, length)
+        of_subject = _found(items, compared, theirs, ours, dense)
+        found.append(_with_needles(of_subject, needles, theirs, dense) if needles else of_subject)
+    return found
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A variant beside the dense model along its answer to an item's prompt, and along each choice of the item."""
+
+    answer: Sequence[ComparedToken]
+    choices: Sequence[Sequence[ComparedToken]]
+
+
+def _compared(subjects: Sequence[Subject], items: Sequence[Item], theirs: Sequence[Sequence[int]]) -> list[list[Compared]]:
+    """Return for each variant how it differs from the dense model on each item; variants that can share a pass do."""
+    asked = [_with_answer(item, answer) for item, answer in zip(items, theirs, strict=True)]
+    flat = list(dict.fromkeys(one for of_item in asked for one in of_item))
+    found: dict[int, list[Compared]] = {}
+    for numbers in _passes(subjects):
+        first = subjects[numbers[0]]
+        dense = first.dense or first.model
+        packed = packing_agrees(dense, tuple(map(_shortened, flat[:TRIALS])), batch_tokens=None)
+        options = ExecutionOptions(first_token=first.first_token, budget=HELD_BYTES, packed=packed)
+        prefix_cache = PrefixCache(first.model, options, dense=first.dense)
+        models = [StagedModel(prefix_cache, subjects[number].plan, subjects[number].modules) for number in numbers]
+        for number, of_flat in zip(numbers, compare(prefix_cache, models, flat), strict=True):
+            by_item = dict(zip(flat, of_flat, strict=True))
+            found[number] = [_parted([choice for one in of_item for choice in by_item[one]]) for of_item in asked]
+    return [found[number] for number in range(len(subjects))]
+
+
+def _with_answer(item: Item, answer: Sequence[int]) -> tuple[Item, ...]:
+    """Return what has the dense answer as its first choice, and all choices of an item behind it."""
+    prompt, length = item.prompt_of(item.answer), (len(answer),)
+    if item.one_prompt:
+        return (Item((prompt,), (tuple(answer), *item.choices), 0, (1, *item.choice_bytes), item.name),)
+    return Item((prompt,), (tuple(answer),), 0, length, item.name), item
+
+
+def _shortened(item: Item) -> Item:
+    prompts = tuple(prompt[-TRIAL_TOKENS:] for prompt in item.prompts)
+    return replace(item, prompts=prompts, choices=tuple(choice[:TRIAL_TOKENS] for choice in item.choices))
+
+
+def _parted(choices: Sequence[Sequence[ComparedToken]]) -> Compared:
+    return Compared(choices[0], choices[1:])
+
+
+def _passes(subjects: Sequence[Subject]) -> list[list[int]]:
+    """Return the numbers of variants in groups that differ in nothing but their plans."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, subject in enumerate(subjects):
+        groups.setdefault((id(subject.model), id(subject.dense), subject.first_token), []).append(number)
+    return list(groups.values())
+
+
+def _found(
+    items: Sequence[Item],
+    compared: Sequence[Compared],
+    theirs: Sequence[Sequence[int]],
+    ours: Sequence[Sequence[int]],
+    dense: BlockModel,
+) -> Found:
+    along = [one.answer for one in compared]
+    right = [one.choices[item.answer] for one, item in zip(compared, items, strict=True)]
+    metrics = {**along_answers(along), **along_text(right), **free.beside(theirs, ours), **flips(items, compared)}
+    of_prompts = zip(items, along, ours, strict=True)
     return Found(metrics, tuple(_answer(item, tokens, answer, dense) for item, tokens, answer in of_prompts))
 
 
-def flips(staged: StagedModel, dense: StagedModel, items: Sequence[Item]) -> dict[str, Metric]:
+def _with_needles(found: Found, needles: Sequence[Needle], theirs: Sequence[Sequence[int]], dense: BlockModel) -> Found:
+    """Return the figures with those of needles in front; whether an answer has its needle is a value of it."""
+    has = [needle.text in answer.answer for needle, answer in zip(needles, found.answers, strict=True)]
+    dense_has = [needle.text in dense.tokenizer.decode(list(one)) for needle, one in zip(needles, theirs, strict=True)]
+    answers = [replace(one, values={**one.values, "needle": float(is_in)}) for one, is_in in zip(found.answers, has, strict=True)]
+    return Found({**retrieved(needles, has, dense_has), **found.metrics}, tuple(answers))
+
+
+def flips(items: Sequence[Item], compared: Sequence[Compared]) -> dict[str, Metric]:
     """Return the shares of items that went from right to wrong and back, and McNemar's p; nothing where there are no choices."""
-    several = [item for item in items if len(item.choices) > 1]
-    if not several:
-        return {}
-    right = [
-        [_choice(sums) == item.answer for item, sums in zip(several, model.loglikelihoods(several), strict=True)]
-        for model in (dense, staged)
+    changed = [
+        tuple(_choice(one, name) == item.answer for name in ("dense_logprob", "logprob"))
+        for item, one in zip(items, compared, strict=True)
+        if len(item.choices) > 1
     ]
-    changed = list(zip(*right, strict=True))
+    if not changed:
+        return {}
     worse, better = ([float(before is was and after is not was) for before, after in changed] for was in (True, False))
-    ones = [1.0] * len(several)
+    ones = [1.0] * len(changed)
     return {
         "right_to_wrong": ratio(worse, ones, higher_is_better=False),
         "wrong_to_right": ratio(better, ones, higher_is_better=True),
@@ -86,8 +181,10 @@ def flips(staged: StagedModel, dense: StagedModel, items: Sequence[Item]) -> dic
     }
 
 
-def _choice(sums: Sequence[float]) -> int:
-    return max(range(len(sums)), key=lambda choice: (sums[choice], -choice))
+def _choice(compared: Compared, name: str) -> int:
+    """Return the number of the likeliest choice, the first of those that are equal."""
+    sums = [math.fsum(getattr(token, name) for token in tokens) for tokens in compared.choices]
+    return sums.index(max(sums))
 
 
 def _answer(item: Item, tokens: Sequence[ComparedToken], answer: Sequence[int], dense: BlockModel) -> ItemAnswer:
@@ -96,7 +193,3 @@ def _answer(item: Item, tokens: Sequence[ComparedToken], answer: Sequence[int], 
         "top1": sum(token.same for token in tokens) / len(tokens),
     }
     return ItemAnswer(item.name, values, dense.tokenizer.decode(list(answer)))
-
-
-def _prefix_cache(subject: Subject) -> PrefixCache:
-    return PrefixCache(subject.model, ExecutionOptions(first_token=subject.first_token, budget=0), dense=subject.dense)

@@ -10,7 +10,8 @@ from typing import Any
 
 from pdtrim_core.data.items import Item, digest_of
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.fidelity.measure import ANSWER_TOKENS, Subject, measure
+from pdtrim_core.fidelity.inputs import TASK, Inputs
+from pdtrim_core.fidelity.measure import ANSWER_TOKENS, Subject, measure_all
 from pdtrim_core.host.sources import changes
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.pipeline.prepare import draw
@@ -19,25 +20,27 @@ from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.results.outcome import versions
 from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
 
-TASK = "fidelity"
-
 
 class RunFidelity:
     """Measures the fidelity of one run's variants.
 
-    `length` are the tokens of an answer at most, `first_token` is the stage that makes the first one, instead of the run's own.
-    `say` is called with what begins, and with what is known.
+    `inputs` are the items, those that the run held out unless others are given. `length` are the tokens of an answer at most,
+    `first_token` is the stage that makes the first one, instead of the run's own. `say` is called with what begins, and with what
+    is known.
     """
 
     def __init__(
         self,
         run: LoadedRun,
         *,
+        inputs: Inputs | None = None,
         length: int = ANSWER_TOKENS,
         first_token: FirstToken | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._run = run
+        self._inputs = inputs
+        self._task = TASK if inputs is None else inputs.task
         self._first_token = first_token
         self._length = length
         self._say = say
@@ -50,17 +53,25 @@ class RunFidelity:
         """
         for variant in variants:
             self._run.plan_of(variant)
-        done: dict[Variant, TaskResult] = {}
+        settings = {variant: self.settings(variant) for variant in variants}
+        found = {variant: None if fresh else self._known(variant, settings[variant]) for variant in settings}
+        same: dict[Variant, Variant] = {}
+        for variant in (variant for variant, known in found.items() if known is None):
+            like = self._run.same_as(variant)
+            other = next((other for other in found if other in like and (found[other] or other in same)), variant)
+            same[variant] = same.get(other, other)
+            alike = same[variant] != variant
+            self._say(f"{self._task}, {variant}: {f'the same as {same[variant]}' if alike else 'running'}")
+        measured = self._measure({variant: settings[variant] for variant, other in same.items() if variant == other})
         for variant in variants:
-            settings = self.settings(variant)
-            found = None if fresh else self._known(variant, settings)
-            if found is None:
-                same = next((done[other] for other in self._run.same_as(variant) if other in done), None)
-                self._say(f"{TASK}, {variant}: {'running' if same is None else f'the same as {same.variant}'}")
-                found = self._measure(variant, settings) if same is None else replace(same, variant=variant, settings=settings)
-                write_result(self._run.path, found)
-            done[variant] = found
-            yield found
+            result = found[variant]
+            if result is None:
+                other = same[variant]
+                of_other = measured.get(other) or found[other]
+                assert of_other is not None
+                result = replace(of_other, variant=variant, settings=settings[variant])
+                write_result(self._run.path, result)
+            yield result
 
     def settings(self, variant: Variant) -> dict[str, Any]:
         """Return all that decides the figures of a variant."""
@@ -72,6 +83,7 @@ class RunFidelity:
             "first_token": first_token,
             "items": digest_of(self._items),
             "answer_tokens": self._length,
+            **({} if self._inputs is None else {"source": dict(self._inputs.source)}),
             CODE: self._code,
         }
 
@@ -82,6 +94,11 @@ class RunFidelity:
     @cached_property
     def _items(self) -> tuple[Item, ...]:
         run = self._run
+        if self._inputs is not None:
+            for item in self._inputs.items:
+                for choice, tokens in enumerate(item.choices):
+                    run.dense.check_tokens(item.prompt_of(choice) + tokens, f"the item '{item.name}' of {self._task}")
+            return self._inputs.items
         held_out = draw(run.recipe, run.host, run.dense).held_out
         if not held_out:
             raise PdtrimError(f"{run.path} holds no items out (calibration.held_out), so all that it has was chosen on")
@@ -89,35 +106,47 @@ class RunFidelity:
 
     def _known(self, variant: Variant, settings: Mapping[str, Any]) -> TaskResult | None:
         try:
-            found = find_result(self._run.path, TASK, variant, settings)
+            found = find_result(self._run.path, self._task, variant, settings)
         except PdtrimError as error:
-            self._say(f"{TASK}, {variant}: measured again: {error}")
+            self._say(f"{self._task}, {variant}: measured again: {error}")
             return None
         if found is not None and found.settings.get(CODE) != settings[CODE]:
-            self._say(f"{TASK}, {variant}: measured again: {'; '.join(changes(found.settings.get(CODE) or {}, settings[CODE]))}")
+            self._say(
+                f"{self._task}, {variant}: measured again: {'; '.join(changes(found.settings.get(CODE) or {}, settings[CODE]))}"
+            )
             return None
         if found is not None:
-            self._say(f"{TASK}, {variant}: known")
+            self._say(f"{self._task}, {variant}: known")
         return found
 
-    def _measure(self, variant: Variant, settings: dict[str, Any]) -> TaskResult:
-        run, started = self._run, time.perf_counter()
-        model = run.model_of(variant)
-        subject = Subject(
+    def _measure(self, wanted: Mapping[Variant, Mapping[str, Any]]) -> dict[Variant, TaskResult]:
+        """Return the results of variants by their settings; the seconds are each one's share."""
+        if not wanted:
+            return {}
+        started, needles = time.perf_counter(), () if self._inputs is None else self._inputs.needles
+        subjects = [self._subject(variant, settings) for variant, settings in wanted.items()]
+        found = measure_all(subjects, self._items, length=self._length, code=self._code, needles=needles)
+        seconds = (time.perf_counter() - started) / len(wanted)
+        return {
+            variant: TaskResult(
+                task=self._task,
+                variant=variant,
+                metrics=of_variant.metrics,
+                main="needle" if needles else "kl",
+                answers=of_variant.answers,
+                settings=wanted[variant],
+                versions=versions(),
+                seconds=round(seconds, 2),
+            )
+            for variant, of_variant in zip(wanted, found, strict=True)
+        }
+
+    def _subject(self, variant: Variant, settings: Mapping[str, Any]) -> Subject:
+        run, model = self._run, self._run.model_of(variant)
+        return Subject(
             model,
             run.plan_of(variant),
             {} if variant == "dense" else run.modules,
             first_token=settings["first_token"] or "decode",
             dense=run.dense if model is not run.dense else None,
-        )
-        found = measure(subject, self._items, length=self._length, code=self._code)
-        return TaskResult(
-            task=TASK,
-            variant=variant,
-            metrics=found.metrics,
-            main="kl",
-            answers=found.answers,
-            settings=settings,
-            versions=versions(),
-            seconds=round(time.perf_counter() - started, 2),
         )

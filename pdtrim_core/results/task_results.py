@@ -50,6 +50,11 @@ class ItemAnswer:
     logprobs: tuple[float, ...] = ()
     target: int | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.answer, str):
+            # A model may generate what no file that we read holds.
+            object.__setattr__(self, "answer", self.answer.replace("\0", "\ufffd"))
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -85,7 +90,8 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 def path_of(run: Path, task: str, variant: Variant, settings: Mapping[str, Any]) -> Path:
     """Return the file of a result."""
-    return run / FOLDER / variant / f"{task}-{key_of(settings)}.json"
+    # Not every file system takes a colon, which the names of some tasks have.
+    return run / FOLDER / variant / f"{task.replace(':', '-')}-{key_of(settings)}.json"
 
 
 def write_result(run: Path, result: TaskResult) -> Path:

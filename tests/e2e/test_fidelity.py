@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -87,3 +88,122 @@ def test_variants_that_run_the_same_plan_are_measured_once(cli: Cli, run: Path) 
     assert done.err.splitlines()[-2:] == ["fidelity, unified: running", "fidelity, decode: the same as unified"]
     one, other = results_in(run)
     assert (one.metrics, one.answers) == (other.metrics, other.answers)
+
+
+# Other prompts and texts
+
+
+TEXT = "The quick brown fox jumps over the lazy dog near a river. " * 12
+PIQA = {"id": "p", "query": "Goal: dry a plate\nAnswer:", "choices": ["use a towel", "use a hammer", "use the rain"], "gold": 0}
+WINOGRANDE = {
+    "id": "w",
+    "contexts": ["The cup fell because the cup", "The cup fell because the shelf"],
+    "continuation": "broke.",
+    "gold": 1,
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name, item in (("piqa", PIQA), ("winogrande", WINOGRANDE)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        lines = [json.dumps({**item, "id": f"{item['id']}{number}"}) for number in range(6)]
+        (tmp_path / "data" / name / "test.jsonl").write_text("\n".join(lines))
+    (tmp_path / "data" / "humaneval").mkdir()
+    return tmp_path / "data"
+
+
+def by_task(done: Any) -> dict[str, dict[str, Any]]:
+    assert done.code == 0, done.err
+    return {result["task"]: result for result in json.loads(done.out)}
+
+
+def test_items_of_benchmarks_are_measured_without_the_harness(
+    cli: Cli, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    words = ("eval", run, "--fidelity", "--data", data, "--answer-tokens", 4, "--json")
+    found = by_task(cli(*words, "--items", 3))
+    assert list(found) == ["fidelity:piqa", "fidelity:winogrande"]
+    assert {result["items"] for result in found.values()} == {3}
+    assert all({"kl", "perplexity", "flips_p"} <= result["metrics"].keys() for result in found.values())
+    assert list(by_task(cli(*words, "--tasks", "winogrande"))) == ["fidelity:winogrande"]
+    assert len(results_in(run)) == 3  # three items of one, all six of the other, are other results
+
+
+def test_a_text_is_compared_along_windows_and_kept_apart_from_the_held_out_items(cli: Cli, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    words = ("eval", run, "--fidelity", "--answer-tokens", 4, "--variants", "dense,staged")
+    text = (*words, "--text", "fox.txt")
+    found = by_task(cli(*text, "--json"))
+    (result,) = found.values()
+    assert (result["task"], result["items"], result["settings"]["source"]["text"]) == ("fidelity:fox.txt", 5, "fox.txt")
+    assert "fidelity:fox.txt, staged: known" in cli(*text).err
+    assert "fidelity:fox.txt, staged: running" in cli(*text, "--prompt-share", 0.25).err
+    (tmp_path / "fox.txt").write_text(TEXT.replace("lazy", "idle"))
+    assert "fidelity:fox.txt, staged: running" in cli(*text).err
+    assert cli(*words).code == 0
+    done = cli("compare", run, "--variants", "dense,staged")
+    assert done.code == 0, done.err
+    assert {"fidelity", "fidelity:fox.txt"} <= set(done.out.split())
+
+
+def test_a_needle_test_has_its_own_figures_beside_those_along_answers(cli: Cli, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    words = ("eval", run, "--fidelity", "--prompt-tokens", 300, "--items", 5, "--answer-tokens", 4, "--variants", "dense,staged")
+    done = cli(*words)
+    assert done.code == 0, done.err
+    names = [line.split()[1] for line in done.out.splitlines() if line.startswith("fidelity:needle-300")]
+    depths = [f"needle_at_{depth}" for depth in (0, 25, 50, 75, 100)]
+    assert names[:8] == ["needle", "needle_p", *depths, "kl"]
+    result = next(result for result in results_in(run) if result.variant == "staged")
+    assert (result.main, len(result.answers)) == ("needle", 5)
+    assert all(answer.values["needle"] in (0.0, 1.0) for answer in result.answers)
+    assert "fidelity:needle-300-fox.txt, staged: running" in cli(*words, "--text", "fox.txt").err
+    assert "fidelity:needle-310, staged: running" in cli(*words, "--prompt-tokens", 310).err
+
+
+def test_the_benchmark_of_a_folder_that_is_running_text_is_cut_into_windows(cli: Cli, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "wikitext2").mkdir(parents=True)
+    (tmp_path / "data" / "wikitext2" / "test.txt").write_text(TEXT)
+    done = cli("eval", run, "--fidelity", "--data", "data", "--items", 2, "--answer-tokens", 2, "--json")
+    assert by_task(done)["fidelity:wikitext"]["items"] == 2
+
+
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--tasks", "piqa", "--text", "fox.txt"), "--text belongs to --fidelity"),
+        (("--tasks", "piqa", "--prompt-tokens", 64), "--prompt-tokens belongs to --fidelity"),
+        (("--tasks", "piqa", "--answer-tokens", 64), "--answer-tokens belongs to --fidelity"),
+        (("--fidelity", "--text", "none.txt"), "--text: none.txt does not exist"),
+        (("--fidelity", "--text", "empty.txt"), "--text: empty.txt is empty"),
+        (("--fidelity", "--text", "binary.txt"), "it takes a text file in UTF-8"),
+        (("--fidelity", "--text", "short.txt"), "short.txt has 9 tokens, and one window of it takes 128"),
+        (("--fidelity", "--text", "short.txt", "--prompt-tokens", 400), "short.txt is too short for a prompt of 400 tokens"),
+        (("--fidelity", "--prompt-tokens", 513), "reads at most 512 tokens"),
+        (("--fidelity", "--items", 3), "--items chooses among the items of --data, --text or --prompt-tokens"),
+        (("--fidelity", "--data", "data", "--text", "fox.txt"), "--data has items of its own"),
+        (("--fidelity", "--data", "data", "--prompt-tokens", 64), "--data has items of its own"),
+        (("--fidelity", "--data", "data", "--tasks", "humaneval"), "--fidelity takes no items from 'humaneval'"),
+        (("--fidelity", "--data", "data", "--tasks", "boolq"), "boolq/test.jsonl does not exist"),
+        (("--fidelity", "--data", "data", "--tasks", "piqq"), "did you mean 'piqa'"),
+        (("--fidelity", "--data", "data", "--limit", 3), "--limit is for tasks in the harness"),
+        (("--fidelity", "--data", "data", "--num-fewshot", 3), "--num-fewshot is for tasks in the harness"),
+        (("--fidelity", "--data", "nowhere"), "nowhere is not a folder"),
+        (("--fidelity", "--data", "nothing"), "nothing has no benchmark for --fidelity"),
+    ],
+)
+def test_options_that_cannot_be_carried_out_are_refused_in_one_line(
+    words: tuple[object, ...], told: str, cli: Cli, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "fox.txt").write_text(TEXT)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("Too short")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    done = cli("eval", run, *words)
+    assert done.code == 1
+    assert told in done.err
+    assert len([line for line in done.err.splitlines() if line.startswith("error")]) == 1

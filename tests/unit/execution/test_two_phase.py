@@ -134,3 +134,30 @@ def test_only_one_token_is_prefill_s_alone() -> None:
     two_phase = TwoPhaseModel(tiny_llama(), STAGED, first_token="prefill")
     made_BT = two_phase.generate_batch(*batch(), max_length=WIDTH + 1, do_sample=False, pad_token_id=PAD)
     assert made_BT[:, WIDTH:].tolist() == [two_phase.generate(prompt, 1) for prompt in PROMPTS]
+
+
+# Many prompts, greedily
+
+
+@pytest.mark.parametrize("first_token", FIRST_TOKENS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_that_generate_together_have_the_texts_of_prompts_alone(family: str, first_token: FirstToken) -> None:
+    two_phase = TwoPhaseModel(tiny_model(family), STAGED, first_token=first_token)
+    assert two_phase.greedy_batch(PROMPTS, NEW) == [two_phase.generate(prompt, NEW) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("first_token", FIRST_TOKENS)
+def test_a_text_that_has_ended_is_run_no_further_and_the_others_are(first_token: FirstToken) -> None:
+    model = tiny_llama()
+    two_phase = TwoPhaseModel(model, STAGED, first_token=first_token)
+    whole = two_phase.greedy_batch(PROMPTS, NEW)
+    for last in (whole[0][0], whole[1][3]):
+        model.model.generation_config.eos_token_id = last
+        ended = two_phase.greedy_batch(PROMPTS, NEW)
+        assert ended == [two_phase.generate(prompt, NEW) for prompt in PROMPTS]
+        assert min(map(len, ended)) < NEW
+
+
+def test_a_prompt_of_many_that_is_too_long_is_refused() -> None:
+    with pytest.raises(PdtrimError, match="the prompt with what follows it needs 521 positions"):
+        TwoPhaseModel(tiny_model("opt"), STAGED).greedy_batch([[1], [2] * 512], NEW)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, Item, KvOnly, Plan, Removal
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity import dense_answers as kept
-from pdtrim_core.fidelity.measure import Subject, measure
+from pdtrim_core.fidelity.measure import Subject, measure, measure_all
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
 
@@ -81,7 +83,7 @@ def test_answers_in_batches_are_those_of_one_prompt_at_a_time(plan: Plan) -> Non
     model = tiny_llama()
     pair = TwoPhaseModel(model, plan)
     prompts = [prompt_of(item) for item in ITEMS]
-    assert kept.answers(pair, model, prompts, LENGTH) == [pair.generate(prompt, LENGTH) for prompt in prompts]
+    assert kept.answers(pair, prompts, LENGTH) == [pair.generate(prompt, LENGTH) for prompt in prompts]
 
 
 def test_dense_answers_are_kept_for_the_same_weights_prompts_length_and_code(tmp_path: Path) -> None:
@@ -121,3 +123,43 @@ def test_every_prompt_has_its_own_figures_and_answer() -> None:
     weights = [len(TwoPhaseModel(model, Plan()).generate(prompt_of(item), LENGTH)) for item in ITEMS]
     mean = sum(weight * answer.values["kl"] for weight, answer in zip(weights, found.answers, strict=True)) / sum(weights)
     assert mean == pytest.approx(found.metrics["kl"].value)
+
+
+def test_several_variants_at_once_have_the_figures_of_each_alone() -> None:
+    model, other = tiny_llama(), tiny_llama(seed=1)
+    subjects = [
+        Subject(model, Plan()),
+        Subject(model, PLAN),
+        Subject(model, PLAN, first_token="prefill"),
+        Subject(other, Plan(), dense=model),
+    ]
+    together = measure_all(subjects, ITEMS, length=LENGTH, code=CODE)
+    for subject, found in zip(subjects, together, strict=True):
+        alone = measure(subject, ITEMS, length=LENGTH, code=CODE)
+        assert found.metrics.keys() == alone.metrics.keys()
+        for name, metric in found.metrics.items():
+            assert metric.value == pytest.approx(alone.metrics[name].value, abs=1e-4), name
+        assert [one.answer for one in found.answers] == [one.answer for one in alone.answers]
+    assert together[1].metrics["kl"] != together[2].metrics["kl"]
+
+
+@pytest.mark.parametrize("subject", [0, 1])
+def test_flips_are_those_of_the_choices_that_each_model_scores_highest(subject: int) -> None:
+    model = tiny_llama()
+    plan = (PLAN, Plan.unified(PLAN.decode))[subject]
+    found = measure(Subject(model, plan), ITEMS, length=LENGTH, code=CODE).metrics
+    sums = [StagedModel(PrefixCache(model), own).loglikelihoods(ITEMS) for own in (Plan(), plan)]
+    several = [number for number, item in enumerate(ITEMS) if len(item.choices) > 1]
+    right = [[of[n].index(max(of[n])) == ITEMS[n].answer for n in several] for of in sums]
+    changed = list(zip(*right, strict=True))
+    assert found["right_to_wrong"].value == pytest.approx(changed.count((True, False)) / len(several))
+    assert found["wrong_to_right"].value == pytest.approx(changed.count((False, True)) / len(several))
+
+
+def test_prompts_and_answers_beyond_what_generates_together_make_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, prompts = TwoPhaseModel(tiny_llama(), PLAN), [prompt_of(item) for item in ITEMS]
+    whole = kept.answers(pair, prompts, LENGTH)
+    for name, value in (("BATCH_PROMPTS", 2), ("BATCH_TOKENS", 40), ("BATCH_TOKENS", 1)):
+        monkeypatch.setattr(kept, name, value)
+        assert kept.answers(pair, prompts, LENGTH) == whole
+    assert kept._groups(prompts, LENGTH) == [[number] for number in sorted(range(len(prompts)), key=lambda n: len(prompts[n]))]

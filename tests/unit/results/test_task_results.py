@@ -54,3 +54,18 @@ def test_another_format_is_named(tmp_path: Path) -> None:
     with pytest.raises(PdtrimError, match="has evaluation format 3, this version reads 2"):
         find_result(tmp_path, "piqa", "staged", SETTINGS)
     assert path == path_of(tmp_path, "piqa", "staged", SETTINGS)
+
+
+def test_an_answer_with_a_character_that_no_file_holds_can_be_read_again(tmp_path: Path) -> None:
+    answer = ItemAnswer("a", {}, "one\0two")
+    write_result(tmp_path, replace(RESULT, answers=(answer,)))
+    (found,) = results_in(tmp_path)
+    assert found.answers == (answer,)
+    assert answer.answer == "one\ufffdtwo"
+
+
+def test_a_task_with_a_colon_has_a_file_that_every_system_can_have(tmp_path: Path) -> None:
+    result = replace(RESULT, task="fidelity:piqa")
+    path = write_result(tmp_path, result)
+    assert ":" not in path.name
+    assert find_result(tmp_path, "fidelity:piqa", result.variant, result.settings) == result

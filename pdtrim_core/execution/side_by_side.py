@@ -1,0 +1,76 @@
+"""Several plans beside the dense model, token by token: each batch is laid out once, and the dense model runs it once for all.
+
+Shape suffixes: N positions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pdtrim_core.data.items import Item
+from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
+from pdtrim_core.execution.staged_model import ComparedToken, StagedModel, likeliest, normaliser
+from pdtrim_core.model.block_model import HEAD_NUMBERS
+
+LOGITS_HELD = 4
+"""Tensors of logits or of what is made of them that are held at once: two of the dense model's, two of a plan's."""
+IN_CACHE = 4
+"""Positions whose distributions a processor's cache holds beside each other."""
+
+ComparedChoices = tuple[tuple[ComparedToken, ...], ...]
+"""For each choice of an item its tokens."""
+
+
+def compare(prefix_cache: PrefixCache, models: Sequence[StagedModel], items: Sequence[Item]) -> list[list[ComparedChoices]]:
+    """Return for each plan, and for each item, how it and the dense model differ at each token of each choice.
+
+    All plans are on the prefix cache. What it keeps of a batch is forgotten behind that batch, so that memory does not grow with
+    the items: plans that begin as the dense model does, or as each other, still share their hidden states.
+    """
+    found: list[dict[Item, ComparedChoices]] = [{} for _ in models]
+    for group in prefix_cache.groups(items):
+        ((_, prepared),) = prefix_cache.batches(group)
+        with torch.inference_mode():
+            of_models = _of_batch(prefix_cache, models, prepared)
+        for of_items, rows in zip(found, of_models, strict=True):
+            choices: list[list[list[ComparedToken]]] = [[[] for _ in item.choices] for item in group]
+            for (item, choice), (divergence, same, *rest) in zip(prepared.batch.owners, rows, strict=True):
+                choices[item][choice].append(ComparedToken(divergence, bool(same), *rest))
+            of_items.update({item: tuple(map(tuple, own)) for item, own in zip(group, choices, strict=True)})
+        prefix_cache.forget()
+    return [[of_items[item] for item in items] for of_items in found]
+
+
+def _of_batch(prefix_cache: PrefixCache, models: Sequence[StagedModel], prepared: PreparedBatch) -> list[list[list[float]]]:
+    """Return for each plan the numbers of a `ComparedToken` at each target of a batch."""
+    batch, dense = prepared.batch, prefix_cache.of_dense.model
+    dense_ND, hidden = prepared.dense_hidden, [model.hidden_at_targets(prepared) for model in models]
+    step = max(1, HEAD_NUMBERS // prefix_cache.model.config.vocab_size // LOGITS_HELD)
+    rows = [torch.empty(len(batch.targets), 5, dtype=torch.float64) for _ in models]
+    for start in range(0, len(dense_ND), step):
+        here = ((batch.target_at >= start) & (batch.target_at < start + step)).nonzero()[:, 0]
+        at, targets = (values[here].to(dense_ND.device) for values in (batch.target_at - start, batch.targets))
+        (dense_NV,) = dense.logits(dense_ND[start : start + step])
+        dense_NV.sub_(normaliser(dense_NV)[:, None])
+        top_N, dense_of_targets = dense_NV.argmax(dim=-1), dense_NV[at, targets]
+        for own, hidden_ND in zip(rows, hidden, strict=True):
+            (plan_NV,) = prefix_cache.model.logits(hidden_ND[start : start + step])
+            plan_NV.sub_(normaliser(plan_NV)[:, None])
+            same_N = likeliest(plan_NV, torch.arange(len(top_N), device=top_N.device), top_N)
+            divergence_N, overlap_N = _distances(dense_NV, plan_NV)
+            numbers = [divergence_N[at], same_N[at], overlap_N[at], plan_NV[at, targets], dense_of_targets]
+            own[here.cpu()] = torch.stack(numbers, dim=1).double().cpu()
+    return [own.tolist() for own in rows]
+
+
+def _distances(dense_NV: Tensor, plan_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return KL(dense || plan) in nats, which rounding does not take below 0, and the overlap of the two, at each position."""
+    size = IN_CACHE if dense_NV.device.type == "cpu" else len(dense_NV)
+    divergences, overlaps = [], []
+    for dense_PV, plan_PV in zip(torch.split(dense_NV, size), torch.split(plan_NV, size), strict=True):
+        overlaps.append(torch.minimum(dense_PV, plan_PV).exp_().sum(dim=-1))
+        divergences.append((dense_PV - plan_PV).mul_(dense_PV.exp()).sum(dim=-1).clamp_(min=0))
+    return torch.cat(divergences), torch.cat(overlaps)
