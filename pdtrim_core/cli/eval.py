@@ -32,7 +32,9 @@ def eval(  # noqa: A001 - a command is named as its function is
     fidelity: Annotated[
         bool, typer.Option("--fidelity", help="Compare with the dense model on the items that the run held out.")
     ] = False,
-    answer_tokens: Annotated[int, typer.Option(min=1, max=4096, help="With --fidelity: tokens of an answer at most.")] = 64,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="With --fidelity: tokens of an answer at most (default: the run's).")
+    ] = None,
     variants: Annotated[
         str,
         typer.Option(

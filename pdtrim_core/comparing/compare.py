@@ -20,7 +20,7 @@ from pdtrim_core.results.run_folder import load_outcome
 from pdtrim_core.results.task_results import TaskResult, Variant, results_in
 
 COMPARISON_FORMAT = 1
-NOT_PRUNING = ("open the model", "evaluate", "write")
+NOT_PRUNING = ("open the model", "evaluate", "fidelity", "write")
 """Steps of a run that are no part of its pruning time."""
 SAME = 1e-6
 """How near the mean over items must be to a metric's value for the metric to be that mean."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from pdtrim_core.data.items import Item, digest_of
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.fidelity.measure import ANSWER_TOKENS, Subject, measure
+from pdtrim_core.fidelity.measure import Subject, measure
 from pdtrim_core.host.sources import changes, engine
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.pipeline.prepare import draw
+from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.results.outcome import versions
 from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
@@ -24,7 +25,8 @@ TASK = "fidelity"
 class RunFidelity:
     """Measures the fidelity of one run's variants.
 
-    `length` are the tokens of an answer at most, `first_token` is the stage that makes the first one, instead of the run's own.
+    `length` are the tokens of an answer at most (the recipe's unless given), `first_token` is the stage that makes the first one,
+    instead of the run's own.
     `say` is called with what begins, and with what is known.
     """
 
@@ -32,13 +34,13 @@ class RunFidelity:
         self,
         run: LoadedRun,
         *,
-        length: int = ANSWER_TOKENS,
+        length: int | None = None,
         first_token: FirstToken | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._run = run
         self._first_token = first_token
-        self._length = length
+        self._length = length or run.recipe.settings.evaluation.answer_tokens
         self._say = say
 
     def results(self, variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
@@ -82,9 +84,12 @@ class RunFidelity:
     @cached_property
     def _items(self) -> tuple[Item, ...]:
         run = self._run
-        held_out = draw(run.recipe, run.host, run.dense).held_out
+        dense, key = run.dense, keys_of(run.recipe).calibration
+        held_out = run.shared.latest("calibration", key, lambda: draw(run.recipe, run.host, dense)).held_out
         if not held_out:
             raise PdtrimError(f"{run.path} holds no items out (calibration.held_out), so all that it has was chosen on")
+        for item in held_out:
+            dense.check_tokens(item.prompt_of(item.answer), f"the answer to '{item.name}'", more=self._length)
         return held_out
 
     def _known(self, variant: Variant, settings: Mapping[str, Any]) -> TaskResult | None:
