@@ -26,7 +26,7 @@ DATA: dict[str, Any] = {
     "prune": {"blocks": 2},
     "calibration": {"samples": 8, "held_out": 4},
     "searcher": "greedy",
-    "evaluation": {"threads": 1},
+    "evaluation": {"threads": 1, "fidelity": False},
 }
 
 
