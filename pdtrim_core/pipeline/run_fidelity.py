@@ -16,10 +16,9 @@ from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.pipeline.prepare import draw
 from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.plan.plan import FirstToken
+from pdtrim_core.results.fidelity import TASK
 from pdtrim_core.results.outcome import versions
 from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
-
-TASK = "fidelity"
 
 
 class RunFidelity:

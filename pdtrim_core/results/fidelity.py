@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from pdtrim_core.results.task_results import Metric
 
+TASK = "fidelity"
+"""The task of the results that these figures are from."""
+
 
 @dataclass(frozen=True)
 class AnswerSample:
