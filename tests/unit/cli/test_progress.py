@@ -80,7 +80,8 @@ def test_nothing_is_said_while_others_speak() -> None:
 
 
 def test_the_bar_moves_with_each_variant_that_is_compared() -> None:
-    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    stream = io.StringIO()
+    screen = Console(file=stream, force_terminal=True, color_system=None, width=100)
     display = LiveDisplay(screen)
     display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
     result = TaskResult("fidelity", "unified", {}, "kl", (), {}, {}, 1.0)
@@ -91,4 +92,4 @@ def test_the_bar_moves_with_each_variant_that_is_compared() -> None:
     assert (task.completed, task.total, task.fields["figures"]) == (1, 3, "unified")
     display.pdtrim_step_finished("fidelity", 1.25)
     display.pdtrim_run_ended()
-    assert "fidelity: 1.2 s" in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "fidelity: 1.2 s" in stream.getvalue()

@@ -156,10 +156,10 @@ def test_how_near_the_variants_are_to_the_dense_model_fits_a_narrow_terminal(tmp
         "dense     0.000 +- 0.000   100.0 +- 0.0   100.0 +- 0.0 (4.0)",
         "unified   0.812 +- 0.090    66.4 +- 1.2    59.4 +- 0.9 (2.3)",
         "staged    0.401 +- 0.045    78.1 +- 1.2    79.9 +- 0.9 (2.9)",
-        "            perplexity   lost/won, % (p)   loops   length",
-        "dense      21.4 +- 1.3    0.0/0.0 (1.00)     0 %     1.00",
-        "unified    57.9 +- 1.3   14.1/4.7 (0.04)    16 %     1.20",
-        "staged     36.2 +- 1.3    7.8/3.1 (0.04)     8 %     1.10",
+        "           perplexity   lost/won, % (p)   loops   length",
+        "dense     21.4 +- 1.3    0.0/0.0 (1.00)     0 %     1.00",
+        "unified   57.9 +- 1.3   14.1/4.7 (0.04)    16 %     1.20",
+        "staged    36.2 +- 1.3    7.8/3.1 (0.04)     8 %     1.10",
         "staged is 0.411 +- 0.050 nats a token nearer to dense than unified",
     ]
     assert max(map(len, lines[:-1])) <= 60
@@ -180,9 +180,9 @@ def test_figures_that_were_not_measured_have_no_column(tmp_path: Path) -> None:
         "          KL, nats",
         "dense        0.500",
         "unified      0.500",
-        "            perplexity",
-        "dense      20.0 +- 1.0",
-        "unified    20.0 +- 1.0",
+        "           perplexity",
+        "dense     20.0 +- 1.0",
+        "unified   20.0 +- 1.0",
         "unified is 0.500 nats a token from dense",
     ]
 

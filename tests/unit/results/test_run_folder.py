@@ -18,7 +18,15 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
-from pdtrim_core.results.run_folder import OWN_FILES, OWN_FOLDERS, load_outcome, load_plan, measured_in, open_run_folder
+from pdtrim_core.results.run_folder import (
+    OWN_FILES,
+    OWN_FOLDERS,
+    changed_keys,
+    load_outcome,
+    load_plan,
+    measured_in,
+    open_run_folder,
+)
 from pdtrim_core.testing.contracts import small_run
 
 RECIPE: dict[str, Any] = {"seed": 0, "out": "here", "searcher": {"use": "annealing", "t0": 15.0}, "report": [{"use": "table"}]}
