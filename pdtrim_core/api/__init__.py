@@ -56,6 +56,7 @@ from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shr
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.results.fidelity import AnswerSample, Fidelity
 from pdtrim_core.results.outcome import Gain, MergeResult, Outcome, SearchStep, Value
 from pdtrim_core.results.record import RunRecord, read_record
 from pdtrim_core.results.task_results import Metric, TaskResult, results_in
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST",
     "Along",
+    "AnswerSample",
     "AtLeast",
     "BestOf",
     "BlockLayout",
@@ -86,6 +88,7 @@ __all__ = [
     "Element",
     "ExportFacts",
     "Exporter",
+    "Fidelity",
     "Gain",
     "HiddenStates",
     "Item",

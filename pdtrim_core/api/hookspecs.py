@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_layout import BlockLayout
     from pdtrim_core.plan.elements import Merge
     from pdtrim_core.results.outcome import Outcome
+    from pdtrim_core.results.task_results import TaskResult
 
 PROJECT = "pdtrim"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -142,6 +143,11 @@ def pdtrim_candidate_measured(candidate: Candidate) -> None:
 @hookspec
 def pdtrim_merge_trained(merge: Merge, trained: float, untrained: float) -> None:
     """A merged block is trained, or was found in the store; errors are mean squared differences of the hidden states."""
+
+
+@hookspec
+def pdtrim_fidelity_measured(result: TaskResult) -> None:
+    """How near a variant is to the dense model is known: measured, or found in the folder of the run."""
 
 
 @hookspec

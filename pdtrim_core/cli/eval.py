@@ -39,7 +39,9 @@ def eval(  # noqa: A001 - a command is named as its function is
     ] = False,
     answer_tokens: Annotated[
         int | None,
-        typer.Option(min=1, max=4096, help="With --fidelity: tokens of an answer at most (default: 64, of a needle test 24)."),
+        typer.Option(
+            min=1, max=4096, help="With --fidelity: tokens of an answer at most (default: the run's, of a needle test 24)."
+        ),
     ] = None,
     text: Annotated[
         Path | None,

@@ -50,12 +50,11 @@ class FidelityInputs:
             assert self._text
 
     @property
-    def length(self) -> int:
-        """Tokens of an answer at most."""
-        from pdtrim_core.fidelity.measure import ANSWER_TOKENS  # noqa: PLC0415 - imports torch
-        from pdtrim_core.fidelity.needle import NEEDLE_ANSWER_TOKENS  # noqa: PLC0415 - the same
+    def length(self) -> int | None:
+        """Tokens of an answer at most; None for the run's own."""
+        from pdtrim_core.fidelity.needle import NEEDLE_ANSWER_TOKENS  # noqa: PLC0415 - imports torch
 
-        return self.answer_tokens or (ANSWER_TOKENS if self.prompt_tokens is None else NEEDLE_ANSWER_TOKENS)
+        return self.answer_tokens or (None if self.prompt_tokens is None else NEEDLE_ANSWER_TOKENS)
 
     @cached_property
     def _text(self) -> str:

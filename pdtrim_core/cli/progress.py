@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pdtrim_core.data.readings import Candidate
     from pdtrim_core.plan.elements import Merge
+    from pdtrim_core.results.task_results import TaskResult
 
 
 def progress_display(stream: TextIO) -> LiveDisplay | LineDisplay:
@@ -180,6 +181,12 @@ class LiveDisplay:
             self._best = candidate.best
             total = "" if self._about is None else f"/{self._about}"
             self._progress.update(self._task, advance=1, figures=f"{self._count}{total}{_best(self._best)}")
+
+    @hookimpl
+    def pdtrim_fidelity_measured(self, result: TaskResult) -> None:
+        """Move the bar, and say which variant it was."""
+        if self._task is not None:
+            self._progress.update(self._task, advance=1, figures=result.variant)
 
     @hookimpl
     def pdtrim_step_finished(self, step: str, seconds: float) -> None:

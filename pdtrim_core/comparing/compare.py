@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -15,12 +15,14 @@ from pdtrim_core.comparing.groups import Column, choose
 from pdtrim_core.comparing.objective_cells import Cell, RowSource, objective_cells
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.errors import PdtrimError, did_you_mean
+from pdtrim_core.fidelity.statistics import ratio
+from pdtrim_core.results.fidelity import TASK
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
 from pdtrim_core.results.task_results import TaskResult, Variant, results_in
 
 COMPARISON_FORMAT = 1
-NOT_PRUNING = ("open the model", "evaluate", "write")
+NOT_PRUNING = ("open the model", "evaluate", "fidelity", "write")
 """Steps of a run that are no part of its pruning time."""
 SAME = 1e-6
 """How near the mean over items must be to a metric's value for the metric to be that mean."""
@@ -66,7 +68,7 @@ class Comparison:
 def compare(
     paths: Sequence[Path], variants: Sequence[Variant] | Mapping[Path, Sequence[Variant]] = ("staged",), tasks: Sequence[str] = ()
 ) -> Comparison:
-    """Compare finished runs by the tasks that they were evaluated on, or else by their own objective.
+    """Compare finished runs by the tasks that they were evaluated on, or else by their own objective and their fidelity.
 
     `variants` are the same for all runs, or given for each.
 
@@ -77,13 +79,16 @@ def compare(
     unknown = [task for task in tasks if task not in known]
     if unknown:
         raise PdtrimError(f"none of these rows has a result of the task '{unknown[0]}'{did_you_mean(unknown[0], known)}")
-    wanted = tasks or sorted(known)
-    if wanted:
-        columns, found = choose({one.name: one.results for one in candidates}, wanted, notes)
-        _check_common(candidates, found)
-        cells = _task_cells(candidates, columns, found, notes)
-    else:
+    columns: tuple[Column, ...] = ()
+    cells: dict[str, dict[str, Cell]] = {one.name: {} for one in candidates}
+    benchmarks = known - {TASK}
+    if not tasks and not benchmarks and (not known or len({one.outcome.objective for one in candidates}) == 1):
         columns, cells = objective_cells(candidates, notes)
+    if tasks or known:
+        of_tasks, found = choose({one.name: one.results for one in candidates}, tasks or sorted(known), notes)
+        _check_common(candidates, {name: found[name] for name in found if tasks or name in benchmarks})
+        of_rows = _task_cells(candidates, of_tasks, found, notes)
+        columns, cells = (*columns, *of_tasks), {name: {**cells[name], **of_rows[name]} for name in cells}
     rows = tuple(_row(one, cells[one.name], columns) for one in candidates)
     return Comparison(candidates[0].outcome.model, columns, rows, _best(rows, columns), tuple(dict.fromkeys(notes)))
 
@@ -135,7 +140,7 @@ def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _check_common(candidates: Sequence[RowSource], found: Mapping[str, Mapping[str, TaskResult]]) -> None:
-    with_results = [one for one in candidates if one.results]
+    with_results = [one for one in candidates if any(result.task in found for _, result in one.results)]
     if len(with_results) > 1 and not any(len(of_task) > 1 for of_task in found.values()):
         having = "; ".join(f"{one.name} has {', '.join(sorted({r.task for _, r in one.results}))}" for one in with_results)
         raise PdtrimError(f"no task was measured on two of these rows with the same settings ({having}): see pdtrim-core eval")
@@ -167,9 +172,9 @@ def _cell(result: TaskResult, base: TaskResult | None, column: Column, notes: li
     there = base.metrics[column.metric]
     own, others = _item_values(result, column.metric), _item_values(base, column.metric)
     difference = plain.value - scale * there.value
-    if own is not None and others is not None and own.keys() == others.keys():
-        gap = scale * standard_error([own[item] - others[item] for item in own])
-        return Cell(plain.value, error, difference, gap, paired=True, items=plain.items)
+    gap = None if own is None or others is None else _paired_error(own, others)
+    if gap is not None:
+        return Cell(plain.value, error, difference, scale * gap, paired=True, items=plain.items)
     reason = "the items are not the same" if own and others else "its value is no mean over items"
     notes.append(f"{column.name}: {reason}, so that errors of differences are not paired")
     known = metric.error is not None and there.error is not None
@@ -177,19 +182,40 @@ def _cell(result: TaskResult, base: TaskResult | None, column: Column, notes: li
     return Cell(plain.value, error, difference, gap_or_none, items=plain.items)
 
 
-def _item_values(result: TaskResult, metric: str) -> dict[str, float] | None:
+class _ItemValue(NamedTuple):
+    """The value of an item, and how much of the mean over items it is: its tokens, where values are means over those."""
+
+    value: float
+    weight: float
+
+
+def _paired_error(own: Mapping[str, _ItemValue], others: Mapping[str, _ItemValue]) -> float | None:
+    """Return the standard error of the difference of two means over the same items; None where they are not the same."""
+    if {item: one.weight for item, one in own.items()} != {item: one.weight for item, one in others.items()}:
+        return None
+    gaps = [own[item].value - others[item].value for item in own]
+    weights = [one.weight for one in own.values()]
+    if len(set(weights)) == 1:
+        return standard_error(gaps)
+    parts = [gap * weight for gap, weight in zip(gaps, weights, strict=True)]
+    return ratio(parts, weights, higher_is_better=True).error
+
+
+def _item_values(result: TaskResult, metric: str) -> dict[str, _ItemValue] | None:
     """Return a metric's values by item, where the metric is their mean; else None."""
     # The same name may come twice in a task of several parts; their order tells them apart.
     times: Counter[str] = Counter()
-    values = {}
+    values: dict[str, _ItemValue] = {}
     for answer in result.answers:
         times[answer.item] += 1
         if metric in answer.values:
-            values[f"{answer.item} {times[answer.item]}"] = answer.values[metric]
-    if not values or len(values) < len(result.answers):
+            weight = answer.values.get("tokens", 1.0) if result.task == TASK else 1.0
+            values[f"{answer.item} {times[answer.item]}"] = _ItemValue(answer.values[metric], weight)
+    total = sum(one.weight for one in values.values())
+    if not total or len(values) < len(result.answers):
         return None
-    value = result.metrics[metric].value
-    return values if abs(sum(values.values()) / len(values) - value) <= SAME * max(1.0, abs(value)) else None
+    value, mean = result.metrics[metric].value, sum(one.value * one.weight for one in values.values()) / total
+    return values if abs(mean - value) <= SAME * max(1.0, abs(value)) else None
 
 
 def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -> ComparedRow:

@@ -11,6 +11,8 @@ from pdtrim_core.results.task_results import Metric
 
 DRAFT = 4
 """Tokens of a draft in speculative decoding."""
+MOST_NATS = 69.0
+"""Loss from which there is no perplexity: a plan that is so wrong is broken, and e to that power is beyond all bounds."""
 Compared = Sequence[Sequence[ComparedToken]]
 """For each prompt the tokens of its continuation."""
 
@@ -35,15 +37,18 @@ def along_answers(compared: Compared) -> dict[str, Metric]:
 
 
 def along_text(compared: Compared) -> dict[str, Metric]:
-    """Return the figures along texts: `text_kl`, KL(dense || plan) in nats a token, and the `perplexity` behind the prompts."""
+    """Return the figures along texts: `text_kl`, KL(dense || plan) in nats a token, and the `perplexity` behind the prompts.
+
+    A plan that is broken has no `perplexity`.
+    """
     counts = [float(len(tokens)) for tokens in compared]
     loss = ratio([-total for total in _sums(compared, "logprob")], counts, higher_is_better=False)
-    perplexity = math.exp(loss.value)
-    error = None if loss.error is None else perplexity * loss.error
-    return {
-        "text_kl": ratio(_sums(compared, "divergence"), counts, higher_is_better=False),
-        "perplexity": Metric(perplexity, error, higher_is_better=False),
-    }
+    found = {"text_kl": ratio(_sums(compared, "divergence"), counts, higher_is_better=False)}
+    if loss.value < MOST_NATS:
+        perplexity = math.exp(loss.value)
+        error = None if loss.error is None else perplexity * loss.error
+        found["perplexity"] = Metric(perplexity, error, higher_is_better=False)
+    return found
 
 
 def _sums(compared: Compared, name: str) -> list[float]:

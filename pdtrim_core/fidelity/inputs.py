@@ -12,9 +12,9 @@ from pdtrim_core.data.items import Item
 from pdtrim_core.data.tokens import opening_of, tokens_of
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.reading import UnreadableError, read_text
+from pdtrim_core.results.fidelity import TASK
 
 T = TypeVar("T")
-TASK = "fidelity"
 ITEMS = 64
 """Items of a benchmark or a text, unless another number is asked for."""
 WINDOW_TOKENS = 128

@@ -22,6 +22,7 @@ from pdtrim_core.fidelity.statistics import mcnemar, ratio
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.results.task_results import ItemAnswer, Metric
+from pdtrim_core.wording import visible
 
 ANSWER_TOKENS = 64
 TRIALS, TRIAL_TOKENS = 2, 8
@@ -43,7 +44,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Found:
-    """The figures of a variant, and for each prompt its own: `kl`, `top1`, and its answer as text."""
+    """The figures of a variant, and for each prompt its own: `kl` and `top1`, means over `tokens`, and its answer as text."""
 
     metrics: Mapping[str, Metric]
     answers: tuple[ItemAnswer, ...]
@@ -191,5 +192,7 @@ def _answer(item: Item, tokens: Sequence[ComparedToken], answer: Sequence[int], 
     values = {
         "kl": math.fsum(token.divergence for token in tokens) / len(tokens),
         "top1": sum(token.same for token in tokens) / len(tokens),
+        "tokens": float(len(tokens)),
     }
-    return ItemAnswer(item.name, values, dense.tokenizer.decode(list(answer)))
+    # A file of results holds no NUL, which a model may well write.
+    return ItemAnswer(item.name, values, visible(dense.tokenizer.decode(list(answer))))

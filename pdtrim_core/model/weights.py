@@ -27,9 +27,13 @@ MODULES, REPLACED = "merges", "replaced"
 
 def save_modules(plan: Plan, modules: Mapping[Merge | Shrink, nn.Module], folder: Path) -> None:
     """Write those modules that a plan needs, each into a file of its own."""
-    for element in _elements(plan):
-        if element in modules:
-            write_module(path_of(element, folder), modules[element])
+    for element, module in modules_of(plan, modules).items():
+        write_module(path_of(element, folder), module)
+
+
+def modules_of(plan: Plan, modules: Mapping[Merge | Shrink, nn.Module]) -> dict[Merge | Shrink, nn.Module]:
+    """Return those of some modules that a plan needs."""
+    return {element: modules[element] for element in _elements(plan) if element in modules}
 
 
 def load_modules(plan: Plan, model: BlockModel, folder: PathLike) -> dict[Merge | Shrink, nn.Module]:

@@ -12,10 +12,19 @@ from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.outcome import Cost, Outcome, Row, peak_memory
 
 
-def assemble_outcome(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan, rows: tuple[Row, ...]) -> Outcome:
+def assemble_outcome(
+    context: RunContext,
+    inputs: RunInputs,
+    found: FoundRemoval,
+    plan: Plan,
+    rows: tuple[Row, ...],
+    *,
+    fidelity: Fidelity | None = None,
+) -> Outcome:
     """Return what a run did: `found` is what decode loses, `plan` what the splitter made of it, `rows` the result table."""
     model, recipe, events = inputs.model, context.recipe, context.events
     return Outcome(
@@ -33,6 +42,7 @@ def assemble_outcome(context: RunContext, inputs: RunInputs, found: FoundRemoval
         costs=costs_of(model, plan, found.modules, found.replaced),
         norms=found.scores.norms,
         search=tuple(events.search),
+        fidelity=fidelity,
         notes=tuple(events.notes),
         seconds=dict(events.seconds),
         peak_memory=peak_memory(),

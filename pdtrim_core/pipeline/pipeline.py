@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome
+from pdtrim_core.pipeline.dense_comparison import compare_with_dense, variants_at_end
 from pdtrim_core.pipeline.export import remarks_on, write_exports
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.measurements import rows_of
@@ -14,6 +15,7 @@ from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
 from pdtrim_core.pipeline.search_removal import search_removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.outcome import Outcome, Row
 
 
@@ -33,7 +35,8 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
         found = find(context, inputs)
         plan = split(context, found)
         rows = evaluate(context, found, plan)
-        outcome = write(context, inputs, found, plan, rows)
+        fidelity = measure_fidelity(context, inputs, found, plan, rows) if recipe.settings.evaluation.fidelity else None
+        outcome = write(context, inputs, found, plan, rows, fidelity=fidelity)
         host.tell("pdtrim_run_finished", outcome=outcome)
         return outcome
 
@@ -58,11 +61,29 @@ def evaluate(context: RunContext, found: FoundRemoval, plan: Plan) -> tuple[Row,
         return rows_of(found.bench, found.plan, plan, found.replaced)
 
 
-def write(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan, rows: tuple[Row, ...]) -> Outcome:
+def measure_fidelity(
+    context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan, rows: tuple[Row, ...]
+) -> Fidelity | None:
+    """Measure how near the variants are to the dense model; None, with a note, where that cannot be."""
+    with context.events.step("fidelity", about=len(variants_at_end(found))):
+        # A result is known by the plan with the files of its modules, so that they must be there.
+        found.save(plan, context.recipe.out)
+        return compare_with_dense(context, inputs, found, assemble_outcome(context, inputs, found, plan, rows))
+
+
+def write(
+    context: RunContext,
+    inputs: RunInputs,
+    found: FoundRemoval,
+    plan: Plan,
+    rows: tuple[Row, ...],
+    *,
+    fidelity: Fidelity | None = None,
+) -> Outcome:
     """Write what the run made into its folder, and let the exporters write; `outcome.json` comes last."""
     recipe = context.recipe
     with context.events.step("write"):
-        outcome = assemble_outcome(context, inputs, found, plan, rows)
+        outcome = assemble_outcome(context, inputs, found, plan, rows, fidelity=fidelity)
         found.save(plan, recipe.out)
         for _ in write_exports(recipe.exporters, context.host, outcome, inputs.model, recipe.out):
             pass

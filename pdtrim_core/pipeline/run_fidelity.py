@@ -10,13 +10,14 @@ from typing import Any
 
 from pdtrim_core.data.items import Item, digest_of
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.fidelity.inputs import TASK, Inputs
-from pdtrim_core.fidelity.measure import ANSWER_TOKENS, Subject, measure_all
+from pdtrim_core.fidelity.inputs import Inputs
+from pdtrim_core.fidelity.measure import Subject, measure_all
 from pdtrim_core.host.sources import changes
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.pipeline.prepare import draw
-from pdtrim_core.pipeline.run_keys import dense_code
+from pdtrim_core.pipeline.run_keys import dense_code, keys_of
 from pdtrim_core.plan.plan import FirstToken
+from pdtrim_core.results.fidelity import TASK
 from pdtrim_core.results.outcome import versions
 from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
 
@@ -24,9 +25,9 @@ from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_res
 class RunFidelity:
     """Measures the fidelity of one run's variants.
 
-    `inputs` are the items, those that the run held out unless others are given. `length` are the tokens of an answer at most,
-    `first_token` is the stage that makes the first one, instead of the run's own. `say` is called with what begins, and with what
-    is known.
+    `inputs` are the items, those that the run held out unless others are given. `length` are the tokens of an answer at most (the
+    recipe's unless given), `first_token` is the stage that makes the first one, instead of the run's own. `say` is called with
+    what begins, and with what is known.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class RunFidelity:
         run: LoadedRun,
         *,
         inputs: Inputs | None = None,
-        length: int = ANSWER_TOKENS,
+        length: int | None = None,
         first_token: FirstToken | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -42,7 +43,7 @@ class RunFidelity:
         self._inputs = inputs
         self._task = TASK if inputs is None else inputs.task
         self._first_token = first_token
-        self._length = length
+        self._length = length or run.recipe.settings.evaluation.answer_tokens
         self._say = say
 
     def results(self, variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
@@ -99,9 +100,12 @@ class RunFidelity:
                 for choice, tokens in enumerate(item.choices):
                     run.dense.check_tokens(item.prompt_of(choice) + tokens, f"the item '{item.name}' of {self._task}")
             return self._inputs.items
-        held_out = draw(run.recipe, run.host, run.dense).held_out
+        dense, key = run.dense, keys_of(run.recipe).calibration
+        held_out = run.shared.latest("calibration", key, lambda: draw(run.recipe, run.host, dense)).held_out
         if not held_out:
             raise PdtrimError(f"{run.path} holds no items out (calibration.held_out), so all that it has was chosen on")
+        for item in held_out:
+            dense.check_tokens(item.prompt_of(item.answer), f"the answer to '{item.name}'", more=self._length)
         return held_out
 
     def _known(self, variant: Variant, settings: Mapping[str, Any]) -> TaskResult | None:

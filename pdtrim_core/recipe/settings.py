@@ -141,6 +141,11 @@ class Evaluation(BaseModel):
         description="compile blocks before they run (torch.compile): faster after half a minute, with other last digits",
     )
 
+    fidelity: bool = Field(
+        default=True, description="at the end, compare dense, unified and staged with the dense model, on the held-out items"
+    )
+    answer_tokens: int = Field(64, gt=0, le=4096, description="tokens of an answer at most in that comparison")
+
     @property
     def truncates_prefill(self) -> bool:
         """Whether prefill computes nothing behind the last K/V that decode reads."""

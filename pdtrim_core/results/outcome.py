@@ -19,6 +19,7 @@ from pdtrim_core.errors import PdtrimError, PlanError
 from pdtrim_core.files.reading import UnreadableError, parse_json
 from pdtrim_core.plan.elements import MOST_BLOCKS
 from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.old_formats import outcome_of_1
 from pdtrim_core.wording import LONGEST_LINE, shortened, shown
 
@@ -158,7 +159,8 @@ class Outcome:
     row `unified` and the costs are those of the replaced model.
 
     `norms` are the mean lengths of the hidden states in front of each block, and behind the last one, over the calibration
-    tokens; empty where no scorer looked at them. `search` has every plan that the searcher requested, in order.
+    tokens; empty where no scorer looked at them. `search` has every plan that the searcher requested, in order. `fidelity` is how
+    near the variants are to the dense model on held-out items, None where the run did not compare them.
     """
 
     model: str
@@ -181,6 +183,7 @@ class Outcome:
     merges: tuple[MergeResult, ...] = ()
     norms: tuple[float, ...] = ()
     search: tuple[SearchStep, ...] = ()
+    fidelity: Fidelity | None = None
     format: int = field(default=OUTCOME_FORMAT)
 
     @cached_property
@@ -275,7 +278,13 @@ def _contradictions(outcome: Outcome) -> Iterator[str]:
 def _wrong_tables(outcome: Outcome) -> Iterator[str]:
     """Yield what is missing or twice in the tables, or has another length than the model has blocks."""
     count = outcome.block_count
-    for key, names in (("rows", [row.name for row in outcome.rows]), ("costs", [cost.name for cost in outcome.costs])):
+    fidelity = outcome.fidelity
+    for key, names in (
+        ("rows", [row.name for row in outcome.rows]),
+        ("costs", [cost.name for cost in outcome.costs]),
+        ("fidelity.variants", [] if fidelity is None else list(fidelity.variants)),
+        ("fidelity.samples", [] if fidelity is None else [sample.item for sample in fidelity.samples]),
+    ):
         if len(set(names)) < len(names):
             yield f"{key}: one is there twice"
         if len(names) > MOST_ROWS:

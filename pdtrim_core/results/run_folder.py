@@ -33,7 +33,7 @@ from pdtrim_core.results.journal import ELSEWHERE, Journal, open_journal, read_j
 from pdtrim_core.results.old_formats import resolved_recipe_of_1
 from pdtrim_core.results.outcome import Outcome
 
-UNCOMPARED = ("out", "plugins", "exporter", "report")
+UNCOMPARED = ("out", "plugins", "exporter", "report", "evaluation.fidelity", "evaluation.answer_tokens")
 """Recipe keys that may differ between a run and its continuation: they change no measurement."""
 OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json", "report.html")
 OWN_FOLDERS = ("merges", "replaced", "evaluations")
@@ -177,8 +177,10 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    for key in {*before, *now} - (set(UNCOMPARED) if not place else set()):
+    for key in {*before, *now}:
         old, new = before.get(key), now.get(key)
+        if f"{place}{key}" in UNCOMPARED:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{place}{key}.")
         elif old != new:

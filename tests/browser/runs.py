@@ -11,7 +11,9 @@ from random import Random
 from typing import Any
 
 from pdtrim_core.api import (
+    AnswerSample,
     Drop,
+    Fidelity,
     KvOnly,
     Merge,
     Metric,
@@ -91,6 +93,55 @@ def outcome(plan: Plan | None, block_count: int, **changes: Any) -> Outcome:
     return replace(made, **changes)
 
 
+def figures(kl: float, top1: float, tau: float, perplexity: float, *, lost: float = 0.0, won: float = 0.0) -> dict[str, Metric]:
+    """Return the figures of a variant beside the dense model; there is no p where nothing was lost or won."""
+    of_dense = not kl
+    return {
+        "kl": Metric(kl, kl / 9, higher_is_better=False),
+        "top1": Metric(top1, 0.0 if of_dense else 0.0123),
+        "acceptance": Metric(1 - kl / 2, 0.0 if of_dense else 0.009),
+        "tau": Metric(tau, 0.0 if of_dense else 0.11),
+        "perplexity": Metric(perplexity, 1.31, higher_is_better=False),
+        "length": Metric(1.0 + kl / 4, 0.04),
+        "loops": Metric(kl / 5, 0.03, higher_is_better=False),
+        "right_to_wrong": Metric(lost, 0.03, higher_is_better=False),
+        "wrong_to_right": Metric(won, 0.02),
+        "flips_p": Metric(1.0 if of_dense else 0.0391),
+    }
+
+
+GROUND = " the Earth's gravity, which pulls every apple that drops toward the ground.<|im_end|>"
+SAMPLES = (
+    AnswerSample(
+        "physics-1",
+        "...as every child knows.\nQuestion: Which force pulls a dropped apple toward the ground?\nAnswer:",
+        {"dense": GROUND, "unified": GROUND.replace("which", "and it"), "staged": GROUND},
+    ),
+    AnswerSample(
+        "code-2",
+        "Write a page that says <b>hello</b> & nothing else:",
+        {"dense": "<script>alert('x')</script>", "unified": "", "staged": "<script>alert('x') " + "again" * 40},
+    ),
+    AnswerSample(
+        "text-3",
+        "Once upon a time",
+        {"dense": " there was a king. " * 12, "unified": " there was" + " a king" * 40, "staged": " there was a king."},
+    ),
+)
+
+
+def fidelity(*, staged: bool = True) -> Fidelity:
+    """Return how near the variants of a run could be to the dense model."""
+    variants = {
+        "dense": figures(0.0, 1.0, 4.0, 21.4),
+        "unified": figures(0.8123, 0.664, 2.31, 57.9, lost=0.1406, won=0.0469),
+        "staged": figures(0.4011, 0.781, 2.87, 36.2, lost=0.0781, won=0.0313),
+    }
+    names = list(variants)[: 3 if staged else 2]
+    samples = tuple(replace(one, answers={name: one.answers[name] for name in names}) for one in SAMPLES)
+    return Fidelity(64, 64, {name: variants[name] for name in names}, Metric(0.4112, 0.0503) if staged else None, samples)
+
+
 def walked(count: int = 37) -> tuple[SearchStep, ...]:
     """Return the steps of a walk that cools down."""
     rng, current = Random(1), 48.0
@@ -110,7 +161,7 @@ def walked(count: int = 37) -> tuple[SearchStep, ...]:
 def big() -> Outcome:
     """80 blocks, of which 17 are removed; prefill keeps three of them."""
     gone = [Drop(block) for block in range(40, 74, 2)]
-    return outcome(Plan(Removal(gone[3:]), Removal(gone)).truncated_prefill(80), 80)
+    return outcome(Plan(Removal(gone[3:]), Removal(gone)).truncated_prefill(80), 80, fidelity=fidelity())
 
 
 def merged() -> Outcome:
@@ -124,7 +175,7 @@ def merged() -> Outcome:
         MergeResult((15, 16), 0.9669, 3.73, 3.64, 3.33, kept=False, chosen=False),
         MergeResult((20, 21), 0.9548, 23.3, 5.24, 20.36, kept=True, chosen=True),
     )
-    return outcome(plan, 30, merges=results)
+    return outcome(plan, 30, merges=results, fidelity=fidelity())
 
 
 def narrowed() -> Outcome:
@@ -146,7 +197,14 @@ def replaced() -> Outcome:
     """A model that was replaced as a whole: no plan, no block diagram."""
     recipe = {key: of for key, of in RECIPE.items() if key not in ("scorer", "searcher", "splitter")}
     nothing: dict[str, Any] = {"block_scores": (), "pair_scores": (), "norms": (), "search": (), "gains": (), "notes": ()}
-    return outcome(None, 30, recipe={**recipe, "pruner": {"use": "slicegpt"}}, sets=Sets((), (), (), None), **nothing)
+    return outcome(
+        None,
+        30,
+        recipe={**recipe, "pruner": {"use": "slicegpt"}},
+        sets=Sets((), (), (), None),
+        fidelity=fidelity(staged=False),
+        **nothing,
+    )
 
 
 def write_run(folder: Path, of: Outcome, *, tasks: bool = False) -> Path:

@@ -26,6 +26,9 @@ held_out = 4
 [prune]
 blocks = 2
 
+[evaluation]
+fidelity = false
+
 [searcher]
 t_min = 5.0
 """

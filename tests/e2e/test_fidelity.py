@@ -14,7 +14,7 @@ from pdtrim_core import load_run, results_in
 from pdtrim_core.pipeline.run_fidelity import RunFidelity
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Cli
+    from tests.e2e.conftest import Cli, Result
 
 pytestmark = pytest.mark.e2e
 VARIANTS = "dense,unified,staged"
@@ -207,3 +207,58 @@ def test_options_that_cannot_be_carried_out_are_refused_in_one_line(
     assert done.code == 1
     assert told in done.err
     assert len([line for line in done.err.splitlines() if line.startswith("error")]) == 1
+
+
+# At the end of a run
+
+
+AT_THE_END = ("--set", "evaluation.fidelity=true", "--set", "evaluation.answer_tokens=6", "--set", "splitter=dense-prefill")
+
+
+@pytest.fixture
+def compared(cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """Return what a run says that compares its variants with the dense model at its end."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cli("run", recipe, "--set", "report=['table', 'html']", "--set", "searcher.t_min=9", *AT_THE_END)
+
+
+def test_a_run_ends_with_how_near_its_variants_are_to_the_dense_model(cli: Cli, compared: Result, tmp_path: Path) -> None:
+    assert compared.code == 0, compared.err
+    lines = compared.out.splitlines()
+    start = lines.index("how near to the dense model, on 4 held-out items:")
+    assert lines[start + 2].split() == ["dense", "0.000", "+-", "0.000", "100.0", "+-", "0.0", "100.0", "+-", "0.0", "(4.0)"]
+    assert [line.split()[0] for line in lines[start + 3 : start + 5]] == ["unified", "staged"]
+    assert re.search(r"^fidelity: \d+\.\d s$", compared.err, re.MULTILINE)
+    found = json.loads((tmp_path / "runs" / "recipe" / "outcome.json").read_text())["fidelity"]
+    assert (found["items"], found["answer_tokens"], list(found["variants"])) == (4, 6, ["dense", "unified", "staged"])
+    assert found["variants"]["dense"]["kl"]["value"] == 0
+    assert found["variants"]["dense"]["top1"]["value"] == 1
+    assert [sorted(sample["answers"]) for sample in found["samples"]] == [["dense", "staged", "unified"]] * 3
+    page = (tmp_path / "runs" / "recipe" / "report.html").read_text(encoding="utf-8")
+    assert "How near to the dense model" in page
+    assert "Held-out prompt 3 of 3" in page
+    assert cli("show", "runs/recipe").out.splitlines()[start : start + 9] == lines[start : start + 9]
+
+
+def test_what_a_run_measured_is_known_to_eval_and_to_compare(cli: Cli, compared: Result) -> None:
+    assert compared.code == 0, compared.err
+    done = cli("eval", "runs/recipe", "--fidelity", "--variants", VARIANTS)
+    assert done.err.splitlines() == [f"fidelity, {variant}: known" for variant in VARIANTS.split(",")]
+    table = cli("compare", "runs/recipe", "--variants", "dense,staged")
+    assert table.code == 0, table.err
+    assert "fidelity" in table.out.splitlines()[0]
+    assert "held out" in table.out.splitlines()[0]
+    assert "not paired" not in table.out
+
+
+def test_runs_of_a_sweep_are_compared_by_it_too(cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = 'set = {"evaluation.fidelity" = true, "evaluation.answer_tokens" = 4, "prune.merges" = false}\n'
+    recipe.with_name("s.toml").write_text(
+        f'sweep = 1\nrecipe = "{recipe.name}"\n{settings}grid = {{"searcher" = ["greedy", "random"]}}\n'
+    )
+    swept = cli("sweep", "s.toml", "--out", "s")
+    assert swept.code == 0, swept.err
+    done = cli("compare", *sorted(path.parent for path in (tmp_path / "s").glob("*/outcome.json")))
+    assert done.code == 0, done.err
+    assert "fidelity" in done.out.splitlines()[0]

@@ -433,6 +433,7 @@ def test_a_pruner_that_replaces_the_model_runs_and_is_shown_without_a_ladder(
     recipe = tmp_path / "slice.toml"
     recipe.write_text(
         f'model = "{tiny_checkpoint}"\npruner = "slicegpt"\nprune = {{blocks = 1}}\ncalibration = {{samples = 8, held_out = 4}}\n'
+        "evaluation = {fidelity = false}\n"
     )
     done = cli("run", recipe, "--out", "r")
     assert done.code == 0

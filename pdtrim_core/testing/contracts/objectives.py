@@ -131,7 +131,7 @@ class ObjectiveContract:
         items = [encode(sample, ByteTokenizer()) for sample in _choices()]
         if not length:
             return items
-        made = answers(TwoPhaseModel(dense, Plan()), dense, [item.prompts[0] for item in items], length)
+        made = answers(TwoPhaseModel(dense, Plan()), [item.prompts[0] for item in items], length)
         return [replace(item, dense_answer=tuple(answer)) for item, answer in zip(items, made, strict=True)]
 
     def _staged(self, right: float | None = None) -> FixedStaged:

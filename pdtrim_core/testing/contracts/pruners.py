@@ -136,7 +136,7 @@ class PrunerContract:
             "prune": {"blocks": 2},
             "calibration": {"use": "mini", "samples": 8, "held_out": 4},
             "objective": "margin",
-            "evaluation": {"threads": 1},
+            "evaluation": {"threads": 1, "fidelity": False},
             **({} if self.component.replaces_model else {"splitter": {"use": "gain", "threshold": 0}}),
         }
         host = tiny_host()

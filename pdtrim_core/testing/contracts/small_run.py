@@ -110,7 +110,7 @@ def _outcome() -> Outcome:
         "searcher": {"use": "random", "tries": 3},
         "splitter": {"use": "gain", "threshold": 0},
         "objective": "margin",
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
     }
     with tempfile.TemporaryDirectory() as folder:
         return pipeline.run(Recipe.from_data(data, where="small.toml", out=Path(folder) / "small", host=host), host)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtrim_core.api import Report, Shrink, draw_diagram
+from pdtrim_core.api import Metric, Report, Shrink, draw_diagram
+from pdtrim_plugins.reports import nearness
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome
 
+Metrics = Mapping[str, Metric]
+
 
 class Table(Report):
-    """Prints the block diagram of both stages, the results next to the dense model's, and the costs.
+    """Prints the block diagram of both stages, the results next to the dense model's, how near to it they are, and the costs.
 
     There is no block diagram where a pruner replaced the whole model.
     """
@@ -26,6 +29,7 @@ class Table(Report):
             _headline(outcome),
             _diagram(outcome),
             _results(outcome),
+            _fidelity(outcome),
             _gains(outcome),
             _merges(outcome),
             _costs(outcome),
@@ -65,6 +69,58 @@ def _results(outcome: Outcome) -> str:
         values = [row.calibration, row.held_out]
         body.append([row.name, *(f"{v.score:.1f} +- {v.error:.1f}" if v else "" for v in values)])
     return columns([header, *body])
+
+
+def _fidelity(outcome: Outcome) -> str:
+    """Return how near the variants are to the dense model, in two tables that are narrow enough for a small terminal."""
+    found = outcome.fidelity
+    if found is None:
+        return ""
+    tables = []
+    for heads in (ALONG_ANSWERS, ON_ITEMS):
+        body = [[variant, *(cell(metrics) for cell in heads.values())] for variant, metrics in found.variants.items()]
+        shown = [column for column in range(len(heads) + 1) if any(row[column] for row in body)]
+        tables.append(columns([[row[column] for column in shown] for row in (["", *heads], *body)]))
+    said = nearness.verdict(found)
+    about = f"how near to the dense model, on {found.items} held-out item{'s' * (found.items != 1)}:"
+    return "\n".join([about, *tables, *([said] if said else [])])
+
+
+def _figure(name: str, digits: int, scale: float = 1) -> Callable[[Metrics], str]:
+    """Return the column of a figure with its standard error; empty where it was not measured."""
+    return lambda metrics: nearness.with_error(metrics[name], digits, scale=scale) if name in metrics else ""
+
+
+def _accepted(metrics: Metrics) -> str:
+    tau = f" ({metrics['tau'].value:.1f})" if "tau" in metrics else ""
+    return f"{_figure('acceptance', 1, 100)(metrics)}{tau}"
+
+
+def _flips(metrics: Metrics) -> str:
+    found = nearness.flips(metrics)
+    return "" if found is None else f"{found[0]:.1f}/{found[1]:.1f} ({found[2]:.2f})"
+
+
+def _loops(metrics: Metrics) -> str:
+    return f"{100 * metrics['loops'].value:.0f} %" if "loops" in metrics else ""
+
+
+def _length(metrics: Metrics) -> str:
+    return f"{metrics['length'].value:.2f}" if "length" in metrics else ""
+
+
+ALONG_ANSWERS: Mapping[str, Callable[[Metrics], str]] = {
+    "KL, nats": _figure("kl", 3),
+    "top-1, %": _figure("top1", 1, 100),
+    "accepted, % (tau)": _accepted,
+}
+ON_ITEMS: Mapping[str, Callable[[Metrics], str]] = {
+    "perplexity": _figure("perplexity", 1),
+    "lost/won, % (p)": _flips,
+    "loops": _loops,
+    "length": _length,
+}
+"""The columns of both tables: the heading, and the cell of a variant."""
 
 
 def _gains(outcome: Outcome) -> str:

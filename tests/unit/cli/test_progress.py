@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.console import Console
+
 from pdtrim_core.cli.heartbeat import Heartbeat
-from pdtrim_core.cli.progress import LineDisplay
+from pdtrim_core.cli.progress import LineDisplay, LiveDisplay
 from pdtrim_core.data.readings import Candidate, Reading
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.results.task_results import TaskResult
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -74,3 +77,19 @@ def test_nothing_is_said_while_others_speak() -> None:
             time.sleep(0.02)
             heartbeat.said()
     assert beats == []
+
+
+def test_the_bar_moves_with_each_variant_that_is_compared() -> None:
+    stream = io.StringIO()
+    screen = Console(file=stream, force_terminal=True, color_system=None, width=100)
+    display = LiveDisplay(screen)
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
+    result = TaskResult("fidelity", "unified", {}, "kl", (), {}, {}, 1.0)
+    display.pdtrim_fidelity_measured(result)  # outside of a step there is no bar
+    display.pdtrim_step_started("fidelity", 3)
+    display.pdtrim_fidelity_measured(result)
+    (task,) = display._progress.tasks
+    assert (task.completed, task.total, task.fields["figures"]) == (1, 3, "unified")
+    display.pdtrim_step_finished("fidelity", 1.25)
+    display.pdtrim_run_ended()
+    assert "fidelity: 1.2 s" in stream.getvalue()

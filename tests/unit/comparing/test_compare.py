@@ -310,3 +310,73 @@ def test_json_has_all_of_it(two: tuple[Path, Path]) -> None:
 
     found = compare(two)
     assert TypeAdapter(Comparison).validate_json(found.to_json()) == found
+
+
+KL, TOKENS = {"staged": (0.5, 0.2, 0.4), "unified": (0.6, 0.5, 0.4), "dense": (0.0, 0.0, 0.0)}, (10, 30, 20)
+
+
+def near(run: Path, variant: Variant, tokens: Sequence[int] = TOKENS, **settings: Any) -> None:
+    """Write the fidelity of a variant, whose divergence is a mean over tokens."""
+    kl = KL[variant]
+    value = sum(one * count for one, count in zip(kl, tokens, strict=True)) / sum(tokens)
+    answers = tuple(
+        ItemAnswer(name, {"kl": one, "tokens": float(count)}) for name, one, count in zip("abc", kl, tokens, strict=True)
+    )
+    metrics = {"kl": Metric(value, 0.1, higher_is_better=False)}
+    write_result(run, TaskResult("fidelity", variant, metrics, "kl", answers, {"plan": run.name, **settings}, {}, 1.0))
+
+
+def test_fidelity_stands_beside_the_runs_own_objective(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / name) for name in ("one", "other")]
+    for run in runs:
+        near(run, "staged")
+        near(run, "unified")
+    found = compare(runs, ["unified", "staged"])
+    assert [column.name for column in found.columns] == ["margin (held out)", "fidelity"]
+    assert found.rows[1].cells["fidelity"].value == pytest.approx(19 / 60)
+    assert found.rows[1].cells.keys() == {"margin (held out)", "fidelity"}
+    assert found.best["fidelity"] == (1, 3)
+
+
+def test_a_difference_of_divergences_is_paired_over_prompts_of_several_tokens(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run")
+    near(run, "unified")
+    near(run, "staged")
+    cell = compare([run], ["unified", "staged"]).rows[1].cells["fidelity"]
+    gaps = [-0.1, -0.3, 0.0]
+    mean = sum(gap * count for gap, count in zip(gaps, TOKENS, strict=True)) / 60
+    squares = sum((count * (gap - mean)) ** 2 for gap, count in zip(gaps, TOKENS, strict=True))
+    assert cell.paired
+    assert cell.difference == pytest.approx(mean)
+    assert cell.difference_error == pytest.approx(math.sqrt(3 / 2 * squares) / 60)
+
+
+def test_prompts_with_other_lengths_are_not_paired(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run")
+    near(run, "unified")
+    near(run, "staged", (20, 20, 20))
+    found = compare([run], ["unified", "staged"])
+    assert not found.rows[1].cells["fidelity"].paired
+    assert "fidelity: the items are not the same, so that errors of differences are not paired" in found.notes
+
+
+def test_fidelity_is_no_benchmark_that_runs_must_have_in_common(two: tuple[Path, Path], tmp_path: Path) -> None:
+    third = folder(tmp_path / "third")
+    near(third, "staged")
+    found = compare([*two, third])
+    assert [column.name for column in found.columns] == ["boolq", "fidelity", "piqa"]
+    for run in two:
+        for file in (run / "evaluations").glob("*/*.json"):
+            if ("boolq" if run == two[0] else "piqa") in file.name:
+                file.unlink()
+        near(run, "staged")
+    with pytest.raises(PdtrimError, match="no task was measured on two of these rows"):
+        compare(two)
+    assert [column.name for column in compare(two, tasks=["fidelity"]).columns] == ["fidelity"]
+
+
+def test_of_other_objectives_fidelity_alone_is_compared(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / name, objective=name) for name in ("margin", "accuracy")]
+    for run in runs:
+        near(run, "staged")
+    assert [column.name for column in compare(runs).columns] == ["fidelity"]

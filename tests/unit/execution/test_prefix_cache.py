@@ -182,7 +182,7 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
         "calibration": {"samples": 8},
         "prune": {"blocks": 2, "merges": False},
         "searcher": {"t0": 5.0, "alpha": 0.6},
-        "evaluation": {"batch_tokens": 256, **evaluation},
+        "evaluation": {"batch_tokens": 256, "fidelity": False, **evaluation},
     }
     outcome = pipeline.run(Recipe.from_data(data, where="recipe.toml", out=folder, host=host), host)
     return outcome.saved_plan, {row.name: row.calibration.score for row in outcome.rows}

@@ -10,10 +10,12 @@ import torch
 
 from pdtrim_core.api import Drop, Item, KvOnly, Plan, Removal
 from pdtrim_core.execution.prefix_cache import PrefixCache
-from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.staged_model import ComparedToken, StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity import dense_answers as kept
+from pdtrim_core.fidelity.forced import along_text
 from pdtrim_core.fidelity.measure import Subject, measure, measure_all
+from pdtrim_core.results.task_results import TaskResult, read_result, write_result
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
 
@@ -123,6 +125,7 @@ def test_every_prompt_has_its_own_figures_and_answer() -> None:
     weights = [len(TwoPhaseModel(model, Plan()).generate(prompt_of(item), LENGTH)) for item in ITEMS]
     mean = sum(weight * answer.values["kl"] for weight, answer in zip(weights, found.answers, strict=True)) / sum(weights)
     assert mean == pytest.approx(found.metrics["kl"].value)
+    assert [answer.values["tokens"] for answer in found.answers] == weights
 
 
 def test_several_variants_at_once_have_the_figures_of_each_alone() -> None:
@@ -163,3 +166,18 @@ def test_prompts_and_answers_beyond_what_generates_together_make_several_batches
         monkeypatch.setattr(kept, name, value)
         assert kept.answers(pair, prompts, LENGTH) == whole
     assert kept._groups(prompts, LENGTH) == [[number] for number in sorted(range(len(prompts)), key=lambda n: len(prompts[n]))]
+
+
+def test_an_answer_can_be_kept_in_a_file_whatever_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    monkeypatch.setattr(type(model.tokenizer), "decode", lambda _self, _tokens: "a\0b\tc\n\x1b[2J")
+    found = measure(Subject(model, PLAN), ITEMS, length=LENGTH, code=CODE)
+    assert {answer.answer for answer in found.answers} == {"a\\x00b\tc\n\\x1b[2J"}
+    result = TaskResult("fidelity", "staged", found.metrics, "kl", found.answers, {}, {}, 1.0)
+    assert read_result(write_result(tmp_path, result)).answers == found.answers
+
+
+@pytest.mark.parametrize("loss", [69.0, 800.0])
+def test_a_plan_that_is_broken_has_no_perplexity(loss: float) -> None:
+    token = ComparedToken(0.5, same=False, overlap=0.1, logprob=-loss, dense_logprob=-1.0)
+    assert set(along_text([[token], [token]])) == {"text_kl"}

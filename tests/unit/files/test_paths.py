@@ -102,7 +102,7 @@ DATA: dict[str, Any] = {
     "prune": {"blocks": 1, "merges": False},
     "calibration": {"use": "mini", "samples": 6, "held_out": 2},
     "searcher": {"use": "random", "tries": 2},
-    "evaluation": {"threads": 1},
+    "evaluation": {"threads": 1, "fidelity": False},
 }
 
 

@@ -20,7 +20,7 @@ def carried_out(checkpoint: Path, out: Path, **keys: object) -> LoadedRun:
         "model": {"path": str(checkpoint), "device": "cpu"},
         "prune": {"blocks": 2},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
         **keys,
     }
     pipeline.run(Recipe.from_data(data, where="run.toml", out=out, host=host), host)

@@ -24,7 +24,7 @@ DATA: dict[str, Any] = {
     "searcher": {"use": "random", "tries": 3},
     "distiller": {"use": "mse", "lr": 1e-2, "tokens": 512, "epochs": 2},
     "objective": "margin",
-    "evaluation": {"threads": 1},
+    "evaluation": {"threads": 1, "fidelity": False},
 }
 
 

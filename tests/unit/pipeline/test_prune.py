@@ -102,7 +102,7 @@ def run(host: PluginHost, out: Path, answer: Callable[[PruneContext], Any], **ch
         "calibration": {"samples": 4, "held_out": 2},
         "splitter": {"use": "gain", "threshold": 0},
         "objective": "margin",
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
     }
     return pipeline.run(Recipe.from_data({**data, **changes}, where="planted.toml", out=out, host=host), host)
 

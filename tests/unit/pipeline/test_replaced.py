@@ -75,7 +75,7 @@ def run(host: PluginHost, out: Path, shared: RunCache | None = None, **changes: 
         "prune": {"blocks": 2},
         "calibration": {"samples": 6, "held_out": 3},
         "objective": "margin",
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
         **changes,
     }
     return pipeline.run(Recipe.from_data(data, where="other.toml", out=out, host=host), host, shared=shared)

@@ -24,7 +24,7 @@ DATA: dict[str, Any] = {
     "calibration": {"samples": 8, "held_out": 4},
     "searcher": {"use": "annealing", "t_min": 5.0},
     "objective": "margin",
-    "evaluation": {"threads": 1},
+    "evaluation": {"threads": 1, "fidelity": False},
 }
 QUICK_MERGES = {"use": "mse", "lr": 1e-2, "tokens": 512}
 

@@ -37,6 +37,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"evaluation": {"threads": 1, "pack_rows": False}}, {"prefix_cache"}),
     ({"evaluation": {"threads": 1, "compile": True}}, {"prefix_cache"}),
     ({"evaluation": {"threads": 1, "truncate_prefill": False, "early_stop": False}}, set()),
+    ({"evaluation": {"threads": 1, "fidelity": False, "answer_tokens": 8}}, set()),
     ({"searcher": "random", "splitter": "unified", "objective": "kl", "prune": {"blocks": 1}, "distiller": "cosine-loss"}, set()),
     ({"exporter": [], "report": []}, set()),
 ]
@@ -63,6 +64,7 @@ MERGES = Plan.unified(Removal([Merge(1, 2)]))
         ({}, {"weights": "other"}, {DROPS, MERGES}),
         ({}, {"data": "other"}, {DROPS, MERGES}),
         ({"evaluation": {"threads": 1, "truncate_prefill": False, "early_stop": False}}, {}, set()),
+        ({"evaluation": {"threads": 1, "fidelity": False, "answer_tokens": 8}}, {}, set()),
         ({"searcher": "random", "splitter": "unified", "prune": {"blocks": 1}, "scorer": "dot"}, {}, set()),
     ],
 )

@@ -122,7 +122,7 @@ def recipe(model: Path, out: Path, *exporters: Any, **keys: Any) -> Recipe:
         "calibration": {"use": "mini", "samples": 6, "held_out": 2},
         "splitter": {"use": "gain", "threshold": 0},
         "exporter": list(exporters),
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
         **({"searcher": {"use": "random", "tries": 2}} if "pruner" not in keys else {}),
         **keys,
     }

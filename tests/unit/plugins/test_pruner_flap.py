@@ -292,6 +292,7 @@ def test_a_run_keeps_the_biases_and_counts_them(family: str, tmp_path: Path) -> 
         "prune": {"blocks": 1},
         "calibration": {"use": "mini", "samples": 4, "held_out": 4},
         "objective": "margin",
+        "evaluation": {"fidelity": False},
     }
     outcome = run(Recipe.from_data(data, where="x", out=tmp_path, host=host), host)
     plan = load_plan(tmp_path).plan

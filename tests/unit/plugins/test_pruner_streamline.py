@@ -145,7 +145,7 @@ def recipe_data(**distiller: Any) -> dict[str, Any]:
         "distiller": {"use": "mse", "tokens": 512, "epochs": 3, "lr": 1e-3, **distiller},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
         "objective": "margin",
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core.api import Drop, KvOnly, Metric, Outcome, PdtrimError, Plan, Removal, SearchStep, read_record
+from pdtrim_core.api import AnswerSample, Drop, KvOnly, Metric, Outcome, PdtrimError, Plan, Removal, SearchStep, read_record
 from pdtrim_core.results.outcome import Gain
 from pdtrim_core.results.task_results import write_result
 from pdtrim_plugins.reports.html import Html
@@ -76,7 +76,7 @@ def said(of: Outcome, path: Path) -> str:
 
 
 def test_a_page_has_every_section(merged: Reader) -> None:
-    expected = "diagram results tasks costs similarity search gains merges notes serve made"
+    expected = "diagram results fidelity tasks costs similarity search gains merges notes serve made"
     assert [name for name in merged.sections if name] == expected.split()
 
 
@@ -94,7 +94,8 @@ def test_identities_are_unique_and_tags_are_closed(merged: Reader) -> None:
 def test_every_picture_has_a_description(merged: Reader) -> None:
     titles = [label.partition(".")[0] for label in merged.pictures]
     assert titles == [
-        "Block diagram", "Results", "Benchmarks", "Costs that are left", "Similarity by depth", "Norms by depth",
+        "Block diagram", "Results", "KL divergence from the dense model", "Agreement with the dense model",
+        "Benchmarks", "Costs that are left", "Similarity by depth", "Norms by depth",
         "The search", "Gain of each element", "Merge losses",
     ]  # fmt: skip
     assert "merged into one: 8, 12 and 20; gone: 25" in merged.pictures[0]
@@ -103,8 +104,33 @@ def test_every_picture_has_a_description(merged: Reader) -> None:
         in merged.pictures[0]
     )
     assert "staged: items searched on 66.4 \N{PLUS-MINUS SIGN} 2.8" in merged.pictures[1]
-    assert "The threshold is 3.00 points." in merged.pictures[7]
-    assert "12+13 from 3.73 to 1.64, a drop 3.33" in merged.pictures[8]
+    assert "unified 0.812 \N{PLUS-MINUS SIGN} 0.090, staged 0.401 \N{PLUS-MINUS SIGN} 0.045" in merged.pictures[2]
+    assert "same likeliest token: dense 100.0" in merged.pictures[3]
+    assert "The threshold is 3.00 points." in merged.pictures[9]
+    assert "12+13 from 3.73 to 1.64, a drop 3.33" in merged.pictures[10]
+
+
+def test_answers_stand_side_by_side_with_the_first_difference_marked(merged: Reader) -> None:
+    near = merged.sections["fidelity"]
+    asked = "Held-out prompt 1 of 3\n...as every child knows.\nQuestion: Which force pulls a dropped apple toward the ground?"
+    assert asked in near
+    assert "unified\ndiffers from word 4 on\nthe Earth's gravity,\nand it pulls every apple" in near
+    assert "staged\nthe same as dense\nthe Earth's gravity, which pulls" in near
+    assert "unified\nends before dense does\nan empty answer" in near
+    assert "staged\ndiffers from word 1 on\n<script>alert('x') againagain" in near
+
+
+def test_only_results_that_the_section_has_are_no_benchmarks(tmp_path: Path) -> None:
+    folder = runs.write_run(tmp_path / "run", runs.big())
+    near = runs.fidelity()
+    write_result(folder, replace(runs.result("fidelity", "staged", Metric(1), "kl"), metrics=near.variants["staged"]))
+    assert "tasks" not in page_of(folder).sections
+    write_result(folder, runs.result("fidelity", "staged", Metric(0.7, 0.1), "kl", answer_tokens=8))
+    assert "fidelity" in page_of(folder).sections["tasks"]
+
+
+def test_a_run_that_did_not_measure_it_has_no_such_section(tmp_path: Path) -> None:
+    assert "fidelity" not in page_of(runs.write_run(tmp_path / "run", runs.joint())).sections
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -126,7 +152,11 @@ def test_colours_and_the_font_are_those_of_the_page(tmp_path: Path) -> None:
 
 def test_what_a_run_says_cannot_become_markup(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script> & $x^2$"
-    outcome = replace(runs.big(), model=evil, notes=(evil,), gains=(Gain("4", 1.0, 0.5, kept_in_prefill=False),), objective=evil)
+    said = AnswerSample(evil, evil, {"dense": evil, "unified": f"{evil} {evil}", evil: "<b>"})
+    near = replace(runs.fidelity(), samples=(said,))
+    outcome = replace(
+        runs.big(), fidelity=near, model=evil, notes=(evil,), gains=(Gain("4", 1.0, 0.5, kept_in_prefill=False),), objective=evil
+    )
     text = Html().page([read_record(tmp_path, outcome)], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert Reader(text).open == []
@@ -137,6 +167,10 @@ def test_tables_have_the_numbers(merged: Reader) -> None:
     assert "decode weight traffic (bytes a token)\n141.00 G\n122.00 G\n\N{MINUS SIGN}13.5 %" in merged.sections["costs"]
     assert "15+16\n0.9669\n3.73\n3.64\n3.33\nno better than a drop" in merged.sections["merges"]
     assert "pdtrim-core serve" in merged.sections["serve"]
+    near = merged.sections["fidelity"]
+    assert "Staged is 0.411 \N{PLUS-MINUS SIGN} 0.050 nats a token nearer to dense than unified. Measured on 64 held-out" in near
+    assert "unified\n0.812 \N{PLUS-MINUS SIGN} 0.090\n66.4 \N{PLUS-MINUS SIGN} 1.2\n59.4" in near
+    assert "57.9 \N{PLUS-MINUS SIGN} 1.3\n14.1\n4.7\n0.04\n16.2 \N{PLUS-MINUS SIGN} 3.0\n1.20" in near
     assert "Linux x86_64, 2 cores" in merged.sections["made"]
     assert 'use = "annealing"' in merged.sections["made"]
 

@@ -6,10 +6,15 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_diagram
+from pdtrim_core.api import Fidelity, Metric
 from pdtrim_core.results.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
+from pdtrim_plugins.reports.nearness import verdict
 from pdtrim_plugins.reports.table import Table, columns
+from tests.browser import runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,3 +140,74 @@ def test_nothing_is_written(tmp_path: Path) -> None:
 
 def test_columns_align_names_left_and_numbers_right() -> None:
     assert columns([["a", "1"], ["long", "100"]]) == "a        1\nlong   100"
+
+
+def near(outcome: Outcome, out: Path) -> list[str]:
+    """Return the lines on how near the variants are to the dense model; none where there are none."""
+    found = [part for part in parts(outcome, out) if part.startswith("how near")]
+    return found[0].splitlines() if found else []
+
+
+def test_how_near_the_variants_are_to_the_dense_model_fits_a_narrow_terminal(tmp_path: Path) -> None:
+    lines = near(outcome_with(fidelity=runs.fidelity()), tmp_path)
+    assert lines == [
+        "how near to the dense model, on 64 held-out items:",
+        "                KL, nats       top-1, %    accepted, % (tau)",
+        "dense     0.000 +- 0.000   100.0 +- 0.0   100.0 +- 0.0 (4.0)",
+        "unified   0.812 +- 0.090    66.4 +- 1.2    59.4 +- 0.9 (2.3)",
+        "staged    0.401 +- 0.045    78.1 +- 1.2    79.9 +- 0.9 (2.9)",
+        "           perplexity   lost/won, % (p)   loops   length",
+        "dense     21.4 +- 1.3    0.0/0.0 (1.00)     0 %     1.00",
+        "unified   57.9 +- 1.3   14.1/4.7 (0.04)    16 %     1.20",
+        "staged    36.2 +- 1.3    7.8/3.1 (0.04)     8 %     1.10",
+        "staged is 0.411 +- 0.050 nats a token nearer to dense than unified",
+    ]
+    assert max(map(len, lines[:-1])) <= 60
+
+
+def test_a_replaced_model_is_told_beside_the_dense_one(tmp_path: Path) -> None:
+    recipe = {**outcome_with().recipe, "pruner": {"use": "slicegpt"}}
+    lines = near(outcome_with(saved_plan=None, recipe=recipe, fidelity=runs.fidelity(staged=False)), tmp_path)
+    assert [line.split()[0] for line in lines[2:4]] == ["dense", "unified"]
+    assert lines[-1] == "unified is 0.812 +- 0.090 nats a token from dense"
+
+
+def test_figures_that_were_not_measured_have_no_column(tmp_path: Path) -> None:
+    variants = {name: {"kl": Metric(0.5), "perplexity": Metric(20.0, 1.0)} for name in ("dense", "unified")}
+    lines = near(outcome_with(fidelity=Fidelity(1, 8, variants)), tmp_path)
+    assert lines == [
+        "how near to the dense model, on 1 held-out item:",
+        "          KL, nats",
+        "dense        0.500",
+        "unified      0.500",
+        "           perplexity",
+        "dense     20.0 +- 1.0",
+        "unified   20.0 +- 1.0",
+        "unified is 0.500 nats a token from dense",
+    ]
+
+
+def test_a_run_that_did_not_measure_it_says_nothing_of_it(tmp_path: Path) -> None:
+    assert near(outcome_with(fidelity=None), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("nearer", "said"),
+    [
+        (Metric(0.42, 0.05), "staged is 0.420 +- 0.050 nats a token nearer to dense than unified"),
+        (Metric(-0.42, 0.05), "staged is 0.420 +- 0.050 nats a token farther from dense than unified"),
+        (Metric(0.1, 0.05), "staged is 0.100 +- 0.050 nats a token nearer to dense than unified"),
+        (
+            Metric(-0.099, 0.05),
+            "staged and unified are not told apart: they differ by 0.099 +- 0.050 nats a token, less than 2 standard errors",
+        ),
+        (Metric(0.0, 0.0), "staged and unified are equally near to dense: here they give the same"),
+        (Metric(0.42), "one prompt is too few to tell staged and unified apart"),
+    ],
+)
+def test_one_line_says_what_it_means_for_the_pair(nearer: Metric, said: str) -> None:
+    assert verdict(replace(runs.fidelity(), nearer=nearer)) == said
+
+
+def test_without_figures_nothing_is_said() -> None:
+    assert verdict(Fidelity(1, 8, {"unified": {}})) == ""

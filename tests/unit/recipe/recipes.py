@@ -67,6 +67,8 @@ RECIPES = st.fixed_dictionaries(
             compile=st.booleans(),
             share_tokens=st.booleans(),
             reuse_plans=st.booleans(),
+            fidelity=st.booleans(),
+            answer_tokens=COUNTS,
         ),
     },
 )

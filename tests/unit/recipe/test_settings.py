@@ -38,6 +38,7 @@ def test_a_recipe_that_says_nothing_has_the_defaults_and_they_are_lawful() -> No
         ("evaluation", "batch_tokens", 1, "greater than 0"),
         ("evaluation", "cache_budget", 0, "greater than or equal to 0"),
         ("evaluation", "threads", 1, "greater than 0"),
+        ("evaluation", "answer_tokens", 1, "greater than 0"),
     ],
 )
 def test_counts_have_a_lowest_value(table: str, key: str, lowest: int, problem: str) -> None:
@@ -90,6 +91,8 @@ def test_the_tail_of_prefill_goes_only_where_decode_makes_the_first_token(first_
         ({"seed": -1}, "seed: must be greater than or equal to 0 (got -1)"),
         ({"evaluation": {"first_token": "both"}}, "evaluation.first_token: must be 'decode' or 'prefill' (got 'both')"),
         ({"evaluation": {"truncate_prefill": "cut"}}, "evaluation.truncate_prefill: must be a valid boolean (got 'cut')"),
+        ({"evaluation": {"fidelity": "no"}}, "evaluation.fidelity: must be a valid boolean (got 'no')"),
+        ({"evaluation": {"answer_tokens": 4097}}, "evaluation.answer_tokens: must be less than or equal to 4096 (got 4097)"),
         ({"plugins": "one.py"}, "plugins: must be a valid array (got 'one.py')"),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_finished_run_of_a_recipe_is_one(runs: Path) -> None:
         "calibration": {"samples": 4, "held_out": 0},
         "searcher": "greedy",
         "objective": "margin",
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
     }
     run(Recipe.from_data(data, where="r.toml", out=runs / "r", host=host), host)
     (found,) = find_runs([runs])

@@ -13,7 +13,9 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Drop, KvOnly, Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.results.fidelity import AnswerSample, Fidelity
 from pdtrim_core.results.outcome import Cost, Environment, Gain, Outcome, Row, Sets, Value, machine, peak_memory, versions
+from pdtrim_core.results.task_results import Metric
 
 SAVED = SavedPlan(Plan(Removal([KvOnly(2)]), Removal([Drop(0)])), "tiny", "abc", 3, "prefill")
 VALUE = Value(mean=-0.5, score=60.653, error=1.25, items=64)
@@ -118,3 +120,43 @@ def test_versions_are_those_of_installed_packages() -> None:
 def test_the_machine_is_told_in_words() -> None:
     assert machine().endswith(" cores")
     assert peak_memory() > 2**20
+
+
+FIDELITY = Fidelity(
+    items=4,
+    answer_tokens=8,
+    variants={
+        "dense": {"kl": Metric(0.0, 0.0, higher_is_better=False)},
+        "staged": {"kl": Metric(0.25), "tau": Metric(1 / 3, 0.1)},
+    },
+    nearer=Metric(0.125, 0.5),
+    samples=(AnswerSample("item", "...the end", {"dense": "gr\u00fc\u00df\n", "staged": ""}),),
+)
+
+
+def test_how_near_the_variants_are_survives_json() -> None:
+    outcome = replace(OUTCOME, fidelity=FIDELITY)
+    assert Outcome.from_json(outcome.to_json()) == outcome
+
+
+def test_an_outcome_from_before_there_was_fidelity_has_none() -> None:
+    data = json.loads(OUTCOME.to_json())
+    del data["fidelity"]
+    assert Outcome.from_json(json.dumps(data)).fidelity is None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"variants": {"dense": {"kl": {"value": "near"}}}}, "fidelity.variants.dense.kl.value: "),
+        ({"variants": {"dense": {"kl": {"value": 1e31}}}}, "a number of 1e+31"),
+        ({"variants": {str(number): {} for number in range(101)}}, "fidelity.variants: 101 are more than 100"),
+        ({"samples": [{"item": "a", "prompt": ""}] * 2}, "fidelity.samples: one is there twice"),
+    ],
+)
+def test_figures_of_fidelity_that_no_run_wrote_are_refused(change: dict[str, Any], problem: str) -> None:
+    data = json.loads(replace(OUTCOME, fidelity=FIDELITY).to_json())
+    data["fidelity"] |= change
+    with pytest.raises(PdtrimError) as caught:
+        Outcome.from_json(json.dumps(data), "r/outcome.json")
+    assert str(caught.value).startswith(f"r/outcome.json is not the outcome of a run: {problem}")

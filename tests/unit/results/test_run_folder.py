@@ -18,7 +18,15 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
-from pdtrim_core.results.run_folder import OWN_FILES, OWN_FOLDERS, load_outcome, load_plan, measured_in, open_run_folder
+from pdtrim_core.results.run_folder import (
+    OWN_FILES,
+    OWN_FOLDERS,
+    changed_keys,
+    load_outcome,
+    load_plan,
+    measured_in,
+    open_run_folder,
+)
 from pdtrim_core.testing.contracts import small_run
 
 RECIPE: dict[str, Any] = {"seed": 0, "out": "here", "searcher": {"use": "annealing", "t0": 15.0}, "report": [{"use": "table"}]}
@@ -403,3 +411,11 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(PdtrimError) as caught:
         load_plan(tmp_path) if name == "plan.json" else load_outcome(tmp_path)
     assert str(caught.value) == f"{tmp_path / name} is not text in UTF-8 (byte 1)"
+
+
+@pytest.mark.parametrize("key", ["fidelity", "answer_tokens"])
+def test_what_is_measured_at_the_end_alone_may_differ(key: str) -> None:
+    before, now = {**RECIPE, "evaluation": {"threads": 1}}, {**RECIPE, "evaluation": {"threads": 1, key: 4}}
+    assert changed_keys(before, now) == changed_keys(now, before) == []
+    assert changed_keys(before, {**now, key: 4}) == [key]
+    assert changed_keys(before, {**now, "evaluation": {"threads": 2, key: 4}}) == ["evaluation.threads"]

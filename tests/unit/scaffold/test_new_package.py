@@ -63,7 +63,10 @@ def test_the_recipe_of_every_kind_uses_it_and_runs(kind: str, tmp_path: Path, mo
     assert host.failures == []
     tiny: dict[str, Any] = {} if kind == "model" else {"model.path": "./tiny"}
     recipe = Recipe.read(
-        package.folder / "recipe.toml", out=tmp_path / "run", host=host, changes={**tiny, "evaluation.threads": 1}
+        package.folder / "recipe.toml",
+        out=tmp_path / "run",
+        host=host,
+        changes={**tiny, "evaluation.threads": 1, "evaluation.fidelity": False},
     )
     if kind != "model":
         # The small model takes seconds to open; any stands for it here.

@@ -31,6 +31,7 @@ model = "tiny:llama"
 prune = {blocks = 2, merges = false}
 objective = "margin"
 calibration = {samples = 8, held_out = 4}
+evaluation = {fidelity = false}
 [grid]
 searcher.use = ["random", "greedy"]
 [evaluate]

@@ -27,7 +27,7 @@ def carried_out(out: Path, **keys: Any) -> LoadedRun:
         "model": {"path": TINY},
         "prune": {"blocks": 2},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
         **keys,
     }
     pipeline.run(Recipe.from_data(data, where="run.toml", out=out, host=host), host)

@@ -37,10 +37,11 @@ def dots(
     *,
     title: str,
     unit: str,
+    digits: int = 1,
 ) -> Picture:
     """Return values by row and series: the dots of a row lie one below the other, bars are standard errors.
 
-    `series` has the look of each of them.
+    `series` has the look of each of them; the description tells values with so many `digits` behind the point.
     """
     slim = 12
     height = max(ROW, slim * len(series) + 12)
@@ -55,12 +56,14 @@ def dots(
                 handles.append(_points(axes, there, label=one, **look))
         sheet.legend(handles)
 
-    clauses = [f"{row}: {', '.join(_told(one, values[one]) for one in series if one in values)}" for row, values in rows.items()]
+    clauses = [
+        f"{row}: {', '.join(_told(one, values[one], digits) for one in series if one in values)}" for row, values in rows.items()
+    ]
     return picture(name, draw, title=title, description=f"{'; '.join(clauses)}.")
 
 
-def _told(name: str, dot: Dot) -> str:
-    return f"{name} {with_error(dot.value, dot.error)}"
+def _told(name: str, dot: Dot, digits: int) -> str:
+    return f"{name} {with_error(dot.value, dot.error, digits)}"
 
 
 def gains(found: Sequence[Gain], threshold: float | None) -> Picture:

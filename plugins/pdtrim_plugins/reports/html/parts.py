@@ -64,7 +64,28 @@ class Listing:
     fold: ClassVar[str] = ""
 
 
-Part = Table | Figure | Text | Listing
+@dataclass(frozen=True)
+class Answer:
+    """What one variant answers: as the dense model does, and from `rest` on otherwise; `about` says so in words."""
+
+    variant: str
+    same: str
+    rest: str = ""
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A prompt, and what the variants answer to it, side by side."""
+
+    heading: str
+    prompt: str
+    answers: Sequence[Answer]
+    kind: ClassVar[str] = "answers"
+    fold: ClassVar[str] = ""
+
+
+Part = Table | Figure | Text | Listing | Answers
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pdtrim_core.api import Drop, Merge, Outcome, RunRecord, Value
 from pdtrim_plugins.reports.html import dots, tasks
 from pdtrim_plugins.reports.html.diagram import block_diagram
+from pdtrim_plugins.reports.html.fidelity import is_shown_there
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Part, Section, Table, Text, number, words
 from pdtrim_plugins.reports.html.sentences import threshold_of
 from pdtrim_plugins.reports.html.wording import amount, change, element, signed, with_error
@@ -68,7 +69,7 @@ def _value(value: Value | None) -> Cell:
 
 def tasks_section(record: RunRecord) -> Section:
     """Show the benchmark results in the folder."""
-    table = tasks.by_task(record.results)
+    table = tasks.by_task([result for result in record.results if not is_shown_there(result, record.outcome)])
     variants = [variant for variant in tasks.VARIANTS if any(variant in row for row in table.values())]
     shares = {task: row for task, row in table.items() if all(tasks.is_share(metric) for metric in row.values())}
     parts: list[Part] = []

@@ -1,0 +1,135 @@
+"""How near the variants of a run are to the dense model, at its end: measured with the models that are open already."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from pdtrim_core.data.items import Item
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.two_phase import stop_tokens
+from pdtrim_core.fidelity.statistics import ratio
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.weights import modules_of
+from pdtrim_core.pipeline.found_removal import FoundRemoval
+from pdtrim_core.pipeline.open_run import LoadedRun
+from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.pipeline.run_fidelity import RunFidelity
+from pdtrim_core.pipeline.run_inputs import RunInputs
+from pdtrim_core.plan.elements import Merge, Shrink
+from pdtrim_core.results.fidelity import AnswerSample, Fidelity
+from pdtrim_core.results.outcome import LARGEST, Outcome
+from pdtrim_core.results.task_results import Metric, TaskResult, Variant
+from pdtrim_core.wording import visible
+
+SAMPLES = 3
+PROMPT_END = 240
+"""Characters of a prompt that a sample shows."""
+LONGEST_ANSWER = 2000
+"""Characters of an answer that a sample shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAtItsEnd(LoadedRun):
+    """A run that is not written yet, as other commands will open it: with the models and modules that it has in memory."""
+
+    inputs: RunInputs
+    found: FoundRemoval
+
+    @cached_property
+    def dense(self) -> BlockModel:
+        """The model that was pruned."""
+        return self.inputs.model
+
+    @cached_property
+    def modules(self) -> Mapping[Merge | Shrink, nn.Module]:
+        """The modules of the plan, by element."""
+        return {} if self.replaced is not None else modules_of(self.outcome.plan.plan, self.found.modules)
+
+    @cached_property
+    def replaced(self) -> BlockModel | None:
+        """The whole other model of a pruner that gave one."""
+        return self.found.replaced
+
+
+def variants_at_end(found: FoundRemoval) -> tuple[Variant, ...]:
+    """Return what is compared with the dense model, and that itself; nothing of a replaced model is staged."""
+    return ("dense", "unified") if found.replaced is not None else ("dense", "unified", "staged")
+
+
+def compare_with_dense(context: RunContext, inputs: RunInputs, found: FoundRemoval, outcome: Outcome) -> Fidelity | None:
+    """Return how near the variants are to the dense model; None, with a note, where it cannot be measured.
+
+    `outcome` is that of the run as far as it has come, and what its plan needs is in its folder. The results are kept there.
+    """
+    items = inputs.calibration.held_out
+    if not items:
+        context.events.note(
+            "fidelity to the dense model is not measured: no items are held out (calibration.held_out), and on the others the "
+            "plan was chosen"
+        )
+        return None
+    run = RunAtItsEnd(context.folder.path, outcome, context.recipe, context.host, context.cache, inputs=inputs, found=found)
+    measured: dict[Variant, TaskResult] = {}
+    try:
+        for result in RunFidelity(run).results(variants_at_end(found), fresh=context.fresh):
+            measured[result.variant] = result
+            context.host.tell("pdtrim_fidelity_measured", result=result)
+    except PdtrimError as error:
+        # What the run found is worth more than this figure of it.
+        context.events.note(f"fidelity to the dense model is not measured: {error}")
+        return None
+    return Fidelity(
+        items=len(items),
+        answer_tokens=context.recipe.settings.evaluation.answer_tokens,
+        variants={variant: _finite(result.metrics) for variant, result in measured.items()},
+        nearer=nearer(measured["unified"], measured["staged"]) if "staged" in measured else None,
+        samples=samples(items, measured, inputs.model),
+    )
+
+
+def nearer(one: TaskResult, other: TaskResult) -> Metric | None:
+    """Return how much nearer the other variant is to the dense model than the one, in nats a token, paired over prompts.
+
+    None where a result does not say how many tokens each prompt's divergence is the mean of.
+    """
+    pairs = list(zip(one.answers, other.answers, strict=True))
+    if not all("tokens" in ours.values for ours, _ in pairs):
+        return None
+    tokens = [ours.values["tokens"] for ours, _ in pairs]
+    gains = [(ours.values["kl"] - theirs.values["kl"]) * count for (ours, theirs), count in zip(pairs, tokens, strict=True)]
+    found = ratio(gains, tokens, higher_is_better=True)
+    return found if _is_finite(found) else None
+
+
+def samples(items: Sequence[Item], measured: Mapping[Variant, TaskResult], dense: BlockModel) -> tuple[AnswerSample, ...]:
+    """Return the answers to the same few prompts in every run on these items: spread evenly over those that dense answers."""
+    nothing = {"", *(visible(dense.tokenizer.decode([token])).strip() for token in stop_tokens(dense))}
+    said = [number for number, answer in enumerate(measured["dense"].answers) if str(answer.answer).strip() not in nothing]
+    among = said if len(said) >= SAMPLES else list(range(len(items)))
+    chosen = [among[(2 * number + 1) * len(among) // (2 * SAMPLES)] for number in range(SAMPLES)]
+    return tuple(
+        AnswerSample(
+            items[number].name,
+            _end_of(visible(dense.tokenizer.decode(list(items[number].prompt_of(items[number].answer))))),
+            {variant: str(result.answers[number].answer)[:LONGEST_ANSWER] for variant, result in measured.items()},
+        )
+        for number in dict.fromkeys(chosen)
+    )
+
+
+def _end_of(prompt: str) -> str:
+    return prompt if len(prompt) <= PROMPT_END else f"...{prompt[3 - PROMPT_END :]}"
+
+
+def _finite(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return the figures that an outcome can hold: of a model that is broken some are beyond all bounds."""
+    return {name: metric for name, metric in metrics.items() if _is_finite(metric)}
+
+
+def _is_finite(metric: Metric) -> bool:
+    return all(math.isfinite(number) and abs(number) <= LARGEST for number in (metric.value, metric.error or 0.0))
