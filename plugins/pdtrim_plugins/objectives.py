@@ -15,9 +15,7 @@ def _need_choices(items: Sequence[Item]) -> list[str]:
     single = [item for item in items if len(item.choices) < 2]
     if not single:
         return []
-    return [
-        f"{len(single)} of {len(items)} items have one choice only, such as '{single[0].name}': use objective = \"perplexity\""
-    ]
+    return [f"{len(single)} of {len(items)} items have one choice only, such as '{single[0].name}': use objective = \"kl\""]
 
 
 class Accuracy(Objective):

@@ -157,7 +157,7 @@ def test_the_best_item_is_worth_all_points(objective: Objective, best: float) ->
 def test_items_without_a_choice_are_refused(objective: Accuracy | Margin) -> None:
     items = [item(1, 1, name="a"), item(1, name="b"), item(1, name="c")]
     assert objective.problems(items) == [
-        "2 of 3 items have one choice only, such as 'b': use objective = \"perplexity\"",
+        "2 of 3 items have one choice only, such as 'b': use objective = \"kl\"",
     ]
     assert objective.problems(items[:1]) == []
 
