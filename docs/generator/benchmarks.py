@@ -150,7 +150,8 @@ def refinement_about(result: Mapping[str, Any]) -> str:
     return (
         "Each pruner removes as many parameters as five blocks have; the splitter keeps in prefill each element that gains "
         f"{result['threshold']:g} percent of the unified score. Compared on {result['items']} that neither "
-        f"saw, by the margin, {result['dtype']}. The difference is staged less unified, in nats, paired over items."
+        f"saw, by the margin as it was in 0.1, {result['dtype']}. The difference is staged less unified, in nats, "
+        "paired over items."
     )
 
 

@@ -15,7 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "searcher": "annealing",
     "distiller": "mse",
     "splitter": "gain",
-    "objective": "accuracy",
+    "objective": "kl",
     "calibration": "mini",
     "exporter": ["plan"],
     "report": ["table"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,9 +15,7 @@ def _need_choices(items: Sequence[Item]) -> list[str]:
     single = [item for item in items if len(item.choices) < 2]
     if not single:
         return []
-    return [
-        f"{len(single)} of {len(items)} items have one choice only, such as '{single[0].name}': use objective = \"perplexity\""
-    ]
+    return [f"{len(single)} of {len(items)} items have one choice only, such as '{single[0].name}': use objective = \"kl\""]
 
 
 class Accuracy(Objective):
@@ -49,19 +47,30 @@ class Accuracy(Objective):
 
 
 class Margin(Objective):
-    """Log-probability of the right choice among the choices: smooth, and far less noisy than accuracy on few items."""
+    """Probability of the right choice among the choices, by length: smooth, and less noisy than accuracy on few items.
+
+    A choice counts by its log-probability divided by its length, as in `acc_norm` of lm-evaluation-harness. What is averaged are
+    probabilities, not their logarithms: those reward a model for being sure of nothing, so that where the dense model is surely
+    wrong, as with a few long choices or with letters that it cannot tell apart, a damaged one would seem better.
+    """
 
     name = "margin"
-    unit = "nats"
-    best_item: ClassVar[float | None] = 0.0
+    unit = "probability"
+    best_item: ClassVar[float | None] = 1.0
+
+    per: Literal["byte", "token"] = Field(default="byte", description="what a choice's length is counted in")
 
     def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
-        """Return the log-softmax over the choices' log-probabilities, at the right one; 0 at most."""
-        return [_log_softmax(sums)[item.answer] for item, sums in zip(items, staged.loglikelihoods(items), strict=True)]
+        """Return the softmax over the choices' log-probabilities a byte or token, at the right one."""
+        return [self._value(item, sums) for item, sums in zip(items, staged.loglikelihoods(items), strict=True)]
+
+    def _value(self, item: Item, sums: Sequence[float]) -> float:
+        lengths = item.choice_bytes if self.per == "byte" else [len(choice) for choice in item.choices]
+        return _softmax([total / length for total, length in zip(sums, lengths, strict=True)])[item.answer]
 
     def score(self, mean: float) -> float:
-        """Return the geometric mean probability of the right choice, in percent."""
-        return 100 * math.exp(min(0.0, mean))
+        """Return percent."""
+        return 100 * mean
 
     def problems(self, items: Sequence[Item]) -> list[str]:
         """Refuse items that have only one choice."""
@@ -125,10 +134,10 @@ class Divergence(Objective):
         return 100 * math.exp(-max(0.0, mean))
 
 
-def _log_softmax(sums: Sequence[float]) -> list[float]:
-    top = max(sums)
-    total = top + math.log(math.fsum(math.exp(value - top) for value in sums))
-    return [value - total for value in sums]
+def _softmax(values: Sequence[float]) -> list[float]:
+    top = max(values)
+    shares = [math.exp(value - top) for value in values]
+    return [share / math.fsum(shares) for share in shares]
 
 
 @hookimpl

@@ -86,6 +86,20 @@ class CountsBlocks(Right):
         return [value * 0.99 ** (6 - lost) for value in super().item_values(staged, items)]
 
 
+class Doubts(Objective):
+    """Is content where no wrong choice is much likelier than the right one, which is easiest for a model that knows nothing."""
+
+    name = "doubts"
+    best_item: ClassVar[float | None] = 1.0
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        sums = staged.loglikelihoods(items)
+        return [max(0.0, 1 - max(max(s) - s[item.answer], 0.0) / 20) for item, s in zip(items, sums, strict=True)]
+
+    def score(self, mean: float) -> float:
+        return 100 * mean
+
+
 class WeightlessItems(Right):
     """Counts the items with many choices only."""
 
@@ -118,6 +132,7 @@ def test_a_good_objective_passes_every_test(failing: Failing) -> None:
         (Unbounded, "test_points_go_from_0_to_100_and_rise_with_the_right_choice"),
         (EdgeWithoutSlope, "test_points_have_a_slope_everywhere"),
         (TooLowABest, "test_no_item_is_better_than_the_best_item"),
+        (Doubts, "test_a_damaged_model_is_not_better"),
         (CountsBlocks, "test_losing_a_silent_block_changes_no_value"),
         (WeightlessItems, "test_every_weight_is_positive"),
     ],

@@ -221,11 +221,11 @@ def test_a_jsonl_file_that_is_wrong(cli: Cli, recipe: Path, tmp_path: Path, text
 
 @pytest.mark.usefixtures("checkpoint")
 def test_items_with_one_choice_and_accuracy(cli: Cli, recipe: Path) -> None:
-    recipe.write_text(recipe.read_text().replace("samples = 8", 'use = "text"\nsamples = 8'))
+    recipe.write_text('objective = "accuracy"\n' + recipe.read_text().replace("samples = 8", 'use = "text"\nsamples = 8'))
     code, line = error_of(cli, recipe)
     assert code == 1
     assert line.startswith("error: objective 'accuracy' cannot measure the calibration items: 8 of 8 items have one choice only")
-    assert line.endswith('use objective = "perplexity"')
+    assert line.endswith('use objective = "kl"')
 
 
 @pytest.mark.usefixtures("checkpoint")

@@ -72,6 +72,7 @@ def test_progress_goes_to_stderr_one_line_a_step(cli: Cli, recipe: Path) -> None
     assert steps == [
         "open the model",
         "calibrate",
+        "let the dense model answer",
         "score the blocks",
         "merge pairs",
         "measure the dense model",
@@ -202,7 +203,7 @@ def test_a_full_disk_while_a_merge_is_stored_is_named(recipe: Path, tmp_path: Pa
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: cannot write {tmp_path}/cache/pdtrim-core/merges/")
     assert ".safetensors: File too large; what was measured before is kept: " in last
-    assert not list((tmp_path / "cache").rglob("*.*"))
+    assert not list((tmp_path / "cache" / "pdtrim-core" / "merges").rglob("*.*"))
 
 
 @pytest.mark.model
@@ -257,7 +258,7 @@ def test_the_other_splitters_run(cli: Cli, recipe: Path, tmp_path: Path, splitte
     assert plan.prefill.elements == (plan.decode.elements if splitter == "unified" else ())
 
 
-@pytest.mark.parametrize("objective", ["accuracy", "margin", "perplexity"])
+@pytest.mark.parametrize("objective", ["accuracy", "margin", "perplexity", "kl"])
 @pytest.mark.parametrize("searcher", ["annealing", "greedy", "random"])
 def test_every_objective_goes_with_every_searcher(cli: Cli, recipe: Path, objective: str, searcher: str) -> None:
     recipe.write_text(recipe.read_text().replace("t_min = 5.0", f'use = "{searcher}"'))
@@ -385,7 +386,15 @@ def test_show_prints_the_run_again_and_compares_two(cli: Cli, recipe: Path) -> N
 
 def test_the_outcome_comes_as_json(cli: Cli, recipe: Path) -> None:
     data = json.loads(cli("run", recipe, "--json").out)
-    assert data["objective"] == "accuracy"
+    assert data["objective"] == "kl"
+
+
+def test_plain_text_serves_where_no_objective_is_named(cli: Cli, recipe: Path) -> None:
+    """It has no choices, and needs none to be compared with the dense model along."""
+    recipe.write_text(recipe.read_text().replace("samples = 8", 'use = "text"\nsamples = 8'))
+    done = cli("run", recipe)
+    assert done.code == 0, done.err
+    assert re.search(r"^dense +100\.0 \+- 0\.0", done.out, re.MULTILINE)
 
 
 def test_a_dry_run_prints_the_whole_recipe_and_writes_nothing(cli: Cli, recipe: Path, tmp_path: Path) -> None:

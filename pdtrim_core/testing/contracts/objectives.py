@@ -12,6 +12,7 @@ import pytest
 
 from pdtrim_core.api.kinds import Objective
 from pdtrim_core.data.items import Along, Item, Sample, encode
+from pdtrim_core.data.readings import standard_error
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
@@ -29,6 +30,9 @@ from pdtrim_core.testing.contracts.shared import (
 )
 from pdtrim_core.testing.contracts.untouched import left_as_it_was
 from pdtrim_core.testing.models import ByteTokenizer, tiny_llama
+
+MADE_UP = 200
+"""Items that are made up for a comparison of two models."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,24 @@ class ObjectiveContract:
         assert all(before <= after for before, after in pairwise(score))
         assert score[0] < score[-1]
 
+    def test_a_damaged_model_is_not_better(self) -> None:
+        """A search must not be led to models that know less.
+
+        The dense model is calibrated: a choice that it gives a probability of a third is the right one a third of the time. One
+        damaged model has lost confidence, as with logits of a third; the other answers at random.
+        """
+        made, (dense, *damaged) = self.component(**self.options), _calibrated_and_damaged()
+        items = tuple(dense.sums)
+        weights = [made.weight(item) for item in items]
+        before = made.item_values(dense, items)
+        mean = math.fsum(w * v for w, v in zip(weights, before, strict=True)) / math.fsum(weights)
+        step = TOLERANCE * max(1.0, abs(mean))
+        rises = made.score(mean + step) >= made.score(mean - step)
+        for staged in damaged:
+            gains = [new - old for new, old in zip(made.item_values(staged, items), before, strict=True)]
+            shares = [weight * (gain if rises else -gain) for weight, gain in zip(weights, gains, strict=True)]
+            assert math.fsum(shares) / len(shares) <= 2 * standard_error(shares)
+
     def test_points_have_a_slope_everywhere(self) -> None:
         """The core scales standard errors by the slope of the score, so it calls `score` slightly below and above a mean."""
         made, staged = self.component(**self.options), self._staged(0.0)
@@ -146,6 +168,23 @@ class ObjectiveContract:
             drawn[item.answer] = drawn[item.answer] if right is None else right
             sums[item] = tuple(drawn)
         return FixedStaged(sums)
+
+
+def _calibrated_and_damaged() -> list[FixedStaged]:
+    """Return a calibrated model, the same with flattened logits, and one that answers at random, over many made-up items."""
+    rng = rng_of(1)
+    made: list[dict[Item, tuple[float, ...]]] = [{}, {}, {}]
+    for number in range(MADE_UP):
+        # All choices of an item are as long, so that objectives which count length in, and others, find the same one likeliest.
+        length, count = rng.choice((1, 2, 4, 8, 24)), rng.choice((2, 4))
+        sums = tuple(sum(rng.uniform(-4.0, -0.1) for _ in range(length)) for _ in range(count))
+        (answer,) = rng.choices(range(count), [math.exp(total - max(sums)) for total in sums])
+        choices = tuple(tuple(rng.randrange(256) for _ in range(length)) for _ in range(count))
+        item = Item(((1, 2, 3),), choices, answer, (4 * length,) * count, f"made up {number}", (4, 5, 6))
+        made[0][item] = sums
+        made[1][item] = tuple(0.3 * total - 0.7 * length * math.log(256) for total in sums)
+        made[2][item] = tuple(sum(rng.uniform(-8.0, -4.0) for _ in range(length)) for _ in range(count))
+    return [FixedStaged(sums) for sums in made]
 
 
 def _choices() -> list[Sample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -47,11 +48,11 @@ def test_per_byte_divides_by_the_length_of_a_choice() -> None:
     assert values(Accuracy(per_byte=True), asked=asked) == [1.0]
 
 
-def test_margin_is_the_log_probability_among_the_choices() -> None:
+def test_margin_is_the_probability_among_the_choices() -> None:
     """0.3 against 0.1 is 3 of 4."""
     asked = (item(1, 1, answer=0), (math.log(0.3), math.log(0.1)))
     (value,) = values(Margin(), asked=asked)
-    assert value == pytest.approx(math.log(0.75))
+    assert value == pytest.approx(0.75)
     assert Margin().score(value) == pytest.approx(75.0)
 
 
@@ -62,9 +63,28 @@ def test_margin_sees_differences_alone_however_small_the_probabilities() -> None
     assert one == pytest.approx(other)
 
 
-def test_margin_gives_the_geometric_mean_of_the_probabilities() -> None:
-    mean = (math.log(0.9) + math.log(0.1)) / 2
-    assert Margin().score(mean) == pytest.approx(100 * math.sqrt(0.9 * 0.1))
+@pytest.mark.parametrize(("per", "scale"), [("byte", (2, 6)), ("token", (1, 4))])
+def test_margin_divides_each_choice_by_its_length(per: Literal["byte", "token"], scale: tuple[int, int]) -> None:
+    asked = (item(2, 6, tokens=(1, 4), answer=0), (-4.0, -6.0))
+    (value,) = values(Margin(per=per), asked=asked)
+    one, other = (math.exp(total / length) for total, length in zip((-4.0, -6.0), scale, strict=True))
+    assert value == pytest.approx(one / (one + other))
+
+
+def test_margin_is_not_decided_by_one_long_choice() -> None:
+    """A right choice of 80 bytes is not hopeless beside one of 40 that is a little less likely a byte."""
+    asked = (item(40, 80, answer=1, tokens=(10, 20)), (-32.0, -60.0))
+    (value,) = values(Margin(), asked=asked)
+    assert value == pytest.approx(1 / (1 + math.exp(-0.05)))
+
+
+def test_margin_is_worth_percent_of_a_probability() -> None:
+    assert Margin().score(0.25) == 25.0
+
+
+def test_a_choice_that_cannot_be_has_no_probability_and_is_no_error() -> None:
+    asked = (item(1, 1, answer=1), (-1.0, -5000.0))
+    assert values(Margin(), asked=asked) == [0.0]
 
 
 def test_perplexity_counts_the_tokens_of_the_right_choice() -> None:
@@ -123,12 +143,11 @@ def test_the_other_objectives_weigh_every_item_the_same() -> None:
 
 
 def test_points_stay_in_range_a_little_beyond_the_best() -> None:
-    assert Margin().score(0.001) == 100.0
     assert Perplexity().score(-0.001) == 100.0
     assert Divergence().score(-0.001) == 100.0
 
 
-@pytest.mark.parametrize(("objective", "best"), [(Accuracy(), 1.0), (Margin(), 0.0), (Perplexity(), 0.0), (Divergence(), 0.0)])
+@pytest.mark.parametrize(("objective", "best"), [(Accuracy(), 1.0), (Margin(), 1.0), (Perplexity(), 0.0), (Divergence(), 0.0)])
 def test_the_best_item_is_worth_all_points(objective: Objective, best: float) -> None:
     assert objective.best_item == best
     assert objective.score(best) == 100.0
@@ -138,7 +157,7 @@ def test_the_best_item_is_worth_all_points(objective: Objective, best: float) ->
 def test_items_without_a_choice_are_refused(objective: Accuracy | Margin) -> None:
     items = [item(1, 1, name="a"), item(1, name="b"), item(1, name="c")]
     assert objective.problems(items) == [
-        "2 of 3 items have one choice only, such as 'b': use objective = \"perplexity\"",
+        "2 of 3 items have one choice only, such as 'b': use objective = \"kl\"",
     ]
     assert objective.problems(items[:1]) == []
 
@@ -150,4 +169,4 @@ def test_what_needs_no_choices_takes_items_without(objective: Objective) -> None
 
 def test_the_native_units_are_named() -> None:
     units = [objective.unit for objective in (Accuracy, Margin, Perplexity, Divergence)]
-    assert units == ["share of items", "nats", "nats a token", "nats a token"]
+    assert units == ["share of items", "probability", "nats a token", "nats a token"]

@@ -52,7 +52,7 @@ RECIPES = st.fixed_dictionaries(
             st.sampled_from(["unified", "dense-prefill"]),
             options("gain", threshold=NUMBERS, unit=st.sampled_from(["score", "relative"])),
         ),
-        "objective": st.sampled_from(["accuracy", "margin", {"use": "perplexity"}]),
+        "objective": st.sampled_from(["accuracy", "margin", {"use": "perplexity"}, {"use": "kl", "along": "right"}]),
         "calibration": options("mini", samples=COUNTS, held_out=COUNTS),
         "exporter": st.sampled_from(["plan", [], ["plan"], [{"use": "plan"}]]),
         "report": st.sampled_from(["table", [], ["table", {"use": "table"}]]),

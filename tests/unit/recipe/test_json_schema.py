@@ -105,6 +105,13 @@ EXAMPLES = [
 ]
 
 
+def test_recipes_of_the_paper_and_the_quickstart_name_their_objective() -> None:
+    """The paper's is accuracy, which is not the default."""
+    recipes = [file for file in EXAMPLES if "paper" in file.parts or file.name == "quickstart.toml"]
+    assert len(recipes) > 3  # else nothing is looked at
+    assert [file.name for file in recipes if "objective" not in load(file)] == []
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
 def test_the_schema_takes_the_examples(host: PluginHost, whole: dict[str, Any], file: Path) -> None:
     data = load(file)
