@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdtrim_core.harness.results import answers_of
+from pdtrim_core.results.task_results import TaskResult, read_result, write_result
 
 
 def sample(resps: list[list[Any]], target: Any, **doc: Any) -> dict[str, Any]:
@@ -29,6 +31,13 @@ def test_a_target_that_is_no_choice_is_none(target: object) -> None:
 def test_a_text_that_was_made_has_no_choices() -> None:
     (answer,) = answers_of({"t": [sample([["some text"]], "some text")]})
     assert (answer.answer, answer.logprobs, answer.target) == ("some text", (), None)
+
+
+def test_a_text_can_be_kept_in_a_file_whatever_is_in_it(tmp_path: Path) -> None:
+    answers = answers_of({"t": [sample([["a\0b\n"]], "b")]})
+    assert answers[0].answer == "a\\x00b\n"
+    result = TaskResult("t", "staged", {}, "acc", answers, {}, {}, 1.0)
+    assert read_result(write_result(tmp_path, result)).answers == answers
 
 
 def test_the_likelihood_of_one_text_has_no_right_choice() -> None:
