@@ -22,6 +22,7 @@ import torch
 from subject import environment, write
 
 from pdtrim_core import PdtrimError, load_plugins
+from pdtrim_core.api import Pruner
 from pdtrim_core.fidelity.statistics import mcnemar, ratio
 from pdtrim_core.harness.fidelity_items import benchmark_inputs, tasks_in
 from pdtrim_core.host.host import PluginHost
@@ -96,7 +97,7 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             **parts,
         }
         pruner = host.find("pruner", method).component if "pruner" in parts else None
-        if pruner is not None and pruner.replaces_model:
+        if pruner is not None and issubclass(pruner, Pruner) and pruner.replaces_model:
             del data["splitter"]
         if pruner is None:
             data["prune"]["merges"] = False
