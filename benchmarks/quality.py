@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from paired import Sums, gap, kl_of, sums_of
 from subject import environment, write
 
 from pdtrim_core import PdtrimError, load_plugins
 from pdtrim_core.api import Pruner
-from pdtrim_core.fidelity.statistics import mcnemar, ratio
+from pdtrim_core.fidelity.statistics import mcnemar
 from pdtrim_core.harness.fidelity_items import benchmark_inputs, tasks_in
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.assemble_outcome import costs_of
@@ -32,7 +33,7 @@ from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_fidelity import RunFidelity
 from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_core.results.task_results import Metric, TaskResult, Variant
+from pdtrim_core.results.task_results import TaskResult, Variant
 
 TASKS = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "mathqa", "mmlu", "piqa", "winogrande", "wikitext")
 TEXT = "wikitext"
@@ -51,25 +52,10 @@ class Row(NamedTuple):
     seconds: float
     results: Mapping[str, TaskResult]
 
-    def tokens(self) -> dict[str, tuple[float, float]]:
-        """Return for each item of the benchmarks the sum of its KL and its number of tokens."""
-        found = {}
-        for task, result in self.results.items():
-            if task != TEXT:
-                of_items = {(a.item, n): a.values for n, a in enumerate(result.answers)}
-                found.update({f"{task} {key}": (v["kl"] * v["tokens"], v["tokens"]) for key, v in of_items.items()})
-        return found
-
-    def kl(self) -> Metric:
-        """Return the KL along answers to all benchmarks, nats a token."""
-        sums = list(self.tokens().values())
-        return ratio([total for total, _ in sums], [count for _, count in sums], higher_is_better=False)
-
-    def beyond(self, other: Row) -> Metric:
-        """Return how much more that is than another's, paired over items."""
-        own, others = self.tokens(), other.tokens()
-        gaps = [own[item][0] - others[item][0] for item in own]
-        return ratio(gaps, [count for _, count in own.values()], higher_is_better=False)
+    @property
+    def sums(self) -> Sums:
+        """The KL along answers to all benchmarks, prompt by prompt."""
+        return sums_of(result for task, result in self.results.items() if task != TEXT)
 
     def flips(self) -> tuple[int, int, float]:
         """Return how many choices went from right to wrong and back, and McNemar's p."""
@@ -133,10 +119,10 @@ def shares_of(loaded: LoadedRun, variant: Variant) -> dict[str, float]:
 def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the table, the least KL first; each is compared with the best baseline of its variant."""
     found = []
-    for row in sorted(rows, key=lambda row: (row.variant, row.kl().value)):
+    for row in sorted(rows, key=lambda row: (row.variant, kl_of(row.sums).value)):
         others = [other for other in rows if other.variant == row.variant and other.method not in OURS]
-        best = min(others, key=lambda other: other.kl().value, default=row)
-        kl, gap, flips = row.kl(), row.beyond(best), row.flips()
+        best = min(others, key=lambda other: kl_of(other.sums).value, default=row)
+        kl, beyond, flips = kl_of(row.sums), gap(row.sums, best.sums), row.flips()
         text = row.results[TEXT].metrics["text_kl"] if TEXT in row.results else None
         found.append(
             {
@@ -144,8 +130,8 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "variant": row.variant,
                 **row.costs,
                 "kl": [kl.value, kl.error],
-                "beyond_best_baseline": [gap.value, gap.error],
-                "share_of_best_baseline": kl.value / best.kl().value,
+                "beyond_best_baseline": [beyond.value, beyond.error],
+                "share_of_best_baseline": kl.value / kl_of(best.sums).value,
                 "text_kl": None if text is None else [text.value, text.error],
                 "right_to_wrong": flips[0],
                 "wrong_to_right": flips[1],
@@ -178,7 +164,7 @@ def main() -> None:
             continue
         rows += found
         for row in found:
-            kl = row.kl()
+            kl = kl_of(row.sums)
             print(f"{method:20} {row.variant:8} KL {kl.value:.4f} +- {kl.error:.4f}  {row.costs}", flush=True)
     table = figures(rows)
     for line in table:

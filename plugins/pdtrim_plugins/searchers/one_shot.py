@@ -6,7 +6,10 @@ from random import Random
 
 from pydantic import Field
 
-from pdtrim_core.api import Drop, Removal, Requests, Searcher, SearchSpace, measure
+from pdtrim_core.api import Drop, Removal, Requests, Searcher, SearchSpace, best_of, measure
+
+KEPT = 4
+"""The best draws, at least so many, are measured whole, so that fresh items have something to decide between."""
 
 
 class Greedy(Searcher):
@@ -37,7 +40,7 @@ class RandomChoice(Searcher):
         """Ask for all of them at once: they do not depend on each other."""
         blocks = range(space.block_count)
         removals = [Removal(Drop(block) for block in rng.sample(blocks, space.count)) for _ in range(self.tries)]
-        yield from measure([space.plan_of(removal) for removal in removals])
+        yield from best_of(list(dict.fromkeys(space.plan_of(removal) for removal in removals)), KEPT)
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the number of tries."""
