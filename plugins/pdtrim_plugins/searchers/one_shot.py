@@ -40,7 +40,7 @@ class RandomChoice(Searcher):
         """Ask for all of them at once: they do not depend on each other."""
         blocks = range(space.block_count)
         removals = [Removal(Drop(block) for block in rng.sample(blocks, space.count)) for _ in range(self.tries)]
-        yield from best_of(list(dict.fromkeys(space.plan_of(removal) for removal in removals)), KEPT)
+        yield from best_of([space.plan_of(removal) for removal in removals], KEPT)
 
     def steps(self, space: SearchSpace) -> int | None:
         """Return the number of tries."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pdtrim_core.api import Drop, Plan, Removal, Scores, SearchSpace
+from pdtrim_core.api import BestOf, Drop, Plan, Removal, Scores, SearchSpace
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts import Table, rugged, search_on_table, table_space
 from pdtrim_core.testing.contracts.tables import score_of
@@ -220,8 +220,8 @@ def test_random_asks_for_everything_at_once() -> None:
 
     asks = RandomChoice(tries=5).search(wide_space(), Random(0))
     first = next(asks)
-    assert isinstance(first, list)
-    assert len(first) == 5
+    assert isinstance(first, BestOf)
+    assert len(first.plans) == 5
     with pytest.raises(StopIteration):
         asks.send([score_of(1.0)] * 5)
 
