@@ -134,10 +134,10 @@ SHARED_WORDS = 13
 
 @dataclass(frozen=True)
 class Calibration:
-    """The items that measure, the held-out ones, and fresh ones that decide between finalists. `digest` names their content.
+    """The items that measure, the held-out ones, and fresh ones that decide between finalists.
 
-    `texts` has all that is read or scored of each sample. `answers` is a digest of the dense model's answers; without them it is
-    empty.
+    `digest` names the content of the first two. `texts` has all that is read or scored of each sample. `answers` is a digest of
+    the dense model's answers; without them it is empty.
     """
 
     items: tuple[Item, ...]
@@ -202,7 +202,7 @@ def calibrate(
     held_out_items = tuple(encode(sample, tokenizer) for sample in _named(held_out))
     fresh_items = tuple(encode(sample, tokenizer) for sample in _named(fresh))
     texts = tuple(" | ".join(map("".join, _pairs(sample))) for sample in (*samples, *held_out, *fresh))
-    return Calibration(items, held_out_items, digest_of((*items, *held_out_items, *fresh_items)), texts, fresh_items)
+    return Calibration(items, held_out_items, digest_of((*items, *held_out_items)), texts, fresh_items)
 
 
 def _named(samples: Sequence[Sample]) -> Iterator[Sample]:

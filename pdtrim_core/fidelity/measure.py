@@ -22,7 +22,6 @@ from pdtrim_core.fidelity.statistics import mcnemar, ratio
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.results.task_results import ItemAnswer, Metric
-from pdtrim_core.wording import visible
 
 ANSWER_TOKENS = 64
 TRIALS, TRIAL_TOKENS = 2, 8
@@ -194,5 +193,4 @@ def _answer(item: Item, tokens: Sequence[ComparedToken], answer: Sequence[int], 
         "top1": sum(token.same for token in tokens) / len(tokens),
         "tokens": float(len(tokens)),
     }
-    # A file of results holds no NUL, which a model may well write.
-    return ItemAnswer(item.name, values, visible(dense.tokenizer.decode(list(answer))))
+    return ItemAnswer(item.name, values, dense.tokenizer.decode(list(answer)))

@@ -9,7 +9,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pdtrim_core.results.task_results import ItemAnswer, Metric
-from pdtrim_core.wording import visible
 
 PREFERRED = ("acc", "word_perplexity", "pass@1", "prompt_level_strict_acc", "exact_match")
 """The metric that tables show, the first of these that a task has."""
@@ -78,17 +77,12 @@ def answers_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Item
                     values[f"{metric},{sample['filter']}" if several else metric] = value
             if number not in said:
                 logprobs = _logprobs(sample)
-                answer = logprobs.index(max(logprobs)) if logprobs else _shown(sample["resps"][0][0])
+                answer = logprobs.index(max(logprobs)) if logprobs else sample["resps"][0][0]
                 said[number] = ItemAnswer(
                     _name(sample["doc"], f"{task}/{number}"), {}, answer, logprobs, _target(sample, len(logprobs))
                 )
         answers += [replace(said[number], values=values) for number, values in sorted(by_item.items())]
     return tuple(answers)
-
-
-def _shown(answer: Any) -> Any:
-    """Return an answer as a file of results can hold it: a text without NULs, which a model may well write."""
-    return visible(answer) if isinstance(answer, str) else answer
 
 
 def _number(metric: str, value: Any) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.search_space import SearchSpace
-from pdtrim_core.data.items import Item
+from pdtrim_core.data.items import Item, digest_of
 from pdtrim_core.data.readings import Score
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.execution.packing import packing_agrees
@@ -21,6 +21,7 @@ from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.beyond_dense import remark
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.pipeline.run_keys import keys_of, values_keys
@@ -115,7 +116,13 @@ class Bench:
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
         )
-        return context.ledger(part, measurement, by=self._key_of, items=len(items), together=measurement.together)
+        # The digest of the items does not have the fresh ones: those of a folder that 0.1 wrote would then be others.
+        own = digest_of(items) if part.endswith("fresh") else ""
+
+        def by(plan: Plan) -> Key:
+            return (*self._key_of(plan), own)
+
+        return context.ledger(part, measurement, by=by, items=len(items), together=measurement.together)
 
     @property
     def _error(self) -> float | None:
@@ -202,6 +209,8 @@ class Bench:
         choice = choose(scores, start, settings.caution_wanted)
         items = self._inputs.calibration.fresh or self._inputs.calibration.items
         where = f"{len(items)} fresh items" if self._fresh else "the items it was searched on, since there are no fresh ones"
+        if choice.stays and choice.gain <= 0:
+            return choice.plan
         gain = f"by {choice.gain:.2f} +- {choice.error:.2f} points on {where}"
         self._context.events.note(
             f"search: the first removal stays: the best of {len(finalists)} finalists beats it {gain}, which may be luck (less "

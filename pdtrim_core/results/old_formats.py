@@ -45,6 +45,12 @@ def recipe_of_1(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 changed[table] = {**rest, **now}
                 said = " and ".join(f"{table}.{name} = {_toml(value)}" for name, value in now.items())
                 notes.append(f"{table}.{key} = {_toml(inner[key])} is {said} since 0.2")
+    searcher, search = changed.get("searcher"), changed.get("search", {})
+    if isinstance(searcher, dict) and "caution" in searcher and isinstance(search, dict) and "caution" not in search:
+        changed["searcher"] = {name: value for name, value in searcher.items() if name != "caution"}
+        changed["search"] = {**search, "caution": searcher["caution"]}
+        value = _toml(searcher["caution"])
+        notes.append(f"searcher.caution = {value} is search.caution = {value} since 0.2")
     if "splitter" in changed:
         changed["splitter"], notes_on_splitter = _splitter_of_1(changed["splitter"])
         notes += notes_on_splitter
@@ -71,6 +77,12 @@ def resolved_recipe_of_1(data: Mapping[str, Any]) -> dict[str, Any]:
     changed, _ = recipe_of_1(data)
     if "pruner" not in changed and isinstance(changed.get("prune"), dict):
         changed["prune"] = {"merges": True, **changed["prune"]}
+    # Since nothing that 0.1 measured is taken over, a run goes on as this version would begin it.
+    if isinstance(changed.get("search", {}), dict):
+        changed["search"] = {**SEARCH_SINCE_2, **changed.get("search", {})}
+    objective = changed.get("objective")
+    if isinstance(objective, dict) and objective.get("use") == "margin":
+        changed["objective"] = {**MARGIN_SINCE_2, **objective}
     return changed
 
 
@@ -107,6 +119,9 @@ RECIPE_KEYS_OF_1: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] =
     ("evaluation", "prefill_tail", _tail_of_1),
 )
 """Tables of a recipe, keys that they had in 0.1, and what such a key's value says now."""
+SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05}
+MARGIN_SINCE_2: Mapping[str, Any] = {"per": "byte"}
+"""What a recipe of this version says where one of 0.1 says nothing."""
 SPLITTERS_OF_1: Mapping[str, str] = {"as-found": "keep-search-result"}
 """Splitters whose name was another one in 0.1."""
 

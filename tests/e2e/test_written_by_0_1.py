@@ -16,6 +16,7 @@ RENAMED = {
     "joint": (
         "prune.merge_above = 1.1 is prune.merges = false since 0.2",
         'evaluation.prefill_tail = "full" is evaluation.truncate_prefill = false since 0.2',
+        "searcher.caution = 2.0 is search.caution = 2.0 since 0.2",
         "splitter 'as-found' is 'keep-search-result' since 0.2",
     ),
     "merged": (
@@ -67,7 +68,8 @@ def test_a_run_that_was_interrupted_goes_on_and_each_old_word_is_named(written: 
     assert [line for line in done.err.splitlines() if line.startswith("warning: ")] == [
         f"warning: {run}/recipe.toml: {said}" for said in RENAMED[run]
     ]
-    assert (written / run / "plan.json").read_bytes() == plan
+    # Another plan may come out: this version decides by likelihood and on fresh items where 0.1 took the best that it measured.
+    assert json.loads((written / run / "plan.json").read_text()).keys() == json.loads(plan).keys()
     assert "what depends on it is measured again: an earlier version of pdtrim-core measured them" in done.err
     assert json.loads((written / run / "outcome.json").read_text())["candidates"]["measured"] > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 
 from pydantic import Field
@@ -19,6 +20,11 @@ class Sequential(Searcher):
     name = "sequential"
     cites = "SLEB (arXiv:2402.09025)"
 
+    candidates: int | None = Field(
+        None,
+        gt=0,
+        description="elements that are tried after the first step, the best ones alone (default: all, as SLEB)",
+    )
     swaps: int = Field(
         0, ge=0, description="rounds in which one element may be swapped for another, once all are chosen (SLEB: 0)"
     )
@@ -30,7 +36,7 @@ class Sequential(Searcher):
         del rng
         elements = _unprotected(space, self.protect_first, self.protect_last)
         _check_enough(self.name, space, elements)
-        best = yield from _grow(space, elements, 1)
+        best = yield from _grow(space, elements, 1, candidates=self.candidates)
         for _ in range(self.swaps):
             before, best = best, (yield from _swap(space, elements, best))
             if best == before:
@@ -39,8 +45,10 @@ class Sequential(Searcher):
     def steps(self, space: SearchSpace) -> int | None:
         """Return the sum, over the steps, of the elements that are left; then all swaps that there can be."""
         count = len(_unprotected(space, self.protect_first, self.protect_last))
+        left = count if self.candidates is None else min(count, max(self.candidates, space.count))
         swaps = self.swaps * space.count * max(0, count - space.count)
-        return _step_count(count, space.count, 1) + swaps
+        fewer = count - left if space.count else 0
+        return _step_count(left, space.count, 1) + fewer + swaps
 
 
 class Beam(Searcher):
@@ -69,10 +77,11 @@ class Beam(Searcher):
         return _step_count(len(_unprotected(space, self.protect_first, self.protect_last)), space.count, self.width)
 
 
-def _grow(space: SearchSpace, elements: list[Element], width: int) -> Requests[Removal]:
+def _grow(space: SearchSpace, elements: Sequence[Element], width: int, *, candidates: int | None = None) -> Requests[Removal]:
     """Ask for all removals with one element more than the `width` best of the size before; return the best of the size wanted.
 
-    Those on the way are probes; those of the last size are what the search is for, and a few more of them are kept.
+    Those on the way are probes; those of the last size are what the search is for, and a few more of them are kept. After the
+    first step the elements are those `candidates` that cost least alone.
     """
     best = [Removal()]
     if space.count == 0:
@@ -80,11 +89,15 @@ def _grow(space: SearchSpace, elements: list[Element], width: int) -> Requests[R
     for size in range(1, space.count + 1):
         grown = list(dict.fromkeys(removal.with_(element) for removal in best for element in elements if element not in removal))
         plans = [space.plan_of(removal) for removal in grown]
-        last = size == space.count
-        scores = yield from best_of(plans if last else [Probe(plan) for plan in plans], max(width, KEPT) if last else width)
+        last, shortlist = size == space.count, max(space.count, candidates or 0) if size == 1 and candidates else 0
+        keep = min(len(plans), max(width, shortlist, KEPT if last else 0))
+        scores = yield from best_of(plans if last else [Probe(plan) for plan in plans], keep)
         # Sorting is stable: ties stay in the order of the removal they grew from, then of the blocks.
         measured = [(removal, score) for removal, score in zip(grown, scores, strict=True) if score is not None]
-        best = [removal for removal, _ in sorted(measured, key=lambda pair: pair[1], reverse=True)[:width]]
+        ranked = [removal for removal, _ in sorted(measured, key=lambda pair: pair[1], reverse=True)]
+        best = ranked[:width]
+        if shortlist:
+            elements = [element for element in elements if Removal([element]) in ranked[:shortlist]]
     return best[0]
 
 

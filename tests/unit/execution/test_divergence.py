@@ -174,7 +174,8 @@ def test_the_dense_blocks_run_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_kept_of_a_batch_are_the_scored_positions() -> None:
     dense, item = tiny_llama(), some_items()[3]
-    ((_, prepared),) = PrefixCache(dense).batches([item.continued("right")])
+    prefix_cache = PrefixCache(dense)
+    ((_, prepared),) = prefix_cache.batches([item.continued("right")])
     assert isinstance(prepared, PreparedBatch)
     with torch.inference_mode():
         kept = prepared.dense_hidden

@@ -172,7 +172,7 @@ def test_an_answer_can_be_kept_in_a_file_whatever_is_in_it(tmp_path: Path, monke
     model = tiny_llama()
     monkeypatch.setattr(type(model.tokenizer), "decode", lambda _self, _tokens: "a\0b\tc\n\x1b[2J")
     found = measure(Subject(model, PLAN), ITEMS, length=LENGTH, code=CODE)
-    assert {answer.answer for answer in found.answers} == {"a\\x00b\tc\n\\x1b[2J"}
+    assert {answer.answer for answer in found.answers} == {"a\ufffdb\tc\n\x1b[2J"}
     result = TaskResult("fidelity", "staged", found.metrics, "kl", found.answers, {}, {}, 1.0)
     assert read_result(write_result(tmp_path, result)).answers == found.answers
 

@@ -35,7 +35,7 @@ def test_a_text_that_was_made_has_no_choices() -> None:
 
 def test_a_text_can_be_kept_in_a_file_whatever_is_in_it(tmp_path: Path) -> None:
     answers = answers_of({"t": [sample([["a\0b\n"]], "b")]})
-    assert answers[0].answer == "a\\x00b\n"
+    assert answers[0].answer == "a\ufffdb\n"
     result = TaskResult("t", "staged", {}, "acc", answers, {}, {}, 1.0)
     assert read_result(write_result(tmp_path, result)).answers == answers
 

@@ -139,7 +139,12 @@ def with_parts(begin: Begin, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
     monkeypatch.setattr(Asks, "plans", given["plans"])
     for name in ("tried", "given"):
         monkeypatch.setattr(Gives, name, given[name], raising=False)
-    context = begin(evaluation=given["evaluation"], search=given.get("search", {"mode": "exact"}))
+    context = begin(
+        given.get("name", "run"),
+        evaluation=given["evaluation"],
+        search=given.get("search", {"mode": "exact"}),
+        **({"calibration": given["calibration"]} if "calibration" in given else {}),
+    )
     context = replace(context, recipe=replace(context.recipe, searcher=Asks(), splitter=Gives()))
     return bench_of(context)[0], context
 
@@ -171,15 +176,24 @@ def test_the_last_word_between_finalists_falls_on_fresh_items(begin: Begin, monk
     again = fresh_scores(bench, context, [start, *finalists])
     assert set(again) == set(measured_in(context.folder.path)["fresh"]) == {start, *finalists}
     assert found == max(again, key=again.__getitem__)
-    assert any(note.startswith("search: ") and "fresh items" in note for note in context.events.notes)
     # What decided is not a step of the search: it has other items.
     assert len(context.events.search) == len(PLANS)
 
 
 def test_the_first_removal_stays_unless_another_is_surely_better(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"caution": 1000.0})
+    def item_values(_self: Margin, staged: Any, items: Sequence[Any]) -> list[float]:
+        """Others are better than the first removal, by an amount that differs between items."""
+        gain = 0.0 if staged.plan.decode == SPACE.first else 0.1
+        return [0.3 + gain * (1 + len(item.name) % 3 + number % 2) for number, item in enumerate(items)]
+
+    monkeypatch.setattr(Margin, "item_values", item_values)
+    calibration = {"samples": 12, "held_out": 0}
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"caution": 1000.0}, calibration=calibration)
     assert bench.search(SPACE) == Plan.unified(SPACE.first)
     assert any("the first removal stays" in note and "search.caution = 1000" in note for note in context.events.notes)
+    sure, context = with_parts(begin, monkeypatch, plans=PLANS, search={}, calibration=calibration, name="sure")
+    assert sure.search(SPACE) != Plan.unified(SPACE.first)
+    assert any("beats the first removal by" in note and "6 fresh items" in note for note in context.events.notes)
 
 
 def test_without_fresh_items_the_searched_ones_decide_and_a_note_says_so(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +328,7 @@ def flattered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every removal count as a gain, more of one on every other item."""
 
     def item_values(_self: Margin, staged: Any, items: Sequence[Any]) -> list[float]:
-        return [len(staged.plan.decode) * (0.1 + 0.01 * (len(item.name) % 2)) - 2.0 for item in items]
+        return [len(staged.plan.decode) * (0.1 + 0.01 * (len(item.name) % 2)) + 0.2 for item in items]
 
     monkeypatch.setattr(Margin, "item_values", item_values)
 
@@ -333,7 +347,7 @@ def test_a_replaced_model_is_held_against_the_dense_one(begin: Begin, monkeypatc
     context = begin(calibration={"samples": 12, "held_out": 0})
     bench, inputs = bench_of(context)
     dense, replaced = inputs.model, tiny_llama(seed=7)
-    better = dict(zip((id(dense), id(replaced)), (-2.0, -1.0), strict=True))
+    better = dict(zip((id(dense), id(replaced)), (0.2, 0.4), strict=True))
     monkeypatch.setattr(Margin, "item_values", lambda _self, staged, items: [better[id(staged._model)]] * len(items))
     rows_of(bench, Plan(), Plan(), replaced)
     (note,) = context.events.notes

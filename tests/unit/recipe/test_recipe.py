@@ -199,7 +199,7 @@ def test_an_unknown_key_does_not_hide_that_the_budget_is_missing(host: PluginHos
         ({"report": [5]}, "report: must be a name, or a table with the key 'use' (got 5)"),
         ({"exporter": ["plan", "plam"]}, "exporter: there is no exporter 'plam'; did you mean 'plan'?"),
         ({"searcher": {"use": "annealing", "t0": 0}}, "searcher.t0: must be greater than 0 (got 0)"),
-        ({"splitter": {"use": "gain", "unit": "x"}}, "splitter.unit: must be 'score' or 'relative' (got 'x')"),
+        ({"splitter": {"use": "gain", "unit": "x"}}, "splitter.unit: must be 'score', 'relative' or 'errors' (got 'x')"),
         ({"calibration": {"use": "mini", "samples": 0}}, "calibration.samples: must be greater than 0 (got 0)"),
     ],
     ids=str,
