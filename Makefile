@@ -21,6 +21,8 @@ SERVE_PIP_FLAGS ?=
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/pdtrim-core run examples/quickstart.toml
+	$(BIN)/pdtrim-core run examples/quickstart_shortgpt.toml > /dev/null
+	$(BIN)/pdtrim-core compare runs/quickstart runs/quickstart-shortgpt --variants staged,unified
 
 test: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools lint
 	$(BIN)/pytest -n auto --maxprocesses 4

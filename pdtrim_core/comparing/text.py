@@ -10,6 +10,7 @@ from pdtrim_core.comparing.compare import ComparedRow, Comparison
 from pdtrim_core.comparing.objective_cells import Cell
 
 NOTHING = "-"
+SMALL = 5.0
 _COSTS: tuple[tuple[str, Callable[[ComparedRow], str]], ...] = (
     ("prefill removed", lambda row: _percent(row.prefill_removed)),
     ("decode removed", lambda row: _percent(row.decode_removed)),
@@ -34,8 +35,9 @@ def text_table_of(comparison: Comparison) -> TextTable:
     titles = [_title(column.name, column.metric, higher=column.higher_is_better) for column in comparison.columns]
     heading = ("method", *titles, *(["average"] if averaged else []), *(title for title, _ in _COSTS))
     rows = []
+    digits = {column.name: _digits([row.cells.get(column.name) for row in comparison.rows]) for column in comparison.columns}
     for row in comparison.rows:
-        cells = [_cell(row.cells.get(column.name)) for column in comparison.columns]
+        cells = [_cell(row.cells.get(column.name), digits[column.name]) for column in comparison.columns]
         rows.append((row.name, *cells, *([_cell(row.average)] if averaged else []), *(cost(row) for _, cost in _COSTS)))
     names = [column.name for column in comparison.columns] + ["average"]
     best = frozenset(
@@ -103,17 +105,23 @@ def _title(name: str, metric: str, *, higher: bool) -> str:
     return shown if higher else f"{shown} (lower is better)"
 
 
-def _cell(cell: Cell | None) -> str:
+def _digits(cells: Sequence[Cell | None]) -> int:
+    """Return the digits behind the point of a column: of numbers that are all small, such as nats, one would say little."""
+    return 3 if all(abs(cell.value) < SMALL for cell in cells if cell is not None) else 1
+
+
+def _cell(cell: Cell | None, digits: int = 1) -> str:
     if cell is None:
         return NOTHING
     if cell.difference is None:
-        return _number(cell.value) + ("" if cell.error is None else f" +- {_number(cell.error)}")
-    error = "" if cell.difference_error is None else f" +- {_number(cell.difference_error)}"
-    return f"{_number(cell.value)} ({'-' if cell.difference < 0 else '+'}{_number(abs(cell.difference))}{error})"
+        return _number(cell.value, digits) + ("" if cell.error is None else f" +- {_number(cell.error, digits)}")
+    error = "" if cell.difference_error is None else f" +- {_number(cell.difference_error, digits)}"
+    sign = "-" if cell.difference < 0 else "+"
+    return f"{_number(cell.value, digits)} ({sign}{_number(abs(cell.difference), digits)}{error})"
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.1f}"
+def _number(value: float, digits: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}f}"
 
 
 def _percent(share: float | None) -> str:

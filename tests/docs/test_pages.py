@@ -73,11 +73,13 @@ def test_the_readme_shows_a_diagram_of_thirty_blocks_in_both_stages() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        r"accuracy +\d+ items searched on +\d+ held-out items",
+        r"kl +\d+ items searched on +\d+ held-out items",
         r"dense( +[\d.]+ \+- [\d.]+){2}",
         r"unified( +[\d.]+ \+- [\d.]+){2}",
         r"staged( +[\d.]+ \+- [\d.]+){2}",
-        r"block +gain when kept in prefill +prefill",
+        r"how near to the dense model, on 64 held-out items:",
+        r"staged is [\d.]+ \+- [\d.]+ nats a token nearer to dense than unified",
+        r"answers to a held-out prompt, \.\.\. .*",
         r"cost +dense +plan +change +unit",
         r"\d+ candidates measured, .*",
         r"next:  pdtrim-core show runs/quickstart",

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtrim_core.api import Metric, Report, Shrink, draw_diagram
+from pdtrim_core.api import Metric, Report, Shrink, draw_diagram, visible
 from pdtrim_plugins.reports import nearness
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome
 
 Metrics = Mapping[str, Metric]
+SAMPLE_WIDTH = 60
+"""Characters of an answer that are shown."""
 
 
 class Table(Report):
@@ -30,6 +32,7 @@ class Table(Report):
             _diagram(outcome),
             _results(outcome),
             _fidelity(outcome),
+            _sample(outcome),
             _gains(outcome),
             _merges(outcome),
             _costs(outcome),
@@ -84,6 +87,25 @@ def _fidelity(outcome: Outcome) -> str:
     said = nearness.verdict(found)
     about = f"how near to the dense model, on {found.items} held-out item{'s' * (found.items != 1)}:"
     return "\n".join([about, *tables, *([said] if said else [])])
+
+
+def _sample(outcome: Outcome) -> str:
+    """Return what each variant answers to one held-out prompt, a line each: that where the dense answer is of middle length."""
+    samples = outcome.fidelity.samples if outcome.fidelity is not None else ()
+    if not samples:
+        return ""
+    sample = sorted(samples, key=lambda sample: len(sample.answers.get("dense", "")))[len(samples) // 2]
+    width = max(map(len, sample.answers))
+    lines = [f"{name.ljust(width)}   {_shortened(answer)}" for name, answer in sample.answers.items()]
+    return "\n".join([f"answers to a held-out prompt, ... {_shortened(sample.prompt, end=True)}", *lines])
+
+
+def _shortened(text: str, *, end: bool = False) -> str:
+    """Return a text as one short line: its beginning, or its end."""
+    line = visible(" ".join(text.split()))
+    if len(line) <= SAMPLE_WIDTH:
+        return line
+    return line[-SAMPLE_WIDTH:].lstrip() if end else f"{line[: SAMPLE_WIDTH - 4]} ..."
 
 
 def _figure(name: str, digits: int, scale: float = 1) -> Callable[[Metrics], str]:
