@@ -293,6 +293,16 @@ def test_markdown_marks_the_best_and_has_the_notes(two: tuple[Path, Path]) -> No
     assert lines[-1] == "piqa: shown with limit = 4; left out with limit = 9 (one)"
 
 
+def test_a_column_of_small_numbers_has_three_digits(two: tuple[Path, Path]) -> None:
+    for run, values in zip(two, ([0.41, 0.45, 0.40, 0.44], [0.51, 0.56, 0.50, 0.55]), strict=True):
+        evaluated(run, "nats", values, metric="kl", value=Metric(sum(values) / 4, 0.012, higher_is_better=False))
+    found = compare(two, tasks=["nats", "piqa"])
+    lines = markdown(found).splitlines()
+    assert "| 0.425 +- 0.012 |" in lines[2].replace("**", "")
+    assert "| 50.0 +- 28.9 |" in lines[2].replace("**", "")
+    assert "0.530 (+0.105 +- 0.003)" in lines[3].replace("**", "")
+
+
 def test_latex_is_escaped_and_marks_the_best(tmp_path: Path) -> None:
     runs = [folder(tmp_path / name) for name in ("t0=5,blocks_3", "50%")]
     for run, values in zip(runs, ([1, 0, 1, 0], [1, 1, 1, 0]), strict=True):

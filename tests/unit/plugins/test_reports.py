@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_diagram
-from pdtrim_core.api import Fidelity, Metric
+from pdtrim_core.api import AnswerSample, Fidelity, Metric
 from pdtrim_core.results.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
 from pdtrim_plugins.reports.nearness import verdict
@@ -163,6 +164,41 @@ def test_how_near_the_variants_are_to_the_dense_model_fits_a_narrow_terminal(tmp
         "staged is 0.411 +- 0.050 nats a token nearer to dense than unified",
     ]
     assert max(map(len, lines[:-1])) <= 60
+
+
+def sampled(answers: Sequence[str], prompt: str = "What is it?\nAnswer:") -> Fidelity:
+    """Return a comparison with one sample for each dense answer; the pair answers "pair" and its number."""
+    samples = tuple(
+        AnswerSample(f"item {number}", prompt, {"dense": answer, "staged": f"pair {number}"})
+        for number, answer in enumerate(answers)
+    )
+    return replace(runs.fidelity(), samples=samples)
+
+
+def sample_in(outcome: Outcome, out: Path) -> list[str]:
+    found = [part for part in parts(outcome, out) if part.startswith("answers to")]
+    return found[0].splitlines() if found else []
+
+
+def test_one_sample_is_shown_that_where_the_dense_answer_is_of_middle_length(tmp_path: Path) -> None:
+    lines = sample_in(outcome_with(fidelity=sampled(["No.", "a very long answer " * 9, "A lamp,\n\nI think.<|end|>"])), tmp_path)
+    assert lines == [
+        "answers to a held-out prompt, ... What is it? Answer:",
+        "dense    A lamp, I think.<|end|>",
+        "staged   pair 2",
+    ]
+
+
+def test_a_long_answer_and_a_long_prompt_are_cut_and_steer_no_terminal(tmp_path: Path) -> None:
+    lines = sample_in(outcome_with(fidelity=sampled(["\x1b[2J" + "word " * 40], prompt="early " * 30 + "late?")), tmp_path)
+    assert lines[0].endswith("early late?")
+    assert lines[1].startswith("dense    \\x1b[2Jword word")
+    assert lines[1].endswith(" ...")
+    assert max(map(len, lines)) <= 95
+
+
+def test_without_samples_none_is_shown(tmp_path: Path) -> None:
+    assert sample_in(outcome_with(fidelity=sampled([])), tmp_path) == []
 
 
 def test_a_replaced_model_is_told_beside_the_dense_one(tmp_path: Path) -> None:

@@ -178,6 +178,51 @@ def test_sequential_announces_what_it_measures(options: dict[str, int], expected
     assert searcher.steps(plain_space(10, 3)) == len(asked_by(searcher, plain_space(10, 3))) == expected
 
 
+def worth(values: dict[int, float], together: dict[tuple[int, ...], float]) -> Callable[[Plan], float]:
+    """Return a table: 90 less what each block costs, unless a set of blocks has a value of its own."""
+
+    def value(plan: Plan) -> float:
+        blocks = tuple(sorted(blocks_of(plan)))
+        return together.get(blocks, 90 - sum(values[block] for block in blocks))
+
+    return value
+
+
+COSTS_ALONE = {block: float(block) for block in range(8)}
+
+
+def test_after_the_first_step_the_best_candidates_alone_are_tried() -> None:
+    """Blocks 5 and 6 would be the best two, but alone they are among the worst."""
+    value = worth(COSTS_ALONE, {(5, 6): 95.0, (1, 6): 94.0})
+    space = plain_space(8, 2)
+    assert blocks_of(found_by(Sequential(), space, value).plan) == [1, 6]
+    few = Sequential(candidates=3)
+    assert blocks_of(found_by(few, space, value).plan) == [1, 2]
+    asked = asked_by(few, space, value)
+    assert len(asked) == few.steps(space) == 6 + 2
+    assert {block for plan in asked if len(plan.decode) == 2 for block in blocks_of(plan)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_there_are_always_enough_candidates(count: int) -> None:
+    space = plain_space(8, count)
+    plan = found_by(Sequential(candidates=1), space).plan
+    assert len(plan.decode) == count
+    assert len(asked_by(Sequential(candidates=1), space)) <= (Sequential(candidates=1).steps(space) or 0)
+
+
+def test_swaps_find_what_one_block_after_the_other_misses() -> None:
+    value = worth(COSTS_ALONE, {(5, 6): 95.0, (1, 6): 94.0})
+    assert blocks_of(found_by(Sequential(swaps=1), plain_space(8, 2), value).plan) == [5, 6]
+    assert blocks_of(found_by(Sequential(swaps=1, candidates=2), plain_space(8, 2), value).plan) == [1, 6]
+
+
+def test_swaps_end_where_none_is_better() -> None:
+    value = worth(COSTS_ALONE, {})
+    one, many = (asked_by(Sequential(swaps=swaps), plain_space(8, 2), value) for swaps in (1, 9))
+    assert one == many
+
+
 # Beam
 
 

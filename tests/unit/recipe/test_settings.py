@@ -105,3 +105,25 @@ def test_settings_cannot_be_changed() -> None:
     for model, key in ((settings, "seed"), (settings.prune, "blocks"), (settings.evaluation, "threads")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(model, key, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "finalists", "fresh", "caution", "under_splitter"),
+    [
+        ({}, 4, 32, 2.0, True),
+        ({"mode": "exact"}, 1, 0, 0.0, False),
+        ({"mode": "exact", "finalists": 3, "fresh": 5, "caution": 1.0, "prefill": "splitter"}, 3, 5, 1.0, True),
+        ({"finalists": 1, "fresh": 0, "caution": 0.0, "prefill": "decode"}, 1, 0, 0.0, False),
+    ],
+)
+def test_a_search_that_says_nothing_has_what_suits_its_mode(
+    keys: dict[str, Any], finalists: int, fresh: int, caution: float, under_splitter: bool
+) -> None:
+    search = settings_of(search=keys).search
+    found = (search.finalists_wanted, search.fresh_wanted(64), search.caution_wanted, search.under_splitter)
+    assert found == (finalists, fresh, caution, under_splitter)
+
+
+def test_a_search_cannot_be_wrong_for_certain() -> None:
+    assert problem_of(search={"error": 0}).startswith("search.error: must be greater than 0")
+    assert problem_of(search={"mode": "pared"}).startswith("search.mode: must be 'paired' or 'exact'")
