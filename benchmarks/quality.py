@@ -169,7 +169,7 @@ def main() -> None:
     table = figures(rows)
     for line in table:
         print(line)
-    write(options.json, {"benchmark": "quality", "model": options.model, "environment": environment()}, {"rows": table})
+    write(options.json, {"benchmark": "quality", "model": options.model, **environment()}, {"rows": table})
 
 
 if __name__ == "__main__":

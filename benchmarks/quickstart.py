@@ -98,7 +98,7 @@ def main() -> None:
         nearer = ", ".join(f"{name} {value:.3f} +- {error:.3f}" for name, (value, error) in row["nearer_by"].items())
         print(f"seed {seed}: KL {row['kl'][0]:.3f}, nearer by: {nearer}; prefill {row['prefill']:.3f}; holds: {row['holds']}")
     print(f"{sum(row['holds'] for row in rows)} of {len(rows)} seeds hold")
-    write(options.json, {"benchmark": "quickstart", "environment": environment()}, {"rows": rows})
+    write(options.json, {"benchmark": "quickstart", **environment()}, {"rows": rows})
 
 
 if __name__ == "__main__":

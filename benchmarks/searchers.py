@@ -173,7 +173,7 @@ def main() -> None:
             f"{row['model']:24} {row['way']:24} KL {row['kl']:.4f}  {row['above_first']:+.4f} +- {row['error']:.4f} an item  "
             f"{row['measured']:.0f} plans in {row['seconds']:.0f} s"
         )
-    about = {"benchmark": "searchers", "minutes": options.minutes, "environment": environment()}
+    about = {"benchmark": "searchers", "minutes": options.minutes, **environment()}
     write(options.json, about, {"rows": rows})
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from generator.markup import table
 
+PLAIN = ("merge_cost", "eval_speed", "fidelity_speed", "serve", "cache_budget", "quickstart", "searchers", "quality")
+"""Benchmarks whose results need no remarks, but for a note of their own."""
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
@@ -98,6 +100,40 @@ def benchmarks_page() -> str:
                 "KL apart",
             ],
             lambda result: [fidelity_row(of_model) for of_model in result["models"]],
+        ),
+        "quickstart": (
+            "The quickstart",
+            "The pair of `examples/quickstart.toml`, each seed with other items to search on, beside other plans of the same "
+            "decode size: how much less its KL to the dense model is, in nats a token along the dense model's answers to 64 held-out "
+            "prompts, paired over prompts. By `python benchmarks/quickstart.py`.",
+            ["seed", "decode loses", "KL of the pair", "prefill FLOPs", *QUICKSTART_OTHERS, "more than 3 errors each"],
+            lambda result: [quickstart_row(of_seed) for of_seed in result["rows"]],
+        ),
+        "searchers": (
+            "Searchers",
+            "Searchers with the same CPU minutes, all with the objective `kl` under the prefill that `kv-tail` makes: the KL of "
+            "the pair on held-out items, in nats a token, mean over seeds, and how much more it is than that of `sequential`, paired "
+            "over items. By `python benchmarks/searchers.py`.",
+            ["model", "searcher", "seeds", "minutes", "KL", "more than `sequential`", "plans measured"],
+            lambda result: [searcher_row(result, row) for row in result["rows"]],
+        ),
+        "quality": (
+            "Pairs of all pruners",
+            "Pairs with the same decode bytes, and what decode runs in both stages (`unified`): KL to the dense model along its "
+            "answers to items of benchmarks, in nats a token, and beyond that of the best pruner that is not ours, paired over "
+            "items. By `python benchmarks/quality.py`.",
+            [
+                "model",
+                "method",
+                "variant",
+                "decode bytes",
+                "prefill FLOPs",
+                "K/V",
+                "KL",
+                "beyond the best baseline",
+                "KL on a text",
+            ],
+            lambda result: [quality_row(result, row) for row in result["rows"]],
         ),
         "serve": (
             "Serving",
@@ -234,6 +270,38 @@ def fidelity_row(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+QUICKSTART_OTHERS = (
+    "its decode in both stages",
+    "searched for both stages",
+    "ShortGPT in both stages",
+    "ShortGPT as a pair",
+)
+
+
+def quickstart_row(row: Mapping[str, Any]) -> list[str]:
+    """Return the line of one seed of a result of `quickstart`."""
+    gaps = [f"{value:.3f} +- {error:.3f}" for value, error in (row["nearer_by"][name] for name in QUICKSTART_OTHERS)]
+    kl, error = row["kl"]
+    holds = "yes" if row["holds"] else "no"
+    return [str(row["seed"]), row["decode"], f"{kl:.3f} +- {error:.3f}", f"{row['prefill']:.1%}", *gaps, holds]
+
+
+def searcher_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Return the line of one way in a result of `searchers`."""
+    more = f"{row['above_first']:+.4f} +- {row['error']:.4f}"
+    figures = [f"{row['kl']:.4f}", more, f"{row['measured']:.0f}"]
+    return [row["model"], row["way"], str(row["seeds"]), f"{result['minutes']:g}", *figures]
+
+
+def quality_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Return the line of one method in one variant in a result of `quality`."""
+    shares = [f"{row[name]:.1%}" for name in ("decode bytes", "prefill FLOPs", "K/V")]
+    figures = [
+        "" if row[name] is None else "{:.3f} +- {:.3f}".format(*row[name]) for name in ("kl", "beyond_best_baseline", "text_kl")
+    ]
+    return [result["model"], row["method"], row["variant"], *shares, *figures]
+
+
 def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the lines of one result of `serve`, one a batch size."""
     return [
@@ -252,7 +320,7 @@ def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """Return further remarks on a result: where the time goes, or which plans were found."""
-    if result["benchmark"] in ("merge_cost", "eval_speed", "fidelity_speed", "serve", "cache_budget"):
+    if result["benchmark"] in PLAIN:
         return [result["note"]] if "note" in result else []
     if result["benchmark"] == "search_cost":
         shares = result["shares"]
