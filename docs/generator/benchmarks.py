@@ -104,16 +104,16 @@ def benchmarks_page() -> str:
         "quickstart": (
             "The quickstart",
             "The pair of `examples/quickstart.toml`, each seed with other items to search on, beside other plans of the same "
-            "decode size: how much less its KL to the dense model is, in nats a token along the dense model's answers to 64 held-out "
-            "prompts, paired over prompts. By `python benchmarks/quickstart.py`.",
+            "decode size: how much less its KL to the dense model is, in nats a token along the dense model's answers to 64 "
+            "held-out prompts, paired over prompts. By `python benchmarks/quickstart.py`.",
             ["seed", "decode loses", "KL of the pair", "prefill FLOPs", *QUICKSTART_OTHERS, "more than 3 errors each"],
             lambda result: [quickstart_row(of_seed) for of_seed in result["rows"]],
         ),
         "searchers": (
             "Searchers",
             "Searchers with the same CPU minutes, all with the objective `kl` under the prefill that `kv-tail` makes: the KL of "
-            "the pair on held-out items, in nats a token, mean over seeds, and how much more it is than that of `sequential`, paired "
-            "over items. By `python benchmarks/searchers.py`.",
+            "the pair on held-out items, in nats a token, mean over seeds, and how much more it is than that of `sequential`, "
+            "paired over items. By `python benchmarks/searchers.py`.",
             ["model", "searcher", "seeds", "minutes", "KL", "more than `sequential`", "plans measured"],
             lambda result: [searcher_row(result, row) for row in result["rows"]],
         ),
