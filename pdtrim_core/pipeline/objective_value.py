@@ -58,14 +58,14 @@ class ObjectiveOnItems:
         best = self._objective.best_item
         if best is None:
             return math.inf
-        return round(self._objective.score(self._mean([best if value is None else value for value in values])), DIGITS)
+        return round(self._score(self._mean([best if value is None else value for value in values])), DIGITS)
 
     def reading(self, values: Sequence[float]) -> Reading:
         """Return the reading that the values of all items make. Raises `PluginError` for a score out of bounds."""
         mean = self._mean(values)
         step = 1e-4 * max(1.0, abs(mean))
-        slope = (self._objective.score(mean + step) - self._objective.score(mean - step)) / (2 * step)
-        score = self._objective.score(mean)
+        slope = (self._score(mean + step) - self._score(mean - step)) / (2 * step)
+        score = self._score(mean)
         if not 0 <= score <= 100:
             raise PluginError(f"{self._label} gave a score of {score} for a mean of {mean}: scores go from 0 to 100")
         return Reading(score, mean, tuple(values), slope=slope, ceiling=score)
@@ -73,7 +73,7 @@ class ObjectiveOnItems:
     def score_at(self, values: Sequence[float | None], places: Sequence[int]) -> float:
         """Return the score of the mean over the items at some places, all of which have been measured."""
         weights = [self._weights[place] for place in places]
-        return self._objective.score(_mean([_there(values, place) for place in places], weights))
+        return self._score(_mean([_there(values, place) for place in places], weights))
 
     def likely_ceiling(self, values: Sequence[float | None], beside: Reading, places: Sequence[int], error: float) -> float:
         """Return the highest score that a plan can be expected to have, by its gains over another at some places.
@@ -86,7 +86,20 @@ class ObjectiveOnItems:
         bounds = interval(gains, weights, error, planned=len(values))
         if not math.isfinite(bounds[0]):
             return math.inf
-        return max(self._objective.score(base + bound) for bound in bounds)
+        step = 1e-4 * max(1.0, abs(base))
+        below, above = self._score(base - step), self._score(base + step)
+        # Only the better bound counts: the other may be a mean that cannot be, of which a score says nothing.
+        low, high = (base + bound for bound in bounds)
+        means = [low] if below > above else [high] if below < above else [low, high]
+        best = self._objective.best_item
+        if best is not None and low < best < high:
+            means = [best if below != above else mean for mean in means]
+        return max(map(self._score, means))
+
+    def _score(self, mean: float) -> float:
+        """Return the score of a mean. Raises `PluginError` where the objective has none for it."""
+        with blame(self._label):
+            return float(self._objective.score(mean))
 
     def _mean(self, values: Sequence[float]) -> float:
         return _mean(values, self._weights)
@@ -151,18 +164,19 @@ class Measurement:
         """
         stop = WHOLE if self._error is None else stop
         ordered = sorted(plans, key=self._depth_first)
-        step = len(plans) if stop.keep and self._error else SIDE_BY_SIDE
+        step = max(1, len(plans)) if stop.keep and self._error else SIDE_BY_SIDE
         for start in range(0, len(plans), step):
             values = {plan: self._values_in(started.get(plan)) for plan in ordered[start : start + step]}
             yield from self._measure(values, stop)
 
     def _measure(self, open_plans: dict[Plan, PartialValues], stop: Stop) -> Iterator[tuple[Plan, Reading]]:
         """Measure plans side by side; one that is done is taken out of `open_plans`."""
+        error = (self._error or 0.0) / _pairs(len(open_plans), stop.keep)
         while open_plans:
             try:
-                for cut in self._cut_short(open_plans, stop):
-                    del open_plans[cut[0]]
-                    yield cut
+                for plan, reading in self._cut_short(open_plans, stop, error):
+                    del open_plans[plan]
+                    yield plan, reading
                 for plan in list(open_plans):
                     yield plan, self._objective.reading([value for value in open_plans.pop(plan) if value is not None])
             except torch.OutOfMemoryError:
@@ -175,8 +189,11 @@ class Measurement:
                     yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
                 raise
 
-    def _cut_short(self, open_plans: Mapping[Plan, PartialValues], stop: Stop) -> Iterator[tuple[Plan, Reading]]:
-        """Measure all items of the plans; yield those that are given up on the way."""
+    def _cut_short(self, open_plans: Mapping[Plan, PartialValues], stop: Stop, error: float) -> Iterator[tuple[Plan, Reading]]:
+        """Measure all items of the plans; yield those that are given up on the way.
+
+        `error` is the probability with which one comparison of two plans may be wrong.
+        """
         done: list[Item] = []
         for of_round in self._rounds:
             for group in self._prefix_cache().groups(of_round):
@@ -188,28 +205,33 @@ class Measurement:
                         self._fill_in(values, plan, group)
             done += of_round
             if self._error and len(done) < len(self.items):
-                yield from self._surely_out(open_plans, stop, [self._place[item] for item in done], self._error)
+                yield from self._surely_out(open_plans, stop, [self._place[item] for item in done], error)
 
     def _surely_out(
         self, open_plans: Mapping[Plan, PartialValues], stop: Stop, places: Sequence[int], error: float
     ) -> Iterator[tuple[Plan, Reading]]:
-        """Yield the plans that are surely not what they are measured for, by the items at some places."""
+        """Yield the plans that are surely not what they are measured for, by the items at some places.
+
+        One is surely none of the best `keep` where it is surely worse than as many others.
+        """
         if stop.keep is None:
-            bar, floor, names = stop.than, stop.floor, list(open_plans)
-        else:
-            scores = {plan: self._objective.score_at(values, places) for plan, values in open_plans.items()}
-            ranked = sorted(open_plans, key=scores.__getitem__, reverse=True)
-            bar, floor, names = None, None, ranked[stop.keep :]
-            if names:
-                last = ranked[stop.keep - 1]
-                bar, floor = Reading(None, None, tuple(open_plans[last])), scores[last]
-        if bar is None or floor is None:
+            if stop.than is None or stop.floor is None or len(stop.than.items) != len(self.items):
+                return
+            for plan, values in list(open_plans.items()):
+                ceiling = self._objective.likely_ceiling(values, stop.than, places, error)
+                if ceiling < stop.floor:
+                    yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, ceiling))
             return
-        for plan in names:
+        scores = {plan: self._objective.score_at(values, places) for plan, values in open_plans.items()}
+        ranked = sorted(open_plans, key=scores.__getitem__, reverse=True)
+        best = {plan: Reading(None, None, tuple(open_plans[plan])) for plan in ranked[: stop.keep]}
+        for plan in ranked[stop.keep :]:
             values = open_plans[plan]
-            ceiling = self._objective.likely_ceiling(values, bar, places, error / len(names))
-            if ceiling < floor:
-                yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, ceiling))
+            if all(
+                self._objective.likely_ceiling(values, better, places, error) < scores[other] for other, better in best.items()
+            ):
+                # Worse than others is all that is known: on the items left it could still have any score.
+                yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
 
     def _depth_first(self, plan: Plan) -> tuple[tuple[str, str], ...]:
         """Return what plans that begin alike begin alike in."""
@@ -230,6 +252,14 @@ class Measurement:
         if not all((staged.plan, item) in known for item in group):
             known.update(zip([(staged.plan, item) for item in group], self._objective.values(staged, group), strict=True))
         return [known[staged.plan, item] for item in group]
+
+
+def _pairs(count: int, keep: int | None) -> int:
+    """Return how many comparisons may each be wrong alone: of each of the best `keep` of some plans with each that is worse."""
+    if keep is None:
+        return 1
+    keep = min(keep, count)
+    return max(1, keep * count - keep * (keep + 1) // 2)
 
 
 def in_rounds(items: Sequence[Item]) -> list[tuple[Item, ...]]:

@@ -5,6 +5,7 @@ Measuring is somebody else's (`Measure`), so that everything here is torch-free 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,12 @@ from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score
 from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.stopping import WHOLE, Stop
+from pdtrim_core.wording import shortened
 
 T = TypeVar("T")
+
+TOLD = 200
+"""Characters of a request that an error tells."""
 
 
 class Measure(Protocol):
@@ -83,8 +88,10 @@ class Ledger:
             self.tally.remembered += 1
             self._tell(plan, self._known[plan], stop.floor, may_win=plans[plan], remembered=True, seconds=0.0)
         wanted = [plan for plan in plans if plan not in enough]
+        if not wanted:
+            return {plan: self._known[plan] for plan in plans}
         # What is known already is a competitor of what is not.
-        beside = enough if stop.keep and wanted else []
+        beside = enough if stop.keep else []
         started = time.perf_counter()
         for plan, measured in self._together([*wanted, *beside], stop, self._known_of([*wanted, *beside])):
             if plan in beside:
@@ -253,20 +260,46 @@ def _stop_of(request: Any) -> Stop:
 
 def _wanted(request: Any, label: str, problems: Callable[[Plan], Iterable[str]]) -> list[tuple[Plan, bool]]:
     """Return the plans of a request, each with whether it may be the result. Raises `PluginError` for one not to be made."""
-    if isinstance(request, BestOf) and not (isinstance(request.keep, int) and request.keep > 0):
-        raise PluginError(f"{label} yielded {request!r}: of its plans at least one must be kept")
+    what = f"{label} yielded {shortened(repr(request), TOLD)}"
     entries = [request]
-    if isinstance(request, list | BestOf):
-        entries = list(request.plans if isinstance(request, BestOf) else request)
+    if isinstance(request, BestOf):
+        if not _is_whole(request.keep) or request.keep < 1:
+            raise PluginError(
+                f"{what}: of its plans at least one must be kept, so keep={shortened(repr(request.keep))} cannot be"
+            )
+        entries = list(request.plans) if isinstance(request.plans, tuple | list) else [None]
+    elif isinstance(request, list):
+        entries = request
     elif isinstance(request, AtLeast):
+        _check_floor(request, what)
         entries = [request.plan]
     wanted = [(e.plan, False) if isinstance(e, Probe) else (e, True) for e in entries]
     if not all(isinstance(plan, Plan) for plan, _ in wanted):
         raise PluginError(
-            f"{label} yielded {request!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), "
-            "BestOf(plans, keep), or a Note"
+            f"{what}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), BestOf(plans, keep) with a tuple of "
+            "them, or a Note"
         )
     for plan, is_result in wanted:
         for problem in problems(plan) if is_result else ():
             raise PluginError(f"{label} requested the plan {plan}: {problem}")
     return wanted
+
+
+def _check_floor(request: AtLeast, what: str) -> None:
+    """Raise `PluginError` for a floor, a temperature or a score that is none."""
+    if not _is_number(request.floor):
+        raise PluginError(f"{what}: its floor must be a number, not {shortened(repr(request.floor))}")
+    if request.temperature is not None and not _is_number(request.temperature):
+        raise PluginError(f"{what}: its temperature must be a number or None, not {shortened(repr(request.temperature))}")
+    if request.than is not None and not isinstance(request.than, Score):
+        raise PluginError(
+            f"{what}: its than must be the Score of another plan, as it was sent, or None, not {shortened(repr(request.than))}"
+        )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)

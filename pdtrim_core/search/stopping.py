@@ -34,7 +34,7 @@ def interval(values: Sequence[float], weights: Sequence[float], error: float, *,
     With probability 1 - `error` the mean is within all the bounds that are ever returned, so that a decision may be made as soon
     as they allow it: an asymptotic confidence sequence (Waudby-Smith et al., "Time-uniform central limit theory and asymptotic
     confidence sequences", arXiv:2103.06476, Eq. 7), narrowest for a third of the `planned` values. The values must come in random
-    order. Of fewer than `FEWEST` values nothing is said.
+    order. Of fewer than `FEWEST` values, and of such as are all alike, nothing is said: their spread is not known.
     """
     count = len(values)
     if count < FEWEST:
@@ -47,5 +47,7 @@ def interval(values: Sequence[float], weights: Sequence[float], error: float, *,
     level = -2 * math.log(error)
     narrow = (level + math.log(level + 1)) / max(FEWEST, planned / 3)
     grown = count * narrow + 1
+    if deviation == 0:
+        return -math.inf, math.inf
     radius = deviation * math.sqrt(grown * math.log(grown / error**2)) / (count * math.sqrt(narrow))
     return mean - radius, mean + radius

@@ -18,6 +18,7 @@ from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.driver import BestPlan, Exchange, Ledger, drive, drive_split
 from pdtrim_core.search.stopping import Stop
+from pdtrim_core.wording import shortened
 from tests.unit.examples import given
 
 LABEL = "searcher 'walk' (pdtrim-walk 1.0)"
@@ -196,9 +197,45 @@ def test_what_is_no_ask_is_refused_and_shown(ask: Any) -> None:
     with pytest.raises(PluginError) as caught:
         drive_all(Ledger(Table(TABLE)), ask)
     assert str(caught.value) == (
-        f"{LABEL} yielded {ask!r}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), BestOf(plans, keep), or "
-        "a Note"
+        f"{LABEL} yielded {shortened(repr(ask), 200)}: it may yield a Plan or a Probe, a list of them, AtLeast(plan, floor), "
+        "BestOf(plans, keep) with a tuple of them, or a Note"
     )
+
+
+@pytest.mark.parametrize("plans", [None, 3, drop(1), "x", iter((drop(0),)), {drop(0): 1}], ids=str)
+def test_the_best_of_what_is_no_tuple_of_plans_is_refused(plans: Any) -> None:
+    with pytest.raises(PluginError, match=r"BestOf\(plans, keep\) with a tuple of them"):
+        drive_all(Ledger(Table(TABLE)), BestOf(plans, 1))
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (AtLeast(drop(0), "x"), "its floor must be a number, not 'x'"),  # type: ignore[arg-type]
+        (AtLeast(drop(0), None), "its floor must be a number, not None"),  # type: ignore[arg-type]
+        (AtLeast(drop(0), math.nan), "its floor must be a number, not nan"),
+        (AtLeast(drop(0), 1.0, "hot"), "its temperature must be a number or None, not 'hot'"),  # type: ignore[arg-type]
+        (AtLeast(drop(0), 1.0, None, 3.0), "its than must be the Score of another plan, as it was sent, or None, not 3.0"),  # type: ignore[arg-type]
+    ],
+    ids=str,
+)
+def test_a_floor_that_is_none_is_refused_in_one_short_line(ask: AtLeast, message: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        drive_all(Ledger(Table(TABLE)), ask)
+    assert str(caught.value).endswith(message)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_what_is_known_of_all_plans_is_not_measured_again_and_no_plans_are_none() -> None:
+    def together(plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
+        assert plans, "there is nothing to measure"
+        return ((plan, Table(TABLE)(plan, stop.floor, started.get(plan))) for plan in plans)
+
+    ledger = Ledger(Table(TABLE), together=together)
+    _, answers = drive_all(ledger, BestOf((drop(0), drop(1)), 1), BestOf((drop(1), drop(0)), 1), BestOf((), 1), [])
+    assert answers == [[50.0, 70.0], [70.0, 50.0], [], []]
+    assert ledger.tally.measured == 2
 
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5, "1"])

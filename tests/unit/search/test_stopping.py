@@ -59,11 +59,16 @@ def test_the_bounds_lie_around_the_weighted_mean_and_close_in() -> None:
     assert widths == sorted(widths, reverse=True)
 
 
-def test_a_smaller_error_is_wider_and_equal_values_leave_no_doubt() -> None:
+def test_a_smaller_error_is_wider() -> None:
     values, weights = sample(Random(2), 64)
     (low, high), (lower, higher) = (interval(values, weights, error, planned=64) for error in (0.05, 0.001))
     assert lower < low < high < higher
-    assert interval([2.0] * 8, [1.0] * 8, ERROR, planned=64) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0, -1.0])
+def test_of_values_that_are_all_alike_nothing_is_said(value: float) -> None:
+    """Two plans that answer the first items alike, right or wrong, may still differ on the rest."""
+    assert interval([value] * 16, [1.0] * 16, ERROR, planned=64) == (-math.inf, math.inf)
 
 
 def test_of_few_values_nothing_is_said() -> None:
