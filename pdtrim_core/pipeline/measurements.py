@@ -210,6 +210,10 @@ class Bench:
         items = self._inputs.calibration.fresh or self._inputs.calibration.items
         where = f"{len(items)} fresh items" if self._fresh else "the items it was searched on, since there are no fresh ones"
         if choice.stays and choice.gain <= 0:
+            if best != start:
+                self._context.events.note(
+                    f"search: the first removal stays: none of {len(finalists)} finalists beats it on {where}"
+                )
             return choice.plan
         gain = f"by {choice.gain:.2f} +- {choice.error:.2f} points on {where}"
         self._context.events.note(

@@ -196,6 +196,21 @@ def test_the_first_removal_stays_unless_another_is_surely_better(begin: Begin, m
     assert any("beats the first removal by" in note and "6 fresh items" in note for note in context.events.notes)
 
 
+def test_where_no_finalist_is_better_on_fresh_items_a_note_says_that_the_first_removal_stays(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def item_values(_self: Margin, staged: Any, items: Sequence[Any]) -> list[float]:
+        """Others are better than the first removal on the items of the search alone."""
+        gain = 0.0 if staged.plan.decode == SPACE.first else 0.2 if any(item in searched for item in items) else -0.2
+        return [0.5 + gain for _ in items]
+
+    monkeypatch.setattr(Margin, "item_values", item_values)
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={})
+    searched = set(bench._inputs.calibration.items)
+    assert bench.search(SPACE) == Plan.unified(SPACE.first)
+    assert "search: the first removal stays: none of 4 finalists beats it on 3 fresh items" in context.events.notes
+
+
 def test_without_fresh_items_the_searched_ones_decide_and_a_note_says_so(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"fresh": 0})
     bench.search(SPACE)
