@@ -257,11 +257,12 @@ class Objective(Component):
     def score(self, mean: float) -> float:
         """Return the score of a mean over items, 0 to 100; higher is better.
 
-        It is also called slightly beyond the means that can occur, for its slope.
+        It is also called slightly beyond the means that can occur, for its slope; and, without a `best_item`, as far on the
+        better side as the mean of a few items leaves open.
         """
 
     def weight(self, item: Item) -> float:
-        """Return the item's weight in the mean."""
+        """Return the item's weight in the mean, above 0."""
         del item
         return 1.0
 

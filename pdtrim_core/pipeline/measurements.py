@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -25,6 +25,7 @@ from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.pipeline.run_keys import keys_of, values_keys
+from pdtrim_core.plan.elements import Element
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Gain, Row, SearchStep, Value
 from pdtrim_core.search.driver import Exchange, Ledger, drive, drive_split
@@ -178,8 +179,10 @@ class Bench:
         # Should there be a second search, over other sets, it is the one that counts.
         events.search.clear()
         results: dict[Plan, Score] = {}
+        asked: set[Element] = set()
 
         def told(exchange: Exchange) -> None:
+            asked.update(exchange.plan.decode)
             events.search.append(_step(exchange))
             if exchange.may_win and exchange.reading.score is not None:
                 results[exchange.plan] = Score(exchange.reading)
@@ -188,14 +191,15 @@ class Bench:
         best, _ = drive(requests, self.ledger, label=label, problems=space.problems, note=events.note, told=told)
         if best is None:
             raise PluginError(f"{label} requested no plan")
-        found = self._final(best.plan, results, space)
+        found = self._final(best.plan, results, space, asked)
         self.remark_on_gains({"the search's result": found})
         return found
 
-    def _final(self, best: Plan, results: Mapping[Plan, Score], space: SearchSpace) -> Plan:
+    def _final(self, best: Plan, results: Mapping[Plan, Score], space: SearchSpace, asked: Collection[Element]) -> Plan:
         """Return the best of the finalists on fresh items, if it is better than the first removal by more than luck.
 
-        The best of many plans on the items that a search went over is partly lucky, so the last word falls on others.
+        The best of many plans on the items that a search went over is partly lucky, so the last word falls on others. The first
+        removal cannot be the result where it has elements that the search never `asked` for, such as protected blocks.
         """
         settings = self._context.recipe.settings.search
         start = next((plan for plan in results if plan.decode == space.first), space.plan_of(space.first))
@@ -209,7 +213,17 @@ class Bench:
         choice = choose(scores, start, settings.caution_wanted)
         items = self._inputs.calibration.fresh or self._inputs.calibration.items
         where = f"{len(items)} fresh items" if self._fresh else "the items it was searched on, since there are no fresh ones"
+        if choice.stays and not all(element in asked for element in space.first):
+            self._context.events.note(
+                f"search: the plan taken is the best of {len(finalists)} on {where}; the first removal loses blocks that the "
+                "searcher never does, so it cannot stay"
+            )
+            return max(finalists, key=scores.__getitem__)
         if choice.stays and choice.gain <= 0:
+            if best != start:
+                self._context.events.note(
+                    f"search: the first removal stays: no finalist (of {len(finalists)}) beats it on {where}"
+                )
             return choice.plan
         gain = f"by {choice.gain:.2f} +- {choice.error:.2f} points on {where}"
         self._context.events.note(

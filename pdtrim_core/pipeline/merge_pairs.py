@@ -16,6 +16,7 @@ from pdtrim_core.plan.elements import Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult
 from pdtrim_core.search.space import TwoSets, search_space, two_sets
+from pdtrim_core.wording import shortened
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ class MergePairs:
         with blame(self._splitter):
             plan = self._recipe.splitter.plan_for(decode, self._costs)
         if plan is not None and (not isinstance(plan, Plan) or plan.decode != decode):
-            raise PluginError(f"{self._splitter}: plan_for returned {plan} for decode {decode}: it may add prefill only")
+            raise PluginError(
+                f"{self._splitter}: plan_for returned {shortened(str(plan))} for decode {decode}: it must return a plan "
+                "with this decode, or None"
+            )
         return Plan.unified(decode) if plan is None else plan
 
     def train_chosen(self, plan: Plan) -> ModuleSet | None:

@@ -35,7 +35,11 @@ class ObjectiveOnItems:
         self.items = tuple(items)
         self._objective = objective
         self._label = label
-        self._weights = [objective.weight(item) for item in items]
+        with blame(label):
+            self._weights = [float(objective.weight(item)) for item in items]
+        for item, weight in zip(items, self._weights, strict=True):
+            if not 0 < weight < math.inf:
+                raise PluginError(f"{label} gave the item '{item.name}' a weight of {weight}: it must be above 0 and finite")
 
     def values(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
         """Return the values of some items under a plan. Raises `PluginError` for values that cannot be."""

@@ -60,7 +60,7 @@ def _fresh(recipe: Recipe, taken: Collection[str]) -> list[Sample]:
     while wanted:
         rng = Random(f"{recipe.settings.seed} fresh")  # noqa: S311 - reproducible draws, nothing secret
         try:
-            samples = list(source.draw(len(taken) + wanted, rng))
+            samples = list(islice(source.draw(len(taken) + wanted, rng), len(taken) + wanted))
         except PdtrimError:  # it has not so many
             wanted //= 2
         else:

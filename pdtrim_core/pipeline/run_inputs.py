@@ -10,7 +10,7 @@ import torch
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.data.items import Calibration
-from pdtrim_core.errors import RecipeError, blame
+from pdtrim_core.errors import PluginError, RecipeError, blame
 from pdtrim_core.execution.threads import fitting_threads
 from pdtrim_core.fidelity.dense_answers import beginnings
 from pdtrim_core.host.sources import changes
@@ -21,6 +21,7 @@ from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_keys import dense_code, keys_of, sources_of
 from pdtrim_core.results.outcome import Environment, machine, versions
+from pdtrim_core.wording import shortened
 
 DECIDE_NOTHING = ("scorer ", "searcher ", "splitter ")
 """Kinds whose code decides which plans are measured, and nothing about a plan's value."""
@@ -72,6 +73,11 @@ def answered(context: RunContext, model: BlockModel, calibration: Calibration) -
     objective = context.recipe.objective
     with blame(context.host.label_of(objective)):
         length = objective.answer_length
+    if not isinstance(length, int) or isinstance(length, bool) or length < 0:
+        raise PluginError(
+            f"{context.host.label_of(objective)} has an answer_length of {shortened(repr(length))}: it must be a number of "
+            "tokens, 0 for no answers"
+        )
     if not length:
         return calibration
 

@@ -208,6 +208,8 @@ def drive(
             except StopIteration as end:
                 return best, end.value
         if isinstance(request, Note):
+            if not isinstance(request.text, str):
+                raise PluginError(f"{label} yielded a Note of {shortened(repr(request.text))}: its text must be a str")
             note(request.text)
             result = None
             continue

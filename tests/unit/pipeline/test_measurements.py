@@ -196,6 +196,39 @@ def test_the_first_removal_stays_unless_another_is_surely_better(begin: Begin, m
     assert any("beats the first removal by" in note and "6 fresh items" in note for note in context.events.notes)
 
 
+def test_where_no_finalist_is_better_on_fresh_items_a_note_says_that_the_first_removal_stays(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def item_values(_self: Margin, staged: Any, items: Sequence[Any]) -> list[float]:
+        """Others are better than the first removal on the items of the search alone."""
+        gain = 0.0 if staged.plan.decode == SPACE.first else 0.2 if any(item in searched for item in items) else -0.2
+        return [0.5 + gain for _ in items]
+
+    monkeypatch.setattr(Margin, "item_values", item_values)
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={})
+    searched = set(bench._inputs.calibration.items)
+    assert bench.search(SPACE) == Plan.unified(SPACE.first)
+    assert "search: the first removal stays: no finalist (of 4) beats it on 3 fresh items" in context.events.notes
+
+
+@pytest.mark.parametrize("block", [2, 3])
+def test_a_first_removal_that_the_searcher_would_never_ask_for_is_not_taken(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """As with blocks that `protect_last` protects: it is the best by far, and still not the result."""
+
+    def item_values(_self: Margin, staged: Any, items: Sequence[Any]) -> list[float]:
+        gain = 0.4 if staged.plan.decode == SPACE.first else 0.1 if Drop(block) in staged.plan.decode else 0.0
+        return [0.5 + gain for _ in items]
+
+    monkeypatch.setattr(Margin, "item_values", item_values)
+    assert Drop(5) in SPACE.first
+    plans = tuple(plan for plan in PLANS if Drop(5) not in plan.decode)
+    bench, context = with_parts(begin, monkeypatch, plans=plans, search={})
+    assert bench.search(SPACE) == Plan.unified(Removal([Drop(0), Drop(block)]))
+    assert any("so it cannot stay" in note for note in context.events.notes)
+
+
 def test_without_fresh_items_the_searched_ones_decide_and_a_note_says_so(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"fresh": 0})
     bench.search(SPACE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import Drop, Merge, Plan, Removal
+from pdtrim_core import Drop, Merge, Plan, PluginError, Removal
 from pdtrim_core.api import Scores
 from pdtrim_core.pipeline.merge_pairs import MergePairs
 from pdtrim_core.pipeline.run_context import RunContext
@@ -133,3 +133,16 @@ def test_frozen_merges_keep_the_first_block_of_a_pair(begin: Begin) -> None:
     merges = pairs.choose().sets.pairs
     assert merges
     assert all(merge == Merge(merge.blocks[0], merge.blocks[-1], "frozen") for merge in merges)
+
+
+@pytest.mark.parametrize("plan", [7, "x\ny" * 3000, Plan(), Removal([Drop(1)])], ids=["number", "text", "plan", "removal"])
+def test_what_is_no_plan_for_a_removal_is_told_in_one_short_line(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, plan: Any
+) -> None:
+    pairs, context = merging(begin)
+    monkeypatch.setattr(type(context.recipe.splitter), "plan_for", lambda _self, _decode, _costs: plan)
+    space = pairs.choose().space
+    with pytest.raises(PluginError, match="it must return a plan with this decode, or None") as caught:
+        space.plan_of(Removal([Drop(1)]))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600

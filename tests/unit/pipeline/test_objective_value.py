@@ -405,3 +405,11 @@ def test_a_score_of_other_items_is_no_one_to_be_compared_with() -> None:
     values = plans_worth(0.6)
     (reading,) = together(values, Stop(50.0, Reading(90.0, 0.9, (0.9,)))).values()
     assert reading.score is not None
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
+def test_a_weight_that_cannot_be_is_named_with_its_item(monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
+    monkeypatch.setattr(PerPlan, "weight", lambda _self, _item: weight)
+    with pytest.raises(PluginError) as caught:
+        ObjectiveOnItems(PerPlan(), many_items(2), "objective 'weighs'")
+    assert str(caught.value) == f"objective 'weighs' gave the item '0' a weight of {weight}: it must be above 0 and finite"

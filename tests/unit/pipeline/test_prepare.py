@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from pdtrim_core import PdtrimError, PluginHost
-from pdtrim_core.api import Scores
+from pdtrim_core.api import CalibrationSource, Sample, Scores
 from pdtrim_core.pipeline.prepare import draw, threshold_of
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing import tiny_model
@@ -77,3 +81,19 @@ def test_an_item_longer_than_the_learned_positions_is_told_with_its_length(host:
     )
     # Rotary positions go on.
     assert len(draw(recipe, host, tiny_model("llama", max_position_embeddings=20)).items) == 2
+
+
+class Endless(CalibrationSource):
+    """Gives more samples than it is asked for."""
+
+    name = "endless"
+
+    def draw(self, count: int, rng: Random) -> Iterable[Sample]:
+        return (Sample(f"{number} and", (" two", " three"), 0, f"{number}") for number in itertools.count())
+
+
+def test_of_a_source_that_never_ends_no_more_is_drawn_than_is_wanted(host: PluginHost, tmp_path: Path) -> None:
+    recipe = drawing(host, tmp_path, item("one and two", "three", "four"))
+    recipe = replace(recipe, calibration=Endless(samples=6, held_out=2))
+    drawn = draw(recipe, host, tiny_model("llama"))
+    assert [len(drawn.items), len(drawn.held_out), len(drawn.fresh)] == [6, 2, 3]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core import PdtrimError, Plan
+from pdtrim_core import PdtrimError, Plan, PluginError
 from pdtrim_core.api import BlockModel
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.two_phase import TwoPhaseModel
@@ -119,3 +119,14 @@ def test_runs_that_share_a_cache_share_the_answers_of_one_length(begin: Begin, m
     assert made == [5, 6]
     assert first is second
     assert first.answers != third.answers
+
+
+@pytest.mark.parametrize("length", [-1, 1.5, "8", None, True], ids=str)
+def test_a_length_of_answers_that_is_none_is_refused_with_the_objective(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, length: Any
+) -> None:
+    context = begin(objective="kl")
+    monkeypatch.setattr(type(context.recipe.objective), "answer_length", length)
+    with pytest.raises(PluginError) as caught:
+        prepare(context)
+    assert str(caught.value).endswith(f"has an answer_length of {length!r}: it must be a number of tokens, 0 for no answers")

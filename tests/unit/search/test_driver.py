@@ -238,7 +238,14 @@ def test_what_is_known_of_all_plans_is_not_measured_again_and_no_plans_are_none(
     assert ledger.tally.measured == 2
 
 
-@pytest.mark.parametrize("keep", [0, -1, 1.5, "1"])
+@pytest.mark.parametrize("text", [7, None, b"x", ["x"]], ids=str)
+def test_a_note_whose_text_is_none_is_refused(text: Any) -> None:
+    with pytest.raises(PluginError) as caught:
+        drive_all(Ledger(Table(TABLE)), Note(text))
+    assert str(caught.value) == f"{LABEL} yielded a Note of {text!r}: its text must be a str"
+
+
+@pytest.mark.parametrize("keep", [0, -1, True, 1.5, "1"])
 def test_of_several_plans_at_least_one_is_kept(keep: Any) -> None:
     with pytest.raises(PluginError, match="of its plans at least one must be kept"):
         drive_all(Ledger(Table(TABLE)), BestOf((drop(0), drop(1)), keep))
