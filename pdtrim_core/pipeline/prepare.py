@@ -41,11 +41,12 @@ def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
     with blame(host.label_of(source)):
         held_out = source.draw_held_out(source.held_out, rng) if source.held_out else []
         if held_out is None:
-            drawn = list(islice(source.draw(source.samples + source.held_out, rng), source.samples + source.held_out))
-            drawn, held_out = drawn[: source.samples], drawn[source.samples :]
+            together = list(islice(source.draw(source.samples + source.held_out, rng), source.samples + source.held_out))
+            drawn, held_out = together[: source.samples], together[source.samples :]
         else:
-            drawn, held_out = list(islice(source.draw(source.samples, rng), source.samples)), list(held_out)
-        fresh = _fresh(recipe, {sample.content for sample in (*drawn, *held_out)})
+            together = drawn = list(islice(source.draw(source.samples, rng), source.samples))
+            held_out = list(held_out)
+        fresh = _fresh(recipe, {sample.content for sample in (*drawn, *held_out)}, before=len(together))
     calibration = calibrate(drawn, held_out, model.tokenizer, fresh=fresh)
     for item in (*calibration.items, *calibration.held_out, *calibration.fresh):
         for choice, tokens in enumerate(item.choices):
@@ -53,14 +54,17 @@ def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:
     return calibration
 
 
-def _fresh(recipe: Recipe, taken: Collection[str]) -> list[Sample]:
-    """Return the fresh samples of a recipe that searches: such as are not taken, from a draw of their own."""
+def _fresh(recipe: Recipe, taken: Collection[str], *, before: int) -> list[Sample]:
+    """Return the fresh samples of a recipe that searches: such as are not taken, from a draw of their own.
+
+    `before` samples were drawn already, so that among so many more there are as many fresh ones as are wanted.
+    """
     source = recipe.calibration
     wanted = recipe.settings.search.fresh_wanted(source.samples) if recipe.pruner is None else 0
     while wanted:
         rng = Random(f"{recipe.settings.seed} fresh")  # noqa: S311 - reproducible draws, nothing secret
         try:
-            samples = list(islice(source.draw(len(taken) + wanted, rng), len(taken) + wanted))
+            samples = list(islice(source.draw(before + wanted, rng), before + wanted))
         except PdtrimError:  # it has not so many
             wanted //= 2
         else:
