@@ -202,7 +202,7 @@ def test_what_is_no_ask_is_refused_and_shown(ask: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("plans", [None, 3, drop(1), "x", iter((drop(0),)), {drop(0): 1}], ids=str)
+@pytest.mark.parametrize("plans", [None, 3, drop(1), "x", iter((drop(0),)), {drop(0): 1}], ids=lambda plans: type(plans).__name__)
 def test_the_best_of_what_is_no_tuple_of_plans_is_refused(plans: Any) -> None:
     with pytest.raises(PluginError, match=r"BestOf\(plans, keep\) with a tuple of them"):
         drive_all(Ledger(Table(TABLE)), BestOf(plans, 1))
