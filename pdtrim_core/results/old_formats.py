@@ -75,11 +75,12 @@ def sweep_of_1(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def resolved_recipe_of_1(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data of a recipe that a run wrote with every option spelt out, as this version would write it."""
     changed, _ = recipe_of_1(data)
-    if "pruner" not in changed and isinstance(changed.get("prune"), dict):
-        changed["prune"] = {"merges": True, **changed["prune"]}
-    # Since nothing that 0.1 measured is taken over, a run goes on as this version would begin it.
-    if isinstance(changed.get("search", {}), dict):
-        changed["search"] = {**SEARCH_SINCE_2, **changed.get("search", {})}
+    if isinstance(changed.get("prune"), dict):
+        if "pruner" not in changed:
+            changed["prune"] = {"merges": True, **changed["prune"]}
+        # Since nothing that 0.1 measured is taken over, a run goes on as this version would begin it.
+        if isinstance(changed.get("search", {}), dict):
+            changed["search"] = {**SEARCH_SINCE_2, **changed.get("search", {})}
     objective = changed.get("objective")
     if isinstance(objective, dict) and objective.get("use") == "margin":
         changed["objective"] = {**MARGIN_SINCE_2, **objective}
