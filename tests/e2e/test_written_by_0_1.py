@@ -65,6 +65,9 @@ def test_a_run_that_was_interrupted_goes_on_and_each_old_word_is_named(written: 
     (written / run / "plan.json").unlink()
     done = cli("run", f"{run}/recipe.toml", "--out", run)
     assert done.code == 0, done.err
+    exact = cli("run", f"{run}/recipe.toml", "--out", "exact", "--set", "search.mode=exact")
+    assert exact.code == 0, exact.err
+    assert (written / "exact" / "plan.json").read_bytes() == plan
     assert [line for line in done.err.splitlines() if line.startswith("warning: ")] == [
         f"warning: {run}/recipe.toml: {said}" for said in RENAMED[run]
     ]
