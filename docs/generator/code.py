@@ -14,7 +14,7 @@ import pdtrim_core
 from generator.markup import doc, table
 from pdtrim_core import api, testing
 from pdtrim_core.api import hookspecs
-from pdtrim_core.api.kinds import Component
+from pdtrim_core.api.kinds import Component, MakesPlans
 
 ABOUT_NAMES = {
     "Along": 'Along which texts an item\'s models are compared: `"both"`, `"answers"` or `"right"`.',
@@ -144,7 +144,7 @@ def name_section(name: str) -> str:
 
 def members(cls: type) -> Iterator[tuple[str, Any]]:
     """Yield the public methods and properties of a class that have docstrings, as they are called."""
-    for name, value in vars(cls).items():
+    for name, value in _own(cls).items():
         inner = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
         if not name.startswith("_") and inspect.isfunction(inner) and inner.__doc__:
             is_method = isinstance(value, (classmethod, staticmethod)) or inspect.isfunction(value)
@@ -153,9 +153,15 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
 
 def methods(cls: type) -> Iterator[tuple[str, Any]]:
     """Yield the public methods that a class defines itself, those that must be defined first."""
-    own = [(name, getattr(value, "__func__", value)) for name, value in vars(cls).items() if not name.startswith("_")]
+    own = [(name, getattr(value, "__func__", value)) for name, value in _own(cls).items() if not name.startswith("_")]
     functions = [(name, value) for name, value in own if inspect.isfunction(value)]
     yield from sorted(functions, key=lambda pair: not getattr(pair[1], "__isabstractmethod__", False))
+
+
+def _own(cls: type) -> dict[str, Any]:
+    """Return what a class defines itself, or has from a base that it shares with another kind and that has no page."""
+    shared = vars(MakesPlans) if issubclass(cls, MakesPlans) else {}
+    return {**shared, **vars(cls)}
 
 
 def signature(function: Any) -> str:

@@ -71,13 +71,8 @@ class Scorer(Component):
         """
 
 
-class Searcher(Component):
-    """Finds what decode loses: requests the scores of plans (0 to 100, higher is better)."""
-
-    kind = "searcher"
-
-    staged: ClassVar[bool] = False
-    """Whether it finds what prefill loses, too: a recipe without a `splitter` then gets `keep-search-result`, not the default."""
+class MakesPlans(Component):
+    """A searcher or a splitter: its plans may have a ceiling on what prefill costs."""
 
     @property
     def prefill_ceiling(self) -> float | None:
@@ -94,6 +89,15 @@ class Searcher(Component):
         """
         del facts
         return []
+
+
+class Searcher(MakesPlans):
+    """Finds what decode loses: requests the scores of plans (0 to 100, higher is better)."""
+
+    kind = "searcher"
+
+    staged: ClassVar[bool] = False
+    """Whether it finds what prefill loses, too: a recipe without a `splitter` then gets `keep-search-result`, not the default."""
 
     @abstractmethod
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
@@ -186,29 +190,13 @@ class Distiller(Component):
         """
 
 
-class StageSplitter(Component):
+class StageSplitter(MakesPlans):
     """Decides what of a removal prefill keeps: measures trial plans with the same decode."""
 
     kind = "splitter"
 
     needs_model: ClassVar[bool] = False
     """Whether it needs the model itself, to time it: `costs.model` is then the dense one."""
-
-    @property
-    def prefill_ceiling(self) -> float | None:
-        """What prefill costs at most in the plans of this component, as a share of the dense model's; None without a ceiling.
-
-        `pdtrim-core check --budget` says as much prefill as which unified plan that is.
-        """
-        return None
-
-    def problems(self, facts: StageFacts) -> list[str]:
-        """Return why its options are beyond the model and the budget, a sentence each, as far as that is certain without weights.
-
-        It is called by `pdtrim-core check --budget`, and by a run before it measures anything. It must be quick.
-        """
-        del facts
-        return []
 
     def plan_for(self, decode: Removal, costs: CostModel) -> Plan | None:
         """Return the plan that a split of this removal would end with, where that is told without measuring; else None.
