@@ -54,7 +54,7 @@ from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.layers import Layer
-from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import AnswerSample, Fidelity
 from pdtrim_core.results.outcome import Gain, MergeResult, Outcome, SearchStep, Value
@@ -94,6 +94,7 @@ __all__ = [
     "Item",
     "KvOnly",
     "Layer",
+    "LayerOf",
     "LoadedModel",
     "Merge",
     "MergeResult",

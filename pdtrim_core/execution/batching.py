@@ -113,6 +113,11 @@ class Prompts:
     source_PQ: Tensor
     real_N: Tensor
 
+    @cached_property
+    def places(self) -> Tensor:
+        """Where in the batch the tokens `[N]` that prefill reads are, counted through all rows."""
+        return self.source_PQ.flatten()[self.real_N]
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:

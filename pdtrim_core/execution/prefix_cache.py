@@ -34,11 +34,16 @@ Branch = tuple[tuple[int, nn.Module | None], ...]
 
 
 class Place(NamedTuple):
-    """One position of a path: a block, or the blocks of a merge, with what each stage runs there."""
+    """One position of a path: a block, or the blocks of a merge, with what each stage runs there.
+
+    `kv` is the module that makes the K/V of the prompt which decode reads there, where its weights for them are others than
+    those of decode's own module.
+    """
 
     block: int
     prefill: Branch
     decode: Branch
+    kv: nn.Module | None = None
 
 
 Path = tuple[Place, ...]

@@ -5,21 +5,23 @@ Its own forward runs over the other list, renumbered, because transformers takes
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.plan.elements import Merge, Shrink, Stage
+from pdtrim_core.plan.elements import Merge, Stage
 from pdtrim_core.plan.layers import Layer
-from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan import LayerOf, Plan
 
-Modules = Mapping[Merge | Shrink, nn.Module]
-"""For a merge the merged block; for a shrink the projection out of its part, where that is not the dense one less some
-columns."""
+Modules = Mapping[Any, nn.Module]
+"""What elements and layers run: for a `Merge` the merged block; for a `Shrink` the projection out of its part, where that is not
+the dense one less some columns; for a `LayerOf` that layer with the weights that recovery gave it."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,45 @@ def checked_modules(plan: Plan, modules: Modules | None) -> Modules:
     return found
 
 
-def module_of(model: BlockModel, layer: Layer, modules: Modules) -> nn.Module:
-    """Return what a layer runs: a block of the model, that block less some units, or a merged one."""
+def module_of(model: BlockModel, plan: Plan, stage: Stage, layer: Layer, modules: Modules) -> nn.Module:
+    """Return what a layer of a stage runs: what recovery made of it, or else what the plan left of it."""
+    recovered = modules.get(LayerOf.at(plan, stage, layer))
+    return removed_module_of(model, layer, modules) if recovered is None else recovered
+
+
+def removed_module_of(model: BlockModel, layer: Layer, modules: Modules) -> nn.Module:
+    """Return what a plan left of a layer: a block of the model, that block less some units, or a merged one."""
     if layer.merge is not None:
         return modules[layer.merge]
     return model.narrowed(layer.shrinks, modules) if layer.shrinks else model.blocks[layer.block]
 
 
+def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return a module with other values of some parameters, given by name; it shares all others with the one given.
+
+    Raises `PdtrimError` for a parameter that the module does not have, or that has another shape.
+    """
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    changed = copy.deepcopy(module, shared)
+    parameters = dict(module.named_parameters())
+    for name, weight in weights.items():
+        if name not in parameters or parameters[name].shape != weight.shape:
+            has = f"of shape {tuple(parameters[name].shape)}" if name in parameters else "of that name"
+            raise PdtrimError(f"a layer was given the weight {name} of shape {tuple(weight.shape)}, and it has none {has}")
+        owner, _, attribute = name.rpartition(".")
+        setattr(changed.get_submodule(owner), attribute, nn.Parameter(weight, requires_grad=weight.requires_grad))
+    return changed
+
+
+def changed_weights(module: nn.Module, start: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of a module that are not those of another one like it, by name."""
+    before = dict(start.named_parameters())
+    return {name: weight for name, weight in module.named_parameters() if weight is not before.get(name)}
+
+
 def steps_of(model: BlockModel, plan: Plan, stage: Stage, modules: Modules) -> list[Step]:
     """Return the layers of a stage with their modules, in order."""
-    return [Step(module_of(model, layer, modules), layer) for layer in plan.layers(stage, model.block_count)]
+    return [Step(module_of(model, plan, stage, layer, modules), layer) for layer in plan.layers(stage, model.block_count)]
 
 
 @contextmanager

@@ -11,20 +11,23 @@ logits count, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdtrim_core.data.items import Along, Item
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
+from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import HEAD_NUMBERS, BlockModel
+from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
-from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan import LayerOf, Plan
 
 NORMALISED_AT_ONCE = 2
 """Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
@@ -162,52 +165,83 @@ class StagedModel:
 
     def _hidden(self, prepared: PreparedBatch) -> Tensor:
         """Return the hidden states behind the last block that counts, `[B, T, D]`."""
-        path = self._path
+        path = self.path
         done, hidden = prepared.nearest(path)
         for number in range(done, len(path)):
             prepared.keep(path[:number], hidden)
-            hidden = self._step(prepared, path[number], hidden)
+            hidden = self.step(prepared, path[number], hidden)
         return hidden
 
     @cached_property
-    def _path(self) -> Path:
+    def path(self) -> Path:
         """What the two stages run, position by position."""
         count = self._model.block_count
         prefill, decode = self.plan.layers("prefill", count), self.plan.layers("decode", count)
         # Where decode makes every token, nothing behind its last block counts.
         end = count if self._prefix_cache.first_token == "prefill" else decode[-1].blocks[-1] + 1
+        kv = self._prompt_kv(prefill, decode)
         places, index = [], 0
         while index < end:
             # A place covers one block, or all blocks for which one of the stages has a single layer.
             stop = max((layer.blocks[-1] for layer in (*prefill, *decode) if layer.block == index), default=index) + 1
-            places.append(Place(index, self._branch(prefill, index, stop), self._branch(decode, index, stop)))
+            branches = (self._branch("prefill", prefill, index, stop), self._branch("decode", decode, index, stop))
+            places.append(Place(index, *branches, kv.get(index)))
             index = stop
         return tuple(places)
 
-    def _branch(self, layers: Sequence[Layer], start: int, stop: int) -> Branch:
+    def _branch(self, stage: Stage, layers: Sequence[Layer], start: int, stop: int) -> Branch:
         """Return what one stage runs from one block up to another; a block as it is has no module of its own."""
-        return tuple(
-            (layer.like, None if layer.state == "run" else module_of(self._model, layer, self._modules))
-            for layer in layers
-            if layer.runs and start <= layer.block < stop
-        )
+        return tuple(self._run_by(stage, layer) for layer in layers if layer.runs and start <= layer.block < stop)
 
-    def _step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
+    def _run_by(self, stage: Stage, layer: Layer) -> tuple[int, nn.Module | None]:
+        module = module_of(self._model, self.plan, stage, layer, self._modules)
+        return layer.like, None if module is self._model.blocks[layer.block] else module
+
+    def _prompt_kv(self, prefill: Sequence[Layer], decode: Sequence[Layer]) -> dict[int, nn.Module]:
+        """Return prefill's modules whose weights for K/V were recovered apart from decode's, by the block of decode's layer."""
+        found = {}
+        for layer in prefill:
+            if layer.kv_slot is None:
+                continue
+            ends: tuple[tuple[Stage, Layer], ...] = (("prefill", layer), ("decode", decode[layer.kv_slot]))
+            if any(LayerOf.at(self.plan, stage, end) in self._modules for stage, end in ends):
+                maker, reader = (module_of(self._model, self.plan, stage, end, self._modules) for stage, end in ends)
+                if not same_kv(maker, reader, self._model.layout.kv):
+                    found[decode[layer.kv_slot].block] = maker
+        return found
+
+    def step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
         """Run one position of the path in both stages: each token takes the branch of its stage."""
-        prefill, decode = place.prefill, place.decode
-        decoded_BTD = self._run(decode, hidden_BTD, prepared.recording.calls)
-        prompts = prepared.batch.prompts
-        if prefill == decode or prompts is None:
+        prefill, decode, prompts = place.prefill, place.decode, prepared.batch.prompts
+        decoded_BTD = self.decoded(prepared, place, hidden_BTD)
+        if prompts is None or (prefill == decode and place.kv is None):
             return decoded_BTD
         # Where the stages differ, decode runs at most one block (`Plan` checks this), so its K/V of the prompt are computed
         # from the hidden states in front of this place, as prefill computes them.
         assert len(decode) <= 1
         source_PQ, real_N = (index.to(decoded_BTD.device) for index in (prompts.source_PQ, prompts.real_N))
+        at_N = prompts.places.to(decoded_BTD.device)
         read_PQD = hidden_BTD.flatten(0, 1)[source_PQ]
         if prefill:
             read_PQD = self._run(prefill, read_PQD, prepared.prompt_recording.calls)
-        at_N, read_ND = source_PQ.flatten()[real_N], read_PQD.flatten(0, 1)[real_N]
+        read_ND = read_PQD.flatten(0, 1)[real_N]
         return decoded_BTD.flatten(0, 1).index_copy(0, at_N, read_ND).view_as(decoded_BTD)
+
+    def decoded(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
+        """Return what decode makes of hidden states at a place; only at its own tokens is that what the pair computes."""
+        with self._reading(place, prepared):
+            return self._run(place.decode, hidden_BTD, prepared.recording.calls)
+
+    @contextmanager
+    def _reading(self, place: Place, prepared: PreparedBatch) -> Iterator[None]:
+        """Let decode's layer at a place read K/V of the prompt that another module makes, where they are not its own."""
+        if place.kv is None or prepared.batch.prompts is None:
+            yield
+            return
+        ((index, module),) = place.decode
+        reader = self._model.blocks[index] if module is None else module
+        with kv_made_by(place.kv, reader, self._model.layout.kv, prepared.batch.prompts.places):
+            yield
 
     def _run(self, branch: Branch, hidden_BTD: Tensor, calls: Sequence[Call]) -> Tensor:
         for block, module in branch:

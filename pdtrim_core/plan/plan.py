@@ -147,6 +147,25 @@ class Plan:
         return Plan(prefill=Removal([*head, KvOnly(last.block), *tail]), decode=self.decode)
 
 
+@dataclass(frozen=True)
+class LayerOf:
+    """Names one layer of one stage under one plan: what replaces the weights of a layer is kept under it.
+
+    `block` is that at which the layer is placed; with `shadow` it is the layer that only computes the K/V of a merged block
+    there, beside the block that prefill runs.
+    """
+
+    plan: Plan
+    stage: Stage
+    block: int
+    shadow: bool = False
+
+    @classmethod
+    def at(cls, plan: Plan, stage: Stage, layer: Layer) -> Self:
+        """Return the name of a layer."""
+        return cls(plan, stage, layer.block, layer.state == "shadow")
+
+
 def _violations(prefill: Removal, decode: Removal) -> list[str]:
     """Return what breaks the law, one clause each. A decode block that no element touches is run whole."""
     problems = dict.fromkeys(f"decode has {e}, but K/V-only is a state of prefill" for e in decode if isinstance(e, KvOnly))

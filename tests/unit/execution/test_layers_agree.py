@@ -108,7 +108,7 @@ def run_in_two_phases(model: BlockModel, two_phase: TwoPhaseModel, stage: Stage)
 
 def run_in_one_pass(staged: StagedModel, stage: Stage) -> list[tuple[int, int]]:
     """Which blocks' arguments scoring calls its modules with, and how much these hold."""
-    branches = [place.prefill if stage == "prefill" else place.decode for place in staged._path]
+    branches = [place.prefill if stage == "prefill" else place.decode for place in staged.path]
     return [(block, numbers_in([module or staged._model.blocks[block]])) for branch in branches for block, module in branch]
 
 

@@ -86,7 +86,7 @@ def test_a_shrunk_layer_runs_a_block_of_its_own_that_is_narrower() -> None:
     ]
     del vars(model)["fingerprint"]
     assert model.fingerprint == before
-    assert module_of(model, steps[2].layer, {}) is steps[2].module
+    assert module_of(model, plan, "decode", steps[2].layer, {}) is steps[2].module
 
 
 @pytest.mark.parametrize("plan", [Plan.unified(Removal([MERGE])), Plan(decode=Removal([Drop(0), MERGE]))])

@@ -1,0 +1,55 @@
+"""K/V of the prompt that another module makes than the one that reads them, where both run in one pass.
+
+Shape suffixes: N tokens counted through all rows, D numbers of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def same_kv(one: nn.Module, other: nn.Module, names: Sequence[str]) -> bool:
+    """Tell whether two blocks make K/V with the same weights; `names` are the parts of a block that make them."""
+    return one is other or not list(_other_parts(one, other, names))
+
+
+@contextmanager
+def kv_made_by(maker: nn.Module, reader: nn.Module, names: Sequence[str], at_N: Tensor) -> Iterator[None]:
+    """Let some tokens get their K/V from the weights of another block, inside the context.
+
+    `reader` runs all tokens; at `at_N` its parts `names`, which are given `[B, T, D]`, answer as those of `maker` do. What else
+    such a token computes there is nonsense, and is replaced by whoever asks.
+    """
+    changed = [(reader.get_submodule(name), maker.get_submodule(name)) for name in _other_parts(maker, reader, names)]
+    kept = [vars(part).get("forward") for part, _ in changed]
+    try:
+        for part, other in changed:
+            vars(part)["forward"] = _forward(part.forward, other, at_N)
+        yield
+    finally:
+        for (part, _), before in zip(changed, kept, strict=True):
+            if before is None:
+                vars(part).pop("forward", None)
+            else:
+                vars(part)["forward"] = before
+
+
+def _forward(own: Callable[[Tensor], Tensor], other: nn.Module, at_N: Tensor) -> Callable[[Tensor], Tensor]:
+    def forward(given_BTD: Tensor) -> Tensor:
+        made_BTD = own(given_BTD)
+        theirs_ND = other(given_BTD.flatten(0, 1)[at_N.to(given_BTD.device)])
+        return made_BTD.flatten(0, 1).index_copy(0, at_N.to(given_BTD.device), theirs_ND).view_as(made_BTD)
+
+    return forward
+
+
+def _other_parts(one: nn.Module, other: nn.Module, names: Sequence[str]) -> Iterator[str]:
+    """Yield the parts in which two blocks do not have the same weights."""
+    for name in names:
+        pairs = zip(one.get_submodule(name).parameters(), other.get_submodule(name).parameters(), strict=True)
+        if not all(a is b or torch.equal(a, b) for a, b in pairs):
+            yield name
