@@ -19,6 +19,7 @@ from pdtrim_core.api.kinds import (
     ModelSource,
     Objective,
     Pruner,
+    Recovery,
     Report,
     Scorer,
     Searcher,
@@ -26,6 +27,7 @@ from pdtrim_core.api.kinds import (
 )
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.pruned import Pruned
+from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.api.requests import (
     AtLeast,
     BestOf,
@@ -52,7 +54,7 @@ from pdtrim_core.files.checksums import MANIFEST, damaged, sha256_of, write_mani
 from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, read_lines, read_text
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
@@ -65,7 +67,9 @@ from pdtrim_core.wording import one_line, shortened, shown, visible
 if TYPE_CHECKING:
     from pdtrim_core.api.distillation import Student, TeacherBatch, TeacherBatches
     from pdtrim_core.api.prune_context import PruneContext
+    from pdtrim_core.api.recovery_context import PairBatch, RecoveryContext
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
+    from pdtrim_core.execution.stage_walk import LayerTokens, WalkedLayer
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.dtypes import pattern_of
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
@@ -95,6 +99,7 @@ __all__ = [
     "KvOnly",
     "Layer",
     "LayerOf",
+    "LayerTokens",
     "LoadedModel",
     "Merge",
     "MergeResult",
@@ -103,6 +108,7 @@ __all__ = [
     "Note",
     "Objective",
     "Outcome",
+    "PairBatch",
     "PdtrimError",
     "Plan",
     "PlanError",
@@ -114,6 +120,9 @@ __all__ = [
     "Pruner",
     "Reading",
     "RecipeError",
+    "Recovery",
+    "RecoveryContext",
+    "RecoveryFacts",
     "Removal",
     "Report",
     "Request",
@@ -131,6 +140,7 @@ __all__ = [
     "Searcher",
     "Shrink",
     "SimilarityScorer",
+    "Stage",
     "StageFacts",
     "StageSplitter",
     "Staged",
@@ -141,6 +151,7 @@ __all__ = [
     "TokenBatch",
     "UnreadableError",
     "Value",
+    "WalkedLayer",
     "alone",
     "best_of",
     "cache_folder",
@@ -177,11 +188,15 @@ _LAZY = {
     "BlockModel": "pdtrim_core.model.block_model",
     "HiddenStates": "pdtrim_core.api.score_context",
     "PruneContext": "pdtrim_core.api.prune_context",
+    "PairBatch": "pdtrim_core.api.recovery_context",
+    "RecoveryContext": "pdtrim_core.api.recovery_context",
     "ScoreContext": "pdtrim_core.api.score_context",
     "Student": "pdtrim_core.api.distillation",
     "TeacherBatch": "pdtrim_core.api.distillation",
     "TeacherBatches": "pdtrim_core.api.distillation",
     "TokenBatch": "pdtrim_core.api.score_context",
+    "LayerTokens": "pdtrim_core.execution.stage_walk",
+    "WalkedLayer": "pdtrim_core.execution.stage_walk",
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ModelSource,
         Objective,
         Pruner,
+        Recovery,
         Report,
         Scorer,
         Searcher,
@@ -82,6 +83,11 @@ def pdtrim_distillers() -> Iterable[type[Distiller]]:  # type: ignore[empty-body
 @hookspec
 def pdtrim_splitters() -> Iterable[type[StageSplitter]]:  # type: ignore[empty-body]
     """Yield classes that decide which elements of a removal are kept in prefill."""
+
+
+@hookspec
+def pdtrim_recoveries() -> Iterable[type[Recovery]]:  # type: ignore[empty-body]
+    """Yield classes that give the layers of a pruned pair other weights."""
 
 
 @hookspec

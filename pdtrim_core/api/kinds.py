@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.prune_facts import PruneFacts
+from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.api.requests import Requests, Staged
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.api.stage_facts import StageFacts
@@ -35,10 +36,15 @@ if TYPE_CHECKING:
     from pdtrim_core.api.distillation import Student, TeacherBatches
     from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.pruned import Pruned
+    from pdtrim_core.api.recovery_context import RecoveryContext
     from pdtrim_core.api.score_context import ScoreContext
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.results.outcome import Outcome
     from pdtrim_core.results.record import RunRecord
+
+
+Contract = Literal["dense-cache", "pair"]
+"""What holds of the K/V that the stages hand over; see `Recovery.contract`."""
 
 
 class Component(BaseModel, ABC):
@@ -220,6 +226,39 @@ class StageSplitter(MakesPlans):
         return None
 
 
+class Recovery(Component):
+    """Makes a pruned pair good again: gives the layers that are left other weights, for the same plan."""
+
+    kind = "recovery"
+
+    tokens: int = Field(25_600, gt=0, description="tokens of text that it is computed from")
+
+    @property
+    def contract(self) -> Contract:
+        """What holds of the K/V that prefill hands over.
+
+        With "dense-cache" they stay the dense model's, or come nearer to them: decode's weights for K/V, and those of the blocks
+        that prefill runs, may not change. With "pair" all may, and the two checkpoints belong together.
+        """
+        return "dense-cache"
+
+    def problems(self, facts: RecoveryFacts) -> list[str]:
+        """Return why such a model cannot be recovered so, a sentence each, as far as that is certain without the weights.
+
+        It is called by `pdtrim-core check --budget`, and by a run before it measures anything. It must be quick.
+        """
+        del facts
+        return []
+
+    @abstractmethod
+    def recover(self, context: RecoveryContext) -> None:
+        """Change layers of the pair with `context.change`, or with that of the layers of `context.walk`.
+
+        The dense model must be left as it is. What makes the pair no better on texts that it was not computed from is undone by
+        the run.
+        """
+
+
 class Objective(Component):
     """Values a plan, item by item, in a unit of its own; the core averages the values and turns the mean into a score."""
 
@@ -389,6 +428,7 @@ KINDS: dict[str, type[Component]] = {
         Pruner,
         Distiller,
         StageSplitter,
+        Recovery,
         Objective,
         CalibrationSource,
         ModelSource,

@@ -103,8 +103,7 @@ class WalkedLayer:
 
     def tokens(self) -> Iterator[LayerTokens]:
         """Yield the tokens of the stage, a batch at a time; they may be gone through again."""
-        with torch.inference_mode():
-            yield from self._tokens()
+        yield from self._tokens()
 
     def change(self, weights: Mapping[str, Tensor]) -> None:
         """Give the layer other weights; see `Walked.change`."""
@@ -138,19 +137,24 @@ def _next_depth(layers: Sequence[Layer], number: int, block_count: int) -> int:
 
 def _tokens_of(walked: Walked, way: _Way, layer: Layer, depth: int) -> Callable[[], Iterator[LayerTokens]]:
     def tokens() -> Iterator[LayerTokens]:
-        module = walked.module(way.stage, layer)
         for batch in way.batches:
-            if not len(batch.tokens_N):
-                continue
-            with _made_by(module if layer.runs else None, walked.model.layout.mlp[-1:]) as made:
-                after_BTD = way.run(batch, layer)
-            streams = (batch.hidden_BTD, batch.dense_BTD, *made, after_BTD, batch.dense_at(depth, keep=True))
-            chosen = [stream.reshape(-1, stream.shape[-1])[batch.tokens_N] for stream in streams]
-            if not made:
-                chosen.insert(2, chosen[0].new_empty(len(batch.tokens_N), 0))
-            yield LayerTokens(*chosen)
+            if len(batch.tokens_N):
+                with torch.inference_mode():
+                    found = _tokens_of_batch(walked, way, batch, layer, depth)
+                yield found
 
     return tokens
+
+
+def _tokens_of_batch(walked: Walked, way: _Way, batch: Any, layer: Layer, depth: int) -> LayerTokens:
+    module = walked.module(way.stage, layer) if layer.runs else None
+    with _made_by(module, walked.model.layout.mlp[-1:]) as made:
+        after_BTD = way.run(batch, layer)
+    given = (batch.hidden_BTD, batch.dense_BTD, *made, after_BTD, batch.dense_at(depth, keep=True))
+    chosen = [states.reshape(-1, states.shape[-1])[batch.tokens_N] for states in given]
+    if not made:
+        chosen.insert(2, chosen[0].new_empty(len(batch.tokens_N), 0))
+    return LayerTokens(*chosen)
 
 
 @contextmanager

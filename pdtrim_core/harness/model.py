@@ -81,7 +81,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         self.prompt_share = _share(options.prompt_share)
         self.blocks = opened.model_of(self.variant)
         self.start_notes()
-        self.modules = {} if self.variant == "dense" else opened.modules
+        self.modules = opened.modules_of(self.variant)
         self._batch_tokens = options.batch_tokens or self.blocks.fitting_batch
         self._packed: bool | None = None
         self._open(opened, options)

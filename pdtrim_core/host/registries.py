@@ -21,6 +21,7 @@ REGISTRIES: Mapping[str, str] = MappingProxyType(
         "pdtrim_pruners": "pruner",
         "pdtrim_distillers": "distiller",
         "pdtrim_splitters": "splitter",
+        "pdtrim_recoveries": "recovery",
         "pdtrim_objectives": "objective",
         "pdtrim_calibrations": "calibration",
         "pdtrim_model_sources": "model",

@@ -69,8 +69,10 @@ def save_replaced(replaced: BlockModel, dense: BlockModel, folder: Path) -> None
     own = {name: tensor for name, tensor in replaced.model.named_parameters() if tensor.data_ptr() not in shared}
     prefixes = [f"{replaced.layout.blocks}.{index}." for index in range(replaced.block_count)]
     for number, prefix in enumerate(prefixes):
-        _write(folder / f"block-{number}.safetensors", {name: own.pop(name) for name in list(own) if name.startswith(prefix)})
-    _write(folder / "rest.safetensors", own)
+        write_tensors(
+            folder / f"block-{number}.safetensors", {name: own.pop(name) for name in list(own) if name.startswith(prefix)}
+        )
+    write_tensors(folder / "rest.safetensors", own)
 
 
 def read_replaced(folder: Path) -> dict[str, Tensor]:
@@ -97,10 +99,11 @@ def path_of(element: Merge | Shrink, folder: Path) -> Path:
 
 def write_module(path: Path, module: nn.Module, record: Mapping[str, Any] | None = None) -> None:
     """Write the weights of a module, and what is to be remembered of it."""
-    _write(path, module.state_dict(), record)
+    write_tensors(path, module.state_dict(), record)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
+    """Write tensors by name, and what is to be remembered of them, so that `read_module` finds both."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

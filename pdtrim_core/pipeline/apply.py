@@ -13,6 +13,7 @@ from torch import Tensor
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.execution.recovered_weights import RECOVERED, load_recovered
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
@@ -21,7 +22,7 @@ from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, load_modules
 from pdtrim_core.pipeline.open_run import LoadedRun
-from pdtrim_core.plan.plan import FirstToken, Plan
+from pdtrim_core.plan.plan import FirstToken, LayerOf, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.run_folder import load_plan
 
@@ -80,14 +81,16 @@ def apply(
     if isinstance(plan, str | os.PathLike):
         folder = Path(plan)
         plan = load_plan(folder)
-        modules = modules or load_modules(plan.plan, model, (folder if folder.is_dir() else folder.parent) / MODULES)
+        modules = modules or _modules_in(folder if folder.is_dir() else folder.parent, plan, model)
     elif isinstance(plan, LoadedRun):
         if plan.replaced is not None:
             raise PdtrimError(f"{plan.path} has no plan: its pruner replaced the whole model, which is load_run(...).replaced")
-        modules = modules or load_modules(plan.outcome.plan.plan, model, plan.path / MODULES)
+        modules = modules or _modules_in(plan.path, plan.outcome.plan, model)
         plan = plan.outcome.plan
     if isinstance(plan, SavedPlan):
         plan.check_meets(model.name, model.fingerprint)
+        if plan.recovered and not any(isinstance(key, LayerOf) for key in modules or {}):
+            raise PdtrimError("this plan has recovered weights, which lie in the folder of its run: apply that folder")
         first_token, plan = first_token or plan.first_token, plan.plan
     if not isinstance(plan, Plan):
         raise PdtrimError(f"apply takes a plan, a run or the path of one, not {type(plan).__name__}")
@@ -97,3 +100,9 @@ def apply(
         TwoPhaseModel(model, plan, modules, first_token=first_token),
         model,
     )
+
+
+def _modules_in(run: Path, saved: SavedPlan, model: BlockModel) -> Modules:
+    """Return the modules of a plan, and its recovered layers, from the folder of its run."""
+    modules = load_modules(saved.plan, model, run / MODULES)
+    return {**modules, **(load_recovered(saved.plan, model, modules, run / RECOVERED) if saved.recovered else {})}

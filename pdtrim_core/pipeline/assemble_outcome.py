@@ -7,32 +7,25 @@ from typing import Any
 from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import added_biases
-from pdtrim_core.pipeline.found_removal import FoundRemoval
+from pdtrim_core.pipeline.finished import Finished
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import Fidelity
-from pdtrim_core.results.outcome import Cost, Outcome, Row, peak_memory
+from pdtrim_core.results.outcome import Cost, Outcome, peak_memory
 
 
-def assemble_outcome(
-    context: RunContext,
-    inputs: RunInputs,
-    found: FoundRemoval,
-    plan: Plan,
-    rows: tuple[Row, ...],
-    *,
-    fidelity: Fidelity | None = None,
-) -> Outcome:
-    """Return what a run did: `found` is what decode loses, `plan` what the splitter made of it, `rows` the result table."""
+def assemble_outcome(context: RunContext, inputs: RunInputs, done: Finished, *, fidelity: Fidelity | None = None) -> Outcome:
+    """Return what a run did."""
     model, recipe, events = inputs.model, context.recipe, context.events
+    found, plan, recovered, rows = done
     return Outcome(
         model=model.name,
         license=model.license,
         block_count=model.block_count,
         objective=recipe.objective.name,
-        saved_plan=None if found.replaced is not None else _saved(context, model, plan),
+        saved_plan=None if found.replaced is not None else _saved(context, model, plan, recovered.digest),
         block_scores=found.scores.block,
         pair_scores=found.scores.pair,
         sets=found.sets,
@@ -43,6 +36,7 @@ def assemble_outcome(
         norms=found.scores.norms,
         search=tuple(events.search),
         fidelity=fidelity,
+        recovery=recovered.results,
         notes=tuple(events.notes),
         seconds=dict(events.seconds),
         peak_memory=peak_memory(),
@@ -66,7 +60,7 @@ def costs_of(model: BlockModel, plan: Plan, modules: Replacements, replaced: Blo
     )
 
 
-def _saved(context: RunContext, model: BlockModel, plan: Plan) -> dict[str, Any]:
+def _saved(context: RunContext, model: BlockModel, plan: Plan, recovered: str) -> dict[str, Any]:
     """Return the plan as an outcome has it."""
     first_token = context.recipe.settings.evaluation.first_token
-    return SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token).to_data()
+    return SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token, recovered).to_data()

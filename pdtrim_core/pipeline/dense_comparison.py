@@ -7,20 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
-
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.two_phase import stop_tokens
 from pdtrim_core.fidelity.statistics import ratio
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.model.weights import modules_of
-from pdtrim_core.pipeline.found_removal import FoundRemoval
+from pdtrim_core.pipeline.finished import Finished
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_fidelity import RunFidelity
 from pdtrim_core.pipeline.run_inputs import RunInputs
-from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.results.fidelity import AnswerSample, Fidelity
 from pdtrim_core.results.outcome import LARGEST, Outcome
 from pdtrim_core.results.task_results import Metric, TaskResult, Variant
@@ -38,7 +35,7 @@ class RunAtItsEnd(LoadedRun):
     """A run that is not written yet, as other commands will open it: with the models and modules that it has in memory."""
 
     inputs: RunInputs
-    found: FoundRemoval
+    done: Finished
 
     @cached_property
     def dense(self) -> BlockModel:
@@ -46,22 +43,24 @@ class RunAtItsEnd(LoadedRun):
         return self.inputs.model
 
     @cached_property
-    def modules(self) -> Mapping[Merge | Shrink, nn.Module]:
-        """The modules of the plan, by element."""
-        return {} if self.replaced is not None else modules_of(self.outcome.plan.plan, self.found.modules)
+    def modules(self) -> Modules:
+        """The modules of the plan by element, and its recovered layers."""
+        return self.done.modules
 
     @cached_property
     def replaced(self) -> BlockModel | None:
         """The whole other model of a pruner that gave one."""
-        return self.found.replaced
+        return self.done.found.replaced
 
 
-def variants_at_end(found: FoundRemoval) -> tuple[Variant, ...]:
+def variants_at_end(done: Finished) -> tuple[Variant, ...]:
     """Return what is compared with the dense model, and that itself; nothing of a replaced model is staged."""
-    return ("dense", "unified") if found.replaced is not None else ("dense", "unified", "staged")
+    if done.found.replaced is not None:
+        return "dense", "unified"
+    return ("dense", "unified", "unrecovered", "staged") if done.recovered.results else ("dense", "unified", "staged")
 
 
-def compare_with_dense(context: RunContext, inputs: RunInputs, found: FoundRemoval, outcome: Outcome) -> Fidelity | None:
+def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, outcome: Outcome) -> Fidelity | None:
     """Return how near the variants are to the dense model; None, with a note, where it cannot be measured.
 
     `outcome` is that of the run as far as it has come, and what its plan needs is in its folder. The results are kept there.
@@ -73,10 +72,10 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, found: FoundRemov
             "plan was chosen"
         )
         return None
-    run = RunAtItsEnd(context.folder.path, outcome, context.recipe, context.host, context.cache, inputs=inputs, found=found)
+    run = RunAtItsEnd(context.folder.path, outcome, context.recipe, context.host, context.cache, inputs=inputs, done=done)
     measured: dict[Variant, TaskResult] = {}
     try:
-        for result in RunFidelity(run).results(variants_at_end(found), fresh=context.fresh):
+        for result in RunFidelity(run).results(variants_at_end(done), fresh=context.fresh):
             measured[result.variant] = result
             context.host.tell("pdtrim_fidelity_measured", result=result)
     except PdtrimError as error:

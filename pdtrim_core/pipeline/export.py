@@ -19,7 +19,7 @@ from pdtrim_core.results.outcome import Outcome
 if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
 
-LENT = ("merges", "evaluations")
+LENT = ("merges", "recovered", "evaluations")
 """Folders of a run that exporters read."""
 
 

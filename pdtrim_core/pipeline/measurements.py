@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -42,12 +42,14 @@ MUCH_MEMORY = 2**30
 class ModuleSet:
     """The replacement modules that plans are measured with, and a hash of what made them.
 
-    `trained` is False while the search measures the blocks that training will start from.
+    `trained` is False while the search measures the blocks that training will start from. `recovered` has a hash of the recovered
+    weights of each plan that has some.
     """
 
     modules: Replacements
     digest: str
     trained: bool = True
+    recovered: Mapping[Plan, str] = field(default_factory=dict)
 
 
 class Bench:
@@ -67,7 +69,7 @@ class Bench:
         # A model that replaced the dense one is compared with that.
         self._models = [self._model] if replaced is None else [self._model, inputs.model]
         training = module_set.digest if module_set.trained else "untrained"
-        self._key_of = values_keys(
+        self._key_of_plan = values_keys(
             context.recipe,
             weights=" ".join(f"{model.exact_fingerprint} {model.layout}" for model in self._models),
             data=f"{inputs.calibration.digest}{inputs.calibration.answers}",
@@ -80,6 +82,11 @@ class Bench:
         self._fresh = self._ledger("fresh" if module_set.trained else "untrained fresh", fresh) if fresh else None
         self._seconds_each = 0.0
         self._remarked: set[tuple[str, Plan]] = set()
+
+    def _key_of(self, plan: Plan) -> Key:
+        """Return what the values of a plan depend on."""
+        recovered = self._module_set.recovered.get(plan)
+        return self._key_of_plan(plan) if recovered is None else (*self._key_of_plan(plan), f"recovered {recovered}")
 
     @cached_property
     def _prefix_cache(self) -> PrefixCache:
@@ -242,6 +249,18 @@ class Bench:
         requests = splitter.split(found, costs, self._context.rng("split"))
         plan = drive_split(requests, self.ledger, found, label=label, note=self._context.events.note)
         return plan.truncated_prefill(self._model.block_count) if recipe.settings.evaluation.truncates_prefill else plan
+
+    @property
+    def modules_digest(self) -> str:
+        """A hash of what made the modules that plans are measured with."""
+        return self._module_set.digest
+
+    def of_recovered(self, modules: Replacements, plans: Collection[Plan], digest: str) -> Bench:
+        """Return a bench that measures some plans with recovered layers, and all others as this one does."""
+        together = {**self._module_set.modules, **modules}
+        return Bench(
+            self._context, self._inputs, replace(self._module_set, modules=together, recovered=dict.fromkeys(plans, digest))
+        )
 
     def of_replaced(self, model: BlockModel) -> Bench:
         """Return a bench that measures a whole other model instead of this one's."""

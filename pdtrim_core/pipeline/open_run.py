@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
-from torch import nn
-
 from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.execution.recovered_weights import RECOVERED, load_recovered
+from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.files.checksums import sha256_of
 from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.pipeline.recovered_layers import alone, digest_of
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
-from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink
-from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
@@ -56,9 +55,29 @@ class LoadedRun:
         return model
 
     @cached_property
-    def modules(self) -> Mapping[Merge | Shrink, nn.Module]:
-        """The trained or computed modules of the plan, by element."""
-        return {} if self.replaced else load_modules(self.outcome.plan.plan, self.dense, self.path / MODULES)
+    def modules(self) -> Modules:
+        """The trained or computed modules of the plan by element, and its recovered layers, of each variant that has some.
+
+        Raises `PdtrimError` where those are not the run's own any more.
+        """
+        if self.replaced:
+            return {}
+        saved, folder = self.outcome.plan, self.path / RECOVERED
+        modules = load_modules(saved.plan, self.dense, self.path / MODULES)
+        if not saved.recovered:
+            return modules
+        if digest_of(folder) != saved.recovered:
+            raise PdtrimError(f"{folder} has not the weights that the plan was recovered with: run the recipe again")
+        layers = load_recovered(saved.plan, self.dense, modules, folder)
+        return {**modules, **layers, **alone(saved.plan, layers, self.outcome.block_count)}
+
+    def modules_of(self, variant: Variant) -> Modules:
+        """Return the modules that a variant runs."""
+        if variant == "dense":
+            return {}
+        if variant == "unrecovered":
+            return {key: module for key, module in self.modules.items() if not isinstance(key, LayerOf)}
+        return self.modules
 
     @cached_property
     def replaced(self) -> BlockModel | None:
@@ -84,16 +103,23 @@ class LoadedRun:
         if variant == "dense" or (self.outcome.saved_plan is None and variant in ("unified", "decode")):
             return Plan()
         plan = self.outcome.plan.plan
-        if variant == "staged":
+        if variant == "unrecovered" and not self.outcome.recovery:
+            raise PdtrimError(f"{self.path} has no variant 'unrecovered': its recipe names no recovery")
+        if variant in ("staged", "unrecovered"):
             return plan
-        return Plan.unified(plan.decode if variant != "prefill" else _alone(plan, self.outcome.block_count))
+        return Plan.unified(plan.decode if variant != "prefill" else plan.prefill_alone(self.outcome.block_count))
 
     def plan_digest(self, variant: Variant) -> str:
         """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""
         folder = self.path / (MODULES if self.replaced is None else REPLACED)
-        names = sorted(folder.glob("*.safetensors")) if variant != "dense" and (self.modules or self.replaced is not None) else []
+        names = sorted(folder.glob("*.safetensors")) if self.modules_of(variant) or self._replaced_by(variant) else []
+        if variant not in ("dense", "unrecovered") and self.outcome.recovery:
+            names += sorted((self.path / RECOVERED).glob("*.safetensors"))
         what = [plan_to_json(self.plan_of(variant)), {path.name: sha256_of(path) for path in names}]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _replaced_by(self, variant: Variant) -> bool:
+        return variant != "dense" and self.replaced is not None
 
     def same_as(self, variant: Variant) -> tuple[Variant, ...]:
         """Return a variant and all others that run the same plan on the same model; their results are the same.
@@ -101,6 +127,9 @@ class LoadedRun:
         `unified` and `decode` always do; `staged`, too, where prefill keeps no block that decode loses.
         """
         known: tuple[Variant, ...] = get_args(Variant) if self.outcome.saved_plan is not None else ("unified", "decode", "dense")
+        known = tuple(other for other in known if other != "unrecovered")
+        if variant == "unrecovered":
+            return (variant,)
         model, plan = self.model_of(variant), self.plan_of(variant)
         others = (other for other in known if other != variant and self.model_of(other) is model and self.plan_of(other) == plan)
         return variant, *others
@@ -116,9 +145,3 @@ def load_run(path: PathLike, host: PluginHost | None = None, shared: RunCache | 
     outcome = load_outcome(path)
     recipe = Recipe.from_data(outcome.recipe, where=str(path / "recipe.toml"), out=path, host=host, trust=trust)
     return LoadedRun(path, outcome, recipe, recipe.host, shared or RunCache())
-
-
-def _alone(plan: Plan, block_count: int) -> Removal:
-    """Return what prefill loses as a single-stage model: K/V-only blocks are dropped, but decode's last block runs whole."""
-    last = plan.slots(block_count)[-1].block
-    return Removal(Drop(e.blocks[0]) if isinstance(e, KvOnly) else e for e in plan.prefill if e != KvOnly(last))

@@ -6,9 +6,11 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome
 from pdtrim_core.pipeline.dense_comparison import compare_with_dense, variants_at_end
 from pdtrim_core.pipeline.export import remarks_on, write_exports
+from pdtrim_core.pipeline.finished import Finished
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.measurements import rows_of
 from pdtrim_core.pipeline.prune import prune
+from pdtrim_core.pipeline.recover import Recovered, recover
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
@@ -34,9 +36,11 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
         inputs = prepare(context)
         found = find(context, inputs)
         plan = split(context, found)
-        rows = evaluate(context, found, plan)
-        fidelity = measure_fidelity(context, inputs, found, plan, rows) if recipe.settings.evaluation.fidelity else None
-        outcome = write(context, inputs, found, plan, rows, fidelity=fidelity)
+        recovered = recover(context, inputs, found, plan)
+        rows = evaluate(context, found, plan, recovered)
+        done = Finished(found, plan, recovered, rows)
+        fidelity = measure_fidelity(context, inputs, done) if recipe.settings.evaluation.fidelity else None
+        outcome = write(context, inputs, done, fidelity)
         host.tell("pdtrim_run_finished", outcome=outcome)
         return outcome
 
@@ -54,37 +58,30 @@ def split(context: RunContext, found: FoundRemoval) -> Plan:
         return found.bench.split(found.plan, found.costs)
 
 
-def evaluate(context: RunContext, found: FoundRemoval, plan: Plan) -> tuple[Row, ...]:
+def evaluate(context: RunContext, found: FoundRemoval, plan: Plan, recovered: Recovered) -> tuple[Row, ...]:
     """Measure the rows of the result table."""
-    rows = 3 if found.replaced is None else 2
+    rows, bench = 3 if found.replaced is None else 2, found.bench
+    if recovered.layers:
+        plans = (plan, Plan.unified(plan.decode))
+        bench = bench.of_recovered(recovered.modules(found.costs.block_count), plans, recovered.digest)
     with context.events.step("evaluate", about=found.bench.measurements(rows)):
-        return rows_of(found.bench, found.plan, plan, found.replaced)
+        return rows_of(bench, found.plan, plan, found.replaced)
 
 
-def measure_fidelity(
-    context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan, rows: tuple[Row, ...]
-) -> Fidelity | None:
+def measure_fidelity(context: RunContext, inputs: RunInputs, done: Finished) -> Fidelity | None:
     """Measure how near the variants are to the dense model; None, with a note, where that cannot be."""
-    with context.events.step("fidelity", about=len(variants_at_end(found))):
+    with context.events.step("fidelity", about=len(variants_at_end(done))):
         # A result is known by the plan with the files of its modules, so that they must be there.
-        found.save(plan, context.recipe.out)
-        return compare_with_dense(context, inputs, found, assemble_outcome(context, inputs, found, plan, rows))
+        done.found.save(done.plan, context.recipe.out)
+        return compare_with_dense(context, inputs, done, assemble_outcome(context, inputs, done))
 
 
-def write(
-    context: RunContext,
-    inputs: RunInputs,
-    found: FoundRemoval,
-    plan: Plan,
-    rows: tuple[Row, ...],
-    *,
-    fidelity: Fidelity | None = None,
-) -> Outcome:
+def write(context: RunContext, inputs: RunInputs, done: Finished, fidelity: Fidelity | None) -> Outcome:
     """Write what the run made into its folder, and let the exporters write; `outcome.json` comes last."""
     recipe = context.recipe
     with context.events.step("write"):
-        outcome = assemble_outcome(context, inputs, found, plan, rows, fidelity=fidelity)
-        found.save(plan, recipe.out)
+        outcome = assemble_outcome(context, inputs, done, fidelity=fidelity)
+        done.found.save(done.plan, recipe.out)
         for _ in write_exports(recipe.exporters, context.host, outcome, inputs.model, recipe.out):
             pass
         if inputs.model.stored_dtype() != inputs.model.dtype:

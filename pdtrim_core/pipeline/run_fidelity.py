@@ -77,7 +77,7 @@ class RunFidelity:
     def settings(self, variant: Variant) -> dict[str, Any]:
         """Return all that decides the figures of a variant."""
         outcome = self._run.outcome
-        first_token = (self._first_token or outcome.plan.first_token) if variant == "staged" else None
+        first_token = (self._first_token or outcome.plan.first_token) if variant in ("staged", "unrecovered") else None
         return {
             "weights": outcome.environment.weights,
             "plan": None if variant == "dense" else self._run.plan_digest(variant),
@@ -150,7 +150,7 @@ class RunFidelity:
         return Subject(
             model,
             run.plan_of(variant),
-            {} if variant == "dense" else run.modules,
+            run.modules_of(variant),
             first_token=settings["first_token"] or "decode",
             dense=run.dense if model is not run.dense else None,
         )

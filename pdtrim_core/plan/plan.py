@@ -132,6 +132,11 @@ class Plan:
             if layer.kv_slot is not None
         )
 
+    def prefill_alone(self, block_count: int) -> Removal:
+        """Return what prefill loses as a model of its own: K/V-only blocks are dropped, but decode's last block runs whole."""
+        last = self.slots(block_count)[-1].block
+        return Removal(Drop(e.blocks[0]) if isinstance(e, KvOnly) else e for e in self.prefill if e != KvOnly(last))
+
     def truncated_prefill(self, block_count: int) -> Plan:
         """Return the plan whose prefill computes nothing that no one reads, when decode makes the first token.
 

@@ -29,18 +29,23 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
     return Plan(prefill=prefill, decode=decode)
 
 
-PLAN_FORMAT = 1
+PLAN_FORMAT, RECOVERED_FORMAT = 1, 2
+"""The format of plans, and of those whose layers have recovered weights, which earlier versions would not look for."""
 
 
 @dataclass(frozen=True)
 class SavedPlan:
-    """A plan together with the model it was made for and who makes the first token: what `plan.json` holds."""
+    """A plan together with the model it was made for and who makes the first token: what `plan.json` holds.
+
+    `recovered` is a hash of the weights that recovery gave its layers, which lie beside it; empty where it has none.
+    """
 
     plan: Plan
     model: str
     fingerprint: str
     block_count: int
     first_token: FirstToken = "decode"
+    recovered: str = ""
 
     @property
     def digest(self) -> str:
@@ -50,10 +55,11 @@ class SavedPlan:
     def to_data(self) -> dict[str, Any]:
         """Return what `plan.json` holds: only lists, dictionaries, texts and numbers."""
         return {
-            "format": PLAN_FORMAT,
+            "format": RECOVERED_FORMAT if self.recovered else PLAN_FORMAT,
             "index_base": 0,
             "model": {"name": self.model, "fingerprint": self.fingerprint, "blocks": self.block_count},
             "first_token": self.first_token,
+            **({"recovered": self.recovered} if self.recovered else {}),
             **plan_to_json(self.plan),
             "kv_map": [
                 {"slot": s.slot, "block": s.block, "source": s.source, "removed_heads": list(s.removed_heads)}
@@ -66,10 +72,11 @@ class SavedPlan:
         """Return the plan that `to_data` gave. Raises `PlanError` naming `where` when it is something else."""
         try:
             found = data["format"]
-            if found != PLAN_FORMAT:
-                raise PlanError(f"it has plan format {shown(found)}, this version reads {PLAN_FORMAT}: make the plan again")
-            model = data["model"]
-            saved = cls(plan_from_json(data), model["name"], model["fingerprint"], model["blocks"], data["first_token"])
+            if found not in (PLAN_FORMAT, RECOVERED_FORMAT):
+                raise PlanError(f"it has plan format {shown(found)}, this version reads {RECOVERED_FORMAT}: make the plan again")
+            model, recovered = data["model"], data["recovered"] if found == RECOVERED_FORMAT else ""
+            made_for = (model["name"], model["fingerprint"], model["blocks"])
+            saved = cls(plan_from_json(data), *made_for, data["first_token"], recovered)
             saved._check_types()
             saved.plan.check_fits(saved.block_count)
         except (ValueError, KeyError, TypeError) as error:
@@ -93,7 +100,9 @@ class SavedPlan:
         return cls.from_data(data, where)
 
     def _check_types(self) -> None:
-        if type(self.block_count) is not int or not all(isinstance(text, str) for text in (self.model, self.fingerprint)):
+        if type(self.block_count) is not int or not all(
+            isinstance(text, str) for text in (self.model, self.fingerprint, self.recovered)
+        ):
             raise TypeError("the model needs a name and a fingerprint, which are texts, and a number of blocks")
         if not 0 < self.block_count <= MOST_BLOCKS:
             raise PlanError(f"no model has {shown(self.block_count)} blocks: there are 1 to {MOST_BLOCKS:,}")

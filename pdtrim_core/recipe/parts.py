@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, overload
 from pdtrim_core.api.kinds import Component, Exporter, ModelSource, Report
 from pdtrim_core.errors import PdtrimError, RecipeError, reason_of
 from pdtrim_core.host.host import PluginHost
-from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, STAGED_SPLITTER
+from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, NONE, STAGED_SPLITTER
 from pdtrim_core.recipe.validation import checked
 from pdtrim_core.wording import shortened, shown
 
@@ -55,6 +55,8 @@ def uses_of(data: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, tupl
 
 def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:
     components = made if kind in LISTS else [made]
+    if given == NONE:
+        return ()
     entries = given if isinstance(given, list) else [given] * len(components)
     return tuple(_asked(kind, entry) or component.name for entry, component in zip(entries, components, strict=True))
 
@@ -66,6 +68,8 @@ def _asked(kind: str, entry: Any) -> str | None:
 
 
 def _make_all(kind: str, given: Any, host: PluginHost, problems: list[str]) -> list[Any]:
+    if given == NONE:
+        return []
     entries = given if isinstance(given, list) else [given]
     return [_make(kind, entry, host, problems) for entry in entries]
 

@@ -17,6 +17,7 @@ from pdtrim_core.api.kinds import (
     ModelSource,
     Objective,
     Pruner,
+    Recovery,
     Report,
     Scorer,
     Searcher,
@@ -28,7 +29,7 @@ from pdtrim_core.files.reading import problem_in
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.recipe.parts import parts_of, uses_of
 from pdtrim_core.recipe.settings import Settings
-from pdtrim_core.recipe.toml_data import change, load, plugin_files
+from pdtrim_core.recipe.toml_data import NONE, change, load, plugin_files
 from pdtrim_core.recipe.validation import checked
 from pdtrim_core.results.old_formats import recipe_of_1
 
@@ -47,6 +48,7 @@ class Recipe:
     pruner: Pruner | None
     distiller: Distiller
     splitter: StageSplitter
+    recoveries: tuple[Recovery, ...]
     objective: Objective
     calibration: CalibrationSource
     exporters: tuple[Exporter, ...]
@@ -105,7 +107,7 @@ class Recipe:
         own = {key: value for key, value in data.items() if key not in KINDS}
         settings = checked(Settings, own, "", problems, also=KINDS)
         parts = parts_of(data, host, problems)
-        problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"])]
+        problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"]), *_nothing_to_recover(data, parts["pruner"])]
         if problems or settings is None:
             raise RecipeError(where, problems)
         return cls(
@@ -114,6 +116,7 @@ class Recipe:
             out=Path(settings.out or f"runs/{Path(where).stem}") if out is None else Path(out),
             uses=uses_of(data, parts),
             host=host,
+            recoveries=tuple(parts.pop("recovery")),
             exporters=tuple(parts.pop("exporter")),
             reports=tuple(parts.pop("report")),
             **parts,
@@ -126,6 +129,11 @@ class Recipe:
         splitter = () if self.pruner is not None and self.pruner.replaces_model else ("splitter",)
         return ("model", *finders, "distiller", *splitter, "objective", "calibration")
 
+    @property
+    def lists(self) -> dict[str, tuple[Component, ...]]:
+        """The components of the kinds of which there may be several."""
+        return {"recovery": self.recoveries, "exporter": self.exporters, "report": self.reports}
+
     def to_data(self) -> dict[str, Any]:
         """Return the resolved recipe, every option spelt out, as TOML data that reads back to the same recipe."""
         data = _without_none(self.settings.model_dump(mode="json"))
@@ -134,7 +142,7 @@ class Recipe:
             del data["prune"]["merges"]
         for kind in self.kinds:
             data[kind] = _component_data(self.uses[kind][0], getattr(self, kind))
-        for kind, components in (("exporter", self.exporters), ("report", self.reports)):
+        for kind, components in self.lists.items():
             data[kind] = [_component_data(use, part) for use, part in zip(self.uses[kind], components, strict=True)]
         return data
 
@@ -170,3 +178,12 @@ def _nothing_to_split(data: Mapping[str, Any], pruner: Pruner | None) -> list[st
         return []
     what = f"pruner '{pruner.name}' gives a whole other model, not a removal, so there is nothing to split between the stages"
     return [f"splitter: {what}: leave this out, or choose another pruner"]
+
+
+def _nothing_to_recover(data: Mapping[str, Any], pruner: Pruner | None) -> list[str]:
+    """Return what is wrong with a recovery beside a pruner that gives a whole other model."""
+    if pruner is None or not pruner.replaces_model or data.get("recovery", []) in ([], NONE):
+        return []
+    return [
+        f"recovery: pruner '{pruner.name}' gives a whole other model, whose layers are not those of the dense one: leave this out"
+    ]

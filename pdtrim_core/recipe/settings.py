@@ -152,6 +152,21 @@ class Evaluation(BaseModel):
         return self.first_token == "decode" and self.truncate_prefill
 
 
+class RecoveryData(BaseModel):
+    """What recoveries are computed from; none of it may measure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sources: tuple[str, ...] = Field(
+        ("generated",),
+        min_length=1,
+        description="where texts come from, in equal parts: generated (the dense model writes them), calibration (the training "
+        "texts of the calibration source), or the path of a .jsonl or text file",
+    )
+    prompt_tokens: int = Field(64, ge=2, le=65_536, description="tokens of a prompt at most; each has another length")
+    answer_tokens: int = Field(64, ge=2, le=65_536, description="tokens of what follows a prompt")
+
+
 class Settings(BaseModel):
     """The keys of a recipe that are no components."""
 
@@ -163,4 +178,5 @@ class Settings(BaseModel):
     plugins: tuple[str, ...] = Field((), description="plugins that are plain Python files, beside the recipe")
     prune: Prune = Field(default_factory=Prune, description="how much goes")
     search: Search = Field(default_factory=Search, description="how sure a search is")
+    recovery_data: RecoveryData = Field(default_factory=RecoveryData, description="what recoveries are computed from")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="how plans are measured")

@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "searcher": "annealing",
     "distiller": "mse",
     "splitter": "gain",
+    "recovery": [],
     "objective": "kl",
     "calibration": "mini",
     "exporter": ["plan"],
@@ -22,7 +23,9 @@ DEFAULTS: dict[str, Any] = {
 }
 STAGED_SPLITTER = "keep-search-result"
 """The splitter of a recipe that names none, where its searcher finds both stages."""
-LISTS = ("exporter", "report")
+LISTS = ("recovery", "exporter", "report")
+NONE = "none"
+"""What a recipe says of a kind that it wants nothing of, where it may list several."""
 
 
 def load(path: Path) -> dict[str, Any]:

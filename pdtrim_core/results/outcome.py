@@ -21,6 +21,7 @@ from pdtrim_core.plan.elements import MOST_BLOCKS
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.old_formats import outcome_of_1
+from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.wording import LONGEST_LINE, shortened, shown
 
 OUTCOME_FORMAT = 2
@@ -160,7 +161,8 @@ class Outcome:
 
     `norms` are the mean lengths of the hidden states in front of each block, and behind the last one, over the calibration
     tokens; empty where no scorer looked at them. `search` has every plan that the searcher requested, in order. `fidelity` is how
-    near the variants are to the dense model on held-out items, None where the run did not compare them.
+    near the variants are to the dense model on held-out items, None where the run did not compare them; `recovery` is how each
+    recovery came out, in order.
     """
 
     model: str
@@ -184,6 +186,7 @@ class Outcome:
     norms: tuple[float, ...] = ()
     search: tuple[SearchStep, ...] = ()
     fidelity: Fidelity | None = None
+    recovery: tuple[RecoveryResult, ...] = ()
     format: int = field(default=OUTCOME_FORMAT)
 
     @cached_property

@@ -22,9 +22,9 @@ EVALUATION_FORMAT = 2
 FOLDER = "evaluations"
 CODE = "code"
 """The setting that says what code measured."""
-Variant = Literal["staged", "unified", "prefill", "decode", "dense"]
+Variant = Literal["staged", "unified", "prefill", "decode", "unrecovered", "dense"]
 """Which model of a run is evaluated: the pair; decode's removal in both stages; prefill or decode as a single-stage model; the
-dense model."""
+pair without what recovery made of it; the dense model."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from pdtrim_core import Drop, Merge, Outcome, Plan, Removal, Shrink
 from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.weights import added_biases
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome, costs_of
+from pdtrim_core.pipeline.finished import Finished
+from pdtrim_core.pipeline.recover import Recovered
 from pdtrim_core.pipeline.run_inputs import prepare
 from pdtrim_core.pipeline.search_removal import search_removal
 from pdtrim_core.plan.plan_file import SavedPlan
@@ -69,7 +71,7 @@ def test_an_outcome_has_what_each_step_found_and_reads_back(begin: Begin) -> Non
     found = search_removal(context, inputs)
     plan = Plan(Removal(list(found.plan.decode)[:1]), found.plan.decode)
     rows = found.bench.rows({"dense": Plan(), "staged": plan})
-    outcome = assemble_outcome(context, inputs, found, plan, rows)
+    outcome = assemble_outcome(context, inputs, Finished(found, plan, Recovered(), rows))
     model = inputs.model
     assert outcome.plan == SavedPlan(plan, model.name, model.fingerprint, model.block_count, "decode")
     assert (outcome.rows, outcome.sets, outcome.block_scores) == (rows, found.sets, found.scores.block)

@@ -1,0 +1,139 @@
+"""What a recovery is given: the pair, texts that it may learn from, and the ways to change a layer.
+
+Shape suffixes: N positions of continuation tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core.data.items import Item
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
+from pdtrim_core.execution.stage_walk import Walked, WalkedLayer, walk
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.plan.elements import Stage
+from pdtrim_core.plan.layers import Layer
+from pdtrim_core.plan.plan import Plan
+
+
+def _say_nothing(text: str) -> None:
+    del text
+
+
+def _note_nothing(loss: float) -> None:
+    del loss
+
+
+@dataclass(frozen=True)
+class RecoveryContext:
+    """The pair with what earlier recoveries made of it, and texts to learn from.
+
+    `texts` are prompts, each with one continuation; none of them measures. `check` are others like them: the run keeps what a
+    recovery did only where the pair is nearer to the dense model on these, so nothing may be computed from them, but a training
+    may look at them to stop. `folder` is kept from one try of a run to the next, for what a long training has reached. `note`
+    says something to the user, `lost` takes the loss of each step of a training.
+    """
+
+    pair: Walked
+    check: Sequence[Item]
+    rng: Random
+    folder: Path
+    note: Callable[[str], None] = _say_nothing
+    lost: Callable[[float], None] = _note_nothing
+
+    @property
+    def model(self) -> BlockModel:
+        """The dense model, which must be left as it is."""
+        return self.pair.model
+
+    @property
+    def plan(self) -> Plan:
+        """What each stage loses."""
+        return self.pair.plan
+
+    @property
+    def texts(self) -> Sequence[Item]:
+        """Prompts, each with one continuation."""
+        return self.pair.items
+
+    @property
+    def unified(self) -> bool:
+        """Whether both stages lose the same: they are then one model, and what changes in decode changes in prefill, too."""
+        return self.pair.unified
+
+    def layers(self, stage: Stage) -> tuple[Layer, ...]:
+        """Return what a stage runs, and which K/V it computes, in order."""
+        return self.pair.layers(stage)
+
+    def module(self, stage: Stage, layer: Layer) -> nn.Module:
+        """Return what a layer of a stage runs now; it must not be changed in place."""
+        return self.pair.module(stage, layer)
+
+    def change(self, stage: Stage, layer: Layer, weights: Mapping[str, Tensor]) -> None:
+        """Give a layer other weights, by their names in the block.
+
+        Raises `PdtrimError` for a weight that the layer does not have, or that has another shape.
+        """
+        self.pair.change(stage, layer, weights)
+
+    def walk(self, stage: Stage) -> Iterator[WalkedLayer]:
+        """Yield the layers of a stage from shallow to deep, each with its hidden states on the texts beside the dense model's.
+
+        A layer that is changed on the way is run with its new weights by those behind it. Of decode it is the tokens that follow
+        the prompts, whose K/V are prefill's; of prefill those of the prompts.
+        """
+        return walk(self.pair, stage)
+
+    def batches(self, texts: Sequence[Item] | None = None) -> list[PairBatch]:
+        """Return texts, or some of them, as batches in which the pair can be run beside the dense model."""
+        return [PairBatch(self, group, prepared) for group, prepared in self._cache.batches(texts or self.texts)]
+
+    def divergence(self) -> float:
+        """Return how far the pair is from the dense model on the texts to check with: KL(dense || pair) in nats a token."""
+        divergences = self.staged.divergences(self.check)
+        return sum(divergences) / len(divergences)
+
+    @property
+    def staged(self) -> StagedModel:
+        """The pair with the weights that it has now."""
+        return StagedModel(self._cache, self.plan, self.pair.modules)
+
+    @cached_property
+    def _cache(self) -> PrefixCache:
+        # Recovered weights change all that lies behind them, so nothing is kept from one pass to the next.
+        options = ExecutionOptions(first_token=self.pair.first_token, batch_tokens=self.pair.batch_tokens, budget=0)
+        return PrefixCache(self.model, options)
+
+
+class PairBatch:
+    """Some texts: prompts that prefill reads, and what decode is to write behind them."""
+
+    def __init__(self, context: RecoveryContext, texts: Sequence[Item], prepared: PreparedBatch) -> None:
+        self._context = context
+        self._prepared = prepared
+        self.texts = tuple(texts)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens decode is to write."""
+        return len(self._prepared.batch.targets)
+
+    def dense(self) -> Tensor:
+        """Return the dense model's hidden states `[N, D]` behind its last block, in front of each token that is written."""
+        with torch.inference_mode():
+            return self._prepared.dense_hidden.clone()
+
+    def pair(self) -> Tensor:
+        """Return those of the pair, with the weights that it has now; gradients flow to decode's.
+
+        The prompts' hidden states and K/V are prefill's.
+        """
+        return self._context.staged.hidden_at_targets(self._prepared)

@@ -1,0 +1,97 @@
+"""What recovery changed as files beside a plan: for each stage the weights that are not those of the removal, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdtrim_core.errors import PdtrimError, reason_of
+from pdtrim_core.execution.stage_modules import Modules, changed_weights, module_of, removed_module_of, with_weights
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.weights import read_module, write_tensors
+from pdtrim_core.plan.elements import Stage
+from pdtrim_core.plan.layers import Layer
+from pdtrim_core.plan.plan import LayerOf, Plan
+
+RECOVERED = "recovered"
+"""The folder of a run that holds what recovery changed."""
+STAGES: tuple[Stage, ...] = ("prefill", "decode")
+
+
+def path_of(stage: Stage, folder: Path) -> Path:
+    """Return the file of a stage."""
+    return folder / f"{stage}.safetensors"
+
+
+def save_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path, record: Mapping[str, Any]) -> None:
+    """Write what is recovered of each stage of a plan, with what is to be remembered of it; a stage without any gets no file."""
+    for stage in STAGES:
+        tensors = recovered_weights(plan, model, modules, stage)
+        if tensors:
+            write_tensors(path_of(stage, folder), tensors, record)
+        else:
+            path_of(stage, folder).unlink(missing_ok=True)
+
+
+def recovered_weights(plan: Plan, model: BlockModel, modules: Modules, stage: Stage) -> dict[str, Tensor]:
+    """Return the weights of a stage that recovery changed: the block at which a layer is placed, and the name in it."""
+    found = {}
+    for layer in plan.layers(stage, model.block_count):
+        if LayerOf.at(plan, stage, layer) in modules:
+            changed = changed_weights(module_of(model, plan, stage, layer, modules), removed_module_of(model, layer, modules))
+            found.update({f"{_prefix(layer)}{name}": weight for name, weight in changed.items()})
+    return found
+
+
+def load_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path) -> dict[LayerOf, nn.Module]:
+    """Return the recovered layers of a plan that `save_recovered` wrote, in the number format and on the device of the model.
+
+    `modules` are those of the plan's elements. Raises `PdtrimError` for a file that is damaged or does not fit.
+    """
+    found: dict[LayerOf, nn.Module] = {}
+    for stage in STAGES:
+        path = path_of(stage, folder)
+        if not path.is_file():
+            continue
+        try:
+            tensors, _ = read_module(path)
+            for layer in plan.layers(stage, model.block_count):
+                own = {name: tensors.pop(name) for name in list(tensors) if _is_of(name, layer)}
+                if own:
+                    start = removed_module_of(model, layer, modules)
+                    found[LayerOf.at(plan, stage, layer)] = with_weights(start, _like(start, own, _prefix(layer)))
+            if tensors:
+                raise PdtrimError(f"no layer of the plan has {next(iter(tensors))}")
+        except Exception as error:
+            # safetensors and torch each have errors of their own for a damaged file.
+            raise PdtrimError(
+                f"the recovered weights {path} are damaged or of another plan ({reason_of(error)}): run the recipe again"
+            ) from error
+    return found
+
+
+def _prefix(layer: Layer) -> str:
+    return f"{layer.block}.shadow." if layer.state == "shadow" else f"{layer.block}."
+
+
+def _is_of(name: str, layer: Layer) -> bool:
+    return name.startswith(_prefix(layer)) and (layer.state == "shadow" or not name.startswith(f"{layer.block}.shadow."))
+
+
+def _like(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return tensors by their names in a module, in the number format and on the device of what they replace."""
+    before = dict(module.named_parameters())
+    found = {}
+    for name, tensor in tensors.items():
+        own = before.get(name.removeprefix(prefix))
+        found[name.removeprefix(prefix)] = tensor if own is None else tensor.to(own.device, own.dtype)
+    return found
+
+
+def finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds a NaN or an infinity; None where all are finite."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)

@@ -1,0 +1,17 @@
+"""Recoveries: ways to give the layers of a pruned pair other weights, so that it answers more like the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pdtrim_core.api import Recovery, hookimpl
+from pdtrim_plugins.recoveries.fold import Fold
+from pdtrim_plugins.recoveries.kv_refit import KvRefit
+
+__all__ = ["Fold", "KvRefit", "pdtrim_recoveries"]
+
+
+@hookimpl
+def pdtrim_recoveries() -> Iterable[type[Recovery]]:
+    """Yield the recoveries."""
+    yield from (Fold, KvRefit)

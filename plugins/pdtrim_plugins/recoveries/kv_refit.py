@@ -1,0 +1,58 @@
+"""The K/V of blocks that prefill passes by, fitted anew to the hidden states that prefill has there.
+
+Shape suffixes: N tokens, D hidden, K numbers of all K/V heads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from pdtrim_core.api import Recovery, RecoveryFacts
+from pdtrim_plugins.recoveries.least_squares import RidgeSums
+
+if TYPE_CHECKING:
+    from pdtrim_core.api import RecoveryContext, WalkedLayer
+
+
+class KvRefit(Recovery):
+    """Fits the K and V projections of blocks that prefill passes by, in closed form, to the K/V of the dense model.
+
+    Where prefill computes only the K/V of a block, it does so from hidden states that lack what the blocks in front would have
+    added. Ridge regression over prompt tokens finds the projections that give the dense K/V from them nevertheless: K in front of
+    its norm and its rotary embedding, both behind their biases. With hidden states as the dense model has them nothing changes.
+    """
+
+    name = "kv-refit"
+
+    ridge: float = Field(1e-2, gt=0, description="pull towards the old projections, as a share of the mean square of the input")
+
+    def problems(self, facts: RecoveryFacts) -> list[str]:
+        """Return why no K/V of this family can be fitted."""
+        if not facts.layout.kv:
+            return [f"{facts.model} ({facts.family}): it computes K and V together with Q, so prefill cannot have them alone"]
+        return []
+
+    def recover(self, context: RecoveryContext) -> None:
+        """Fit the K/V-only layers of prefill, all at the depth at which prefill has them."""
+        for layer in context.walk("prefill"):
+            if layer.layer.state == "kv-only":
+                self._fit(layer, context)
+
+    def _fit(self, layer: WalkedLayer, context: RecoveryContext) -> None:
+        norm, *names = context.model.layout.kv[:3]
+        projections = {name: layer.module.get_submodule(name) for name in names}
+        sums = {name: RidgeSums() for name in names}
+        normed = layer.module.get_submodule(norm)
+        for tokens in layer.tokens():
+            given_ND, dense_ND = normed(tokens.before_ND), normed(tokens.dense_before_ND)
+            for name, projection in projections.items():
+                sums[name].add(given_ND, projection(dense_ND) - projection(given_ND))
+        fitted = {}
+        for name, projection in projections.items():
+            weight_KD = projection.get_parameter("weight")
+            # The sums are of what is missing, so the pull is towards adding nothing.
+            more_DK = sums[name].solved(weight_KD.new_zeros(weight_KD.T.shape), self.ridge, f"K/V of block {layer.layer.block}")
+            fitted[f"{name}.weight"] = (weight_KD.double() + more_DK.T).to(weight_KD.dtype)
+        layer.change(fitted)

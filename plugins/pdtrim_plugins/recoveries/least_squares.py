@@ -1,0 +1,54 @@
+"""Ridge regression over tokens that come a batch at a time: only sums are kept, in float64.
+
+Shape suffixes: N tokens, D given numbers, E wanted ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pdtrim_core.api import PdtrimError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RidgeSums:
+    """The sums over tokens from which a linear map is solved: the given numbers' Gram matrix, and their products with the wanted.
+
+    `tokens` counts them.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._gram_DD: Tensor | None = None
+        self._cross_DE: Tensor | None = None
+
+    def add(self, given_ND: Tensor, wanted_NE: Tensor) -> None:
+        """Add some tokens."""
+        given_ND, wanted_NE = given_ND.double(), wanted_NE.double()
+        gram_DD, cross_DE = given_ND.T @ given_ND, given_ND.T @ wanted_NE
+        self._gram_DD = gram_DD if self._gram_DD is None else self._gram_DD + gram_DD
+        self._cross_DE = cross_DE if self._cross_DE is None else self._cross_DE + cross_DE
+        self.tokens += len(given_ND)
+
+    def solved(self, towards_DE: Tensor, ridge: float, what: str) -> Tensor:
+        """Return the map `[D, E]` that gives what is wanted with least squares, pulled towards another one.
+
+        `ridge` is the strength of the pull, as a share of the mean diagonal of the Gram matrix. Raises `PdtrimError` that names
+        `what` where the tokens do not determine a map.
+        """
+        import torch  # noqa: PLC0415 - listings must not import torch
+
+        assert self._gram_DD is not None
+        assert self._cross_DE is not None
+        size = len(self._gram_DD)
+        pull_DD = ridge * self._gram_DD.diagonal().mean() * torch.eye(size, dtype=torch.float64, device=self._gram_DD.device)
+        found_DE, problem = torch.linalg.solve_ex(self._gram_DD + pull_DD, self._cross_DE + pull_DD @ towards_DE.double())
+        if int(problem) or not torch.isfinite(found_DE).all():
+            raise PdtrimError(
+                f"{what}: {self.tokens:,} tokens do not determine a map of {size} x {size} numbers: give it at least "
+                f"{4 * size:,} tokens, or a larger ridge"
+            )
+        solved_DE: Tensor = found_DE
+        return solved_DE
