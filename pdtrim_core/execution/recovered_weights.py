@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,12 @@ def path_of(stage: Stage, folder: Path) -> Path:
     return folder / f"{stage}.safetensors"
 
 
-def save_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path, record: Mapping[str, Any]) -> None:
-    """Write what is recovered of each stage of a plan, with what is to be remembered of it; a stage without any gets no file."""
+def save_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path) -> None:
+    """Write what is recovered of each stage of a plan; a stage without any gets no file."""
     for stage in STAGES:
         tensors = recovered_weights(plan, model, modules, stage)
         if tensors:
-            write_tensors(path_of(stage, folder), tensors, record)
+            write_tensors(path_of(stage, folder), tensors)
         else:
             path_of(stage, folder).unlink(missing_ok=True)
 

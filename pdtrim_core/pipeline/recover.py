@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from pdtrim_core.api.kinds import Contract, Recovery
@@ -23,17 +23,17 @@ from pdtrim_core.execution.recovered_weights import (
     STAGES,
     finite,
     load_recovered,
-    path_of,
     recovered_weights,
     save_recovered,
 )
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.stage_walk import Walked
 from pdtrim_core.fidelity.statistics import ratio
+from pdtrim_core.files.atomic_files import write_whole, writing
+from pdtrim_core.files.reading import UnreadableError, read_json
 from pdtrim_core.host.sources import engine
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.model.weights import read_module
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.recovered_layers import alone, digest_of
 from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
@@ -48,6 +48,8 @@ CHECKED = 16
 """Texts on which a recovery must have made the pair better, and from which none is computed."""
 MOST_LOSSES = 500
 """Losses of a training that an outcome has at most."""
+RECORD = "recovery.json"
+"""The file beside recovered weights that says how they came about."""
 WORK = "recovery-work"
 """The folder of a run in which a long training keeps how far it has come."""
 
@@ -76,9 +78,13 @@ def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: P
         known = None if context.fresh else _known(key, plan, inputs.model, found.modules, folder)
         if known is None:
             known = _recovered(context, inputs, found, plan)
+            save_recovered(plan, inputs.model, {**found.modules, **known.layers}, folder)
+            known = replace(known, digest=digest_of(folder))
             results = TypeAdapter(tuple[RecoveryResult, ...]).dump_python(known.results, mode="json")
-            save_recovered(plan, inputs.model, {**found.modules, **known.layers}, folder, {"key": key, "results": results})
-        return replace(known, digest=digest_of(folder))
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / RECORD, json.dumps({"key": key, "digest": known.digest, "results": results}, indent=1) + "\n")
+        return known
 
 
 def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan) -> Recovered:
@@ -226,20 +232,17 @@ def _key(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan
 
 
 def _known(key: str, plan: Plan, model: BlockModel, modules: Modules, folder: Path) -> Recovered | None:
-    """Return what was made in this folder before by the same recoveries; None where there is none, or it is damaged."""
-    for stage in STAGES:
-        path = path_of(stage, folder)
-        if not path.is_file():
-            continue
-        try:
-            record: dict[str, Any] = read_module(path)[1]
-            if record["key"] != key:
-                return None
-            results = TypeAdapter(tuple[RecoveryResult, ...]).validate_python(record["results"])
-            return Recovered(plan, load_recovered(plan, model, modules, folder), results)
-        except (PdtrimError, ValueError, KeyError, OSError):
+    """Return what the same recoveries made in this folder before; None where they made nothing, or it is damaged."""
+    if not (folder / RECORD).is_file():
+        return None
+    try:
+        record = read_json(folder / RECORD)
+        if record["key"] != key or record["digest"] != digest_of(folder):
             return None
-    return None
+        results = TypeAdapter(tuple[RecoveryResult, ...]).validate_python(record["results"])
+        return Recovered(plan, load_recovered(plan, model, modules, folder), results, record["digest"])
+    except (UnreadableError, PdtrimError, ValidationError, KeyError, TypeError):
+        return None
 
 
 def notes_on(recovered: Recovered) -> Iterator[str]:

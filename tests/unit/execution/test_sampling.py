@@ -1,0 +1,37 @@
+"""Texts that a model writes: from its own distribution, the same ones for a seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from pdtrim_core.execution.sampling import sampled
+from pdtrim_core.testing import tiny_llama
+
+OPENINGS = [(1, 2, 3)] * 400
+
+
+def test_texts_begin_as_they_are_told_to_and_have_the_length_that_is_wanted() -> None:
+    texts = sampled(tiny_llama(), [(1, 2), (3, 4)], 9, seed=0)
+    assert [text[:2] for text in texts] == [(1, 2), (3, 4)]
+    assert {len(text) for text in texts} == {9}
+
+
+def test_the_same_seed_gives_the_same_texts_and_another_gives_others() -> None:
+    model = tiny_llama()
+    assert sampled(model, OPENINGS[:4], 12, seed=1) == sampled(model, OPENINGS[:4], 12, seed=1)
+    assert sampled(model, OPENINGS[:4], 12, seed=1) != sampled(model, OPENINGS[:4], 12, seed=2)
+
+
+def test_tokens_are_drawn_as_often_as_the_model_expects_and_none_ends_the_text() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        logits = model.model(torch.tensor([OPENINGS[0]])).logits[0, -1].double()
+    logits[257] = -torch.inf
+    chances = logits.softmax(-1)
+    drawn = Counter(text[-1] for text in sampled(model, OPENINGS, 4, seed=0))
+    assert drawn[257] == 0
+    likeliest = int(chances.argmax())
+    expected = float(chances[likeliest])
+    assert abs(drawn[likeliest] / len(OPENINGS) - expected) < 4 * (expected * (1 - expected) / len(OPENINGS)) ** 0.5
