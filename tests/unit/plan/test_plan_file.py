@@ -16,13 +16,15 @@ from tests.unit.examples import given
 from tests.unit.plan.plans import lawful, plan
 
 LAW = "this plan breaks the K/V law: "
+NO_MODEL = "the model needs a name and a fingerprint, which are texts, and a number of blocks"
 
 
 @st.composite
 def saved(draw: st.DrawFn) -> SavedPlan:
     a_plan, block_count = draw(lawful())
     text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
-    return SavedPlan(a_plan, draw(text), draw(text), block_count, draw(st.sampled_from(["decode", "prefill"])))
+    first_token, recovered = draw(st.sampled_from(["decode", "prefill"])), draw(st.sampled_from(["", "abc"]))
+    return SavedPlan(a_plan, draw(text), draw(text), block_count, first_token, recovered)
 
 
 @given(lawful())
@@ -69,7 +71,9 @@ def changed(**keys: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (changed(format=2), "p.json: it has plan format 2, this version reads 1: make the plan again"),
+        (changed(format=3), "p.json: it has plan format 3, this version reads 2: make the plan again"),
+        (changed(format=2), "p.json is not a plan: KeyError('recovered')"),
+        (changed(format=2, recovered=5), f"p.json is not a plan: TypeError('{NO_MODEL}')"),
         ("{}", "p.json is not a plan: KeyError('format')"),
         ("[]", "p.json is not a plan: TypeError('list indices must be integers or slices, not str')"),
         ('{"format": 1}', "p.json is not a plan: KeyError('model')"),
@@ -94,9 +98,6 @@ def test_what_is_no_pair_of_removals_is_refused(data: Any) -> None:
     with pytest.raises(PlanError) as caught:
         plan_from_json(data)
     assert str(caught.value) == "not a plan: it needs lists called 'prefill' and 'decode'"
-
-
-NO_MODEL = "the model needs a name and a fingerprint, which are texts, and a number of blocks"
 
 
 @pytest.mark.parametrize(
