@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pdtrim_core.errors import PlanError
 from pdtrim_core.plan.elements import Drop, KvOnly, Shrink
-from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
 from tests.unit.examples import given
 from tests.unit.plan.plans import lawful, plan
@@ -23,8 +23,8 @@ NO_MODEL = "the model needs a name and a fingerprint, which are texts, and a num
 def saved(draw: st.DrawFn) -> SavedPlan:
     a_plan, block_count = draw(lawful())
     text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
-    first_token, recovered = draw(st.sampled_from(["decode", "prefill"])), draw(st.sampled_from(["", "abc"]))
-    return SavedPlan(a_plan, draw(text), draw(text), block_count, first_token, recovered)
+    first_token: FirstToken = draw(st.sampled_from(["decode", "prefill"]))
+    return SavedPlan(a_plan, draw(text), draw(text), block_count, first_token, draw(st.sampled_from(["", "abc"])))
 
 
 @given(lawful())
