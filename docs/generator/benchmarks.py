@@ -10,7 +10,7 @@ from typing import Any
 
 from generator.markup import table
 
-PLAIN = ("merge_cost", "eval_speed", "fidelity_speed", "serve", "cache_budget", "quickstart", "searchers", "quality")
+PLAIN = ("merge_cost", "eval_speed", "fidelity_speed", "serve", "cache_budget", "quickstart", "searchers", "quality", "recovery")
 """Benchmarks whose results need no remarks, but for a note of their own."""
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -116,6 +116,15 @@ def benchmarks_page() -> str:
             "paired over items. By `python benchmarks/searchers.py`.",
             ["model", "searcher", "seeds", "minutes", "KL", "more than `sequential`", "plans measured"],
             lambda result: [searcher_row(result, row) for row in result["rows"]],
+        ),
+        "recovery": (
+            "Recovery",
+            "How far a pair is from the dense model before and after its layers get other weights: KL(dense || pair) in nats a "
+            "token, on the tokens behind the prompts of texts that nothing was computed from, once such as the dense model writes "
+            "and once running text, with the share that is taken away. In brackets is the standard error of what is taken away, "
+            "paired over texts. By `python benchmarks/recovery.py`.",
+            ["model", "pair", "recovery", "learned from", "generated", "text", "seconds"],
+            lambda result: [recovery_row(result, row) for row in result["rows"]],
         ),
         "quality": (
             "Pairs of all pruners",
@@ -300,6 +309,15 @@ def quality_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
         "" if row[name] is None else "{:.3f} +- {:.3f}".format(*row[name]) for name in ("kl", "beyond_best_baseline", "text_kl")
     ]
     return [result["model"], row["method"], row["variant"], *shares, *figures]
+
+
+def recovery_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Return the line of one recovery of one pair in a result of `recovery`."""
+    kinds = [
+        f"{row[kind]['before']:.3f} -> {row[kind]['after']:.3f} ({row[kind]['error']:.3f}), {100 * row[kind]['taken_away']:.0f} %"
+        for kind in ("generated", "text")
+    ]
+    return [Path(result["model"]).stem, row["pair"], row["recovery"], row["learned"], *kinds, f"{row['seconds']:.0f}"]
 
 
 def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:
