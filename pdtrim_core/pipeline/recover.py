@@ -200,11 +200,10 @@ def check_change(pair: Walked, start: Modules, contract: Contract, label: str) -
 def _problem(name: str, layout: BlockLayout, contract: Contract, *, only_kv: bool) -> str | None:
     """Return what is wrong with a change of a weight; None where it may change."""
     own = name.partition(".")[2].removeprefix("shadow.")
-    norms_of_k = tuple(f"{part}." for part in layout.kv[3:])
-    of_kv = own.startswith(tuple(f"{part}." for part in layout.kv))
-    if own.startswith(norms_of_k) if norms_of_k else False:
+    of_kv, of_mlp = (own.startswith(tuple(f"{part}." for part in parts)) for parts in (layout.kv, layout.mlp))
+    if own.startswith(tuple(f"{part}." for part in layout.kv[3:])):
         return "a norm of K, which is given heads and not tokens: change the projection in front of it"
-    if not layout.kv and not own.startswith(tuple(f"{part}." for part in layout.mlp)):
+    if not layout.kv and not of_mlp:
         return "and this family computes K and V together with Q: of it only projections of the MLP may change"
     if of_kv and contract == "dense-cache" and not only_kv:
         return 'which makes K/V: with contract = "dense-cache" only blocks that prefill passes by may get others'
