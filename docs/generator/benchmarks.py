@@ -120,8 +120,8 @@ def benchmarks_page() -> str:
         "recovery": (
             "Recovery",
             "How far a pair is from the dense model before and after its layers get other weights: KL(dense || pair) in nats a "
-            "token, on the tokens behind the prompts of texts that nothing was computed from: such as the dense model writes, and "
-            "running text. Beside it stand the standard error of what is taken away, paired over texts, and its share. By "
+            "token, on the tokens behind the prompts of texts that nothing was computed from: such as the dense model writes, "
+            "and running text. Beside it stand the standard error of what is taken away, paired over texts, and its share. By "
             "`python benchmarks/recovery.py`.",
             ["model", "pair", "recovery", "learned from", "generated", "text", "seconds"],
             lambda result: [recovery_row(result, row) for row in result["rows"]],
