@@ -42,7 +42,7 @@ class Rescaled(Recovery):
         scale_D = torch.stack(products).sum(dim=0) / torch.stack(squares).sum(dim=0).clamp(min=1e-9)
         name = context.model.layout.mlp[-1]
         parts = layer.module.get_submodule(name).named_parameters()
-        return {f"{name}.{part}": (weight.detach().T * scale_D).T for part, weight in parts}
+        return {f"{name}.{part}": scale_D.diag() @ weight.detach() for part, weight in parts}
 
 
 class DoesNothing(Recovery):
@@ -67,14 +67,15 @@ class ByGradients(Rescaled):
         name = f"{context.model.layout.mlp[-1]}.weight"
         for _ in range(2):
             before = context.divergence()
-            weight = context.module("decode", layer).get_parameter(name).detach().clone().requires_grad_()
-            context.change("decode", layer, {name: weight})
+            start = context.module("decode", layer).get_parameter(name).detach().clone()
+            context.change("decode", layer, {name: start.requires_grad_()})
+            weight = context.module("decode", layer).get_parameter(name)
             batches = context.batches(texts)  # type: ignore[arg-type]
-            loss = sum((batch.pair() - batch.dense()).float().square().mean() for batch in batches)
-            (gradient,) = torch.autograd.grad(loss, weight)  # type: ignore[arg-type]
-            context.change("decode", layer, {name: (weight - 1e-4 * gradient).detach()})
+            loss = torch.stack([(batch.pair() - batch.dense()).float().square().mean() for batch in batches]).sum()
+            (gradient,) = torch.autograd.grad(loss, weight)
+            context.change("decode", layer, {name: (start - 1e-4 * gradient).detach()})
             if context.divergence() > before:
-                context.change("decode", layer, {name: weight.detach()})
+                context.change("decode", layer, {name: start.detach()})
 
 
 class LearnsFromTheCheck(ByGradients):
@@ -268,7 +269,7 @@ def test_a_good_recovery_passes_every_test(component: type[Recovery], failing: F
         (DoublesTheKvOfPassedBlocks, "test_a_pruned_prefill_ships_kv_no_further_from_the_dense_ones"),
         (LearnsFromTheCheck, "test_it_learns_from_its_texts_alone"),
         (LooksUpTheCheck, "test_it_learns_from_its_texts_alone"),
-        (Halves, "test_it_brings_the_pair_nearer_to_the_dense_model"),
+        (Halves, "test_it_takes_the_pair_no_further_from_the_dense_model"),
         (Decays, "test_where_a_silent_block_is_gone_nothing_gets_worse"),
         (DrawsGlobally, "test_the_same_pair_texts_and_seed_give_the_same_weights"),
         (Counts, "test_the_same_pair_texts_and_seed_give_the_same_weights"),
