@@ -20,6 +20,7 @@ from pdtrim_core.host.host import Origin
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.settings import Quantile
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, change, load, parse_settings, plugin_files
+from pdtrim_core.results.old_formats import NO_RECOVERY
 from tests.unit.examples import given
 from tests.unit.recipe.recipes import BASE, RECIPES
 
@@ -411,6 +412,11 @@ def test_recoveries_are_none_one_or_several_in_their_order(host: PluginHost, giv
     again = Recipe.from_data(tomli.loads(tomli_w.dumps(written)), where="again.toml", host=host)
     assert again.recoveries == recipe.recoveries
     assert again.to_data() == written
+
+
+def test_a_resolved_recipe_of_0_1_says_of_recovery_what_one_of_this_version_does(host: PluginHost) -> None:
+    written = resolved(host).to_data()
+    assert {key: written[key] for key in NO_RECOVERY} == NO_RECOVERY
 
 
 @pytest.mark.parametrize(
