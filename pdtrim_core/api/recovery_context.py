@@ -38,8 +38,8 @@ class RecoveryContext:
 
     `texts` are prompts, each with one continuation; none of them measures. `check` are others like them: the run keeps what a
     recovery did only where the pair is nearer to the dense model on these, so nothing may be computed from them, but a training
-    may look at them to stop. `folder` is kept from one try of a run to the next, for what a long training has reached. `note`
-    says something to the user, `lost` takes the loss of each step of a training.
+    may ask for the `divergence` on them to stop. `folder` is kept from one try of a run to the next, for what a long training has
+    reached. `note` says something to the user, `lost` takes the loss of each step of a training.
     """
 
     pair: Walked

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
@@ -74,7 +75,12 @@ def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 def changed_weights(module: nn.Module, start: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a module that are not those of another one like it, by name."""
     before = dict(start.named_parameters())
-    return {name: weight for name, weight in module.named_parameters() if weight is not before.get(name)}
+    # A shrunk block is cut anew when no one holds it any more: the same numbers are then other tensors.
+    return {name: weight for name, weight in module.named_parameters() if not _same(weight, before.get(name))}
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return one is other or (other is not None and one.shape == other.shape and torch.equal(one, other))
 
 
 def steps_of(model: BlockModel, plan: Plan, stage: Stage, modules: Modules) -> list[Step]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, Place, PrefixCache, PreparedBatch
 from pdtrim_core.execution.stage_modules import module_of, with_weights
 from pdtrim_core.execution.staged_model import StagedModel
@@ -25,6 +26,9 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import FirstToken, LayerOf, Plan
+
+UNITS_OFF = 16
+"""Roundings, each of a unit in the last place, by which what is added may be off: it goes through two or three sums."""
 
 
 class LayerTokens(NamedTuple):
@@ -87,14 +91,15 @@ class WalkedLayer:
     `gone` are the blocks of the dense model between it and what the stage runs next.
     """
 
-    def __init__(
-        self, walked: Walked, stage: Stage, layer: Layer, gone: range, tokens: Callable[[], Iterator[LayerTokens]]
-    ) -> None:
+    def __init__(self, walked: Walked, way: _Way, layer: Layer, depth: int) -> None:
         self._walked = walked
-        self.stage = stage
+        self._way = way
+        self._depth = depth
+        self.stage = way.stage
         self.layer = layer
-        self.gone = gone
-        self._tokens = tokens
+        self.gone = range(layer.blocks[-1] + 1, depth)
+        # A shrunk block is one and the same module only as long as someone holds it.
+        self._held = walked.module(way.stage, layer)
 
     @property
     def module(self) -> nn.Module:
@@ -102,8 +107,32 @@ class WalkedLayer:
         return self._walked.module(self.stage, self.layer)
 
     def tokens(self) -> Iterator[LayerTokens]:
-        """Yield the tokens of the stage, a batch at a time; they may be gone through again."""
-        yield from self._tokens()
+        """Yield the tokens of the stage, a batch at a time; they may be gone through again while the walk is at the layer."""
+        self._check_here()
+        for batch in self._way.batches:
+            if len(batch.tokens_N):
+                with torch.inference_mode():
+                    found = _tokens_of_batch(self._walked, self._way, batch, self.layer, self._depth)
+                yield found
+
+    def adds_what_it_makes(self) -> bool:
+        """Tell whether what the last projection of its MLP gives is added to the hidden states as it is.
+
+        Only then does a linear map of the one fold into the projection. A norm or a factor between them says no, and so does a
+        layer that does not run, or whose family has no such projection. It is tried out on some of the tokens.
+        """
+        self._check_here()
+        names = self._walked.model.layout.mlp[-1:]
+        batch = next((batch for batch in self._way.batches if len(batch.tokens_N)), None)
+        if not self.layer.runs or not names or batch is None:
+            return False
+        with torch.inference_mode():
+            return _adds(self.module.get_submodule(names[0]), lambda: self._way.run(batch, self.layer))
+
+    def _check_here(self) -> None:
+        """Raise `PdtrimError` where the hidden states are those of another depth by now."""
+        if self._way.at is not self.layer:
+            raise PdtrimError("a walk has left this layer: look at its tokens before it goes on to the next one")
 
     def change(self, weights: Mapping[str, Tensor]) -> None:
         """Give the layer other weights; see `Walked.change`."""
@@ -121,8 +150,9 @@ def walk(walked: Walked, stage: Stage) -> Iterator[WalkedLayer]:
     for number, layer in enumerate(layers):
         depth = _next_depth(layers, number, walked.model.block_count)
         way.reach(layer)
-        tokens = _tokens_of(walked, way, layer, depth)
-        yield WalkedLayer(walked, stage, layer, range(layer.blocks[-1] + 1, depth), tokens)
+        way.at = layer
+        yield WalkedLayer(walked, way, layer, depth)
+        way.at = None
         way.leave(layer, depth)
 
 
@@ -133,17 +163,6 @@ def _next_depth(layers: Sequence[Layer], number: int, block_count: int) -> int:
     """
     behind = layers[number + 1 :]
     return next((one.block for one in behind if one.runs), behind[0].block if behind else block_count)
-
-
-def _tokens_of(walked: Walked, way: _Way, layer: Layer, depth: int) -> Callable[[], Iterator[LayerTokens]]:
-    def tokens() -> Iterator[LayerTokens]:
-        for batch in way.batches:
-            if len(batch.tokens_N):
-                with torch.inference_mode():
-                    found = _tokens_of_batch(walked, way, batch, layer, depth)
-                yield found
-
-    return tokens
 
 
 def _tokens_of_batch(walked: Walked, way: _Way, batch: Any, layer: Layer, depth: int) -> LayerTokens:
@@ -173,6 +192,26 @@ def _made_by(module: nn.Module | None, names: Sequence[str]) -> Iterator[list[Te
         yield made
     finally:
         hook.remove()
+
+
+def _adds(projection: nn.Module, run: Callable[[], Tensor]) -> bool:
+    """Tell whether more of what a projection gives is found again, and nothing else, in the hidden states that `run` returns."""
+    more: list[Tensor] = []
+    before_BTD = run()
+
+    def add(_module: nn.Module, _given: Any, output: Tensor) -> Tensor:
+        # As long as the hidden states, beside which something short would be lost in rounding.
+        more.append(output * (before_BTD.norm() / output.norm().clamp(min=torch.finfo(output.dtype).tiny)))
+        return output + more[-1]
+
+    hook = projection.register_forward_hook(add)
+    try:
+        found_BTD = run() - before_BTD
+    finally:
+        hook.remove()
+    (added_BTD,) = (tensor.reshape(found_BTD.shape) for tensor in more)
+    off = float((found_BTD - added_BTD).float().norm() / added_BTD.float().norm().clamp(min=torch.finfo(torch.float32).tiny))
+    return off <= UNITS_OFF * torch.finfo(found_BTD.dtype).eps
 
 
 class _Batch:
@@ -206,6 +245,7 @@ class _Way:
 
     stage: Stage
     batches: list[Any]
+    at: Layer | None = None
 
     def run(self, batch: Any, layer: Layer) -> Tensor:
         """Return the hidden states behind a layer, of the stage's tokens at least."""

@@ -206,6 +206,8 @@ class StagedModel:
             ends: tuple[tuple[Stage, Layer], ...] = (("prefill", layer), ("decode", decode[layer.kv_slot]))
             if any(LayerOf.at(self.plan, stage, end) in self._modules for stage, end in ends):
                 maker, reader = (module_of(self._model, self.plan, stage, end, self._modules) for stage, end in ends)
+                if layer.sliced_heads:
+                    maker = self._model.less_heads(maker, layer.sliced_places)
                 if not same_kv(maker, reader, self._model.layout.kv):
                     found[decode[layer.kv_slot].block] = maker
         return found

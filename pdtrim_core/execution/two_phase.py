@@ -199,7 +199,7 @@ class TwoPhaseModel:
         handed_over = _new_cache()
         for entry, step in zip(cache.layers, self._prefill_steps, strict=True):
             if step.layer.kv_slot is not None:
-                kept = [head for head in range(entry.keys.shape[1]) if head not in step.layer.sliced_heads]
+                kept = [head for head in range(entry.keys.shape[1]) if head not in step.layer.sliced_places]
                 handed_over.update(entry.keys[:, kept].clone(), entry.values[:, kept].clone(), step.layer.kv_slot)
         return handed_over
 

@@ -12,11 +12,15 @@ import torch
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.prune_facts import PruneFacts
+from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.errors import PdtrimError, blame, reason_of
 from pdtrim_core.host.host import PluginHost
+from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.limits import learned_positions
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_blocks, check_config
+from pdtrim_core.pipeline.check_recoveries import check_recoveries
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.recipe.recipe import Recipe
 
@@ -64,6 +68,11 @@ class Budget:
 
 def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
     """Return a model's sizes from its transformers config, on the meta device. Raises `PdtrimError` for what no run opens."""
+    return sizes_of(*_without_weights(config, host, name))
+
+
+def _without_weights(config: Any, host: PluginHost, name: str) -> tuple[Any, BlockLayout]:
+    """Return a model on the meta device, and where its blocks are."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
     check_config(config, config.get_text_config(), name)
@@ -79,19 +88,25 @@ def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
         raise PdtrimError(f"cannot make a model of the config of {name}: a size in it is 0, so {empty[0]} holds no number")
     layout = host.find_blocks(model, name)
     check_blocks(len(model.get_submodule(layout.blocks)), name)
-    return sizes_of(model, layout)
+    return model, layout
 
 
 def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
-    """Return what a recipe's budget comes to. Raises `PdtrimError` where its pruner, searcher or splitter cannot do that."""
+    """Return what a recipe's budget comes to.
+
+    Raises `PdtrimError` where its pruner, searcher or splitter cannot do that, or a recovery could not do its work.
+    """
     with blame(host.label_of(recipe.model)):
         config = recipe.model.open_config()
         recipe.model.check_weights()
-    sizes = sizes_from_config(config, host, recipe.model.path)
-    name, pruner = recipe.model.path, recipe.pruner
+    name, pruner, text = recipe.model.path, recipe.pruner, config.get_text_config()
+    model, layout = _without_weights(config, host, name)
+    sizes = sizes_of(model, layout)
     count = removed_blocks(recipe, sizes, name)
-    check_pruner(recipe, sizes, name, config.get_text_config().model_type)
+    check_pruner(recipe, sizes, name, text.model_type)
     check_stages(recipe, sizes, name)
+    positions = learned_positions(model, layout.blocks, getattr(text, "max_position_embeddings", None))
+    check_recoveries(recipe, RecoveryFacts(name, text.model_type, layout), positions)
     ceilings = tuple(_ceilings(recipe, sizes, name))
     if pruner is not None and (pruner.narrows or pruner.replaces_model):
         return Budget(name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters, ceilings)

@@ -18,8 +18,8 @@ from pdtrim_core.files.reading import UnreadableError, read_json, read_lines, re
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.pipeline.run_keys import dense_code
+from pdtrim_core.recipe.settings import GENERATED, OF_CALIBRATION
 
-GENERATED, OF_CALIBRATION = "generated", "calibration"
 OPENING = 8
 """Tokens of a training text that the dense model goes on from where it writes one."""
 WRITTEN_TOGETHER = 64
@@ -38,7 +38,7 @@ class RecoveryTexts:
     @property
     def text_tokens(self) -> int:
         """Tokens of a text: of its prompt and of what follows."""
-        return self._settings.prompt_tokens + self._settings.answer_tokens
+        return self._settings.text_tokens
 
     def items(self, count: int) -> list[Item]:
         """Return so many texts, in equal parts from all sources; each has a prompt of another length, and what follows.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.errors import PluginError, RecipeError, blame
 from pdtrim_core.execution.threads import fitting_threads
@@ -16,6 +17,7 @@ from pdtrim_core.fidelity.dense_answers import beginnings
 from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
+from pdtrim_core.pipeline.check_recoveries import check_recoveries
 from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
@@ -41,8 +43,8 @@ def prepare(context: RunContext) -> RunInputs:
     """Open the model and draw the items.
 
     Raises `PdtrimError` where the folder holds measurements of other weights or items, and where it is certain already that
-    the recipe's pruner cannot keep to the budget, that its searcher or splitter cannot do what their options demand, or that
-    one of its exporters could not write what the run makes.
+    the recipe's pruner cannot keep to the budget, that its searcher or splitter cannot do what their options demand, that
+    its recoveries could not do their work, or that one of its exporters could not write what the run makes.
     """
     recipe, keys, evaluation = context.recipe, keys_of(context.recipe), context.recipe.settings.evaluation
     with context.events.step("open the model"):
@@ -50,6 +52,7 @@ def prepare(context: RunContext) -> RunInputs:
         blocks = removed_blocks(recipe, model.sizes, model.name)
         check_pruner(recipe, model.sizes, model.name, model.config.model_type)
         check_stages(recipe, model.sizes, model.name)
+        check_recoveries(recipe, RecoveryFacts(model.name, model.config.model_type, model.layout), model.positions)
         problems = export_problems(recipe.exporters, context.host, facts_of(recipe, model))
         if problems:
             raise RecipeError(str(recipe.out), problems)

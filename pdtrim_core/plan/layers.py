@@ -50,6 +50,11 @@ class Layer:
         """The K/V heads of the dense block that this layer does not have."""
         return next((shrink.units for shrink in self.shrinks if shrink.part == "attention"), ())
 
+    @property
+    def sliced_places(self) -> tuple[int, ...]:
+        """The places of the sliced heads among the K/V heads that this layer has."""
+        return tuple(head - sum(lost < head for lost in self.removed_kv_heads) for head in self.sliced_heads)
+
 
 def layers_of(prefill: Removal, decode: Removal, stage: Stage, block_count: int) -> tuple[Layer, ...]:
     """Return the layers of one stage of a lawful plan on a model of so many blocks, in the order in which they run."""

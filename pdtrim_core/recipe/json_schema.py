@@ -7,7 +7,7 @@ from typing import Any
 from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.settings import Settings
-from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
+from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, NONE
 
 
 def schema(host: PluginHost) -> dict[str, Any]:
@@ -26,6 +26,11 @@ def schema(host: PluginHost) -> dict[str, Any]:
             tables.append(part)
         names = [name for table in tables for name in table["properties"]["use"]["enum"]]
         one = {"anyOf": [{"type": "string"} if kind == "model" else {"enum": names}, *tables]}
-        result["properties"][kind] = {"anyOf": [one, {"type": "array", "items": one}]} if kind in LISTS else one
+        result["properties"][kind] = _of_list(one) if kind in LISTS else one
     result["required"] = ["model", "prune"]
     return {**result, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pdtrim-core recipe"}
+
+
+def _of_list(one: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a kind of which there may be several, or none."""
+    return {"anyOf": [{"const": NONE}, one, {"type": "array", "items": one}]}

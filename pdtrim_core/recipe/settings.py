@@ -152,6 +152,10 @@ class Evaluation(BaseModel):
         return self.first_token == "decode" and self.truncate_prefill
 
 
+GENERATED, OF_CALIBRATION = "generated", "calibration"
+"""Sources of texts for recoveries that are no files."""
+
+
 class RecoveryData(BaseModel):
     """What recoveries are computed from; none of it may measure."""
 
@@ -165,6 +169,16 @@ class RecoveryData(BaseModel):
     )
     prompt_tokens: int = Field(64, ge=2, le=65_536, description="tokens of a prompt at most; each has another length")
     answer_tokens: int = Field(64, ge=2, le=65_536, description="tokens of what follows a prompt")
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a text: of its prompt and of what follows."""
+        return self.prompt_tokens + self.answer_tokens
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The sources that are paths of files."""
+        return tuple(source for source in self.sources if source not in (GENERATED, OF_CALIBRATION))
 
 
 class Settings(BaseModel):

@@ -81,6 +81,7 @@ def resolved_recipe_of_1(data: Mapping[str, Any]) -> dict[str, Any]:
         # Since nothing that 0.1 measured is taken over, a run goes on as this version would begin it.
         if isinstance(changed.get("search", {}), dict):
             changed["search"] = {**SEARCH_SINCE_2, **changed.get("search", {})}
+        changed = {**NO_RECOVERY, **changed}
     objective = changed.get("objective")
     if isinstance(objective, dict) and objective.get("use") == "margin":
         changed["objective"] = {**MARGIN_SINCE_2, **objective}
@@ -122,6 +123,10 @@ RECIPE_KEYS_OF_1: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] =
 """Tables of a recipe, keys that they had in 0.1, and what such a key's value says now."""
 SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05}
 MARGIN_SINCE_2: Mapping[str, Any] = {"per": "byte"}
+NO_RECOVERY: Mapping[str, Any] = {
+    "recovery": [],
+    "recovery_data": {"sources": ["generated"], "prompt_tokens": 64, "answer_tokens": 64},
+}
 """What a recipe of this version says where one of 0.1 says nothing."""
 SPLITTERS_OF_1: Mapping[str, str] = {"as-found": "keep-search-result"}
 """Splitters whose name was another one in 0.1."""

@@ -21,6 +21,7 @@ CONTRACTS: Mapping[str, str] = {
     "pruner": "PrunerContract",
     "distiller": "DistillerContract",
     "splitter": "SplitterContract",
+    "recovery": "RecoveryContract",
     "objective": "ObjectiveContract",
     "calibration": "CalibrationContract",
     "model": "ModelSourceContract",
@@ -193,8 +194,11 @@ def _recipe(package: Package) -> str:
             merging = "merge_threshold = 0.9                 # pairs from this score on may be merged"
             tables = tables.replace("merges = false                    # no merges", merging)
             tables += f"\n[distiller]\nuse = {use}\ntokens = 2000                     # few, to see it work\n"
+        case "recovery":
+            tables += f"\n[recovery]\nuse = {use}\ntokens = 4000                     # few, to see it work\n"
+            tables += '\n[recovery_data]\nsources = ["calibration"]         # faster than texts that the dense model writes\n'
         case "model":
             tables = tables.replace(MODEL, f"{package.name}:llama")
     own = {"exporter": f'exporter = ["plan", {use}]\n', "report": f'report = ["table", {use}]\n'}
-    first = own.get(kind, "" if kind in ("calibration", "distiller", "model") else f"{kind} = {use}\n")
+    first = own.get(kind, "" if kind in ("calibration", "distiller", "recovery", "model") else f"{kind} = {use}\n")
     return (first + quick + tables).rstrip()

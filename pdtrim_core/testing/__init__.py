@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.testing.contexts import prune_context
+from pdtrim_core.testing.contexts import prune_context, recovery_context
 from pdtrim_core.testing.models import FAMILIES, ByteTokenizer, tiny_config, tiny_llama, tiny_model, tiny_transformers
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ModelSourceContract,
         ObjectiveContract,
         PrunerContract,
+        RecoveryContract,
         ReportContract,
         ScorerContract,
         SearcherContract,
@@ -35,12 +36,14 @@ __all__ = [
     "ModelSourceContract",
     "ObjectiveContract",
     "PrunerContract",
+    "RecoveryContract",
     "ReportContract",
     "ScorerContract",
     "SearcherContract",
     "SplitterContract",
     "TinyModel",
     "prune_context",
+    "recovery_context",
     "tiny_config",
     "tiny_llama",
     "tiny_model",

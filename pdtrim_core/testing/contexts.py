@@ -1,15 +1,24 @@
-"""Contexts made by hand, for tests of a pruner without a run."""
+"""Contexts made by hand, for tests of a pruner or a recovery without a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import uuid4
+
+from torch import nn
 
 from pdtrim_core.api.prune_context import PruneContext
+from pdtrim_core.api.recovery_context import RecoveryContext
+from pdtrim_core.data.items import Item
 from pdtrim_core.execution.prefix_cache import ExecutionOptions
+from pdtrim_core.execution.stage_walk import Walked
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.losses import losses_of
+from pdtrim_core.plan.plan import FirstToken, Plan
 
 
 def prune_context(
@@ -28,3 +37,30 @@ def prune_context(
     losses = losses_of(model, ExecutionOptions(batch_tokens=options.get("batch_tokens")), note=note)
     given = {"rng": Random(0), "losses": losses, **options}  # noqa: S311 - reproducible draws, nothing secret
     return PruneContext(model, sequences, blocks, parameters, note=note, **given)
+
+
+def recovery_context(
+    model: BlockModel,
+    plan: Plan,
+    texts: Sequence[Sequence[int]],
+    *,
+    check: Sequence[Sequence[int]] = (),
+    modules: Mapping[Any, nn.Module] | None = None,
+    first_token: FirstToken = "decode",
+    **options: Any,
+) -> RecoveryContext:
+    """Return the context of a recovery on a model under a plan, with token sequences to learn from and others to check with.
+
+    The first half of each sequence is its prompt. `modules` are those of the plan's elements, such as merged blocks. `options`
+    are other fields of `RecoveryContext`; without an `rng` there is one with seed 0, and a `folder` is named but not made.
+    """
+    items = [_in_halves(number, text) for number, text in enumerate((*texts, *check))]
+    pair = Walked(model, plan, dict(modules or {}), items[: len(texts)], first_token=first_token)
+    folder = Path(tempfile.gettempdir()) / f"recovery-{uuid4().hex}"
+    given = {"rng": Random(0), "folder": folder, **options}  # noqa: S311 - reproducible draws, nothing secret
+    return RecoveryContext(pair, items[len(texts) :], **given)
+
+
+def _in_halves(number: int, text: Sequence[int]) -> Item:
+    half = len(text) // 2
+    return Item((tuple(text[:half]),), (tuple(text[half:]),), 0, (1,), f"text {number}")

@@ -16,6 +16,7 @@ from pdtrim_core.testing import (
     ModelSourceContract,
     ObjectiveContract,
     PrunerContract,
+    RecoveryContract,
     ReportContract,
     ScorerContract,
     SearcherContract,
@@ -44,6 +45,7 @@ from pdtrim_plugins.pruners import (
     Streamline,
     TorchPruning,
 )
+from pdtrim_plugins.recoveries import Fold, KvRefit
 from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
@@ -290,6 +292,22 @@ class TestPop(SplitterContract):
 class TestPopUnderALowCeiling(SplitterContract):
     component = Pop
     options: ClassVar[dict[str, Any]] = {"prefill_at_most": 0.3}
+
+
+@pytest.mark.numeric
+class TestFold(RecoveryContract):
+    component = Fold
+
+
+@pytest.mark.numeric
+class TestFoldOfDecode(RecoveryContract):
+    component = Fold
+    options: ClassVar[dict[str, Any]] = {"stage": "decode"}
+
+
+@pytest.mark.numeric
+class TestKvRefit(RecoveryContract):
+    component = KvRefit
 
 
 @pytest.mark.numeric

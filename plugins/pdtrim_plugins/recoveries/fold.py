@@ -37,12 +37,16 @@ class Fold(Recovery):
     def problems(self, facts: RecoveryFacts) -> list[str]:
         """Return why no run of blocks of this family can be folded."""
         if not facts.layout.mlp:
-            return [f"{facts.model} ({facts.family}): its MLP has no projection of its own into which a map could be folded"]
+            what = "the projections of its MLP are fused or belong to experts, so there is none into which a map could be folded"
+            return [f"{facts.model} ({facts.family}): {what}"]
         return []
 
     def recover(self, context: RecoveryContext) -> None:
         """Fold the runs of prefill, whose K/V decode then reads, and those of decode."""
         for stage in self._stages(context):
+            first = next((layer.block for layer in context.layers(stage) if layer.runs), 0)
+            if first:
+                context.note(f"{_run(stage, range(first))}: no block is left in front of them, so they are not folded")
             for layer in context.walk(stage):
                 if layer.gone and layer.layer.runs:
                     self._fold(layer, context)
@@ -56,8 +60,11 @@ class Fold(Recovery):
     def _fold(self, layer: WalkedLayer, context: RecoveryContext) -> None:
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        run = f"fold of {layer.stage}'s blocks {', '.join(map(str, layer.gone))}"
-        name = context.model.layout.mlp[-1]
+        run, name = _run(layer.stage, layer.gone), context.model.layout.mlp[-1]
+        if not layer.adds_what_it_makes():
+            why = f"what {name} gives is not added to the hidden states as it is (a norm or a factor stands between)"
+            context.note(f"{run}: in block {layer.layer.blocks[-1]} in front of them, {why}, so they are not folded")
+            return
         out = layer.module.get_submodule(name)
         sums = RidgeSums()
         for tokens in layer.tokens():
@@ -69,3 +76,8 @@ class Fold(Recovery):
         if bias_D is not None:
             folded[f"{name}.bias"] = (bias_D.double() @ map_DD).to(bias_D.dtype)
         layer.change(folded)
+
+
+def _run(stage: Stage, gone: range) -> str:
+    """Return a run of blocks in words."""
+    return f"fold of {stage}'s block{'s' * (len(gone) != 1)} {', '.join(map(str, gone))}"

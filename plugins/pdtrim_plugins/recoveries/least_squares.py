@@ -42,13 +42,20 @@ class RidgeSums:
 
         assert self._gram_DD is not None
         assert self._cross_DE is not None
-        size = len(self._gram_DD)
-        pull_DD = ridge * self._gram_DD.diagonal().mean() * torch.eye(size, dtype=torch.float64, device=self._gram_DD.device)
-        found_DE, problem = torch.linalg.solve_ex(self._gram_DD + pull_DD, self._cross_DE + pull_DD @ towards_DE.double())
-        if int(problem) or not torch.isfinite(found_DE).all():
+        size, mean = len(self._gram_DD), self._gram_DD.diagonal().mean()
+        if not torch.isfinite(mean) or not torch.isfinite(self._cross_DE).all():
+            raise PdtrimError(
+                f"{what}: hidden states of the texts are NaN or infinite, so no map can be found: load it in float32"
+            )
+        if mean == 0:
+            return towards_DE.double()  # nothing is given, of which any map makes nothing
+        pull_DD = ridge * mean * torch.eye(size, dtype=torch.float64, device=self._gram_DD.device)
+        factor_DD, problem = torch.linalg.cholesky_ex(self._gram_DD + pull_DD)
+        pivots_D = factor_DD.diagonal().square()
+        if int(problem) or pivots_D.min() < size * torch.finfo(torch.float64).eps * pivots_D.max():
             raise PdtrimError(
                 f"{what}: {self.tokens:,} tokens do not determine a map of {size} x {size} numbers: give it at least "
                 f"{4 * size:,} tokens, or a larger ridge"
             )
-        solved_DE: Tensor = found_DE
+        solved_DE: Tensor = torch.cholesky_solve(self._cross_DE + pull_DD @ towards_DE.double(), factor_DD)
         return solved_DE

@@ -123,3 +123,31 @@ def test_a_shrunk_and_a_merged_layer_have_recovered_weights_too() -> None:
     for found, expected in zip(staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
         assert found == pytest.approx(tuple(expected), abs=1e-3)
     assert plan.layers("decode", BLOCKS)[-2].shrinks == (shrunk,)
+
+
+@pytest.mark.parametrize("prefill", [(), (0,), (2,), (0, 2)])
+@pytest.mark.parametrize("part", ["self_attn.k_proj", "mlp.down_proj"])
+def test_decode_reads_some_heads_of_what_prefill_makes_with_weights_of_its_own(part: str, prefill: tuple[int, ...]) -> None:
+    model = tiny_llama(num_attention_heads=8, num_key_value_heads=4, head_dim=8)
+    plan = Plan(Removal([Shrink(2, "attention", prefill)] if prefill else []), Removal([Shrink(2, "attention", (0, 2)), Drop(4)]))
+    modules: dict[Any, nn.Module] = {}
+    for layer in plan.layers("prefill", BLOCKS):
+        start = module_of(model, plan, "prefill", layer, {})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(layer.block)
+            weight = start.get_parameter(f"{part}.weight")
+            changed = {f"{part}.weight": weight + 0.05 * torch.randn_like(weight)}
+        modules[LayerOf.at(plan, "prefill", layer)] = with_weights(start, changed)
+    cache = PrefixCache(model, ExecutionOptions(batch_tokens=64))
+    staged, items = StagedModel(cache, plan, modules), some_items()[2:4]
+    for found, expected in zip(staged.loglikelihoods(items), two_phase_sums(staged, items), strict=True):
+        assert found == pytest.approx(tuple(expected), abs=1e-3)
+
+
+def test_a_shrunk_block_that_is_cut_anew_has_not_changed() -> None:
+    model, plan = tiny_llama(), Plan(decode=Removal([Shrink(2, "attention", (1,)), Shrink(2, "mlp", (0, 3))]))
+    layer = plan.layers("decode", BLOCKS)[2]
+    start = module_of(model, plan, "decode", layer, {})
+    changed = with_weights(start, {"mlp.down_proj.weight": torch.zeros_like(start.get_parameter("mlp.down_proj.weight"))})
+    del start
+    assert list(changed_weights(changed, module_of(model, plan, "decode", layer, {}))) == ["mlp.down_proj.weight"]

@@ -52,6 +52,19 @@ RECIPES = st.fixed_dictionaries(
             st.sampled_from(["unified", "dense-prefill"]),
             options("gain", threshold=NUMBERS, unit=st.sampled_from(["score", "relative"])),
         ),
+        "recovery": st.one_of(
+            st.sampled_from(["none", [], "fold", "pdtrim-core/kv-refit", ["kv-refit", "fold"], ["fold", "fold"]]),
+            options("fold", tokens=COUNTS, ridge=NUMBERS, stage=st.sampled_from(["decode", "prefill", "both"])),
+            st.lists(options("fold", "kv-refit", tokens=COUNTS, ridge=NUMBERS), max_size=3),
+        ),
+        "recovery_data": st.fixed_dictionaries(
+            {},
+            optional={
+                "sources": st.lists(st.sampled_from(["generated", "calibration", "./own.jsonl"]), min_size=1, max_size=3),
+                "prompt_tokens": st.integers(min_value=2, max_value=999),
+                "answer_tokens": st.integers(min_value=2, max_value=999),
+            },
+        ),
         "objective": st.sampled_from(["accuracy", "margin", {"use": "perplexity"}, {"use": "kl", "along": "right"}]),
         "calibration": options("mini", samples=COUNTS, held_out=COUNTS),
         "exporter": st.sampled_from(["plan", [], ["plan"], [{"use": "plan"}]]),

@@ -112,6 +112,11 @@ def test_recipes_of_the_paper_and_the_quickstart_name_their_objective() -> None:
     assert [file.name for file in recipes if "objective" not in load(file)] == []
 
 
+def test_recipes_of_the_paper_recover_nothing() -> None:
+    recipes = [load(file) for file in EXAMPLES if "paper" in file.parts]
+    assert [recipe.get("recovery") for recipe in recipes] == ["none"] * 4
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
 def test_the_schema_takes_the_examples(host: PluginHost, whole: dict[str, Any], file: Path) -> None:
     data = load(file)

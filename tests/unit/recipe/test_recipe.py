@@ -19,7 +19,8 @@ from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.host.host import Origin
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.settings import Quantile
-from pdtrim_core.recipe.toml_data import DEFAULTS, change, load, parse_settings, plugin_files
+from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, change, load, parse_settings, plugin_files
+from pdtrim_core.results.old_formats import NO_RECOVERY
 from tests.unit.examples import given
 from tests.unit.recipe.recipes import BASE, RECIPES
 
@@ -357,7 +358,8 @@ def test_a_resolved_recipe_spells_every_part_out(host: PluginHost, data: dict[st
     written = Recipe.from_data(data, where="recipes/mine.toml", host=host).to_data()
     kinds = set(KINDS) - {"pruner"}
     assert {*kinds, "recipe", "seed", "out", "prune", "evaluation"} <= written.keys()
-    assert all("use" in written[kind] for kind in kinds if kind not in ("exporter", "report"))
+    assert all("use" in written[kind] for kind in kinds - set(LISTS))
+    assert all("use" in part for kind in LISTS for part in written[kind])
 
 
 def test_a_pruner_takes_the_place_of_scorer_and_searcher(host: PluginHost) -> None:
@@ -387,6 +389,84 @@ def test_a_pruner_that_replaces_the_model_leaves_nothing_to_split(host: PluginHo
         "splitter: pruner 'slicegpt' gives a whole other model, not a removal, so there is nothing to split between the stages: "
         "leave this out, or choose another pruner"
     )
+
+
+@pytest.mark.parametrize(
+    ("given_as", "names"),
+    [
+        (None, []),
+        ("none", []),
+        ([], []),
+        ("fold", ["fold"]),
+        ({"use": "fold", "ridge": 0.5}, ["fold"]),
+        (["kv-refit", {"use": "fold", "stage": "decode"}], ["kv-refit", "fold"]),
+        (["fold", "fold"], ["fold", "fold"]),  # the second one goes on from the first
+    ],
+    ids=str,
+)
+def test_recoveries_are_none_one_or_several_in_their_order(host: PluginHost, given_as: Any, names: list[str]) -> None:
+    recipe = resolved(host, **({} if given_as is None else {"recovery": given_as}))
+    assert [recovery.name for recovery in recipe.recoveries] == names
+    written = recipe.to_data()
+    assert [part["use"] for part in written["recovery"]] == names
+    again = Recipe.from_data(tomli.loads(tomli_w.dumps(written)), where="again.toml", host=host)
+    assert again.recoveries == recipe.recoveries
+    assert again.to_data() == written
+
+
+def test_a_resolved_recipe_of_0_1_says_of_recovery_what_one_of_this_version_does(host: PluginHost) -> None:
+    written = resolved(host).to_data()
+    assert {key: written[key] for key in NO_RECOVERY} == NO_RECOVERY
+
+
+@pytest.mark.parametrize(
+    ("given_as", "problem"),
+    [
+        ("flod", "recovery: there is no recovery 'flod'; did you mean 'fold'?"),
+        (["fold", "none"], "recovery: there is no recovery 'none'"),
+        (3, "recovery: must be a name, or a table with the key 'use' (got 3)"),
+        ([{"ridge": 1.0}], "recovery.use: required key is missing"),
+        ({"use": "fold", "ridge": 0}, "recovery.ridge: "),
+        ({"use": "fold", "stage": "neither"}, "recovery.stage: "),
+        ([{"use": "fold", "tokens": 0}], "recovery.tokens: "),
+        ({"use": "kv-refit", "stage": "prefill"}, "recovery.stage: unknown key"),
+    ],
+    ids=str,
+)
+def test_what_is_no_recovery_is_told(host: PluginHost, given_as: Any, problem: str) -> None:
+    (found,) = problems_of(host, recovery=given_as)
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("setting", "names"),
+    [
+        ("recovery=none", []),
+        ("recovery=[]", []),
+        ("recovery=kv-refit", ["kv-refit"]),
+        ('recovery=["kv-refit", {use = "fold", ridge = 0.5}]', ["kv-refit", "fold"]),
+        ("recovery.ridge=0.5", ["fold"]),
+    ],
+)
+def test_recoveries_can_be_set(host: PluginHost, setting: str, names: list[str]) -> None:
+    changed = change({**BASE, "recovery": "fold"}, parse_settings([setting]))
+    recoveries = Recipe.from_data(changed, where="mine.toml", host=host).recoveries
+    assert [recovery.name for recovery in recoveries] == names
+    assert not names or recoveries[-1].model_dump()["ridge"] in (0.5, 1e-2)
+
+
+@pytest.mark.parametrize("recovery", ["fold", ["kv-refit", "fold"], {"use": "fold", "stage": "decode"}])
+def test_a_pruner_that_replaces_the_model_leaves_nothing_to_recover(host: PluginHost, recovery: Any) -> None:
+    data = {"model": "package:none", "prune": {"blocks": 2}, "pruner": "slicegpt"}
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_data({**data, "recovery": recovery}, where="mine.toml", host=host)
+    assert list(caught.value.problems) == [
+        "recovery: pruner 'slicegpt' gives a whole other model, whose layers are not those of the dense one: leave this out"
+    ]
+    assert Recipe.from_data({**data, "recovery": "none"}, where="mine.toml", host=host).recoveries == ()
+    assert Recipe.from_data({**data, "recovery": []}, where="mine.toml", host=host).recoveries == ()
+    other = Recipe.from_data({**data, "pruner": "flap", "recovery": recovery}, where="mine.toml", host=host)
+    assert other.recoveries
 
 
 @given(RECIPES)
@@ -434,6 +514,7 @@ def test_a_recipe_knows_by_which_names_its_parts_were_asked_for(host: PluginHost
         scorer="pdtrim-core/cosine",
         searcher={"t0": 4},
         objective={"use": "pdtrim-core/margin"},
+        recovery=["fold", {"use": "pdtrim-core/kv-refit"}],
         exporter="pdtrim-core/plan",
         report=["table", {"use": "pdtrim-core/table"}],
     )
@@ -443,6 +524,7 @@ def test_a_recipe_knows_by_which_names_its_parts_were_asked_for(host: PluginHost
         "searcher": ("annealing",),
         "distiller": ("mse",),
         "splitter": ("gain",),
+        "recovery": ("fold", "pdtrim-core/kv-refit"),
         "objective": ("pdtrim-core/margin",),
         "calibration": ("mini",),
         "exporter": ("pdtrim-core/plan",),

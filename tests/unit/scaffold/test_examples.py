@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import tomli
 
+from pdtrim_core import Recipe, load_plugins
 from pdtrim_core.api.kinds import KINDS
+from pdtrim_core.testing import RecoveryContract
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -26,6 +29,20 @@ def test_the_scorer_is_twelve_lines_and_the_plain_file_is_the_same() -> None:
     assert (EXAMPLES / "plain_file" / "my_scorer.py").read_text() == code
     assert f"```python\n{code}```" in (ROOT / "README.md").read_text()
     assert f"```toml\n{(EXAMPLES / 'plain_file' / 'own.toml').read_text()}```" in (ROOT / "README.md").read_text()
+
+
+RECOVERY = EXAMPLES / "plain_file" / "my_recovery.py"
+
+
+@pytest.mark.numeric
+class TestRecoveryOfAPlainFile(RecoveryContract):
+    component = runpy.run_path(str(RECOVERY))["Rescale"]
+
+
+def test_the_recovery_of_a_plain_file_is_short_and_its_recipe_finds_it() -> None:
+    assert len(RECOVERY.read_text().splitlines()) <= 21
+    recipe = Recipe.read(EXAMPLES / "plain_file" / "recovered.toml", host=load_plugins([RECOVERY]))
+    assert [recovery.name for recovery in recipe.recoveries] == ["rescale"]
 
 
 @pytest.mark.parametrize("folder", ["third_party_scorer", "third_party_pruner"])

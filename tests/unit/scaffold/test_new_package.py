@@ -71,7 +71,7 @@ def test_the_recipe_of_every_kind_uses_it_and_runs(kind: str, tmp_path: Path, mo
     if kind != "model":
         # The small model takes seconds to open; any stands for it here.
         object.__setattr__(recipe, "model", TinyModel(path="tiny:llama"))
-    made = getattr(recipe, {"exporter": "exporters", "report": "reports"}.get(kind, kind))
+    made = getattr(recipe, {"recovery": "recoveries", "exporter": "exporters", "report": "reports"}.get(kind, kind))
     names = [part.name for part in made] if isinstance(made, tuple) else [made.name]
     assert f"own-{kind}" in names
     assert host.find(kind, f"own-{kind}").origin.source == f"pdtrim-own-{kind}"
