@@ -13,7 +13,7 @@ from torch import Tensor
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
-from pdtrim_core.execution.recovered_weights import RECOVERED, load_recovered
+from pdtrim_core.execution.recovered_weights import RECOVERED, check_recovered, load_recovered
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
@@ -104,5 +104,6 @@ def apply(
 
 def _modules_in(run: Path, saved: SavedPlan, model: BlockModel) -> Modules:
     """Return the modules of a plan, and its recovered layers, from the folder of its run."""
+    check_recovered(saved, run / RECOVERED)
     modules = load_modules(saved.plan, model, run / MODULES)
     return {**modules, **(load_recovered(saved.plan, model, modules, run / RECOVERED) if saved.recovered else {})}

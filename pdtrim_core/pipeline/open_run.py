@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from pdtrim_core.errors import PdtrimError, blame
-from pdtrim_core.execution.recovered_weights import RECOVERED, load_recovered
+from pdtrim_core.execution.recovered_weights import RECOVERED, check_recovered, load_recovered
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.files.checksums import sha256_of
 from pdtrim_core.files.paths import PathLike
@@ -18,7 +18,7 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.pipeline.recovered_layers import alone, digest_of
+from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.plan.plan import LayerOf, Plan
@@ -66,8 +66,7 @@ class LoadedRun:
         modules = load_modules(saved.plan, self.dense, self.path / MODULES)
         if not saved.recovered:
             return modules
-        if digest_of(folder) != saved.recovered:
-            raise PdtrimError(f"{folder} has not the weights that the plan was recovered with: run the recipe again")
+        check_recovered(saved, folder)
         layers = load_recovered(saved.plan, self.dense, modules, folder)
         return {**modules, **layers, **alone(saved.plan, layers, self.outcome.block_count)}
 

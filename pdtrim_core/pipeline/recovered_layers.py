@@ -1,15 +1,12 @@
-"""Recovered layers of a pair as each stage alone has them, and a hash of all."""
+"""Recovered layers of a pair as each stage alone has them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import nn
 
-from pdtrim_core.execution.recovered_weights import STAGES, path_of
-from pdtrim_core.files.checksums import sha256_of
+from pdtrim_core.execution.recovered_weights import STAGES
 from pdtrim_core.plan.elements import Removal, Stage
 from pdtrim_core.plan.plan import LayerOf, Plan
 
@@ -31,10 +28,3 @@ def alone(plan: Plan, layers: Mapping[LayerOf, nn.Module], block_count: int) -> 
             if module is not None and fitting and single != plan:
                 found.update({LayerOf.at(single, either, layer): module for either in STAGES})
     return found
-
-
-def digest_of(folder: Path) -> str:
-    """Return a hash of what recovery changed, as it lies in a folder; empty where it changed nothing."""
-    files = [path_of(stage, folder) for stage in STAGES]
-    hashes = [f"{path.name} {sha256_of(path)}" for path in files if path.is_file()]
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if hashes else ""

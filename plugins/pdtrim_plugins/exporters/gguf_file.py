@@ -60,7 +60,7 @@ class Gguf(Exporter):
         """Write the folder: the file and its card."""
         self.check(ExportFacts.of_run(outcome, model, out))
         saved = plan_of(outcome, model)
-        stored = decode_blocks(Parts(model, out / "merges"), saved.plan)
+        stored = decode_blocks(Parts.of_run(model, saved, out), saved.plan)
         config = _config(model, stored)
         kind = TYPES[_dtype_of(model) if self.dtype == "auto" else self.dtype]
         name = model.name.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:").removesuffix(".gguf").replace(" ", "-")
