@@ -65,8 +65,8 @@ class Recovered:
     digest: str = ""
 
     def modules(self, block_count: int) -> dict[LayerOf, nn.Module]:
-        """Return the layers of the pair, and those of each stage as a model of its own."""
-        return {**self.layers, **alone(self.plan, self.layers, block_count)}
+        """Return the layers of the pair, and those of decode in both stages."""
+        return {**self.layers, **alone(self.plan, self.layers, block_count, "decode")}
 
 
 def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan) -> Recovered:

@@ -84,7 +84,7 @@ def run_with_plan(
         if isinstance(element, Merge) and element not in given:
             given[element] = grown(model, element)
     save_modules(plan, given, run / MODULES)
-    save_recovered(plan, model, given, run / RECOVERED, {})
+    save_recovered(plan, model, given, run / RECOVERED)
     recovered = digest_of(run / RECOVERED)
     saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, first, recovered)
     return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=saved.to_data())
