@@ -36,7 +36,8 @@ class Checkpoints(Exporter):
     """Writes decode/ and unified/: the decode model as a checkpoint that transformers and engines load.
 
     Both hold the same weights, since a unified model is decode's removal in both stages; the second
-    one is made of hard links where the disk allows them. Blocks are renumbered, and a merged block is stored as any other block.
+    one is made of hard links where the disk allows them. Blocks are renumbered; a merged block is stored as any other block, and
+    a recovered layer with its recovered weights.
     Where all blocks have one width the checkpoint is an ordinary one of its family; otherwise it needs
     `import pdtrim_plugins.checkpoints` to be loaded.
     """

@@ -35,7 +35,7 @@ class Gguf(Exporter):
     """Writes gguf/: one file with the decode model for llama.cpp, which runs both stages on it.
 
     llama.cpp cannot hand K/V from one model to another, so there is no pair. The tokenizer of a model from a GGUF file is
-    copied unchanged.
+    copied unchanged. Recovered weights are those of decode.
     """
 
     name = "gguf"

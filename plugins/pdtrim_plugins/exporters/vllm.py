@@ -30,7 +30,7 @@ class Vllm(Exporter):
 
     decode/ is an ordinary checkpoint that stock vLLM serves. prefill/ keeps the dense model's block numbers and
     the blocks its plan keeps, with the K/V of merged blocks; vLLM loads it with pdtrim-core installed too. Prefill is truncated
-    after the last K/V that decode reads, which changes no logit of decode.
+    after the last K/V that decode reads, which changes no logit of decode. Each of the two has the weights that recovery gave it.
     """
 
     name = "vllm"

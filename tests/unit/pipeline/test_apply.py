@@ -138,9 +138,14 @@ def test_a_recovered_run_is_applied_with_its_recovered_weights(family: str, tmp_
 def test_a_recovered_plan_without_its_weights_is_refused(tmp_path: Path) -> None:
     opened = recovered_run(tmp_path / "run", exporter=["plan"])
     model = tiny_transformers("llama")
-    with pytest.raises(PdtrimError) as caught:
-        apply(opened.outcome.plan, model)
-    assert str(caught.value) == "this plan has recovered weights, which lie in the folder of its run: apply that folder"
+    merges = {Merge(3, 2): model.model.layers[3]}
+    ways: list[tuple[Any, Any]] = [(opened.outcome.plan, None), (opened.outcome.plan, merges), (opened.path, merges)]
+    for way, modules in ways:
+        with pytest.raises(PdtrimError) as caught:
+            apply(way, model, modules=modules)
+        assert str(caught.value) == (
+            "this plan has recovered weights, which lie in the folder of its run: apply that folder, and give no modules"
+        )
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(opened.path / "plan.json", alone)
