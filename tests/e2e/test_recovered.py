@@ -88,6 +88,7 @@ def test_a_recovered_run_is_timed_evaluated_and_compared(cli: Cli, run: Path) ->
     done = cli("eval", run, "--fidelity", "--variants", "staged,unrecovered,prefill")
     assert done.code == 0, done.err
     assert done.out.splitlines()[0].split() == ["task", "metric", "items", "staged", "unrecovered", "prefill"]
+    assert done.out.endswith("\nstaged and unrecovered: the first token is decode's\n")
     done = cli("compare", run, "--variants", "staged,unrecovered")
     assert done.code == 0, done.err
     assert "r (unrecovered)" in done.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from pdtrim_core.api import (
     Outcome,
     PdtrimError,
     Plan,
+    RecoveredWeights,
     Removal,
     SavedPlan,
     Shrink,
@@ -146,6 +148,28 @@ def test_recovered_weights_are_stored_in_the_format_that_was_asked_for(dtype: An
     wanted = modules[LayerOf(PAIR, "prefill", 4)].get_parameter("self_attn.k_proj.weight")
     found = tensors_of(tmp_path / "prefill")["model.layers.4.self_attn.k_proj.weight"]
     assert torch.equal(found, wanted.to(getattr(torch, dtype)))
+
+
+@pytest.mark.parametrize("exporter", [Checkpoints(max_shard=1e-5), Vllm(max_shard=1e-5), Gguf()], ids=lambda one: one.name)
+def test_recovered_weights_are_in_memory_a_layer_at_a_time(
+    exporter: Exporter, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plan = with_tokenizer(tiny_llama(), tokenizer), Plan(Removal([KvOnly(4)]), Removal([Drop(2)]))
+    outcome = run_with_plan(model, plan, tmp_path, made(model, plan))
+    held: weakref.WeakSet[nn.Parameter] = weakref.WeakSet()
+    most, given_to = 0, RecoveredWeights.given_to
+
+    def watched(self: RecoveredWeights, module: nn.Module, stage: Any, layer: Any) -> nn.Module:
+        nonlocal most
+        found = given_to(self, module, stage, layer)
+        held.update(weight for weight in found.parameters() if all(weight is not one for one in module.parameters()))
+        most = max(most, len({id(weight) for weight in held}))
+        return found
+
+    monkeypatch.setattr(RecoveredWeights, "given_to", watched)
+    list(exporter.export(outcome, model, tmp_path))
+    # One layer that is on its way to the disk, and one that comes next.
+    assert 0 < most <= 2 * len(list(model.blocks[0].parameters()))
 
 
 @pytest.mark.parametrize("exporter", [Checkpoints(), Vllm(), Gguf()], ids=lambda exporter: exporter.name)
