@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.recovery_context import PairBatch, RecoveryContext
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
+    from pdtrim_core.execution.recovered_weights import RecoveredWeights
     from pdtrim_core.execution.stage_walk import LayerTokens, WalkedLayer
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.dtypes import pattern_of
@@ -120,6 +121,7 @@ __all__ = [
     "Pruner",
     "Reading",
     "RecipeError",
+    "RecoveredWeights",
     "Recovery",
     "RecoveryContext",
     "RecoveryFacts",
@@ -189,6 +191,7 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.api.score_context",
     "PruneContext": "pdtrim_core.api.prune_context",
     "PairBatch": "pdtrim_core.api.recovery_context",
+    "RecoveredWeights": "pdtrim_core.execution.recovered_weights",
     "RecoveryContext": "pdtrim_core.api.recovery_context",
     "ScoreContext": "pdtrim_core.api.score_context",
     "Student": "pdtrim_core.api.distillation",

@@ -21,7 +21,7 @@ def cache(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """List what is kept to save work (trained merges, converted models) with its size; it is made again when needed."""
+    """List what is kept to save work (merges, converted models, texts to recover from) with its size; it is made when needed."""
     del debug  # main() reads it
     found = chosen(find_cached(), parts or [])
     removed = _clean(found, yes=yes) if clean else []

@@ -59,7 +59,8 @@ def eval(  # noqa: A001 - a command is named as its function is
         typer.Option(
             "--variants",
             "--stage",
-            help="The variants to evaluate: staged (the pair), unified, prefill, decode or dense; several with commas.",
+            help="The variants to evaluate: staged (the pair), unified, prefill, decode, unrecovered (the pair without "
+            "recovery) or dense; several with commas.",
         ),
     ] = "staged",
     data: Annotated[
@@ -208,9 +209,9 @@ def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
                 table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics.get(metric)) for one in of_task))
     # Rows may be longer than the terminal is wide, and a cell that is folded cannot be read.
     console(width=10_000).print(table)
-    first = {result.settings["first_token"] for result in results if result.variant == "staged"}
-    if first:
-        say(f"\nstaged: the first token is {' and '.join(sorted(first))}'s")
+    pairs = {result.variant: result.settings["first_token"] for result in results if result.settings["first_token"]}
+    if pairs:
+        say(f"\n{' and '.join(pairs)}: the first token is {' and '.join(sorted(set(pairs.values())))}'s")
     for note in dict.fromkeys(f"{result.task}, {result.variant}: {note}" for result in results for note in result.notes):
         say(note)
 

@@ -17,9 +17,12 @@ from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Element
+from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.recipe.parts import make_parts
 from pdtrim_core.recipe.toml_data import DEFAULTS
 from pdtrim_core.results.run_folder import load_outcome, load_plan
+
+HASH_SHOWN = 12
 
 
 def show(
@@ -39,7 +42,8 @@ def show(
         say(_side_by_side(run, other))
     elif run.is_file():
         saved = load_plan(run)
-        say(f"{saved.model}, first token by {saved.first_token}\n\n{draw_diagram(saved.plan, saved.block_count)}")
+        about = f"{saved.model}, first token by {saved.first_token}{_recovered(saved)}"
+        say(f"{about}\n\n{draw_diagram(saved.plan, saved.block_count)}")
     else:
         _whole_run(run, trust=trust)
 
@@ -79,7 +83,7 @@ def _side_by_side(run: Path, other: Path) -> str:
             f"{run} is a plan for {first.block_count} blocks ({first.model}), {other} for {second.block_count} ({second.model})"
         )
     texts = [
-        f"{path} ({saved.model})\n{draw_diagram(saved.plan, saved.block_count)}"
+        f"{path} ({saved.model}{_recovered(saved)})\n{draw_diagram(saved.plan, saved.block_count)}"
         for path, saved in ((run, first), (other, second))
     ]
     lines = []
@@ -92,6 +96,11 @@ def _side_by_side(run: Path, other: Path) -> str:
         ]
         lines.append(f"{stage}: " + "; ".join(only))
     return "\n\n".join([*texts, "\n".join(lines)])
+
+
+def _recovered(saved: SavedPlan) -> str:
+    """Return the hash of a plan's recovered weights: plans that lose the same may differ in them."""
+    return f", recovered weights {saved.recovered[:HASH_SHOWN]}" if saved.recovered else ""
 
 
 def _names(elements: set[Element]) -> str:

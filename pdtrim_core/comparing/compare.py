@@ -223,6 +223,7 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
     # The run's costs are those of the pair; a single-stage model is the same in both stages.
     removed: Mapping[Variant, tuple[float, float]] = {
         "staged": (prefill, decode),
+        "unrecovered": (prefill, decode),
         "unified": (decode, decode),
         "decode": (decode, decode),
         "prefill": (prefill, prefill),

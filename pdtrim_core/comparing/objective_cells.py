@@ -15,6 +15,9 @@ from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import measured_in
 from pdtrim_core.results.task_results import TaskResult, Variant
 
+ROWS: Mapping[Variant, str] = {"dense": "dense", "unified": "unified", "decode": "unified", "staged": "staged"}
+"""The rows of an outcome that have the variants' scores; the others are not measured by a run."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -55,15 +58,20 @@ def objective_cells(candidates: Sequence[RowSource], notes: list[str]) -> tuple[
     column = Column(f"{objectives.pop()} ({what})", "score", percent=False)
     cells: dict[str, dict[str, Cell]] = {}
     for one in candidates:
-        cells[one.name] = {column.name: _objective_cell(one, candidates[0], notes, held_out=held_out)}
+        known = one.variant in ROWS
+        cells[one.name] = {column.name: _objective_cell(one, candidates[0], notes, held_out=held_out)} if known else {}
+        if not known:
+            notes.append(f"{one.name}: a run does not measure its objective on the variant {one.variant}; see pdtrim-core eval")
     return (column,), cells
 
 
 def _objective_cell(one: RowSource, first: RowSource, notes: list[str], *, held_out: bool) -> Cell:
-    own, base = (each.outcome.row(_row_name(each)) for each in (one, first))
-    value, there = (row.held_out if held_out and row.held_out else row.calibration for row in (own, base))
-    if one is first:
+    own = one.outcome.row(ROWS[one.variant])
+    value = own.held_out if held_out and own.held_out else own.calibration
+    if one is first or first.variant not in ROWS:
         return Cell(value.score, value.error, items=value.items)
+    base = first.outcome.row(ROWS[first.variant])
+    there = base.held_out if held_out and base.held_out else base.calibration
     difference = value.score - there.score
     gaps = _objective_gaps(one, first, held_out=held_out)
     if gaps is None or value.mean == there.mean:
@@ -87,7 +95,7 @@ def _objective_gaps(one: RowSource, first: RowSource, *, held_out: bool) -> list
     readings = []
     for each in (one, first):
         plan = each.outcome.plan.plan
-        wanted = {"staged": plan, "unified": Plan.unified(plan.decode), "dense": Plan()}[_row_name(each)]
+        wanted = {"staged": plan, "unified": Plan.unified(plan.decode), "dense": Plan()}[ROWS[each.variant]]
         known: Mapping[Plan, Reading] = measured_in(each.path).get("held-out" if held_out else "calibration", {})
         readings.append(known[wanted].items if wanted in known else ())
     own, others = readings
@@ -96,7 +104,3 @@ def _objective_gaps(one: RowSource, first: RowSource, *, held_out: bool) -> list
     gaps = [mine - its for mine, its in zip(own, others, strict=True) if mine is not None and its is not None]
     # A reading that was cut short has no value for some items.
     return gaps if len(gaps) == len(own) else None
-
-
-def _row_name(one: RowSource) -> str:
-    return one.variant if one.variant in ("dense", "staged") else "unified"

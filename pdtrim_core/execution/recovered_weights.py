@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.execution.stage_modules import Modules, changed_weights, module_of, removed_module_of, with_weights
+from pdtrim_core.files.checksums import sha256_of
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import read_module, write_tensors
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
+from pdtrim_core.plan.plan_file import SavedPlan
 
 RECOVERED = "recovered"
 """The folder of a run that holds what recovery changed."""
@@ -67,10 +72,73 @@ def load_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path
                 raise PdtrimError(f"no layer of the plan has {next(iter(tensors))}")
         except Exception as error:
             # safetensors and torch each have errors of their own for a damaged file.
-            raise PdtrimError(
-                f"the recovered weights {path} are damaged or of another plan ({reason_of(error)}): run the recipe again"
-            ) from error
+            raise _damaged(path, error) from error
     return found
+
+
+def digest_of(folder: Path) -> str:
+    """Return a hash of what recovery changed, as it lies in a folder; empty where it changed nothing."""
+    files = [path_of(stage, folder) for stage in STAGES]
+    hashes = [f"{path.name} {sha256_of(path)}" for path in files if path.is_file()]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if hashes else ""
+
+
+def check_recovered(saved: SavedPlan, folder: Path) -> None:
+    """Raise `PdtrimError` unless a folder has the very weights that a plan was recovered with."""
+    if not saved.recovered:
+        return
+    found = digest_of(folder)
+    if not found:
+        raise PdtrimError(
+            f"the plan has recovered weights, and they are not in {folder.resolve()}: name the folder of its run, or run the "
+            "recipe again"
+        )
+    if found != saved.recovered:
+        raise PdtrimError(f"{folder.resolve()} has not the weights that the plan was recovered with: run the recipe again")
+
+
+class RecoveredWeights:
+    """What recovery changed of the layers of a saved plan, read a layer at a time from the folder of its run.
+
+    Raises `PdtrimError` for a folder that has not the very weights that the plan was recovered with.
+    """
+
+    def __init__(self, saved: SavedPlan, model: BlockModel, run: PathLike) -> None:
+        self._folder = Path(run) / RECOVERED
+        check_recovered(saved, self._folder)
+        self._plan = saved.plan if saved.recovered else None
+        self._model = model
+
+    def given_to(self, module: nn.Module, stage: Stage, layer: Layer) -> nn.Module:
+        """Return a layer's module with what recovery made of it; the module itself where it made nothing of that layer.
+
+        The layer may also be one of prefill's as `Plan.truncated_prefill` leaves them: of those that only compute the K/V of
+        decode's layer, what computes them is taken.
+        """
+        path = path_of(stage, self._folder)
+        if self._plan is None or not path.is_file():
+            return module
+        saved = self._saved(self._plan, stage, layer)
+        wanted = () if layer.runs else tuple(f"{_prefix(saved)}{part}." for part in self._model.layout.kv)
+        try:
+            with safe_open(path, framework="pt") as opened:
+                names = [name for name in opened.keys() if _is_of(name, saved)]  # noqa: SIM118 - no mapping
+                # In memory of their own, which is aligned, as `read_module` has them.
+                own = {name: opened.get_tensor(name).clone() for name in names if layer.runs or name.startswith(wanted)}
+            return with_weights(module, _like(module, own, _prefix(saved))) if own else module
+        except Exception as error:
+            raise _damaged(path, error) from error
+
+    def _saved(self, plan: Plan, stage: Stage, layer: Layer) -> Layer:
+        """Return the layer of the plan that feeds the same layer of decode; where K/V do not tell, the one that runs there."""
+        layers = plan.layers(stage, self._model.block_count)
+        if layer.runs:
+            return next(one for one in layers if one.runs and one.block == layer.block)
+        return next(one for one in layers if one.kv_slot == layer.kv_slot)
+
+
+def _damaged(path: Path, error: Exception) -> PdtrimError:
+    return PdtrimError(f"the recovered weights {path} are damaged or of another plan ({reason_of(error)}): run the recipe again")
 
 
 def _prefix(layer: Layer) -> str:

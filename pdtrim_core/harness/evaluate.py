@@ -147,7 +147,7 @@ class Evaluation:
         return {
             "weights": self._run.outcome.environment.weights,
             "plan": None if variant == "dense" else self._run.plan_digest(variant),
-            "first_token": model.first_token if variant == "staged" else None,
+            "first_token": model.first_token if variant in ("staged", "unrecovered") else None,
             "dtype": str(next(model.blocks.model.parameters()).dtype).removeprefix("torch."),
             "window": model.max_length,
             **options.source.settings(task, self._hub),

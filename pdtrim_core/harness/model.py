@@ -286,7 +286,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
 def _checked(first_token: FirstToken | None, variant: Variant, run: LoadedRun) -> FirstToken:
     """Return who makes the first token. Raises `PdtrimError` where prefill cannot."""
-    if variant != "staged":
+    if variant not in ("staged", "unrecovered"):
         return "decode"  # it is the same model in both stages, so nothing depends on it
     saved = run.outcome.plan
     wanted = first_token or saved.first_token

@@ -13,7 +13,7 @@ from torch import Tensor
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
-from pdtrim_core.execution.recovered_weights import RECOVERED, load_recovered
+from pdtrim_core.execution.recovered_weights import RECOVERED, check_recovered, load_recovered
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
@@ -69,11 +69,11 @@ def apply(
 
     The result has `generate(tokens, count)` and `loglikelihoods(items)`, as prefill and decode give them together.
 
-    `plan` may also be the folder of a run, its `plan.json`, or what `load_run` returned; merged blocks then come from there,
-    and otherwise from `modules`. `first_token` is who makes the first token of an answer, where the plan does not say: decode.
-    No weight is copied or changed, and the model answers as before when it is called itself; it is put into evaluation mode,
-    without gradients. Raises `PdtrimError` for a plan that was made for other weights, and for an architecture that no plugin
-    knows.
+    `plan` may also be the folder of a run, its `plan.json`, or what `load_run` returned; merged blocks and recovered layers then
+    come from there, and otherwise from `modules`. `first_token` is who makes the first token of an answer, where the plan does
+    not say: decode. No weight is copied or changed, and the model answers as before when it is called itself; it is put into
+    evaluation mode, without gradients. Raises `PdtrimError` for a plan that was made for other weights, for recovered weights
+    that are not there or are others, and for an architecture that no plugin knows.
     """
     if not isinstance(model, BlockModel):
         name = getattr(model, "name_or_path", "") or type(model).__name__
@@ -90,7 +90,9 @@ def apply(
     if isinstance(plan, SavedPlan):
         plan.check_meets(model.name, model.fingerprint)
         if plan.recovered and not any(isinstance(key, LayerOf) for key in modules or {}):
-            raise PdtrimError("this plan has recovered weights, which lie in the folder of its run: apply that folder")
+            raise PdtrimError(
+                "this plan has recovered weights, which lie in the folder of its run: apply that folder, and give no modules"
+            )
         first_token, plan = first_token or plan.first_token, plan.plan
     if not isinstance(plan, Plan):
         raise PdtrimError(f"apply takes a plan, a run or the path of one, not {type(plan).__name__}")
@@ -104,5 +106,6 @@ def apply(
 
 def _modules_in(run: Path, saved: SavedPlan, model: BlockModel) -> Modules:
     """Return the modules of a plan, and its recovered layers, from the folder of its run."""
+    check_recovered(saved, run / RECOVERED)
     modules = load_modules(saved.plan, model, run / MODULES)
     return {**modules, **(load_recovered(saved.plan, model, modules, run / RECOVERED) if saved.recovered else {})}

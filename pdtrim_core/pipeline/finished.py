@@ -25,4 +25,4 @@ class Finished(NamedTuple):
         """The modules of the plan by element, and its recovered layers; nothing where a pruner replaced the whole model."""
         if self.found.replaced is not None:
             return {}
-        return {**modules_of(self.plan, self.found.modules), **self.recovered.modules(self.found.costs.block_count)}
+        return {**modules_of(self.plan, self.found.modules), **self.recovered.layers}

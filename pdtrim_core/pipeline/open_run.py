@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from pdtrim_core.errors import PdtrimError, blame
-from pdtrim_core.execution.recovered_weights import RECOVERED, load_recovered
+from pdtrim_core.execution.recovered_weights import RECOVERED, check_recovered, load_recovered
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.files.checksums import sha256_of
 from pdtrim_core.files.paths import PathLike
@@ -18,9 +18,10 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.pipeline.recovered_layers import alone, digest_of
+from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
+from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.recipe.recipe import Recipe
@@ -56,7 +57,7 @@ class LoadedRun:
 
     @cached_property
     def modules(self) -> Modules:
-        """The trained or computed modules of the plan by element, and its recovered layers, of each variant that has some.
+        """The trained or computed modules of the plan by element, and its recovered layers; see `modules_of`.
 
         Raises `PdtrimError` where those are not the run's own any more.
         """
@@ -66,10 +67,8 @@ class LoadedRun:
         modules = load_modules(saved.plan, self.dense, self.path / MODULES)
         if not saved.recovered:
             return modules
-        if digest_of(folder) != saved.recovered:
-            raise PdtrimError(f"{folder} has not the weights that the plan was recovered with: run the recipe again")
-        layers = load_recovered(saved.plan, self.dense, modules, folder)
-        return {**modules, **layers, **alone(saved.plan, layers, self.outcome.block_count)}
+        check_recovered(saved, folder)
+        return {**modules, **load_recovered(saved.plan, self.dense, modules, folder)}
 
     def modules_of(self, variant: Variant) -> Modules:
         """Return the modules that a variant runs."""
@@ -77,7 +76,11 @@ class LoadedRun:
             return {}
         if variant == "unrecovered":
             return {key: module for key, module in self.modules.items() if not isinstance(key, LayerOf)}
-        return self.modules
+        if variant == "staged" or self.replaced is not None:
+            return self.modules
+        # A single-stage model has the layers of its stage; the unified one those of decode.
+        stage: Stage = "prefill" if variant == "prefill" else "decode"
+        return {**self.modules, **alone(self.outcome.plan.plan, self.modules, self.outcome.block_count, stage)}
 
     @cached_property
     def replaced(self) -> BlockModel | None:
@@ -124,15 +127,19 @@ class LoadedRun:
     def same_as(self, variant: Variant) -> tuple[Variant, ...]:
         """Return a variant and all others that run the same plan on the same model; their results are the same.
 
-        `unified` and `decode` always do; `staged`, too, where prefill keeps no block that decode loses.
+        `unified` and `decode` always do; `staged`, too, where both stages lose the same. `prefill` is recovered by itself.
         """
         known: tuple[Variant, ...] = get_args(Variant) if self.outcome.saved_plan is not None else ("unified", "decode", "dense")
         known = tuple(other for other in known if other != "unrecovered")
         if variant == "unrecovered":
             return (variant,)
-        model, plan = self.model_of(variant), self.plan_of(variant)
-        others = (other for other in known if other != variant and self.model_of(other) is model and self.plan_of(other) == plan)
-        return variant, *others
+        return variant, *(other for other in known if other != variant and self._alike(variant, other))
+
+    def _alike(self, variant: Variant, other: Variant) -> bool:
+        """Tell whether two variants run the same plan with the same modules on the same model."""
+        if self.model_of(variant) is not self.model_of(other) or self.plan_of(variant) != self.plan_of(other):
+            return False
+        return "prefill" not in (variant, other) or not self.outcome.recovery
 
 
 def load_run(path: PathLike, host: PluginHost | None = None, shared: RunCache | None = None, *, trust: bool = False) -> LoadedRun:

@@ -21,6 +21,7 @@ from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.execution.recovered_weights import (
     RECOVERED,
     STAGES,
+    digest_of,
     finite,
     load_recovered,
     recovered_weights,
@@ -35,7 +36,7 @@ from pdtrim_core.host.sources import engine
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.found_removal import FoundRemoval
-from pdtrim_core.pipeline.recovered_layers import alone, digest_of
+from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
@@ -64,8 +65,8 @@ class Recovered:
     digest: str = ""
 
     def modules(self, block_count: int) -> dict[LayerOf, nn.Module]:
-        """Return the layers of the pair, and those of each stage as a model of its own."""
-        return {**self.layers, **alone(self.plan, self.layers, block_count)}
+        """Return the layers of the pair, and those of decode in both stages."""
+        return {**self.layers, **alone(self.plan, self.layers, block_count, "decode")}
 
 
 def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan) -> Recovered:

@@ -1,40 +1,24 @@
-"""Recovered layers of a pair as each stage alone has them, and a hash of all."""
+"""Recovered layers of a pair as a stage alone has them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from pdtrim_core.execution.recovered_weights import STAGES, path_of
-from pdtrim_core.files.checksums import sha256_of
-from pdtrim_core.plan.elements import Removal, Stage
+from pdtrim_core.execution.recovered_weights import STAGES
+from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.plan import LayerOf, Plan
 
 
-def alone(plan: Plan, layers: Mapping[LayerOf, nn.Module], block_count: int) -> dict[LayerOf, nn.Module]:
-    """Return the recovered layers of a plan as they are in the plans by which either stage is a model of its own."""
+def alone(plan: Plan, modules: Mapping[Any, nn.Module], block_count: int, stage: Stage) -> dict[LayerOf, nn.Module]:
+    """Return the recovered layers of a plan's stage as they are in the plan by which that stage is a model of its own."""
+    single = Plan.unified(plan.decode if stage == "decode" else plan.prefill_alone(block_count))
+    ran = {layer.block for layer in plan.layers(stage, block_count) if layer.runs}
     found: dict[LayerOf, nn.Module] = {}
-    of_stages: tuple[tuple[Stage, Removal], ...] = (
-        ("prefill", plan.prefill_alone(block_count)),
-        ("decode", plan.decode),
-    )
-    for stage, removal in of_stages:
-        single = Plan.unified(removal)
-        for layer in single.layers("decode", block_count):
-            module = layers.get(LayerOf(plan, stage, layer.block))
-            fitting = stage == "decode" or any(
-                one.block == layer.block and one.runs for one in plan.layers("prefill", block_count)
-            )
-            if module is not None and fitting and single != plan:
-                found.update({LayerOf.at(single, either, layer): module for either in STAGES})
+    for layer in single.layers("decode", block_count):
+        module = modules.get(LayerOf(plan, stage, layer.block))
+        if module is not None and layer.block in ran:
+            found.update({LayerOf.at(single, either, layer): module for either in STAGES})
     return found
-
-
-def digest_of(folder: Path) -> str:
-    """Return a hash of what recovery changed, as it lies in a folder; empty where it changed nothing."""
-    files = [path_of(stage, folder) for stage in STAGES]
-    hashes = [f"{path.name} {sha256_of(path)}" for path in files if path.is_file()]
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if hashes else ""

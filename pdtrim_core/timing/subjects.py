@@ -53,7 +53,7 @@ def subjects_of_run(run: LoadedRun, dtype: Dtype | None = None) -> Subjects:
         both = (Subject("dense", dense, Plan(), {}), Subject("unified", _converted(replaced, dtype), Plan(), {}))
         return Subjects(both, None, "decode", random_weights=False)
     saved = run.outcome.plan
-    modules = {element: module.to(dense.device, _dtype_of(dense)) for element, module in run.modules.items()}
+    modules = {key: module.to(dense.device, _dtype_of(dense)) for key, module in run.modules_of("unified").items()}
     return _subjects(dense, saved.plan, modules, saved.first_token, random_weights=False)
 
 

@@ -16,12 +16,13 @@ from torch import nn
 
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import LoadedModel, ModelSource
+from pdtrim_core.execution.recovered_weights import RECOVERED, digest_of, save_recovered
 from pdtrim_core.host.host import Origin, PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, save_modules
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.plan.elements import Merge, Shrink
+from pdtrim_core.plan.elements import Merge
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.recipe.recipe import Recipe
@@ -69,20 +70,23 @@ def run_with_plan(
     model: BlockModel,
     plan: Plan,
     run: Path,
-    modules: Mapping[Merge | Shrink, nn.Module] | None = None,
+    modules: Mapping[Any, nn.Module] | None = None,
     *,
     first: FirstToken = "decode",
 ) -> Outcome:
     """Return the outcome of `small_run` with another model and plan; the plan's modules are written where exporters read them.
 
-    A merge without a module gets the block that it keeps, its weights a little larger.
+    Those under a `LayerOf` are recovered layers. A merge without a module gets the block that it keeps, its weights a little
+    larger.
     """
     given = dict(modules or {})
     for element in dict.fromkeys((*plan.prefill, *plan.decode)):
         if isinstance(element, Merge) and element not in given:
             given[element] = grown(model, element)
     save_modules(plan, given, run / MODULES)
-    saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, first)
+    save_recovered(plan, model, given, run / RECOVERED)
+    recovered = digest_of(run / RECOVERED)
+    saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, first, recovered)
     return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=saved.to_data())
 
 

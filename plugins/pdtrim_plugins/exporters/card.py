@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pdtrim_core import Drop, Merge, Removal, Shrink, results_in
 
 if TYPE_CHECKING:
-    from pdtrim_core.api import BlockModel, Outcome, Plan, SavedPlan
+    from pdtrim_core.api import BlockModel, Metric, Outcome, Plan, SavedPlan
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FRONT_AT_MOST = 1_000_000
@@ -36,6 +36,7 @@ def card(outcome: Outcome, model: BlockModel, *, role: str, text: str, run: Path
         "## What was removed",
         f"Of {saved.block_count} blocks, counted from 0:",
         "\n".join(f"* {stage}: {_removed(plan.removal(stage))}" for stage in ("prefill", "decode")),
+        *_recovery(outcome),
         "## How it was measured",
         _measured(outcome, saved),
         _table(["", f"{outcome.objective}, items searched on", "held-out items"], _rows(outcome)),
@@ -130,6 +131,36 @@ def _shrinks(shrinks: Sequence[Shrink]) -> Iterable[str]:
             yield f"fewer {unit}: {', '.join(counts)}"
 
 
+def _recovery(outcome: Outcome) -> list[str]:
+    """Return what gave the layers that are left other weights, from how much text, and what it was good for."""
+    if not outcome.recovery:
+        return []
+    sources = ", ".join(map(_source, outcome.recipe["recovery_data"]["sources"]))
+    kept = any(result.kept for result in outcome.recovery)
+    what = (
+        "The layers that are left have other weights than in the source model"
+        if kept
+        else "Nothing: no recovery brought the pair nearer to the dense model, so all weights are those of the source model"
+    )
+    header = ["", "computed from", "weights in prefill", "weights in decode", "KL before", "KL after", "kept"]
+    rows = [
+        [
+            _use(part),
+            f"{result.texts:,} texts, {result.tokens:,} tokens",
+            *(f"{result.changed[stage]:,}" for stage in ("prefill", "decode")),
+            *(_metric(metric) for metric in (result.before, result.after)),
+            "yes" if result.kept else "no",
+        ]
+        for part, result in zip(outcome.recipe["recovery"], outcome.recovery, strict=True)
+    ]
+    text = f"{what}. Texts: {sources}. KL(dense, pair) is in nats a token, on other texts of that sort."
+    return ["## What was recovered", text, _table(header, rows)]
+
+
+def _source(source: str) -> str:
+    return "written by the dense model" if source == "generated" else Path(source).name
+
+
 def _measured(outcome: Outcome, saved: SavedPlan) -> str:
     recipe, environment = outcome.recipe, outcome.environment
     parts = {
@@ -164,11 +195,15 @@ def _rows(outcome: Outcome) -> list[list[str]]:
 
 def _benchmarks(run: Path) -> str:
     rows = [
-        [result.task, result.variant, result.main, f"{metric.value:.4g}" + (f" +- {metric.error:.2g}" if metric.error else "")]
+        [result.task, result.variant, result.main, _metric(metric)]
         for result in results_in(run)
         if (metric := result.metrics.get(result.main)) is not None
     ]
     return "Benchmarks:\n\n" + _table(["task", "variant", "metric", "value"], rows) if rows else ""
+
+
+def _metric(metric: Metric) -> str:
+    return f"{metric.value:.4g}" + (f" +- {metric.error:.2g}" if metric.error else "")
 
 
 def _costs(outcome: Outcome) -> list[list[str]]:

@@ -36,7 +36,8 @@ class Checkpoints(Exporter):
     """Writes decode/ and unified/: the decode model as a checkpoint that transformers and engines load.
 
     Both hold the same weights, since a unified model is decode's removal in both stages; the second
-    one is made of hard links where the disk allows them. Blocks are renumbered, and a merged block is stored as any other block.
+    one is made of hard links where the disk allows them. Blocks are renumbered; a merged block is stored as any other block, and
+    a recovered layer with its recovered weights.
     Where all blocks have one width the checkpoint is an ordinary one of its family; otherwise it needs
     `import pdtrim_plugins.checkpoints` to be loaded.
     """
@@ -64,7 +65,7 @@ class Checkpoints(Exporter):
         """Write both folders."""
         self.check(ExportFacts.of_run(outcome, model, out))
         saved, storage = plan_of(outcome, model), self._storage
-        write_decode(outcome, model, saved, out, storage)
+        write_decode(outcome, Parts.of_run(model, saved, out), out, storage)
         yield out / "decode"
         with export_folder(out / "unified") as folder:
             link_checkpoint(out / "decode", folder)
@@ -88,9 +89,10 @@ def plan_of(outcome: Outcome, model: BlockModel) -> SavedPlan:
     return saved
 
 
-def write_decode(outcome: Outcome, model: BlockModel, saved: SavedPlan, out: Path, storage: Storage) -> None:
+def write_decode(outcome: Outcome, parts: Parts, out: Path, storage: Storage) -> None:
     """Write decode/: an ordinary checkpoint where the family's config can describe its blocks, else one of our own class."""
-    stored = decode_blocks(Parts(model, out / "merges"), saved.plan)
+    model, saved = parts.model, outcome.plan
+    stored = decode_blocks(parts, saved.plan)
     told = {"format": 1, "plan_hash": saved.digest}
     config = _config(model, stored, told)
     with export_folder(out / "decode") as folder:

@@ -35,7 +35,7 @@ class Gguf(Exporter):
     """Writes gguf/: one file with the decode model for llama.cpp, which runs both stages on it.
 
     llama.cpp cannot hand K/V from one model to another, so there is no pair. The tokenizer of a model from a GGUF file is
-    copied unchanged.
+    copied unchanged. Recovered weights are those of decode.
     """
 
     name = "gguf"
@@ -60,7 +60,7 @@ class Gguf(Exporter):
         """Write the folder: the file and its card."""
         self.check(ExportFacts.of_run(outcome, model, out))
         saved = plan_of(outcome, model)
-        stored = decode_blocks(Parts(model, out / "merges"), saved.plan)
+        stored = decode_blocks(Parts.of_run(model, saved, out), saved.plan)
         config = _config(model, stored)
         kind = TYPES[_dtype_of(model) if self.dtype == "auto" else self.dtype]
         name = model.name.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:").removesuffix(".gguf").replace(" ", "-")

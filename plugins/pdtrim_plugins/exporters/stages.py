@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pdtrim_core.api import Layer, Merge, PdtrimError, Plan, Removal, Shrink
+from pdtrim_core.api import Layer, Merge, PdtrimError, Plan, Removal, SavedPlan, Shrink, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core.api import BlockLayout, BlockModel
+    from pdtrim_core.api import BlockLayout, BlockModel, RecoveredWeights
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,26 @@ class StoredBlock:
 
 @dataclass(frozen=True)
 class Parts:
-    """A model and the stored modules of a plan, each read when it is needed."""
+    """A model, the folder of a plan's stored modules, and what recovery changed; each is read when it is needed."""
 
     model: BlockModel
     folder: Path
+    recovered: RecoveredWeights | None = None
 
-    def module(self, layer: Layer) -> nn.Module:
-        """Return what a layer runs: a merged block, a block less some units, or a block as it is."""
+    @classmethod
+    def of_run(cls, model: BlockModel, saved: SavedPlan, run: Path) -> Self:
+        """Return those of a run. Raises `PdtrimError` where its folder has not the weights that its plan was recovered with."""
+        from pdtrim_core.api import RecoveredWeights  # noqa: PLC0415 - listings must not import torch
+
+        return cls(model, run / "merges", RecoveredWeights(saved, model, run))
+
+    def module(self, stage: Stage, layer: Layer) -> nn.Module:
+        """Return what a layer of a stage runs: what the plan left of it, with the weights that recovery gave it."""
+        left = self._left(layer)
+        return left if self.recovered is None else self.recovered.given_to(left, stage, layer)
+
+    def _left(self, layer: Layer) -> nn.Module:
+        """Return a merged block, a block less some units, or a block as it is."""
         from pdtrim_core.api import head_dim_of, narrowed  # noqa: PLC0415 - listings must not import torch
 
         if layer.merge is not None:
@@ -83,7 +96,8 @@ class Parts:
 
 def decode_blocks(parts: Parts, plan: Plan) -> list[StoredBlock]:
     """Return the blocks of the decode model, renumbered."""
-    return [_stored(parts, number, layer) for number, layer in enumerate(plan.layers("decode", parts.model.block_count))]
+    layers = plan.layers("decode", parts.model.block_count)
+    return [_stored(parts, "decode", number, layer) for number, layer in enumerate(layers)]
 
 
 @dataclass(frozen=True)
@@ -110,14 +124,14 @@ def prefill_blocks(parts: Parts, plan: Plan) -> Prefill:
         "decode_layers": len(decode),
         "tail": _tail(prefill, count),
     }
-    return Prefill([_stored(parts, layer.block, layer) for layer in prefill], told)
+    return Prefill([_stored(parts, "prefill", layer.block, layer) for layer in prefill], told)
 
 
-def _stored(parts: Parts, index: int, layer: Layer) -> StoredBlock:
+def _stored(parts: Parts, stage: Stage, index: int, layer: Layer) -> StoredBlock:
     """Return a layer as a checkpoint has it: all of it, or what makes its K/V."""
     kept = None if layer.runs else _kv(parts.model.layout, parts.model)
     under = "shadow." if layer.state == "shadow" else ""
-    return StoredBlock(index, layer.like, lambda: parts.module(layer), parts.widths(layer.shrinks), kept, under)
+    return StoredBlock(index, layer.like, lambda: parts.module(stage, layer), parts.widths(layer.shrinks), kept, under)
 
 
 def widths_of(stored: Sequence[StoredBlock]) -> dict[str, Any]:

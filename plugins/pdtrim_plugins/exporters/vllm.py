@@ -30,7 +30,7 @@ class Vllm(Exporter):
 
     decode/ is an ordinary checkpoint that stock vLLM serves. prefill/ keeps the dense model's block numbers and
     the blocks its plan keeps, with the K/V of merged blocks; vLLM loads it with pdtrim-core installed too. Prefill is truncated
-    after the last K/V that decode reads, which changes no logit of decode.
+    after the last K/V that decode reads, which changes no logit of decode. Each of the two has the weights that recovery gave it.
     """
 
     name = "vllm"
@@ -57,14 +57,14 @@ class Vllm(Exporter):
         self.check(ExportFacts.of_run(outcome, model, out))
         saved = plan_of(outcome, model)
         _check_heads(model, saved)
-        parts = Parts(model, out / "merges")
+        parts = Parts.of_run(model, saved, out)
         _check_decode(model, decode_blocks(parts, saved.plan))
         storage = self._storage
         plan = saved.plan.truncated_prefill(model.block_count)
         prefill = prefill_blocks(parts, plan)
         told = {"format": 1, "plan_hash": saved.digest, "first_token": saved.first_token, **prefill.told, "head": False}
         config, stored = _prefill_config(model, prefill.stored, told)
-        write_decode(outcome, model, saved, out, storage)
+        write_decode(outcome, parts, out, storage)
         yield out / "decode"
         with export_folder(out / "prefill") as folder:
             write_checkpoint(folder, model, config, stored, storage)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,15 @@ import torch
 
 import pdtrim_core
 from pdtrim_core import Drop, Merge, PdtrimError, Plan, PlanError, Recipe, RecipeError, Removal, SavedPlan, apply, load_run, run
-from pdtrim_core.api import Sample, encode
+from pdtrim_core.api import Item, Sample, encode
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.execution.stage_modules import as_stage, steps_of
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.weights import save_modules
+from pdtrim_core.pipeline.apply import ModelPair
 from pdtrim_core.testing import FAMILIES, ByteTokenizer, tiny_llama, tiny_model, tiny_transformers
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
+from tests.unit.recovered_runs import UNIFIED, recovered_run
 
 pytestmark = pytest.mark.numeric
 
@@ -102,6 +109,63 @@ def test_merged_blocks_come_from_beside_the_plan(tmp_path: Path) -> None:
         assert apply(path, tiny_transformers("llama")).loglikelihoods(items) == given
     with pytest.raises(PdtrimError, match="but no merged block was given for it"):
         apply(plan, dense)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
+def test_a_recovered_run_is_applied_with_its_recovered_weights(family: str, tmp_path: Path) -> None:
+    opened = recovered_run(tmp_path / "run", f"tiny:{family}", exporter=["plan"])
+    saved, model = opened.outcome.plan, tiny_transformers(family)
+    cache = PrefixCache(opened.dense, ExecutionOptions(batch_tokens=64))
+    measured, plain = StagedModel(cache, saved.plan, opened.modules), StagedModel(cache, saved.plan)
+    items = [encode(Sample("Ice is", (" cold", " hot")), ByteTokenizer())]
+    ways: list[ModelPair] = [
+        *(apply(way, model) for way in (opened.path, str(opened.path / "plan.json"), opened)),
+        apply(saved, model, modules=opened.modules),
+        apply(saved.plan, model, modules=opened.modules),
+    ]
+    answers = [way.generate(PROMPT, 8) for way in ways]
+    assert answers == [answers[0]] * len(ways)
+    # What the two phases make is what one pass holds to be the likeliest, token by token.
+    ((scored,),) = measured.scores([Item((tuple(PROMPT),), (tuple(answers[0]),), 0, (1,))])
+    assert scored.greedy
+    expected = measured.loglikelihoods(items)
+    assert expected != plain.loglikelihoods(items)
+    for way in ways:
+        assert way.loglikelihoods(items)[0] == pytest.approx(expected[0], abs=1e-4)
+    assert apply(saved.plan, model).loglikelihoods(items)[0] == pytest.approx(plain.loglikelihoods(items)[0], abs=1e-4)
+
+
+def test_a_recovered_plan_without_its_weights_is_refused(tmp_path: Path) -> None:
+    opened = recovered_run(tmp_path / "run", exporter=["plan"])
+    model = tiny_transformers("llama")
+    merges = {Merge(3, 2): model.model.layers[3]}
+    ways: list[tuple[Any, Any]] = [(opened.outcome.plan, None), (opened.outcome.plan, merges), (opened.path, merges)]
+    for way, modules in ways:
+        with pytest.raises(PdtrimError) as caught:
+            apply(way, model, modules=modules)
+        assert str(caught.value) == (
+            "this plan has recovered weights, which lie in the folder of its run: apply that folder, and give no modules"
+        )
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(opened.path / "plan.json", alone)
+    missing = f"the plan has recovered weights, and they are not in {alone / 'recovered'}: name the folder of its run, or run the"
+    with pytest.raises(PdtrimError, match=re.escape(missing)):
+        apply(alone / "plan.json", model)
+    path = opened.path / "recovered" / "decode.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    for way in (opened.path, opened.path / "plan.json", load_run(opened.path, tiny_host())):
+        with pytest.raises(PdtrimError, match="has not the weights that the plan was recovered with: run the recipe again"):
+            apply(way, model)
+
+
+def test_a_recovered_unified_plan_generates_what_its_one_model_generates(tmp_path: Path) -> None:
+    opened = recovered_run(tmp_path / "run", **UNIFIED)
+    plan, dense = opened.outcome.plan.plan, opened.dense
+    assert plan.prefill == plan.decode
+    with torch.inference_mode(), as_stage(dense, steps_of(dense, plan, "decode", opened.modules)):
+        whole = dense.model.generate(torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert apply(opened.path, tiny_transformers("llama")).generate(PROMPT, 8) == whole[0, len(PROMPT) :].tolist()
 
 
 def test_a_plan_for_other_weights_is_refused(tmp_path: Path) -> None:

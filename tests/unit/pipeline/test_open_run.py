@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from pdtrim_core import Drop, KvOnly, PdtrimError, Plan, Removal
+from pdtrim_core.api import Stage
+from pdtrim_core.execution.recovered_weights import STAGES
+from pdtrim_core.execution.stage_modules import steps_of
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.task_results import Variant
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
+from tests.unit.recovered_runs import recovered_run
 
 
 def carried_out(out: Path, **keys: Any) -> LoadedRun:
@@ -87,3 +91,46 @@ def test_a_replaced_model_comes_back_as_it_was_measured(tmp_path: Path, variant:
     (run.path / "replaced" / "rest.safetensors").unlink()
     with pytest.raises(PdtrimError, match="kept no weights of the model that replaced the dense one; run it again"):
         _ = load_run(run.path, tiny_host()).replaced
+
+
+# Recovered runs
+
+
+def layers_of(run: LoadedRun, variant: Variant, stage: Stage) -> dict[int, torch.Tensor]:
+    """What a variant has in the MLP of each block, where that is not the dense one."""
+    steps = steps_of(run.dense, run.plan_of(variant), stage, run.modules_of(variant))
+    name = "mlp.down_proj.weight"
+    found = {step.layer.block: step.module.get_parameter(name) for step in steps if step.layer.runs}
+    return {block: weight for block, weight in found.items() if weight is not run.dense.blocks[block].get_parameter(name)}
+
+
+def test_each_variant_of_a_recovered_run_has_the_layers_of_its_stages(tmp_path: Path) -> None:
+    # Both stages lose the same blocks; each is folded on tokens of its own, and of prefill's last block only K/V are made.
+    middle, fold = {"use": "beam", "protect_last": 2}, {"use": "fold", "tokens": 600}
+    run = recovered_run(tmp_path / "run", splitter="unified", searcher=middle, recovery=[fold])
+    plan = run.outcome.plan.plan
+    assert plan != Plan.unified(plan.decode) == run.plan_of("prefill")
+    prefill, decode = (layers_of(run, "staged", stage) for stage in STAGES)
+    assert prefill.keys() & decode.keys()
+    assert any(not torch.equal(prefill[block], decode[block]) for block in prefill.keys() & decode.keys())
+    for stage in STAGES:
+        assert same(layers_of(run, "unified", stage), decode)
+        assert same(layers_of(run, "decode", stage), decode)
+        assert same(layers_of(run, "prefill", stage), prefill)
+        assert layers_of(run, "unrecovered", stage) == layers_of(run, "dense", stage) == {}
+    assert run.same_as("unified") == ("unified", "decode")
+    assert run.same_as("prefill") == ("prefill",)
+    assert run.same_as("unrecovered") == ("unrecovered",)
+
+
+def same(one: dict[int, torch.Tensor], other: dict[int, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[block] is other[block] for block in one)
+
+
+def test_a_recovered_run_without_its_weights_is_refused(tmp_path: Path) -> None:
+    run = recovered_run(tmp_path / "run")
+    assert run.modules
+    for stage in STAGES:
+        (run.path / "recovered" / f"{stage}.safetensors").unlink()
+    with pytest.raises(PdtrimError, match="the plan has recovered weights, and they are not in"):
+        _ = load_run(run.path, tiny_host()).modules

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdtrim_core.api import BlockModel, Element, Exporter, Plan, Removal, Shrink, load_modules
 from pdtrim_core.execution.stage_modules import as_stage, steps_of
@@ -39,10 +39,15 @@ def logits_of(model: Any) -> Tensor:
     return logits
 
 
-def decode_logits(model: BlockModel, plan: Plan | Sequence[Element], out: Path) -> Tensor:
-    """Return what our decode stage computes, by the model's own forward over the stage's blocks."""
+def decode_logits(
+    model: BlockModel, plan: Plan | Sequence[Element], out: Path, modules: Mapping[Any, nn.Module] | None = None
+) -> Tensor:
+    """Return what our decode stage computes, by the model's own forward over the stage's blocks.
+
+    Its modules are the stored ones unless others are given.
+    """
     plan = plan if isinstance(plan, Plan) else Plan.unified(Removal(plan))
-    modules = load_modules(plan, model, out / "merges")
+    modules = load_modules(plan, model, out / "merges") if modules is None else modules
     with as_stage(model, steps_of(model, plan, "decode", modules)):
         return logits_of(model.model)
 

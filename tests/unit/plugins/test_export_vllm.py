@@ -46,7 +46,7 @@ def check_pair(model: BlockModel, plan: Plan, out: Path) -> tuple[Any, Any]:
     modules = load_modules(plan, model, out / "merges")
     reference = TwoPhaseModel(model, plan, modules)
     wanted = reference.generate(PROMPT[0].tolist(), 8)
-    rows = list(islice(_decoded(prefill, decode), len(wanted)))
+    rows = list(islice(decoded(prefill, decode), len(wanted)))
     assert [int(row.argmax()) for row in rows] == wanted
     logits = reference.continuation_logits(PROMPT[0].tolist(), wanted)
     # The exported models lie elsewhere in memory, and may get other kernels.
@@ -54,7 +54,7 @@ def check_pair(model: BlockModel, plan: Plan, out: Path) -> tuple[Any, Any]:
     return prefill, decode
 
 
-def _decoded(prefill: Any, decode: Any) -> Any:
+def decoded(prefill: Any, decode: Any) -> Any:
     """Yield the logits of each token that decode makes from prefill's cache."""
     with torch.inference_mode():
         cache = prefill(input_ids=PROMPT[:, :-1]).past_key_values

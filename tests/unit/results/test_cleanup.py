@@ -42,6 +42,22 @@ def test_runs_are_found_at_a_place_and_below_it_each_once(runs: Path) -> None:
     assert found[0].size == sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
 
 
+def test_what_recovery_keeps_in_a_run_is_the_runs_own_and_goes_with_it(runs: Path) -> None:
+    path = a_run(runs / "a")
+    (path / "recovered").mkdir()
+    (path / "recovered" / "decode.safetensors").write_bytes(b"z" * 500)
+    # A long training may have stopped in the middle.
+    work = path / "recovery-work" / "0-distill"
+    work.mkdir(parents=True)
+    (work / "state.pt").write_bytes(b"z" * 700)
+    a_run(work / "not-looked-at")
+    (run,) = find_runs([runs])
+    assert run.besides == ()
+    assert run.size > 1200
+    remove_run(run)
+    assert not path.exists()
+
+
 def test_hidden_folders_and_links_are_not_followed(runs: Path, tmp_path: Path) -> None:
     a_run(runs / ".hidden" / "a")
     a_run(tmp_path / "elsewhere" / "b")

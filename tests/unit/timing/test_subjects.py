@@ -9,14 +9,18 @@ import pytest
 import torch
 
 from pdtrim_core import Merge, PdtrimError, Plan
+from pdtrim_core.api import Stage
+from pdtrim_core.execution.stage_modules import steps_of
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
+from pdtrim_core.testing.models import tiny_config
 from pdtrim_core.timing.latency import Grid, LatencyBench
 from pdtrim_core.timing.shapes import read_shape
 from pdtrim_core.timing.subjects import BlocksToRemove, plan_for, subjects_of_run
+from tests.unit.recovered_runs import recovered_run
 
 SMALL = Grid(forward=16, prompt_lengths=(8,), batches=(2,), contexts=(8,), repeats=1)
 
@@ -52,6 +56,36 @@ def test_a_run_with_merges_is_timed_with_them(tmp_path: Path, dtype: Any) -> Non
     kinds = {parameter.dtype for part in (module, run.dense.model) for parameter in part.parameters()}
     assert kinds == {getattr(torch, dtype or "float32")}
     assert run.dense.sizes.bytes_per_number == (2 if dtype else 4)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_recovered_run_is_timed_with_its_recovered_layers(tmp_path: Path, dtype: Any) -> None:
+    run = recovered_run(tmp_path / "run")
+    subjects = subjects_of_run(run, dtype)
+    wanted = getattr(torch, dtype or "float32")
+    for subject in subjects.all[1:]:
+        stages: tuple[Stage, ...] = ("prefill", "decode") if subject.name == "unified" else (subject.stage,)
+        for stage in stages:
+            steps = steps_of(run.dense, subject.plan, stage, subject.replacements)
+            with_other_weights = [step for step in steps if step.module is not run.dense.blocks[step.layer.block]]
+            assert with_other_weights, (subject.name, stage)
+            assert {weight.dtype for step in steps for weight in step.module.parameters()} == {wanted}
+    assert timed(run, dtype) == ALL
+
+
+def test_a_recovered_plan_lends_its_drops_to_random_weights(tmp_path: Path) -> None:
+    run = recovered_run(tmp_path / "run", splitter="dense-prefill", exporter=["plan"])
+    saved = run.outcome.plan
+    assert saved.recovered
+    shape = read_shape(run_shape(tmp_path), tiny_host(), torch.float32)
+    # Time does not depend on the values of weights.
+    assert plan_for(shape, BlocksToRemove(plan=run.path / "plan.json")) == (saved.plan, "decode")
+
+
+def run_shape(tmp_path: Path) -> str:
+    """The config of the tiny model, as a shape to fill with random weights."""
+    tiny_config("llama").save_pretrained(tmp_path / "shape")
+    return str(tmp_path / "shape")
 
 
 def test_a_run_that_shrinks_blocks_is_timed(tmp_path: Path) -> None:
