@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import plan_to_json
+from pdtrim_core.results.outcome import LARGEST
 from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import Metric
 
@@ -127,8 +128,8 @@ def _one(
         )
     result = RecoveryResult(
         name=recovery.name,
-        before=_mean(before),
-        after=_mean(after),
+        before=_bounded(_mean(before)),
+        after=_bounded(_mean(after)),
         texts=len(pair.items),
         tokens=sum(len(item.prompt_of(0)) + len(item.choices[0]) for item in pair.items),
         seconds=round(time.perf_counter() - started, 2),
@@ -150,17 +151,26 @@ def _mean(divergences: Sequence[Sequence[float]]) -> Metric:
     return ratio([math.fsum(own) for own in divergences], [len(own) for own in divergences], higher_is_better=False)
 
 
+def _bounded(metric: Metric) -> Metric:
+    """Return a figure as an outcome can hold it: what a broken pair is from the dense model may be beyond all bounds."""
+    return replace(metric, value=_number(metric.value), error=None if metric.error is None else _number(metric.error))
+
+
+def _number(value: float) -> float:
+    return value if abs(value) <= LARGEST else LARGEST
+
+
 def _by_position(divergences: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """Return the mean at each place behind the prompt that every text has."""
     shortest = min(map(len, divergences))
-    return tuple(math.fsum(own[place] for own in divergences) / len(divergences) for place in range(shortest))
+    return tuple(_number(math.fsum(own[place] for own in divergences) / len(divergences)) for place in range(shortest))
 
 
 def _thinned(losses: Sequence[float]) -> tuple[float, ...]:
     """Return means of neighbouring losses, so many as an outcome may have."""
     step = math.ceil(len(losses) / MOST_LOSSES) or 1
     groups = [losses[start : start + step] for start in range(0, len(losses), step)]
-    return tuple(math.fsum(group) / len(group) for group in groups)
+    return tuple(_number(math.fsum(group) / len(group)) for group in groups)
 
 
 def _changed(pair: Walked, start: Modules) -> dict[str, int]:
@@ -240,15 +250,3 @@ def _known(key: str, plan: Plan, model: BlockModel, modules: Modules, folder: Pa
         except (PdtrimError, ValueError, KeyError, OSError):
             return None
     return None
-
-
-def notes_on(recovered: Recovered) -> Iterator[str]:
-    """Yield what a run says of its recoveries."""
-    for result in recovered.results:
-        if result.kept:
-            share = 1 - result.after.value / result.before.value
-            yield (
-                f"recovery '{result.name}' took {100 * share:.0f} % of the distance to the dense model away: KL "
-                f"{result.before.value:.4f} -> {result.after.value:.4f} on {CHECKED} texts, from {result.tokens:,} tokens in "
-                f"{result.seconds:.0f} s"
-            )
