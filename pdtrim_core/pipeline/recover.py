@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import nn
 
-from pdtrim_core.api.kinds import Contract, Recovery
+from pdtrim_core.api.kinds import Contract
 from pdtrim_core.api.recovery_context import RecoveryContext
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError, PluginError, blame
@@ -79,6 +79,9 @@ def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: P
             known = _recovered(context, inputs, found, plan)
             results = TypeAdapter(tuple[RecoveryResult, ...]).dump_python(known.results, mode="json")
             save_recovered(plan, inputs.model, {**found.modules, **known.layers}, folder, {"key": key, "results": results})
+        else:
+            for result in known.results:
+                context.host.tell("pdtrim_recovery_finished", result=result)
         return replace(known, digest=digest_of(folder))
 
 
@@ -98,21 +101,34 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
-        result, modules = _one(context, recovery, pair, check, f"{number}-{recovery.name}")
+        result, modules = _one(context, number, pair, check)
+        context.host.tell("pdtrim_recovery_finished", result=result)
         results.append(result)
     layers = {key: module for key, module in modules.items() if isinstance(key, LayerOf)}
     return Recovered(plan, layers, tuple(results))
 
 
-def _one(
-    context: RunContext, recovery: Recovery, pair: Walked, check: Sequence[Item], name: str
-) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
-    """Return how a recovery came out, and the modules of the pair behind it."""
+def _one(context: RunContext, number: int, pair: Walked, check: Sequence[Item]) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
+    """Return how a recovery of the recipe came out, and the modules of the pair behind it."""
     started, start, losses = time.perf_counter(), dict(pair.modules), list[float]()
-    label = context.host.label_of(recovery)
+    recoveries = context.recipe.recoveries
+    recovery = recoveries[number]
+    label, name = context.host.label_of(recovery), f"{number}-{recovery.name}"
+
+    def reached(share: float) -> None:
+        done = 1.0 if share > 1 else share if share >= 0 else 0.0
+        context.host.tell("pdtrim_recovery_advanced", name=recovery.name, number=number + 1, count=len(recoveries), share=done)
+
     work = RecoveryContext(
-        pair, check, context.rng(f"recovery {name}"), context.folder.path / WORK / name, context.events.note, losses.append
+        pair,
+        check,
+        context.rng(f"recovery {name}"),
+        context.folder.path / WORK / name,
+        context.events.note,
+        losses.append,
+        reached,
     )
+    reached(0.0)
     before = _divergences(work)
     with blame(label):
         recovery.recover(work)

@@ -42,8 +42,9 @@ class Fold(Recovery):
 
     def recover(self, context: RecoveryContext) -> None:
         """Fold the runs of prefill, whose K/V decode then reads, and those of decode."""
-        for stage in self._stages(context):
-            for layer in context.walk(stage):
+        stages = list(self._stages(context))
+        for number, stage in enumerate(stages):
+            for layer in context.walk(stage, (number, len(stages))):
                 if layer.gone and layer.layer.runs:
                     self._fold(layer, context)
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pdtrim_core import Outcome
 
 Metrics = Mapping[str, Metric]
+SHORT = 10.0
+"""Seconds below which a tenth of one is told."""
 NARROW = 60
 """Characters of a line in a small terminal."""
 SAMPLE_WIDTH = 60
@@ -104,7 +106,7 @@ def _recovery(outcome: Outcome) -> str:
             f"{result.after.value:.3f}",
             nearness.taken_away(result),
             f"{result.tokens:,}",
-            f"{result.seconds:.0f}",
+            f"{result.seconds:.{0 if result.seconds >= SHORT else 1}f}",
         ]
         for result in outcome.recovery
     ]
@@ -139,7 +141,8 @@ def _figure(name: str, digits: int, scale: float = 1) -> Callable[[Metrics], str
             return ""
         metric = metrics[name]
         # The dense model beside itself is exact, and an error of nothing would take the room of another column.
-        return nearness.with_error(metric if metric.error else replace(metric, error=None), digits, scale=scale)
+        exact = metric.error is None or not round(scale * metric.error, digits)
+        return nearness.with_error(replace(metric, error=None) if exact else metric, digits, scale=scale)
 
     return cell
 

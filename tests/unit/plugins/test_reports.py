@@ -195,9 +195,9 @@ def test_each_recovery_has_a_line_in_a_narrow_terminal(tmp_path: Path) -> None:
     assert block.splitlines() == [
         "recovery, KL to dense in nats a token on other texts:",
         "                   before  after  taken away   tokens     s",
-        "kv-refit            0.716  0.669         7 %   25,600     9",
+        "kv-refit            0.716  0.669         7 %   25,600   9.4",
         "fold                0.669  0.379        43 %   25,600    38",
-        "rescale             0.379  0.401    left out   25,600     4",
+        "rescale             0.379  0.401    left out   25,600   4.0",
         "distill             0.379  0.330        13 %  500,096  2211",
         "exact-first-token   0.669  0.379        43 %   25,600    38",
     ]
