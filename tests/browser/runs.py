@@ -138,7 +138,10 @@ def fidelity(*, staged: bool = True, recovered: bool = False) -> Fidelity:
         before = figures(0.7161, 0.695, 2.44, 47.1, lost=0.125, won=0.0469)
         variants = {**near.variants, "staged": figures(0.3794, 0.788, 2.91, 32.7, lost=0.0781, won=0.0313)}
         placed = {name: before if name == "unrecovered" else variants[name] for name in ORDER}
-        samples = tuple(replace(one, answers={**one.answers, "unrecovered": one.answers["unified"][:30]}) for one in SAMPLES)
+        answers = [{**one.answers, "unrecovered": one.answers["unified"][:30]} for one in SAMPLES]
+        samples = tuple(
+            replace(one, answers={name: of[name] for name in ORDER}) for one, of in zip(SAMPLES, answers, strict=True)
+        )
         return replace(near, variants=placed, samples=samples, nearer=Metric(0.4329, 0.0503), recovered=Metric(0.3367, 0.0212))
     variants = {
         "dense": figures(0.0, 1.0, 4.0, 21.4),

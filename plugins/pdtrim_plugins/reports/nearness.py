@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pdtrim_core.api import Metric
@@ -55,6 +55,11 @@ def _unclear(found: Metric, other: str, plus_minus: str) -> str:
 
 def _size(found: Metric, plus_minus: str) -> str:
     return f"{with_error(Metric(abs(found.value), found.error), 3, plus_minus)} nats a token"
+
+
+def kept_of(results: Sequence[RecoveryResult]) -> list[str]:
+    """Return the names of the recoveries that were kept."""
+    return [result.name for result in results if result.kept]
 
 
 def taken_away(result: RecoveryResult) -> str:
