@@ -17,7 +17,7 @@ from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import console, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
-from pdtrim_core.results.task_results import Metric, TaskResult, Variant, path_of
+from pdtrim_core.results.task_results import PAIRS, Metric, TaskResult, Variant, no_recovery, path_of
 
 
 class FirstToken(StrEnum):
@@ -59,7 +59,8 @@ def eval(  # noqa: A001 - a command is named as its function is
         typer.Option(
             "--variants",
             "--stage",
-            help="The variants to evaluate: staged (the pair), unified, prefill, decode or dense; several with commas.",
+            help="The variants to evaluate: staged (the pair), unrecovered (the pair before its recovery), unified, prefill, "
+            "decode or dense; several with commas.",
         ),
     ] = "staged",
     data: Annotated[
@@ -117,6 +118,9 @@ def eval(  # noqa: A001 - a command is named as its function is
 
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
+    if len(wanted) > 1 and "unrecovered" in wanted and not loaded.outcome.recovery:
+        _tell(f"{run} {no_recovery()}")
+        wanted.remove("unrecovered")
     if fidelity:
         for inputs in asked.opened(loaded):
             of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=_tell)
@@ -208,9 +212,10 @@ def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
                 table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics.get(metric)) for one in of_task))
     # Rows may be longer than the terminal is wide, and a cell that is folded cannot be read.
     console(width=10_000).print(table)
-    first = {result.settings["first_token"] for result in results if result.variant == "staged"}
-    if first:
-        say(f"\nstaged: the first token is {' and '.join(sorted(first))}'s")
+    for variant in (variant for variant in variants if variant in PAIRS):
+        first = {result.settings["first_token"] for result in results if result.variant == variant}
+        if first:
+            say(f"\n{variant}: the first token is {' and '.join(sorted(first))}'s")
     for note in dict.fromkeys(f"{result.task}, {result.variant}: {note}" for result in results for note in result.notes):
         say(note)
 
