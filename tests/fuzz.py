@@ -23,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -37,9 +37,11 @@ from pdtrim_core import Recipe, SavedPlan, apply, load_plugins, read_record
 from pdtrim_core.cli import main
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.harness.data_files import read_docs
+from pdtrim_core.results.fidelity import AnswerSample, Fidelity
 from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.run_folder import load_plan, measured_in, open_run_folder
-from pdtrim_core.results.task_results import results_in
+from pdtrim_core.results.task_results import Metric, results_in
 from pdtrim_core.serving.commands import open_export
 from pdtrim_core.timing.results import read_latencies
 from pdtrim_core.timing.shapes import SHAPES, read_shape
@@ -451,6 +453,41 @@ def in_run(rng: Random) -> None:
     rng.choice(ways)()
 
 
+def recovered_run(rng: Random) -> None:
+    """What a recovered run says of itself is broken; something reads it."""
+    run = Path(shutil.copytree(WRITTEN / "joint", "run"))
+    shutil.copytree(WRITTEN / "joint", "other")
+    data = json.loads(recovered())
+    part = rng.choice(("recovery", "fidelity", "saved_plan"))
+    data[part] = changed(data[part], rng)
+    (run / "outcome.json").write_bytes(as_json(data, rng))
+    variants = ("--variants", rng.choice(("unrecovered", "unrecovered,staged,dense")))
+    ways: list[Callable[[], None]] = [
+        lambda: run_command("show", run),
+        lambda: run_command("report", run),
+        lambda: run_command("report", run, "other"),
+        lambda: run_command("compare", run, "other", *variants),
+        lambda: run_command("compare", run, *variants, rng.choice(("--json", "--markdown", "--latex"))),
+        lambda: call(read_record, run),
+    ]
+    rng.choice(ways)()
+
+
+@cache
+def recovered() -> str:
+    """What a run on the model of version 0.1 would say, had it recovered the pair."""
+    before = Outcome.from_json((WRITTEN / "joint" / "outcome.json").read_text())
+    saved = replace(before.plan, recovered="f" * 64).to_data()
+    recipe = {**before.recipe, "report": ["table", "html"]}
+    nats, counts = Metric(0.7, 0.1, higher_is_better=False), {"prefill": 8, "decode": 64}
+    fold = RecoveryResult("fold", nats, Metric(0.4), 8, 512, 1.5, True, counts, (2.0, 1.5), (0.9, 0.5), (0.5, 0.3))
+    variants = {name: {"kl": nats, "tau": Metric(2.5)} for name in ("dense", "unified", "unrecovered", "staged")}
+    samples = (AnswerSample("a", "Is it?", dict.fromkeys(variants, "yes")),)
+    near = Fidelity(4, 8, variants, Metric(0.1, 0.02), samples, Metric(0.3, 0.02))
+    results = (fold, replace(fold, name="rescale", kept=False, losses=()))
+    return replace(before, saved_plan=saved, recipe=recipe, fidelity=near, recovery=results).to_json()
+
+
 def go_on(run: Path) -> None:
     with open_run_folder(run, tomli.loads(RECIPE)):
         pass
@@ -538,6 +575,7 @@ def exported(rng: Random) -> None:
 
 ENTRIES: dict[Callable[[Random], None], int] = {
     in_run: 8,
+    recovered_run: 4,
     recipe_file: 3,
     recipe_data: 3,
     settings: 2,

@@ -61,6 +61,7 @@ from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import AnswerSample, Fidelity
 from pdtrim_core.results.outcome import Gain, MergeResult, Outcome, SearchStep, Value
 from pdtrim_core.results.record import RunRecord, read_record
+from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import Metric, TaskResult, results_in
 from pdtrim_core.wording import one_line, shortened, shown, visible
 
@@ -125,6 +126,7 @@ __all__ = [
     "Recovery",
     "RecoveryContext",
     "RecoveryFacts",
+    "RecoveryResult",
     "Removal",
     "Report",
     "Request",

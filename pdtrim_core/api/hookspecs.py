@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_layout import BlockLayout
     from pdtrim_core.plan.elements import Merge
     from pdtrim_core.results.outcome import Outcome
+    from pdtrim_core.results.recovery import RecoveryResult
     from pdtrim_core.results.task_results import TaskResult
 
 PROJECT = "pdtrim"
@@ -149,6 +150,19 @@ def pdtrim_candidate_measured(candidate: Candidate) -> None:
 @hookspec
 def pdtrim_merge_trained(merge: Merge, trained: float, untrained: float) -> None:
     """A merged block is trained, or was found in the store; errors are mean squared differences of the hidden states."""
+
+
+@hookspec
+def pdtrim_recovery_advanced(name: str, number: int, count: int, share: float) -> None:
+    """A recovery, the number-th of so many counted from 1, has done this share of its work: 0 when it begins, 1 at its end.
+
+    A number of 0 stands for the texts that recoveries are computed from, while the dense model writes them.
+    """
+
+
+@hookspec
+def pdtrim_recovery_finished(result: RecoveryResult) -> None:
+    """How a recovery came out is known: it was carried out, or was found in the folder of the run."""
 
 
 @hookspec

@@ -28,8 +28,8 @@ def _say_nothing(text: str) -> None:
     del text
 
 
-def _note_nothing(loss: float) -> None:
-    del loss
+def _note_nothing(number: float) -> None:
+    del number
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class RecoveryContext:
 
     `texts` are prompts, each with one continuation; none of them measures. `check` are others like them: the run keeps what a
     recovery did only where the pair is nearer to the dense model on these, so nothing may be computed from them, but a training
-    may ask for the `divergence` on them to stop. `folder` is kept from one try of a run to the next, for what a long training has
-    reached. `note` says something to the user, `lost` takes the loss of each step of a training.
+    may ask for the `divergence` on them to stop. `folder` is kept from one try of a run to the next, for what a long training
+    has reached. `note` says something to the user, `lost` takes the loss of each step of a training. `reached` takes the share of
+    the work that is done, 0 to 1, so that people see how long it will take; a walk tells that by itself.
     """
 
     pair: Walked
@@ -48,6 +49,7 @@ class RecoveryContext:
     folder: Path
     note: Callable[[str], None] = _say_nothing
     lost: Callable[[float], None] = _note_nothing
+    reached: Callable[[float], None] = _note_nothing
 
     @property
     def model(self) -> BlockModel:
@@ -84,13 +86,18 @@ class RecoveryContext:
         """
         self.pair.change(stage, layer, weights)
 
-    def walk(self, stage: Stage) -> Iterator[WalkedLayer]:
+    def walk(self, stage: Stage, part: tuple[int, int] = (0, 1)) -> Iterator[WalkedLayer]:
         """Yield the layers of a stage from shallow to deep, each with its hidden states on the texts beside the dense model's.
 
         A layer that is changed on the way is run with its new weights by those behind it. Of decode it is the tokens that follow
-        the prompts, whose K/V are prefill's; of prefill those of the prompts.
+        the prompts, whose K/V are prefill's; of prefill those of the prompts. `part` says which walk this is, counted from 0, of
+        how many that are made.
         """
-        return walk(self.pair, stage)
+        number, count = part
+        layers = len(self.layers(stage))
+        for place, layer in enumerate(walk(self.pair, stage), start=1):
+            yield layer
+            self.reached((number + place / layers) / count)
 
     def batches(self, texts: Sequence[Item] | None = None) -> list[PairBatch]:
         """Return texts, or some of them, as batches in which the pair can be run beside the dense model."""

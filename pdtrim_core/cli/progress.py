@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pdtrim_core.data.readings import Candidate
     from pdtrim_core.plan.elements import Merge
+    from pdtrim_core.results.recovery import RecoveryResult
     from pdtrim_core.results.task_results import TaskResult
 
 
@@ -38,6 +39,8 @@ class LineDisplay:
         self._count = 0
         self._doing = ""
         self._since = time.monotonic()
+        self._recovering = ""
+        self._recovered_share, self._recovering_since = 0.0, 0.0
         self._heartbeat = Heartbeat(self._still, seconds)
         self._running = ExitStack()
 
@@ -77,6 +80,20 @@ class LineDisplay:
         self._write(_merge_line(merge, trained, untrained))
 
     @hookimpl
+    def pdtrim_recovery_advanced(self, name: str, number: int, count: int, share: float) -> None:
+        """Remember which recovery is at work, and how far it has come."""
+        doing = _recovering(name, number, count)
+        if doing != self._recovering:
+            self._recovering, self._recovering_since = doing, time.monotonic()
+        self._recovered_share = share
+
+    @hookimpl
+    def pdtrim_recovery_finished(self, result: RecoveryResult) -> None:
+        """Write how a recovery came out."""
+        self._recovering = ""
+        self._write(_recovery_line(result))
+
+    @hookimpl
     def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
         """Count."""
         self._count += 1
@@ -89,10 +106,19 @@ class LineDisplay:
 
     def _begin(self, doing: str) -> None:
         self._doing, self._since = doing, time.monotonic()
-        self._best, self._count = None, 0
+        self._best, self._count, self._recovering = None, 0, ""
 
     def _still(self) -> None:
-        self._write(f"still: {_line(self._doing, time.monotonic() - self._since, self._count, self._best)}")
+        line = _line(self._doing, time.monotonic() - self._since, self._count, self._best)
+        self._write(f"still: {line}{self._how_far()}")
+
+    def _how_far(self) -> str:
+        """Return which recovery is at work, how much of it is done, and how long the rest will take at the same pace."""
+        doing, share, taken = self._recovering, self._recovered_share, time.monotonic() - self._recovering_since
+        if not doing:
+            return ""
+        left = f", {100 * share:.0f} %, about {taken * (1 - share) / share:.0f} s left" if 0 < share <= 1 else ""
+        return f", {doing}{left}"
 
     def _write(self, text: str) -> None:
         self._heartbeat.said()
@@ -106,6 +132,17 @@ def _line(step: str, seconds: float, count: int, best: float | None) -> str:
 
 def _merge_line(merge: Merge, trained: float, untrained: float) -> str:
     return f"merge {merge}: error {untrained:.3g} before training, {trained:.3g} after"
+
+
+def _recovering(name: str, number: int, count: int) -> str:
+    return f"{name} ({number} of {count})" if number else name
+
+
+def _recovery_line(result: RecoveryResult) -> str:
+    share = result.taken_away
+    end = "left out" if not result.kept or share is None else f"{100 * share:.0f} % taken away"
+    about = f"KL {result.before.value:.3f} -> {result.after.value:.3f}, {end}"
+    return f"recovery {result.name}: {about}; {result.tokens:,} tokens, {result.seconds:.1f} s"
 
 
 def _best(score: float | None) -> str:
@@ -140,6 +177,7 @@ class LiveDisplay:
         self._task: TaskID | None = None
         self._count = 0
         self._about: int | None = None
+        self._recovering = ""
         self._best: float | None = None
 
     def working(self) -> AbstractContextManager[object]:
@@ -160,7 +198,7 @@ class LiveDisplay:
     def pdtrim_step_started(self, step: str, about: int | None) -> None:
         """Begin a bar."""
         self._progress.start()
-        self._count, self._about, self._best = 0, about, None
+        self._count, self._about, self._best, self._recovering = 0, about, None, ""
         self._task = self._progress.add_task(step, total=about, figures="")
 
     @hookimpl
@@ -172,6 +210,23 @@ class LiveDisplay:
     def pdtrim_merge_trained(self, merge: Merge, trained: float, untrained: float) -> None:
         """Print how a merge came out above the bar."""
         self._progress.console.print(_merge_line(merge, trained, untrained))
+
+    @hookimpl
+    def pdtrim_recovery_advanced(self, name: str, number: int, count: int, share: float) -> None:
+        """Move the bar of the recovery at work; it begins anew with each, as one does not tell how long another will take."""
+        if self._task is None:
+            return
+        doing = _recovering(name, number, count)
+        if doing != self._recovering:
+            self._recovering = doing
+            self._progress.reset(self._task, total=1.0, figures=doing)
+        self._progress.update(self._task, completed=share)
+
+    @hookimpl
+    def pdtrim_recovery_finished(self, result: RecoveryResult) -> None:
+        """Print how a recovery came out above the bar."""
+        self._recovering = ""
+        self._progress.console.print(_recovery_line(result))
 
     @hookimpl
     def pdtrim_candidate_measured(self, candidate: Candidate) -> None:

@@ -19,18 +19,23 @@ from pdtrim_core.fidelity.statistics import ratio
 from pdtrim_core.results.fidelity import TASK
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
-from pdtrim_core.results.task_results import TaskResult, Variant, results_in
+from pdtrim_core.results.task_results import TaskResult, Variant, no_recovery, results_in
 
 COMPARISON_FORMAT = 1
 NOT_PRUNING = ("open the model", "evaluate", "fidelity", "write")
 """Steps of a run that are no part of its pruning time."""
+RECOVERING = "recover"
+"""The step that gave the pair other weights; it is no part of the time that a pair without them took."""
 SAME = 1e-6
 """How near the mean over items must be to a metric's value for the metric to be that mean."""
 
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One model that was measured: a variant of a run, what its stages lose as shares of the parameters, and what it costs."""
+    """One model that was measured: a variant of a run, what its stages lose as shares of the parameters, and what it costs.
+
+    `recovery` has the names of the recoveries that gave it its weights, in order.
+    """
 
     name: str
     run: str
@@ -42,6 +47,7 @@ class ComparedRow:
     pruning_seconds: float | None
     decode_bytes: float | None
     kv_bytes: float | None
+    recovery: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,9 @@ def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]
         of_run: dict[Variant, None] = dict.fromkeys(
             "unified" if outcome.saved_plan is None else variant for variant in variants[path] if variant != "dense"
         )
+        if "unrecovered" in of_run and not outcome.recovery:
+            notes.append(f"{names[path]} {no_recovery()}")
+            del of_run["unrecovered"]
         for variant in of_run:
             own = tuple(pair for pair in results[path] if pair[1].variant == variant)
             name = f"{names[path]} ({variant})" if len(of_run) > 1 or variant != "staged" else names[path]
@@ -121,6 +130,8 @@ def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]
             if not own and any(results.values()):
                 hint = f"; it has some of {', '.join(others)}" if others else ""
                 notes.append(f"{names[path]} has no evaluations of the variant {variant}{hint}")
+    if not candidates:
+        raise PdtrimError(f"there is nothing to compare: {notes[0]}")
     return candidates, notes
 
 
@@ -231,7 +242,9 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
     }
     traffic, kv = one.outcome.cost("decode weight traffic"), one.outcome.cost("K/V shipped to decode")
     dense, unknown = one.variant == "dense", one.variant == "prefill"
-    seconds = sum(taken for step, taken in one.outcome.seconds.items() if step not in NOT_PRUNING)
+    recovered = one.variant not in ("unrecovered", "dense")
+    left_out = NOT_PRUNING if recovered else (*NOT_PRUNING, RECOVERING)
+    seconds = sum(taken for step, taken in one.outcome.seconds.items() if step not in left_out)
     return ComparedRow(
         name=one.name,
         run=str(one.path),
@@ -243,6 +256,7 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
         pruning_seconds=None if dense else round(seconds, 1),
         decode_bytes=None if unknown else traffic.dense if dense else traffic.plan,
         kv_bytes=None if unknown else kv.dense if dense else kv.plan,
+        recovery=tuple(result.name for result in one.outcome.recovery if result.kept and recovered),
     )
 
 

@@ -11,7 +11,7 @@ from pdtrim_core.comparing.groups import Column
 from pdtrim_core.data.readings import Reading, standard_error
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.outcome import Outcome, Value
 from pdtrim_core.results.run_folder import measured_in
 from pdtrim_core.results.task_results import TaskResult, Variant
 
@@ -58,20 +58,22 @@ def objective_cells(candidates: Sequence[RowSource], notes: list[str]) -> tuple[
     column = Column(f"{objectives.pop()} ({what})", "score", percent=False)
     cells: dict[str, dict[str, Cell]] = {}
     for one in candidates:
-        known = one.variant in ROWS
-        cells[one.name] = {column.name: _objective_cell(one, candidates[0], notes, held_out=held_out)} if known else {}
-        if not known:
-            notes.append(f"{one.name}: a run does not measure its objective on the variant {one.variant}; see pdtrim-core eval")
+        cell = _objective_cell(one, candidates[0], notes, held_out=held_out)
+        cells[one.name] = {} if cell is None else {column.name: cell}
+    unknown = sorted({one.variant for one in candidates if one.variant not in ROWS})
+    if unknown:
+        notes.append(f"runs do not measure their own score of the variant {' and '.join(unknown)}: see pdtrim-core eval")
     return (column,), cells
 
 
-def _objective_cell(one: RowSource, first: RowSource, notes: list[str], *, held_out: bool) -> Cell:
-    own = one.outcome.row(ROWS[one.variant])
-    value = own.held_out if held_out and own.held_out else own.calibration
+def _objective_cell(one: RowSource, first: RowSource, notes: list[str], *, held_out: bool) -> Cell | None:
+    """Return the score of a row, with its difference to that of the first; None where the run did not measure it."""
+    if one.variant not in ROWS:
+        return None
+    value = _value(one, held_out=held_out)
     if one is first or first.variant not in ROWS:
         return Cell(value.score, value.error, items=value.items)
-    base = first.outcome.row(ROWS[first.variant])
-    there = base.held_out if held_out and base.held_out else base.calibration
+    there = _value(first, held_out=held_out)
     difference = value.score - there.score
     gaps = _objective_gaps(one, first, held_out=held_out)
     if gaps is None or value.mean == there.mean:
@@ -81,6 +83,11 @@ def _objective_cell(one: RowSource, first: RowSource, notes: list[str], *, held_
     # The score is not linear in the mean for every objective; this is its slope between the two means.
     slope = abs(difference / (value.mean - there.mean))
     return Cell(value.score, value.error, difference, slope * standard_error(gaps), paired=True, items=value.items)
+
+
+def _value(one: RowSource, *, held_out: bool) -> Value:
+    row = one.outcome.row(ROWS[one.variant])
+    return row.held_out if held_out and row.held_out else row.calibration
 
 
 def _objective_gaps(one: RowSource, first: RowSource, *, held_out: bool) -> list[float] | None:

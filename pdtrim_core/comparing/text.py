@@ -12,6 +12,7 @@ from pdtrim_core.comparing.objective_cells import Cell
 NOTHING = "-"
 SMALL = 5.0
 _COSTS: tuple[tuple[str, Callable[[ComparedRow], str]], ...] = (
+    ("recovery", lambda row: ", ".join(row.recovery) or NOTHING),
     ("prefill removed", lambda row: _percent(row.prefill_removed)),
     ("decode removed", lambda row: _percent(row.decode_removed)),
     ("pruning s", lambda row: NOTHING if row.pruning_seconds is None else f"{row.pruning_seconds:.0f}"),
@@ -33,12 +34,13 @@ def text_table_of(comparison: Comparison) -> TextTable:
     """Return a comparison as text cells: a value with its error in the first row, with the difference to it in the others."""
     averaged = any(row.average is not None for row in comparison.rows)
     titles = [_title(column.name, column.metric, higher=column.higher_is_better) for column in comparison.columns]
-    heading = ("method", *titles, *(["average"] if averaged else []), *(title for title, _ in _COSTS))
+    costs = _COSTS if any(row.recovery for row in comparison.rows) else _COSTS[1:]
+    heading = ("method", *titles, *(["average"] if averaged else []), *(title for title, _ in costs))
     rows = []
     digits = {column.name: _digits([row.cells.get(column.name) for row in comparison.rows]) for column in comparison.columns}
     for row in comparison.rows:
         cells = [_cell(row.cells.get(column.name), digits[column.name]) for column in comparison.columns]
-        rows.append((row.name, *cells, *([_cell(row.average)] if averaged else []), *(cost(row) for _, cost in _COSTS)))
+        rows.append((row.name, *cells, *([_cell(row.average)] if averaged else []), *(cost(row) for _, cost in costs)))
     names = [column.name for column in comparison.columns] + ["average"]
     best = frozenset(
         (row, names.index(name) + 1) for name, numbers in comparison.best.items() for row in numbers if name in names

@@ -30,7 +30,7 @@ from pdtrim_core.host.sources import changes, engine
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.results.outcome import versions
-from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
+from pdtrim_core.results.task_results import CODE, PAIRS, TaskResult, Variant, find_result, write_result
 
 PACKAGES = ("lm_eval", "datasets")
 
@@ -147,7 +147,7 @@ class Evaluation:
         return {
             "weights": self._run.outcome.environment.weights,
             "plan": None if variant == "dense" else self._run.plan_digest(variant),
-            "first_token": model.first_token if variant in ("staged", "unrecovered") else None,
+            "first_token": model.first_token if variant in PAIRS else None,
             "dtype": str(next(model.blocks.model.parameters()).dtype).removeprefix("torch."),
             "window": model.max_length,
             **options.source.settings(task, self._hub),

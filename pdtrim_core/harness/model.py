@@ -35,7 +35,7 @@ from pdtrim_core.harness.requests import Request, fitted, items_of, with_prompt
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.plan.elements import KvOnly
 from pdtrim_core.plan.plan import FirstToken, Plan
-from pdtrim_core.results.task_results import Variant
+from pdtrim_core.results.task_results import PAIRS, Variant
 
 ROWS = 16
 """Prompts that generate together, where nobody says how many."""
@@ -286,7 +286,7 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
 def _checked(first_token: FirstToken | None, variant: Variant, run: LoadedRun) -> FirstToken:
     """Return who makes the first token. Raises `PdtrimError` where prefill cannot."""
-    if variant not in ("staged", "unrecovered"):
+    if variant not in PAIRS:
         return "decode"  # it is the same model in both stages, so nothing depends on it
     saved = run.outcome.plan
     wanted = first_token or saved.first_token

@@ -86,16 +86,19 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, o
         items=len(items),
         answer_tokens=context.recipe.settings.evaluation.answer_tokens,
         variants={variant: _finite(result.metrics) for variant, result in measured.items()},
-        nearer=nearer(measured["unified"], measured["staged"]) if "staged" in measured else None,
+        nearer=nearer(measured.get("unified"), measured.get("staged")),
         samples=samples(items, measured, inputs.model),
+        recovered=nearer(measured.get("unrecovered"), measured.get("staged")),
     )
 
 
-def nearer(one: TaskResult, other: TaskResult) -> Metric | None:
+def nearer(one: TaskResult | None, other: TaskResult | None) -> Metric | None:
     """Return how much nearer the other variant is to the dense model than the one, in nats a token, paired over prompts.
 
-    None where a result does not say how many tokens each prompt's divergence is the mean of.
+    None where one of them was not measured, or a result does not say how many tokens each prompt's divergence is the mean of.
     """
+    if one is None or other is None:
+        return None
     pairs = list(zip(one.answers, other.answers, strict=True))
     if not all("tokens" in ours.values for ours, _ in pairs):
         return None

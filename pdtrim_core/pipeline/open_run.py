@@ -27,7 +27,7 @@ from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
-from pdtrim_core.results.task_results import Variant
+from pdtrim_core.results.task_results import PAIRS, Variant, no_recovery
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class LoadedRun:
             raise PdtrimError(f"'{variant}' is none of {', '.join(get_args(Variant))}")
         if variant == "dense" or (self.outcome.saved_plan is None and variant in ("unified", "decode")):
             return Plan()
-        plan = self.outcome.plan.plan
         if variant == "unrecovered" and not self.outcome.recovery:
-            raise PdtrimError(f"{self.path} has no variant 'unrecovered': its recipe names no recovery")
-        if variant in ("staged", "unrecovered"):
+            raise PdtrimError(f"{self.path} {no_recovery()}")
+        plan = self.outcome.plan.plan
+        if variant in PAIRS:
             return plan
         return Plan.unified(plan.decode if variant != "prefill" else plan.prefill_alone(self.outcome.block_count))
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from pdtrim_core.api.kinds import Contract, Recovery
+from pdtrim_core.api.kinds import Contract
 from pdtrim_core.api.recovery_context import RecoveryContext
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError, PluginError, blame
@@ -42,6 +42,7 @@ from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import plan_to_json
+from pdtrim_core.results.outcome import LARGEST
 from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import Metric
 
@@ -85,6 +86,9 @@ def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: P
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / RECORD, json.dumps({"key": key, "digest": known.digest, "results": results}, indent=1) + "\n")
+        else:
+            for result in known.results:
+                context.host.tell("pdtrim_recovery_finished", result=result)
         return known
 
 
@@ -104,21 +108,34 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
-        result, modules = _one(context, recovery, pair, check, f"{number}-{recovery.name}")
+        result, modules = _one(context, number, pair, check)
+        context.host.tell("pdtrim_recovery_finished", result=result)
         results.append(result)
     layers = {key: module for key, module in modules.items() if isinstance(key, LayerOf)}
     return Recovered(plan, layers, tuple(results))
 
 
-def _one(
-    context: RunContext, recovery: Recovery, pair: Walked, check: Sequence[Item], name: str
-) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
-    """Return how a recovery came out, and the modules of the pair behind it."""
+def _one(context: RunContext, number: int, pair: Walked, check: Sequence[Item]) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
+    """Return how a recovery of the recipe came out, and the modules of the pair behind it."""
     started, start, losses = time.perf_counter(), dict(pair.modules), list[float]()
-    label = context.host.label_of(recovery)
+    recoveries = context.recipe.recoveries
+    recovery = recoveries[number]
+    label, name = context.host.label_of(recovery), f"{number}-{recovery.name}"
+
+    def reached(share: float) -> None:
+        done = 1.0 if share > 1 else share if share >= 0 else 0.0
+        context.host.tell("pdtrim_recovery_advanced", name=recovery.name, number=number + 1, count=len(recoveries), share=done)
+
     work = RecoveryContext(
-        pair, check, context.rng(f"recovery {name}"), context.folder.path / WORK / name, context.events.note, losses.append
+        pair,
+        check,
+        context.rng(f"recovery {name}"),
+        context.folder.path / WORK / name,
+        context.events.note,
+        losses.append,
+        reached,
     )
+    reached(0.0)
     before = _divergences(work)
     with blame(label):
         recovery.recover(work)
@@ -134,8 +151,8 @@ def _one(
         )
     result = RecoveryResult(
         name=recovery.name,
-        before=_mean(before),
-        after=_mean(after),
+        before=_bounded(_mean(before)),
+        after=_bounded(_mean(after)),
         texts=len(pair.items),
         tokens=sum(len(item.prompt_of(0)) + len(item.choices[0]) for item in pair.items),
         seconds=round(time.perf_counter() - started, 2),
@@ -157,17 +174,26 @@ def _mean(divergences: Sequence[Sequence[float]]) -> Metric:
     return ratio([math.fsum(own) for own in divergences], [len(own) for own in divergences], higher_is_better=False)
 
 
+def _bounded(metric: Metric) -> Metric:
+    """Return a figure as an outcome can hold it: what a broken pair is from the dense model may be beyond all bounds."""
+    return replace(metric, value=_number(metric.value), error=None if metric.error is None else _number(metric.error))
+
+
+def _number(value: float) -> float:
+    return value if abs(value) <= LARGEST else LARGEST
+
+
 def _by_position(divergences: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """Return the mean at each place behind the prompt that every text has."""
     shortest = min(map(len, divergences))
-    return tuple(math.fsum(own[place] for own in divergences) / len(divergences) for place in range(shortest))
+    return tuple(_number(math.fsum(own[place] for own in divergences) / len(divergences)) for place in range(shortest))
 
 
 def _thinned(losses: Sequence[float]) -> tuple[float, ...]:
     """Return means of neighbouring losses, so many as an outcome may have."""
     step = math.ceil(len(losses) / MOST_LOSSES) or 1
     groups = [losses[start : start + step] for start in range(0, len(losses), step)]
-    return tuple(math.fsum(group) / len(group) for group in groups)
+    return tuple(_number(math.fsum(group) / len(group)) for group in groups)
 
 
 def _changed(pair: Walked, start: Modules) -> dict[str, int]:
@@ -243,15 +269,3 @@ def _known(key: str, plan: Plan, model: BlockModel, modules: Modules, folder: Pa
         return Recovered(plan, load_recovered(plan, model, modules, folder), results, record["digest"])
     except (UnreadableError, PdtrimError, ValidationError, KeyError, TypeError):
         return None
-
-
-def notes_on(recovered: Recovered) -> Iterator[str]:
-    """Yield what a run says of its recoveries."""
-    for result in recovered.results:
-        if result.kept:
-            share = 1 - result.after.value / result.before.value
-            yield (
-                f"recovery '{result.name}' took {100 * share:.0f} % of the distance to the dense model away: KL "
-                f"{result.before.value:.4f} -> {result.after.value:.4f} on {CHECKED} texts, from {result.tokens:,} tokens in "
-                f"{result.seconds:.0f} s"
-            )

@@ -19,7 +19,7 @@ from pdtrim_core.pipeline.run_keys import dense_code, keys_of
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.results.fidelity import TASK
 from pdtrim_core.results.outcome import versions
-from pdtrim_core.results.task_results import CODE, TaskResult, Variant, find_result, write_result
+from pdtrim_core.results.task_results import CODE, PAIRS, TaskResult, Variant, find_result, write_result
 
 
 class RunFidelity:
@@ -77,7 +77,7 @@ class RunFidelity:
     def settings(self, variant: Variant) -> dict[str, Any]:
         """Return all that decides the figures of a variant."""
         outcome = self._run.outcome
-        first_token = (self._first_token or outcome.plan.first_token) if variant in ("staged", "unrecovered") else None
+        first_token = (self._first_token or outcome.plan.first_token) if variant in PAIRS else None
         return {
             "weights": outcome.environment.weights,
             "plan": None if variant == "dense" else self._run.plan_digest(variant),

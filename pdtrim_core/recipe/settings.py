@@ -142,7 +142,7 @@ class Evaluation(BaseModel):
     )
 
     fidelity: bool = Field(
-        default=True, description="at the end, compare dense, unified and staged with the dense model, on the held-out items"
+        default=True, description="at the end, compare the variants with the dense model, on the held-out items"
     )
     answer_tokens: int = Field(64, gt=0, le=4096, description="tokens of an answer at most in that comparison")
 

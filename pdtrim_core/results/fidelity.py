@@ -24,7 +24,8 @@ class Fidelity:
     """The figures of each variant on so many held-out items, by the names that the results of task `fidelity` have.
 
     Answers have `answer_tokens` tokens at most. `nearer` is how much less the KL divergence of `staged` is than that of
-    `unified`, in nats a token, with its standard error paired over prompts; None where there is no pair to compare.
+    `unified`, in nats a token, with its standard error paired over prompts; None where there is no pair to compare. `recovered`
+    is how much less it is than that of `unrecovered`, None where nothing was recovered.
     """
 
     items: int
@@ -32,3 +33,4 @@ class Fidelity:
     variants: dict[str, dict[str, Metric]]
     nearer: Metric | None = None
     samples: tuple[AnswerSample, ...] = ()
+    recovered: Metric | None = None

@@ -30,6 +30,8 @@ LARGEST = 1e30
 MOST_NOTES = 1000
 MOST_ROWS = 100
 """Rows of one table of an outcome at most; a run writes five."""
+MOST_POINTS = 20_000
+"""Points of one curve of an outcome at most; a text has one for each token of its answer."""
 CANDIDATES = ("measured", "cut_short", "remembered")
 PACKAGES = ("pdtrim-core", "torch", "transformers", "safetensors", "pluggy", "pydantic")
 
@@ -271,6 +273,7 @@ def _contradictions(outcome: Outcome) -> Iterator[str]:
     if outcome.saved_plan is not None and outcome.plan.block_count != count:
         yield f"saved_plan: it is a plan for {outcome.plan.block_count} blocks, and the model has {count}"
     yield from _wrong_tables(outcome)
+    yield from _wrong_recoveries(outcome)
     sets, merged = outcome.sets, (merge.pair for merge in outcome.merges)
     named = (*sets.initial, *sets.drops, *itertools.chain(*sets.pairs, *merged))
     strange = [block for block in named if not 0 <= block < count]
@@ -307,6 +310,29 @@ def _wrong_tables(outcome: Outcome) -> Iterator[str]:
     ):
         if len(numbers) not in (0, length):
             yield f"{key}: {len(numbers)} numbers for {count} blocks"
+
+
+def _wrong_recoveries(outcome: Outcome) -> Iterator[str]:
+    """Yield what no recovery could have come to, and whose pictures would be too large to draw."""
+    if len(outcome.recovery) > MOST_ROWS:
+        yield f"recovery: {len(outcome.recovery)} are more than {MOST_ROWS}"
+    for number, one in enumerate(outcome.recovery):
+        curves = (one.losses, one.by_position_before, one.by_position_after)
+        longest = max(map(len, curves))
+        if longest > MOST_POINTS:
+            yield f"recovery.{number}: a curve of {longest} points, more than {MOST_POINTS}"
+        if len(one.by_position_before) != len(one.by_position_after):
+            yield f"recovery.{number}: other positions before it than after it"
+        if not one.changed.keys() <= {"prefill", "decode"}:
+            yield f"recovery.{number}.changed: {shown(next(iter(one.changed.keys() - {'prefill', 'decode'})))} is no stage"
+        if min(one.before.value, one.after.value, *one.by_position_before, *one.by_position_after) < 0:
+            yield f"recovery.{number}: a KL divergence below zero"
+        if one.kept and not one.after.value < one.before.value:
+            yield f"recovery.{number}: it was kept, and the pair came no nearer to the dense model"
+        if min(one.texts, one.tokens, one.seconds, *one.changed.values()) < 0:
+            yield f"recovery.{number}: less than nothing was counted"
+    if outcome.saved_plan is not None and outcome.plan.recovered and not any(one.kept for one in outcome.recovery):
+        yield "saved_plan: it has recovered weights, and there is no recovery that was kept"
 
 
 def versions(extra: tuple[str, ...] = ()) -> dict[str, str]:

@@ -28,3 +28,8 @@ class RecoveryResult:
     losses: tuple[float, ...] = ()
     by_position_before: tuple[float, ...] = ()
     by_position_after: tuple[float, ...] = ()
+
+    @property
+    def taken_away(self) -> float | None:
+        """The share of the distance to the dense model that went, as a fraction of 1; None where there was none."""
+        return 1 - self.after.value / self.before.value if self.before.value > 0 else None

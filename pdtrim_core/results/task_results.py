@@ -25,6 +25,13 @@ CODE = "code"
 Variant = Literal["staged", "unified", "prefill", "decode", "unrecovered", "dense"]
 """Which model of a run is evaluated: the pair; decode's removal in both stages; prefill or decode as a single-stage model; the
 pair without what recovery made of it; the dense model."""
+PAIRS: tuple[Variant, ...] = ("staged", "unrecovered")
+"""The variants whose stages lose each its own, so that it matters which of them makes the first token."""
+
+
+def no_recovery() -> str:
+    """Return what is said of a run that is asked for the pair before its recovery, and that has none."""
+    return "has no variant 'unrecovered': its recipe names no recovery, so that 'staged' is the same"
 
 
 @dataclass(frozen=True)

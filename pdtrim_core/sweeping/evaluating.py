@@ -39,7 +39,12 @@ def evaluate(
 
 
 def variants_of(run: LoadedRun, wanted: Sequence[Variant]) -> list[Variant]:
-    """Return the variants that a run has of those that are wanted: a model that was replaced is unified."""
+    """Return the variants that a run has of those that are wanted.
+
+    A model that was replaced is unified, and without a recovery nothing is unrecovered.
+    """
+    if not run.outcome.recovery:
+        wanted = [variant for variant in wanted if variant != "unrecovered"]
     if run.outcome.saved_plan is not None:
         return list(wanted)
     variants: list[Variant] = ["dense" if variant == "dense" else "unified" for variant in wanted]

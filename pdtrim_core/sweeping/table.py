@@ -47,6 +47,10 @@ def _merges(row: Row) -> str:
     return ", ".join("+".join(map(str, merge["pair"])) for merge in row["merges"] if merge["kept"]) or "-"
 
 
+def _recovery(row: Row) -> str:
+    return ", ".join(result["name"] for result in row["recovery"] if result["kept"]) or "-"
+
+
 COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "searched": ("searched", _value("unified", "calibration")),
     "dense": ("dense", _held_out_or_searched("dense")),
@@ -56,6 +60,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "prefill": ("prefill loses", _loses("prefill")),
     "initial": ("best scores", lambda row: ", ".join(str(block) for block in row["sets"]["initial"]) or "-"),
     "merges": ("merges to choose", _merges),
+    "recovery": ("recovery", _recovery),
     "work": ("prefill work", _work),
     "measured": ("measured", lambda row: str(row["candidates"]["measured"] + row["candidates"]["cut_short"])),
     "seconds": ("s", lambda row: f"{sum(row['seconds'].values()):.0f}"),

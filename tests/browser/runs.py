@@ -20,6 +20,7 @@ from pdtrim_core.api import (
     Outcome,
     Plan,
     Reading,
+    RecoveryResult,
     Removal,
     SavedPlan,
     SearchStep,
@@ -130,8 +131,18 @@ SAMPLES = (
 )
 
 
-def fidelity(*, staged: bool = True) -> Fidelity:
+def fidelity(*, staged: bool = True, recovered: bool = False) -> Fidelity:
     """Return how near the variants of a run could be to the dense model."""
+    if recovered:
+        near = fidelity()
+        before = figures(0.7161, 0.695, 2.44, 47.1, lost=0.125, won=0.0469)
+        variants = {**near.variants, "staged": figures(0.3794, 0.788, 2.91, 32.7, lost=0.0781, won=0.0313)}
+        placed = {name: before if name == "unrecovered" else variants[name] for name in ORDER}
+        answers = [{**one.answers, "unrecovered": one.answers["unified"][:30]} for one in SAMPLES]
+        samples = tuple(
+            replace(one, answers={name: of[name] for name in ORDER}) for one, of in zip(SAMPLES, answers, strict=True)
+        )
+        return replace(near, variants=placed, samples=samples, nearer=Metric(0.4329, 0.0503), recovered=Metric(0.3367, 0.0212))
     variants = {
         "dense": figures(0.0, 1.0, 4.0, 21.4),
         "unified": figures(0.8123, 0.664, 2.31, 57.9, lost=0.1406, won=0.0469),
@@ -140,6 +151,35 @@ def fidelity(*, staged: bool = True) -> Fidelity:
     names = list(variants)[: 3 if staged else 2]
     samples = tuple(replace(one, answers={name: one.answers[name] for name in names}) for one in SAMPLES)
     return Fidelity(64, 64, {name: variants[name] for name in names}, Metric(0.4112, 0.0503) if staged else None, samples)
+
+
+ORDER = ("dense", "unified", "unrecovered", "staged")
+
+
+def along(start: float, end: float, count: int = 64) -> tuple[float, ...]:
+    """Return a divergence by the place of a token: high at first, and lower from there on."""
+    rng = Random(round(1000 * start))
+    return tuple(end + (start - end) * math.exp(-place / 9) + rng.random() * end / 6 for place in range(count))
+
+
+def recovery() -> tuple[RecoveryResult, ...]:
+    """Return what recoveries could come to: two in closed form, one that was left out, and a training with its losses."""
+    rng = Random(3)
+    losses = tuple(0.9 * math.exp(-step / 60) + 0.33 + rng.gauss(0, 0.03) for step in range(200))
+    before, fitted, folded, trained = along(1.3, 0.66), along(1.25, 0.6), along(0.8, 0.34), along(0.7, 0.29)
+
+    def one(name: str, start: float, end: float, curves: tuple[tuple[float, ...], tuple[float, ...]]) -> RecoveryResult:
+        of_start, of_end = (Metric(value, value / 12, higher_is_better=False) for value in (start, end))
+        in_decode = {"prefill": 0, "decode": 995_328}
+        return RecoveryResult(name, of_start, of_end, 200, 25_600, 38.2, end < start, in_decode, (), *curves)
+
+    in_prefill = {"prefill": 442_368, "decode": 0}
+    return (
+        replace(one("kv-refit", 0.7161, 0.6688, (before, fitted)), seconds=9.4, changed=in_prefill),
+        one("fold", 0.6688, 0.3794, (fitted, folded)),
+        replace(one("rescale", 0.3794, 0.4012, (folded, fitted)), seconds=4.0),
+        replace(one("distill", 0.3794, 0.3301, (folded, trained)), texts=3907, tokens=500_096, seconds=2211.0, losses=losses),
+    )
 
 
 def walked(count: int = 37) -> tuple[SearchStep, ...]:
@@ -176,6 +216,14 @@ def merged() -> Outcome:
         MergeResult((20, 21), 0.9548, 23.3, 5.24, 20.36, kept=True, chosen=True),
     )
     return outcome(plan, 30, merges=results, fidelity=fidelity())
+
+
+def recovered() -> Outcome:
+    """A pair that recovery made good again."""
+    gone = [Drop(block) for block in (13, 14, 15, 17, 19)]
+    recipe = {**RECIPE, "recovery": [{"use": one.name} for one in recovery()]}
+    plan = Plan(Removal([KvOnly(block) for block in range(26, 30)]), Removal(gone))
+    return outcome(plan, 30, fidelity=fidelity(recovered=True), recovery=recovery(), recipe=recipe)
 
 
 def narrowed() -> Outcome:

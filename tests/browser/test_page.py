@@ -20,6 +20,7 @@ OPEN_ALL = "document.querySelectorAll('details').forEach((part) => { part.open =
 FINISHED: dict[str, tuple[Callable[[], Outcome], bool]] = {
     "big": (runs.big, True),
     "merged": (runs.merged, True),
+    "recovered": (runs.recovered, True),
     "narrowed": (runs.narrowed, False),
     "joint": (runs.joint, False),
     "replaced": (runs.replaced, False),

@@ -43,11 +43,12 @@ class Fold(Recovery):
 
     def recover(self, context: RecoveryContext) -> None:
         """Fold the runs of prefill, whose K/V decode then reads, and those of decode."""
-        for stage in self._stages(context):
+        stages = list(self._stages(context))
+        for number, stage in enumerate(stages):
             first = next((layer.block for layer in context.layers(stage) if layer.runs), 0)
             if first:
                 context.note(f"{_run(stage, range(first))}: no block is left in front of them, so they are not folded")
-            for layer in context.walk(stage):
+            for layer in context.walk(stage, (number, len(stages))):
                 if layer.gone and layer.layer.runs:
                     self._fold(layer, context)
 

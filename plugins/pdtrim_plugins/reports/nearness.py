@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pdtrim_core.api import Metric
+
 if TYPE_CHECKING:
-    from pdtrim_core.api import Fidelity, Metric
+    from pdtrim_core.api import Fidelity, RecoveryResult
 
 APART = 2
 """Standard errors from which two variants are told apart."""
@@ -18,14 +20,55 @@ def verdict(fidelity: Fidelity, plus_minus: str = "+-") -> str:
     if found is None or "staged" not in fidelity.variants:
         kl = fidelity.variants.get("unified", {}).get("kl")
         return "" if kl is None else f"unified is {with_error(kl, 3, plus_minus)} nats a token from dense"
+    unclear = _unclear(found, "unified", plus_minus)
+    if unclear:
+        return unclear
+    return f"staged is {_size(found, plus_minus)} {'nearer to' if found.value > 0 else 'farther from'} dense than unified"
+
+
+def verdict_on_recovery(fidelity: Fidelity, plus_minus: str = "+-") -> str:
+    """Return how much of the distance to the dense model recovery took away on held-out items; empty if unmeasured."""
+    found = fidelity.recovered
+    if found is None:
+        return ""
+    unclear = _unclear(found, "unrecovered", plus_minus)
+    if unclear:
+        return unclear
+    if found.value < 0:
+        return f"recovery makes it worse here: staged is {_size(found, plus_minus)} farther from dense than unrecovered"
+    before = fidelity.variants.get("unrecovered", {}).get("kl")
+    share = "" if before is None or before.value <= 0 else f", {_percent(found.value / before.value)} of the distance to dense"
+    return f"recovery takes {_size(found, plus_minus)} away{share}"
+
+
+def _unclear(found: Metric, other: str, plus_minus: str) -> str:
+    """Return why the pair and another variant are not told apart; empty where they are."""
     if found.error is None:
-        return "one prompt is too few to tell staged and unified apart"
+        return f"one prompt is too few to tell staged and {other} apart"
     if not found.value and not found.error:
-        return "staged and unified are equally near to dense: here they give the same"
-    size = f"{abs(found.value):.3f} {plus_minus} {found.error:.3f} nats a token"
+        return f"staged and {other} are equally near to dense: here they give the same"
     if abs(found.value) < APART * found.error:
-        return f"staged and unified are not told apart: they differ by {size}, less than {APART} standard errors"
-    return f"staged is {size} {'nearer to' if found.value > 0 else 'farther from'} dense than unified"
+        size = _size(found, plus_minus)
+        return f"staged and {other} are not told apart: they differ by {size}, less than {APART} standard errors"
+    return ""
+
+
+def _size(found: Metric, plus_minus: str) -> str:
+    return f"{with_error(Metric(abs(found.value), found.error), 3, plus_minus)} nats a token"
+
+
+def kept_of(results: Sequence[RecoveryResult]) -> list[str]:
+    """Return the names of the recoveries that were kept."""
+    return [result.name for result in results if result.kept]
+
+
+def taken_away(result: RecoveryResult) -> str:
+    """Return the share of the distance to the dense model that a recovery took away, or that it was left out."""
+    return "left out" if not result.kept or result.taken_away is None else _percent(result.taken_away)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def with_error(metric: Metric, digits: int, plus_minus: str = "+-", *, scale: float = 1) -> str:

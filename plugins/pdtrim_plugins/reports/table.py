@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from pdtrim_core import Outcome
 
 Metrics = Mapping[str, Metric]
+SHORT = 10.0
+"""Seconds below which a tenth of one is told."""
+NARROW = 60
+"""Characters of a line in a small terminal."""
 SAMPLE_WIDTH = 60
 """Characters of an answer that are shown."""
 
@@ -32,6 +37,7 @@ class Table(Report):
             _diagram(outcome),
             _results(outcome),
             _fidelity(outcome),
+            _recovery(outcome),
             _sample(outcome),
             _gains(outcome),
             _merges(outcome),
@@ -83,10 +89,29 @@ def _fidelity(outcome: Outcome) -> str:
     for heads in (ALONG_ANSWERS, ON_ITEMS):
         body = [[variant, *(cell(metrics) for cell in heads.values())] for variant, metrics in found.variants.items()]
         shown = [column for column in range(len(heads) + 1) if any(row[column] for row in body)]
-        tables.append(columns([[row[column] for column in shown] for row in (["", *heads], *body)]))
-    said = nearness.verdict(found)
+        tables.append(_narrow([[row[column] for column in shown] for row in (["", *heads], *body)]))
+    said = [nearness.verdict(found), nearness.verdict_on_recovery(found)]
     about = f"how near to the dense model, on {found.items} held-out item{'s' * (found.items != 1)}:"
-    return "\n".join([about, *tables, *([said] if said else [])])
+    return "\n".join([about, *tables, *filter(None, said)])
+
+
+def _recovery(outcome: Outcome) -> str:
+    """Return how each recovery came out, a line each."""
+    if not outcome.recovery:
+        return ""
+    body = [
+        [
+            result.name,
+            f"{result.before.value:.3f}",
+            f"{result.after.value:.3f}",
+            nearness.taken_away(result),
+            f"{result.tokens:,}",
+            f"{result.seconds:.{0 if result.seconds >= SHORT else 1}f}",
+        ]
+        for result in outcome.recovery
+    ]
+    about = "recovery, KL to dense in nats a token on other texts:"
+    return f"{about}\n{_narrow([['', 'before', 'after', 'taken away', 'tokens', 's'], *body])}"
 
 
 def _sample(outcome: Outcome) -> str:
@@ -110,7 +135,16 @@ def _shortened(text: str, *, end: bool = False) -> str:
 
 def _figure(name: str, digits: int, scale: float = 1) -> Callable[[Metrics], str]:
     """Return the column of a figure with its standard error; empty where it was not measured."""
-    return lambda metrics: nearness.with_error(metrics[name], digits, scale=scale) if name in metrics else ""
+
+    def cell(metrics: Metrics) -> str:
+        if name not in metrics:
+            return ""
+        metric = metrics[name]
+        # The dense model beside itself is exact, and an error of nothing would take the room of another column.
+        exact = metric.error is None or not round(scale * metric.error, digits)
+        return nearness.with_error(replace(metric, error=None) if exact else metric, digits, scale=scale)
+
+    return cell
 
 
 def _accepted(metrics: Metrics) -> str:
@@ -213,14 +247,20 @@ def _next(outcome: Outcome, out: Path) -> str:
     return f"files: {plan}{out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}{pair}"
 
 
-def columns(rows: Sequence[Sequence[str]]) -> str:
+def _narrow(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text in columns, closer together where a small terminal would fold them."""
+    text = columns(rows)
+    return text if max(map(len, text.splitlines())) <= NARROW else columns(rows, gap=2)
+
+
+def columns(rows: Sequence[Sequence[str]], gap: int = 3) -> str:
     """Return rows as text in columns; the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(_line(row, widths) for row in rows)
+    return "\n".join(_line(row, widths, gap) for row in rows)
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+def _line(row: Sequence[str], widths: Sequence[int], gap: int) -> str:
     cells: Iterable[str] = (
         cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
-    return "   ".join(cells).rstrip()
+    return (" " * gap).join(cells).rstrip()

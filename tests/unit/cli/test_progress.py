@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from pdtrim_core.cli.heartbeat import Heartbeat
 from pdtrim_core.cli.progress import LineDisplay, LiveDisplay
 from pdtrim_core.data.readings import Candidate, Reading
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.results.task_results import TaskResult
+from pdtrim_core.results.recovery import RecoveryResult
+from pdtrim_core.results.task_results import Metric, TaskResult
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -77,6 +80,62 @@ def test_nothing_is_said_while_others_speak() -> None:
             time.sleep(0.02)
             heartbeat.said()
     assert beats == []
+
+
+FOLD = RecoveryResult("fold", Metric(0.716), Metric(0.379), 200, 25_600, 38.24, True, {"decode": 64})
+LINE = "recovery fold: KL 0.716 -> 0.379, 47 % taken away; 25,600 tokens, 38.2 s"
+
+
+def test_a_log_says_which_recovery_is_at_work_and_how_long_the_rest_will_take() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.05)
+    with display.working():
+        display.pdtrim_step_started("recover")
+        display.pdtrim_recovery_advanced("texts", 0, 2, 0.0)
+        until(lambda: " s, texts\n" in stream.getvalue())
+        display.pdtrim_recovery_advanced("kv-refit", 1, 2, 0.0)
+        until(lambda: " s, kv-refit (1 of 2)\n" in stream.getvalue())
+        display.pdtrim_recovery_finished(FOLD)
+        display.pdtrim_recovery_advanced("fold", 2, 2, 0.25)
+        until(lambda: " s, fold (2 of 2), 25 %, about 0 s left\n" in stream.getvalue())
+    assert LINE in stream.getvalue().splitlines()
+    display.pdtrim_step_started("evaluate")
+    assert display._how_far() == ""
+
+
+def test_the_time_that_is_left_goes_by_the_share_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("pdtrim_core.cli.progress.time.monotonic", lambda: clock[0])
+    display = LineDisplay(io.StringIO())
+    display.pdtrim_recovery_advanced("fold", 2, 2, 0.0)
+    assert display._how_far() == ", fold (2 of 2)"
+    clock[0] += 30
+    display.pdtrim_recovery_advanced("fold", 2, 2, 0.25)
+    assert display._how_far() == ", fold (2 of 2), 25 %, about 90 s left"
+
+
+def test_a_recovery_that_was_left_out_is_told_so() -> None:
+    stream = io.StringIO()
+    LineDisplay(stream).pdtrim_recovery_finished(replace(FOLD, after=Metric(0.8), kept=False))
+    assert stream.getvalue() == "recovery fold: KL 0.716 -> 0.800, left out; 25,600 tokens, 38.2 s\n"
+
+
+def test_the_bar_is_that_of_the_recovery_at_work() -> None:
+    stream = io.StringIO()
+    display = LiveDisplay(Console(file=stream, force_terminal=True, color_system=None, width=100))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
+    display.pdtrim_recovery_advanced("fold", 1, 2, 0.5)  # outside of a step there is no bar
+    display.pdtrim_step_started("recover", None)
+    display.pdtrim_recovery_advanced("kv-refit", 1, 2, 0.0)
+    display.pdtrim_recovery_advanced("kv-refit", 1, 2, 0.5)
+    (task,) = display._progress.tasks
+    assert (task.completed, task.total, task.fields["figures"]) == (0.5, 1.0, "kv-refit (1 of 2)")
+    display.pdtrim_recovery_finished(FOLD)
+    display.pdtrim_recovery_advanced("fold", 2, 2, 0.0)
+    assert (task.completed, task.total, task.fields["figures"]) == (0.0, 1.0, "fold (2 of 2)")
+    display.pdtrim_step_finished("recover", 1.25)
+    display.pdtrim_run_ended()
+    assert LINE in stream.getvalue()
 
 
 def test_the_bar_moves_with_each_variant_that_is_compared() -> None:

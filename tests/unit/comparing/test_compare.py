@@ -18,6 +18,7 @@ from pdtrim_core.comparing.compare import Comparison, compare
 from pdtrim_core.comparing.text import latex, markdown, text_table_of
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import Outcome
+from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import ItemAnswer, Metric, TaskResult, Variant, path_of, write_result
 from pdtrim_core.testing.contracts.small_run import small_run
 
@@ -256,6 +257,68 @@ def test_the_journals_pair_the_runs_own_objective(tmp_path: Path) -> None:
     assert paired.difference_error == pytest.approx(100 * statistics.stdev([0, 1, 0, 0]) / 2)
 
 
+RECOVERY = (
+    RecoveryResult("kv-refit", Metric(0.8), Metric(0.7), 8, 512, 1.5, kept=True, changed={"prefill": 8}),
+    RecoveryResult("rescale", Metric(0.7), Metric(0.9), 8, 512, 1.5, kept=False, changed={"decode": 8}),
+    RecoveryResult("fold", Metric(0.7), Metric(0.4), 8, 512, 1.5, kept=True, changed={"decode": 8}),
+)
+
+
+@pytest.fixture
+def recovered(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a run with recovery and one without, with their fidelity."""
+    seconds = {"open the model": 3.0, "search": 20.0, "recover": 5.0, "evaluate": 1.0}
+    runs = folder(tmp_path / "mended", recovery=RECOVERY, seconds=seconds), folder(tmp_path / "plain", seconds=seconds)
+    for run in runs:
+        near(run, "staged")
+        near(run, "dense")
+    near(runs[0], "unrecovered")
+    return runs
+
+
+def test_runs_with_and_without_recovery_stand_side_by_side(recovered: tuple[Path, Path]) -> None:
+    found = compare(recovered, ["unrecovered", "staged", "dense"])
+    assert [row.name for row in found.rows] == ["dense", "mended (unrecovered)", "mended (staged)", "plain"]
+    assert [row.recovery for row in found.rows] == [(), (), ("kv-refit", "fold"), ()]
+    assert [row.pruning_seconds for row in found.rows] == [None, 20.0, 25.0, 25.0]
+    assert found.rows[1].decode_removed == found.rows[2].decode_removed
+    assert found.rows[1].kv_bytes == found.rows[2].kv_bytes
+    grid = text_table_of(found)
+    column = grid.heading.index("recovery")
+    assert [row[column] for row in grid.rows] == ["-", "-", "kv-refit, fold", "-"]
+    assert "plain has no variant 'unrecovered': its recipe names no recovery, so that 'staged' is the same" in found.notes
+    assert "| recovery |" in markdown(found)
+    assert json.loads(found.to_json())["rows"][2]["recovery"] == ["kv-refit", "fold"]
+
+
+def test_without_recovery_there_is_no_column_of_it(two: tuple[Path, Path]) -> None:
+    assert "recovery" not in text_table_of(compare(two)).heading
+
+
+def test_the_pair_before_recovery_is_compared_by_what_was_measured_of_it(recovered: tuple[Path, Path]) -> None:
+    found = compare(recovered, ["unrecovered", "staged"])
+    assert [column.name for column in found.columns] == ["margin (held out)", "fidelity"]
+    before, after, plain = found.rows
+    assert (before.name, plain.name) == ("mended (unrecovered)", "plain")
+    assert before.cells.keys() == {"fidelity"}
+    assert after.cells["fidelity"].difference == pytest.approx((10 * -0.4 + 30 * -0.1 + 20 * -0.2) / 60)
+    assert after.cells["fidelity"].paired
+    assert after.cells["margin (held out)"].difference is None
+    assert "runs do not measure their own score of the variant unrecovered: see pdtrim-core eval" in found.notes
+
+
+def test_prefill_alone_has_no_score_of_its_own_either(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run")
+    staged, prefill = compare([run], ["staged", "prefill"]).rows
+    assert "margin (held out)" in staged.cells
+    assert prefill.cells == {}
+
+
+def test_a_variant_that_no_run_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PdtrimError, match="there is nothing to compare: plain has no variant 'unrecovered': its recipe names no"):
+        compare([folder(tmp_path / "plain")], ["unrecovered"])
+
+
 # --- bad input
 
 
@@ -346,7 +409,8 @@ def test_json_has_all_of_it(two: tuple[Path, Path]) -> None:
     assert TypeAdapter(Comparison).validate_json(found.to_json()) == found
 
 
-KL, TOKENS = {"staged": (0.5, 0.2, 0.4), "unified": (0.6, 0.5, 0.4), "dense": (0.0, 0.0, 0.0)}, (10, 30, 20)
+KL = {"staged": (0.5, 0.2, 0.4), "unrecovered": (0.9, 0.3, 0.6), "unified": (0.6, 0.5, 0.4), "dense": (0.0, 0.0, 0.0)}
+TOKENS = (10, 30, 20)
 
 
 def near(run: Path, variant: Variant, tokens: Sequence[int] = TOKENS, **settings: Any) -> None:

@@ -201,15 +201,16 @@ def test_options_that_mean_nothing_are_refused(staged_run: LoadedRun, options: d
         PdtrimLM(staged_run, ModelOptions(**options))
 
 
+@pytest.mark.parametrize("variant", ["staged", "unrecovered"])
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
 def test_who_makes_the_first_token_matters_to_tasks_of_one_token(
-    staged_run: LoadedRun, first_token: FirstToken, monkeypatch: pytest.MonkeyPatch
+    staged_run: LoadedRun, first_token: FirstToken, variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Plan(staged_run.outcome.plan.plan.prefill.__class__(), staged_run.outcome.plan.plan.decode)
-    monkeypatch.setattr(LoadedRun, "plan_of", lambda self, variant: whole if variant == "staged" else Plan())
+    monkeypatch.setattr(LoadedRun, "plan_of", lambda self, of: whole if of == variant else Plan())
     monkeypatch.setattr("pdtrim_core.harness.model._freed", lambda *_: False)
     asked = requests("loglikelihood", ("Question: which?\nAnswer:", "A"))
-    (staged,) = PdtrimLM(staged_run, ModelOptions(first_token=first_token)).loglikelihood(asked)
+    (staged,) = PdtrimLM(staged_run, ModelOptions(stage=variant, first_token=first_token)).loglikelihood(asked)
     (dense,) = PdtrimLM(staged_run, ModelOptions(stage="dense")).loglikelihood(asked)
     assert (abs(staged[0] - dense[0]) < 1e-4) is (first_token == "prefill")
 

@@ -19,6 +19,7 @@ from pdtrim_core.pipeline.dense_comparison import LONGEST_ANSWER, PROMPT_END, ne
 from pdtrim_core.pipeline.run_fidelity import RunFidelity
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import LARGEST
+from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import ItemAnswer
 from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
@@ -202,6 +203,63 @@ def test_a_replaced_model_is_unified_and_nothing_is_staged(host: PluginHost, tmp
     assert outcome.fidelity.nearer is None
     assert outcome.fidelity.variants["unified"]["kl"].value > 0
     assert [sorted(sample.answers) for sample in outcome.fidelity.samples] == [["dense", "unified"]] * 3
+
+
+RECOVERED: dict[str, Any] = {
+    "recovery": [{"use": "kv-refit", "tokens": 200}, {"use": "fold", "tokens": 600}],
+    "recovery_data": {"prompt_tokens": 8, "answer_tokens": 8},
+}
+
+
+def test_of_a_recovered_run_the_pair_before_is_compared_too(host: PluginHost, tmp_path: Path) -> None:
+    ears = Ears()
+    host.register(ears, Origin("ears", "ears"))
+    outcome = run(host, tmp_path / "run", **RECOVERED)
+    assert [result.name for result in outcome.recovery] == ["kv-refit", "fold"]
+    assert outcome.recovery[1].kept
+    found = outcome.fidelity
+    assert found is not None
+    assert ears.heard == ["about 4", *found.variants] == ["about 4", "dense", "unified", "unrecovered", "staged"]
+    before, after = (found.variants[name]["kl"].value for name in ("unrecovered", "staged"))
+    assert found.recovered is not None
+    assert found.recovered.value == pytest.approx(before - after)
+    assert found.recovered.error is not None
+    assert [sorted(sample.answers) for sample in found.samples] == [["dense", "staged", "unified", "unrecovered"]] * 3
+    assert Outcome.from_json(outcome.to_json()) == outcome
+    for result in RunFidelity(load_run(tmp_path / "run", host)).results(["unrecovered", "staged"]):
+        assert dict(result.metrics) == found.variants[result.variant]
+
+
+class Works:
+    """Hears how recoveries go on."""
+
+    def __init__(self) -> None:
+        self.advanced: list[tuple[str, int, int, float]] = []
+        self.finished: list[RecoveryResult] = []
+
+    @hookimpl
+    def pdtrim_recovery_advanced(self, name: str, number: int, count: int, share: float) -> None:
+        self.advanced.append((name, number, count, share))
+
+    @hookimpl
+    def pdtrim_recovery_finished(self, result: RecoveryResult) -> None:
+        self.finished.append(result)
+
+
+def test_listeners_hear_how_far_each_recovery_is_and_how_it_came_out(host: PluginHost, tmp_path: Path) -> None:
+    works = Works()
+    host.register(works, Origin("works", "works"))
+    outcome = run(host, tmp_path / "run", **RECOVERED)
+    assert works.finished == list(outcome.recovery)
+    assert works.advanced[0] == ("texts", 0, 2, 0.0)
+    for number, name in enumerate(("kv-refit", "fold"), start=1):
+        shares = [share for *what, share in works.advanced if what == [name, number, 2]]
+        assert shares == sorted(shares)
+        assert shares[0] == 0.0
+        assert shares[-1] == pytest.approx(1.0)
+        assert len(shares) > 4
+    run(host, tmp_path / "run", **RECOVERED)
+    assert works.finished == [*outcome.recovery] * 2, "what is found in the folder is told, too"
 
 
 def test_listeners_hear_each_variant(host: PluginHost, tmp_path: Path) -> None:

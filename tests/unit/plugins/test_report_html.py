@@ -133,6 +133,88 @@ def test_a_run_that_did_not_measure_it_has_no_such_section(tmp_path: Path) -> No
     assert "fidelity" not in page_of(runs.write_run(tmp_path / "run", runs.joint())).sections
 
 
+@pytest.fixture(scope="module")
+def recovered(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    return page_of(runs.write_run(tmp_path_factory.mktemp("recovered") / "run", runs.recovered()))
+
+
+PM = "\N{PLUS-MINUS SIGN}"
+
+
+def test_a_section_says_what_recovery_took_away(recovered: Reader) -> None:
+    assert list(recovered.sections).index("recovery") == list(recovered.sections).index("fidelity") + 1
+    section = recovered.sections["recovery"]
+    assert (
+        f"On held-out items recovery takes 0.337 {PM} 0.021 nats a token away, 47 % of the distance to dense. "
+        "Kept: kv-refit, fold and distill. "
+        "Left out, as the pair came no nearer: rescale. All took 37 min 43 s, on texts that do not measure."
+    ) in section
+    assert f"kv-refit\n0.716 {PM} 0.060\n0.669 {PM} 0.056\n7 %\nprefill\n25,600\n9 s\n" in section
+    assert f"rescale\n0.379 {PM} 0.032\n0.401 {PM} 0.033\nleft out\ndecode\n25,600\n4 s\n" in section
+    assert "kv-refit, fold and distill then gave the layers that are left other weights." in recovered.sections[""]
+
+
+def test_pictures_show_the_distance_by_token_position_and_the_loss_of_a_training(recovered: Reader) -> None:
+    found = {label.partition(".")[0]: label for label in recovered.pictures}
+    by_position = found["KL divergence by token position"]
+    assert [clause.partition(":")[0] for clause in by_position.partition(". ")[2].split("; ")] == [
+        "before", "after kv-refit", "after fold", "after distill",
+    ]  # fmt: skip
+    assert "Loss of distill" in found
+    assert [title for title in found if title.startswith("Loss of")] == ["Loss of distill"]
+
+
+def test_the_pair_before_recovery_is_among_the_variants(recovered: Reader) -> None:
+    near = recovered.sections["fidelity"]
+    assert f"unrecovered\n0.716 {PM} 0.080\n69.5" in near
+    assert "unrecovered\ndiffers from word" in near
+    kl = next(label for label in recovered.pictures if label.startswith("KL divergence from"))
+    assert f"unified 0.812 {PM} 0.090, unrecovered 0.716 {PM} 0.080, staged 0.379 {PM} 0.042" in kl
+
+
+def test_results_of_the_pair_before_recovery_stand_among_the_benchmarks(tmp_path: Path) -> None:
+    folder = runs.write_run(tmp_path / "run", runs.recovered(), tasks=True)
+    write_result(folder, runs.result("mmlu", "unrecovered", Metric(0.3123, 0.02), "acc", limit=50))
+    assert "task\ndense\nunified\nunrecovered\nstaged" in page_of(folder).sections["tasks"]
+    assert f"31.2 {PM} 2.0" in page_of(folder).sections["tasks"]
+
+
+def test_a_run_without_recovery_has_no_such_section(merged: Reader) -> None:
+    assert "recovery" not in merged.sections
+    assert "other weights" not in merged.sections[""]
+
+
+def test_recoveries_that_were_all_left_out_have_no_picture(tmp_path: Path) -> None:
+    outcome = replace(runs.recovered(), recovery=(replace(runs.recovery()[2], losses=(1.0,)),), fidelity=None)
+    page = page_of(runs.write_run(tmp_path / "run", outcome))
+    assert "\nLeft out, as the pair came no nearer: rescale. All took 4 s" in page.sections["recovery"]
+    assert not [label for label in page.pictures if label.startswith(("KL", "Loss"))]
+    assert "then gave" not in page.sections[""]
+
+
+def test_many_recoveries_and_huge_losses_are_drawn(tmp_path: Path) -> None:
+    huge = replace(runs.recovery()[3], losses=(1e30, 1.0, 0.5), by_position_before=(1e30,), by_position_after=(0.0,))
+    page = page_of(runs.write_run(tmp_path / "run", replace(runs.recovered(), recovery=(huge,) * 6)))
+    by_position = next(label for label in page.pictures if label.startswith("KL divergence by"))
+    assert [f"after distill ({place})" in by_position for place in range(1, 7)] == [False] * 3 + [True] * 3
+    assert len(set(page.ids)) == len(page.ids)
+
+
+def test_runs_with_and_without_recovery_stand_side_by_side(tmp_path: Path) -> None:
+    folders = [runs.write_run(tmp_path / "one", runs.big()), runs.write_run(tmp_path / "two", runs.recovered())]
+    file = Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html")
+    page = Reader(file.read_text(encoding="utf-8"))
+    near = page.sections["fidelity"]
+    assert "run\nrecovery\nunified\nunrecovered\nstaged\ntaken away by recovery" in near
+    assert f"one\nnone\n0.812 {PM} 0.090\n0.401 {PM} 0.045\n" in near
+    assert f"two\nkv-refit, fold, distill\n0.812 {PM} 0.090\n0.716 {PM} 0.080\n0.379 {PM} 0.042\n0.337 {PM} 0.021" in near
+    assert "different items" not in near
+    moved = replace(runs.recovered(), environment=replace(runs.recovered().environment, data="2" * 64))
+    folders[1] = runs.write_run(tmp_path / "three", moved)
+    file = Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html")
+    assert "The runs held out different items" in file.read_text(encoding="utf-8")
+
+
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = runs.write_run(tmp_path / "run", runs.big(), tasks=True)
     first = Html().page([read_record(folder)], folder / "report.html").read_bytes()
@@ -220,10 +302,11 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert "4 runs side by side: one, two, three and four." in page.sections[""]
     assert "Not finished, and shown as far as they have got: four." in page.sections[""]
     assert [label.partition(".")[0] for label in page.pictures] == [
-        "one", "two", "Results of all runs", "Benchmarks of all runs", "Costs of all runs",
+        "one", "two", "Results of all runs", "KL divergence from the dense model", "Benchmarks of all runs", "Costs of all runs",
     ]  # fmt: skip
-    assert "arc_challenge (acc): dense " in page.pictures[3]
-    assert ", one " in page.pictures[3]
+    assert "arc_challenge (acc): dense " in page.pictures[4]
+    assert ", one " in page.pictures[4]
+    assert "run\nunified\nstaged" in page.sections["fidelity"]
     assert "one, dense" in page.sections["tasks"]
     assert "three\n\N{MINUS SIGN}12.0 %" in page.sections["costs"]
     assert "two, staged" in page.sections["tasks"]

@@ -13,7 +13,7 @@ from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink
 from pdtrim_core.api import AnswerSample, Fidelity, Metric
 from pdtrim_core.results.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
-from pdtrim_plugins.reports.nearness import verdict
+from pdtrim_plugins.reports.nearness import verdict, verdict_on_recovery
 from pdtrim_plugins.reports.table import Table, columns
 from tests.browser import runs
 
@@ -153,10 +153,10 @@ def test_how_near_the_variants_are_to_the_dense_model_fits_a_narrow_terminal(tmp
     lines = near(outcome_with(fidelity=runs.fidelity()), tmp_path)
     assert lines == [
         "how near to the dense model, on 64 held-out items:",
-        "                KL, nats       top-1, %    accepted, % (tau)",
-        "dense     0.000 +- 0.000   100.0 +- 0.0   100.0 +- 0.0 (4.0)",
-        "unified   0.812 +- 0.090    66.4 +- 1.2    59.4 +- 0.9 (2.3)",
-        "staged    0.401 +- 0.045    78.1 +- 1.2    79.9 +- 0.9 (2.9)",
+        "                KL, nats      top-1, %   accepted, % (tau)",
+        "dense              0.000         100.0         100.0 (4.0)",
+        "unified   0.812 +- 0.090   66.4 +- 1.2   59.4 +- 0.9 (2.3)",
+        "staged    0.401 +- 0.045   78.1 +- 1.2   79.9 +- 0.9 (2.9)",
         "           perplexity   lost/won, % (p)   loops   length",
         "dense     21.4 +- 1.3    0.0/0.0 (1.00)     0 %     1.00",
         "unified   57.9 +- 1.3   14.1/4.7 (0.04)    16 %     1.20",
@@ -164,6 +164,75 @@ def test_how_near_the_variants_are_to_the_dense_model_fits_a_narrow_terminal(tmp
         "staged is 0.411 +- 0.050 nats a token nearer to dense than unified",
     ]
     assert max(map(len, lines[:-1])) <= 60
+
+
+def test_what_the_pair_was_before_recovery_stands_above_it_in_a_narrow_terminal(tmp_path: Path) -> None:
+    lines = near(outcome_with(fidelity=runs.fidelity(recovered=True)), tmp_path)
+    assert lines[1:] == [
+        "                   KL, nats     top-1, %  accepted, % (tau)",
+        "dense                 0.000        100.0        100.0 (4.0)",
+        "unified      0.812 +- 0.090  66.4 +- 1.2  59.4 +- 0.9 (2.3)",
+        "unrecovered  0.716 +- 0.080  69.5 +- 1.2  64.2 +- 0.9 (2.4)",
+        "staged       0.379 +- 0.042  78.8 +- 1.2  81.0 +- 0.9 (2.9)",
+        "               perplexity   lost/won, % (p)   loops   length",
+        "dense         21.4 +- 1.3    0.0/0.0 (1.00)     0 %     1.00",
+        "unified       57.9 +- 1.3   14.1/4.7 (0.04)    16 %     1.20",
+        "unrecovered   47.1 +- 1.3   12.5/4.7 (0.04)    14 %     1.18",
+        "staged        32.7 +- 1.3    7.8/3.1 (0.04)     8 %     1.09",
+        "staged is 0.433 +- 0.050 nats a token nearer to dense than unified",
+        "recovery takes 0.337 +- 0.021 nats a token away, 47 % of the distance to dense",
+    ]
+    assert max(map(len, lines[:-2])) <= 60
+
+
+def test_each_recovery_has_a_line_in_a_narrow_terminal(tmp_path: Path) -> None:
+    named = replace(runs.recovery()[1], name="exact-first-token")
+    (block,) = [
+        part
+        for part in parts(outcome_with(recovery=(*runs.recovery(), named)), tmp_path)
+        if part.startswith("recovery, KL to dense")
+    ]
+    assert block.splitlines() == [
+        "recovery, KL to dense in nats a token on other texts:",
+        "                   before  after  taken away   tokens     s",
+        "kv-refit            0.716  0.669         7 %   25,600   9.4",
+        "fold                0.669  0.379        43 %   25,600    38",
+        "rescale             0.379  0.401    left out   25,600   4.0",
+        "distill             0.379  0.330        13 %  500,096  2211",
+        "exact-first-token   0.669  0.379        43 %   25,600    38",
+    ]
+    assert max(map(len, block.splitlines())) <= 60
+
+
+def test_a_run_without_recovery_says_nothing_of_it(tmp_path: Path) -> None:
+    said = parts(outcome_with(fidelity=runs.fidelity()), tmp_path)[:-1]
+    assert [part for part in said if "recover" in part] == []
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Metric(0.3367, 0.02), "recovery takes 0.337 +- 0.020 nats a token away, 47 % of the distance to dense"),
+        (
+            Metric(-0.2, 0.05),
+            "recovery makes it worse here: staged is 0.200 +- 0.050 nats a token farther from dense than unrecovered",
+        ),
+        (
+            Metric(0.02, 0.05),
+            "staged and unrecovered are not told apart: they differ by 0.020 +- 0.050 nats a token, less than 2 standard errors",
+        ),
+        (Metric(0.0, 0.0), "staged and unrecovered are equally near to dense: here they give the same"),
+        (Metric(0.3), "one prompt is too few to tell staged and unrecovered apart"),
+        (None, ""),
+    ],
+)
+def test_one_line_says_what_recovery_took_away(found: Metric | None, said: str) -> None:
+    assert verdict_on_recovery(replace(runs.fidelity(recovered=True), recovered=found)) == said
+
+
+def test_without_a_distance_no_share_of_it_is_told() -> None:
+    near = replace(runs.fidelity(), recovered=Metric(0.3, 0.02))
+    assert verdict_on_recovery(near) == "recovery takes 0.300 +- 0.020 nats a token away"
 
 
 def sampled(answers: Sequence[str], prompt: str = "What is it?\nAnswer:") -> Fidelity:

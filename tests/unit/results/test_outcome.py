@@ -15,6 +15,7 @@ from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import AnswerSample, Fidelity
 from pdtrim_core.results.outcome import Cost, Environment, Gain, Outcome, Row, Sets, Value, machine, peak_memory, versions
+from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import Metric
 
 SAVED = SavedPlan(Plan(Removal([KvOnly(2)]), Removal([Drop(0)])), "tiny", "abc", 3, "prefill")
@@ -143,6 +144,73 @@ def test_an_outcome_from_before_there_was_fidelity_has_none() -> None:
     data = json.loads(OUTCOME.to_json())
     del data["fidelity"]
     assert Outcome.from_json(json.dumps(data)).fidelity is None
+
+
+RECOVERY = RecoveryResult(
+    "fold", Metric(0.7, 0.1), Metric(0.4), 8, 512, 1.5, kept=True, changed={"prefill": 0, "decode": 64}, losses=(2.0, 1.5),
+    by_position_before=(0.9, 0.5), by_position_after=(0.5, 0.3),
+)  # fmt: skip
+
+
+def test_how_recoveries_came_out_survives_json() -> None:
+    outcome = replace(OUTCOME, recovery=(RECOVERY, replace(RECOVERY, kept=False)))
+    assert Outcome.from_json(outcome.to_json()) == outcome
+
+
+def test_an_outcome_from_before_there_was_recovery_has_none() -> None:
+    data = json.loads(OUTCOME.to_json())
+    del data["recovery"]
+    assert Outcome.from_json(json.dumps(data)).recovery == ()
+
+
+def test_a_recovery_says_how_much_of_the_distance_it_took_away() -> None:
+    assert RECOVERY.taken_away == pytest.approx(3 / 7)
+    assert replace(RECOVERY, before=Metric(0.0)).taken_away is None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"losses": [1e31]}, "a number of 1e+31"),
+        ({"after": {"value": 1e300}}, "a number of 1e+300"),
+        ({"losses": [1.0] * 20_001}, "recovery.0: a curve of 20001 points, more than 20000"),
+        ({"by_position_after": [0.1]}, "recovery.0: other positions before it than after it"),
+        ({"by_position_before": [-0.1, 0.1]}, "recovery.0: a KL divergence below zero"),
+        ({"before": {"value": -0.7}, "kept": False}, "recovery.0: a KL divergence below zero"),
+        ({"changed": {"encoder": 3}}, "recovery.0.changed: 'encoder' is no stage"),
+        ({"tokens": -1}, "recovery.0: less than nothing was counted"),
+        ({"seconds": -1.0}, "recovery.0: less than nothing was counted"),
+        ({"changed": {"decode": -64}}, "recovery.0: less than nothing was counted"),
+        ({"after": {"value": 0.7}}, "recovery.0: it was kept, and the pair came no nearer to the dense model"),
+        ({"kept": "maybe"}, "recovery.0.kept: "),
+    ],
+)
+def test_a_recovery_that_no_run_wrote_is_refused(change: dict[str, Any], problem: str) -> None:
+    data = json.loads(replace(OUTCOME, recovery=(RECOVERY,)).to_json())
+    data["recovery"][0] |= change
+    with pytest.raises(PdtrimError) as caught:
+        Outcome.from_json(json.dumps(data), "r/outcome.json")
+    assert str(caught.value).startswith(f"r/outcome.json is not the outcome of a run: {problem}")
+
+
+def test_thousands_of_recoveries_are_refused() -> None:
+    with pytest.raises(PdtrimError, match="recovery: 4000 are more than 100"):
+        Outcome.from_json(replace(OUTCOME, recovery=(RECOVERY,) * 4000).to_json())
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    text = replace(OUTCOME, recovery=(RECOVERY,)).to_json().replace("1.5", "NaN", 1)
+    with pytest.raises(PdtrimError, match="NaN"):
+        Outcome.from_json(text)
+
+
+def test_recovered_weights_need_a_recovery_that_was_kept() -> None:
+    assert OUTCOME.saved_plan is not None
+    saved = replace(OUTCOME.plan, recovered="f" * 64).to_data()
+    outcome = replace(OUTCOME, saved_plan=saved, recovery=(RECOVERY,))
+    assert Outcome.from_json(outcome.to_json()).plan.recovered == "f" * 64
+    with pytest.raises(PdtrimError, match="saved_plan: it has recovered weights, and there is no recovery that was kept"):
+        Outcome.from_json(replace(outcome, recovery=(replace(RECOVERY, kept=False),)).to_json())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from pdtrim_core import PdtrimError, RecipeError
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.pipeline.run_cache import RunCache
+from pdtrim_core.results.recovery import RecoveryResult
+from pdtrim_core.results.task_results import Metric
 from pdtrim_core.sweeping import evaluating
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.evaluating import variants_of
@@ -140,6 +142,14 @@ def test_a_model_that_was_replaced_has_one_side_for_all_that_are_pruned(tmp_path
     assert variants_of(replace(run, outcome=replace(outcome, saved_plan=None)), wanted) == ["unified", "dense"]
 
 
+def test_only_a_run_with_recovery_has_a_pair_before_it(tmp_path: Path) -> None:
+    outcome, host = small_run()[0], tiny_host()
+    recovered = replace(outcome, recovery=(RecoveryResult("fold", Metric(0.7), Metric(0.4), 8, 512, 1.5, kept=True, changed={}),))
+    wanted: list[Variant] = ["unrecovered", "staged"]
+    assert variants_of(LoadedRun(tmp_path, recovered, None, host), wanted) == wanted  # type: ignore[arg-type]
+    assert variants_of(LoadedRun(tmp_path, outcome, None, host), wanted) == ["staged"]  # type: ignore[arg-type]
+
+
 def test_data_may_stand_for_the_folder_of_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     path.write_text(SWEEP + 'data = "${data}/small"\n')
@@ -155,7 +165,10 @@ def test_data_may_stand_for_the_folder_of_the_command_line(tmp_path: Path) -> No
     ("line", "words"),
     [
         ("tasks = []", "evaluate.tasks: name at least one"),
-        ('tasks = ["piqa"]\nvariants = ["both"]', "must be 'staged', 'unified', 'prefill', 'decode' or 'dense' (got 'both')"),
+        (
+            'tasks = ["piqa"]\nvariants = ["both"]',
+            "must be 'staged', 'unified', 'prefill', 'decode', 'unrecovered' or 'dense' (got 'both')",
+        ),
         ('tasks = ["piqa"]\nvariants = []', "evaluate.variants: name at least one"),
         ('tasks = ["piqa"]\nlimit = 0', "evaluate.limit: must be greater than 0 (got 0)"),
         ('tasks = ["piqa"]\ntask = 1', "evaluate.task: unknown key; did you mean 'tasks'?"),

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pdtrim_core.api import Metric, Outcome, RunRecord, Value
+from pdtrim_plugins.reports import nearness
 from pdtrim_plugins.reports.html import dots, tasks
 from pdtrim_plugins.reports.html.diagram import block_diagram
+from pdtrim_plugins.reports.html.fidelity import TITLE
 from pdtrim_plugins.reports.html.parts import NOTHING, Cell, Figure, Listing, Page, Part, Section, Table, number, words
 from pdtrim_plugins.reports.html.sections import HELD_OUT, RESULTS_LEAD, SEARCHED
 from pdtrim_plugins.reports.html.sentences import sentence
@@ -35,6 +37,7 @@ def comparison(records: Sequence[RunRecord]) -> Page:
         sections=[
             _diagrams(runs),
             _results(done),
+            _fidelity(done),
             _tasks(runs),
             _costs(done),
             _work(done),
@@ -103,6 +106,46 @@ def _of(row: Any, *, held_out: bool) -> Value | None:
 
 def _value(value: Value | None) -> Cell:
     return NOTHING if value is None else number(value.score, with_error(value.score, value.error))
+
+
+def _fidelity(done: Mapping[str, Outcome]) -> Section:
+    """Show how near the pairs are to the dense model, before and after recovery where there was some."""
+    near = {name: outcome.fidelity for name, outcome in done.items() if outcome.fidelity is not None}
+    kl = {
+        name: {variant: metrics["kl"] for variant, metrics in found.variants.items() if variant != "dense" and "kl" in metrics}
+        for name, found in near.items()
+    }
+    shown = [variant for variant in dots.VARIANTS if any(variant in row for row in kl.values())]
+    if not shown:
+        return Section("fidelity", TITLE)
+    rows = {
+        name: {variant: dots.Dot(row[variant].value, row[variant].error) for variant in shown if variant in row}
+        for name, row in kl.items()
+    }
+    looks = {variant: dots.VARIANTS[variant] for variant in shown}
+    picture = dots.dots("fidelity-kl", rows, looks, title="KL divergence from the dense model", unit="nats a token", digits=3)
+    recovers = any(done[name].recovery for name in near)
+    body = []
+    for name, row in kl.items():
+        cells = [words(name)]
+        cells += [words(", ".join(nearness.kept_of(done[name].recovery)) or "none")] if recovers else []
+        cells += [_nats(row.get(variant)) for variant in shown]
+        cells += [_nats(near[name].recovered)] if recovers else []
+        body.append(cells)
+    head = ["run", *(["recovery"] if recovers else []), *shown, *(["taken away by recovery"] if recovers else [])]
+    apart = len({done[name].environment.data for name in near}) > 1
+    warning = " The runs held out different items, which cannot be compared to the last digit." if apart else ""
+    caption = "Lower is nearer: the dense model itself would be at zero. Bars are one standard error to either side."
+    return Section(
+        "fidelity",
+        TITLE,
+        f"KL divergence along the dense model's own answers, on held-out items.{warning}",
+        [Figure(picture, caption), Table(head, body, "KL divergence from the dense model, in nats a token")],
+    )
+
+
+def _nats(metric: Metric | None) -> Cell:
+    return NOTHING if metric is None else number(metric.value, with_error(metric.value, metric.error, 3))
 
 
 def _tasks(runs: Runs) -> Section:

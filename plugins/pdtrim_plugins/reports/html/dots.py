@@ -18,6 +18,15 @@ BETWEEN: Mapping[str, Any] = {"color": WARM, "marker": "s"}
 AFTER: Mapping[str, Any] = {"color": ACCENT, "marker": "o"}
 LOOKS = (BEFORE, BETWEEN, AFTER, {"color": INK, "marker": "^"}, {"color": INK, "marker": "v", "markerfacecolor": SURFACE})
 """How up to five series look. They differ in shape as well, for readers who cannot distinguish the colours."""
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "dense": BEFORE,
+    "unified": BETWEEN,
+    "unrecovered": {"color": ACCENT, "marker": "D", "markerfacecolor": SURFACE, "markersize": 5},
+    "staged": AFTER,
+    "prefill": LOOKS[3],
+    "decode": LOOKS[4],
+}
+"""How each variant looks in every picture, in the order in which they are told."""
 
 KEPT, REMOVED = "kept in prefill", "removed from prefill"
 

@@ -43,7 +43,7 @@ def is_shown_there(result: TaskResult, outcome: Outcome | None) -> bool:
 
 
 def _pictures(found: Fidelity) -> list[Part]:
-    looks = dict(zip(found.variants, dots.LOOKS, strict=False))
+    looks = {variant: dots.VARIANTS[variant] for variant in found.variants if variant in dots.VARIANTS}
     divergence = {"KL divergence": _dots(found, "kl", 1)}
     shares = {title: _dots(found, name, 100) for title, name in SHARES.items()}
     parts: list[Part] = []

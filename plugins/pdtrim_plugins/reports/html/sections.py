@@ -75,7 +75,9 @@ def tasks_section(record: RunRecord) -> Section:
     parts: list[Part] = []
     if shares:
         rows = {task: {variant: tasks.dot(metric) for variant, metric in row.items()} for task, row in shares.items()}
-        picture = dots.dots("tasks", rows, dict(zip(variants, dots.LOOKS, strict=False)), title="Benchmarks", unit="percent")
+        picture = dots.dots(
+            "tasks", rows, {variant: dots.VARIANTS[variant] for variant in variants}, title="Benchmarks", unit="percent"
+        )
         parts.append(Figure(picture, "Bars are one standard error to either side."))
     body = []
     for task, row in table.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pdtrim_core import Drop, Element, KvOnly, Merge, Outcome, Plan, RunRecord, Shrink
+from pdtrim_plugins.reports import nearness
 from pdtrim_plugins.reports.html.wording import counted, element, joined, ranges
 
 
@@ -21,7 +22,9 @@ def sentence(record: RunRecord) -> str:
     plan = outcome.plan.plan
     if not len(plan.decode) and not len(plan.prefill):
         return f"Both stages run all {outcome.block_count} blocks of {outcome.model}: nothing was removed."
-    return f"Decode {_losses(plan.decode, outcome.block_count)}, {_reason(outcome)}; {_prefill(outcome, plan)}."
+    return (
+        f"Decode {_losses(plan.decode, outcome.block_count)}, {_reason(outcome)}; {_prefill(outcome, plan)}{_recovered(outcome)}."
+    )
 
 
 def _model(record: RunRecord) -> str:
@@ -81,6 +84,11 @@ def _prefill(outcome: Outcome, plan: Plan) -> str:
         text = f"prefill keeps {what}{reason}"
     kv_only = [e.slot for e in plan.prefill if isinstance(e, KvOnly)]
     return f"{text}, and of block{'s' * (len(kv_only) > 1)} {ranges(kv_only)} it computes only the K/V" if kv_only else text
+
+
+def _recovered(outcome: Outcome) -> str:
+    kept = nearness.kept_of(outcome.recovery)
+    return f"; {joined(kept)} then gave the layers that are left other weights" if kept else ""
 
 
 def _points(needed: float | None) -> str:

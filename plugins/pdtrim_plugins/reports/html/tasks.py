@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from pdtrim_core.api import Metric, TaskResult
+from pdtrim_plugins.reports.html import dots
 from pdtrim_plugins.reports.html.dots import Dot
 from pdtrim_plugins.reports.html.wording import PLUS_MINUS
 
-VARIANTS = ("dense", "unified", "staged", "prefill", "decode")
+VARIANTS = tuple(dots.VARIANTS)
 Cells = Mapping[str, Mapping[str, Metric]]
 """The main metric by task and variant."""
 
