@@ -26,8 +26,8 @@ UNIFIED: dict[str, Any] = {"splitter": "unified", "evaluation": {**EVALUATION, "
 
 
 def recovered_run(out: Path, model: str = "tiny:llama", **changes: Any) -> LoadedRun:
-    """Carry such a run out, with changes of the recipe, and open it again."""
+    """Carry such a run out, with changes of the recipe (None leaves a key out), and open it again."""
     host = tiny_host()
-    data = {"model": {"path": model}, **RECIPE, **changes}
+    data = {key: value for key, value in {"model": {"path": model}, **RECIPE, **changes}.items() if value is not None}
     pipeline.run(Recipe.from_data(data, where="x.toml", out=out, host=host), host)
     return load_run(out, tiny_host())

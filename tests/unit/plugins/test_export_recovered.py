@@ -99,6 +99,19 @@ def test_shrunk_blocks_are_written_with_their_recovered_weights(tmp_path: Path) 
     assert units_apart(logits_of(read_back(tmp_path / "decode")), decode_logits(model, plan, tmp_path, modules)) <= ROUNDING
 
 
+def test_a_bias_that_stands_for_lost_channels_can_be_recovered_too(tmp_path: Path) -> None:
+    model, shrink = tiny_llama(), Shrink(2, "mlp", (3, 4))
+    plan = Plan(Removal(), Removal([shrink]))
+    out = nn.Linear(46, 32, bias=True).requires_grad_(requires_grad=False)
+    modules = recovered(model, plan, {shrink: out}, kv=True)
+    export(Checkpoints(), model, plan, tmp_path, modules=modules)
+    loaded = read_back(tmp_path / "decode")
+    found = loaded.model.layers[2].mlp.down_proj.bias
+    assert torch.equal(found, modules[LayerOf(plan, "decode", 2)].get_parameter("mlp.down_proj.bias"))
+    assert not torch.equal(found, out.bias)
+    assert units_apart(logits_of(loaded), decode_logits(model, plan, tmp_path, modules)) <= ROUNDING
+
+
 def check_pair(model: BlockModel, plan: Plan, modules: Mapping[Any, nn.Module], out: Path) -> None:
     """Read an export for vLLM back and hand the cache over: it makes what our two phases make of the recovered pair."""
     prefill, decode = read_back(out / "prefill"), read_back(out / "decode")
@@ -245,6 +258,14 @@ def test_a_recovered_run_is_exported_for_vllm_under_another_folder(family: str, 
     refused = tmp_path / "refused"
     with pytest.raises(PdtrimError, match=f"they are not in {refused / RECOVERED}: name the folder of its run"):
         list(Vllm().export(run.outcome, run.dense, refused))
+
+
+@pytest.mark.parametrize("pruner", ["laco", "shortgpt"])
+def test_what_other_pruners_removed_is_recovered_and_exported(pruner: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"searcher": None, "prune": {"blocks": 2}, "splitter": "unified", "pruner": pruner}
+    run = recovered_run(tmp_path / "run", **changes, exporter=["vllm"])
+    assert run.outcome.plan.recovered
+    check_pair(run.dense, run.outcome.plan.plan, run.modules, run.path)
 
 
 def test_where_both_stages_are_one_model_both_files_are_the_same(tmp_path: Path) -> None:
