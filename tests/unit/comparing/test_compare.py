@@ -205,26 +205,28 @@ def test_without_evaluations_the_runs_own_objective_is_shown(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("variant", ["unrecovered", "prefill"])
 def test_a_variant_that_a_run_does_not_measure_has_no_objective(variant: Variant, tmp_path: Path) -> None:
-    run = folder(tmp_path / "one")
+    run = folder(tmp_path / "one", recovery=RECOVERY)
     for variants in (("staged", variant), (variant, "staged")):
         found = compare([run], variants)
         rows = {row.variant: row for row in found.rows}
         assert rows[variant].cells == {}
         cell = rows["staged"].cells["margin (held out)"]
         assert (cell.difference, cell.difference_error) == (None, None)
-        note = f"one ({variant}): a run does not measure its objective on the variant {variant}; see pdtrim-core eval"
+        note = f"runs do not measure their own score of the variant {variant}: see pdtrim-core eval"
         assert note in found.notes
         assert f"one ({variant})" in markdown(found)
 
 
 def test_a_pair_loses_the_same_without_its_recovery(tmp_path: Path) -> None:
-    run = folder(tmp_path / "one")
+    run = folder(tmp_path / "one", recovery=RECOVERY)
     variants: tuple[Variant, ...] = ("staged", "unrecovered")
     for variant in variants:
         evaluated(run, "piqa", [1, 0, 1, 0], variant)
     staged, unrecovered = compare([run], variants).rows
     assert unrecovered.cells["piqa"].difference == 0
-    assert replace(unrecovered, name="", variant="staged", cells={}) == replace(staged, name="", cells={})
+    assert replace(unrecovered, name="", variant="staged", recovery=staged.recovery, cells={}) == replace(
+        staged, name="", cells={}
+    )
 
 
 def journal(run: Path, plan: Plan, values: Sequence[float], part: str = "held-out") -> None:
