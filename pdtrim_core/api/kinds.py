@@ -6,6 +6,7 @@ what is checked and what is recorded.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -226,6 +227,19 @@ class StageSplitter(MakesPlans):
         return None
 
 
+class _Contract:
+    """The contract of a recovery that says nothing of it.
+
+    pydantic lets no option have the name of an attribute of a class above, and a property there would hide its value: so this is
+    an attribute of instances alone.
+    """
+
+    def __get__(self, recovery: Recovery | None, of: type[Recovery]) -> Contract:
+        if recovery is None:
+            raise AttributeError(f"only a recovery itself has a contract, not {of.__name__}")
+        return "dense-cache"
+
+
 class Recovery(Component):
     """Makes a pruned pair good again: gives the layers that are left other weights, for the same plan."""
 
@@ -233,14 +247,23 @@ class Recovery(Component):
 
     tokens: int = Field(25_600, gt=0, description="tokens of text that it is computed from")
 
-    @property
-    def contract(self) -> Contract:
-        """What holds of the K/V that prefill hands over.
+    if TYPE_CHECKING:
 
-        With "dense-cache" they stay the dense model's, or come nearer to them: decode's weights for K/V, and those of the blocks
-        that prefill runs, may not change. With "pair" all may, and the two checkpoints belong together.
-        """
-        return "dense-cache"
+        @property
+        def contract(self) -> Contract:
+            """What holds of the K/V that prefill hands over.
+
+            With "dense-cache" they stay the dense model's, or come nearer to them: decode's weights for K/V, and those of the
+            blocks that prefill runs, may not change. With "pair" all may, and the two checkpoints belong together. A recovery
+            that does other than "dense-cache" has a property or an option of this name.
+            """
+            return "dense-cache"
+    else:
+        contract: ClassVar[Any] = _Contract()
+
+    def texts(self, text_tokens: int) -> int:
+        """Return how many texts of so many tokens it is computed from at most."""
+        return math.ceil(self.tokens / text_tokens)
 
     def problems(self, facts: RecoveryFacts) -> list[str]:
         """Return why such a model cannot be recovered so, a sentence each, as far as that is certain without the weights.

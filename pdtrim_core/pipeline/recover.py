@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,12 +79,20 @@ def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: P
             known = _recovered(context, inputs, found, plan)
             results = TypeAdapter(tuple[RecoveryResult, ...]).dump_python(known.results, mode="json")
             save_recovered(plan, inputs.model, {**found.modules, **known.layers}, folder, {"key": key, "results": results})
+            # Not earlier: a run that is killed in a later recovery has the work of those before it.
+            _forget_work(context)
         return replace(known, digest=digest_of(folder))
 
 
+def _forget_work(context: RunContext) -> None:
+    shutil.rmtree(context.folder.path / WORK, ignore_errors=True)
+
+
 def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan) -> Recovered:
+    if context.fresh:
+        _forget_work(context)
     recipe, texts = context.recipe, RecoveryTexts(context, inputs)
-    counts = {recovery: math.ceil(recovery.tokens / texts.text_tokens) for recovery in recipe.recoveries}
+    counts = {recovery: recovery.texts(texts.text_tokens) for recovery in recipe.recoveries}
     drawn = texts.items(CHECKED + max(counts.values()))
     check, modules = drawn[:CHECKED], dict(found.modules)
     results = []
