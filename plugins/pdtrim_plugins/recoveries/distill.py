@@ -48,7 +48,7 @@ class Distill(Recovery):
     stage: Literal["decode"] = Field("decode", description="the stage that is trained; prefill stays as it is")
     train: Literal["auto", "lora", "full"] = Field(
         "auto",
-        description="full: all weights that the contract leaves free; lora: adapters of low rank to them, merged at the end (needs "
+        description="full: all weights that the contract leaves free; lora: adapters of low rank to them, merged at the end (by "
         "peft); auto: lora for models of more than 1e9 parameters",
     )
     contract: Literal["dense-cache", "pair"] = Field(
