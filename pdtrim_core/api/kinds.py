@@ -227,17 +227,20 @@ class StageSplitter(MakesPlans):
         return None
 
 
-class _Contract:
-    """The contract of a recovery that says nothing of it.
+if TYPE_CHECKING:
+    property_or_option = property
+else:
 
-    pydantic lets no option have the name of an attribute of a class above, and a property there would hide its value: so this is
-    an attribute of instances alone.
-    """
+    class property_or_option(property):  # noqa: N801 - it is a decorator
+        """A property instead of which a subclass may have an option of the same name.
 
-    def __get__(self, recovery: Recovery | None, of: type[Recovery]) -> Contract:
-        if recovery is None:
-            raise AttributeError(f"only a recovery itself has a contract, not {of.__name__}")
-        return "dense-cache"
+        pydantic lets no option have the name of an attribute of a class above, so that only instances have this one.
+        """
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any:
+            if instance is None:
+                raise AttributeError(self.fget.__name__)
+            return vars(instance).get(self.fget.__name__, self.fget(instance))
 
 
 class Recovery(Component):
@@ -247,19 +250,15 @@ class Recovery(Component):
 
     tokens: int = Field(25_600, gt=0, description="tokens of text that it is computed from")
 
-    if TYPE_CHECKING:
+    @property_or_option
+    def contract(self) -> Contract:
+        """What holds of the K/V that prefill hands over.
 
-        @property
-        def contract(self) -> Contract:
-            """What holds of the K/V that prefill hands over.
-
-            With "dense-cache" they stay the dense model's, or come nearer to them: decode's weights for K/V, and those of the
-            blocks that prefill runs, may not change. With "pair" all may, and the two checkpoints belong together. A recovery
-            that does other than "dense-cache" has a property or an option of this name.
-            """
-            return "dense-cache"
-    else:
-        contract: ClassVar[Any] = _Contract()
+        With "dense-cache" they stay the dense model's, or come nearer to them: decode's weights for K/V, and those of the blocks
+        that prefill runs, may not change. With "pair" all may, and the two checkpoints belong together. A recovery with another
+        contract has a property, or an option, of this name.
+        """
+        return "dense-cache"
 
     def texts(self, text_tokens: int) -> int:
         """Return how many texts of so many tokens it is computed from at most."""

@@ -46,7 +46,7 @@ def in_two_phases(context: RecoveryContext) -> list[torch.Tensor]:
 
 
 def in_one_pass(context: RecoveryContext) -> dict[str, torch.Tensor]:
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
         for batch in context.batches(context.check):
             logits = torch.cat(list(context.model.logits(batch.pair())))

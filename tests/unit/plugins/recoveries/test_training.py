@@ -47,13 +47,13 @@ def killed_while_writing(write: int) -> None:
     """Kill this process when a file is written whole for the so manieth time, before it has its name."""
     fsync, count = os.fsync, 0
 
-    def counted(descriptor: int) -> None:
+    def counted(fd: Any) -> None:
         nonlocal count
         # Each is settled twice: the file, and its name in the folder.
         count += 1
         if count == 2 * write - 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        fsync(descriptor)
+        fsync(fd)
 
     os.fsync = counted
 
