@@ -133,3 +133,13 @@ def test_a_trial_of_a_unified_pair_changes_both_stages() -> None:
     trial.change("decode", layer, {})
     assert trial.module("prefill", trial.layers("prefill")[0]) is trial.module("decode", layer)
     assert trial.module("decode", layer) is not trial.model.blocks[0]
+
+
+def test_gradients_go_through_weights_that_were_made_in_inference_mode() -> None:
+    trial = recovery_context(tiny_llama())
+    with torch.inference_mode():
+        for layer in trial.layers("decode"):
+            weight = trial.module("decode", layer).get_parameter("self_attn.k_proj.weight")
+            trial.change("decode", layer, {"self_attn.k_proj.weight": 1.01 * weight})
+    let_all_be_trained(trial, kv=False)
+    assert all(float(gradient.abs().max()) > 0 for gradient in of_one_pass(trial, some_texts(3)).values())

@@ -125,7 +125,7 @@ def test_one_pass_agrees_with_two_phases_after_training(plan: Plan, train: str, 
     assert changed(context)
     one = in_one_pass(context)
     for text, expected in zip(context.check, in_two_phases(context), strict=True):
-        assert one[text.name].log_softmax(-1) == pytest.approx(expected.log_softmax(-1), abs=2e-4)
+        assert one[text.name].log_softmax(-1) == pytest.approx(expected.log_softmax(-1), abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
