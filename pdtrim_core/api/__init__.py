@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.dtypes import pattern_of
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
-    from pdtrim_core.model.weights import load_modules
+    from pdtrim_core.model.weights import load_modules, read_module, write_tensors
 
 __all__ = [
     "MANIFEST",
@@ -175,6 +175,7 @@ __all__ = [
     "python_reference",
     "read_json",
     "read_lines",
+    "read_module",
     "read_record",
     "read_text",
     "reason_of",
@@ -185,6 +186,7 @@ __all__ = [
     "visible",
     "whole_folder",
     "write_manifest",
+    "write_tensors",
     "write_whole",
 ]
 
@@ -206,6 +208,8 @@ _LAZY = {
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",
     "pattern_of": "pdtrim_core.model.dtypes",
+    "read_module": "pdtrim_core.model.weights",
+    "write_tensors": "pdtrim_core.model.weights",
 }
 
 

@@ -6,6 +6,7 @@ what is checked and what is recorded.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -226,6 +227,22 @@ class StageSplitter(MakesPlans):
         return None
 
 
+if TYPE_CHECKING:
+    property_or_option = property
+else:
+
+    class property_or_option(property):  # noqa: N801 - it is a decorator
+        """A property instead of which a subclass may have an option of the same name.
+
+        pydantic lets no option have the name of an attribute of a class above, so that only instances have this one.
+        """
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any:
+            if instance is None:
+                raise AttributeError(self.fget.__name__)
+            return vars(instance).get(self.fget.__name__, self.fget(instance))
+
+
 class Recovery(Component):
     """Makes a pruned pair good again: gives the layers that are left other weights, for the same plan."""
 
@@ -233,14 +250,19 @@ class Recovery(Component):
 
     tokens: int = Field(25_600, gt=0, description="tokens of text that it is computed from")
 
-    @property
+    @property_or_option
     def contract(self) -> Contract:
         """What holds of the K/V that prefill hands over.
 
         With "dense-cache" they stay the dense model's, or come nearer to them: decode's weights for K/V, and those of the blocks
-        that prefill runs, may not change. With "pair" all may, and the two checkpoints belong together.
+        that prefill runs, may not change. With "pair" all may, and the two checkpoints belong together. A recovery with another
+        contract has a property, or an option, of this name.
         """
         return "dense-cache"
+
+    def texts(self, text_tokens: int) -> int:
+        """Return how many texts of so many tokens it is computed from at most."""
+        return math.ceil(self.tokens / text_tokens)
 
     def problems(self, facts: RecoveryFacts) -> list[str]:
         """Return why such a model cannot be recovered so, a sentence each, as far as that is certain without the weights.

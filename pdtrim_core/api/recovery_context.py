@@ -6,7 +6,7 @@ Shape suffixes: N positions of continuation tokens, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -22,6 +22,9 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
+
+KEPT_BYTES = 2**28
+"""Hidden states of the dense model that batches keep at most, so that the pair is not run up to where it is another one."""
 
 
 def _say_nothing(text: str) -> None:
@@ -99,9 +102,21 @@ class RecoveryContext:
             yield layer
             self.reached((number + place / layers) / count)
 
+    def trial(self) -> RecoveryContext:
+        """Return the same pair apart: what is changed in it changes nothing here.
+
+        A module that the trial's `change` made is its own, and may be changed in place, such as by a training.
+        """
+        apart = replace(self, pair=replace(self.pair, modules=dict(self.pair.modules)))
+        # What is kept is of the dense model, and so the same for both.
+        vars(apart)["_cache"] = self._cache
+        return apart
+
     def batches(self, texts: Sequence[Item] | None = None) -> list[PairBatch]:
         """Return texts, or some of them, as batches in which the pair can be run beside the dense model."""
-        return [PairBatch(self, group, prepared) for group, prepared in self._cache.batches(texts or self.texts)]
+        options = ExecutionOptions(self.pair.first_token, self.pair.batch_tokens, budget=KEPT_BYTES, reuse_plans=False)
+        cache = PrefixCache(self.model, options)
+        return [PairBatch(self, cache, group, prepared) for group, prepared in cache.batches(texts or self.texts)]
 
     def divergence(self) -> float:
         """Return how far the pair is from the dense model on the texts to check with: KL(dense || pair) in nats a token."""
@@ -123,8 +138,9 @@ class RecoveryContext:
 class PairBatch:
     """Some texts: prompts that prefill reads, and what decode is to write behind them."""
 
-    def __init__(self, context: RecoveryContext, texts: Sequence[Item], prepared: PreparedBatch) -> None:
+    def __init__(self, context: RecoveryContext, cache: PrefixCache, texts: Sequence[Item], prepared: PreparedBatch) -> None:
         self._context = context
+        self._cache = cache
         self._prepared = prepared
         self.texts = tuple(texts)
 
@@ -135,12 +151,15 @@ class PairBatch:
 
     def dense(self) -> Tensor:
         """Return the dense model's hidden states `[N, D]` behind its last block, in front of each token that is written."""
-        with torch.inference_mode():
+        # Not in inference mode: what is kept of them on the way may be what gradients of the pair begin with.
+        with torch.no_grad():
             return self._prepared.dense_hidden.clone()
 
-    def pair(self) -> Tensor:
+    def pair(self, *, recompute: bool = False) -> Tensor:
         """Return those of the pair, with the weights that it has now; gradients flow to decode's.
 
-        The prompts' hidden states and K/V are prefill's.
+        The prompts' hidden states and K/V are prefill's, and no gradient flows through them unless both stages are one model.
+        With `recompute` each block is computed again when gradients reach it, which takes less memory and more time.
         """
-        return self._context.staged.hidden_at_targets(self._prepared)
+        staged = StagedModel(self._cache, self._context.plan, self._context.pair.modules)
+        return staged.hidden_at_targets(self._prepared, recompute=recompute)

@@ -48,8 +48,13 @@ def _forward(own: Callable[[Tensor], Tensor], other: nn.Module, at_N: Tensor) ->
 
 
 def _other_parts(one: nn.Module, other: nn.Module, names: Sequence[str]) -> Iterator[str]:
-    """Yield the parts in which two blocks do not have the same weights."""
+    """Yield the parts in which two blocks do not have the same weights, or will not, since they are trained in one of them."""
     for name in names:
-        pairs = zip(one.get_submodule(name).parameters(), other.get_submodule(name).parameters(), strict=True)
-        if not all(a is b or torch.equal(a, b) for a, b in pairs):
+        ours, theirs = (list(block.get_submodule(name).parameters()) for block in (one, other))
+        if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
             yield name
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    # Where training begins the numbers are equal, and no gradient may reach those of the other stage.
+    return one is other or (torch.equal(one, other) and not (one.requires_grad or other.requires_grad))

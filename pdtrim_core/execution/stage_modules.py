@@ -68,6 +68,10 @@ def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
             has = f"of shape {tuple(parameters[name].shape)}" if name in parameters else "of that name"
             raise PdtrimError(f"a layer was given the weight {name} of shape {tuple(weight.shape)}, and it has none {has}")
         owner, _, attribute = name.rpartition(".")
+        if weight.is_inference():
+            # Computed where no gradients are wanted; a later training may want some that go through it.
+            with torch.inference_mode(mode=False):
+                weight = weight.clone()  # noqa: PLW2901 - the same weight
         setattr(changed.get_submodule(owner), attribute, nn.Parameter(weight, requires_grad=weight.requires_grad))
     return changed
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pdtrim_core.data.items import Along, Item
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
@@ -159,17 +160,23 @@ class StagedModel:
             rows.update(zip(here.tolist(), found.tolist(), strict=True))
         return [rows[number] for number in range(len(batch.targets))]
 
-    def hidden_at_targets(self, prepared: PreparedBatch) -> Tensor:
-        """Return the hidden states `[N, D]` behind the last block that counts, where the logits of a batch count."""
-        return self._hidden(prepared)[prepared.batch.at_row, prepared.batch.at_column]
+    def hidden_at_targets(self, prepared: PreparedBatch, *, recompute: bool = False) -> Tensor:
+        """Return the hidden states `[N, D]` behind the last block that counts, where the logits of a batch count.
 
-    def _hidden(self, prepared: PreparedBatch) -> Tensor:
+        With `recompute` what gradients need of a block is computed again when they reach it, and not kept until then.
+        """
+        return self._hidden(prepared, recompute=recompute)[prepared.batch.at_row, prepared.batch.at_column]
+
+    def _hidden(self, prepared: PreparedBatch, *, recompute: bool = False) -> Tensor:
         """Return the hidden states behind the last block that counts, `[B, T, D]`."""
         path = self.path
         done, hidden = prepared.nearest(path)
         for number in range(done, len(path)):
             prepared.keep(path[:number], hidden)
-            hidden = self.step(prepared, path[number], hidden)
+            if recompute:
+                hidden = checkpoint(self.step, prepared, path[number], hidden, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = self.step(prepared, path[number], hidden)
         return hidden
 
     @cached_property

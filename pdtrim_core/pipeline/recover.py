@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -86,15 +87,23 @@ def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: P
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / RECORD, json.dumps({"key": key, "digest": known.digest, "results": results}, indent=1) + "\n")
+            # Not earlier: a run that is killed in a later recovery has the work of those before it.
+            _forget_work(context)
         else:
             for result in known.results:
                 context.host.tell("pdtrim_recovery_finished", result=result)
         return known
 
 
+def _forget_work(context: RunContext) -> None:
+    shutil.rmtree(context.folder.path / WORK, ignore_errors=True)
+
+
 def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan) -> Recovered:
+    if context.fresh:
+        _forget_work(context)
     recipe, texts = context.recipe, RecoveryTexts(context, inputs)
-    counts = {recovery: math.ceil(recovery.tokens / texts.text_tokens) for recovery in recipe.recoveries}
+    counts = {recovery: recovery.texts(texts.text_tokens) for recovery in recipe.recoveries}
     drawn = texts.items(CHECKED + max(counts.values()))
     check, modules = drawn[:CHECKED], dict(found.modules)
     results = []
