@@ -41,6 +41,7 @@ from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
+from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import LARGEST
@@ -225,12 +226,23 @@ def check_change(pair: Walked, start: Modules, contract: Contract, label: str) -
         if broken is not None:
             raise PluginError(f"{label} made the weight {broken} of {stage} NaN or infinite")
         passed = {str(layer.block) for layer in pair.layers(stage) if layer.state == "kv-only"}
+        exact = _exact(pair, stage) if contract == "dense-cache" else set()
         for name, weight in weights.items():
             if before.get(name) is weight:
                 continue
             problem = _problem(name, layout, contract, only_kv=name.partition(".")[0] in passed or ".shadow." in name)
+            if not problem and name.partition(".")[0] in exact:
+                problem = 'behind which it has the dense K/V: with contract = "dense-cache" these must stay'
             if problem:
                 raise PluginError(f"{label} changed the weight {name} of {stage}, {problem}")
+
+
+def _exact(pair: Walked, stage: Stage) -> set[str]:
+    """Return the blocks of a prefill of its own behind which the next one still has the dense hidden states, and so the K/V."""
+    if stage == "decode" or pair.unified:
+        return set()
+    first = min((element.blocks[0] for element in pair.plan.prefill), default=pair.model.block_count + 1)
+    return {str(layer.block) for layer in pair.layers(stage) if layer.state == "run" and layer.block + 1 < first}
 
 
 def _problem(name: str, layout: BlockLayout, contract: Contract, *, only_kv: bool) -> str | None:
