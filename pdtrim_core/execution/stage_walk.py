@@ -3,7 +3,7 @@
 All texts are at one depth at a time. A layer may be given other weights when the walk is at it; the layers behind it then see
 what the stage really has there.
 
-Shape suffixes: B batch, T token, D hidden, N tokens of the stage.
+Shape suffixes: B batch, T token, D hidden, F channels of an MLP, N tokens of the stage.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class LayerTokens(NamedTuple):
 
     `before_ND` and `after_ND` are the hidden states that the stage has in front of the layer and behind it, `dense_before_ND`
     those of the dense model in front of the layer's first block, and `wanted_ND` those of the dense model in front of what the
-    stage runs next. `made_ND` is what the last projection of the layer's MLP gives; it is empty, `[N, 0]`, where the layer
-    does not run, or where its family has no such projection.
+    stage runs next. `made_ND` is what the last projection of the layer's MLP gives, and `channels_NF` what it is given; both
+    are empty, `[N, 0]`, where the layer does not run, or where its family has no such projection.
     """
 
     before_ND: Tensor
@@ -45,6 +45,7 @@ class LayerTokens(NamedTuple):
     made_ND: Tensor
     after_ND: Tensor
     wanted_ND: Tensor
+    channels_NF: Tensor
 
 
 @dataclass(frozen=True)
@@ -167,29 +168,28 @@ def _next_depth(layers: Sequence[Layer], number: int, block_count: int) -> int:
 
 def _tokens_of_batch(walked: Walked, way: _Way, batch: Any, layer: Layer, depth: int) -> LayerTokens:
     module = walked.module(way.stage, layer) if layer.runs else None
-    with _made_by(module, walked.model.layout.mlp[-1:]) as made:
+    with _seen_at(module, walked.model.layout.mlp[-1:]) as seen:
         after_BTD = way.run(batch, layer)
-    given = (batch.hidden_BTD, batch.dense_BTD, *made, after_BTD, batch.dense_at(depth, keep=True))
-    chosen = [states.reshape(-1, states.shape[-1])[batch.tokens_N] for states in given]
-    if not made:
-        chosen.insert(2, chosen[0].new_empty(len(batch.tokens_N), 0))
-    return LayerTokens(*chosen)
+    none_BT0 = after_BTD.new_empty(*after_BTD.shape[:2], 0)
+    channels_BTF, made_BTD = seen or (none_BT0, none_BT0)
+    given = (batch.hidden_BTD, batch.dense_BTD, made_BTD, after_BTD, batch.dense_at(depth, keep=True), channels_BTF)
+    return LayerTokens(*(states.flatten(0, -2)[batch.tokens_N] for states in given))
 
 
 @contextmanager
-def _made_by(module: nn.Module | None, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """Give a list to which what a projection of a module gives is added."""
-    made: list[Tensor] = []
+def _seen_at(module: nn.Module | None, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Give a list to which what a projection of a module is given, and what it gives, are added."""
+    seen: list[Tensor] = []
     if module is None or not names:
-        yield made
+        yield seen
         return
 
-    def note(_module: nn.Module, _given: Any, output: Tensor) -> None:
-        made.append(output)
+    def note(_module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.extend((given[0], output))
 
     hook = module.get_submodule(names[0]).register_forward_hook(note)
     try:
-        yield made
+        yield seen
     finally:
         hook.remove()
 

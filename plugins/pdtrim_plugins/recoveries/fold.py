@@ -30,8 +30,15 @@ class Fold(Recovery):
     cites = "Shopkhoev et al., ReplaceMe, 2025 (arXiv:2505.02819)"
 
     stage: Literal["decode", "prefill", "both"] = Field("both", description="the stage whose layers get other weights")
+    fit: Literal["map", "projection"] = Field(
+        "map",
+        description="map: the map that is folded into the projection; projection: its weights themselves, by least squares over "
+        "the channels that it is given, which are more numbers to find and bring the pair nearer",
+    )
     ridge: float = Field(
-        1e-2, gt=0, description="pull of the map towards doing nothing, as a share of the mean square of what the MLP gives"
+        1e-2,
+        gt=0,
+        description="pull towards changing nothing, as a share of the mean square of what the MLP gives, or of its channels",
     )
 
     def problems(self, facts: RecoveryFacts) -> list[str]:
@@ -59,23 +66,22 @@ class Fold(Recovery):
             yield "decode"
 
     def _fold(self, layer: WalkedLayer, context: RecoveryContext) -> None:
-        import torch  # noqa: PLC0415 - listings must not import torch
-
         run, name = _run(layer.stage, layer.gone), context.model.layout.mlp[-1]
         if not layer.adds_what_it_makes():
             why = f"what {name} gives is not added to the hidden states as it is (a norm or a factor stands between)"
             context.note(f"{run}: in block {layer.layer.blocks[-1]} in front of them, {why}, so they are not folded")
             return
-        out = layer.module.get_submodule(name)
-        sums = RidgeSums()
+        out, sums = layer.module.get_submodule(name), RidgeSums()
         for tokens in layer.tokens():
-            sums.add(tokens.made_ND, tokens.wanted_ND - tokens.after_ND + tokens.made_ND)
-        weight_DF = out.get_parameter("weight")
-        map_DD = sums.solved(torch.eye(len(weight_DF), device=weight_DF.device), self.ridge, run)
-        folded = {f"{name}.weight": (map_DD.T @ weight_DF.double()).to(weight_DF.dtype)}
-        bias_D = getattr(out, "bias", None)
-        if bias_D is not None:
-            folded[f"{name}.bias"] = (bias_D.double() @ map_DD).to(bias_D.dtype)
+            sums.add(tokens.made_ND if self.fit == "map" else tokens.channels_NF, tokens.wanted_ND - tokens.after_ND)
+        weight_DF, bias_D = out.get_parameter("weight"), getattr(out, "bias", None)
+        more = sums.solved(self.ridge, run)
+        if self.fit == "map":
+            folded = {f"{name}.weight": (weight_DF.double() + more.T @ weight_DF.double()).to(weight_DF.dtype)}
+            if bias_D is not None:
+                folded[f"{name}.bias"] = (bias_D.double() + bias_D.double() @ more).to(bias_D.dtype)
+        else:
+            folded = {f"{name}.weight": (weight_DF.double() + more.T).to(weight_DF.dtype)}
         layer.change(folded)
 
 

@@ -41,18 +41,21 @@ class KvRefit(Recovery):
                 self._fit(layer, context)
 
     def _fit(self, layer: WalkedLayer, context: RecoveryContext) -> None:
+        import torch  # noqa: PLC0415 - listings must not import torch
+
         norm, *names = context.model.layout.kv[:3]
         projections = {name: layer.module.get_submodule(name) for name in names}
-        sums = {name: RidgeSums() for name in names}
-        normed = layer.module.get_submodule(norm)
+        normed, sums = layer.module.get_submodule(norm), RidgeSums()
         for tokens in layer.tokens():
             given_ND, dense_ND = normed(tokens.before_ND), normed(tokens.dense_before_ND)
-            for name, projection in projections.items():
-                sums[name].add(given_ND, projection(dense_ND) - projection(given_ND))
-        fitted = {}
-        for name, projection in projections.items():
-            weight_KD = projection.get_parameter("weight")
-            # The sums are of what is missing, so the pull is towards adding nothing.
-            more_DK = sums[name].solved(weight_KD.new_zeros(weight_KD.T.shape), self.ridge, f"K/V of block {layer.layer.block}")
-            fitted[f"{name}.weight"] = (weight_KD.double() + more_DK.T).to(weight_KD.dtype)
-        layer.change(fitted)
+            missing = [projection(dense_ND) - projection(given_ND) for projection in projections.values()]
+            sums.add(given_ND, torch.cat(missing, dim=1))
+        weights = {f"{name}.weight": projection.get_parameter("weight") for name, projection in projections.items()}
+        more_DE = sums.solved(self.ridge, f"K/V of block {layer.layer.block}")
+        more = torch.split(more_DE.T, [len(weight_KD) for weight_KD in weights.values()])
+        layer.change(
+            {
+                name: (weight_KD.double() + more_KD).to(weight_KD.dtype)
+                for (name, weight_KD), more_KD in zip(weights.items(), more, strict=True)
+            }
+        )

@@ -32,8 +32,8 @@ class RidgeSums:
         self._cross_DE = cross_DE if self._cross_DE is None else self._cross_DE + cross_DE
         self.tokens += len(given_ND)
 
-    def solved(self, towards_DE: Tensor, ridge: float, what: str) -> Tensor:
-        """Return the map `[D, E]` that gives what is wanted with least squares, pulled towards another one.
+    def solved(self, ridge: float, what: str) -> Tensor:
+        """Return the map `[D, E]` that gives what is wanted with least squares, pulled towards giving nothing.
 
         `ridge` is the strength of the pull, as a share of the mean diagonal of the Gram matrix. Raises `PdtrimError` that names
         `what` where the tokens do not determine a map.
@@ -48,7 +48,7 @@ class RidgeSums:
                 f"{what}: hidden states of the texts are NaN or infinite, so no map can be found: load it in float32"
             )
         if mean == 0:
-            return towards_DE.double()  # nothing is given, of which any map makes nothing
+            return torch.zeros_like(self._cross_DE)  # nothing is given, of which any map makes nothing
         pull_DD = ridge * mean * torch.eye(size, dtype=torch.float64, device=self._gram_DD.device)
         factor_DD, problem = torch.linalg.cholesky_ex(self._gram_DD + pull_DD)
         pivots_D = factor_DD.diagonal().square()
@@ -57,5 +57,5 @@ class RidgeSums:
                 f"{what}: {self.tokens:,} tokens do not determine a map of {size} x {size} numbers: give it at least "
                 f"{4 * size:,} tokens, or a larger ridge"
             )
-        solved_DE: Tensor = torch.cholesky_solve(self._cross_DE + pull_DD @ towards_DE.double(), factor_DD)
+        solved_DE: Tensor = torch.cholesky_solve(self._cross_DE, factor_DD)
         return solved_DE

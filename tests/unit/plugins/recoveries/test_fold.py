@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 import torch
@@ -82,13 +82,14 @@ def logits_of(context: RecoveryContext, which: str) -> Tensor:
         return torch.cat(list(context.model.logits(hidden)))
 
 
+@pytest.mark.parametrize("fit", ["map", "projection"])
 @pytest.mark.parametrize("family", STRAIGHT)
 @pytest.mark.parametrize("plan", [Plan(decode=Removal([Drop(1)])), Plan.unified(Removal([Drop(1)]))], ids=["decode", "both"])
-def test_a_linear_run_is_made_up_for_exactly(family: str, plan: Plan) -> None:
+def test_a_linear_run_is_made_up_for_exactly(family: str, plan: Plan, fit: Literal["map", "projection"]) -> None:
     context = context_of(with_a_linear_run(family), plan)
     dense = logits_of(context, "dense")
     before = (logits_of(context, "pair") - dense).abs().max()
-    Fold(ridge=1e-12).recover(context)
+    Fold(ridge=1e-12, fit=fit).recover(context)
     after = (logits_of(context, "pair") - dense).abs().max()
     assert before > 1
     assert after < EXACT
