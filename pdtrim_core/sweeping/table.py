@@ -48,7 +48,8 @@ def _merges(row: Row) -> str:
 
 
 def _recovery(row: Row) -> str:
-    return ", ".join(result["name"] for result in row["recovery"] if result["kept"]) or "-"
+    # Data that were written before there was recovery have none.
+    return ", ".join(result["name"] for result in row.get("recovery", ()) if result["kept"]) or "-"
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {

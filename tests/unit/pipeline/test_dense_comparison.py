@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pdtrim_core import Outcome, PluginHost, TaskResult, hookimpl, load_run, results_in
-from pdtrim_core.api import BlockModel, LoadedModel, Metric, PruneContext, Pruned, Pruner
+from pdtrim_core.api import BlockModel, LoadedModel, Metric, PruneContext, Pruned, Pruner, Recovery, RecoveryContext
 from pdtrim_core.data.items import Item
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline
@@ -228,6 +228,36 @@ def test_of_a_recovered_run_the_pair_before_is_compared_too(host: PluginHost, tm
     assert Outcome.from_json(outcome.to_json()) == outcome
     for result in RunFidelity(load_run(tmp_path / "run", host)).results(["unrecovered", "staged"]):
         assert dict(result.metrics) == found.variants[result.variant]
+
+
+class Bursts(Recovery):
+    """Makes weights so large that what the pair says is no number any more."""
+
+    name = "bursts"
+
+    def recover(self, context: RecoveryContext) -> None:
+        for layer in context.walk("decode"):
+            if layer.layer.runs:
+                name = f"{context.model.layout.mlp[-1]}.weight"
+                layer.change({name: layer.module.get_parameter(name) * 1e30})
+        context.reached(float("nan"))
+
+
+def test_a_recovery_that_breaks_the_pair_leaves_an_outcome_that_can_be_read(host: PluginHost, tmp_path: Path) -> None:
+    works = Works()
+    host.register(works, Origin("works", "works"))
+    host.register(SimpleNamespace(pdtrim_recoveries=hookimpl(lambda: [Bursts])), Origin("bursts", "bursts"))
+    outcome = run(host, tmp_path / "run", **{**RECOVERED, "recovery": [{"use": "bursts", "tokens": 64}]})
+    (result,) = outcome.recovery
+    assert not result.kept
+    assert result.after.value > result.before.value
+    assert max(result.after.value, *result.by_position_after) <= LARGEST
+    assert Outcome.from_json(outcome.to_json()) == outcome
+    assert outcome.fidelity is not None
+    assert outcome.fidelity.recovered is not None
+    assert outcome.fidelity.recovered.value == 0.0
+    assert works.advanced[-1] == ("bursts", 1, 1, 0.0)
+    assert load_run(tmp_path / "run", host).outcome == outcome
 
 
 class Works:

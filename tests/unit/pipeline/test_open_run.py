@@ -51,6 +51,12 @@ def test_each_side_has_its_plan(run: LoadedRun) -> None:
         run.plan_of("both")  # type: ignore[arg-type]
 
 
+def test_a_run_without_recovery_has_no_pair_before_it(run: LoadedRun) -> None:
+    for outcome in (run.outcome, replace(run.outcome, saved_plan=None)):
+        with pytest.raises(PdtrimError, match="has no variant 'unrecovered': its recipe names no recovery, so that 'staged' is"):
+            replace(run, outcome=outcome).plan_of("unrecovered")
+
+
 def test_a_prefill_model_that_answers_alone_has_its_tail_and_no_blocks_for_others(run: LoadedRun) -> None:
     count = run.outcome.block_count
     plan = Plan(prefill=Removal([Drop(1), KvOnly(2)]), decode=Removal([Drop(1), Drop(3)])).truncated_prefill(count)

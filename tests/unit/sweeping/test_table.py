@@ -24,6 +24,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "saved": {"prefill work for 1024 tokens": 0.125},
         "sets": {"initial": [14, 17]},
         "merges": [{"pair": [3, 4], "kept": True}, {"pair": [5, 6], "kept": False}],
+        "recovery": [{"name": "kv-refit", "kept": True}, {"name": "rescale", "kept": False}, {"name": "fold", "kept": True}],
         "block_scores": [0.5, 12345.678],
         "candidates": {"measured": 7, "cut_short": 3, "remembered": 9},
         "seconds": {"search": 2.4, "evaluate": 1.3},
@@ -47,11 +48,18 @@ def test_a_run_gives_a_row_with_every_column() -> None:
         "prefill loses": "1, kv:5",
         "best scores": "14, 17",
         "merges to choose": "3+4",
+        "recovery": "kv-refit, fold",
         "prefill work": "-12.5 %",
         "measured": "10",
         "s": "4",
         "block scores": "0.5, 1.235e+04",
     }
+
+
+def test_data_from_before_there_was_recovery_have_none() -> None:
+    before = {key: value for key, value in row().items() if key != "recovery"}
+    heading, rows = table_of({**data(before), "columns": ["recovery"]})
+    assert (heading, rows) == (["t0", "recovery"], [["5", "-"]])
 
 
 def test_a_replaced_model_has_no_plan_and_nothing_staged() -> None:
