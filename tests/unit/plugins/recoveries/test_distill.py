@@ -88,6 +88,19 @@ def test_every_family_whose_weights_are_apart_can_be_trained(family: str, tmp_pa
         assert all(name.partition(".")[2].startswith(layout.mlp) for name in changed(context))
 
 
+@pytest.mark.parametrize("family", ["gemma3", "gpt-neox", "mixtral", "opt"])
+def test_adapters_go_beside_the_projections_of_every_sort_of_family(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    context = recovery_context(tiny_model(family), folder=tmp_path, texts=some_texts(48))
+    before = context.divergence()
+    trained(context, train="lora", steps=16)
+    assert context.divergence() < before
+    # Experts are no linear projections of their own.
+    layout = context.model.layout
+    wanted = [*layout.mlp, *(part for part in layout.attention if layout.kv and part not in layout.kv)]
+    assert {name.partition(".")[2] for name in changed(context)} == {f"{part}.weight" for part in wanted}
+
+
 @pytest.mark.parametrize("train", ["full", "lora"])
 @pytest.mark.parametrize("family", ["llama", "opt", "qwen3"])
 def test_with_the_contract_dense_cache_what_makes_kv_stays_bit_for_bit(family: str, train: str, tmp_path: Path) -> None:
