@@ -21,7 +21,7 @@ from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.pipeline.recovered_layers import alone, digest_of
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
-from pdtrim_core.plan.plan import LayerOf, Plan
+from pdtrim_core.plan.plan import Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
@@ -56,7 +56,7 @@ class LoadedRun:
 
     @cached_property
     def modules(self) -> Modules:
-        """The trained or computed modules of the plan by element, and its recovered layers, of each variant that has some.
+        """The trained or computed modules of the plan by element, and what recovery gave to it, of each variant that has some.
 
         Raises `PdtrimError` where those are not the run's own any more.
         """
@@ -68,15 +68,15 @@ class LoadedRun:
             return modules
         if digest_of(folder) != saved.recovered:
             raise PdtrimError(f"{folder} has not the weights that the plan was recovered with: run the recipe again")
-        layers = load_recovered(saved.plan, self.dense, modules, folder)
-        return {**modules, **layers, **alone(saved.plan, layers, self.outcome.block_count)}
+        parts = load_recovered(saved.plan, self.dense, modules, folder)
+        return {**modules, **parts, **alone(saved.plan, parts, self.outcome.block_count)}
 
     def modules_of(self, variant: Variant) -> Modules:
         """Return the modules that a variant runs."""
         if variant == "dense":
             return {}
         if variant == "unrecovered":
-            return {key: module for key, module in self.modules.items() if not isinstance(key, LayerOf)}
+            return {key: module for key, module in self.modules.items() if not isinstance(key, RecoveredPart)}
         return self.modules
 
     @cached_property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from pdtrim_core.api.kinds import Contract, Recovery
 from pdtrim_core.api.recovery_context import RecoveryContext
@@ -23,6 +23,7 @@ from pdtrim_core.execution.recovered_weights import (
     STAGES,
     finite,
     load_recovered,
+    recovered_tables,
     recovered_weights,
     save_recovered,
 )
@@ -39,7 +40,8 @@ from pdtrim_core.pipeline.recovered_layers import alone, digest_of
 from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
-from pdtrim_core.plan.plan import LayerOf, Plan
+from pdtrim_core.plan.elements import Stage
+from pdtrim_core.plan.plan import Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import Metric
@@ -56,14 +58,14 @@ WORK = "recovery-work"
 
 @dataclass(frozen=True)
 class Recovered:
-    """What recovery made of a plan: its layers with other weights, how each recovery came out, and a hash of the weights."""
+    """What recovery made of a plan: layers with other weights, a table of first tokens, how each came out, and a hash of all."""
 
     plan: Plan = field(default_factory=Plan)
-    layers: Mapping[LayerOf, nn.Module] = field(default_factory=dict)
+    layers: Mapping[RecoveredPart, nn.Module] = field(default_factory=dict)
     results: tuple[RecoveryResult, ...] = ()
     digest: str = ""
 
-    def modules(self, block_count: int) -> dict[LayerOf, nn.Module]:
+    def modules(self, block_count: int) -> dict[RecoveredPart, nn.Module]:
         """Return the layers of the pair, and those of each stage as a model of its own."""
         return {**self.layers, **alone(self.plan, self.layers, block_count)}
 
@@ -105,7 +107,7 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
         )
         result, modules = _one(context, recovery, pair, check, f"{number}-{recovery.name}")
         results.append(result)
-    layers = {key: module for key, module in modules.items() if isinstance(key, LayerOf)}
+    layers = {key: module for key, module in modules.items() if isinstance(key, RecoveredPart)}
     return Recovered(plan, layers, tuple(results))
 
 
@@ -170,13 +172,16 @@ def _thinned(losses: Sequence[float]) -> tuple[float, ...]:
 
 
 def _changed(pair: Walked, start: Modules) -> dict[str, int]:
-    """Return how many weights of each stage are not what they were."""
+    """Return how many weights of each stage are not what they were, the numbers of a table among them."""
     found: dict[str, int] = {}
     for stage in STAGES:
-        before = recovered_weights(pair.plan, pair.model, start, stage)
-        now = recovered_weights(pair.plan, pair.model, pair.modules, stage)
+        before, now = (_tensors(pair, modules, stage) for modules in (start, pair.modules))
         found[stage] = sum(weight.numel() for name, weight in now.items() if before.get(name) is not weight)
     return found
+
+
+def _tensors(pair: Walked, modules: Modules, stage: Stage) -> dict[str, Tensor]:
+    return {**recovered_weights(pair.plan, pair.model, modules, stage), **recovered_tables(pair.plan, modules, stage)}
 
 
 def check_change(pair: Walked, start: Modules, contract: Contract, label: str) -> None:
@@ -185,7 +190,7 @@ def check_change(pair: Walked, start: Modules, contract: Contract, label: str) -
     for stage in STAGES:
         weights = recovered_weights(pair.plan, pair.model, pair.modules, stage)
         before = recovered_weights(pair.plan, pair.model, start, stage)
-        broken = finite(weights)
+        broken = finite(_tensors(pair, pair.modules, stage))
         if broken is not None:
             raise PluginError(f"{label} made the weight {broken} of {stage} NaN or infinite")
         passed = {str(layer.block) for layer in pair.layers(stage) if layer.state == "kv-only"}

@@ -1,4 +1,4 @@
-"""Recovered layers of a pair as each stage alone has them, and a hash of all."""
+"""What recovery gave to a pair as each stage alone has it, and a hash of all."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from torch import nn
 from pdtrim_core.execution.recovered_weights import STAGES, path_of
 from pdtrim_core.files.checksums import sha256_of
 from pdtrim_core.plan.elements import Removal, Stage
-from pdtrim_core.plan.plan import LayerOf, Plan
+from pdtrim_core.plan.plan import FirstTokensOf, LayerOf, Plan, RecoveredPart
 
 
-def alone(plan: Plan, layers: Mapping[LayerOf, nn.Module], block_count: int) -> dict[LayerOf, nn.Module]:
-    """Return the recovered layers of a plan as they are in the plans by which either stage is a model of its own."""
-    found: dict[LayerOf, nn.Module] = {}
+def alone(plan: Plan, parts: Mapping[RecoveredPart, nn.Module], block_count: int) -> dict[RecoveredPart, nn.Module]:
+    """Return the recovered parts of a plan as they are in the plans by which either stage is a model of its own."""
+    found: dict[RecoveredPart, nn.Module] = {}
     of_stages: tuple[tuple[Stage, Removal], ...] = (
         ("prefill", plan.prefill_alone(block_count)),
         ("decode", plan.decode),
     )
     for stage, removal in of_stages:
         single = Plan.unified(removal)
+        if stage == "prefill" and FirstTokensOf(plan) in parts:
+            found[FirstTokensOf(single)] = parts[FirstTokensOf(plan)]
         for layer in single.layers("decode", block_count):
-            module = layers.get(LayerOf(plan, stage, layer.block))
+            module = parts.get(LayerOf(plan, stage, layer.block))
             fitting = stage == "decode" or any(
                 one.block == layer.block and one.runs for one in plan.layers("prefill", block_count)
             )
