@@ -64,7 +64,7 @@ class FirstTokens(nn.Module):
 
     def _rows(self, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return for each token whether it is in the table, and its row if it is."""
-        ids_N = ids_N.to(self.tokens.device)
+        ids_N = ids_N.to(self.tokens.device).contiguous()
         rows_N = torch.searchsorted(self.tokens, ids_N).clamp(max=len(self.tokens) - 1)
         return self.tokens[rows_N] == ids_N, rows_N
 

@@ -36,6 +36,7 @@ from pdtrim_core.host.sources import engine
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.found_removal import FoundRemoval
+from pdtrim_core.pipeline.opening_tokens import opening_tokens
 from pdtrim_core.pipeline.recovered_layers import alone, digest_of
 from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
@@ -94,6 +95,7 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
     counts = {recovery: math.ceil(recovery.tokens / texts.text_tokens) for recovery in recipe.recoveries}
     drawn = texts.items(CHECKED + max(counts.values()))
     check, modules = drawn[:CHECKED], dict(found.modules)
+    openings = opening_tokens(inputs.model.tokenizer, inputs.calibration.items)
     results = []
     for number, recovery in enumerate(recipe.recoveries):
         training = drawn[CHECKED : CHECKED + counts[recovery]]
@@ -105,20 +107,26 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
-        result, modules = _one(context, recovery, pair, check, f"{number}-{recovery.name}")
+        result, modules = _one(context, recovery, pair, check, f"{number}-{recovery.name}", openings=openings)
         results.append(result)
     layers = {key: module for key, module in modules.items() if isinstance(key, RecoveredPart)}
     return Recovered(plan, layers, tuple(results))
 
 
 def _one(
-    context: RunContext, recovery: Recovery, pair: Walked, check: Sequence[Item], name: str
+    context: RunContext, recovery: Recovery, pair: Walked, check: Sequence[Item], name: str, *, openings: Sequence[int]
 ) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
     """Return how a recovery came out, and the modules of the pair behind it."""
     started, start, losses = time.perf_counter(), dict(pair.modules), list[float]()
     label = context.host.label_of(recovery)
     work = RecoveryContext(
-        pair, check, context.rng(f"recovery {name}"), context.folder.path / WORK / name, context.events.note, losses.append
+        pair,
+        check,
+        context.rng(f"recovery {name}"),
+        context.folder.path / WORK / name,
+        context.events.note,
+        losses.append,
+        openings,
     )
     before = _divergences(work)
     with blame(label):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdtrim_core.api import Recovery, hookimpl
+from pdtrim_plugins.recoveries.exact_first_token import ExactFirstToken
 from pdtrim_plugins.recoveries.fold import Fold
 from pdtrim_plugins.recoveries.kv_refit import KvRefit
 
-__all__ = ["Fold", "KvRefit", "pdtrim_recoveries"]
+__all__ = ["ExactFirstToken", "Fold", "KvRefit", "pdtrim_recoveries"]
 
 
 @hookimpl
 def pdtrim_recoveries() -> Iterable[type[Recovery]]:
     """Yield the recoveries."""
-    yield from (Fold, KvRefit)
+    yield from (ExactFirstToken, Fold, KvRefit)
