@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from pdtrim_core.api import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Remova
 from pdtrim_core.execution.batching import Firsts
 from pdtrim_core.execution.first_tokens import FirstTokens, depths_of, first_tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.execution.recovered_weights import load_recovered, save_recovered
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.plan.plan import FirstTokensOf
@@ -191,3 +193,25 @@ def test_only_first_tokens_that_are_known_change() -> None:
 def test_states_of_other_depths_or_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="not those of 2 tokens at 1 depths"):
         FirstTokens(torch.tensor([4, 9]), torch.tensor([3]), torch.zeros(2, 1, 8))
+
+
+def test_a_table_is_stored_with_prefill_s_weights_and_read_again(tmp_path: Path) -> None:
+    model = tiny_llama()
+    for modules in ({}, recovered(model, KV_ONLY, {}, kv=True)):
+        saved = with_table(model, KV_ONLY, modules, {3, 17})
+        save_recovered(KV_ONLY, model, saved, tmp_path)
+        loaded = load_recovered(KV_ONLY, model, {}, tmp_path)
+        assert loaded.keys() == saved.keys()
+        before, after = (found[FirstTokensOf(KV_ONLY)].state_dict() for found in (saved, loaded))
+        assert all(torch.equal(before[name], after[name]) for name in ("tokens", "depths", "states"))
+    save_recovered(KV_ONLY, model, {}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", [EARLY, Plan(prefill=Removal([KvOnly(1)]))])
+def test_a_table_of_another_plan_is_refused(tmp_path: Path, other: Plan) -> None:
+    model = tiny_llama()
+    table = {FirstTokensOf(other): first_tokens_of(model, [3], depths_of(KV_ONLY, BLOCKS)[1:])}
+    save_recovered(other, model, table, tmp_path)
+    with pytest.raises(PdtrimError, match="its table of first tokens is of other layers"):
+        load_recovered(other, model, {}, tmp_path)
