@@ -48,6 +48,10 @@ class FirstTokens(nn.Module):
         """Whether it has the states in front of a block."""
         return block in self._number
 
+    def states_at(self, block: int) -> Tensor:
+        """Return the states `[K, D]` in front of a block that it covers."""
+        return self.states[self._number[block]]
+
     def known(self, firsts: Firsts) -> Tensor:
         """Return the places of those first tokens that are in the table."""
         known_N, _ = self._rows(firsts.ids_N)
@@ -58,7 +62,7 @@ class FirstTokens(nn.Module):
         if not self.covers(block):
             return hidden_BTD
         known_N, rows_N = self._rows(firsts.ids_N)
-        states_ND = self.states[self._number[block]][rows_N[known_N]].to(hidden_BTD.device, hidden_BTD.dtype)
+        states_ND = self.states_at(block)[rows_N[known_N]].to(hidden_BTD.device, hidden_BTD.dtype)
         at_N = self.known(firsts).to(hidden_BTD.device)
         return hidden_BTD.flatten(0, 1).index_copy(0, at_N, states_ND).view_as(hidden_BTD)
 

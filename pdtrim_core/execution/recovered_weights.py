@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.execution.first_tokens import FirstTokens, depths_of, first_tokens_in
 from pdtrim_core.execution.stage_modules import Modules, changed_weights, module_of, removed_module_of, with_weights
+from pdtrim_core.files.paths import PathLike
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import read_module, write_tensors
 from pdtrim_core.plan.elements import Stage
@@ -80,10 +82,29 @@ def load_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path
                 raise PdtrimError(f"no layer of the plan has {next(iter(tensors))}")
         except Exception as error:
             # safetensors and torch each have errors of their own for a damaged file.
-            raise PdtrimError(
-                f"the recovered weights {path} are damaged or of another plan ({reason_of(error)}): run the recipe again"
-            ) from error
+            raise _damaged(path, error) from error
     return found
+
+
+def read_first_tokens(plan: Plan, model: BlockModel, run: PathLike) -> FirstTokens | None:
+    """Return the table of first tokens that recovery gave to a plan, from the folder of its run; None where it gave none.
+
+    Raises `PdtrimError` for a file that is damaged or does not fit.
+    """
+    path = path_of("prefill", Path(run) / RECOVERED)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as opened:
+            names = [name for name in opened.keys() if name.startswith(FIRST_TOKENS)]  # noqa: SIM118 - no mapping
+            tensors = {name.removeprefix(FIRST_TOKENS): opened.get_tensor(name).clone() for name in names}
+        return _table(plan, model, tensors) if tensors else None
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> PdtrimError:
+    return PdtrimError(f"the recovered weights {path} are damaged or of another plan ({reason_of(error)}): run the recipe again")
 
 
 def _table(plan: Plan, model: BlockModel, tensors: Mapping[str, Tensor]) -> FirstTokens:
