@@ -87,17 +87,17 @@ class RecoveryContext:
         """
         self.pair.change(stage, layer, weights)
 
-    def keep_first_tokens(self, tokens: Iterable[int]) -> bool:
+    def keep_first_tokens(self, tokens: Iterable[int], *, others: bool = False) -> bool:
         """Let prefill know the hidden states of some tokens, as the first ones of prompts, from a table; tell whether it has one.
 
-        The dense model makes the table, so that the K/V of such a token are the dense model's wherever prefill has a layer. It
-        takes the place of an earlier one. There is none where prefill loses nothing in front of a layer, and where both stages
-        are one model.
+        The dense model makes the table, so that the K/V of such a token are the dense model's wherever prefill has a layer. With
+        `others`, any other first token is given the mean of the states in it. The table takes the place of an earlier one. There
+        is none where prefill loses nothing in front of a layer, and where both stages are one model.
         """
         depths, tokens = depths_of(self.plan, self.model.block_count), list(tokens)
         if not tokens or not depths or self.unified:
             return False
-        self.pair.modules[FirstTokensOf(self.plan)] = first_tokens_of(self.model, tokens, depths)
+        self.pair.modules[FirstTokensOf(self.plan)] = first_tokens_of(self.model, tokens, depths, others=others)
         return True
 
     def walk(self, stage: Stage) -> Iterator[WalkedLayer]:

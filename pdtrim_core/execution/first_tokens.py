@@ -18,13 +18,17 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import FirstTokensOf, LayerOf, Plan
 
+OTHERS = -1
+"""Stands for all tokens that a table does not have, where it has a row for them."""
+
 
 class FirstTokens(nn.Module):
     """The dense model's hidden states of some tokens, each as the first of a text, in front of some blocks.
 
-    `tokens` are `[K]`, ascending; `depths` are the blocks `[L]`, and `states` `[L, K, D]` is what stands in front of each.
-    Prefill goes on from these states, whatever it has lost: its layers there make K/V of them with their own weights, and where
-    it only computes K/V, with the weights that the plan left, since recovered ones are made for states that lack something.
+    `tokens` are `[K]`, ascending, and may begin with `OTHERS`, whose row is that of all tokens that have none of their own;
+    `depths` are the blocks `[L]`, and `states` `[L, K, D]` is what stands in front of each. Prefill goes on from these states,
+    whatever it has lost: its layers there make K/V of them with their own weights, and where it only computes K/V, with the
+    weights that the plan left, since recovered ones are made for states that lack something.
 
     Raises `ValueError` where the shapes do not belong together.
     """
@@ -42,6 +46,7 @@ class FirstTokens(nn.Module):
         self.register_buffer("tokens", tokens)
         self.register_buffer("depths", depths)
         self.register_buffer("states", states)
+        self._has_others = bool(len(tokens)) and int(tokens[0]) == OTHERS
         self._number = {int(depth): number for number, depth in enumerate(depths)}
 
     def covers(self, block: int) -> bool:
@@ -70,7 +75,10 @@ class FirstTokens(nn.Module):
         """Return for each token whether it is in the table, and its row if it is."""
         ids_N = ids_N.to(self.tokens.device).contiguous()
         rows_N = torch.searchsorted(self.tokens, ids_N).clamp(max=len(self.tokens) - 1)
-        return self.tokens[rows_N] == ids_N, rows_N
+        known_N = self.tokens[rows_N] == ids_N
+        if self._has_others:
+            return torch.ones_like(known_N), rows_N.where(known_N, 0)
+        return known_N, rows_N
 
 
 def first_tokens_in(modules: Modules, plan: Plan) -> FirstTokens | None:
@@ -86,8 +94,11 @@ def depths_of(plan: Plan, block_count: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(layer.block for layer in plan.layers("prefill", block_count) if layer.block >= first))
 
 
-def first_tokens_of(model: BlockModel, tokens: Iterable[int], depths: Sequence[int]) -> FirstTokens:
-    """Return the table of some tokens, computed with the dense model. Raises `PdtrimError` for one that it does not have."""
+def first_tokens_of(model: BlockModel, tokens: Iterable[int], depths: Sequence[int], *, others: bool = False) -> FirstTokens:
+    """Return the table of some tokens, computed with the dense model; with `others`, all others have the mean of their states.
+
+    Raises `PdtrimError` for a token that the model does not have.
+    """
     tokens = sorted(set(tokens))
     model.check_ids(tokens, "a table of first tokens")
     ids_K = torch.tensor(tokens, device=model.device)
@@ -102,7 +113,11 @@ def first_tokens_of(model: BlockModel, tokens: Iterable[int], depths: Sequence[i
                 states.append(states_BTD[:, 0].to(model.device))
             parts.append(torch.stack(states))
     # A clone outside inference mode: gradients may flow through what is computed from it.
-    return FirstTokens(ids_K, torch.tensor(depths), torch.cat(parts, dim=1).clone())
+    states_LKD = torch.cat(parts, dim=1).clone()
+    if others:
+        ids_K = torch.cat([ids_K.new_tensor([OTHERS]), ids_K])
+        states_LKD = torch.cat([states_LKD.mean(dim=1, keepdim=True), states_LKD], dim=1)
+    return FirstTokens(ids_K, torch.tensor(depths), states_LKD)
 
 
 def kv_of_first(model: BlockModel, plan: Plan, layer: Layer, modules: Modules) -> nn.Module | None:

@@ -216,7 +216,7 @@ def _merged(model: BlockModel, merge: Merge) -> Any:
 
 
 def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name: str, *, known: bool = False) -> Subject:
-    """Make a subject; with `known`, prefill knows the first tokens of every second prompt from a table."""
+    """Make a subject; with `known`, prefill knows the first tokens of every second prompt, and others by their mean."""
     from pdtrim_core.execution.first_tokens import depths_of, first_tokens_of
     from pdtrim_core.execution.two_phase import TwoPhaseModel
     from pdtrim_core.plan.plan import FirstTokensOf
@@ -225,7 +225,7 @@ def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name:
     prompts = _prompts(vocabulary)
     if known:
         firsts = [prompt[0] for prompt in prompts[::2]]
-        modules[FirstTokensOf(plan)] = first_tokens_of(model, firsts, depths_of(plan, model.block_count))
+        modules[FirstTokensOf(plan)] = first_tokens_of(model, firsts, depths_of(plan, model.block_count), others=True)
     two_phase = TwoPhaseModel(model, plan, modules)
     ends_at_once: tuple[int, ...] = ()
     if name != "smollm":

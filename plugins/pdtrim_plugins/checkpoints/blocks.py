@@ -22,6 +22,8 @@ Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
 STATES, KEYS, VALUES = "first_states", "first_keys", "first_values"
 """The tables of a block: hidden states in front of it, or K and V of all heads in front of the rotary embedding."""
+OTHERS = -1
+"""Stands for all tokens that a table does not have."""
 SHADOW = "shadow"
 """The name, inside a block, of the submodule that computes the K/V of the merged block."""
 
@@ -99,7 +101,10 @@ class KvOnly(nn.Module):
 
 
 class FirstTokens:
-    """What is known of the first tokens of prompts: which of the tokens that are read now stand in which row of the tables."""
+    """What is known of the first tokens of prompts: which of the tokens that are read now stand in which row of the tables.
+
+    A row of `OTHERS` is that of all tokens that have none of their own.
+    """
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._rows = {token: row for row, token in enumerate(tokens)}
@@ -115,7 +120,7 @@ class FirstTokens:
             rows_BT = torch.full_like(ids_BT, -1)
             seen_BT = torch.ones_like(ids_BT) if mask_BT is None or mask_BT.shape != ids_BT.shape else mask_BT
             for row, column in enumerate(seen_BT.long().argmax(dim=1).tolist()):
-                rows_BT[row, column] = self._rows.get(int(ids_BT[row, column]), -1)
+                rows_BT[row, column] = self._rows.get(int(ids_BT[row, column]), self._rows.get(OTHERS, -1))
             self._rows_BT = rows_BT
         try:
             yield

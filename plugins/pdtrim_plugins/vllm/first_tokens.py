@@ -17,6 +17,8 @@ from vllm.logger import init_logger
 
 STATES, KEYS, VALUES = "first_states", "first_keys", "first_values"
 """The tables of a block: hidden states in front of it, or K and V of all heads in front of the rotary embedding."""
+OTHERS = -1
+"""Stands for all tokens that a table does not have."""
 SECONDS_BETWEEN = 60.0
 """Between two lines in the log."""
 
@@ -25,7 +27,7 @@ logger = init_logger("vllm.pdtrim")
 
 
 class FirstTokens(nn.Module):
-    """Knows which tokens of a step begin a prompt, and the row of the tables in which they stand.
+    """Knows which tokens of a step begin a prompt, and the row of the tables in which they stand: one of `OTHERS` has all others.
 
     `rows_N` has one entry for each token that a step can have, -1 where nothing is known; it is the same memory in every step, so
     that a compiled model and a captured graph read what the step has written.
@@ -37,6 +39,8 @@ class FirstTokens(nn.Module):
         super().__init__()
         self.register_buffer("tokens_K", torch.tensor(tokens, dtype=torch.long), persistent=False)
         self.register_buffer("rows_N", torch.full((most_tokens,), -1, dtype=torch.long), persistent=False)
+        # The tokens ascend.
+        self.row_of_others = 0 if tokens[0] == OTHERS else -1
         self.register_buffer("begun", torch.zeros(2, dtype=torch.long), persistent=False)
         self._told_at = time.monotonic()
 
@@ -50,7 +54,8 @@ class FirstTokens(nn.Module):
         rows_N = torch.searchsorted(tokens_K, ids_N).clamp(max=len(tokens_K) - 1)
         first_N = positions_N == 0
         known_N = first_N & (tokens_K[rows_N] == ids_N)
-        self.rows_N[: len(ids_N)] = torch.where(known_N, rows_N, -1)
+        rows_N = torch.where(known_N, rows_N, self.row_of_others)
+        self.rows_N[: len(ids_N)] = torch.where(first_N, rows_N, -1)
         self._count(first_N, known_N)
 
     def _count(self, first_N: Tensor, known_N: Tensor) -> None:

@@ -19,8 +19,9 @@ class Layout:
 
     A block in `shadows` runs, and the K/V of the merged block are computed on the same input. `decode_index` gives the decode
     layer that reads the K/V of a block, or of its shadow. `widths` has the MLP widths that differ from the config's.
-    `first_tokens` are the tokens that are known where they begin a prompt: the blocks in `first_states` have a table of the
-    hidden states in front of them, and those in `first_kv`, which compute only K/V or have a shadow, one of the K/V.
+    `first_tokens` are the tokens that are known where they begin a prompt, -1 standing for all others: the blocks in
+    `first_states` have a table of the hidden states in front of them, and those in `first_kv`, which compute only K/V or have a
+    shadow, one of the K/V.
     """
 
     removed: frozenset[int]

@@ -10,7 +10,7 @@ import torch
 
 from pdtrim_core.api import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
 from pdtrim_core.execution.batching import Firsts
-from pdtrim_core.execution.first_tokens import FirstTokens, depths_of, first_tokens_of
+from pdtrim_core.execution.first_tokens import OTHERS, FirstTokens, depths_of, first_tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.recovered_weights import load_recovered, save_recovered
 from pdtrim_core.execution.staged_model import StagedModel
@@ -139,6 +139,23 @@ def test_a_first_token_that_is_in_no_table_scores_as_without_one(first_token: Fi
         assert staged.loglikelihoods(items) == plain.loglikelihoods(items)
         known = StagedModel(cache, plan, with_table(model, plan, {}, firsts_of(items)))
         assert known.loglikelihoods(items) != plain.loglikelihoods(items)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox", "qwen3"])
+def test_all_other_first_tokens_may_have_the_mean_of_those_that_are_known(family: str) -> None:
+    model, items, plan = tiny_model(family), some_items()[2:4], MORE["K/V only behind an early drop"]
+    cache = PrefixCache(model, ExecutionOptions(batch_tokens=64))
+    depths = depths_of(plan, BLOCKS)
+    table = first_tokens_of(model, [3, items[0].prompts[0][0]], depths, others=True)
+    assert table.tokens[0] == OTHERS
+    assert torch.allclose(table.states[:, 0], table.states[:, 1:].mean(dim=1))
+    staged = StagedModel(cache, plan, {FirstTokensOf(plan): table})
+    found, reference = staged.loglikelihoods(items), two_phase_sums(staged, items)
+    for sums, expected, item in zip(found, reference, items, strict=True):
+        assert sums == pytest.approx(tuple(expected), abs=1e-4 * max(map(len, item.choices)))
+    known = StagedModel(cache, plan, {FirstTokensOf(plan): first_tokens_of(model, table.tokens[1:].tolist(), depths)})
+    assert known.loglikelihoods(items)[0] == found[0]
+    assert known.loglikelihoods(items)[1] != found[1]
 
 
 def test_a_prompt_of_one_token_that_decode_reads_is_not_prefill_s() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from pdtrim_core import Outcome, PdtrimError, PluginHost, apply, load_run
 from pdtrim_core.api import RecoveryContext
-from pdtrim_core.execution.first_tokens import FirstTokens, first_tokens_of
+from pdtrim_core.execution.first_tokens import OTHERS, FirstTokens, first_tokens_of
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.plan.plan import FirstTokensOf
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
@@ -49,8 +49,8 @@ def test_a_run_has_a_table_of_what_the_dense_model_makes_of_first_tokens(host: P
     loaded = sure(outcome, host, tmp_path / "run")
     table = table_of(loaded)
     assert table is not None
-    anew = first_tokens_of(loaded.dense, table.tokens.tolist(), table.depths.tolist())
-    assert torch.equal(table.states, anew.states)
+    anew = first_tokens_of(loaded.dense, table.tokens[-4:].tolist(), table.depths.tolist())
+    assert torch.allclose(table.states[:, -4:], anew.states, atol=1e-5)
     numbers = sum(tensor.numel() for tensor in (table.tokens, table.depths, table.states))
     assert outcome.recovery[0].changed == {"prefill": numbers, "decode": 0}
     assert [path.name for path in (tmp_path / "run" / "recovered").glob("*.safetensors")] == ["prefill.safetensors"]
@@ -71,7 +71,7 @@ def test_a_run_that_is_applied_answers_with_its_table_in_both_ways(host: PluginH
     pair = apply(tmp_path / "run", loaded.dense.model, host=host)
     table = table_of(loaded)
     assert table is not None
-    known = int(table.tokens[0])
+    known = int(table.tokens[-1])
     items = [type(item)(((known, *item.prompts[0][1:]),), item.choices[:1], 0, (1,)) for item in some_items()[2:4]]
     expected = two_phase_sums(pair.staged, items)
     for found, sums, item in zip(pair.loglikelihoods(items), expected, items, strict=True):
@@ -92,11 +92,28 @@ def test_recoveries_go_on_from_each_other_in_any_order(host: PluginHost, tmp_pat
     assert ran(host, tmp_path / "run", order).recovery == outcome.recovery
 
 
-def test_the_options_say_how_many_first_tokens_there_are(host: PluginHost, tmp_path: Path) -> None:
-    loaded = sure(ran(host, tmp_path / "run", [{**TABLE, "tokens_at_most": 3}]), host, tmp_path / "run")
-    table = table_of(loaded)
-    assert table is not None
-    assert len(table.tokens) == 3
+@pytest.mark.parametrize(("others", "rows"), [("mean", {4}), ("approximate", {3}), ("auto", {3, 4})])
+def test_the_options_say_how_many_first_tokens_there_are_and_what_others_have(
+    host: PluginHost, tmp_path: Path, others: str, rows: set[int]
+) -> None:
+    seen: list[int] = []
+    component: Any = host.find("recovery", "exact-first-token").component
+
+    def look(context: RecoveryContext) -> None:
+        component(tokens_at_most=3, others=others).recover(context)
+        table = context.pair.modules[FirstTokensOf(context.plan)]
+        assert isinstance(table, FirstTokens)
+        seen.append(len(table.tokens))
+        assert (int(table.tokens[0]) == OTHERS) == (len(table.tokens) == 4)
+        if others == "auto":
+            chosen = context.divergence()
+            for given in (True, False):
+                context.keep_first_tokens(table.tokens[-3:].tolist(), others=given)
+                assert chosen <= context.divergence()
+
+    ran(host, tmp_path / "run", doing(look))
+    assert set(seen) <= rows
+    assert seen
 
 
 def test_where_both_stages_are_one_model_there_is_no_table_and_the_run_says_so(host: PluginHost, tmp_path: Path) -> None:

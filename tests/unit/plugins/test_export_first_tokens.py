@@ -32,11 +32,11 @@ PLANS = {
 }
 
 
-def exported(model: BlockModel, plan: Plan, out: Path, tokens: list[int]) -> dict[Any, Any]:
+def exported(model: BlockModel, plan: Plan, out: Path, tokens: list[int], *, others: bool = False) -> dict[Any, Any]:
     """Write a pair whose prefill knows these first tokens; return the modules of the plan."""
     outcome = run_with_plan(model, plan, out)
     modules = load_modules(plan, model, out / "merges")
-    table = first_tokens_of(model, tokens, depths_of(plan, model.block_count))
+    table = first_tokens_of(model, tokens, depths_of(plan, model.block_count), others=others)
     found: dict[Any, Any] = {**modules, FirstTokensOf(plan): table}
     save_recovered(plan, model, found, out / RECOVERED)
     list(Vllm().export(outcome, model, out))
@@ -59,6 +59,16 @@ def test_prefill_s_checkpoint_hands_over_what_two_phases_do(name: str, family: s
     assert units_apart(row, wanted) <= ROUNDING
     plain = TwoPhaseModel(model, plan, {key: module for key, module in modules.items() if key != FirstTokensOf(plan)})
     assert torch.allclose(row, plain.continuation_logits(PROMPT, [0])[0], atol=1e-4) != known
+
+
+def test_prefill_s_checkpoint_has_what_stands_for_all_other_first_tokens(tmp_path: Path) -> None:
+    model, plan = tiny_model("llama"), PLANS["shadow of a merge"]
+    modules = exported(model, plan, tmp_path, [PROMPT[0] + 1, 9], others=True)
+    prefill, decode = read_back(tmp_path / "prefill"), read_back(tmp_path / "decode")
+    with torch.inference_mode():
+        cache = prefill(input_ids=torch.tensor([PROMPT[:-1]])).past_key_values
+        row = decode(input_ids=torch.tensor([PROMPT[-1:]]), past_key_values=cache, use_cache=True).logits[0, -1]
+    assert units_apart(row, TwoPhaseModel(model, plan, modules).continuation_logits(PROMPT, [0])[0]) <= ROUNDING
 
 
 def test_texts_with_padding_and_texts_that_go_on_know_their_own_first_token(tmp_path: Path) -> None:
