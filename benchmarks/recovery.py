@@ -51,6 +51,8 @@ CLOSED: dict[str, list[dict[str, Any]]] = {
     "fold": [{"use": "fold"}],
     DEFAULT: [{"use": "kv-refit"}, {"use": "fold"}],
     "fold, then kv-refit": [{"use": "fold"}, {"use": "kv-refit"}],
+    "exact-first-token": [{"use": "exact-first-token"}],
+    "all three": [{"use": "exact-first-token"}, {"use": "kv-refit"}, {"use": "fold"}],
 }
 CHOICES: dict[str, list[dict[str, Any]]] = {
     **{f"ridge {ridge:g}": [{"use": "kv-refit", "ridge": ridge}, {"use": "fold", "ridge": ridge}] for ridge in (1e-3, 1e-1, 1.0)},

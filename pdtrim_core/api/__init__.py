@@ -70,7 +70,8 @@ if TYPE_CHECKING:
     from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.recovery_context import PairBatch, RecoveryContext
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
-    from pdtrim_core.execution.recovered_weights import RecoveredWeights
+    from pdtrim_core.execution.first_tokens import FirstTokens
+    from pdtrim_core.execution.recovered_weights import RecoveredWeights, read_first_tokens
     from pdtrim_core.execution.stage_walk import LayerTokens, WalkedLayer
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.dtypes import pattern_of
@@ -95,6 +96,7 @@ __all__ = [
     "ExportFacts",
     "Exporter",
     "Fidelity",
+    "FirstTokens",
     "Gain",
     "HiddenStates",
     "Item",
@@ -173,6 +175,7 @@ __all__ = [
     "parse_json",
     "pattern_of",
     "python_reference",
+    "read_first_tokens",
     "read_json",
     "read_lines",
     "read_module",
@@ -202,6 +205,7 @@ _LAZY = {
     "TeacherBatch": "pdtrim_core.api.distillation",
     "TeacherBatches": "pdtrim_core.api.distillation",
     "TokenBatch": "pdtrim_core.api.score_context",
+    "FirstTokens": "pdtrim_core.execution.first_tokens",
     "LayerTokens": "pdtrim_core.execution.stage_walk",
     "WalkedLayer": "pdtrim_core.execution.stage_walk",
     "head_dim_of": "pdtrim_core.model.narrowing",
@@ -210,6 +214,7 @@ _LAZY = {
     "pattern_of": "pdtrim_core.model.dtypes",
     "read_module": "pdtrim_core.model.weights",
     "write_tensors": "pdtrim_core.model.weights",
+    "read_first_tokens": "pdtrim_core.execution.recovered_weights",
 }
 
 

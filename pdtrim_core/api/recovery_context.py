@@ -5,7 +5,7 @@ Shape suffixes: N positions of continuation tokens, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
+from pdtrim_core.execution.first_tokens import depths_of, first_tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
 from pdtrim_core.execution.stage_walk import Walked, WalkedLayer, walk
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
-from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.plan import FirstTokensOf, Plan
 
 KEPT_BYTES = 2**28
 """Hidden states of the dense model that batches keep at most, so that the pair is not run up to where it is another one."""
@@ -43,7 +44,9 @@ class RecoveryContext:
     recovery did only where the pair is nearer to the dense model on these, so nothing may be computed from them, but a training
     may ask for the `divergence` on them to stop. `folder` is kept from one try of a run to the next, for what a long training
     has reached. `note` says something to the user, `lost` takes the loss of each step of a training. `reached` takes the share of
-    the work that is done, 0 to 1, so that people see how long it will take; a walk tells that by itself.
+    the work that is done, 0 to 1, so that people see how long it will take; a walk tells that by itself. `openings` are
+    tokens that prompts begin with, the surest first: those of the tokenizer and of its chat template, then those of the recipe's
+    items by how often they do.
     """
 
     pair: Walked
@@ -53,6 +56,7 @@ class RecoveryContext:
     note: Callable[[str], None] = _say_nothing
     lost: Callable[[float], None] = _note_nothing
     reached: Callable[[float], None] = _note_nothing
+    openings: Sequence[int] = ()
 
     @property
     def model(self) -> BlockModel:
@@ -88,6 +92,19 @@ class RecoveryContext:
         Raises `PdtrimError` for a weight that the layer does not have, or that has another shape.
         """
         self.pair.change(stage, layer, weights)
+
+    def keep_first_tokens(self, tokens: Iterable[int], *, others: bool = False) -> bool:
+        """Let prefill know the hidden states of some tokens, as the first ones of prompts, from a table; tell whether it has one.
+
+        The dense model makes the table, so that the K/V of such a token are the dense model's wherever prefill has a layer. With
+        `others`, any other first token is given the mean of the states in it. The table takes the place of an earlier one. There
+        is none where prefill loses nothing in front of a layer, and where both stages are one model.
+        """
+        depths, tokens = depths_of(self.plan, self.model.block_count), list(tokens)
+        if not tokens or not depths or self.unified:
+            return False
+        self.pair.modules[FirstTokensOf(self.plan)] = first_tokens_of(self.model, tokens, depths, others=others)
+        return True
 
     def walk(self, stage: Stage, part: tuple[int, int] = (0, 1)) -> Iterator[WalkedLayer]:
         """Yield the layers of a stage from shallow to deep, each with its hidden states on the texts beside the dense model's.

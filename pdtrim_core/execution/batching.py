@@ -101,17 +101,26 @@ class Rows:
     positions_BT: Tensor | None
 
 
+class Firsts(NamedTuple):
+    """The first tokens `[N]` of prompts, in any order, and where each is, counted through all rows."""
+
+    ids_N: Tensor
+    at_N: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Prompts:
     """The tokens that prefill reads, in rows of their own.
 
     `source_PQ` says where each is in the batch, and `real_N` which of them are no padding; both count tokens through all
-    rows.
+    rows. `firsts` are those that begin a prompt, as they are placed in the batch, and `own_firsts` as they are in these rows.
     """
 
     rows: Rows
     source_PQ: Tensor
     real_N: Tensor
+    firsts: Firsts
+    own_firsts: Firsts
 
     @cached_property
     def places(self) -> Tensor:
@@ -199,7 +208,10 @@ class RowLayout:
             first = place.row * width + place.column
             source_PQ[own.row, own.column : own.column + len(prompt)] = torch.arange(first, first + len(prompt))
         real_N = (source_PQ.flatten() >= 0).nonzero()[:, 0]
-        return Prompts(rows, source_PQ.clamp(min=0).to(device), real_N.to(device))
+        own_N = torch.tensor([own.row * source_PQ.shape[1] + own.column for own in own_places])
+        ids_N = torch.tensor([prompt.prompt[0] for prompt in prompts]).to(device)
+        firsts, own_firsts = (Firsts(ids_N, at_N.to(device)) for at_N in (source_PQ.flatten()[own_N], own_N))
+        return Prompts(rows, source_PQ.clamp(min=0).to(device), real_N.to(device), firsts, own_firsts)
 
     def _places(self, segments: Sequence[Segment]) -> list[Position]:
         if not self.row_tokens:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.batching import ROW_TOKENS, Batch, RowLayout, Rows
+from pdtrim_core.execution.first_tokens import FirstTokens
 from pdtrim_core.execution.grouping import RowShape, group_by_length
 from pdtrim_core.model.block_model import BlockModel, Recording
 from pdtrim_core.plan.plan import FirstToken
@@ -37,13 +38,16 @@ class Place(NamedTuple):
     """One position of a path: a block, or the blocks of a merge, with what each stage runs there.
 
     `kv` is the module that makes the K/V of the prompt which decode reads there, where its weights for them are others than
-    those of decode's own module.
+    those of decode's own module. `firsts` is the table that has the hidden states of the prompts' first tokens in front of a
+    block here, and `kv_of_first` makes the K/V of those tokens, where that is not what makes those of the other ones.
     """
 
     block: int
     prefill: Branch
     decode: Branch
     kv: nn.Module | None = None
+    firsts: FirstTokens | None = None
+    kv_of_first: nn.Module | None = None
 
 
 Path = tuple[Place, ...]

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError, reason_of
+from pdtrim_core.execution.first_tokens import FirstTokens, depths_of, first_tokens_in
 from pdtrim_core.execution.stage_modules import Modules, changed_weights, module_of, removed_module_of, with_weights
 from pdtrim_core.files.checksums import sha256_of
 from pdtrim_core.files.paths import PathLike
@@ -18,12 +19,14 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import read_module, write_tensors
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
-from pdtrim_core.plan.plan import LayerOf, Plan
+from pdtrim_core.plan.plan import FirstTokensOf, LayerOf, Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import SavedPlan
 
 RECOVERED = "recovered"
 """The folder of a run that holds what recovery changed."""
 STAGES: tuple[Stage, ...] = ("prefill", "decode")
+FIRST_TOKENS = "first_tokens."
+"""What the tensors of prefill's table of first tokens begin with in its file."""
 
 
 def path_of(stage: Stage, folder: Path) -> Path:
@@ -34,7 +37,7 @@ def path_of(stage: Stage, folder: Path) -> Path:
 def save_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path) -> None:
     """Write what is recovered of each stage of a plan; a stage without any gets no file."""
     for stage in STAGES:
-        tensors = recovered_weights(plan, model, modules, stage)
+        tensors = {**recovered_weights(plan, model, modules, stage), **recovered_tables(plan, modules, stage)}
         if tensors:
             write_tensors(path_of(stage, folder), tensors)
         else:
@@ -51,12 +54,18 @@ def recovered_weights(plan: Plan, model: BlockModel, modules: Modules, stage: St
     return found
 
 
-def load_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path) -> dict[LayerOf, nn.Module]:
-    """Return the recovered layers of a plan that `save_recovered` wrote, in the number format and on the device of the model.
+def recovered_tables(plan: Plan, modules: Modules, stage: Stage) -> dict[str, Tensor]:
+    """Return the tensors of the table of first tokens that a stage has."""
+    table = first_tokens_in(modules, plan) if stage == "prefill" else None
+    return {} if table is None else {f"{FIRST_TOKENS}{name}": tensor for name, tensor in table.state_dict().items()}
+
+
+def load_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path) -> dict[RecoveredPart, nn.Module]:
+    """Return the recovered parts of a plan that `save_recovered` wrote, in the number format and on the device of the model.
 
     `modules` are those of the plan's elements. Raises `PdtrimError` for a file that is damaged or does not fit.
     """
-    found: dict[LayerOf, nn.Module] = {}
+    found: dict[RecoveredPart, nn.Module] = {}
     for stage in STAGES:
         path = path_of(stage, folder)
         if not path.is_file():
@@ -68,6 +77,10 @@ def load_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path
                 if own:
                     start = removed_module_of(model, layer, modules)
                     found[LayerOf.at(plan, stage, layer)] = with_weights(start, _like(start, own, _prefix(layer)))
+            of_table = [name for name in tensors if name.startswith(FIRST_TOKENS)]
+            if of_table:
+                table = {name.removeprefix(FIRST_TOKENS): tensors.pop(name) for name in of_table}
+                found[FirstTokensOf(plan)] = _table(plan, model, table)
             if tensors:
                 raise PdtrimError(f"no layer of the plan has {next(iter(tensors))}")
         except Exception as error:
@@ -137,8 +150,34 @@ class RecoveredWeights:
         return next(one for one in layers if one.kv_slot == layer.kv_slot)
 
 
+def read_first_tokens(plan: Plan, model: BlockModel, run: PathLike) -> FirstTokens | None:
+    """Return the table of first tokens that recovery gave to a plan, from the folder of its run; None where it gave none.
+
+    Raises `PdtrimError` for a file that is damaged or does not fit.
+    """
+    path = path_of("prefill", Path(run) / RECOVERED)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as opened:
+            names = [name for name in opened.keys() if name.startswith(FIRST_TOKENS)]  # noqa: SIM118 - no mapping
+            tensors = {name.removeprefix(FIRST_TOKENS): opened.get_tensor(name).clone() for name in names}
+        return _table(plan, model, tensors) if tensors else None
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
 def _damaged(path: Path, error: Exception) -> PdtrimError:
     return PdtrimError(f"the recovered weights {path} are damaged or of another plan ({reason_of(error)}): run the recipe again")
+
+
+def _table(plan: Plan, model: BlockModel, tensors: Mapping[str, Tensor]) -> FirstTokens:
+    """Return a table of first tokens from its tensors."""
+    states_LKD = tensors["states"].to(model.device, model.dtype)
+    table = FirstTokens(tensors["tokens"].to(model.device), tensors["depths"], states_LKD)
+    if not all(map(table.covers, depths_of(plan, model.block_count))):
+        raise PdtrimError("its table of first tokens is of other layers")
+    return table
 
 
 def _prefix(layer: Layer) -> str:

@@ -22,7 +22,8 @@ from pdtrim_core.plan.plan import LayerOf, Plan
 
 Modules = Mapping[Any, nn.Module]
 """What elements and layers run: for a `Merge` the merged block; for a `Shrink` the projection out of its part, where that is not
-the dense one less some columns; for a `LayerOf` that layer with the weights that recovery gave it."""
+the dense one less some columns; for a `LayerOf` that layer with the weights that recovery gave it; for a `FirstTokensOf` the
+`FirstTokens` of prefill."""
 
 
 @dataclass(frozen=True)

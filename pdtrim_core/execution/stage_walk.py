@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.batching import Firsts
+from pdtrim_core.execution.first_tokens import FirstTokens, first_tokens_in
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, Place, PrefixCache, PreparedBatch
 from pdtrim_core.execution.stage_modules import module_of, with_weights
 from pdtrim_core.execution.staged_model import StagedModel
@@ -271,6 +273,15 @@ class _Alone(_Way):
         size = walked.batch_tokens or walked.model.fitting_batch
         self.batches = [_recorded(walked.model, group) for group in _grouped([text for text in texts if text], size)]
 
+    def reach(self, layer: Layer) -> None:
+        super().reach(layer)
+        # What reads whole texts is no prefill: nothing is known of it from a table.
+        table = None if self._walked.unified else first_tokens_in(self._walked.modules, self._walked.plan)
+        if table is not None:
+            with torch.inference_mode():
+                for batch in self.batches:
+                    batch.begin(table, layer.block)
+
     def run(self, batch: _Batch, layer: Layer) -> Tensor:
         if not layer.runs:
             return batch.hidden_BTD
@@ -334,6 +345,19 @@ class _Pair(_Way):
         self._number += 1
 
 
+class _AloneBatch(_Batch):
+    def __init__(
+        self, model: BlockModel, hidden_BTD: Tensor, calls: Sequence[Call], tokens_N: Tensor, first_ids_B: Tensor
+    ) -> None:
+        super().__init__(model, hidden_BTD, calls, tokens_N)
+        self._first_ids_B = first_ids_B
+
+    def begin(self, table: FirstTokens, block: int) -> None:
+        """Put the states of a table in front of a block where it has those of a text's first token."""
+        rows, width, _ = self.hidden_BTD.shape
+        self.hidden_BTD = table.put(self.hidden_BTD, block, Firsts(self._first_ids_B, torch.arange(rows) * width))
+
+
 class _PairBatch(_Batch):
     def __init__(self, model: BlockModel, group: Sequence[Item], prepared: PreparedBatch) -> None:
         self.prepared = prepared
@@ -363,14 +387,14 @@ def _grouped(texts: Sequence[tuple[int, ...]], batch_tokens: int) -> Iterator[li
         yield group
 
 
-def _recorded(model: BlockModel, texts: Sequence[tuple[int, ...]]) -> _Batch:
+def _recorded(model: BlockModel, texts: Sequence[tuple[int, ...]]) -> _AloneBatch:
     ids_BT = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
         ids_BT[row, : len(text)] = torch.tensor(text)
     with torch.inference_mode():
         recording = model.record(ids_BT.to(model.device))
     hidden_BTD = recording.hidden_BTD
-    return _Batch(model, hidden_BTD, recording.calls, _places([len(text) for text in texts], hidden_BTD))
+    return _AloneBatch(model, hidden_BTD, recording.calls, _places([len(text) for text in texts], hidden_BTD), ids_BT[:, 0])
 
 
 def _places(lengths: Sequence[int], hidden_BTD: Tensor, without: Tensor | None = None) -> Tensor:

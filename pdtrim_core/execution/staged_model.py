@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pdtrim_core.data.items import Along, Item
+from pdtrim_core.execution.first_tokens import first_tokens_in, kv_of_first
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
 from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
@@ -186,15 +187,22 @@ class StagedModel:
         prefill, decode = self.plan.layers("prefill", count), self.plan.layers("decode", count)
         # Where decode makes every token, nothing behind its last block counts.
         end = count if self._prefix_cache.first_token == "prefill" else decode[-1].blocks[-1] + 1
-        kv = self._prompt_kv(prefill, decode)
+        kv, firsts = self._prompt_kv(prefill, decode), first_tokens_in(self._modules, self.plan)
         places, index = [], 0
         while index < end:
             # A place covers one block, or all blocks for which one of the stages has a single layer.
             stop = max((layer.blocks[-1] for layer in (*prefill, *decode) if layer.block == index), default=index) + 1
             branches = (self._branch("prefill", prefill, index, stop), self._branch("decode", decode, index, stop))
-            places.append(Place(index, *branches, kv.get(index)))
+            place = Place(index, *branches, kv.get(index))
+            if firsts is not None and any(firsts.covers(block) for block in range(index, stop)):
+                place = place._replace(firsts=firsts, kv_of_first=self._kv_of_first(prefill, index))
+            places.append(place)
             index = stop
         return tuple(places)
+
+    def _kv_of_first(self, prefill: Sequence[Layer], block: int) -> nn.Module | None:
+        feeding = (layer for layer in prefill if layer.block == block and layer.kv_slot is not None)
+        return next((kv_of_first(self._model, self.plan, layer, self._modules) for layer in feeding), None)
 
     def _branch(self, stage: Stage, layers: Sequence[Layer], start: int, stop: int) -> Branch:
         """Return what one stage runs from one block up to another; a block as it is has no module of its own."""
@@ -222,7 +230,8 @@ class StagedModel:
     def step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
         """Run one position of the path in both stages: each token takes the branch of its stage."""
         prefill, decode, prompts = place.prefill, place.decode, prepared.batch.prompts
-        decoded_BTD = self.decoded(prepared, place, hidden_BTD)
+        hidden_BTD = self._given(prepared, place, hidden_BTD)
+        decoded_BTD = self._decoded(prepared, place, hidden_BTD)
         if prompts is None or (prefill == decode and place.kv is None):
             return decoded_BTD
         # Where the stages differ, decode runs at most one block (`Plan` checks this), so its K/V of the prompt are computed
@@ -231,25 +240,45 @@ class StagedModel:
         source_PQ, real_N = (index.to(decoded_BTD.device) for index in (prompts.source_PQ, prompts.real_N))
         at_N = prompts.places.to(decoded_BTD.device)
         read_PQD = hidden_BTD.flatten(0, 1)[source_PQ]
-        if prefill:
-            read_PQD = self._run(prefill, read_PQD, prepared.prompt_recording.calls)
+        for number, branch in enumerate(prefill):
+            if number and place.firsts is not None:
+                # Behind the first of several, each is a block of the model.
+                read_PQD = place.firsts.put(read_PQD, branch[0], prompts.own_firsts)
+            read_PQD = self._run((branch,), read_PQD, prepared.prompt_recording.calls)
         read_ND = read_PQD.flatten(0, 1)[real_N]
         return decoded_BTD.flatten(0, 1).index_copy(0, at_N, read_ND).view_as(decoded_BTD)
 
     def decoded(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
         """Return what decode makes of hidden states at a place; only at its own tokens is that what the pair computes."""
+        return self._decoded(prepared, place, self._given(prepared, place, hidden_BTD))
+
+    def _given(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
+        """Return the hidden states in front of a place with those of the prompts' first tokens that are known there."""
+        if place.firsts is None or prepared.batch.prompts is None:
+            return hidden_BTD
+        return place.firsts.put(hidden_BTD, place.block, prepared.batch.prompts.firsts)
+
+    def _decoded(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
         with self._reading(place, prepared):
             return self._run(place.decode, hidden_BTD, prepared.recording.calls)
 
     @contextmanager
     def _reading(self, place: Place, prepared: PreparedBatch) -> Iterator[None]:
         """Let decode's layer at a place read K/V of the prompt that another module makes, where they are not its own."""
-        if place.kv is None or prepared.batch.prompts is None:
+        prompts = prepared.batch.prompts
+        if prompts is None or (place.kv is None and place.kv_of_first is None):
             yield
             return
         ((index, module),) = place.decode
         reader = self._model.blocks[index] if module is None else module
-        with kv_made_by(place.kv, reader, self._model.layout.kv, prepared.batch.prompts.places):
+        at_N, firsts_N = prompts.places, prompts.places[:0]
+        if place.firsts is not None and place.kv_of_first is not None:
+            firsts_N = place.firsts.known(prompts.firsts)
+            at_N = at_N[~torch.isin(at_N, firsts_N)]
+        with (
+            kv_made_by(place.kv or reader, reader, self._model.layout.kv, at_N),
+            kv_made_by(place.kv_of_first or reader, reader, self._model.layout.kv, firsts_N),
+        ):
             yield
 
     def _run(self, branch: Branch, hidden_BTD: Tensor, calls: Sequence[Call]) -> Tensor:

@@ -15,9 +15,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.batching import Firsts
+from pdtrim_core.execution.first_tokens import first_tokens_in, give_first_tokens, kv_of_first
 from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, steps_of
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
@@ -126,6 +128,24 @@ class TwoPhaseModel:
         assert steps  # decode runs at least one block, whose K/V prefill computes
         return steps
 
+    @contextmanager
+    def _as_prefill(self, ids_BT: Tensor, mask_BT: Tensor) -> Iterator[None]:
+        """Make the model prefill inside the context, for prompts padded on the left, which are to be read at once."""
+        rows_N = mask_BT.any(dim=1).nonzero()[:, 0]
+        at_N = rows_N * ids_BT.shape[1] + mask_BT.long().argmax(dim=1)[rows_N]
+        with as_stage(self._model, self._prefill_steps):
+            table = first_tokens_in(self._modules, self.plan)
+            if table is not None:
+                firsts = Firsts(ids_BT.flatten()[at_N], at_N)
+                give_first_tokens(self._prefill_steps, table, firsts, self._kv_of_first, self._model.layout.kv)
+            yield
+
+    @cached_property
+    def _kv_of_first(self) -> dict[int, nn.Module]:
+        """What makes the K/V of first tokens in those of prefill's steps, by number, where it is not what runs there."""
+        made = (kv_of_first(self._model, self.plan, step.layer, self._modules) for step in self._prefill_steps)
+        return {number: maker for number, maker in enumerate(made) if maker is not None}
+
     @cached_property
     def _decode_steps(self) -> list[Step]:
         return steps_of(self._model, self.plan, "decode", self._modules)
@@ -144,7 +164,7 @@ class TwoPhaseModel:
         cache, again = _new_cache(), self._recomputed(None)
         width = ids_BT.shape[1] - again
         if width:
-            with as_stage(self._model, self._prefill_steps):
+            with self._as_prefill(ids_BT[:, :width], mask_BT[:, :width]):
                 logits_BV = self._read(ids_BT[:, :width], mask_BT[:, :width], cache)
             cache = self._hand_over(cache)
         with as_stage(self._model, self._decode_steps):
@@ -163,7 +183,8 @@ class TwoPhaseModel:
         cache = _new_cache()
         if not tokens:
             return cache, torch.empty(0)
-        with as_stage(self._model, self._prefill_steps):
+        ids_BT = torch.tensor([list(tokens)], device=self._model.device)
+        with self._as_prefill(ids_BT, torch.ones_like(ids_BT)):
             logits_V = self._forward(tokens, cache)
         return self._hand_over(cache), logits_V
 
@@ -172,12 +193,13 @@ class TwoPhaseModel:
         cache, width = _new_cache(), ids_BT.shape[1]
         if self.first_token == "decode" and width == 1:
             return ids_BT, cache
-        with as_stage(self._model, self._prefill_steps):
+        read = width - (self.first_token == "decode")
+        with self._as_prefill(ids_BT[:, :read], mask_BT[:, :read]):
             if self.first_token == "prefill":
                 one_more = {**options, "max_length": width + 1}
                 ids_BT = self._model.model.generate(ids_BT, attention_mask=mask_BT, past_key_values=cache, **one_more)
             else:
-                self._read(ids_BT[:, :-1], mask_BT[:, :-1], cache)
+                self._read(ids_BT[:, :read], mask_BT[:, :read], cache)
         return ids_BT, self._hand_over(cache)
 
     def _read(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:

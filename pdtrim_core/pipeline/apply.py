@@ -22,7 +22,7 @@ from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, load_modules
 from pdtrim_core.pipeline.open_run import LoadedRun
-from pdtrim_core.plan.plan import FirstToken, LayerOf, Plan
+from pdtrim_core.plan.plan import FirstToken, Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.run_folder import load_plan
 
@@ -89,7 +89,7 @@ def apply(
         plan = plan.outcome.plan
     if isinstance(plan, SavedPlan):
         plan.check_meets(model.name, model.fingerprint)
-        if plan.recovered and not any(isinstance(key, LayerOf) for key in modules or {}):
+        if plan.recovered and not any(isinstance(key, RecoveredPart) for key in modules or {}):
             raise PdtrimError(
                 "this plan has recovered weights, which lie in the folder of its run: apply that folder, and give no modules"
             )
@@ -105,7 +105,7 @@ def apply(
 
 
 def _modules_in(run: Path, saved: SavedPlan, model: BlockModel) -> Modules:
-    """Return the modules of a plan, and its recovered layers, from the folder of its run."""
+    """Return the modules of a plan, and what recovery gave to it, from the folder of its run."""
     check_recovered(saved, run / RECOVERED)
     modules = load_modules(saved.plan, model, run / MODULES)
     return {**modules, **(load_recovered(saved.plan, model, modules, run / RECOVERED) if saved.recovered else {})}

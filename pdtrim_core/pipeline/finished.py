@@ -22,7 +22,7 @@ class Finished(NamedTuple):
 
     @property
     def modules(self) -> Modules:
-        """The modules of the plan by element, and its recovered layers; nothing where a pruner replaced the whole model."""
+        """The modules of the plan by element, and what recovery gave to it; nothing where a pruner replaced the whole model."""
         if self.found.replaced is not None:
             return {}
         return {**modules_of(self.plan, self.found.modules), **self.recovered.layers}

@@ -22,7 +22,7 @@ from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
 from pdtrim_core.plan.elements import Stage
-from pdtrim_core.plan.plan import LayerOf, Plan
+from pdtrim_core.plan.plan import Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
@@ -57,7 +57,7 @@ class LoadedRun:
 
     @cached_property
     def modules(self) -> Modules:
-        """The trained or computed modules of the plan by element, and its recovered layers; see `modules_of`.
+        """The trained or computed modules of the plan by element, and what recovery gave to it; see `modules_of`.
 
         Raises `PdtrimError` where those are not the run's own any more.
         """
@@ -75,7 +75,7 @@ class LoadedRun:
         if variant == "dense":
             return {}
         if variant == "unrecovered":
-            return {key: module for key, module in self.modules.items() if not isinstance(key, LayerOf)}
+            return {key: module for key, module in self.modules.items() if not isinstance(key, RecoveredPart)}
         if variant == "staged" or self.replaced is not None:
             return self.modules
         # A single-stage model has the layers of its stage; the unified one those of decode.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from pdtrim_core.api.kinds import Contract
 from pdtrim_core.api.recovery_context import RecoveryContext
@@ -25,6 +25,7 @@ from pdtrim_core.execution.recovered_weights import (
     digest_of,
     finite,
     load_recovered,
+    recovered_tables,
     recovered_weights,
     save_recovered,
 )
@@ -37,12 +38,13 @@ from pdtrim_core.host.sources import engine
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.found_removal import FoundRemoval
+from pdtrim_core.pipeline.opening_tokens import opening_tokens
 from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.elements import Stage
-from pdtrim_core.plan.plan import LayerOf, Plan
+from pdtrim_core.plan.plan import Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import LARGEST
 from pdtrim_core.results.recovery import RecoveryResult
@@ -60,14 +62,14 @@ WORK = "recovery-work"
 
 @dataclass(frozen=True)
 class Recovered:
-    """What recovery made of a plan: its layers with other weights, how each recovery came out, and a hash of the weights."""
+    """What recovery made of a plan: layers with other weights, a table of first tokens, how each came out, and a hash of all."""
 
     plan: Plan = field(default_factory=Plan)
-    layers: Mapping[LayerOf, nn.Module] = field(default_factory=dict)
+    layers: Mapping[RecoveredPart, nn.Module] = field(default_factory=dict)
     results: tuple[RecoveryResult, ...] = ()
     digest: str = ""
 
-    def modules(self, block_count: int) -> dict[LayerOf, nn.Module]:
+    def modules(self, block_count: int) -> dict[RecoveredPart, nn.Module]:
         """Return the layers of the pair, and those of decode in both stages."""
         return {**self.layers, **alone(self.plan, self.layers, block_count, "decode")}
 
@@ -107,6 +109,7 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
     counts = {recovery: recovery.texts(texts.text_tokens) for recovery in recipe.recoveries}
     drawn = texts.items(CHECKED + max(counts.values()))
     check, modules = drawn[:CHECKED], dict(found.modules)
+    openings = opening_tokens(inputs.model.tokenizer, inputs.calibration.items)
     results = []
     for number, recovery in enumerate(recipe.recoveries):
         training = drawn[CHECKED : CHECKED + counts[recovery]]
@@ -118,14 +121,16 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
-        result, modules = _one(context, number, pair, check)
+        result, modules = _one(context, number, pair, check, openings)
         context.host.tell("pdtrim_recovery_finished", result=result)
         results.append(result)
-    layers = {key: module for key, module in modules.items() if isinstance(key, LayerOf)}
+    layers = {key: module for key, module in modules.items() if isinstance(key, RecoveredPart)}
     return Recovered(plan, layers, tuple(results))
 
 
-def _one(context: RunContext, number: int, pair: Walked, check: Sequence[Item]) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
+def _one(
+    context: RunContext, number: int, pair: Walked, check: Sequence[Item], openings: Sequence[int]
+) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
     """Return how a recovery of the recipe came out, and the modules of the pair behind it."""
     started, start, losses = time.perf_counter(), dict(pair.modules), list[float]()
     recoveries = context.recipe.recoveries
@@ -144,6 +149,7 @@ def _one(context: RunContext, number: int, pair: Walked, check: Sequence[Item]) 
         context.events.note,
         losses.append,
         reached,
+        openings,
     )
     reached(0.0)
     before = _divergences(work)
@@ -207,13 +213,16 @@ def _thinned(losses: Sequence[float]) -> tuple[float, ...]:
 
 
 def _changed(pair: Walked, start: Modules) -> dict[str, int]:
-    """Return how many weights of each stage are not what they were."""
+    """Return how many weights of each stage are not what they were, the numbers of a table among them."""
     found: dict[str, int] = {}
     for stage in STAGES:
-        before = recovered_weights(pair.plan, pair.model, start, stage)
-        now = recovered_weights(pair.plan, pair.model, pair.modules, stage)
+        before, now = (_tensors(pair, modules, stage) for modules in (start, pair.modules))
         found[stage] = sum(weight.numel() for name, weight in now.items() if before.get(name) is not weight)
     return found
+
+
+def _tensors(pair: Walked, modules: Modules, stage: Stage) -> dict[str, Tensor]:
+    return {**recovered_weights(pair.plan, pair.model, modules, stage), **recovered_tables(pair.plan, modules, stage)}
 
 
 def check_change(pair: Walked, start: Modules, contract: Contract, label: str) -> None:
@@ -222,7 +231,7 @@ def check_change(pair: Walked, start: Modules, contract: Contract, label: str) -
     for stage in STAGES:
         weights = recovered_weights(pair.plan, pair.model, pair.modules, stage)
         before = recovered_weights(pair.plan, pair.model, start, stage)
-        broken = finite(weights)
+        broken = finite(_tensors(pair, pair.modules, stage))
         if broken is not None:
             raise PluginError(f"{label} made the weight {broken} of {stage} NaN or infinite")
         passed = {str(layer.block) for layer in pair.layers(stage) if layer.state == "kv-only"}

@@ -171,6 +171,17 @@ class LayerOf:
         return cls(plan, stage, layer.block, layer.state == "shadow")
 
 
+@dataclass(frozen=True)
+class FirstTokensOf:
+    """Names the table of one plan from which prefill knows the hidden states of the prompts' first tokens."""
+
+    plan: Plan
+
+
+RecoveredPart = LayerOf | FirstTokensOf
+"""What recovery gives to a plan, by the names under which a plan's modules have it."""
+
+
 def _violations(prefill: Removal, decode: Removal) -> list[str]:
     """Return what breaks the law, one clause each. A decode block that no element touches is run whole."""
     problems = dict.fromkeys(f"decode has {e}, but K/V-only is a state of prefill" for e in decode if isinstance(e, KvOnly))

@@ -190,6 +190,7 @@ def _prompts(vocabulary: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _export(model: BlockModel, plan: Plan, modules: Mapping[Any, Any], folder: Path, name: str) -> Export:
+    from pdtrim_core.execution.recovered_weights import RECOVERED, save_recovered
     from pdtrim_core.model.weights import MODULES, save_modules
     from pdtrim_core.testing.contracts import small_run
     from pdtrim_plugins.exporters.vllm import Vllm
@@ -197,6 +198,7 @@ def _export(model: BlockModel, plan: Plan, modules: Mapping[Any, Any], folder: P
     (folder / MODULES).mkdir(parents=True)
     save_modules(plan, modules, folder / MODULES)
     saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, "decode")
+    save_recovered(plan, model, modules, folder / RECOVERED)
     outcome, _ = small_run()
     list(Vllm(dtype="float32").export(replace(outcome, saved_plan=json.loads(saved.to_json())), model, folder))
     return open_export(folder, name)
@@ -213,12 +215,18 @@ def _merged(model: BlockModel, merge: Merge) -> Any:
     return block
 
 
-def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name: str) -> Subject:
+def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name: str, *, known: bool = False) -> Subject:
+    """Make a subject; with `known`, prefill knows the first tokens of every second prompt, and others by their mean."""
+    from pdtrim_core.execution.first_tokens import depths_of, first_tokens_of
     from pdtrim_core.execution.two_phase import TwoPhaseModel
+    from pdtrim_core.plan.plan import FirstTokensOf
 
-    modules: dict[Merge | Shrink, Any] = {e: _merged(model, e) for e in plan.decode if isinstance(e, Merge)}
-    two_phase = TwoPhaseModel(model, plan, modules)
+    modules: dict[Any, Any] = {e: _merged(model, e) for e in plan.decode if isinstance(e, Merge)}
     prompts = _prompts(vocabulary)
+    if known:
+        firsts = [prompt[0] for prompt in prompts[::2]]
+        modules[FirstTokensOf(plan)] = first_tokens_of(model, firsts, depths_of(plan, model.block_count), others=True)
+    two_phase = TwoPhaseModel(model, plan, modules)
     ends_at_once: tuple[int, ...] = ()
     if name != "smollm":
         # Prefill has no head, so its one token is 0: let that end a sequence, and also what decode says first to a prompt.
@@ -229,19 +237,20 @@ def _subject(model: BlockModel, plan: Plan, folder: Path, vocabulary: int, name:
 
 
 @pytest.fixture(scope="session")
-def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
+def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subject]:
     """Make a tiny model of a family, with the plan that has everything, or for Mistral the one with narrowed blocks."""
-    made: dict[str, Subject] = {}
+    made: dict[tuple[str, bool], Subject] = {}
 
-    def make(family: str) -> Subject:
+    def make(family: str, *, known: bool = False) -> Subject:
         from pdtrim_core.testing import tiny_model
 
-        if family not in made:
+        if (family, known) not in made:
             more: dict[str, Any] = {"head_dim": 64} if family == "qwen3" else {}
             model = tiny_model(family, **{**TINY, **more})
             plan = NARROWED if family == "mistral" else WITH_EVERYTHING
-            made[family] = _subject(model, plan, tmp_path_factory.mktemp(family), 256, f"tiny-{family}")
-        return made[family]
+            folder = tmp_path_factory.mktemp(family)
+            made[family, known] = _subject(model, plan, folder, 256, f"tiny-{family}", known=known)
+        return made[family, known]
 
     return make
 

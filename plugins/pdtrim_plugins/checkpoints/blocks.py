@@ -6,10 +6,13 @@ Shape suffixes: B batch, T token, D hidden, H heads, K head size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -17,6 +20,10 @@ from pdtrim_core.api import BlockLayout, Shrink, head_dim_of, narrowed
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
+STATES, KEYS, VALUES = "first_states", "first_keys", "first_values"
+"""The tables of a block: hidden states in front of it, or K and V of all heads in front of the rotary embedding."""
+OTHERS = -1
+"""Stands for all tokens that a table does not have."""
 SHADOW = "shadow"
 """The name, inside a block, of the submodule that computes the K/V of the merged block."""
 
@@ -35,6 +42,8 @@ def give_form(model: Any, entry: Mapping[str, Any]) -> None:
         blocks[index].register_forward_pre_hook(_run_shadow, with_kwargs=True)
     for index in entry["kv_only"]:
         blocks[index] = KvOnly(blocks[index], layout.kv)
+    if "first_tokens" in entry:
+        _know_first_tokens(model, blocks, entry["first_tokens"], layout)
     for index in entry["removed"]:
         blocks[index] = Removed()
     _number(blocks, {int(block): number for block, number in entry["decode_index"].items()})
@@ -57,6 +66,7 @@ class KvOnly(nn.Module):
         for name in names:
             parent, _, attribute = name.rpartition(".")
             self.get_submodule(parent).add_module(attribute, block.get_submodule(name))
+        self.first_tokens: FirstTokens | None = None
         self.head_dim: int = block.get_submodule("self_attn").head_dim  # type: ignore[assignment]
         self.layer_idx = 0
 
@@ -81,9 +91,72 @@ class KvOnly(nn.Module):
         keys_BTHK = attention.k_proj(normed_BTD).view(shape)
         if hasattr(attention, "k_norm"):
             keys_BTHK = attention.k_norm(keys_BTHK)
+        values_BTHK = attention.v_proj(normed_BTD).view(shape)
+        if self.first_tokens is not None:
+            keys_BTHK = self.first_tokens.put(keys_BTHK.flatten(2), self.get_parameter(KEYS)).view(shape)
+            values_BTHK = self.first_tokens.put(values_BTHK.flatten(2), self.get_parameter(VALUES)).view(shape)
         keys_BHTK = keys_BTHK.transpose(1, 2)
         _, keys_BHTK = apply_rotary_pos_emb(keys_BHTK, keys_BHTK, cos, sin)
-        return keys_BHTK, attention.v_proj(normed_BTD).view(shape).transpose(1, 2)
+        return keys_BHTK, values_BTHK.transpose(1, 2)
+
+
+class FirstTokens:
+    """What is known of the first tokens of prompts: which of the tokens that are read now stand in which row of the tables.
+
+    A row of `OTHERS` is that of all tokens that have none of their own.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._rows = {token: row for row, token in enumerate(tokens)}
+        self._rows_BT: Tensor | None = None
+
+    @contextmanager
+    def reading(self, ids_BT: Tensor | None, mask_BT: Tensor | None, before: int) -> Iterator[None]:
+        """Know the first tokens of these texts inside the context; `before` tokens of each have been read already.
+
+        Texts may be padded on the left, where the mask `[B, T]` is 0.
+        """
+        if before == 0 and ids_BT is not None:
+            rows_BT = torch.full_like(ids_BT, -1)
+            seen_BT = torch.ones_like(ids_BT) if mask_BT is None or mask_BT.shape != ids_BT.shape else mask_BT
+            for row, column in enumerate(seen_BT.long().argmax(dim=1).tolist()):
+                rows_BT[row, column] = self._rows.get(int(ids_BT[row, column]), self._rows.get(OTHERS, -1))
+            self._rows_BT = rows_BT
+        try:
+            yield
+        finally:
+            self._rows_BT = None
+
+    def put(self, made_BTX: Tensor, table_KX: Tensor) -> Tensor:
+        """Return what was made of the tokens, with the rows of a table for those that are in it."""
+        if self._rows_BT is None:
+            return made_BTX
+        rows_BT = self._rows_BT.to(made_BTX.device)
+        known_BTX = table_KX[rows_BT.clamp(min=0)].to(made_BTX.dtype)
+        return torch.where((rows_BT >= 0)[..., None], known_BTX, made_BTX)
+
+
+def _know_first_tokens(model: Any, blocks: Any, entry: Mapping[str, Any], layout: BlockLayout) -> None:
+    """Give the blocks that an entry names their tables, and the model what looks them up."""
+    known, count = FirstTokens(entry["tokens"]), len(entry["tokens"])
+    model.first_tokens = known
+    for index in entry["kv"]:
+        maker = getattr(blocks[index], SHADOW, blocks[index])
+        maker.first_tokens = known
+        for table, projection in ((KEYS, layout.kv[1]), (VALUES, layout.kv[2])):
+            like = maker.get_submodule(projection).weight
+            maker.register_parameter(table, nn.Parameter(like.new_empty(count, len(like))))
+    for index in entry["states"]:
+        like = blocks[index].get_submodule(layout.kv[1]).weight
+        blocks[index].register_parameter(STATES, nn.Parameter(like.new_empty(count, like.shape[1])))
+        blocks[index].register_forward_pre_hook(functools.partial(_begin, known), with_kwargs=True)
+
+
+def _begin(known: FirstTokens, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    table_KD = block.get_parameter(STATES)
+    if args:
+        return (known.put(args[0], table_KD), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": known.put(kwargs["hidden_states"], table_KD)}
 
 
 def _run_shadow(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

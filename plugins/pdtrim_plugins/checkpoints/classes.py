@@ -56,7 +56,15 @@ def _model_class(stock: type[Any], config: type[Any]) -> type[Any]:
             if past_key_values is None and use_cache is not False:
                 # A cache made from the config has one entry per block, and would cut sliding windows that decode needs whole.
                 past_key_values = DynamicCache()
-            return super().forward(*args, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
+            given = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
+            known = getattr(self, "first_tokens", None)
+            if known is None:
+                return super().forward(*args, **given)
+            ids_BT = args[0] if args else kwargs.get("input_ids")
+            mask_BT = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+            before = 0 if past_key_values is None else past_key_values.get_seq_length()
+            with known.reading(ids_BT, mask_BT, before):
+                return super().forward(*args, **given)
 
     # transformers looks up in a class's module how its attention is chosen.
     Formed.__name__ = Formed.__qualname__ = f"PDTrim{stock.__name__}"

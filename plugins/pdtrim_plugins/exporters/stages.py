@@ -59,10 +59,10 @@ class Parts:
 
     def module(self, stage: Stage, layer: Layer) -> nn.Module:
         """Return what a layer of a stage runs: what the plan left of it, with the weights that recovery gave it."""
-        left = self._left(layer)
+        left = self.left(layer)
         return left if self.recovered is None else self.recovered.given_to(left, stage, layer)
 
-    def _left(self, layer: Layer) -> nn.Module:
+    def left(self, layer: Layer) -> nn.Module:
         """Return a merged block, a block less some units, or a block as it is."""
         from pdtrim_core.api import head_dim_of, narrowed  # noqa: PLC0415 - listings must not import torch
 

@@ -14,6 +14,7 @@ from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, occupied, write_checkpoint
 from pdtrim_plugins.exporters.checkpoints import FORMAT_HELP, SHARD_HELP, Format, no_plan, plan_of, write_decode
 from pdtrim_plugins.exporters.configs import formed, ordinary
+from pdtrim_plugins.exporters.first_tokens import first_token_blocks
 from pdtrim_plugins.exporters.serve_files import write_serve
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks, prefill_blocks
 
@@ -54,6 +55,8 @@ class Vllm(Exporter):
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write the three folders, after checking everything that could be refused."""
+        from pdtrim_core.api import read_first_tokens  # noqa: PLC0415 - listings must not import torch
+
         self.check(ExportFacts.of_run(outcome, model, out))
         saved = plan_of(outcome, model)
         _check_heads(model, saved)
@@ -62,12 +65,15 @@ class Vllm(Exporter):
         storage = self._storage
         plan = saved.plan.truncated_prefill(model.block_count)
         prefill = prefill_blocks(parts, plan)
+        known, tables = first_token_blocks(parts, plan, read_first_tokens(saved.plan, model, out))
         told = {"format": 1, "plan_hash": saved.digest, "first_token": saved.first_token, **prefill.told, "head": False}
         config, stored = _prefill_config(model, prefill.stored, told)
+        # Behind the comparison of blocks, which have no tables of their own.
+        config.pdtrim = {**config.pdtrim, **known}
         write_decode(outcome, parts, out, storage)
         yield out / "decode"
         with export_folder(out / "prefill") as folder:
-            write_checkpoint(folder, model, config, stored, storage)
+            write_checkpoint(folder, model, config, [*stored, *tables], storage)
             text = (
                 "The model that reads prompts for the decode model next to it. It computes only the K/V that decode needs: "
                 "its logits are meaningless. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "

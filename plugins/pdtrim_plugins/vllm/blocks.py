@@ -15,6 +15,7 @@ from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import QKVParallelLinear
 
 from pdtrim_core import PdtrimError
+from pdtrim_plugins.vllm.first_tokens import KEYS, STATES, VALUES, FirstTokens, put, table
 from pdtrim_plugins.vllm.keeping import after, keep_kv
 from pdtrim_plugins.vllm.layout import Layout
 
@@ -33,17 +34,29 @@ def block(layer: Any, *, prefix: str, **given: Any) -> nn.Module:
     layout, number = Layout.of(config), int(prefix.rpartition(".")[2])
     if number in layout.removed:
         return Skipped()
+    known = len(layout.first_tokens)
+    of_kv = known if number in layout.first_kv else 0
     if number in layout.kv_only:
-        return KvOnly(layer(prefix=layout.decode_prefix(prefix), **given))
+        return KvOnly(layer(prefix=layout.decode_prefix(prefix), **given), of_kv)
     if number in layout.widths:
         given["config"] = copy.copy(config)
         given["config"].intermediate_size = layout.widths[number]
+    own: Any = beginning(layer) if number in layout.first_states else layer
     if number not in layout.shadows:
-        made: nn.Module = layer(prefix=layout.own_prefix(prefix), **given)
-        return made
-    made = shadowed(layer)(prefix=layout.own_prefix(prefix), **given)
-    made.shadow = KvOnly(layer(prefix=layout.decode_prefix(prefix), **given))
+        made: nn.Module = own(prefix=layout.own_prefix(prefix), **given)
+    else:
+        made = shadowed(own)(prefix=layout.own_prefix(prefix), **given)
+        made.shadow = KvOnly(layer(prefix=layout.decode_prefix(prefix), **given), of_kv)
+    if number in layout.first_states:
+        made.register_parameter(STATES, table(known, config.hidden_size))
     return made
+
+
+def give_rows(blocks: nn.Module, firsts: FirstTokens) -> None:
+    """Let all blocks that have tables read which rows of them stand where."""
+    for module in list(blocks.modules()):
+        if any(name in (STATES, KEYS) for name, _ in module.named_parameters(recurse=False)):
+            module.register_buffer("rows_N", firsts.rows_N, persistent=False)
 
 
 class Skipped(nn.Module):
@@ -58,19 +71,28 @@ class Skipped(nn.Module):
 class KvOnly(nn.Module):
     """Computes the K/V of a block from its input; hidden states pass through unchanged.
 
-    It is built from a whole block of the engine, of which it keeps the input norm and the projections to K and V.
+    It is built from a whole block of the engine, of which it keeps the input norm and the projections to K and V. With `known`,
+    it has tables of the K and V of so many first tokens.
     """
 
-    def __init__(self, layer: Any) -> None:
+    rows_N: Tensor
+
+    def __init__(self, layer: Any, known: int = 0) -> None:
         super().__init__()
         self.input_layernorm = layer.input_layernorm
         self.self_attn = KvOnlyAttention(layer.self_attn)
+        self.known = known
+        if known:
+            attn, heads = self.self_attn.attn, layer.self_attn.qkv_proj.total_num_kv_heads
+            for name in (KEYS, VALUES):
+                self.register_parameter(name, table(known, attn.num_kv_heads * attn.head_size, heads=heads))
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **_: Any) -> Hidden:
         """Write the K/V to the cache; return the hidden states unchanged."""
         # The engine's norm with two arguments works in place; with one it does not change its input.
         hidden_ND = hidden_states if residual is None else hidden_states + residual
-        done = self.self_attn(positions, self.input_layernorm(hidden_ND))
+        tables = (self.rows_N, self.get_parameter(KEYS), self.get_parameter(VALUES)) if self.known else None
+        done = self.self_attn(positions, self.input_layernorm(hidden_ND), tables)
         # Where no block ran at all, the engine's final norm still needs a residual.
         return after(hidden_states, done), torch.zeros_like(hidden_states) if residual is None else residual
 
@@ -96,12 +118,18 @@ class KvOnlyAttention(nn.Module):
         self.attn = attention.attn
         self._attends = _way(self.attn) == "attention"
 
-    def forward(self, positions: Tensor, normed_ND: Tensor) -> Tensor:
-        """Write K/V to the cache; return a tensor that depends on it."""
+    def forward(self, positions: Tensor, normed_ND: Tensor, tables: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+        """Write K/V to the cache; return a tensor that depends on it.
+
+        `tables` are the rows of known tokens, and their K and V.
+        """
         kv, _ = self.qkv_proj(normed_ND)
         key, value = kv.chunk(2, dim=-1)
         if self.k_norm is not None:
             key = self.k_norm(key.reshape(-1, self.attn.num_kv_heads, self.attn.head_size)).flatten(1)
+        if tables is not None:
+            rows_N, keys_KX, values_KX = tables
+            key, value = put(rows_N, key, keys_KX), put(rows_N, value, values_KX)
         key, _ = self.rotary_emb(positions, key.contiguous(), None)
         keep = self._attend if self._attends else self._keep
         return keep(key, value.contiguous())
@@ -128,6 +156,23 @@ def _way(attention: Any) -> str:
             "'attention', or choose another backend"
         )
     return str(way)
+
+
+@functools.cache
+def beginning(layer: Any) -> type[nn.Module]:
+    """Return a subclass of the engine's block that goes on from a table of hidden states where a first token is known."""
+
+    class Beginning(layer):  # type: ignore[misc]  # the family is known only at run time
+        rows_N: Tensor
+
+        def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **given: Any) -> Hidden:
+            hidden_ND = put(self.rows_N, hidden_states, self.get_parameter(STATES))
+            if residual is not None:
+                residual = torch.where((self.rows_N[: len(residual)] >= 0)[:, None], 0.0, residual)
+            found: Hidden = super().forward(positions, hidden_ND, residual, **given)
+            return found
+
+    return Beginning
 
 
 @functools.cache

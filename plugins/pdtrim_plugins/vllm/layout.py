@@ -19,6 +19,9 @@ class Layout:
 
     A block in `shadows` runs, and the K/V of the merged block are computed on the same input. `decode_index` gives the decode
     layer that reads the K/V of a block, or of its shadow. `widths` has the MLP widths that differ from the config's.
+    `first_tokens` are the tokens that are known where they begin a prompt, -1 standing for all others: the blocks in
+    `first_states` have a table of the hidden states in front of them, and those in `first_kv`, which compute only K/V or have a
+    shadow, one of the K/V.
     """
 
     removed: frozenset[int]
@@ -27,6 +30,9 @@ class Layout:
     decode_index: Mapping[int, int]
     head: bool
     widths: Mapping[int, int]
+    first_tokens: tuple[int, ...] = ()
+    first_states: frozenset[int] = frozenset()
+    first_kv: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -37,6 +43,7 @@ class Layout:
         if block.get("format") != FORMAT:
             raise PdtrimError(f"config.json has pdtrim format {block.get('format')}, this version reads {FORMAT}: export again")
         try:
+            firsts = block.get("first_tokens", {"tokens": (), "states": (), "kv": ()})
             return cls(
                 removed=frozenset(block["removed"]),
                 kv_only=frozenset(block["kv_only"]),
@@ -44,6 +51,9 @@ class Layout:
                 decode_index={int(number): index for number, index in block["decode_index"].items()},
                 head=bool(block["head"]),
                 widths={int(number): sizes["mlp"] for number, sizes in block.get("widths", {}).items() if "mlp" in sizes},
+                first_tokens=tuple(firsts["tokens"]),
+                first_states=frozenset(firsts["states"]),
+                first_kv=frozenset(firsts["kv"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PdtrimError(f"the 'pdtrim' block of config.json is damaged ({error!r}): export again") from error

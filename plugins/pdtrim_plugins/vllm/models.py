@@ -18,7 +18,8 @@ from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM
 from vllm.model_executor.models.utils import maybe_prefix
 
 from pdtrim_core import PdtrimError
-from pdtrim_plugins.vllm.blocks import KvOnlyAttention, block
+from pdtrim_plugins.vllm.blocks import KvOnlyAttention, block, give_rows
+from pdtrim_plugins.vllm.first_tokens import FirstTokens
 from pdtrim_plugins.vllm.layout import Layout, missing_tensors
 
 STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -39,6 +40,11 @@ class PrefillModel(nn.Module):
         self.quant_config = vllm_config.quant_config
         self.has_head = Layout.of(config).head
         self.model = type(self).inner(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
+        layout = Layout.of(config)
+        self.first_tokens: FirstTokens | None = None
+        if layout.first_tokens:
+            self.first_tokens = FirstTokens(layout.first_tokens, vllm_config.scheduler_config.max_num_batched_tokens)
+            give_rows(self.model, self.first_tokens)
         self.lm_head = self._head(maybe_prefix(prefix, "lm_head")) if self.has_head else nn.Identity()
         self.logits_processor = LogitsProcessor(config.vocab_size, scale=getattr(config, "logit_scale", 1.0))
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
@@ -48,6 +54,12 @@ class PrefillModel(nn.Module):
         head = ParallelLMHead(config.vocab_size, config.hidden_size, quant_config=self.quant_config, prefix=prefix)
         tied: nn.Module = head.tie_weights(self.model.embed_tokens) if config.tie_word_embeddings else head
         return tied
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, *args: Any, **given: Any) -> Any:
+        """Run the model as its family does, with what is known of first tokens."""
+        if self.first_tokens is not None:
+            self.first_tokens.look_up(input_ids, positions)
+        return super().forward(input_ids, positions, *args, **given)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Return logits, or zeros where the checkpoint has no head: decode makes the first token, and prefill's is dropped."""

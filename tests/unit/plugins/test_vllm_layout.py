@@ -31,6 +31,15 @@ def test_a_layout_reads_its_block() -> None:
     assert [set(blocks) for blocks in (found.removed, found.kv_only, found.shadows)] == [{0}, {4}, {3}]
     assert found.decode_index == {1: 0, 3: 1, 4: 2}
     assert (found.head, found.widths) == (False, {1: 40})
+    assert not any((found.first_tokens, found.first_states, found.first_kv))
+
+
+def test_a_layout_knows_the_first_tokens_and_which_blocks_have_tables() -> None:
+    found = layout(first_tokens={"tokens": [4, 9], "states": [1, 2, 3], "kv": [3, 4]})
+    assert found.first_tokens == (4, 9)
+    assert [set(blocks) for blocks in (found.first_states, found.first_kv)] == [{1, 2, 3}, {3, 4}]
+    with pytest.raises(PdtrimError, match=r"is damaged \(KeyError\('states'\)\): export again"):
+        layout(first_tokens={"tokens": [4]})
 
 
 def test_what_decode_reads_has_decodes_name_and_nothing_else_has() -> None:
