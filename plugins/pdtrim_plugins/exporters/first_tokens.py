@@ -21,11 +21,14 @@ STATES, KEYS, VALUES = "first_states", "first_keys", "first_values"
 
 
 def first_token_blocks(parts: Parts, plan: Plan, table: FirstTokens | None) -> tuple[dict[str, Any], list[StoredBlock]]:
-    """Return what prefill's config tells of a table, and its tensors as blocks of their own; nothing without a table.
+    """Return what the config of a plan's truncated prefill tells of a table, and its tensors as blocks of their own.
 
-    The rotary embedding turns nothing at the first position; what else it does, the engine does to these K as to all.
+    Both are empty without a table. The rotary embedding turns nothing at the first position; what else it does, the engine does
+    to these K as to all.
     """
-    layers = [] if table is None else [one for one in plan.layers("prefill", parts.model.block_count) if table.covers(one.block)]
+    count = parts.model.block_count
+    truncated = plan.truncated_prefill(count).layers("prefill", count)
+    layers = [] if table is None else [layer for layer in truncated if table.covers(layer.block)]
     if table is None or not layers:
         return {}, []
     told = {
@@ -33,15 +36,20 @@ def first_token_blocks(parts: Parts, plan: Plan, table: FirstTokens | None) -> t
         "states": [layer.block for layer in layers if layer.runs],
         "kv": [layer.block for layer in layers if not layer.runs],
     }
-    return {"first_tokens": told}, [_stored(parts, layer, table.states_at(layer.block)) for layer in layers]
+    ran = {layer.kv_slot for layer in plan.layers("prefill", count) if layer.runs}
+    stored = [_stored(parts, layer, table.states_at(layer.block), ran=layer.kv_slot in ran) for layer in layers]
+    return {"first_tokens": told}, stored
 
 
-def _stored(parts: Parts, layer: Layer, states_KD: Tensor) -> StoredBlock:
+def _stored(parts: Parts, layer: Layer, states_KD: Tensor, *, ran: bool) -> StoredBlock:
+    """Return the table of a layer; `ran` tells that it is there only for its K/V because prefill is truncated."""
+
     def make() -> nn.Module:
         if layer.runs:
             return _module({STATES: states_KD})
         # Recovered weights are for what prefill lacks: those that the plan left make the K/V of what is exact.
-        return _module(_kv_of(parts.model, parts.left(layer), states_KD))
+        module = parts.module("prefill", layer) if ran else parts.left(layer)
+        return _module(_kv_of(parts.model, module, states_KD))
 
     return StoredBlock(layer.block, layer.like, make, under="shadow." if layer.state == "shadow" else "")
 

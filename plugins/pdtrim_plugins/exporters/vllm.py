@@ -65,7 +65,7 @@ class Vllm(Exporter):
         storage = self._storage
         plan = saved.plan.truncated_prefill(model.block_count)
         prefill = prefill_blocks(parts, plan)
-        known, tables = first_token_blocks(parts, plan, read_first_tokens(saved.plan, model, out))
+        known, tables = first_token_blocks(parts, saved.plan, read_first_tokens(saved.plan, model, out))
         told = {"format": 1, "plan_hash": saved.digest, "first_token": saved.first_token, **prefill.told, "head": False}
         config, stored = _prefill_config(model, prefill.stored, told)
         # Behind the comparison of blocks, which have no tables of their own.

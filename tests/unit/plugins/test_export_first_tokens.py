@@ -18,7 +18,8 @@ from pdtrim_core.testing import tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan
 from pdtrim_core.testing.rounding import ROUNDING, units_apart
 from pdtrim_plugins.exporters.vllm import Vllm
-from tests.unit.plugins.exported import TOKENS, read_back
+from tests.unit.plugins.exported import TOKENS, export, read_back
+from tests.unit.plugins.test_export_recovered import made
 
 pytestmark = pytest.mark.numeric
 
@@ -59,6 +60,22 @@ def test_prefill_s_checkpoint_hands_over_what_two_phases_do(name: str, family: s
     assert units_apart(row, wanted) <= ROUNDING
     plain = TwoPhaseModel(model, plan, {key: module for key, module in modules.items() if key != FirstTokensOf(plan)})
     assert torch.allclose(row, plain.continuation_logits(PROMPT, [0])[0], atol=1e-4) != known
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", [name for name in PLANS if name != "fewer heads"])
+def test_tables_of_k_and_v_are_of_the_weights_that_two_phases_use(name: str, known: bool, tmp_path: Path) -> None:
+    # All layers of both stages have K/V weights of their own; that of prefill's last one is only there for its K/V.
+    model, plan = tiny_model("qwen3"), PLANS[name]
+    depths = depths_of(plan, model.block_count)
+    table = first_tokens_of(model, [PROMPT[0] if known else PROMPT[0] + 1, 9], depths)
+    modules = {**made(model, plan), FirstTokensOf(plan): table}
+    export(Vllm(), model, plan, tmp_path, modules=modules)
+    prefill, decode = read_back(tmp_path / "prefill"), read_back(tmp_path / "decode")
+    with torch.inference_mode():
+        cache = prefill(input_ids=torch.tensor([PROMPT[:-1]])).past_key_values
+        row = decode(input_ids=torch.tensor([PROMPT[-1:]]), past_key_values=cache, use_cache=True).logits[0, -1]
+    assert units_apart(row, TwoPhaseModel(model, plan, modules).continuation_logits(PROMPT, [0])[0]) <= ROUNDING
 
 
 def test_prefill_s_checkpoint_has_what_stands_for_all_other_first_tokens(tmp_path: Path) -> None:
