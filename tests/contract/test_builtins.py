@@ -45,7 +45,7 @@ from pdtrim_plugins.pruners import (
     Streamline,
     TorchPruning,
 )
-from pdtrim_plugins.recoveries import Fold, KvRefit
+from pdtrim_plugins.recoveries import ExactFirstToken, Fold, KvRefit
 from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
@@ -292,6 +292,11 @@ class TestPop(SplitterContract):
 class TestPopUnderALowCeiling(SplitterContract):
     component = Pop
     options: ClassVar[dict[str, Any]] = {"prefill_at_most": 0.3}
+
+
+@pytest.mark.numeric
+class TestExactFirstToken(RecoveryContract):
+    component = ExactFirstToken
 
 
 @pytest.mark.numeric
