@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,7 +46,7 @@ from pdtrim_plugins.pruners import (
     Streamline,
     TorchPruning,
 )
-from pdtrim_plugins.recoveries import ExactFirstToken, Fold, KvRefit
+from pdtrim_plugins.recoveries import Distill, ExactFirstToken, Fold, KvRefit
 from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
@@ -308,6 +309,25 @@ class TestFold(RecoveryContract):
 class TestFoldOfDecode(RecoveryContract):
     component = Fold
     options: ClassVar[dict[str, Any]] = {"stage": "decode"}
+
+
+@pytest.mark.numeric
+class TestDistill(RecoveryContract):
+    component = Distill
+    options: ClassVar[dict[str, Any]] = {"steps": 12, "batch": 4, "lr": 2e-3, "check_every": 3, "train": "full"}
+
+
+@pytest.mark.numeric
+class TestDistillOfPair(RecoveryContract):
+    component = Distill
+    options: ClassVar[dict[str, Any]] = {**TestDistill.options, "contract": "pair", "save_every": 4}
+
+
+@pytest.mark.numeric
+@pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
+class TestDistillByAdapters(RecoveryContract):
+    component = Distill
+    options: ClassVar[dict[str, Any]] = {**TestDistill.options, "train": "lora"}
 
 
 @pytest.mark.numeric
