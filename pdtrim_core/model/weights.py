@@ -102,9 +102,10 @@ def write_module(path: Path, module: nn.Module, record: Mapping[str, Any] | None
     write_tensors(path, module.state_dict(), record)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
+def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
     """Write tensors by name, and what is to be remembered of them, so that `read_module` finds both."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     # Not safetensors' own file writing, whose error for a full disk is no OSError. A block is small enough for memory.
@@ -113,7 +114,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str
     write_whole(path, save(tensors, metadata={"pdtrim": said}))
 
 
-def read_module(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_module(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights and the record that `write_module` wrote.
 
     Errors for a damaged file are those of whoever found it: safetensors, or a `ValueError` where a bit is wrong. Files of version
