@@ -202,7 +202,8 @@ def test_the_largest_json_fits_in_a_gigabyte() -> None:
         "parse_json('[' + '{\"\":{}},' * 660_000 + '1]')\nparse_json('[' + '[],' * 990_000 + '1]')\n"
         # On Linux a process is told the peak of the one that started it, where that was higher; its own memory map has its own.
         "status = pathlib.Path('/proc/self/status')\n"
-        "own = [line.split()[1] for line in status.read_text().splitlines() if line.startswith('VmHWM')] if status.is_file() else []\n"
+        "lines = status.read_text().splitlines() if status.is_file() else []\n"
+        "own = [line.split()[1] for line in lines if line.startswith('VmHWM')]\n"
         "print(own[0] if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
