@@ -31,8 +31,8 @@ from pdtrim_core.data.readings import standard_error
 from pdtrim_core.data.tokens import opening_of, tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.sampling import sampled
-from pdtrim_core.execution.stage_walk import Walked
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.walked import Walked
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.pipeline import run

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.first_tokens import depths_of, first_tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
-from pdtrim_core.execution.stage_walk import Walked, WalkedLayer, walk
+from pdtrim_core.execution.stage_walk import WalkedLayer, walk
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer

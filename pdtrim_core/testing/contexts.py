@@ -15,7 +15,7 @@ from pdtrim_core.api.prune_context import PruneContext
 from pdtrim_core.api.recovery_context import RecoveryContext
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.prefix_cache import ExecutionOptions
-from pdtrim_core.execution.stage_walk import Walked
+from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.plan.plan import FirstToken, Plan

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api import Drop, Item, Plan, RecoveryContext, Removal
-from pdtrim_core.execution.stage_walk import Walked
+from pdtrim_core.execution.walked import Walked
 
 if TYPE_CHECKING:
     from torch import nn

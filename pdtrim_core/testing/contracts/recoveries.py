@@ -22,7 +22,7 @@ from pdtrim_core.execution.stage_modules import Modules, with_weights
 from pdtrim_core.host.host import Origin
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline import pipeline
-from pdtrim_core.pipeline.recover import check_change
+from pdtrim_core.pipeline.recovery_contract import check_change
 from pdtrim_core.plan.elements import Drop, KvOnly, Removal
 from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.recipe.recipe import Recipe

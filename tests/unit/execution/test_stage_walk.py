@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, Item, KvOnly, LayerOf, Plan, Removal
-from pdtrim_core.execution.stage_walk import Walked, walk
+from pdtrim_core.execution.stage_walk import walk
 from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.execution.walked import Walked
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from tests.unit.execution.test_staged_model import BLOCKS, FROZEN, MERGE, PLANS, THREE, replacements, some_items
 

@@ -31,8 +31,8 @@ from pdtrim_core.api import (
     Shrink,
 )
 from pdtrim_core.execution.recovered_weights import RECOVERED, digest_of, save_recovered
-from pdtrim_core.execution.stage_walk import Walked
 from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.execution.walked import Walked
 from pdtrim_core.pipeline.export import lent
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import grown, run_with_plan

@@ -11,7 +11,7 @@ import torch
 from pdtrim_core.api import Drop, KvOnly, PdtrimError, Plan, RecoveryFacts, Removal, Shrink
 from pdtrim_core.execution.recovered_weights import recovered_weights
 from pdtrim_core.execution.two_phase import TwoPhaseModel
-from pdtrim_core.pipeline.recover import check_change
+from pdtrim_core.pipeline.recovery_contract import check_change
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_plugins.recoveries import Distill, Fold
 from tests.unit.execution.test_staged_model import MERGE, replacements

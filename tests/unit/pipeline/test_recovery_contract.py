@@ -8,7 +8,7 @@ import pytest
 
 from pdtrim_core import PluginError
 from pdtrim_core.api import Drop, KvOnly, Plan, Removal
-from pdtrim_core.pipeline.recover import check_change
+from pdtrim_core.pipeline.recovery_contract import check_change
 from pdtrim_core.testing import recovery_context, tiny_llama
 
 if TYPE_CHECKING:
