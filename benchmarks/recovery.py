@@ -207,6 +207,8 @@ def rows_of(bench: Bench, pair: Pair, ways: Ways, kinds: Sequence[Sequence[str]]
     before = bench.measure(pair.plan, {})
     for (name, parts), of_kinds in itertools.product(ways.items(), kinds):
         modules, seconds = bench.recover(pair.plan, parts, of_kinds)
+        if not modules:  # The pair has nothing that this way makes good.
+            continue
         found = figures(before, bench.measure(pair.plan, modules))
         about = {"pair": pair.name, "recovery": name, "learned": " + ".join(of_kinds)}
         changed = sum(isinstance(key, LayerOf) for key in modules)
@@ -252,7 +254,7 @@ def main() -> None:
     bench = Bench(model, texts_of(model, options.tokens, options.text), host)
     ways = {**CLOSED, **(CHOICES if options.choose else {})}
     if options.distill:
-        ways[f"{ALL}, then distill"] = [*CLOSED[ALL], {"use": "distill", "tokens": options.distill}]
+        ways[f"{ALL}, then distill"] = [*CLOSED[ALL], {"use": "distill", "tokens": options.distill, "autocast": True}]
     ways = {name: parts for name, parts in ways.items() if not options.ways or name in options.ways}
     kinds = [KINDS, *([(kind,) for kind in KINDS] if options.choose else [])]
     rows = []
