@@ -1,18 +1,19 @@
-from pdtrim_core.api import Recovery, hookimpl
+from pdtrim_core.api import LayerRecovery, hookimpl
 
-class Rescale(Recovery):
+class Rescale(LayerRecovery):
     """Rescales what the block in front of a gap adds, each number of the hidden states by its own factor."""
     name = "rescale"
 
-    def recover(self, context):
-        for layer in context.walk("decode"):
-            if layer.gone and layer.adds_what_it_makes():
-                name = context.model.layout.mlp[-1]
-                pairs = [(t.made_ND, t.made_ND + t.wanted_ND - t.after_ND) for t in layer.tokens()]
-                given, wanted = sum((m * m).sum(0) for m, _ in pairs), sum((m * w).sum(0) for m, w in pairs)
-                factor = (wanted + 1e-9) / (given + 1e-9)
-                out = layer.module.get_submodule(name)
-                layer.change({f"{name}.{part}": factor.diag() @ w.detach() for part, w in out.named_parameters()})
+    def wants(self, stage, layer, gone):
+        return stage == "decode" and layer.runs and bool(gone)
+
+    def weights(self, layer):
+        name = layer.layout.mlp[-1]
+        pairs = [(t.made_ND, t.made_ND + t.wanted_ND - t.after_ND) for t in layer.tokens()]
+        given, wanted = sum((m * m).sum(0) for m, _ in pairs), sum((m * w).sum(0) for m, w in pairs)
+        factor = (wanted + 1e-9) / (given + 1e-9)
+        out = layer.module.get_submodule(name)
+        return {f"{name}.{part}": factor.diag() @ w.detach() for part, w in out.named_parameters()}
 
 @hookimpl
 def pdtrim_recoveries():

@@ -28,7 +28,8 @@ from pdtrim_core.data.scores import Scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.paths import as_text
-from pdtrim_core.plan.elements import Part, Removal
+from pdtrim_core.plan.elements import Part, Removal, Stage
+from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.pruned import Pruned
     from pdtrim_core.api.recovery_context import RecoveryContext
     from pdtrim_core.api.score_context import ScoreContext
+    from pdtrim_core.execution.stage_walk import WalkedLayer
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.results.outcome import Outcome
     from pdtrim_core.results.record import RunRecord
@@ -279,6 +281,42 @@ class Recovery(Component):
         The dense model must be left as it is. What makes the pair no better on texts that it was not computed from is undone by
         the run.
         """
+
+
+class LayerRecovery(Recovery):
+    """A recovery that gives layers other weights one by one, from shallow to deep, each by what it sees at that layer alone.
+
+    A search can measure its candidates with what such a recovery would make of them (`search.recovered`), estimated from the
+    dense model's hidden states.
+    """
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages whose layers it goes through, in order; of a pair that is one model, decode stands for both."""
+        return "prefill", "decode"
+
+    def wants(self, stage: Stage, layer: Layer, gone: range) -> bool:
+        """Tell whether it may change a layer; those that it does not want are passed without a look at their tokens.
+
+        `gone` are the blocks of the dense model between the layer and what the stage runs next.
+        """
+        del stage, layer, gone
+        return True
+
+    @abstractmethod
+    def weights(self, layer: WalkedLayer) -> Mapping[str, Tensor]:
+        """Return other weights of a layer, by their names in the block, in their shapes and number format.
+
+        None of them leaves it as it is.
+        """
+
+    def recover(self, context: RecoveryContext) -> None:
+        """Change the layers of each stage; those behind a changed one see what it makes then."""
+        stages = [stage for stage in self.stages() if stage == "decode" or not context.unified]
+        for number, stage in enumerate(stages):
+            for layer in context.walk(stage, (number, len(stages)), self.wants):
+                weights = self.weights(layer)
+                if weights:
+                    layer.change(weights)
 
 
 class Objective(Component):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.first_tokens import depths_of, first_tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
-from pdtrim_core.execution.stage_walk import WalkedLayer, walk
+from pdtrim_core.execution.stage_walk import WalkedLayer, Wants, all_wanted, walk
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_model import BlockModel
@@ -107,18 +107,15 @@ class RecoveryContext:
         self.pair.modules[FirstTokensOf(self.plan)] = first_tokens_of(self.model, tokens, depths, others=others)
         return True
 
-    def walk(self, stage: Stage, part: tuple[int, int] = (0, 1)) -> Iterator[WalkedLayer]:
-        """Yield the layers of a stage from shallow to deep, each with its hidden states on the texts beside the dense model's.
+    def walk(self, stage: Stage, part: tuple[int, int] = (0, 1), wants: Wants = all_wanted) -> Iterator[WalkedLayer]:
+        """Return the layers of a stage one by one, from shallow to deep, with its hidden states beside the dense model's.
 
         A layer that is changed on the way is run with its new weights by those behind it. Of decode it is the tokens that follow
         the prompts, whose K/V are prefill's; of prefill those of the prompts. `part` says which walk this is, counted from 0, of
-        how many that are made.
+        how many that are made. Layers that `wants` says no to are passed, and the walk ends behind the last one that is wanted.
         """
         number, count = part
-        layers = len(self.layers(stage))
-        for place, layer in enumerate(walk(self.pair, stage), start=1):
-            yield layer
-            self.reached((number + place / layers) / count)
+        return walk(self.pair, stage, wants, note=self.note, reached=lambda share: self.reached((number + share) / count))
 
     def trial(self) -> RecoveryContext:
         """Return the same pair apart: what is changed in it changes nothing here.

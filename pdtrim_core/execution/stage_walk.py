@@ -18,11 +18,32 @@ from torch import Tensor, nn
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.walk_ways import Alone, Pair, Way
 from pdtrim_core.execution.walked import Walked
+from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.elements import Stage
-from pdtrim_core.plan.layers import Layer
+from pdtrim_core.plan.layers import Layer, gone_behind
 
 UNITS_OFF = 16
 """Roundings, each of a unit in the last place, by which what is added may be off: it goes through two or three sums."""
+
+
+Wants = Callable[[Stage, Layer, range], bool]
+"""Whether a layer of a stage is wanted, by the blocks that are gone between it and what the stage runs next."""
+
+
+def all_wanted(stage: Stage, layer: Layer, gone: range) -> bool:
+    """Want every layer."""
+    del stage, layer, gone
+    return True
+
+
+def say_nothing(text: str) -> None:
+    """Say nothing to the user."""
+    del text
+
+
+def reach_nothing(share: float) -> None:
+    """Tell nobody how far the work has come."""
+    del share
 
 
 class LayerTokens(NamedTuple):
@@ -45,18 +66,23 @@ class LayerTokens(NamedTuple):
 class WalkedLayer:
     """A layer that a walk is at.
 
-    `gone` are the blocks of the dense model between it and what the stage runs next.
+    `gone` are the blocks of the dense model between it and what the stage runs next; `note` says something to the user.
     """
 
-    def __init__(self, walked: Walked, way: Way, layer: Layer, depth: int) -> None:
+    def __init__(self, walked: Walked, way: Way, layer: Layer, gone: range, note: Callable[[str], None]) -> None:
         self._walked = walked
         self._way = way
-        self._depth = depth
         self.stage = way.stage
         self.layer = layer
-        self.gone = range(layer.blocks[-1] + 1, depth)
+        self.gone = gone
+        self.note = note
         # A shrunk block is one and the same module only as long as someone holds it.
         self._held = walked.module(way.stage, layer)
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Where the model's family has the parts of a block."""
+        return self._walked.model.layout
 
     @property
     def module(self) -> nn.Module:
@@ -69,7 +95,7 @@ class WalkedLayer:
         for batch in self._way.batches:
             if len(batch.tokens_N):
                 with torch.inference_mode():
-                    found = _tokens_of_batch(self._walked, self._way, batch, self.layer, self._depth)
+                    found = _tokens_of_batch(self._walked, self._way, batch, self.layer, self.gone.stop)
                 yield found
 
     def adds_what_it_makes(self) -> bool:
@@ -96,30 +122,35 @@ class WalkedLayer:
         self._walked.change(self.stage, self.layer, weights)
 
 
-def walk(walked: Walked, stage: Stage) -> Iterator[WalkedLayer]:
-    """Yield the layers of a stage, from shallow to deep.
+def walk(
+    walked: Walked,
+    stage: Stage,
+    wants: Wants = all_wanted,
+    *,
+    note: Callable[[str], None] = say_nothing,
+    reached: Callable[[float], None] = reach_nothing,
+) -> Iterator[WalkedLayer]:
+    """Yield the layers of a stage that are wanted, from shallow to deep, and stop behind the last of them.
 
     Prefill's tokens are those of the prompts that it reads, decode's all others, where the K/V of the prompts are prefill's.
-    Where both stages are one model, its tokens are all.
+    Where both stages are one model, its tokens are all. `reached` takes the share of the way behind each layer.
     """
-    way = Pair(walked) if stage == "decode" and not walked.unified else Alone(walked, stage)
     layers = walked.layers(stage)
-    for number, layer in enumerate(layers):
-        depth = _next_depth(layers, number, walked.model.block_count)
+    gaps = [gone_behind(layers, number, walked.model.block_count) for number in range(len(layers))]
+    wanted = [number for number, layer in enumerate(layers) if wants(stage, layer, gaps[number])]
+    if not wanted:
+        return
+    way = Pair(walked) if stage == "decode" and not walked.unified else Alone(walked, stage)
+    end = wanted[-1] + 1
+    for number, layer in enumerate(layers[:end]):
         way.reach(layer)
-        way.at = layer
-        yield WalkedLayer(walked, way, layer, depth)
-        way.at = None
-        way.leave(layer, depth)
-
-
-def _next_depth(layers: Sequence[Layer], number: int, block_count: int) -> int:
-    """Return the block in front of which the stage's hidden states should be the dense model's, behind a layer.
-
-    It is that of the next layer that runs; where none does, that of the next one, which computes K/V.
-    """
-    behind = layers[number + 1 :]
-    return next((one.block for one in behind if one.runs), behind[0].block if behind else block_count)
+        if number in wanted:
+            way.at = layer
+            yield WalkedLayer(walked, way, layer, gaps[number], note)
+            way.at = None
+        if number + 1 < end:
+            way.leave(layer, gaps[number].stop)
+        reached((number + 1) / end)
 
 
 def _tokens_of_batch(walked: Walked, way: Way, batch: Any, layer: Layer, depth: int) -> LayerTokens:

@@ -74,12 +74,10 @@ class Way(ABC):
 class Alone(Way):
     """A stage as a model of its own: prefill on its prompts, or both stages in one on whole texts."""
 
-    def __init__(self, walked: Walked, stage: Stage) -> None:
+    def __init__(self, walked: Walked, stage: Stage, batches: Sequence[Batch] | None = None) -> None:
         self.stage = stage
         self._walked = walked
-        texts = [_text(item, walked) for item in walked.items]
-        size = walked.batch_tokens or walked.model.fitting_batch
-        self.batches = [_recorded(walked.model, group) for group in _grouped([text for text in texts if text], size)]
+        self.batches = list(recorded(walked) if batches is None else batches)
 
     def reach(self, layer: Layer) -> None:
         """Go on to a layer, with the first tokens that a table has."""
@@ -179,6 +177,13 @@ class _PairBatch(Batch):
         lengths = [len(item.prompt_of(0)) + len(item.choices[0]) - 1 for item in group]
         read = None if prepared.batch.prompts is None else prepared.batch.prompts.places
         super().__init__(model, hidden_BTD, prepared.recording.calls, _places(lengths, hidden_BTD, without=read))
+
+
+def recorded(walked: Walked) -> Iterator[Batch]:
+    """Yield what a stage that runs alone reads of the texts, in batches in front of block 0."""
+    texts = [_text(item, walked) for item in walked.items]
+    for group in _grouped([text for text in texts if text], walked.batch_tokens or walked.model.fitting_batch):
+        yield _recorded(walked.model, group)
 
 
 def _text(item: Item, walked: Walked) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.beyond_dense import remark
+from pdtrim_core.pipeline.estimated_recovery import EstimatedRecovery
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.pipeline.run_context import RunContext
@@ -43,13 +44,14 @@ class ModuleSet:
     """The replacement modules that plans are measured with, and a hash of what made them.
 
     `trained` is False while the search measures the blocks that training will start from. `recovered` has a hash of the recovered
-    weights of each plan that has some.
+    weights of each plan that has some. With `estimated`, plans are measured with what recovery would make of them.
     """
 
     modules: Replacements
     digest: str
     trained: bool = True
     recovered: Mapping[Plan, str] = field(default_factory=dict)
+    estimated: EstimatedRecovery | None = None
 
 
 class Bench:
@@ -85,8 +87,14 @@ class Bench:
 
     def _key_of(self, plan: Plan) -> Key:
         """Return what the values of a plan depend on."""
-        recovered = self._module_set.recovered.get(plan)
+        recovered, estimated = self._module_set.recovered.get(plan), self._module_set.estimated
+        if estimated is not None and (plan.prefill or plan.decode):
+            return (*self._key_of_plan(plan), f"estimated {estimated.digest}")
         return self._key_of_plan(plan) if recovered is None else (*self._key_of_plan(plan), f"recovered {recovered}")
+
+    def _modules_of(self, plan: Plan) -> Replacements:
+        estimated = self._module_set.estimated
+        return self._module_set.modules if estimated is None else {**self._module_set.modules, **estimated.modules(plan)}
 
     @cached_property
     def _prefix_cache(self) -> PrefixCache:
@@ -119,7 +127,7 @@ class Bench:
         measurement = Measurement(
             lambda: self._prefix_cache,
             ObjectiveOnItems(objective, items, context.host.label_of(objective)),
-            replacements=self._module_set.modules,
+            modules_of=self._modules_of,
             error=self._error if part in SEARCHED else 0.0,
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
@@ -255,11 +263,19 @@ class Bench:
         """A hash of what made the modules that plans are measured with."""
         return self._module_set.digest
 
+    def as_pruned(self) -> Bench:
+        """Return a bench that measures plans as they are, without an estimate of what recovery would make of them."""
+        if self._module_set.estimated is None:
+            return self
+        return Bench(self._context, self._inputs, replace(self._module_set, estimated=None), replaced=self._replaced)
+
     def of_recovered(self, modules: Replacements, plans: Collection[Plan], digest: str) -> Bench:
         """Return a bench that measures some plans with recovered layers, and all others as this one does."""
         together = {**self._module_set.modules, **modules}
         return Bench(
-            self._context, self._inputs, replace(self._module_set, modules=together, recovered=dict.fromkeys(plans, digest))
+            self._context,
+            self._inputs,
+            replace(self._module_set, modules=together, recovered=dict.fromkeys(plans, digest), estimated=None),
         )
 
     def of_replaced(self, model: BlockModel) -> Bench:

@@ -13,7 +13,8 @@ from pdtrim_core.data.items import Item
 from pdtrim_core.data.readings import DIGITS, Reading
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.execution.prefix_cache import PrefixCache
-from pdtrim_core.execution.staged_model import Replacements, StagedModel
+from pdtrim_core.execution.stage_modules import Modules
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.pipeline.run_cache import Values
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.stopping import WHOLE, Stop, interval
@@ -122,7 +123,8 @@ def _there(values: Sequence[float | None], place: int) -> float:
 class Measurement:
     """The value of plans on one set of items; `__call__` and `together` are what a `Ledger` calls.
 
-    `prefix_cache` gives the hidden states that plans share; it is called when something is measured. When memory runs out on
+    `prefix_cache` gives the hidden states that plans share; it is called when something is measured. `modules_of` gives what the
+    elements and layers of a plan run, where that is not the model's own. When memory runs out on
     the device the batch is halved, `note` says so, and measuring goes on. `known` gives the values of items that earlier runs
     have measured under a plan, and takes new ones.
 
@@ -136,14 +138,14 @@ class Measurement:
         prefix_cache: Callable[[], PrefixCache],
         objective: ObjectiveOnItems,
         *,
-        replacements: Replacements | None = None,
+        modules_of: Callable[[Plan], Modules] = lambda plan: {},
         error: float | None = 0.0,
         note: Callable[[str], None] = lambda text: None,
         known: Callable[[Plan], Values] = lambda plan: {},
     ) -> None:
         self._prefix_cache = prefix_cache
         self._objective = objective
-        self._replacements = dict(replacements or {})
+        self._modules_of = modules_of
         self._error = error
         self._rounds = in_rounds(self.items) if error else [self.items]
         self._place = {item: number for number, item in enumerate(self.items)}
@@ -247,7 +249,7 @@ class Measurement:
 
     def _fill_in(self, values: PartialValues, plan: Plan, group: Sequence[Item]) -> None:
         if any(values[self._place[item]] is None for item in group):
-            staged = StagedModel(self._prefix_cache(), plan, self._replacements)
+            staged = StagedModel(self._prefix_cache(), plan, self._modules_of(plan))
             for item, value in zip(group, self._values_of(staged, group), strict=True):
                 values[self._place[item]] = value
 

@@ -60,7 +60,7 @@ def split(context: RunContext, found: FoundRemoval) -> Plan:
 
 def evaluate(context: RunContext, found: FoundRemoval, plan: Plan, recovered: Recovered) -> tuple[Row, ...]:
     """Measure the rows of the result table."""
-    rows, bench = 3 if found.replaced is None else 2, found.bench
+    rows, bench = 3 if found.replaced is None else 2, found.bench.as_pruned()
     if recovered.layers:
         plans = (plan, Plan.unified(plan.decode))
         bench = bench.of_recovered(recovered.modules(found.costs.block_count), plans, recovered.digest)

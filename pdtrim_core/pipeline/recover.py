@@ -36,7 +36,7 @@ from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.opening_tokens import opening_tokens
 from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.recovery_contract import check_change, recovered_tensors
-from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
+from pdtrim_core.pipeline.recovery_texts import CHECKED, RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.plan import Plan, RecoveredPart
@@ -45,8 +45,6 @@ from pdtrim_core.results.outcome import LARGEST
 from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import Metric
 
-CHECKED = 16
-"""Texts on which a recovery must have made the pair better, and from which none is computed."""
 MOST_LOSSES = 500
 """Losses of a training that an outcome has at most."""
 RECORD = "recovery.json"

@@ -20,6 +20,8 @@ from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.pipeline.run_keys import dense_code
 from pdtrim_core.recipe.settings import GENERATED, OF_CALIBRATION
 
+CHECKED = 16
+"""Texts, the first ones, on which a recovery must have made the pair better, and from which none is computed."""
 OPENING = 8
 """Tokens of a training text that the dense model goes on from where it writes one."""
 WRITTEN_TOGETHER = 64

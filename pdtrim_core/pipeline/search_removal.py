@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.model.weights import MODULES
+from pdtrim_core.pipeline.estimated_recovery import estimated_recovery
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.measurements import Bench, ModuleSet, open_bench
 from pdtrim_core.pipeline.merge_pairs import Choice, MergePairs
@@ -73,8 +74,9 @@ def _search(context: RunContext, inputs: RunInputs, pairs: MergePairs, choice: C
 
     Should one be no better than a drop, its blocks become drops, and the search is done again over other sets.
     """
+    estimated = estimated_recovery(context, inputs)
     while True:
-        bench = open_bench(context, inputs, choice.module_set)
+        bench = open_bench(context, inputs, replace(choice.module_set, estimated=estimated))
         with context.events.step("search", about=bench.expected(context.recipe.searcher, choice.space)):
             plan = bench.search(choice.space)
         if choice.module_set.trained:
@@ -82,7 +84,7 @@ def _search(context: RunContext, inputs: RunInputs, pairs: MergePairs, choice: C
         with context.events.step("merge the chosen pairs"):
             trained = pairs.train_chosen(plan)
             if trained is not None:
-                return _Searched(plan, choice, trained, open_bench(context, inputs, trained))
+                return _Searched(plan, choice, trained, open_bench(context, inputs, replace(trained, estimated=estimated)))
             choice = pairs.choose()
 
 

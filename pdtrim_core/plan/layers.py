@@ -6,7 +6,7 @@ themselves, so that a new kind of element is added only here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -60,6 +60,16 @@ def layers_of(prefill: Removal, decode: Removal, stage: Stage, block_count: int)
     """Return the layers of one stage of a lawful plan on a model of so many blocks, in the order in which they run."""
     decode_layers = tuple(_left_by(decode, block_count))
     return decode_layers if stage == "decode" else tuple(_feeding(decode_layers, _left_by(prefill, block_count)))
+
+
+def gone_behind(layers: Sequence[Layer], number: int, block_count: int) -> range:
+    """Return the blocks of the dense model that are gone between a layer of a stage, by its number, and what the stage runs next.
+
+    Where nothing runs behind it, they end at the next layer, which computes K/V, or at the end of the model.
+    """
+    behind = layers[number + 1 :]
+    end = next((one.block for one in behind if one.runs), behind[0].block if behind else block_count)
+    return range(layers[number].blocks[-1] + 1, end)
 
 
 def _left_by(removal: Removal, block_count: int) -> Iterator[Layer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +14,7 @@ from pdtrim_core.api.kinds import (
     Component,
     Distiller,
     Exporter,
+    LayerRecovery,
     ModelSource,
     Objective,
     Pruner,
@@ -108,6 +109,7 @@ class Recipe:
         settings = checked(Settings, own, "", problems, also=KINDS)
         parts = parts_of(data, host, problems)
         problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"]), *_nothing_to_recover(data, parts["pruner"])]
+        problems += _nothing_to_estimate(settings, parts["recovery"])
         if problems or settings is None:
             raise RecipeError(where, problems)
         return cls(
@@ -187,3 +189,11 @@ def _nothing_to_recover(data: Mapping[str, Any], pruner: Pruner | None) -> list[
     return [
         f"recovery: pruner '{pruner.name}' gives a whole other model, whose layers are not those of the dense one: leave this out"
     ]
+
+
+def _nothing_to_estimate(settings: Settings | None, recoveries: Sequence[Recovery]) -> list[str]:
+    """Return what is wrong with a search that measures recovered candidates, where no recovery can be estimated."""
+    if settings is None or not settings.search.recovered or any(isinstance(one, LayerRecovery) for one in recoveries):
+        return []
+    what = "no recovery of this recipe can be estimated: list fold or kv-refit under recovery, or leave this out"
+    return [f"search.recovered: {what}"]

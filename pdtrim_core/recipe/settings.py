@@ -68,6 +68,12 @@ class Search(BaseModel):
         description="standard errors by which a finalist must be better than the first removal to be taken (default: 2; with "
         "exact 0)",
     )
+    recovered: bool = Field(
+        default=False,
+        description="whether a candidate is measured with what the recipe's recoveries would make of it, estimated from the "
+        "dense model; of the built-in ones fold and kv-refit can be estimated",
+    )
+    recovered_tokens: int = Field(4096, gt=0, description="tokens of text that such an estimate is made from")
     prefill: Literal["splitter", "decode"] | None = Field(
         None,
         description="what prefill loses while decode is searched: what the splitter makes of it, where it can tell that without "

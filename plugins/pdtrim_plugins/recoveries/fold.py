@@ -5,19 +5,20 @@ Shape suffixes: N tokens, D hidden, F channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import Recovery, RecoveryFacts
+from pdtrim_core.api import LayerRecovery, RecoveryFacts
 from pdtrim_plugins.recoveries.least_squares import RidgeSums
 
 if TYPE_CHECKING:
-    from pdtrim_core.api import RecoveryContext, Stage, WalkedLayer
+    from torch import Tensor
+
+    from pdtrim_core.api import Layer, RecoveryContext, Stage, WalkedLayer
 
 
-class Fold(Recovery):
+class Fold(LayerRecovery):
     """Makes up for a run of blocks that are gone by a linear map, in closed form, at no cost when the pair runs.
 
     Let m be what the MLP of the last layer in front of the run gives, y what it is added to, and h the dense model's hidden
@@ -48,41 +49,41 @@ class Fold(Recovery):
             return [f"{facts.model} ({facts.family}): {what}"]
         return []
 
+    def stages(self) -> tuple[Stage, ...]:
+        """Return prefill, whose K/V decode then reads, and decode."""
+        return ("prefill", "decode") if self.stage == "both" else (self.stage,)
+
+    def wants(self, stage: Stage, layer: Layer, gone: range) -> bool:
+        """Want the layers in front of a run."""
+        del stage
+        return layer.runs and bool(gone)
+
     def recover(self, context: RecoveryContext) -> None:
-        """Fold the runs of prefill, whose K/V decode then reads, and those of decode."""
-        stages = list(self._stages(context))
-        for number, stage in enumerate(stages):
+        """Fold the runs of each stage; say of one at the beginning of the model that nothing is in front of it."""
+        for stage in self.stages():
             first = next((layer.block for layer in context.layers(stage) if layer.runs), 0)
-            if first:
+            if first and not (context.unified and stage == "prefill"):
                 context.note(f"{_run(stage, range(first))}: no block is left in front of them, so they are not folded")
-            for layer in context.walk(stage, (number, len(stages))):
-                if layer.gone and layer.layer.runs:
-                    self._fold(layer, context)
+        super().recover(context)
 
-    def _stages(self, context: RecoveryContext) -> Iterator[Stage]:
-        if self.stage != "decode" and not context.unified:
-            yield "prefill"
-        if self.stage != "prefill" or context.unified:
-            yield "decode"
-
-    def _fold(self, layer: WalkedLayer, context: RecoveryContext) -> None:
-        run, name = _run(layer.stage, layer.gone), context.model.layout.mlp[-1]
+    def weights(self, layer: WalkedLayer) -> dict[str, Tensor]:
+        """Return the projection in front of a run with the map in it; none, and a note, where there is no place for one."""
+        run, name = _run(layer.stage, layer.gone), layer.layout.mlp[-1]
         if not layer.adds_what_it_makes():
             why = f"what {name} gives is not added to the hidden states as it is (a norm or a factor stands between)"
-            context.note(f"{run}: in block {layer.layer.blocks[-1]} in front of them, {why}, so they are not folded")
-            return
+            layer.note(f"{run}: in block {layer.layer.blocks[-1]} in front of them, {why}, so they are not folded")
+            return {}
         out, sums = layer.module.get_submodule(name), RidgeSums()
         for tokens in layer.tokens():
             sums.add(tokens.made_ND if self.fit == "map" else tokens.channels_NF, tokens.wanted_ND - tokens.after_ND)
         weight_DF, bias_D = out.get_parameter("weight"), getattr(out, "bias", None)
         more = sums.solved(self.ridge, run)
-        if self.fit == "map":
-            folded = {f"{name}.weight": (weight_DF.double() + more.T @ weight_DF.double()).to(weight_DF.dtype)}
-            if bias_D is not None:
-                folded[f"{name}.bias"] = (bias_D.double() + bias_D.double() @ more).to(bias_D.dtype)
-        else:
-            folded = {f"{name}.weight": (weight_DF.double() + more.T).to(weight_DF.dtype)}
-        layer.change(folded)
+        if self.fit == "projection":
+            return {f"{name}.weight": (weight_DF.double() + more.T).to(weight_DF.dtype)}
+        folded = {f"{name}.weight": (weight_DF.double() + more.T @ weight_DF.double()).to(weight_DF.dtype)}
+        if bias_D is not None:
+            folded[f"{name}.bias"] = (bias_D.double() + bias_D.double() @ more).to(bias_D.dtype)
+        return folded
 
 
 def _run(stage: Stage, gone: range) -> str:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pdtrim_core.api import Recovery, RecoveryFacts
+from pdtrim_core.api import LayerRecovery, RecoveryFacts
 from pdtrim_plugins.recoveries.least_squares import RidgeSums
 
 if TYPE_CHECKING:
-    from pdtrim_core.api import RecoveryContext, WalkedLayer
+    from torch import Tensor
+
+    from pdtrim_core.api import Layer, Stage, WalkedLayer
 
 
-class KvRefit(Recovery):
+class KvRefit(LayerRecovery):
     """Fits the K and V projections of blocks that prefill passes by, in closed form, to the K/V of the dense model.
 
     Where prefill computes only the K/V of a block, it does so from hidden states that lack what the blocks in front would have
@@ -34,16 +36,20 @@ class KvRefit(Recovery):
             return [f"{facts.model} ({facts.family}): it computes K and V together with Q, so prefill cannot have them alone"]
         return []
 
-    def recover(self, context: RecoveryContext) -> None:
-        """Fit the K/V-only layers of prefill, all at the depth at which prefill has them."""
-        for layer in context.walk("prefill"):
-            if layer.layer.state == "kv-only":
-                self._fit(layer, context)
+    def stages(self) -> tuple[Stage, ...]:
+        """Return prefill, which alone passes by blocks."""
+        return ("prefill",)
 
-    def _fit(self, layer: WalkedLayer, context: RecoveryContext) -> None:
+    def wants(self, stage: Stage, layer: Layer, gone: range) -> bool:
+        """Want the layers that compute K/V alone, all at the depth at which prefill has them."""
+        del stage, gone
+        return layer.state == "kv-only"
+
+    def weights(self, layer: WalkedLayer) -> dict[str, Tensor]:
+        """Return the projections that give the dense K/V from what prefill has in front of them."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        norm, *names = context.model.layout.kv[:3]
+        norm, *names = layer.layout.kv[:3]
         projections = {name: layer.module.get_submodule(name) for name in names}
         normed, sums = layer.module.get_submodule(norm), RidgeSums()
         for tokens in layer.tokens():
@@ -53,9 +59,7 @@ class KvRefit(Recovery):
         weights = {f"{name}.weight": projection.get_parameter("weight") for name, projection in projections.items()}
         more_DE = sums.solved(self.ridge, f"K/V of block {layer.layer.block}")
         more = torch.split(more_DE.T, [len(weight_KD) for weight_KD in weights.values()])
-        layer.change(
-            {
-                name: (weight_KD.double() + more_KD).to(weight_KD.dtype)
-                for (name, weight_KD), more_KD in zip(weights.items(), more, strict=True)
-            }
-        )
+        return {
+            name: (weight_KD.double() + more_KD).to(weight_KD.dtype)
+            for (name, weight_KD), more_KD in zip(weights.items(), more, strict=True)
+        }

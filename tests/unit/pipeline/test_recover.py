@@ -16,7 +16,7 @@ from pdtrim_core.api.kinds import Contract
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline, recover
-from pdtrim_core.pipeline.recover import CHECKED
+from pdtrim_core.pipeline.recovery_texts import CHECKED
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.contracts.small_run import tiny_host
 from tests.unit.pipeline.runs import DATA
