@@ -105,6 +105,7 @@ def values_of(way: Way, options: argparse.Namespace, files: tuple[Path, Path], h
             "held_out": COMPARED,
         },
         "objective": way.objective,
+        "recovery": "none",
         "prune": {"blocks": COUNT, "merges": False},
         "evaluation": {"threads": 1, "batch_tokens": 512},
         "exporter": [],

@@ -77,6 +77,7 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             "seed": 0,
             "model": {"path": options.model, "device": "cpu"},
             "calibration": {"use": "mini", "samples": 64},
+            "recovery": "none",
             "prune": {"fraction": options.fraction},
             "splitter": {"use": "kv-tail", "prefill_at_most": CEILING},
             "evaluation": {"threads": 1, "fidelity": False},

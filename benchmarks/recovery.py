@@ -8,6 +8,8 @@ has such files). Of both, 64 tokens of each of 64 texts are measured, behind pro
 Pairs: decode without five blocks in the middle on a dense prefill; a dense decode whose prefill has only the K/V of its last
 quarter; and at 13 % and 25 % of the parameters, blocks by ShortGPT, prefill at four fifths of the dense FLOPs. `--choose` tries
 other options of the closed forms (an hour on one core for SmolLM2-135M); `--distill` trains on so many tokens behind them.
+`--search` asks another question: whether a search finds better pairs where it measures candidates with an estimate of their
+recovery (`recovered_search.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
+from recovered_search import Searches
 from subject import environment, write
 
 from pdtrim_core import load_plugins
@@ -242,6 +245,9 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", help="names of recoveries (default: all)")
     parser.add_argument("--choose", action="store_true", help="try other options of the closed forms, too")
     parser.add_argument("--distill", type=int, metavar="TOKENS", help="train on so many tokens behind the closed forms")
+    parser.add_argument("--search", type=float, metavar="MINUTES", help="compare searches of so many CPU minutes instead")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each search (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="keep the runs of searches in a folder, and go on there")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     options = parser.parse_args()
@@ -252,6 +258,15 @@ def main() -> None:
     )
     model = open_model(recipe.model, host)
     bench = Bench(model, texts_of(model, options.tokens, options.text), host)
+    about = {"benchmark": "recovery", "model": options.model, **environment()}
+    if options.search:
+        with tempfile.TemporaryDirectory() as out:
+            searches = Searches(options.model, options.search, options.seeds, host, options.out or Path(out))
+            rows = list(searches.rows(bench.measure))
+        for row in rows:
+            print(row)
+        write(options.json, {**about, "minutes": options.search}, {"rows": rows})
+        return
     ways = {**CLOSED, **(CHOICES if options.choose else {})}
     if options.distill:
         ways[f"{ALL}, then distill"] = [*CLOSED[ALL], {"use": "distill", "tokens": options.distill, "autocast": True}]
@@ -265,7 +280,7 @@ def main() -> None:
             for row in rows_of(bench, pair, ways, kinds):
                 rows.append(row)
                 print(told(row), flush=True)
-    write(options.json, {"benchmark": "recovery", "model": options.model, **environment()}, {"rows": rows})
+    write(options.json, about, {"rows": rows})
 
 
 if __name__ == "__main__":

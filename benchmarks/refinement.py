@@ -88,6 +88,7 @@ def recipe_data(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "model": {"path": options.model, "dtype": options.dtype},
         "calibration": calibration,
         "pruner": name,
+        "recovery": "none",
         "prune": {"blocks": COUNT},
         "splitter": {"use": "gain", "threshold": options.threshold, "unit": "relative"},
         "objective": "margin",

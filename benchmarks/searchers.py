@@ -114,6 +114,7 @@ def recipe_of(model: str, seed: int, way: str, options: argparse.Namespace, host
         "model": {"path": model, "device": "cpu"},
         "calibration": {"use": "mini", "samples": 64, "held_out": 64},
         "objective": "kl",
+        "recovery": "none",
         "prune": {"fraction": FRACTION, "merges": False},
         "splitter": {"use": "kv-tail", "prefill_at_most": CEILING},
         "evaluation": {"threads": 1},

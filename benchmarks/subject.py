@@ -68,6 +68,7 @@ def open_subject(options: argparse.Namespace, *, held_out: int | None = None) ->
         "model": {"path": options.model, "device": "cpu", "dtype": options.dtype},
         "calibration": {**source, "samples": options.samples, "held_out": 0},
         "objective": options.objective,
+        "recovery": "none",
         "prune": {"blocks": COUNT, "merges": False},
         "evaluation": {"threads": 1, "compile": options.compile},
     }

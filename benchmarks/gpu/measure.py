@@ -176,6 +176,7 @@ class Prunings:
             "model": {"path": f"random:{self._options.shape}"},
             "calibration": {"use": "mini", "samples": self._options.samples, "held_out": 0},
             "objective": "accuracy",
+            "recovery": "none",
             "prune": {"blocks": self._options.blocks[0], **({} if "pruner" in parts else {"merges": False})},
             "exporter": [],
             **parts,

@@ -251,6 +251,9 @@ class Recovery(Component):
     kind = "recovery"
 
     tokens: int = Field(25_600, gt=0, description="tokens of text that it is computed from")
+    optional: bool = Field(
+        default=False, description="whether it is left out, with a note, for a model that it can do nothing for, and not refused"
+    )
 
     @property_or_option
     def contract(self) -> Contract:

@@ -20,7 +20,7 @@ from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.limits import learned_positions
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_blocks, check_config
-from pdtrim_core.pipeline.check_recoveries import check_recoveries
+from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.recipe.recipe import Recipe
 
@@ -106,7 +106,7 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     check_pruner(recipe, sizes, name, text.model_type)
     check_stages(recipe, sizes, name)
     positions = learned_positions(model, layout.blocks, getattr(text, "max_position_embeddings", None))
-    check_recoveries(recipe, RecoveryFacts(name, text.model_type, layout), positions)
+    fitting_recoveries(recipe, RecoveryFacts(name, text.model_type, layout), positions)
     ceilings = tuple(_ceilings(recipe, sizes, name))
     if pruner is not None and (pruner.narrows or pruner.replaces_model):
         return Budget(name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters, ceilings)

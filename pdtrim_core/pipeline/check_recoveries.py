@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from pdtrim_core.api.kinds import Recovery
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.recipe.recipe import Recipe
 
 
-def check_recoveries(recipe: Recipe, facts: RecoveryFacts, positions: int | None) -> None:
-    """Raise `PdtrimError` with all that is certain to fail: a recovery on such a model, and the texts that it is to learn from.
+class Fitting(NamedTuple):
+    """The recoveries of a recipe that can do their work on a model, and why each of the optional others cannot."""
 
-    `positions` are those that the model has learned; None where it computes them.
+    recoveries: tuple[Recovery, ...]
+    left_out: tuple[str, ...]
+
+
+def fitting_recoveries(recipe: Recipe, facts: RecoveryFacts, positions: int | None) -> Fitting:
+    """Return those of a recipe's recoveries that can do their work, on such a model and from such texts.
+
+    `positions` are those that the model has learned; None where it computes them. Raises `PdtrimError` with all that is certain
+    to fail of what is not optional.
     """
-    if not recipe.recoveries:
-        return
-    problems = [*_of_recoveries(recipe, facts), *_of_texts(recipe, facts, positions)]
-    if problems:
-        raise PdtrimError("; also, ".join(problems))
+    problems = {recovery: list(_of_model(recovery, recipe, facts)) for recovery in recipe.recoveries}
+    able = [recovery for recovery in recipe.recoveries if not problems[recovery]]
+    of_texts = list(_of_texts(recipe, able, facts, positions)) if able else []
+    certain = dict.fromkeys(
+        problem for recovery in recipe.recoveries if not recovery.optional for problem in (problems[recovery] or of_texts)
+    )
+    if certain:
+        raise PdtrimError("; also, ".join(certain))
+    left_out = [f"{problem}: it is left out" for recovery in recipe.recoveries for problem in problems[recovery]]
+    return Fitting(() if of_texts else tuple(able), (*left_out, *(f"{problem}; no recovery is done" for problem in of_texts)))
 
 
-def _of_recoveries(recipe: Recipe, facts: RecoveryFacts) -> Iterator[str]:
-    found: dict[str, None] = {}
-    for recovery in recipe.recoveries:
-        with blame(recipe.host.label_of(recovery)):
-            found |= dict.fromkeys(f"recovery '{recovery.name}': {problem}" for problem in recovery.problems(facts))
-    yield from found
+def _of_model(recovery: Recovery, recipe: Recipe, facts: RecoveryFacts) -> Iterator[str]:
+    with blame(recipe.host.label_of(recovery)):
+        yield from (f"recovery '{recovery.name}': {problem}" for problem in recovery.problems(facts))
 
 
-def _of_texts(recipe: Recipe, facts: RecoveryFacts, positions: int | None) -> Iterator[str]:
+def _of_texts(recipe: Recipe, recoveries: Sequence[Recovery], facts: RecoveryFacts, positions: int | None) -> Iterator[str]:
     data = recipe.settings.recovery_data
     if positions is not None and positions < data.text_tokens:
         yield (
             f"recovery_data: texts have {data.text_tokens} tokens (prompt_tokens + answer_tokens), and {facts.model} has learned "
             f"{positions} positions: make them shorter"
         )
-    texts = max(math.ceil(recovery.tokens / data.text_tokens) for recovery in recipe.recoveries)
+    texts = max(math.ceil(recovery.tokens / data.text_tokens) for recovery in recoveries)
     of_each = math.ceil(texts / len(data.sources))
     for source in dict.fromkeys(data.files):
         path = Path(source)

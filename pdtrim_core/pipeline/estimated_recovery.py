@@ -106,7 +106,7 @@ def estimated_recovery(context: RunContext, inputs: RunInputs) -> EstimatedRecov
     search, data = context.recipe.settings.search, context.recipe.settings.recovery_data
     if not search.recovered:
         return None
-    recoveries = [one for one in context.recipe.recoveries if isinstance(one, LayerRecovery)]
+    recoveries = [one for one in inputs.recoveries if isinstance(one, LayerRecovery)]
     labels = [context.host.label_of(one) for one in recoveries]
     with context.events.step("estimate recovery"):
         texts = RecoveryTexts(context, inputs).items(CHECKED + math.ceil(search.recovered_tokens / data.text_tokens))

@@ -69,8 +69,8 @@ class Recovered:
 
 def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan) -> Recovered:
     """Let the recipe's recoveries change the layers of a plan, or read what they made of it in this folder before."""
-    recipe, folder = context.recipe, context.folder.path / RECOVERED
-    if not recipe.recoveries:
+    folder = context.folder.path / RECOVERED
+    if not inputs.recoveries:
         return Recovered()
     with context.events.step("recover"):
         key = _key(context, inputs, found, plan)
@@ -99,12 +99,11 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
     if context.fresh:
         _forget_work(context)
     recipe, texts = context.recipe, RecoveryTexts(context, inputs)
-    counts = {recovery: recovery.texts(texts.text_tokens) for recovery in recipe.recoveries}
+    counts = {recovery: recovery.texts(texts.text_tokens) for recovery in inputs.recoveries}
     drawn = texts.items(CHECKED + max(counts.values()))
     check, modules = drawn[:CHECKED], dict(found.modules)
-    openings = opening_tokens(inputs.model.tokenizer, inputs.calibration.items)
     results = []
-    for number, recovery in enumerate(recipe.recoveries):
+    for number, recovery in enumerate(inputs.recoveries):
         training = drawn[CHECKED : CHECKED + counts[recovery]]
         pair = Walked(
             inputs.model,
@@ -114,7 +113,7 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
-        result, modules = _one(context, number, pair, check, openings)
+        result, modules = _one(context, inputs, number, pair, check)
         context.host.tell("pdtrim_recovery_finished", result=result)
         results.append(result)
     layers = {key: module for key, module in modules.items() if isinstance(key, RecoveredPart)}
@@ -122,17 +121,16 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
 
 
 def _one(
-    context: RunContext, number: int, pair: Walked, check: Sequence[Item], openings: Sequence[int]
+    context: RunContext, inputs: RunInputs, number: int, pair: Walked, check: Sequence[Item]
 ) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
     """Return how a recovery of the recipe came out, and the modules of the pair behind it."""
     started, start, losses = time.perf_counter(), dict(pair.modules), list[float]()
-    recoveries = context.recipe.recoveries
-    recovery = recoveries[number]
+    recovery, count = inputs.recoveries[number], len(inputs.recoveries)
     label, name = context.host.label_of(recovery), f"{number}-{recovery.name}"
 
     def reached(share: float) -> None:
         done = 1.0 if share > 1 else share if share >= 0 else 0.0
-        context.host.tell("pdtrim_recovery_advanced", name=recovery.name, number=number + 1, count=len(recoveries), share=done)
+        context.host.tell("pdtrim_recovery_advanced", name=recovery.name, number=number + 1, count=count, share=done)
 
     work = RecoveryContext(
         pair,
@@ -142,7 +140,7 @@ def _one(
         context.events.note,
         losses.append,
         reached,
-        openings,
+        opening_tokens(inputs.model.tokenizer, inputs.calibration.items),
     )
     reached(0.0)
     before = _divergences(work)
@@ -217,7 +215,7 @@ def _changed(pair: Walked, start: Modules) -> dict[str, int]:
 def _key(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: Plan) -> str:
     """Return a hash of all that decides what recovery makes of a plan."""
     recipe, host, model = context.recipe, context.host, inputs.model
-    parts = [[recovery.name, host.source_of(recovery), recovery.model_dump(mode="json")] for recovery in recipe.recoveries]
+    parts = [[recovery.name, host.source_of(recovery), recovery.model_dump(mode="json")] for recovery in inputs.recoveries]
     what = [
         plan_to_json(plan),
         model.exact_fingerprint,

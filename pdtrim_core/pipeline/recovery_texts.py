@@ -97,7 +97,7 @@ class RecoveryTexts:
         for text in self._raw(GENERATED):
             tokens += tokens_of(text, tokenizer)
         starts = range(0, len(tokens) - OPENING + 1, OPENING)
-        of = len(self._context.recipe.recoveries)
+        of = len(self._inputs.recoveries)
         for number in range(0, count, WRITTEN_TOGETHER):
             self._context.host.tell("pdtrim_recovery_advanced", name="texts", number=0, count=of, share=number / count)
             # Openings are used again, with other random numbers, where there are fewer of them.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pdtrim_core.api.cost_model import CostModel
+from pdtrim_core.api.kinds import Recovery
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.errors import PluginError, RecipeError, blame
@@ -17,7 +18,7 @@ from pdtrim_core.fidelity.dense_answers import beginnings
 from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
-from pdtrim_core.pipeline.check_recoveries import check_recoveries
+from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
@@ -31,12 +32,13 @@ DECIDE_NOTHING = ("scorer ", "searcher ", "splitter ")
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The dense model, the items, how many blocks decode loses, and where the run runs."""
+    """The dense model, the items, how many blocks decode loses, where the run runs, and the recoveries that fit the model."""
 
     model: BlockModel
     calibration: Calibration
     blocks: int
     environment: Environment
+    recoveries: tuple[Recovery, ...] = ()
 
 
 def prepare(context: RunContext) -> RunInputs:
@@ -52,7 +54,9 @@ def prepare(context: RunContext) -> RunInputs:
         blocks = removed_blocks(recipe, model.sizes, model.name)
         check_pruner(recipe, model.sizes, model.name, model.config.model_type)
         check_stages(recipe, model.sizes, model.name)
-        check_recoveries(recipe, RecoveryFacts(model.name, model.config.model_type, model.layout), model.positions)
+        fitting = fitting_recoveries(recipe, RecoveryFacts(model.name, model.config.model_type, model.layout), model.positions)
+        for line in fitting.left_out:
+            context.events.note(line)
         problems = export_problems(recipe.exporters, context.host, facts_of(recipe, model))
         if problems:
             raise RecipeError(str(recipe.out), problems)
@@ -68,7 +72,7 @@ def prepare(context: RunContext) -> RunInputs:
         environment = _environment(context, model, calibration)
         context.folder.check_same({"weights": environment.weights, "data": environment.data})
         _note_changes(context, environment)
-    return RunInputs(model, answered(context, model, calibration), blocks, environment)
+    return RunInputs(model, answered(context, model, calibration), blocks, environment, fitting.recoveries)
 
 
 def answered(context: RunContext, model: BlockModel, calibration: Calibration) -> Calibration:

@@ -37,14 +37,15 @@ def parts_of(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> 
 
     What is wrong is appended to `problems`, and the part is None then.
     """
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"pruner": _make("pruner", data["pruner"], host, problems) if "pruner" in data else None}
     for kind, default in DEFAULTS.items():
         given = data.get(kind, default)
+        if kind == "recovery" and kind not in data and getattr(parts["pruner"], "replaces_model", False):
+            given = NONE
         if kind == "splitter" and kind not in data and getattr(parts["searcher"], "staged", False):
             given = STAGED_SPLITTER
         parts[kind] = _make_all(kind, given, host, problems) if kind in LISTS else _make(kind, given, host, problems)
     parts["model"] = _make_model(data.get("model"), host, problems)
-    parts["pruner"] = _make("pruner", data["pruner"], host, problems) if "pruner" in data else None
     return parts
 
 

@@ -15,7 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "searcher": "annealing",
     "distiller": "mse",
     "splitter": "gain",
-    "recovery": [],
+    "recovery": [{"use": name, "optional": True} for name in ("exact-first-token", "kv-refit", "fold")],
     "objective": "kl",
     "calibration": "mini",
     "exporter": ["plan"],

@@ -121,7 +121,7 @@ RECIPE_KEYS_OF_1: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] =
     ("evaluation", "prefill_tail", _tail_of_1),
 )
 """Tables of a recipe, keys that they had in 0.1, and what such a key's value says now."""
-SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05}
+SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05, "recovered": False, "recovered_tokens": 4096}
 MARGIN_SINCE_2: Mapping[str, Any] = {"per": "byte"}
 NO_RECOVERY: Mapping[str, Any] = {
     "recovery": [],

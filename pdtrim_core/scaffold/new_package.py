@@ -83,6 +83,7 @@ out = "runs/{name}"
 QUICK = """\
 searcher = "greedy"               # one candidate instead of a search
 objective = "margin"              # smoother than accuracy on few items
+recovery = "none"                 # the layers that are left stay as they are: a few minutes less
 """
 TABLES = """
 [model]
@@ -186,7 +187,7 @@ def _recipe(package: Package) -> str:
         case "pruner":
             quick = quick.partition("\n")[2]
             tables = tables.replace("merges = false                    # no merges\n", "")
-        case "searcher" | "objective":
+        case "searcher" | "objective" | "recovery":
             quick = "".join(line for line in quick.splitlines(keepends=True) if not line.startswith(kind))
         case "calibration":
             tables = tables.replace("[calibration]\n", f"[calibration]\nuse = {use}\n")

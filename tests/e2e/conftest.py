@@ -16,6 +16,8 @@ from pdtrim_core.testing.models import save_tiny_model
 
 PROGRAM = Path(sys.executable).with_name("pdtrim-core")
 RECIPE = """\
+recovery = "none"
+
 [model]
 path = "{model}"
 

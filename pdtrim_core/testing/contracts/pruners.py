@@ -133,6 +133,7 @@ class PrunerContract:
         data = {
             "model": {"path": MORE_HEADS},
             "pruner": {"use": f"contract/{self.component.name}", **self.options},
+            "recovery": "none",
             "prune": {"blocks": 2},
             "calibration": {"use": "mini", "samples": 8, "held_out": 4},
             "objective": "margin",

@@ -109,6 +109,7 @@ def _outcome() -> Outcome:
     host = tiny_host()
     data = {
         "model": {"path": TINY},
+        "recovery": "none",
         "prune": {"blocks": 2},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
         "searcher": {"use": "random", "tries": 3},

@@ -65,7 +65,13 @@ def test_a_splitter_that_asks_gets_the_dense_model_in_a_run(tmp_path: Path, prun
     host = tiny_host()
     host.register(Parts(), Origin("parts", "parts"))
     finder = {"searcher": "greedy"} if pruner is None else {"pruner": pruner}
-    data = {"model": "tiny:llama", "prune": {"blocks": 2}, "calibration": {"samples": 4, "held_out": 2}, "objective": "margin"}
+    data = {
+        "model": "tiny:llama",
+        "recovery": "none",
+        "prune": {"blocks": 2},
+        "calibration": {"samples": 4, "held_out": 2},
+        "objective": "margin",
+    }
     data["evaluation"] = {"fidelity": False}
     for splitter in ("stopwatch", "blind"):
         recipe = Recipe.from_data({**data, **finder, "splitter": splitter}, out=tmp_path / splitter, host=host)

@@ -39,7 +39,12 @@ def test_scores_on_an_accelerator_are_those_on_the_cpu(family: str) -> None:
 
 def test_a_whole_run_on_an_accelerator(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "tiny")
-    data = {"model": {"path": str(folder)}, "prune": {"blocks": 2}, "calibration": {"samples": 8, "held_out": 4}}
+    data = {
+        "model": {"path": str(folder)},
+        "recovery": "none",
+        "prune": {"blocks": 2},
+        "calibration": {"samples": 8, "held_out": 4},
+    }
     host = load_plugins()
     outcome = run(Recipe.from_data(data, where="gpu", out=tmp_path / "run", host=host), host)
     assert outcome.environment.device.startswith(str(torch.accelerator.current_accelerator()))

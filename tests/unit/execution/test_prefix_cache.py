@@ -180,6 +180,7 @@ def run_with(folder: Path, evaluation: dict[str, Any]) -> tuple[Any, dict[str, f
         "model": {"path": TINY},
         "objective": "margin",
         "calibration": {"samples": 8},
+        "recovery": "none",
         "prune": {"blocks": 2, "merges": False},
         "searcher": {"t0": 5.0, "alpha": 0.6},
         "evaluation": {"batch_tokens": 256, "fidelity": False, **evaluation},

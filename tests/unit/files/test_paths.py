@@ -99,6 +99,7 @@ def test_plugin_files(given: Any, tmp_path: Path) -> None:
 
 
 DATA: dict[str, Any] = {
+    "recovery": "none",
     "prune": {"blocks": 1, "merges": False},
     "calibration": {"use": "mini", "samples": 6, "held_out": 2},
     "searcher": {"use": "random", "tries": 2},

@@ -18,6 +18,7 @@ def carried_out(checkpoint: Path, out: Path, **keys: object) -> LoadedRun:
     host = load_plugins()
     data = {
         "model": {"path": str(checkpoint), "device": "cpu"},
+        "recovery": "none",
         "prune": {"blocks": 2},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
         "evaluation": {"threads": 1, "fidelity": False},

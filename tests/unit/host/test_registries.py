@@ -222,5 +222,5 @@ def test_options_decide_which_model_source_is_asked_first(one: dict[str, Any], t
         made = type(name.title(), (TinyModel,), {"name": name, "__doc__": "A source."})
         host.register(SimpleNamespace(pdtrim_model_sources=hookimpl(lambda made=made: [made], **options)), Origin("parts", name))
     assert host.failures == []
-    data = {"model": "tiny:llama", "prune": {"blocks": 1}}
+    data = {"model": "tiny:llama", "recovery": "none", "prune": {"blocks": 1}}
     assert Recipe.from_data(data, host=host).model.name == asked

@@ -19,6 +19,7 @@ Begin = Callable[..., RunContext]
 """Opens the folder of a run by its name; the keywords are changes of the recipe."""
 DATA: dict[str, Any] = {
     "model": {"path": "tiny:llama"},
+    "recovery": "none",
     "prune": {"blocks": 2},
     "calibration": {"samples": 6, "held_out": 3},
     "searcher": {"use": "random", "tries": 3},

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.numeric
 PROMPT = list(b"A prompt of some length")
 DATA: dict[str, Any] = {
     "model": TINY,
+    "recovery": "none",
     "prune": {"blocks": 2},
     "calibration": {"samples": 8, "held_out": 4},
     "searcher": "greedy",
@@ -206,7 +207,7 @@ def test_changes_reach_into_tables_and_options(tmp_path: Path) -> None:
 
 def test_all_problems_of_a_recipe_of_data_are_told() -> None:
     with pytest.raises(RecipeError) as caught:
-        Recipe.from_data({"model": "package:none", "prune": {"block": 1}, "seed": -1})
+        Recipe.from_data({"model": "package:none", "recovery": "none", "prune": {"block": 1}, "seed": -1})
     assert str(caught.value).splitlines() == [
         "recipe: 3 problems",
         "  seed: must be greater than or equal to 0 (got -1)",

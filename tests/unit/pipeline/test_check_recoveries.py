@@ -10,7 +10,7 @@ import pytest
 from pdtrim_core import PdtrimError, Recipe, load_plugins
 from pdtrim_core.api import BlockLayout, RecoveryFacts
 from pdtrim_core.pipeline.budget import budget_of
-from pdtrim_core.pipeline.check_recoveries import check_recoveries
+from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.testing.models import save_tiny_model
 
@@ -28,7 +28,7 @@ def recipe_of(model: str, **keys: Any) -> Recipe:
 def told(recovery: Any, positions: int | None = None, **recovery_data: Any) -> list[str]:
     """The problems that are found, one by one."""
     try:
-        check_recoveries(recipe_of("package:none", recovery=recovery, recovery_data=recovery_data), FACTS, positions)
+        fitting_recoveries(recipe_of("package:none", recovery=recovery, recovery_data=recovery_data), FACTS, positions)
     except PdtrimError as error:
         return str(error).split("; also, ")
     return []
@@ -120,3 +120,30 @@ def test_a_file_is_enough_where_it_is_enough(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps({"text": "All of it measures nothing. " * 20}) + "\n" for _ in range(80)))
     assert told("fold", sources=[str(file)]) == []
+
+
+def test_what_is_optional_is_left_out_for_a_model_that_it_can_do_nothing_for() -> None:
+    fused = RecoveryFacts("the-model", "phi3", BlockLayout("model.layers", ()))
+    fold, refit = ({"use": use, "optional": True} for use in ("fold", "kv-refit"))
+    fitting = fitting_recoveries(recipe_of("package:none", recovery=["exact-first-token", refit, fold]), fused, None)
+    assert [one.name for one in fitting.recoveries] == ["exact-first-token"]
+    assert [line.partition(":")[0] for line in fitting.left_out] == ["recovery 'kv-refit'", "recovery 'fold'"]
+    with pytest.raises(PdtrimError, match="recovery 'fold': the-model"):
+        fitting_recoveries(recipe_of("package:none", recovery=[refit, "fold"]), fused, None)
+
+
+def test_where_all_is_optional_texts_that_do_not_fit_the_model_end_recovery_and_not_the_run() -> None:
+    recipe = recipe_of("package:none", recovery=[{"use": "fold", "optional": True}])
+    fitting = fitting_recoveries(recipe, FACTS, 100)
+    assert fitting.recoveries == ()
+    assert "has learned 100 positions" in fitting.left_out[0]
+    assert fitting.left_out[0].endswith("no recovery is done")
+
+
+def test_a_recipe_that_names_none_has_recoveries_that_any_model_may_refuse() -> None:
+    recipe = recipe_of("package:none")
+    assert recipe.recoveries
+    assert all(recovery.optional for recovery in recipe.recoveries)
+    assert Recipe.from_data(recipe.to_data(), where="again", host=recipe.host).recoveries == recipe.recoveries
+    assert recipe_of("package:none", recovery="none").recoveries == ()
+    assert recipe_of("package:none", pruner="slicegpt").recoveries == ()

@@ -156,7 +156,5 @@ def test_the_table_has_no_estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("recovery", ["none", ["exact-first-token"]])
 def test_a_recipe_without_a_recovery_that_can_be_estimated_is_refused(recovery: Any) -> None:
     data = {**RECIPE, "recovery": recovery, "search": {"recovered": True}}
-    with pytest.raises(
-        RecipeError, match=r"search\.recovered: no recovery of this recipe can be estimated: list fold"
-    ):
+    with pytest.raises(RecipeError, match=r"search\.recovered: no recovery of this recipe can be estimated: list fold"):
         Recipe.from_data(data, where="x.toml", host=tiny_host())

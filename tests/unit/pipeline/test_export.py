@@ -170,7 +170,13 @@ class Broken(Picky):
 def tiny_recipe(out: Path, *writers: type[Exporter], **keys: Any) -> Recipe:
     host = tiny_host()
     host.register(SimpleNamespace(pdtrim_exporters=hookimpl(lambda: writers)), Origin("writers", "tests"))
-    data = {"model": "tiny:llama", "prune": {"blocks": 1}, "exporter": [writer.name for writer in writers], **keys}
+    data = {
+        "model": "tiny:llama",
+        "recovery": "none",
+        "prune": {"blocks": 1},
+        "exporter": [writer.name for writer in writers],
+        **keys,
+    }
     return Recipe.from_data(data, where="x.toml", out=out, host=host)
 
 

@@ -98,6 +98,7 @@ def run(host: PluginHost, out: Path, answer: Callable[[PruneContext], Any], **ch
     data: dict[str, Any] = {
         "model": {"path": "tiny:llama"},
         "pruner": "planted",
+        "recovery": "none",
         "prune": {"blocks": 2},
         "calibration": {"samples": 4, "held_out": 2},
         "splitter": {"use": "gain", "threshold": 0},

@@ -72,6 +72,7 @@ def run(host: PluginHost, out: Path, shared: RunCache | None = None, **changes: 
     data = {
         "model": {"path": "tiny:llama"},
         "pruner": "other",
+        "recovery": "none",
         "prune": {"blocks": 2},
         "calibration": {"samples": 6, "held_out": 3},
         "objective": "margin",

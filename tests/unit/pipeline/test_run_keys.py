@@ -14,6 +14,7 @@ from pdtrim_core.testing.contracts.small_run import tiny_host
 HOST = tiny_host()
 DATA: dict[str, Any] = {
     "model": {"path": "tiny:llama"},
+    "recovery": "none",
     "prune": {"blocks": 2, "merges": False},
     "calibration": {"samples": 8, "held_out": 4},
     "searcher": {"use": "annealing", "t_min": 5.0},

@@ -35,7 +35,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 def run_draws(options: dict[str, Any], seed: int = 0) -> Calibration:
     """Return what a run on a tiny model draws from a source."""
     host = tiny_host()
-    data = {"seed": seed, "model": {"path": "tiny:llama"}, "prune": {"blocks": 1}, "calibration": options}
+    data = {"seed": seed, "model": {"path": "tiny:llama"}, "recovery": "none", "prune": {"blocks": 1}, "calibration": options}
     recipe = Recipe.from_data(data, where="small.toml", host=host)
     return first_steps.draw(recipe, host, first_steps.open_model(recipe.model, host))
 

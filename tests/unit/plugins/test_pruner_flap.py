@@ -289,6 +289,7 @@ def test_a_run_keeps_the_biases_and_counts_them(family: str, tmp_path: Path) -> 
     data = {
         "model": {"path": f"tiny:{family}"},
         "pruner": {"use": "flap", "tokens": 16},
+        "recovery": "none",
         "prune": {"blocks": 1},
         "calibration": {"use": "mini", "samples": 4, "held_out": 4},
         "objective": "margin",

@@ -141,6 +141,7 @@ def recipe_data(**distiller: Any) -> dict[str, Any]:
     return {
         "model": {"path": TINY},
         "pruner": {"use": "streamline"},
+        "recovery": "none",
         "prune": {"blocks": 2},
         "distiller": {"use": "mse", "tokens": 512, "epochs": 3, "lr": 1e-3, **distiller},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},

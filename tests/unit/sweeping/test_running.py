@@ -13,7 +13,7 @@ from pdtrim_core.sweeping.running import finished, neighbours
 from pdtrim_core.sweeping.sweep import PlannedRun
 from pdtrim_core.testing.contracts.small_run import small_run
 
-BASE: dict[str, Any] = {"model": {"path": "package:none"}, "prune": {"blocks": 1}}
+BASE: dict[str, Any] = {"model": {"path": "package:none"}, "recovery": "none", "prune": {"blocks": 1}}
 
 
 def planned(host: PluginHost, name: str, **changes: Any) -> PlannedRun:

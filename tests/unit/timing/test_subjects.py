@@ -29,6 +29,7 @@ def carried_out(out: Path, **keys: Any) -> LoadedRun:
     host = tiny_host()
     data = {
         "model": {"path": TINY},
+        "recovery": "none",
         "prune": {"blocks": 2},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
         "evaluation": {"threads": 1, "fidelity": False},
