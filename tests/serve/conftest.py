@@ -256,6 +256,21 @@ def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subject
 
 
 @pytest.fixture(scope="session")
+def make_subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subject]:
+    """Make a subject of a model, a plan with its modules, and prompts."""
+
+    def make(
+        model: BlockModel, plan: Plan, modules: Mapping[Any, Any], prompts: tuple[tuple[int, ...], ...], name: str
+    ) -> Subject:
+        from pdtrim_core.execution.two_phase import TwoPhaseModel
+
+        export = _export(model, plan, modules, tmp_path_factory.mktemp("made"), name)
+        return Subject(model, TwoPhaseModel(model, plan, modules), plan, export, prompts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def real(smollm: BlockModel, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """The 135M model with blocks gone at both ends and in the middle, a merged pair, and K/V alone of one block."""
     decode = Removal([Drop(0), Drop(14), Merge(23, 24), Drop(29)])

@@ -27,9 +27,12 @@ class RidgeSums:
     def add(self, given_ND: Tensor, wanted_NE: Tensor) -> None:
         """Add some tokens."""
         given_ND, wanted_NE = given_ND.double(), wanted_NE.double()
-        gram_DD, cross_DE = given_ND.T @ given_ND, given_ND.T @ wanted_NE
-        self._gram_DD = gram_DD if self._gram_DD is None else self._gram_DD + gram_DD
-        self._cross_DE = cross_DE if self._cross_DE is None else self._cross_DE + cross_DE
+        if self._gram_DD is None or self._cross_DE is None:
+            self._gram_DD, self._cross_DE = given_ND.T @ given_ND, given_ND.T @ wanted_NE
+        else:
+            # In place: of a large model's MLP either is gigabytes.
+            self._gram_DD.addmm_(given_ND.T, given_ND)
+            self._cross_DE.addmm_(given_ND.T, wanted_NE)
         self.tokens += len(given_ND)
 
     def solved(self, ridge: float, what: str) -> Tensor:
@@ -49,8 +52,9 @@ class RidgeSums:
             )
         if mean == 0:
             return torch.zeros_like(self._cross_DE)  # nothing is given, of which any map makes nothing
-        pull_DD = ridge * mean * torch.eye(size, dtype=torch.float64, device=self._gram_DD.device)
-        factor_DD, problem = torch.linalg.cholesky_ex(self._gram_DD + pull_DD)
+        pulled_DD = self._gram_DD.clone()
+        pulled_DD.diagonal().add_(ridge * mean)
+        factor_DD, problem = torch.linalg.cholesky_ex(pulled_DD)
         pivots_D = factor_DD.diagonal().square()
         if int(problem) or pivots_D.min() < size * torch.finfo(torch.float64).eps * pivots_D.max():
             raise PdtrimError(
