@@ -265,7 +265,7 @@ def main() -> None:
             rows = list(searches.rows(bench.measure))
         for row in rows:
             print(row)
-        write(options.json, {**about, "minutes": options.search}, {"rows": rows})
+        write(options.json, {**about, "benchmark": "recovered_search", "minutes": options.search}, {"rows": rows})
         return
     ways = {**CLOSED, **(CHOICES if options.choose else {})}
     if options.distill:

@@ -10,7 +10,19 @@ from typing import Any
 
 from generator.markup import table
 
-PLAIN = ("merge_cost", "eval_speed", "fidelity_speed", "serve", "cache_budget", "quickstart", "searchers", "quality", "recovery")
+PLAIN = (
+    "merge_cost",
+    "eval_speed",
+    "fidelity_speed",
+    "serve",
+    "cache_budget",
+    "quickstart",
+    "searchers",
+    "quality",
+    "recovery",
+    "recovered_search",
+    "fold_cost",
+)
 """Benchmarks whose results need no remarks, but for a note of their own."""
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -125,6 +137,25 @@ def benchmarks_page() -> str:
             "`python benchmarks/recovery.py`.",
             ["model", "pair", "recovery", "learned from", "generated", "text", "seconds"],
             lambda result: [recovery_row(result, row) for row in result["rows"]],
+        ),
+        "recovered_search": (
+            "A search that knows of recovery",
+            "Searches of the same CPU minutes, each followed by the same recovery; candidates are measured as they are, or with "
+            "an estimate of what recovery would make of them. KL(dense || recovered pair) in nats a token, on texts that nothing "
+            "was chosen on, and beyond that of the search that measures candidates as they are, with its standard error, paired "
+            "over texts and seeds. By `python benchmarks/recovery.py --search MINUTES`.",
+            ["model", "searcher", "candidates are measured", "minutes", "generated", "text"],
+            lambda result: [recovered_search_row(result, row) for row in result["rows"]],
+        ),
+        "fold_cost": (
+            "What a closed form costs",
+            "Seconds to sum over tokens in float64, and to solve for the map of `fold` or `kv-refit`, by its width; beside them "
+            "the same matrix products in float32, as a forward pass has them. By `python benchmarks/fold_cost.py`.",
+            ["width", "tokens", "sums", "solve", "the same products in float32"],
+            lambda result: [
+                [str(row["width"]), f"{row['tokens']:,}", *(f"{row[key]:.2f} s" for key in ("sums", "solve", "float32"))]
+                for row in result["rows"]
+            ],
         ),
         "quality": (
             "Pairs of all pruners",
@@ -318,6 +349,14 @@ def recovery_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
         for kind in ("generated", "text")
     ]
     return [Path(result["model"]).stem, row["pair"], row["recovery"], row["learned"], *kinds, f"{row['seconds']:.0f}"]
+
+
+def recovered_search_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Return the line of one way to search in a result of `recovered_search`."""
+    kinds = [
+        f"{row[kind]['kl']:.3f}, {row[kind]['above_first']:+.3f} ({row[kind]['error']:.3f})" for kind in ("generated", "text")
+    ]
+    return [Path(result["model"]).stem, row["searcher"], row["measured"], f"{result['minutes']:g}", *kinds]
 
 
 def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:

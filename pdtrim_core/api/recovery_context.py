@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.first_tokens import depths_of, first_tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
 from pdtrim_core.execution.stage_walk import WalkedLayer, Wants, all_wanted, walk
@@ -134,7 +135,12 @@ class RecoveryContext:
         return [PairBatch(self, cache, group, prepared) for group, prepared in cache.batches(texts or self.texts)]
 
     def divergence(self) -> float:
-        """Return how far the pair is from the dense model on the texts to check with: KL(dense || pair) in nats a token."""
+        """Return how far the pair is from the dense model on the texts to check with: KL(dense || pair) in nats a token.
+
+        Raises `PdtrimError` where there are none.
+        """
+        if not self.check:
+            raise PdtrimError("there are no texts to check with: give the context some, which nothing is computed from")
         divergences = self.staged.divergences(self.check)
         return sum(divergences) / len(divergences)
 

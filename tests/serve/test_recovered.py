@@ -32,7 +32,7 @@ def recovered(smollm: BlockModel, make_subject: Callable[..., Subject]) -> Subje
     ids = smollm.tokenizer.encode(" ".join(python_reference()[:400]), add_special_tokens=False)
     opening = smollm.tokenizer.bos_token_id
     texts = [[opening, *ids[start : start + TOKENS - 1]] for start in range(0, TEXTS * TOKENS, TOKENS)]
-    context = recovery_context(smollm, PLAN, texts, openings=[opening])
+    context = recovery_context(smollm, PLAN, texts[4:], check=texts[:4], openings=[opening])
     host = load_plugins()
     for name in NAMES:
         recovery: Any = host.find("recovery", name).component()
