@@ -45,6 +45,8 @@ from pdtrim_core.recipe.recipe import Recipe
 PROMPT = ANSWER = 64
 MEASURED = 64
 OPENING = 8
+BATCH = 8
+"""Texts in a step of a training."""
 FIVE = (13, 14, 15, 17, 19)
 """The blocks of SmolLM2-135M's thirty that the issue of this benchmark is about; of other models those at the same depths."""
 KINDS = ("generated", "text")
@@ -205,6 +207,11 @@ def figures(before: Divergences, after: Divergences) -> dict[str, Any]:
     return row
 
 
+def distilled(tokens: int) -> dict[str, Any]:
+    """Return a training on so many tokens, some of them several times where there are not so many."""
+    return {"use": "distill", "tokens": tokens, "steps": tokens // (BATCH * (PROMPT + ANSWER)), "batch": BATCH, "autocast": True}
+
+
 def rows_of(bench: Bench, pair: Pair, ways: Ways, kinds: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
     """Yield a row for each way to recover a pair, and each choice of what to learn from."""
     before = bench.measure(pair.plan, {})
@@ -269,7 +276,7 @@ def main() -> None:
         return
     ways = {**CLOSED, **(CHOICES if options.choose else {})}
     if options.distill:
-        ways[f"{ALL}, then distill"] = [*CLOSED[ALL], {"use": "distill", "tokens": options.distill, "autocast": True}]
+        ways[f"{ALL}, then distill"] = [*CLOSED[ALL], distilled(options.distill)]
     ways = {name: parts for name, parts in ways.items() if not options.ways or name in options.ways}
     kinds = [KINDS, *([(kind,) for kind in KINDS] if options.choose else [])]
     rows = []
