@@ -19,7 +19,8 @@ import itertools
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -131,24 +132,36 @@ def texts_of(model: BlockModel, tokens: int, files: Sequence[Path]) -> Texts:
     )
 
 
-def pairs_of(model: BlockModel, path: str, host: PluginHost, out: Path) -> Iterator[Pair]:
-    """Yield the pairs that are recovered."""
+def pairs_of(model: BlockModel, path: str, host: PluginHost, out: Path, wanted: Sequence[str]) -> Iterator[Pair]:
+    """Yield the pairs that are recovered: those whose names begin as is wanted."""
     count = model.block_count
     five = sorted({block * count // 30 for block in FIVE})
-    yield Pair("five blocks, dense prefill", Plan(decode=Removal(map(Drop, five))).truncated_prefill(count))
     tail = range(count - count * 8 // 30, count)
-    yield Pair("K/V-only tail, dense decode", Plan(prefill=Removal(map(KvOnly, tail))))
-    for fraction in (0.13, 0.25):
-        data = {
-            "model": {"path": path, "device": "cpu"},
-            "prune": {"fraction": fraction},
-            "pruner": "shortgpt",
-            "calibration": {"use": "mini", "samples": 64, "held_out": 0},
-            "splitter": {"use": "kv-tail", "prefill_at_most": 0.8},
-            "evaluation": {"threads": 1, "fidelity": False},
-        }
-        outcome = run(Recipe.from_data(data, where="pair", out=out / f"{fraction}", host=host))
-        yield Pair(f"ShortGPT, {100 * fraction:.0f} %", outcome.plan.plan)
+    makers: dict[str, Callable[[], Plan]] = {
+        "five blocks, dense prefill": lambda: Plan(decode=Removal(map(Drop, five))).truncated_prefill(count),
+        "K/V-only tail, dense decode": lambda: Plan(prefill=Removal(map(KvOnly, tail))),
+        **{
+            f"ShortGPT, {100 * fraction:.0f} %": partial(shortgpt, path, fraction, host, out / f"{fraction}")
+            for fraction in (0.13, 0.25)
+        },
+    }
+    for name, make in makers.items():
+        if name.startswith(tuple(wanted)):
+            yield Pair(name, make())
+
+
+def shortgpt(path: str, fraction: float, host: PluginHost, out: Path) -> Plan:
+    """Return the pair that lacks so much of the parameters by ShortGPT, with prefill at four fifths of the dense FLOPs."""
+    data = {
+        "model": {"path": path, "device": "cpu"},
+        "prune": {"fraction": fraction},
+        "pruner": "shortgpt",
+        "recovery": "none",
+        "calibration": {"use": "mini", "samples": 64, "held_out": 0},
+        "splitter": {"use": "kv-tail", "prefill_at_most": 0.8},
+        "evaluation": {"threads": 1, "fidelity": False},
+    }
+    return run(Recipe.from_data(data, where="pair", out=out, host=host)).plan.plan
 
 
 Divergences = Mapping[str, Sequence[float]]
@@ -281,9 +294,7 @@ def main() -> None:
     kinds = [KINDS, *([(kind,) for kind in KINDS] if options.choose else [])]
     rows = []
     with tempfile.TemporaryDirectory() as out:
-        for pair in pairs_of(model, options.model, host, Path(out)):
-            if options.pairs and not pair.name.startswith(tuple(options.pairs)):
-                continue
+        for pair in pairs_of(model, options.model, host, Path(out), options.pairs or [""]):
             for row in rows_of(bench, pair, ways, kinds):
                 rows.append(row)
                 print(told(row), flush=True)

@@ -20,6 +20,8 @@ KERNELS = ("default", "avx2", None)
 
 FEWER = ("--set", "calibration.samples=16", "--set", "calibration.held_out=8", "--set", "searcher.candidates=5")
 """What makes the quickstart short enough for a processor's least kernels: the same steps on fewer items."""
+NO_RECOVERY = ("--set", "recovery=none")
+"""A plan's file has a hash of recovered weights, whose last digits do depend on the machine."""
 
 
 def plan_of(recipe: Path, out: Path, kernels: str | None, threads: int) -> bytes:
@@ -30,7 +32,7 @@ def plan_of(recipe: Path, out: Path, kernels: str | None, threads: int) -> bytes
         environment["ATEN_CPU_CAPABILITY"] = kernels
     changes = ["--set", f"evaluation.threads={threads}", "--set", "evaluation.fidelity=false"]
     done = subprocess.run(
-        [PROGRAM, "run", recipe, "--out", out, *changes, *(FEWER if recipe == QUICKSTART else ())],
+        [PROGRAM, "run", recipe, "--out", out, *changes, *((*FEWER, *NO_RECOVERY) if recipe == QUICKSTART else ())],
         env=environment,
         cwd=out.parent,
         capture_output=True,

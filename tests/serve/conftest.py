@@ -190,15 +190,16 @@ def _prompts(vocabulary: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _export(model: BlockModel, plan: Plan, modules: Mapping[Any, Any], folder: Path, name: str) -> Export:
-    from pdtrim_core.execution.recovered_weights import RECOVERED, save_recovered
+    from pdtrim_core.execution.recovered_weights import RECOVERED, digest_of, save_recovered
     from pdtrim_core.model.weights import MODULES, save_modules
     from pdtrim_core.testing.contracts import small_run
     from pdtrim_plugins.exporters.vllm import Vllm
 
     (folder / MODULES).mkdir(parents=True)
     save_modules(plan, modules, folder / MODULES)
-    saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, "decode")
     save_recovered(plan, model, modules, folder / RECOVERED)
+    digest = digest_of(folder / RECOVERED)
+    saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, "decode", digest)
     outcome, _ = small_run()
     list(Vllm(dtype="float32").export(replace(outcome, saved_plan=json.loads(saved.to_json())), model, folder))
     return open_export(folder, name)
