@@ -52,17 +52,18 @@ FIVE = (13, 14, 15, 17, 19)
 """The blocks of SmolLM2-135M's thirty that the issue of this benchmark is about; of other models those at the same depths."""
 KINDS = ("generated", "text")
 ALL = "all closed forms"
-FOLD: dict[str, Any] = {"use": "fold", "fit": "projection", "ridge": 0.1}
+FOLD: dict[str, Any] = {"use": "fold"}
+MAP: dict[str, Any] = {"use": "fold", "fit": "map", "ridge": 1e-2}
 CLOSED: dict[str, list[dict[str, Any]]] = {
     "kv-refit": [{"use": "kv-refit"}],
     "exact-first-token, kv-refit": [{"use": "exact-first-token"}, {"use": "kv-refit"}],
-    "fold, a map": [{"use": "fold"}],
+    "fold, a map": [MAP],
     "fold, the projection": [FOLD],
     ALL: [{"use": "exact-first-token"}, {"use": "kv-refit"}, FOLD],
 }
 CHOICES: dict[str, list[dict[str, Any]]] = {
     **{f"fold, the projection, ridge {ridge:g}": [{**FOLD, "ridge": ridge}] for ridge in (1e-2, 1.0)},
-    **{f"fold, a map, ridge {ridge:g}": [{"use": "fold", "ridge": ridge}] for ridge in (1e-3, 1e-1)},
+    **{f"fold, a map, ridge {ridge:g}": [{**MAP, "ridge": ridge}] for ridge in (1e-3, 1e-1)},
     **{f"kv-refit, ridge {ridge:g}": [{"use": "kv-refit", "ridge": ridge}] for ridge in (1e-3, 1e-1)},
     **{f"fold, the projection, {tokens:,} tokens": [{**FOLD, "tokens": tokens}] for tokens in (6_400, 12_800, 51_200)},
     "fold, then kv-refit": [FOLD, {"use": "kv-refit"}],

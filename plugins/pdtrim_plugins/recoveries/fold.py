@@ -1,4 +1,4 @@
-"""Blocks that are gone, made up for by a linear map that is folded into the projection in front of them.
+"""Blocks that are gone, made up for by the projection in front of them.
 
 Shape suffixes: N tokens, D hidden, F channels.
 """
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 class Fold(LayerRecovery):
-    """Makes up for a run of blocks that are gone by a linear map, in closed form, at no cost when the pair runs.
+    """Makes up for a run of blocks that are gone by the projection in front of them, in closed form; the pair runs as before.
 
-    Let m be what the MLP of the last layer in front of the run gives, y what it is added to, and h the dense model's hidden
-    states behind the run. The map T minimises |m T - (h - y)|^2 + ridge |T - 1|^2 over tokens, and the projection W that gave m
-    becomes T^T W. Runs are folded from shallow to deep, each on the hidden states that the stage really has by then. It departs
-    from ReplaceMe in that each stage has its own tokens: decode's are those behind a prompt whose K/V prefill has made.
+    Let c be the channels of the MLP of the last layer in front of the run, W its last projection, y what W c is added to, and h
+    the dense model's hidden states behind the run. The new W minimises |W c - (h - y)|^2 over tokens, with a pull towards the old
+    one. With `fit = "map"` it is the old one behind a linear map T, which minimises |T m - (h - y)|^2 for m = W c. Runs are
+    folded from shallow to deep, each on the hidden states that the stage really has by then. It departs from ReplaceMe, whose map
+    it is, in that each stage has its own tokens, decode's being those behind a prompt whose K/V prefill has made, and in fitting
+    all of W.
     """
 
     name = "fold"
@@ -32,14 +34,14 @@ class Fold(LayerRecovery):
 
     stage: Literal["decode", "prefill", "both"] = Field("both", description="the stage whose layers get other weights")
     fit: Literal["map", "projection"] = Field(
-        "map",
-        description="map: the map that is folded into the projection; projection: its weights themselves, by least squares over "
-        "the channels that it is given, which are more numbers to find and bring the pair nearer",
+        "projection",
+        description="projection: the weights of the last projection in front of a run, fitted to the channels that it is given; "
+        "map: a map of what it gives, which is folded into it: fewer numbers to find",
     )
     ridge: float = Field(
-        1e-2,
+        0.1,
         gt=0,
-        description="pull towards changing nothing, as a share of the mean square of what the MLP gives, or of its channels",
+        description="pull towards changing nothing, as a share of the mean square of the channels, or of what the MLP gives",
     )
 
     def problems(self, facts: RecoveryFacts) -> list[str]:

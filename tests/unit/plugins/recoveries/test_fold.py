@@ -235,7 +235,7 @@ def test_too_few_tokens_with_hardly_any_ridge_are_refused_with_the_number_that_i
     with pytest.raises(
         PdtrimError, match=r"fold of decode's block 2: 12 tokens do not determine a map of 32 x 32 numbers.*128 tok"
     ):
-        Fold(ridge=1e-30).recover(context)
+        Fold(fit="map", ridge=1e-30).recover(context)
 
 
 def test_the_bias_of_the_projection_goes_through_the_map_as_well() -> None:
@@ -243,7 +243,7 @@ def test_the_bias_of_the_projection_goes_through_the_map_as_well() -> None:
     context = context_of(model, Plan(decode=Removal([Drop(1)])))
     with torch.no_grad():
         model.blocks[0].get_parameter("mlp.dense_4h_to_h.bias").copy_(torch.linspace(-0.5, 0.5, 32))
-    Fold(ridge=1e-12).recover(context)
+    Fold(fit="map", ridge=1e-12).recover(context)
     module = context.module("decode", context.layers("decode")[0])
     own = model.blocks[0].get_submodule("mlp.dense_4h_to_h")
     found = module.get_submodule("mlp.dense_4h_to_h")
