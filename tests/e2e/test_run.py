@@ -85,10 +85,13 @@ def test_progress_goes_to_stderr_one_line_a_step(cli: Cli, recipe: Path) -> None
     assert done.err.startswith("run ")
 
 
-def test_the_same_recipe_gives_the_same_plan_byte_for_byte_in_another_process(program: Cli, recipe: Path, tmp_path: Path) -> None:
-    for name, seed in (("a", "1"), ("b", "2")):
-        done = program("run", recipe, "--out", name, PYTHONHASHSEED=seed)
-        assert done.code == 0, done.err
+def test_the_same_recipe_gives_the_same_plan_byte_for_byte_in_another_process(
+    cli: Cli, program: Cli, recipe: Path, tmp_path: Path
+) -> None:
+    assert cli("run", recipe, "--out", "a").code == 0
+    # Other hashes than in this process, whatever those are: names in sets come in another order.
+    done = program("run", recipe, "--out", "b", PYTHONHASHSEED="2" if os.environ.get("PYTHONHASHSEED") != "2" else "3")
+    assert done.code == 0, done.err
     assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
 
 
@@ -142,10 +145,10 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_plan(cli: 
 
 
 def test_ctrl_c_keeps_what_was_measured(recipe: Path, tmp_path: Path) -> None:
-    # Thousands of random removals: far more than are measured before the signal.
+    # Hundreds of walks, a plan at a time: far more than are measured before the signal.
     deep = save_tiny_model(tmp_path / "deep", num_hidden_layers=24)
     text = re.sub('path = ".*"', f'path = "{deep}"', recipe.read_text()).replace("blocks = 2", "blocks = 8")
-    recipe.write_text(text.replace("t_min = 5.0", 'use = "random"\ntries = 5000'))
+    recipe.write_text(text.replace("t_min = 5.0", 'use = "restarts"\nchains = 500'))
     words = ["run", str(recipe), "--out", "r"]
     process = subprocess.Popen([PROGRAM, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "r" / "journal.jsonl"
