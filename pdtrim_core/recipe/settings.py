@@ -68,6 +68,12 @@ class Search(BaseModel):
         description="standard errors by which a finalist must be better than the first removal to be taken (default: 2; with "
         "exact 0)",
     )
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time after which a search ends with the best plan that it has; where none is of full size yet, its best "
+        "beginning is filled up by block scores (default: no limit). What is found then depends on the machine",
+    )
     prefill: Literal["splitter", "decode"] | None = Field(
         None,
         description="what prefill loses while decode is searched: what the splitter makes of it, where it can tell that without "
