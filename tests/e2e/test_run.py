@@ -163,6 +163,52 @@ def test_ctrl_c_keeps_what_was_measured(recipe: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "r").glob("*.part"))
 
 
+SLOW = """
+import sys, time
+from pdtrim_core.cli import main
+from pdtrim_core.pipeline import objective_value
+objective_value.KEPT_AFTER = 0.2
+values = objective_value.ObjectiveOnItems.values
+def slowly(*args):
+    time.sleep(0.05)
+    return values(*args)
+objective_value.ObjectiveOnItems.values = slowly
+main()
+"""
+
+
+SETTINGS = ("evaluation.batch_tokens=16", 'objective="margin"', "prune.merges=false")
+
+
+def test_a_run_that_is_killed_within_a_list_of_plans_keeps_what_it_measured_of_each(
+    cli: Cli, recipe: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(recipe.read_text().replace("t_min = 5.0", 'use = "sequential"').replace("samples = 8", "samples = 32"))
+    words = ["run", str(recipe), *(word for key in SETTINGS for word in ("--set", key))]
+    journal = tmp_path / "cut" / "journal.jsonl"
+    command = [sys.executable, "-c", SLOW, *words, "--out", "cut"]
+
+    def lines() -> list[dict[str, Any]]:
+        """The whole lines of the journal that are of no dense model."""
+        text = journal.read_text() if journal.is_file() else ""
+        found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [line for line in found if line["plan"]["decode"]]
+
+    deadline = time.monotonic() + 90
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        while time.monotonic() < deadline and len(lines()) < 8:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    text = journal.read_text()
+    # The first list has four plans, and none of them was done.
+    assert len({json.dumps(line["plan"]) for line in lines()}) == 4
+    assert all(line["score"] is None and 0 < line["items"].count(None) < 32 for line in lines())
+    assert cli(*words, "--out", "cut").code == 0
+    assert journal.read_text().startswith(text[: text.rindex("\n")])
+    assert cli(*words, "--out", "uncut").code == 0
+    assert (tmp_path / "cut" / "plan.json").read_bytes() == (tmp_path / "uncut" / "plan.json").read_bytes()
+
+
 FULL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
