@@ -213,7 +213,7 @@ class Measurement:
                     elif self._fill_in(values, plan, group):
                         grown.add(plan)
                     if grown and monotonic() - kept_at >= KEPT_AFTER:
-                        yield from self._underway({plan: open_plans[plan] for plan in grown & open_plans.keys()})
+                        yield from self._underway({one: known for one, known in open_plans.items() if one in grown})
                         kept_at, grown = monotonic(), set()
             done += of_round
             if self._error and len(done) < len(self.items):
