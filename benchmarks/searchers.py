@@ -4,9 +4,9 @@
 
 So many blocks go as hold 13 % of the parameters. All ways search with the objective `kl` over 64 items of `mini`, under the
 prefill that the splitter `kv-tail` makes at four fifths of the dense FLOPs, and may take so many CPU minutes; a search that is
-not done then gives the best that it has measured (`search.minutes`). `annealing, the paper's` searches as the paper does: exactly, prefill = decode.
-What is compared is the KL to the dense model along its answers and the right continuations of 64 held-out items, paired over
-items and seeds.
+not done then gives the best that it has measured (`search.minutes`). `annealing, the paper's` searches as the paper does:
+exactly, prefill = decode. What is compared is the KL to the dense model along its answers and the right continuations of 64
+held-out items, paired over items and seeds.
 
 Every run has a folder under `--out`; one that is done is not done again. It takes models x seeds x 7 x minutes, and a little
 more.
