@@ -375,7 +375,7 @@ def _told_of_time(minutes: float | None, measured: int, plan: Plan, *, filled: b
     if not filled:
         return f"{ended}; the best of them that is of full size counts"
     blocks = plan.decode.blocks_removed
-    return f"{ended}, none of them without {blocks} blocks; what it had begun with was filled up by block scores: {plan.decode}"
+    return f"{ended}, none of them without {blocks} blocks; what it had begun is completed by block scores: {plan.decode}"
 
 
 def _value(score: Score, items: int) -> Value:
