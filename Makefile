@@ -1,6 +1,6 @@
 # make demo   installs into .venv what the product needs and prunes a real model
 # make test   installs what tests need, and runs the linters and all tests against the built wheel
-# make test-numeric   runs the tests that compare numbers with other kernels and threads: 10 minutes
+# make test-numeric   runs the tests that compare numbers with other kernels and threads: 5 minutes
 # make kit    installs the wheel and the example packages into a clean environment, and runs their tests and recipes
 # make site   builds the documentation into site/, strictly
 # make test-serve   installs vLLM's processor build into .venv-serve (4 GB), and runs the tests that serve pairs: 20 minutes

@@ -1,4 +1,4 @@
-"""Whether a search finds better pairs where it measures its candidates with an estimate of their recovery, in the same CPU time.
+"""Whether a search finds better pairs where it measures its candidates with an estimate of their recovery, in the same minutes.
 
 `recovery.py --search MINUTES` runs it. Each search is followed by the same recovery, and what is compared is the KL of the
 recovered pairs, paired over texts and seeds.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from searchers import CEILING, FRACTION, LONG, Limited
+from searchers import CEILING, FRACTION, LONG
 
 from pdtrim_core import LoadedRun, load_run
 from pdtrim_core.data.readings import standard_error
@@ -33,7 +33,7 @@ Measure = Callable[[Any, Any], Divergences]
 
 @dataclass(frozen=True)
 class Searches:
-    """Searches of one model, each of so many CPU minutes; a run that `out` has already is not made again."""
+    """Searches of one model, each of so many minutes; a run that `out` has already is not made again."""
 
     path: str
     minutes: float
@@ -64,7 +64,7 @@ class Searches:
                 "model": {"path": self.path, "device": "cpu"},
                 "calibration": {"use": "mini", "samples": 64, "held_out": 0},
                 "prune": {"fraction": FRACTION, "merges": False},
-                "search": {"recovered": WAYS[way]},
+                "search": {"recovered": WAYS[way], "minutes": self.minutes},
                 "splitter": {"use": "kv-tail", "prefill_at_most": CEILING},
                 "evaluation": {"threads": 1, "fidelity": False},
                 **SEARCHERS[searcher],
@@ -74,8 +74,7 @@ class Searches:
             host=self.host,
         )
         if not (folder / "outcome.json").is_file():
-            limited = replace(recipe, searcher=Limited(inner=recipe.searcher, seconds=60 * self.minutes))
-            run(limited, self.host, shared=self.shared)
+            run(recipe, self.host, shared=self.shared)
         return load_run(folder, self.host)
 
 

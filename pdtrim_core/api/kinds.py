@@ -426,10 +426,11 @@ class ModelSource(Component):
     def open_config(self) -> Any:
         """Return the model's transformers config, without weights."""
 
-    def check_weights(self) -> None:
+    def check_weights(self) -> bool | None:
         """Raise `PdtrimError` where the stored tensors are not those of the config, by their names and shapes alone.
 
-        `open` must refuse them too. A source that cannot tell without reading the weights leaves this as it is.
+        Return False for a config that stands alone, of a model that is only planned: sizes can be told, and `open` will fail.
+        `open` must refuse what this refuses. A source that cannot tell without reading the weights leaves this as it is.
         """
 
 

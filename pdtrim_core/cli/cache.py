@@ -39,10 +39,16 @@ def _clean(found: list[Cached], *, yes: bool) -> list[Cached]:
     total, names = in_words(sum(part.size for part in found)), ", ".join(part.name for part in found)
     if not may_delete(f"Delete {names} in {cache_folder()}, {total}?", yes=yes, command="cache"):
         return []
-    for part in found:
-        remove_cached(part)
-    say(f"deleted {names} in {cache_folder()}, {total}", file=sys.stderr)
-    return found
+    gone: list[Cached] = []
+    try:
+        for part in found:
+            remove_cached(part)
+            gone.append(part)
+    finally:
+        # Whatever stands in the way of one, those before it are gone.
+        names, size = ", ".join(part.name for part in gone) or "nothing", in_words(sum(part.size for part in gone))
+        say(f"deleted {names} in {cache_folder()}, {size}", file=sys.stderr)
+    return gone
 
 
 def _text(found: list[Cached]) -> str:

@@ -62,8 +62,11 @@ def _check(path: Path, settings: list[str], names: list[str], *, budget: bool, t
             result["text"] = "\n".join(
                 f"{path}: {line}" if name is None else f"{path}: {name}: {line}"
                 for name, of_run in found.items()
-                for line in (of_run, *of_run.ceilings)
+                for line in (of_run, *of_run.remarks)
             )
+        # What is common to the runs of a sweep serves those that have a use for it.
+        result["unused"] = [line for line in next(iter(wanted.values())).unused if all(line in r.unused for r in wanted.values())]
+        result["text"] += "".join(f"\n{path}: {line}" for line in result["unused"])
         result["not_run"] = sorted({str(file) for recipe in wanted.values() for file in recipe.host.not_run})
         if result["not_run"]:
             result["text"] += f"\n{path}: {' and '.join(result['not_run'])} not run: say --trust if you trust it"

@@ -42,6 +42,8 @@ def run(
     if dry_run:
         say_data(reporting.as_toml(wanted))
         return
+    for line in wanted.unused:
+        say(f"note: {line}", file=sys.stderr)
     wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 

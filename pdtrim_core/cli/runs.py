@@ -49,10 +49,15 @@ def _clean(found: list[StoredRun], *, yes: bool) -> list[StoredRun]:
     total = in_words(sum(run.size for run in going))
     if not may_delete(f"Delete {_count(going)}, {total}?", yes=yes, command="runs"):
         return []
-    for run in going:
-        remove_run(run)
-    say(f"deleted {_count(going)}, {total}", file=sys.stderr)
-    return going
+    gone: list[StoredRun] = []
+    try:
+        for run in going:
+            remove_run(run)
+            gone.append(run)
+    finally:
+        # Whatever stands in the way of one, those before it are gone.
+        say(f"deleted {_count(gone)}, {in_words(sum(run.size for run in gone))}", file=sys.stderr)
+    return gone
 
 
 def _data(run: StoredRun, *, removed: bool) -> dict[str, Any]:

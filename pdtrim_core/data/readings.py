@@ -34,6 +34,11 @@ class Reading:
     ceiling: float = 100.0
 
 
+@dataclass(frozen=True)
+class Underway(Reading):
+    """What is known of a plan that is being measured: kept now and then, so that little is lost should the run be killed."""
+
+
 def reading_from(data: Mapping[str, Any]) -> Reading:
     """Return the reading that a journal's line has. Raises `ValueError` for what is none."""
     items = data.get("items")

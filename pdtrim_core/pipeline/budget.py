@@ -51,7 +51,7 @@ class Budget:
     """How many of a model's blocks go, and the share of all parameters that goes (a fraction of 1).
 
     `removed` is None for a pruner of heads, channels or hidden sizes, which takes the share from all blocks. `ceilings` are
-    those of the searcher and the splitter.
+    those of the searcher and the splitter. `weights` is False for a config without weights, of a model that is only planned.
     """
 
     model: str
@@ -59,6 +59,15 @@ class Budget:
     removed: int | None
     share: float
     ceilings: tuple[Ceiling, ...] = ()
+    weights: bool = True
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else there is to say, a line each."""
+        planned = (
+            () if self.weights else (f"{self.model} is a config without weights: its sizes are told, but no run can open it",)
+        )
+        return (*map(str, self.ceilings), *planned)
 
     def __str__(self) -> str:
         if self.removed is None:
@@ -98,7 +107,7 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     """
     with blame(host.label_of(recipe.model)):
         config = recipe.model.open_config()
-        recipe.model.check_weights()
+        has_weights = recipe.model.check_weights() is not False
     name, pruner, text = recipe.model.path, recipe.pruner, config.get_text_config()
     model, layout = _without_weights(config, host, name)
     sizes = sizes_of(model, layout)
@@ -109,8 +118,10 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     fitting_recoveries(recipe, RecoveryFacts(name, text.model_type, layout), positions)
     ceilings = tuple(_ceilings(recipe, sizes, name))
     if pruner is not None and (pruner.narrows or pruner.replaces_model):
-        return Budget(name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters, ceilings)
-    return Budget(name, len(sizes.blocks), count, sizes.share_of_parameters(count), ceilings)
+        return Budget(
+            name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters, ceilings, has_weights
+        )
+    return Budget(name, len(sizes.blocks), count, sizes.share_of_parameters(count), ceilings, has_weights)
 
 
 def check_pruner(recipe: Recipe, sizes: ModelSizes, model: str, family: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from time import monotonic
 from typing import Any
 
 from pdtrim_core.api.cost_model import CostModel
@@ -29,8 +30,9 @@ from pdtrim_core.pipeline.run_keys import keys_of, values_keys
 from pdtrim_core.plan.elements import Element
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Gain, Row, SearchStep, Value
-from pdtrim_core.search.driver import Exchange, Ledger, drive, drive_split
+from pdtrim_core.search.driver import Exchange, Ledger, drive, drive_split, never
 from pdtrim_core.search.finalists import choose
+from pdtrim_core.search.out_of_time import IsOver, OutOfTime, completed
 
 SEARCHED = ("calibration", "untrained")
 """The parts of the journal that a search measures; in the others all is measured whole."""
@@ -203,12 +205,32 @@ class Bench:
                 results[exchange.plan] = Score(exchange.reading)
 
         requests = searcher.search(space, self._context.rng("search"))
-        best, _ = drive(requests, self.ledger, label=label, problems=space.problems, note=events.note, told=told)
-        if best is None:
-            raise PluginError(f"{label} requested no plan")
-        found = self._final(best.plan, results, space, asked)
+        try:
+            with self.ledger.limited(self._time_limit()):
+                best, _ = drive(requests, self.ledger, label=label, problems=space.problems, note=events.note, told=told)
+        except OutOfTime as stopped:
+            plan = stopped.best or completed(stopped, space, searcher.prefill_ceiling)
+            measured = len(events.search)
+            asked.update(plan.decode)
+            results.setdefault(plan, self.ledger.exact(plan))
+            if stopped.best is None:
+                events.search.append(_step(Exchange(plan, self.ledger.latest(plan), None, None, may_win=True)))
+            events.note(_told_of_time(self._context.recipe.settings.search.minutes, measured, plan, filled=stopped.best is None))
+        else:
+            if best is None:
+                raise PluginError(f"{label} requested no plan")
+            plan = best.plan
+        found = self._final(plan, results, space, asked)
         self.remark_on_gains({"the search's result": found})
         return found
+
+    def _time_limit(self) -> IsOver:
+        """Return what tells that the minutes that a search may take are over, counted from now."""
+        minutes = self._context.recipe.settings.search.minutes
+        if minutes is None:
+            return never
+        end = monotonic() + 60 * minutes
+        return lambda: monotonic() >= end
 
     def _final(self, best: Plan, results: Mapping[Plan, Score], space: SearchSpace, asked: Collection[Element]) -> Plan:
         """Return the best of the finalists on fresh items, if it is better than the first removal by more than luck.
@@ -329,8 +351,10 @@ class Bench:
     def _preview(self, what: str, steps: int | None) -> None:
         if steps and self._seconds_each:
             seconds = steps * self._seconds_each
+            minutes = self._context.recipe.settings.search.minutes if what == "search" else None
+            ended = f", ended after {minutes:g} min" if minutes is not None and seconds > 60 * minutes else ""
             self._context.events.preview(
-                f"{what}: at most {steps} measurements x {self._seconds_each:.1f} s = about {_duration(seconds)}"
+                f"{what}: at most {steps} measurements x {self._seconds_each:.1f} s = about {_duration(seconds)}{ended}"
             )
 
 
@@ -359,6 +383,15 @@ def _step(exchange: Exchange) -> SearchStep:
     prefill, decode = (", ".join(str(element) for element in exchange.plan.removal(stage)) for stage in ("prefill", "decode"))
     reading = exchange.reading
     return SearchStep(prefill, decode, reading.score, reading.ceiling, exchange.floor, exchange.temperature, exchange.may_win)
+
+
+def _told_of_time(minutes: float | None, measured: int, plan: Plan, *, filled: bool) -> str:
+    """Return the note on a search that was ended after so many minutes, with that many plans measured."""
+    ended = f"search: ended after search.minutes = {minutes:g}, with {measured} plans measured"
+    if not filled:
+        return f"{ended}; the best of them that is of full size counts"
+    blocks = plan.decode.blocks_removed
+    return f"{ended}, none of them without {blocks} blocks; what it had begun is completed by block scores: {plan.decode}"
 
 
 def _value(score: Score, items: int) -> Value:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
+from time import monotonic
 
 import torch
 
 from pdtrim_core.api.kinds import Objective
 from pdtrim_core.data.items import Item
-from pdtrim_core.data.readings import DIGITS, Reading
+from pdtrim_core.data.readings import DIGITS, Reading, Underway
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.stage_modules import Modules
@@ -22,6 +23,8 @@ from pdtrim_core.search.stopping import WHOLE, Stop, interval
 SIDE_BY_SIDE = 8
 """Plans that are measured batch by batch where each is wanted whole: what they share is run once, and a bar moves."""
 FEWEST_IN_ROUND, MOST_ROUNDS = 16, 8
+KEPT_AFTER = 10.0
+"""Seconds after which values are yielded though their plans are not done: what a run that is killed loses, and a batch."""
 PartialValues = list[float | None]
 """One value an item; None where it was not measured."""
 
@@ -159,14 +162,14 @@ class Measurement:
 
     def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
         """Return the plan's reading; go on from one that was cut short."""
-        ((_, reading),) = self.together([plan], Stop(floor), {} if started is None else {plan: started})
+        *_, (_, reading) = self.together([plan], Stop(floor), {} if started is None else {plan: started})
         return reading
 
     def together(self, plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
         """Yield the readings of plans as they become known, in an order in which neighbours share hidden states.
 
         `started` are earlier readings, to go on from. When measuring is interrupted, what was measured until then is yielded
-        first.
+        first; and now and then it is anyway, as `Underway`.
         """
         stop = WHOLE if self._error is None else stop
         ordered = sorted(plans, key=self._depth_first)
@@ -181,7 +184,8 @@ class Measurement:
         while open_plans:
             try:
                 for plan, reading in self._cut_short(open_plans, stop, error):
-                    del open_plans[plan]
+                    if not isinstance(reading, Underway):
+                        del open_plans[plan]
                     yield plan, reading
                 for plan in list(open_plans):
                     yield plan, self._objective.reading([value for value in open_plans.pop(plan) if value is not None])
@@ -196,22 +200,30 @@ class Measurement:
                 raise
 
     def _cut_short(self, open_plans: Mapping[Plan, PartialValues], stop: Stop, error: float) -> Iterator[tuple[Plan, Reading]]:
-        """Measure all items of the plans; yield those that are given up on the way.
+        """Measure all items of the plans; yield those that are given up on the way, and now and then those that are underway.
 
         `error` is the probability with which one comparison of two plans may be wrong.
         """
         done: list[Item] = []
+        kept_at, grown = monotonic(), set[Plan]()
         for of_round in self._rounds:
             for group in self._prefix_cache().groups(of_round):
                 for plan, values in list(open_plans.items()):
                     ceiling = self._objective.ceiling(values)
                     if stop.floor is not None and ceiling < stop.floor:
                         yield plan, Reading(None, None, tuple(values), ceiling=ceiling)
-                    else:
-                        self._fill_in(values, plan, group)
+                    elif self._fill_in(values, plan, group):
+                        grown.add(plan)
+                    if grown and monotonic() - kept_at >= KEPT_AFTER:
+                        yield from self._underway({one: known for one, known in open_plans.items() if one in grown})
+                        kept_at, grown = monotonic(), set()
             done += of_round
             if self._error and len(done) < len(self.items):
                 yield from self._surely_out(open_plans, stop, [self._place[item] for item in done], error)
+
+    def _underway(self, open_plans: Mapping[Plan, PartialValues]) -> Iterator[tuple[Plan, Reading]]:
+        for plan, values in open_plans.items():
+            yield plan, Underway(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
 
     def _surely_out(
         self, open_plans: Mapping[Plan, PartialValues], stop: Stop, places: Sequence[int], error: float
@@ -247,11 +259,14 @@ class Measurement:
     def _values_in(self, started: Reading | None) -> PartialValues:
         return list(started.items) if started and started.items else [None] * len(self.items)
 
-    def _fill_in(self, values: PartialValues, plan: Plan, group: Sequence[Item]) -> None:
-        if any(values[self._place[item]] is None for item in group):
-            staged = StagedModel(self._prefix_cache(), plan, self._modules_of(plan))
-            for item, value in zip(group, self._values_of(staged, group), strict=True):
-                values[self._place[item]] = value
+    def _fill_in(self, values: PartialValues, plan: Plan, group: Sequence[Item]) -> bool:
+        """Measure some items under a plan; return whether any had no value yet."""
+        if all(values[self._place[item]] is not None for item in group):
+            return False
+        staged = StagedModel(self._prefix_cache(), plan, self._modules_of(plan))
+        for item, value in zip(group, self._values_of(staged, group), strict=True):
+            values[self._place[item]] = value
+        return True
 
     def _values_of(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
         known = self._known(staged.plan)

@@ -31,6 +31,7 @@ from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.recipe.parts import parts_of, uses_of
 from pdtrim_core.recipe.settings import Settings
 from pdtrim_core.recipe.toml_data import NONE, change, load, plugin_files
+from pdtrim_core.recipe.unused import unused
 from pdtrim_core.recipe.validation import checked
 from pdtrim_core.results.old_formats import recipe_of_1
 
@@ -58,6 +59,8 @@ class Recipe:
     """The names by which the recipe names its components, by kind: two distributions may offer the same one."""
     host: PluginHost = field(repr=False, compare=False)
     """The plugins that its parts came from."""
+    unused: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """A sentence for each key that it gives and that has no effect."""
 
     @classmethod
     def read(
@@ -118,6 +121,7 @@ class Recipe:
             out=Path(settings.out or f"runs/{Path(where).stem}") if out is None else Path(out),
             uses=uses_of(data, parts),
             host=host,
+            unused=unused(settings, parts),
             recoveries=tuple(parts.pop("recovery")),
             exporters=tuple(parts.pop("exporter")),
             reports=tuple(parts.pop("report")),

@@ -74,6 +74,12 @@ class Search(BaseModel):
         "dense model; of the built-in ones fold and kv-refit can be estimated",
     )
     recovered_tokens: int = Field(4096, gt=0, description="tokens of text that such an estimate is made from")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time after which a search ends with the best plan that it has; where none is of full size yet, its best "
+        "beginning is filled up by block scores (default: no limit). What is found then depends on the machine",
+    )
     prefill: Literal["splitter", "decode"] | None = Field(
         None,
         description="what prefill loses while decode is searched: what the splitter makes of it, where it can tell that without "

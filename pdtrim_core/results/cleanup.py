@@ -6,12 +6,13 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pdtrim_core.errors import PdtrimError, did_you_mean
+from pdtrim_core.errors import PdtrimError, did_you_mean, reason_of
 from pdtrim_core.files.atomic_files import cache_folder
 from pdtrim_core.files.reading import UnreadableError, read_toml
 from pdtrim_core.results.run_folder import OWN_FILES, OWN_FOLDERS
@@ -112,6 +113,25 @@ def why_not(run: StoredRun) -> str | None:
         return "it is a checkout"
     if len(list(_run_folders(run.path))) > 1:
         return "other runs lie below it"
+    return _read_only(run.path)
+
+
+def _read_only(path: Path) -> str | None:
+    """Return why an entry cannot be deleted by this user; None where it can."""
+    locked = _locked(path)
+    return None if locked is None else f"{locked} is read-only for you, so that nothing in it can go"
+
+
+def _locked(path: Path) -> Path | None:
+    """Return the first folder, of that of an entry and all folders in it, that nothing may be deleted from."""
+    for here in (path.parent, *([path] if path.is_dir() and not path.is_symlink() else [])):
+        if not os.access(here, os.W_OK | os.X_OK):
+            return here
+    for parent, folders, _ in os.walk(path):
+        for name in folders:
+            inner = Path(parent, name)
+            if not inner.is_symlink() and not os.access(inner, os.R_OK | os.W_OK | os.X_OK):
+                return inner
     return None
 
 
@@ -123,9 +143,10 @@ def remove_run(run: StoredRun) -> None:
     reason = why_not(run)
     if reason:
         raise PdtrimError(f"{run.path} stays: {reason}")
-    for entry in sorted(run.path.iterdir(), key=lambda entry: entry.name in MARKS):
-        _remove(entry)
-    run.path.rmdir()
+    with _deleting(run.path):
+        for entry in sorted(run.path.iterdir(), key=lambda entry: entry.name in MARKS):
+            _remove(entry)
+        run.path.rmdir()
 
 
 def find_cached() -> list[Cached]:
@@ -145,8 +166,25 @@ def chosen(cached: Iterable[Cached], names: Iterable[str]) -> list[Cached]:
 
 
 def remove_cached(part: Cached) -> None:
-    """Delete a part of the cache; it is made again when it is needed."""
-    _remove(cache_folder() / part.name)
+    """Delete a part of the cache; it is made again when it is needed. Raises `PdtrimError` where not all of it may be deleted."""
+    path = cache_folder() / part.name
+    reason = _read_only(path)
+    if reason:
+        raise PdtrimError(f"{path} stays: {reason}")
+    with _deleting(path):
+        _remove(path)
+
+
+@contextmanager
+def _deleting(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to delete into a `PdtrimError` that says what is gone and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise PdtrimError(
+            f"cannot delete {error.filename or path}: {error.strerror or reason_of(error)}; some of {path} is gone already: mend "
+            "this and run the same command again"
+        ) from error
 
 
 def _remove(path: Path) -> None:

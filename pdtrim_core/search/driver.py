@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from pdtrim_core.api.requests import AtLeast, BestOf, Note, Probe, Requests, Result
-from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score
+from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score, Underway
 from pdtrim_core.errors import PluginError, blame
+from pdtrim_core.plan.elements import Element
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.search.out_of_time import IsOver, OutOfTime, TimeIsOver
 from pdtrim_core.search.stopping import WHOLE, Stop
 from pdtrim_core.wording import shortened
 
@@ -35,7 +38,15 @@ class MeasureTogether(Protocol):
     """Measures several plans side by side; may give up those that are not what they are measured for."""
 
     def __call__(self, plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
-        """Yield the readings in any order; `started` are earlier ones that were cut short, to go on from."""
+        """Yield the readings in any order; `started` are earlier ones that were cut short, to go on from.
+
+        What is yielded as `Underway` is recorded, and the plan's own reading comes later.
+        """
+
+
+def never() -> bool:
+    """Tell that there is time: what a search without a limit is told."""
+    return False
 
 
 @dataclass
@@ -69,6 +80,16 @@ class Ledger:
         self.tally = Tally()
         self._best: float | None = None
         self._requested = 0
+        self._is_over: IsOver = never
+
+    @contextmanager
+    def limited(self, is_over: IsOver) -> Iterator[None]:
+        """Measure as long as `is_over` says that there is time."""
+        self._is_over = is_over
+        try:
+            yield
+        finally:
+            self._is_over = never
 
     def restart_best(self) -> None:
         """Forget the best so far, at the beginning of a search or a split."""
@@ -82,7 +103,11 @@ class Ledger:
         return self.readings({plan: may_win}, Stop(floor))[plan]
 
     def readings(self, plans: Mapping[Plan, bool], stop: Stop = WHOLE) -> dict[Plan, Reading]:
-        """Return the readings of plans, each given with whether it may win; exact for those that are what `stop` asks for."""
+        """Return the readings of plans, each given with whether it may win; exact for those that are what `stop` asks for.
+
+        Raises `TimeIsOver` at the beginning and on the way, once that is so (see `limited`).
+        """
+        self._check_time()
         enough = [plan for plan in plans if self._is_enough(plan, stop)]
         for plan in enough:
             self.tally.remembered += 1
@@ -92,19 +117,29 @@ class Ledger:
             return {plan: self._known[plan] for plan in plans}
         # What is known already is a competitor of what is not.
         beside = enough if stop.keep else []
-        started = time.perf_counter()
+        started, open_plans = time.perf_counter(), set(wanted)
         for plan, measured in self._together([*wanted, *beside], stop, self._known_of([*wanted, *beside])):
             if plan in beside:
                 continue
             reading = _rounded(measured)
             self._record(plan, reading)
             self._known[plan] = reading
+            if isinstance(measured, Underway):
+                self._check_time()
+                continue
             self.tally.measured += reading.score is not None
             self.tally.cut_short += reading.score is None
             now = time.perf_counter()
             self._tell(plan, reading, stop.floor, may_win=plans[plan], remembered=False, seconds=now - started)
             started = now
+            open_plans.discard(plan)
+            if open_plans:
+                self._check_time()
         return {plan: self._known[plan] for plan in plans}
+
+    def _check_time(self) -> None:
+        if self._is_over():
+            raise TimeIsOver
 
     def _is_enough(self, plan: Plan, stop: Stop) -> bool:
         """Tell whether what is known of a plan tells all that is asked."""
@@ -115,7 +150,10 @@ class Ledger:
         return {plan: self._known[plan] for plan in plans if plan in self._known}
 
     def scores(self, plans: Mapping[Plan, bool], stop: Stop = WHOLE) -> dict[Plan, Score | None]:
-        """Return the scores of plans, each given with whether it may win; None for those that are not what `stop` asks for."""
+        """Return the scores of plans, each given with whether it may win; None for those that are not what `stop` asks for.
+
+        Raises `TimeIsOver` as `readings` does.
+        """
         found: dict[Plan, Score | None] = {}
         for plan, reading in self.readings(plans, stop).items():
             missed = reading.score is None or (stop.floor is not None and reading.score < stop.floor)
@@ -196,17 +234,17 @@ def drive(
 
     `label` names the component in errors, `problems` says why a plan may not be requested, `note` takes what it has to
     say, `told` is called with each request and its result. Raises `PluginError` when the component raises, or yields something
-    that is no `Request`.
+    that is no `Request`, and `OutOfTime` once the ledger's time is over.
     """
-    best: BestPlan | None = None
     result: Result = None
+    found = _Found(ledger, told)
     ledger.restart_best()
     while True:
         with blame(label):
             try:
                 request = requests.send(result)
             except StopIteration as end:
-                return best, end.value
+                return found.best, end.value
         if isinstance(request, Note):
             if not isinstance(request.text, str):
                 raise PluginError(f"{label} yielded a Note of {shortened(repr(request.text))}: its text must be a str")
@@ -214,16 +252,63 @@ def drive(
             result = None
             continue
         wanted = _wanted(request, label, problems)
-        stop = _stop_of(request)
-        by_plan = ledger.scores({plan: (plan, True) in wanted for plan, _ in wanted}, stop)
-        temperature = request.temperature if isinstance(request, AtLeast) else None
-        for plan, is_result in wanted:
-            told(Exchange(plan, ledger.latest(plan), stop.floor, temperature, is_result))
-            score = by_plan[plan]
-            if is_result and score is not None and (best is None or score > best.score):
-                best = BestPlan(plan, score)
-        scores = [by_plan[plan] for plan, _ in wanted]
+        try:
+            scores = found.measure(request, wanted)
+        except TimeIsOver:
+            with blame(label):
+                requests.close()
+            raise found.out_of_time(wanted) from None
         result = scores if isinstance(request, list | BestOf) else scores[0]
+
+
+class _Found:
+    """What one searcher or splitter has had measured."""
+
+    def __init__(self, ledger: Ledger, told: Callable[[Exchange], None]) -> None:
+        self.best: BestPlan | None = None
+        self._ledger = ledger
+        self._told = told
+        self._probes: dict[Plan, Score] = {}
+        self._asked: set[Element] = set()
+
+    def measure(self, request: Any, wanted: Sequence[tuple[Plan, bool]]) -> list[Score | None]:
+        """Measure the plans of a request; return their scores. Raises `TimeIsOver`, with those that were measured taken in."""
+        stop = _stop_of(request)
+        temperature = request.temperature if isinstance(request, AtLeast) else None
+        self._asked.update(element for plan, _ in wanted for element in plan.decode)
+        try:
+            by_plan = self._ledger.scores({plan: (plan, True) in wanted for plan, _ in wanted}, stop)
+        except TimeIsOver:
+            self._take({plan: self._ledger.known(plan) for plan, _ in wanted}, wanted, stop, temperature, late=True)
+            raise
+        self._take(by_plan, wanted, stop, temperature)
+        return [by_plan[plan] for plan, _ in wanted]
+
+    def _take(
+        self,
+        by_plan: Mapping[Plan, Score | None],
+        wanted: Sequence[tuple[Plan, bool]],
+        stop: Stop,
+        temperature: float | None,
+        *,
+        late: bool = False,
+    ) -> None:
+        """Take in the scores of a request; one that came too `late` has them for some of its plans."""
+        for plan, is_result in wanted:
+            score = by_plan[plan]
+            if late and score is None:
+                continue
+            self._told(Exchange(plan, self._ledger.latest(plan), stop.floor, temperature, is_result))
+            if score is None:
+                continue
+            if not is_result:
+                self._probes[plan] = score
+            elif self.best is None or score > self.best.score:
+                self.best = BestPlan(plan, score)
+
+    def out_of_time(self, pending: Sequence[tuple[Plan, bool]]) -> OutOfTime:
+        """Return what to raise for a component that was stopped while plans of it were pending."""
+        return OutOfTime(None if self.best is None else self.best.plan, self._probes, pending, self._asked)
 
 
 def drive_split(

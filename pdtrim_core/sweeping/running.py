@@ -154,6 +154,11 @@ def _row(end: Ended) -> dict[str, Any]:
         "block_count": outcome.block_count,
         "objective": outcome.objective,
         "values": {of["name"]: {"calibration": of["calibration"], "held_out": of["held_out"]} for of in plain["rows"]},
+        "kl": {
+            variant: vars(of["kl"])
+            for variant, of in (outcome.fidelity.variants if outcome.fidelity else {}).items()
+            if "kl" in of
+        },
         "decode": None if plan is None else [str(element) for element in plan.decode],
         "prefill": None if plan is None else [str(element) for element in plan.prefill],
         "saved": {cost.name: cost.saved for cost in outcome.costs},

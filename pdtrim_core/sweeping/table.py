@@ -38,6 +38,15 @@ def _loses(stage: str) -> Callable[[Row], str]:
     return column
 
 
+def _kl(row: Row) -> str:
+    # Data that were written before there was fidelity have none; a run whose pruner replaced the whole model has nothing staged.
+    of_variants = row.get("kl", {})
+    found = of_variants.get("staged") or of_variants.get("unified")
+    if found is None:
+        return ""
+    return f"{found['value']:.3f}" + ("" if found["error"] is None else f" +- {found['error']:.3f}")
+
+
 def _work(row: Row) -> str:
     saved = row["saved"].get("prefill work for 1024 tokens")
     return "" if saved is None else f"{round(-100 * saved, 1) + 0.0:+.1f} %"
@@ -57,6 +66,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "dense": ("dense", _held_out_or_searched("dense")),
     "unified": ("unified", _held_out_or_searched("unified")),
     "staged": ("staged", _held_out_or_searched("staged")),
+    "kl": ("KL, nats", _kl),
     "decode": ("decode loses", _loses("decode")),
     "prefill": ("prefill loses", _loses("prefill")),
     "initial": ("best scores", lambda row: ", ".join(str(block) for block in row["sets"]["initial"]) or "-"),
@@ -70,9 +80,10 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 """The columns by name: the heading, and the cell of a run that is done.
 
 `searched` is the found removal, in both stages, on the items that the search used; `dense`, `unified` and `staged` are values
-on the held-out items, or on those searched on where there are none. `initial` is P_initial, the blocks of highest score.
+on the held-out items, or on those searched on where there are none. `kl` is the divergence of the pair from the dense model along
+its answers to the held-out prompts, in nats a token, as `compare` has it. `initial` is P_initial, the blocks of highest score.
 """
-DEFAULT_COLUMNS = ("searched", "dense", "unified", "staged", "decode", "prefill", "work", "measured", "seconds")
+DEFAULT_COLUMNS = ("searched", "dense", "unified", "staged", "kl", "decode", "prefill", "work", "measured", "seconds")
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
@@ -83,7 +94,9 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 def table_of(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the heading and the rows of a sweep's table; a run that failed has its settings and no more."""
-    columns = [COLUMNS[name] for name in data["columns"]]
+    # Fidelity is left out where no run has measured it.
+    is_known = any(_kl(row) for row in data["rows"] if row["state"] == "done")
+    columns = [COLUMNS[name] for name in data["columns"] if name != "kl" or is_known]
     names = ["run"] if any(row["name"] for row in data["rows"]) else []
     heading = [*names, *short_keys(data["settings"]).values(), *(title for title, _ in columns)]
     rows = []

@@ -305,25 +305,21 @@ class TestFold(RecoveryContract):
     component = Fold
 
 
-@pytest.mark.numeric
 class TestFoldOfDecode(RecoveryContract):
     component = Fold
     options: ClassVar[dict[str, Any]] = {"stage": "decode"}
 
 
-@pytest.mark.numeric
 class TestDistill(RecoveryContract):
     component = Distill
     options: ClassVar[dict[str, Any]] = {"steps": 12, "batch": 4, "lr": 2e-3, "check_every": 3, "train": "full"}
 
 
-@pytest.mark.numeric
 class TestDistillOfPair(RecoveryContract):
     component = Distill
     options: ClassVar[dict[str, Any]] = {**TestDistill.options, "contract": "pair", "save_every": 4}
 
 
-@pytest.mark.numeric
 @pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
 class TestDistillByAdapters(RecoveryContract):
     component = Distill

@@ -191,7 +191,9 @@ def test_more_blocks_than_there_are(cli: Cli, recipe: Path, count: int) -> None:
 
 def test_check_finds_that_too_from_the_config_alone(cli: Cli, recipe: Path, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
-    assert cli("check", recipe, "--budget", "--set", "model.path=./model").out.startswith(f"{recipe}: 2 of 6 blocks go, ")
+    size, planned = cli("check", recipe, "--budget", "--set", "model.path=./model").out.splitlines()
+    assert size.startswith(f"{recipe}: 2 of 6 blocks go, ")
+    assert planned == f"{recipe}: ./model is a config without weights: its sizes are told, but no run can open it"
     done = cli("check", recipe, "--budget", "--set", "model.path=./model", "--set", "prune.blocks=6")
     assert done.code == 1
     assert done.out.startswith(f"{recipe}: cannot remove 6 of the 6 blocks of ./model")

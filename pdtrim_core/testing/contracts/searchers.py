@@ -14,7 +14,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.driver import BestPlan
 from pdtrim_core.testing.contracts.shared import check_component, contract
-from pdtrim_core.testing.contracts.tables import BLOCKS, Table, rugged, search_on_table, table_spaces
+from pdtrim_core.testing.contracts.tables import BLOCKS, Table, rugged, search_on_table, stopped_on_table, table_spaces
 
 
 @contract
@@ -66,6 +66,18 @@ class SearcherContract:
         """A candidate cut short and one measured in full that misses its floor give the same result."""
         for space in table_spaces():
             assert self._search(space) == search_on_table(self._made(), space, Table(rugged, early_stop=False))
+
+    def test_stopped_at_any_time_a_run_has_a_plan_of_full_size(self) -> None:
+        """Once `search.minutes` are over: the best that it has, or what it has begun with, filled up by block scores."""
+        for space in table_spaces():
+            for after in (0, 1, 2, 4, 8, 16):
+                try:
+                    plan = stopped_on_table(self._made(), space, Table(rugged), after=after)
+                except PdtrimError as error:
+                    assert "search.minutes" in str(error), f"stopped after {after} measurements: {error}"  # noqa: PT017
+                    continue
+                plan.check_fits(BLOCKS)
+                assert space.problems(plan) == []
 
     def test_its_ceiling_on_prefill_holds(self) -> None:
         """What `prefill_ceiling` says, `check --budget` tells the user; None promises nothing."""

@@ -17,6 +17,7 @@ from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.plan.elements import Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.driver import BestPlan, Ledger, Measure, drive, drive_split
+from pdtrim_core.search.out_of_time import OutOfTime, completed
 from pdtrim_core.search.space import search_space, two_sets, without_merges
 from pdtrim_core.testing.contracts.shared import no_global_randomness, rng_of
 from pdtrim_core.testing.models import tiny_llama
@@ -87,6 +88,21 @@ def search_on_table(
         requests = searcher.search(space, rng_of(seed))
         found, _ = drive(requests, ledger, label=f"searcher '{searcher.name}'", problems=listed)
     return found, proposed
+
+
+def stopped_on_table(searcher: Searcher, space: SearchSpace, measure: Measure, *, after: int, seed: int = 0) -> Plan:
+    """Run a searcher on a table, and stop it once so many plans are measured; return the plan that a run then has.
+
+    Raises `PdtrimError` where it has none.
+    """
+    ledger = Ledger(measure, notify=_note_in([]))
+    with no_global_randomness(), ledger.limited(lambda: ledger.tally.measured + ledger.tally.cut_short >= after):
+        try:
+            found, _ = drive(searcher.search(space, rng_of(seed)), ledger, label=f"searcher '{searcher.name}'")
+        except OutOfTime as stopped:
+            return stopped.best or completed(stopped, space, searcher.prefill_ceiling)
+    assert found is not None, "it requested no plan"
+    return found.plan
 
 
 def split_on_table(

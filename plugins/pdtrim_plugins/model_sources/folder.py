@@ -29,9 +29,9 @@ class FolderModel(ModelSource):
         """Return the checkpoint's config."""
         return config_of(str(self._folder()), self.path)
 
-    def check_weights(self) -> None:
-        """Compare the headers of the files of weights with the config."""
-        check_weights(str(self._folder()), self.path)
+    def check_weights(self) -> bool:
+        """Compare the headers of the files of weights with the config; return False where there are none."""
+        return check_weights(str(self._folder()), self.path)
 
     def _folder(self) -> Path:
         folder = Path(self.path).expanduser()

@@ -64,17 +64,20 @@ def config_of(source: str, name: str, **options: Any) -> Any:
         return AutoConfig.from_pretrained(source, **NO_CODE, **options)
 
 
-def check_weights(source: str, name: str, **options: Any) -> None:
-    """Raise `PdtrimError` where a checkpoint cannot be opened, as far as it can be told without reading weights.
+def check_weights(source: str, name: str, **options: Any) -> bool:
+    """Return whether a checkpoint has weights on this machine.
 
+    Raises `PdtrimError` where it cannot be opened, as far as it can be told without reading weights.
     Of a config that has no weights yet, only the config is checked.
     """
     from pdtrim_plugins.model_sources.tensors import check_stored  # noqa: PLC0415 - imports torch
 
     config = config_of(source, name, **options)
     _refuse(config, name)
-    if check_stored(source, config, name, **options):
+    has_weights = check_stored(source, config, name, **options)
+    if has_weights:
         _tokenizer_of(source, name, **options)
+    return has_weights
 
 
 def _tokenizer_of(source: str, name: str, **options: Any) -> Any:

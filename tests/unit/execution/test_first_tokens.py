@@ -18,7 +18,16 @@ from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.plan.plan import FirstTokensOf
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from tests.unit.execution.test_recovered_layers import recovered
-from tests.unit.execution.test_staged_model import BLOCKS, MERGE, PLANS, TAILS, replacements, some_items, two_phase_sums
+from tests.unit.execution.test_staged_model import (
+    BLOCKS,
+    FAMILIES_AND_KV,
+    MERGE,
+    PLANS,
+    TAILS,
+    replacements,
+    some_items,
+    two_phase_sums,
+)
 from tests.unit.execution.test_two_phase import NEW, PAD, PROMPTS, WIDTH, batch
 
 if TYPE_CHECKING:
@@ -50,15 +59,12 @@ def firsts_of(items: list[Item]) -> set[int]:
     return {prompt[0] for item in items for prompt in item.prompts}
 
 
-@pytest.mark.parametrize("kv", [False, True])
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kv"), FAMILIES_AND_KV)
 def test_one_pass_agrees_with_two_phases_where_some_first_tokens_are_known(
     family: str, first_token: FirstToken, kv: bool
 ) -> None:
     model = tiny_model(family)
-    if kv and not model.layout.kv:
-        pytest.skip("K and V have no weights of their own in this family")
     items = [*some_items()[2:4], *some_items()[-1:]]
     known = {items[1].prompts[0][0], items[2].prompts[1][0]}
     caches = [

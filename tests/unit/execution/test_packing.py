@@ -12,16 +12,16 @@ from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from tests.unit.execution.test_staged_model import some_items
 
-pytestmark = pytest.mark.numeric
-
 ITEMS = tuple(some_items())
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 def test_choices_may_share_a_row_in_every_family(family: str) -> None:
     assert packing_agrees(tiny_model(family), ITEMS, batch_tokens=64)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_choices_may_share_a_row_on_both_attention_backends(backend: str) -> None:
     model = tiny_llama(attn_implementation=backend)

@@ -198,9 +198,16 @@ SWITCHES: list[Any] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, float]]:
+    return run_with(tmp_path_factory.mktemp("usual"), {})
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_a_switch_changes_neither_the_plan_nor_its_points(tmp_path: Path, switch: dict[str, Any]) -> None:
-    plan, score = run_with(tmp_path / "usual", {})
+def test_a_switch_changes_neither_the_plan_nor_its_points(
+    tmp_path: Path, usual: tuple[Any, dict[str, float]], switch: dict[str, Any]
+) -> None:
+    plan, score = usual
     other_plan, other_points = run_with(tmp_path / "other", switch)
     assert plan == other_plan
     # Points of the margin are percent of a probability; rounding is far below a hundredth.

@@ -11,8 +11,17 @@ from pdtrim_core.api import Drop, KvOnly, LayerOf, PdtrimError, Plan, Removal, S
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.stage_modules import changed_weights, module_of, with_weights
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
-from tests.unit.execution.test_staged_model import BLOCKS, MERGE, PLANS, TAILS, replacements, some_items, two_phase_sums
+from pdtrim_core.testing import tiny_llama, tiny_model
+from tests.unit.execution.test_staged_model import (
+    BLOCKS,
+    FAMILIES_AND_KV,
+    MERGE,
+    PLANS,
+    TAILS,
+    replacements,
+    some_items,
+    two_phase_sums,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,15 +57,12 @@ def recovered(model: BlockModel, plan: Plan, modules: Mapping[Any, nn.Module], *
     return found
 
 
-@pytest.mark.parametrize("kv", [False, True])
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kv"), FAMILIES_AND_KV)
 def test_one_pass_agrees_with_two_phases_where_both_stages_have_weights_of_their_own(
     family: str, first_token: FirstToken, kv: bool
 ) -> None:
     model = tiny_model(family)
-    if kv and not model.layout.kv:
-        pytest.skip("K and V have no weights of their own in this family")
     items = [*some_items()[2:4], *some_items()[-1:]]
     caches = [
         PrefixCache(model, ExecutionOptions(first_token=first_token, batch_tokens=64, packed=packed)) for packed in (False, True)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
     from pdtrim_core.plan.elements import Stage
 
-pytestmark = pytest.mark.numeric
-
 IDS = torch.arange(40)[None] * 7 % 250
 ALL_PLANS = {**PLANS, **TAILS}
 STAGES: tuple[Stage, ...] = ("prefill", "decode")
@@ -106,6 +104,7 @@ def test_modules_that_are_given_come_back_those_of_other_plans_too(name: str) ->
 # The model as a stage
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_model_s_own_forward_equals_the_plan(family: str, stage: Stage) -> None:
@@ -119,6 +118,7 @@ def test_the_model_s_own_forward_equals_the_plan(family: str, stage: Stage) -> N
         assert (name, float((found - expected).abs().max())) <= (name, CLOSE)
 
 
+@pytest.mark.numeric
 def test_the_dense_model_and_what_is_left_of_it_are_told_apart() -> None:
     model = tiny_llama()
     dense = logits_of(model)
@@ -237,6 +237,7 @@ def nested() -> Iterator[tuple[str, str]]:
     yield from ((outer, inner) for outer in names for inner in names)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("outer", "inner"), list(nested()))
 def test_of_nested_stages_the_inner_one_runs_and_the_outer_one_comes_back(outer: str, inner: str) -> None:
     model = tiny_llama()

@@ -46,6 +46,10 @@ PLANS = {
     "K/V only of a frozen merge": Plan(Removal([KvOnly(2)]), Removal([FROZEN])),
 }
 TAILS = {f"{name}, truncated prefill": plan.truncated_prefill(BLOCKS) for name, plan in PLANS.items()}
+FUSED = ("gpt-neox", "phi3")
+"""Families in which Q, K and V are one projection."""
+FAMILIES_AND_KV = [(family, kv) for family in FAMILIES for kv in (False, True) if not kv or family not in FUSED]
+"""Each family, and whether the weights that make K and V are changed as well, where it has some."""
 
 
 def some_items(*, vocabulary: int = 256) -> list[Item]:
@@ -92,6 +96,11 @@ def two_phase_sums(staged: StagedModel, items: Sequence[Item]) -> list[list[floa
             sums.append(sum(float(logits[place, token]) for place, token in enumerate(choice)))
         found.append(sums)
     return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_fused_where_k_and_v_have_no_weights_of_their_own(family: str) -> None:
+    assert (family in FUSED) == (not tiny_model(family).layout.kv)
 
 
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])

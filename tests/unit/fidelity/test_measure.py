@@ -19,8 +19,6 @@ from pdtrim_core.results.task_results import TaskResult, read_result, write_resu
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
 
-pytestmark = pytest.mark.numeric
-
 PLAN = Plan(Removal([KvOnly(4), Drop(2)]), Removal([Drop(2), Drop(3)]))
 CODE = {"torch": "1"}
 LENGTH = 12
@@ -36,6 +34,7 @@ def prompt_of(item: Item) -> tuple[int, ...]:
     return item.prompt_of(item.answer)
 
 
+@pytest.mark.numeric
 def test_the_dense_plan_is_the_dense_model_in_every_figure() -> None:
     found = measure(Subject(tiny_llama(), Plan()), ITEMS, length=LENGTH, code=CODE).metrics
     assert "until_difference" not in found  # there is none: it is infinite
@@ -46,6 +45,7 @@ def test_the_dense_plan_is_the_dense_model_in_every_figure() -> None:
     assert found["tau"].value == pytest.approx(4.0, abs=1e-4)
 
 
+@pytest.mark.numeric
 def test_figures_along_answers_are_those_of_the_two_phases() -> None:
     model = tiny_llama()
     found = measure(Subject(model, PLAN), ITEMS, length=LENGTH, code=CODE).metrics
@@ -68,6 +68,7 @@ def test_figures_along_answers_are_those_of_the_two_phases() -> None:
     assert found["tau"].value == pytest.approx(taken / drafts, abs=1e-3)
 
 
+@pytest.mark.numeric
 def test_figures_along_text_are_those_of_the_two_phases() -> None:
     model = tiny_llama()
     found = measure(Subject(model, PLAN), ITEMS, length=LENGTH, code=CODE).metrics
@@ -80,6 +81,7 @@ def test_figures_along_text_are_those_of_the_two_phases() -> None:
     assert found["perplexity"].value == pytest.approx(math.exp(loss / tokens), rel=1e-4)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("plan", [Plan(), PLAN], ids=["dense", "pair"])
 def test_answers_in_batches_are_those_of_one_prompt_at_a_time(plan: Plan) -> None:
     model = tiny_llama()
@@ -118,6 +120,7 @@ def test_damaged_answers_are_made_again(damage: bytes | None, tmp_path: Path) ->
     assert file.read_bytes() == whole
 
 
+@pytest.mark.numeric
 def test_every_prompt_has_its_own_figures_and_answer() -> None:
     model = tiny_llama()
     found = measure(Subject(model, PLAN), ITEMS, length=LENGTH, code=CODE)
@@ -128,6 +131,7 @@ def test_every_prompt_has_its_own_figures_and_answer() -> None:
     assert [answer.values["tokens"] for answer in found.answers] == weights
 
 
+@pytest.mark.numeric
 def test_several_variants_at_once_have_the_figures_of_each_alone() -> None:
     model, other = tiny_llama(), tiny_llama(seed=1)
     subjects = [
@@ -146,6 +150,7 @@ def test_several_variants_at_once_have_the_figures_of_each_alone() -> None:
     assert together[1].metrics["kl"] != together[2].metrics["kl"]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("subject", [0, 1])
 def test_flips_are_those_of_the_choices_that_each_model_scores_highest(subject: int) -> None:
     model = tiny_llama()
@@ -177,6 +182,7 @@ def test_an_answer_can_be_kept_in_a_file_whatever_is_in_it(tmp_path: Path, monke
     assert read_result(write_result(tmp_path, result)).answers == found.answers
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("loss", [69.0, 800.0])
 def test_a_plan_that_is_broken_has_no_perplexity(loss: float) -> None:
     token = ComparedToken(0.5, same=False, overlap=0.1, logprob=-loss, dense_logprob=-1.0)

@@ -57,8 +57,11 @@ def real_items(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize("task", NAMES)
+OF_EACH_SORT = ("mmlu", "hellaswag", "wikitext", "humaneval")
+"""A task of each way to measure: choices of a letter and of a text, likelihoods of pages, and texts that are generated."""
+
+
+@pytest.mark.parametrize("task", [pytest.param(name, marks=[pytest.mark.numeric] * (name in OF_EACH_SORT)) for name in NAMES])
 def test_dense_numbers_are_those_of_the_harness_own_model(task: str, staged_run: LoadedRun, own_items: Path) -> None:
     _check_dense_numbers(task, staged_run, own_items)
 

@@ -22,8 +22,6 @@ from lm_eval.models.huggingface import HFLM
 
 from pdtrim_core.harness.model import ModelOptions, PdtrimLM
 
-pytestmark = pytest.mark.numeric
-
 TEXTS = [
     ("Question: which is heavier?\nAnswer:", " a stone"),
     ("Question: which is heavier?\nAnswer:", " a feather"),
@@ -48,6 +46,7 @@ def close(ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float, bool
     return all(abs(a - b) <= 1e-4 * count for (a, _), (b, _), count in zip(ours, theirs, tokens, strict=True))
 
 
+@pytest.mark.numeric
 def test_the_dense_side_is_the_harness_own_model(staged_run: LoadedRun) -> None:
     asked = requests("loglikelihood", *TEXTS)
     model = PdtrimLM(staged_run, ModelOptions(stage="dense"))
@@ -57,6 +56,7 @@ def test_the_dense_side_is_the_harness_own_model(staged_run: LoadedRun) -> None:
     assert model.notes == ["1 prompts were longer than the model's 512 tokens and were cut from the left"]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("stage", ["staged", "dense"])
 def test_prompts_to_generate_behind_that_were_cut_are_told(stage: Variant, staged_run: LoadedRun) -> None:
     model = PdtrimLM(staged_run, ModelOptions(stage=stage))
@@ -71,6 +71,7 @@ def test_prompts_to_generate_behind_that_were_cut_are_told(stage: Variant, stage
     assert model.notes == []
 
 
+@pytest.mark.numeric
 def test_what_greedy_decoding_makes_is_told(staged_run: LoadedRun) -> None:
     for variant in ("staged", "dense"):
         model = PdtrimLM(staged_run, ModelOptions(stage=variant))
@@ -81,6 +82,7 @@ def test_what_greedy_decoding_makes_is_told(staged_run: LoadedRun) -> None:
         assert [greedy for _, greedy in found] == [True, False], variant
 
 
+@pytest.mark.numeric
 def test_running_text_is_scored_as_the_harness_scores_it(staged_run: LoadedRun) -> None:
     asked = requests("loglikelihood_rolling", ("some words " * 100,), ("few words",), ("other words " * 3,))
     ours = PdtrimLM(staged_run, ModelOptions(stage="dense")).loglikelihood_rolling(asked)
@@ -89,6 +91,7 @@ def test_running_text_is_scored_as_the_harness_scores_it(staged_run: LoadedRun) 
     assert ours[1] == pytest.approx(theirs[1], abs=1e-3)
 
 
+@pytest.mark.numeric
 def test_the_staged_side_is_the_two_phase_run(staged_run: LoadedRun) -> None:
     model = PdtrimLM(staged_run)
     assert model.plan.prefill != model.plan.decode
@@ -104,6 +107,7 @@ def test_the_staged_side_is_the_two_phase_run(staged_run: LoadedRun) -> None:
     assert not close(found, dense, [1000] * 4)
 
 
+@pytest.mark.numeric
 def test_running_text_is_decode_alone_unless_a_share_is_prompt(staged_run: LoadedRun) -> None:
     asked = requests("loglikelihood_rolling", ("some words of text " * 10,))
     values: dict[tuple[Variant, float], float] = {}
@@ -118,6 +122,7 @@ def test_running_text_is_decode_alone_unless_a_share_is_prompt(staged_run: Loade
     assert values["dense", 0.5] != pytest.approx(values["dense", 0.0], rel=1e-6)
 
 
+@pytest.mark.numeric
 def test_a_share_of_prompt_leaves_the_scale_of_a_text(staged_run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     # With every token equally likely, a text counts the same whatever share of it is scored.
     from pdtrim_core.execution.staged_model import Scored
@@ -130,6 +135,7 @@ def test_a_share_of_prompt_leaves_the_scale_of_a_text(staged_run: LoadedRun, mon
     assert found == pytest.approx([-100.0] * 3)
 
 
+@pytest.mark.numeric
 def test_prompts_generate_together_what_they_generate_alone(staged_run: LoadedRun) -> None:
     prompts = ["Once upon a time", "A", "Question: which is heavier?\nAnswer:"]
     limits = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
@@ -143,6 +149,7 @@ def test_prompts_generate_together_what_they_generate_alone(staged_run: LoadedRu
         assert text == alone.split("\n\n")[0]
 
 
+@pytest.mark.numeric
 def test_the_dense_side_generates_what_the_harness_generates(staged_run: LoadedRun) -> None:
     letter = staged_run.dense.tokenizer.decode([101])
     asked = requests(
@@ -153,6 +160,7 @@ def test_the_dense_side_generates_what_the_harness_generates(staged_run: LoadedR
     assert ours == harness(staged_run).generate_until(asked, disable_tqdm=True)
 
 
+@pytest.mark.numeric
 def test_items_that_share_no_rows_give_the_same_numbers(staged_run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = requests("loglikelihood", *TEXTS)
     together = PdtrimLM(staged_run).loglikelihood(asked)
@@ -162,6 +170,7 @@ def test_items_that_share_no_rows_give_the_same_numbers(staged_run: LoadedRun, m
     )
 
 
+@pytest.mark.numeric
 def test_out_of_memory_halves_the_batch_and_goes_on(staged_run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = requests("loglikelihood", *TEXTS)
     expected = PdtrimLM(staged_run).loglikelihood(asked)
@@ -180,6 +189,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(staged_run: LoadedRun, monke
         PdtrimLM(staged_run).loglikelihood(asked)
 
 
+@pytest.mark.numeric
 def test_the_model_is_left_as_it_was(staged_run: LoadedRun) -> None:
     before = staged_run.dense.model.config.to_dict(), {**vars(staged_run.dense.tokenizer)}.keys()
     limits = {"until": [], "max_gen_toks": 3}
@@ -201,6 +211,7 @@ def test_options_that_mean_nothing_are_refused(staged_run: LoadedRun, options: d
         PdtrimLM(staged_run, ModelOptions(**options))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", ["staged", "unrecovered"])
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
 def test_who_makes_the_first_token_matters_to_tasks_of_one_token(
@@ -241,6 +252,7 @@ def test_words_that_the_model_does_not_know_are_refused(words: str, problem: str
         PdtrimLM.create_from_arg_string(words)
 
 
+@pytest.mark.numeric
 def test_requests_that_the_model_cannot_read_are_named(staged_run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     model = PdtrimLM(staged_run, ModelOptions(stage="dense"))
     asked = requests("loglikelihood", ("A context", " and more"))

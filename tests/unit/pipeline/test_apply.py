@@ -25,8 +25,6 @@ from pdtrim_core.testing import FAMILIES, ByteTokenizer, tiny_llama, tiny_model,
 from pdtrim_core.testing.contracts.small_run import TINY, tiny_host
 from tests.unit.recovered_runs import UNIFIED, recovered_run
 
-pytestmark = pytest.mark.numeric
-
 PROMPT = list(b"A prompt of some length")
 DATA: dict[str, Any] = {
     "model": TINY,
@@ -44,6 +42,7 @@ def recipe(out: Path, **changes: Any) -> Recipe:
     )
 
 
+@pytest.mark.numeric
 def test_the_dense_plan_generates_what_transformers_generates() -> None:
     model = tiny_transformers("llama")
     staged = apply(Plan(), model)
@@ -54,6 +53,7 @@ def test_the_dense_plan_generates_what_transformers_generates() -> None:
     assert staged.generate(PROMPT, 8) == expected
 
 
+@pytest.mark.numeric
 def test_dropping_a_silent_block_from_a_loaded_model_changes_nothing() -> None:
     model = tiny_llama(silent={2}).model
     items = [encode(Sample("Ice is", (" cold", " hot")), ByteTokenizer())]
@@ -62,6 +62,7 @@ def test_dropping_a_silent_block_from_a_loaded_model_changes_nothing() -> None:
     assert pruned.generate(PROMPT, 8) == dense.generate(PROMPT, 8)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_silent_block_is_the_identity_in_every_family(family: str) -> None:
     model = tiny_model(family, silent={2})
@@ -71,6 +72,7 @@ def test_a_silent_block_is_the_identity_in_every_family(family: str) -> None:
     assert apply(Plan.unified(Removal([Drop(3)])), model).loglikelihoods(items) != dense
 
 
+@pytest.mark.numeric
 def test_the_model_itself_answers_as_before() -> None:
     model = tiny_transformers("llama")
     ids = torch.tensor([PROMPT])
@@ -80,6 +82,7 @@ def test_the_model_itself_answers_as_before() -> None:
         assert torch.equal(model(ids).logits, before)
 
 
+@pytest.mark.numeric
 def test_a_finished_run_is_applied_by_its_folder_its_plan_file_or_itself(tmp_path: Path) -> None:
     outcome = run(recipe(tmp_path / "run"))
     model = tiny_transformers("llama")
@@ -94,6 +97,7 @@ def test_a_finished_run_is_applied_by_its_folder_its_plan_file_or_itself(tmp_pat
     assert len({tuple(one.generate(PROMPT, 6)) for one in staged}) == 1
 
 
+@pytest.mark.numeric
 def test_merged_blocks_come_from_beside_the_plan(tmp_path: Path) -> None:
     dense = tiny_llama()
     merge = Merge(keep=3, drop=2)
@@ -112,6 +116,7 @@ def test_merged_blocks_come_from_beside_the_plan(tmp_path: Path) -> None:
         apply(plan, dense)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
 def test_a_recovered_run_is_applied_with_its_recovered_weights(family: str, tmp_path: Path) -> None:
     opened = recovered_run(tmp_path / "run", f"tiny:{family}", exporter=["plan"])
@@ -160,6 +165,7 @@ def test_a_recovered_plan_without_its_weights_is_refused(tmp_path: Path) -> None
             apply(way, model)
 
 
+@pytest.mark.numeric
 def test_a_recovered_unified_plan_generates_what_its_one_model_generates(tmp_path: Path) -> None:
     opened = recovered_run(tmp_path / "run", **UNIFIED)
     plan, dense = opened.outcome.plan.plan, opened.dense
@@ -216,6 +222,7 @@ def test_all_problems_of_a_recipe_of_data_are_told() -> None:
     ]
 
 
+@pytest.mark.numeric
 def test_a_run_uses_the_plugins_that_its_recipe_was_made_with(tmp_path: Path) -> None:
     (tmp_path / "flat.py").write_text(
         "from pdtrim_core.api import Scorer, Scores, hookimpl\n\n"

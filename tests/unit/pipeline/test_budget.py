@@ -238,6 +238,20 @@ def test_a_budget_is_counted_as_the_pruner_counts(
     assert removed is not None or budget.share == pytest.approx(0.15, abs=1e-5)  # to a whole parameter
 
 
+def test_a_config_without_weights_is_told_and_a_checkpoint_with_them_is_not(host: PluginHost, tmp_path: Path) -> None:
+    from pdtrim_core.testing import tiny_config
+    from pdtrim_core.testing.models import save_tiny_model
+
+    tiny_config("llama").save_pretrained(tmp_path / "planned")
+    planned = budget_of(recipe_of(host, {"blocks": 2}, str(tmp_path / "planned")), host)
+    assert (
+        planned.remarks[-1] == f"{tmp_path / 'planned'} is a config without weights: its sizes are told, but no run can open it"
+    )
+    whole = budget_of(recipe_of(host, {"blocks": 2}, str(save_tiny_model(tmp_path / "whole"))), host)
+    assert (whole.weights, whole.remarks) == (True, ())
+    assert whole.share == planned.share
+
+
 @pytest.mark.parametrize(
     ("family", "pruner", "prune", "words"),
     [

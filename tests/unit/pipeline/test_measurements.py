@@ -13,6 +13,7 @@ from pdtrim_core import Drop, KvOnly, Merge, PdtrimError, Plan, PluginError, Rem
 from pdtrim_core.api import CostModel, Request, Result, Scores, Searcher, SearchSpace, StageSplitter
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.pipeline import measurements
 from pdtrim_core.pipeline.measurements import Bench, ModuleSet, open_bench, rows_of
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
@@ -21,6 +22,7 @@ from pdtrim_core.results.run_folder import measured_in
 from pdtrim_core.search.space import search_space, two_sets
 from pdtrim_core.testing import tiny_llama
 from pdtrim_plugins.objectives import Margin
+from pdtrim_plugins.searchers import Beam, Sequential
 from tests.unit.pipeline.runs import Begin
 
 MERGE = Merge(keep=2, drop=1)
@@ -266,6 +268,50 @@ def test_a_search_that_asks_for_nothing_is_named(begin: Begin, monkeypatch: pyte
     with pytest.raises(PluginError) as caught:
         bench.search(SPACE)
     assert str(caught.value) == f"{context.host.label_of(Asks())} requested no plan"
+
+
+def clock_of(bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let each plan that is measured take so many seconds."""
+    monkeypatch.setattr(measurements, "monotonic", lambda: seconds * (bench.ledger.tally.measured + bench.ledger.tally.cut_short))
+
+
+def test_a_search_ends_with_its_minutes_and_with_the_best_that_it_has(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"mode": "exact", "minutes": 1.5})
+    clock_of(bench, monkeypatch, 30.0)
+    found = bench.search(SPACE)
+    scores = {plan: bench.ledger.known(plan) for plan in PLANS}
+    assert [score is None for score in scores.values()] == [False, False, False, True, True]
+    assert scores[found] == max(score for score in scores.values() if score is not None)
+    (note,) = context.events.notes
+    assert note == (
+        "search: ended after search.minutes = 1.5, with 3 plans measured; the best of them that is of full size counts"
+    )
+
+
+@pytest.mark.parametrize("minutes", [0.1, 1.0, 2.0])
+@pytest.mark.parametrize("searcher", [Sequential(), Beam()], ids=lambda one: one.name)
+def test_a_search_that_removes_one_block_after_the_other_has_a_plan_at_all_times(
+    searcher: Searcher, minutes: float, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, context = with_parts(begin, monkeypatch, search={"minutes": minutes})
+    context = replace(context, recipe=replace(context.recipe, searcher=searcher))
+    bench, _ = bench_of(context)
+    clock_of(bench, monkeypatch, 20.0)
+    found = bench.search(SPACE)
+    assert found.decode.blocks_removed == SPACE.count
+    assert not {Drop(0), Drop(5)} & set(found.decode)
+    assert bench.ledger.known(found) is not None
+    assert str(found.decode).strip("{}") in [step.decode for step in context.events.search if step.may_win]
+    assert any(note.startswith(f"search: ended after search.minutes = {minutes:g}") for note in context.events.notes)
+
+
+def test_what_a_search_with_a_limit_says_beforehand_is_no_longer_than_that(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, search={"minutes": 1e-6})
+    said: list[str] = []
+    monkeypatch.setattr(context.events, "preview", said.append)
+    bench.dense()
+    bench.search(SPACE)
+    assert said[0].endswith(", ended after 1e-06 min")
 
 
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])

@@ -21,8 +21,6 @@ from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 
-pytestmark = pytest.mark.numeric
-
 SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(8)]
 PAIR = Merge(keep=3, drop=2)
 
@@ -40,6 +38,7 @@ def store(
     return MergeStore(tiny_llama(**model), distiller, SEQUENCES, kept, label="distiller 'x'", code=code)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("distiller", [Mse, CosineLoss, MseCosine, LogitKl])
 def test_every_loss_falls(distiller: type[Distiller], tmp_path: Path) -> None:
     options = distiller.model_validate({"lr": 1e-3, "epochs": 6})
@@ -69,12 +68,14 @@ def test_the_cosine_weight_changes_what_is_learnt(tmp_path: Path) -> None:
     assert light != heavy
 
 
+@pytest.mark.numeric
 def test_merging_a_block_that_is_the_identity_costs_nothing(tmp_path: Path) -> None:
     merges = store(tmp_path, Mse(epochs=1), silent={2})
     _, record = merges.trained(Merge(keep=3, drop=2))
     assert record.untrained == pytest.approx(0.0, abs=1e-10)
 
 
+@pytest.mark.numeric
 def test_a_trained_merge_is_found_again(tmp_path: Path) -> None:
     first, record = store(tmp_path, Mse(lr=1e-3, epochs=2)).trained(PAIR)
     again, same = store(tmp_path, Mse(lr=1e-3, epochs=2)).trained(PAIR)
@@ -163,6 +164,7 @@ class Diverges(Distiller):
         yield float("nan")
 
 
+@pytest.mark.numeric
 def test_a_loss_that_is_not_a_number_is_named_and_nothing_is_stored(tmp_path: Path) -> None:
     with pytest.raises(PluginError) as caught:
         store(tmp_path, Diverges()).trained(PAIR)
@@ -170,6 +172,7 @@ def test_a_loss_that_is_not_a_number_is_named_and_nothing_is_stored(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.numeric
 def test_training_leaves_the_dense_model_as_it_was(tmp_path: Path) -> None:
     model = tiny_llama()
     before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
@@ -178,6 +181,7 @@ def test_training_leaves_the_dense_model_as_it_was(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gemma3"])
 @pytest.mark.parametrize("kv", ["shadow", "frozen"])
 def test_a_trained_merge_in_decode_alone_agrees_with_two_phases(family: str, kv: str, tmp_path: Path) -> None:
@@ -215,6 +219,7 @@ def fall(record: TrainedMerge) -> float:
     return 1 - record.losses[-1] / record.losses[0]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("family", "kv"), [("llama", "frozen"), ("opt", "shadow"), ("gemma3", "frozen"), ("gpt-neox", "shadow")])
 @pytest.mark.parametrize("distiller", [Mse, LogitKl])
 @pytest.mark.parametrize("dtype", HALVES)
@@ -253,6 +258,7 @@ def test_what_is_trained_is_in_float32_and_all_of_it_moves(dtype: torch.dtype, f
     assert share > 0.9
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kv", ["shadow", "frozen"])
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma3"])
 @pytest.mark.parametrize("dtype", HALVES)
@@ -298,6 +304,7 @@ class OwnDescent(Distiller):
             yield total / len(batches)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_distiller_that_knows_nothing_of_formats_trains_as_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     wanted, found = (trained_in(of, tmp_path, OwnDescent()) for of in (torch.float32, dtype))
@@ -340,6 +347,7 @@ def test_what_the_format_of_the_model_rounds_away_did_not_move(dtype: torch.dtyp
     assert trained_in(dtype, tmp_path, MovesTooLittle()).moved == moved
 
 
+@pytest.mark.numeric
 def test_a_merge_as_good_as_a_drop_is_not_worth_it() -> None:
     assert not TrainedMerge(PAIR, untrained=2.0, trained=1.0, drop_first=1.0, drop_second=2.0, losses=(1.0,)).worthwhile
     assert TrainedMerge(PAIR, untrained=2.0, trained=0.9, drop_first=1.0, drop_second=2.0, losses=(1.0,)).worthwhile
@@ -374,6 +382,7 @@ class Silent(Distiller):
         yield from ()
 
 
+@pytest.mark.numeric
 def test_a_distiller_without_a_loss_is_named(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"^distiller 'x' yielded no loss for the merge 2\+3: it must yield one"):
         store(tmp_path, Silent()).trained(PAIR)

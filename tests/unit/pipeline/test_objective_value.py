@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import count
 from random import Random
 from typing import ClassVar
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from pdtrim_core.api import Drop, Item, Objective, PdtrimError, Plan, PluginError, Removal, Staged
-from pdtrim_core.data.readings import Reading
+from pdtrim_core.data.readings import Reading, Underway
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.threads import fitting_threads, threads
+from pdtrim_core.pipeline import objective_value
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems, in_rounds
 from pdtrim_core.search.stopping import Stop
 from pdtrim_core.testing import tiny_llama
@@ -307,6 +309,41 @@ def test_an_interrupted_measurement_gives_what_it_has() -> None:
     whole = dict(measurement_of(values).together(list(values), Stop(), readings))
     assert whole == dict(measurement_of(values).together(list(values), Stop(), {}))
     assert len(PerPlan.asked) < 3 * 2 * 64
+
+
+@pytest.mark.parametrize("stop", [Stop(), Stop(keep=1)], ids=["whole", "the best"])
+def test_plans_that_are_measured_together_are_kept_now_and_then(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch of one plan takes four seconds, so that after three of them what has grown is kept."""
+    values = plans_worth(0.6, 0.5, 0.4)
+    whole = dict(measurement_of(values).together(list(values), stop, {}))
+    now = count(step=4.0)
+    monkeypatch.setattr(objective_value, "monotonic", lambda: next(now))
+    PerPlan.asked = []
+    underway: dict[Plan, Reading] = {}
+    killed = measurement_of(values).together(list(values), stop, {})
+    for plan, reading in killed:
+        if not isinstance(reading, Underway):
+            break
+        if plan in underway:
+            assert reading.items.count(None) < underway[plan].items.count(None)
+        underway[plan] = reading
+    assert set(underway) == set(values)
+    assert all(reading.score is None and reading.items.count(None) < 64 for reading in underway.values())
+    # Who goes on from there finds the same and measures no item that is there again.
+    monkeypatch.undo()
+    PerPlan.asked = []
+    left = sum(reading.items.count(None) for reading in underway.values())
+    found = dict(measurement_of(values).together(list(values), stop, underway))
+    assert found == whole
+    assert len(PerPlan.asked) <= left < 3 * 64
+
+
+def test_a_plan_alone_is_measured_to_its_end_though_it_is_kept_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = plans_worth(0.6)
+    now = count(step=20.0)
+    monkeypatch.setattr(objective_value, "monotonic", lambda: next(now))
+    (plan,) = values
+    assert measurement_of(values)(plan, None, None).score is not None
 
 
 def consume(found: Iterator[tuple[Plan, Reading]], readings: dict[Plan, Reading]) -> None:

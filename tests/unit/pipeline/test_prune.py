@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from pdtrim_core import Outcome, PluginHost
     from pdtrim_core.api import BlockModel, LoadedModel
 
-pytestmark = pytest.mark.numeric
-
 SEQUENCES = [Random(number).choices(range(256), k=length) for number, length in enumerate((5, 9, 1, 14, 9))]
 CLOSE = 1e-5
 """Relative: float32 logits of around 10, summed in another order."""
@@ -220,6 +218,7 @@ def test_modules_of_a_plan_are_saved_and_no_others(with_planted: PluginHost, tmp
         assert all(torch.equal(tensor, loaded[element].state_dict()[name]) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.numeric
 def test_draws_and_sequences_depend_on_the_seed_alone(with_planted: PluginHost, tmp_path: Path) -> None:
     seen: list[tuple[float, Sequence[Sequence[int]]]] = []
 
@@ -264,6 +263,7 @@ def measuring(*, fail_after: int | None = None) -> Callable[[PruneContext], Prun
     return answer
 
 
+@pytest.mark.numeric
 def test_losses_measured_before_an_interruption_are_not_measured_again(with_planted: PluginHost, tmp_path: Path) -> None:
     whole = run(with_planted, tmp_path / "whole", measuring())
     for fail_after in (2, 5):
@@ -309,6 +309,7 @@ def test_measurements_are_heard_without_a_best(with_planted: PluginHost, tmp_pat
     assert any(best is not None for best in listener.best)
 
 
+@pytest.mark.numeric
 def test_the_cache_budget_of_a_recipe_holds_for_pruning_too(
     with_planted: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +324,7 @@ def test_the_cache_budget_of_a_recipe_holds_for_pruning_too(
     assert made == [ExecutionOptions(batch_tokens=64, budget=0)] * 2
 
 
+@pytest.mark.numeric
 def test_another_family_prunes_by_loss_too(with_planted: PluginHost, tmp_path: Path) -> None:
     outcome = run(with_planted, tmp_path, measuring(), model={"path": "tiny:gpt-neox"})
     assert len(outcome.plan.plan.decode) == 2

@@ -25,8 +25,6 @@ from pdtrim_core.results.run_folder import load_plan, measured_in
 from pdtrim_core.testing import ByteTokenizer, tiny_llama
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
 
-pytestmark = pytest.mark.numeric
-
 NARROW: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3}
 """Another model in every size but its vocabulary."""
 
@@ -89,6 +87,7 @@ def alone(host: PluginHost, out: Path, monkeypatch: pytest.MonkeyPatch, *, seed:
     return run(host, out, pruner="shortgpt", prune={"blocks": 0})
 
 
+@pytest.mark.numeric
 def test_its_row_is_what_a_run_of_that_model_alone_gives(
     host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +108,7 @@ ITEMS: list[Item] = [
 ]
 
 
+@pytest.mark.numeric
 def test_divergences_are_taken_from_the_dense_model() -> None:
     dense, other = tiny_llama(), tiny_llama(seed=7, **NARROW)
     found = StagedModel(PrefixCache(other, dense=dense), Plan()).divergences(ITEMS)
@@ -122,6 +122,7 @@ def test_divergences_are_taken_from_the_dense_model() -> None:
     assert StagedModel(PrefixCache(dense, dense=tiny_llama()), Plan()).divergences(ITEMS) == pytest.approx([0, 0], abs=1e-5)
 
 
+@pytest.mark.numeric
 def test_a_run_measures_how_far_the_replaced_model_is_from_the_dense_one(host: PluginHost, tmp_path: Path) -> None:
     dense, unified = run(host, tmp_path, objective="kl").rows
     assert dense.calibration.mean == pytest.approx(0, abs=1e-6)
@@ -167,6 +168,7 @@ def test_an_interrupted_run_goes_on_with_both_models(host: PluginHost, tmp_path:
     assert (tmp_path / "journal.jsonl").read_bytes() == journal
 
 
+@pytest.mark.numeric
 def test_runs_that_share_keep_two_replaced_models_apart(host: PluginHost, tmp_path: Path) -> None:
     shared = RunCache()
     for name, pruner in (("a", {"use": "other"}), ("b", {"use": "other", "seed": 8}), ("c", "shortgpt")):
@@ -202,6 +204,7 @@ def test_what_does_not_fit_is_the_plugins_fault(host: PluginHost, tmp_path: Path
     assert str(caught.value) == message
 
 
+@pytest.mark.numeric
 def test_a_replaced_model_is_compared_along_the_dense_models_answers(
     host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,6 @@ from pdtrim_core.testing.rounding import ROUNDING, units_apart
 from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from tests.unit.plugins.exported import decode_logits, export, logits_of, parameters_of, read_back, thin
 
-pytestmark = pytest.mark.numeric
-
 
 def check_same(model: BlockModel, plan: Any, out: Path) -> Any:
     """Export, read back, compare; return the model that was read."""
@@ -34,6 +32,7 @@ def check_same(model: BlockModel, plan: Any, out: Path) -> Any:
     return loaded
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_comes_back_with_the_same_logits(family: str, tied: bool, tmp_path: Path) -> None:
@@ -45,6 +44,7 @@ def test_every_family_comes_back_with_the_same_logits(family: str, tied: bool, t
     assert loaded.config.num_hidden_layers == 4
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "gemma3", "opt", "gpt-neox", "mixtral", "qwen3-moe"])
 def test_one_width_gives_an_ordinary_checkpoint(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
@@ -54,6 +54,7 @@ def test_one_width_gives_an_ordinary_checkpoint(family: str, tmp_path: Path) -> 
     assert type(loaded) is type(model.model)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3", "mixtral", "qwen3-moe"])
 def test_one_number_of_heads_gives_an_ordinary_checkpoint(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
@@ -63,6 +64,7 @@ def test_one_number_of_heads_gives_an_ordinary_checkpoint(family: str, tmp_path:
     assert loaded.config.head_dim == 8
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "phi3"])
 def test_widths_by_block_give_a_class_of_our_own(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
@@ -71,12 +73,14 @@ def test_widths_by_block_give_a_class_of_our_own(family: str, tmp_path: Path) ->
     assert "import pdtrim_plugins.checkpoints" in (tmp_path / "decode" / "README.md").read_text()
 
 
+@pytest.mark.numeric
 def test_heads_that_the_familys_config_cannot_say_give_a_class_of_our_own(tmp_path: Path) -> None:
     # OPT's size of a head follows from the number of heads.
     model = tiny_model("opt")
     assert type(check_same(model, [Shrink(b, "attention", (1,)) for b in range(6)], tmp_path)).__name__ == "PDTrimOPTForCausalLM"
 
 
+@pytest.mark.numeric
 def test_biases_that_stand_for_lost_channels_are_kept(tmp_path: Path) -> None:
     model = tiny_llama()
     shrink = Shrink(2, "mlp", (3, 4))
@@ -90,6 +94,7 @@ def test_biases_that_stand_for_lost_channels_are_kept(tmp_path: Path) -> None:
     assert units_apart(logits_of(loaded), decode_logits(model, [shrink], tmp_path)) <= ROUNDING
 
 
+@pytest.mark.numeric
 def test_lists_by_block_are_cut_to_the_kept_blocks(tmp_path: Path) -> None:
     model = tiny_model("gemma3")
     kinds = model.config.layer_types
@@ -98,6 +103,7 @@ def test_lists_by_block_are_cut_to_the_kept_blocks(tmp_path: Path) -> None:
     assert config["layer_types"] == [kinds[block] for block in (0, 3, 4, 5)]
 
 
+@pytest.mark.numeric
 def test_blocks_keep_their_experts_under_another_number(tmp_path: Path) -> None:
     # Every second block has experts, so that without block 0 all would change places.
     model = tiny_model("qwen3-moe", mlp_only_layers=[1], decoder_sparse_step=2)
@@ -107,6 +113,7 @@ def test_blocks_keep_their_experts_under_another_number(tmp_path: Path) -> None:
         assert "model.layers.2.mlp.experts.0.gate_proj.weight" in weights.keys()  # noqa: SIM118 - no mapping
 
 
+@pytest.mark.numeric
 def test_a_model_inside_a_larger_one_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "image_size": 28}
     config = {

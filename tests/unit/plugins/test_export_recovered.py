@@ -48,8 +48,6 @@ from tests.unit.recovered_runs import RECIPE, UNIFIED, recovered_run
 
 __all__ = ["tokenizer"]
 
-pytestmark = pytest.mark.numeric
-
 PAIR = Plan(Removal([Drop(1), KvOnly(4)]), Removal([Drop(1), Merge(3, 2)]))
 
 
@@ -72,6 +70,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 # Weights that a test made
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_decode_checkpoint_of_every_family_is_stock_and_computes_what_the_recovered_stage_does(
     family: str, tmp_path: Path
@@ -91,6 +90,7 @@ def test_a_decode_checkpoint_of_every_family_is_stock_and_computes_what_the_reco
     assert {name: tensor.shape for name, tensor in with_names.items()} == {n: tensor.shape for n, tensor in without.items()}
 
 
+@pytest.mark.numeric
 def test_shrunk_blocks_are_written_with_their_recovered_weights(tmp_path: Path) -> None:
     model = tiny_llama()
     plan = Plan(Removal(), Removal([Drop(1), Shrink(5, "mlp", (0, 7)), Shrink(5, "attention", (0,))]))
@@ -99,6 +99,7 @@ def test_shrunk_blocks_are_written_with_their_recovered_weights(tmp_path: Path) 
     assert units_apart(logits_of(read_back(tmp_path / "decode")), decode_logits(model, plan, tmp_path, modules)) <= ROUNDING
 
 
+@pytest.mark.numeric
 def test_a_bias_that_stands_for_lost_channels_can_be_recovered_too(tmp_path: Path) -> None:
     model, shrink = tiny_llama(), Shrink(2, "mlp", (3, 4))
     plan = Plan(Removal(), Removal([shrink]))
@@ -131,6 +132,7 @@ MORE: dict[str, tuple[list[Element], list[Element]]] = {
 }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", [*PLANS, *MORE])
 def test_the_pair_makes_the_tokens_of_our_two_phases_on_recovered_layers(name: str, tmp_path: Path) -> None:
     model = tiny_model("qwen3" if "merge" in name else "llama")
@@ -141,6 +143,7 @@ def test_the_pair_makes_the_tokens_of_our_two_phases_on_recovered_layers(name: s
     check_pair(model, plan, modules, tmp_path)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_gguf_file_has_the_recovered_weights(family: str, tmp_path: Path, tokenizer: Any) -> None:
     model = with_tokenizer(tiny_model(family), tokenizer)
@@ -233,6 +236,7 @@ def card_of(folder: Path) -> str:
     return (folder / "README.md").read_text()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "opt"])
 def test_a_recovered_run_is_exported_as_it_is_measured(family: str, tmp_path: Path) -> None:
     run = recovered_run(tmp_path / "run", f"tiny:{family}", exporter=["checkpoints"])
@@ -246,6 +250,7 @@ def test_a_recovered_run_is_exported_as_it_is_measured(family: str, tmp_path: Pa
     assert units_apart(logits_of(loaded), wanted) <= ROUNDING
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_recovered_run_is_exported_for_vllm_under_another_folder(family: str, tmp_path: Path) -> None:
     run, out = recovered_run(tmp_path / "run", f"tiny:{family}"), tmp_path / "out"

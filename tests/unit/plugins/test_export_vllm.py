@@ -20,8 +20,6 @@ from pdtrim_core.testing.rounding import ROUNDING, units_apart
 from pdtrim_plugins.exporters.vllm import Vllm
 from tests.unit.plugins.exported import TOKENS, export, parameters_of, read_back
 
-pytestmark = pytest.mark.numeric
-
 PROMPT = TOKENS[:1]
 HEADS = [Shrink(block, "attention", (1,)) for block in range(6)]
 CHANNELS = [Shrink(block, "mlp", (1, 2, 3)) for block in range(6)]
@@ -65,6 +63,7 @@ def decoded(prefill: Any, decode: Any) -> Any:
             token = row.argmax().reshape(1, 1)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", PLANS)
 def test_the_pair_makes_the_tokens_of_our_two_phases(name: str, tmp_path: Path) -> None:
     model = tiny_model("qwen3" if "merge" in name else "llama", tie_word_embeddings=name == "drops")
@@ -76,6 +75,7 @@ def test_the_pair_makes_the_tokens_of_our_two_phases(name: str, tmp_path: Path) 
     assert parameters_of(read_decode) == model.sizes.kept_parameters(plan, "decode")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_every_family_of_pairs_comes_back(family: str, tmp_path: Path) -> None:
     plan = Plan(prefill=Removal([Drop(0), KvOnly(4)]), decode=Removal([Drop(0), Merge(2, 3), Drop(5)]))
@@ -85,6 +85,7 @@ def test_every_family_of_pairs_comes_back(family: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("prefill", "decode"), [(CHANNELS, CHANNELS), (CHANNELS[2:3], CHANNELS), (HEADS, HEADS)])
 def test_one_width_in_decode_can_be_another_in_prefill_but_for_heads(prefill: Elements, decode: Elements, tmp_path: Path) -> None:
     check_pair(tiny_llama(), Plan(prefill=Removal(prefill), decode=Removal(decode)), tmp_path)

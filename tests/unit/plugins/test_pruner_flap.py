@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from pdtrim_core.api import BlockModel, Pruned
 
-pytestmark = pytest.mark.numeric
-
 WINDOWS = [tuple(Random(number).randrange(256) for _ in range(16)) for number in range(7)]
 
 
@@ -65,6 +63,7 @@ def peer_fluctuation(inputs_BTC: Tensor) -> Tensor:
     return fluctuation
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_scores_and_thresholds_of_the_real_model_are_what_the_authors_code_gave(smollm: BlockModel) -> None:
     expected = reference("flap")
@@ -92,6 +91,7 @@ def test_scores_and_thresholds_of_the_real_model_are_what_the_authors_code_gave(
         assert len(gone) == sum(theirs) - 1
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("part", ["attention", "mlp"])
 @pytest.mark.parametrize("batch_tokens", [1, 48, 512])
 @pytest.mark.parametrize("family", ["llama", "opt"])
@@ -107,6 +107,7 @@ def test_statistics_are_those_of_the_inputs_whatever_the_batch(family: str, batc
         assert torch.allclose(seen.norm().float(), inputs.square().sum(1).mean(0).sqrt(), rtol=1e-4)
 
 
+@pytest.mark.numeric
 def test_the_variance_does_not_hang_on_the_order_of_windows_and_theirs_does() -> None:
     inputs_BTC = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 5.0, 50.0])
 
@@ -120,6 +121,7 @@ def test_the_variance_does_not_hang_on_the_order_of_windows_and_theirs_does() ->
     assert not torch.allclose(fluctuation("peer", inputs_BTC), fluctuation("peer", inputs_BTC.flip(0)), rtol=1e-2)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("metric", "compat"), [("WIFV", "peer"), ("WIFV", "paper"), ("IFV", "peer"), ("IFV", "paper"), ("WIFN", "paper")]
 )
@@ -138,6 +140,7 @@ def test_metrics_are_their_formulas(metric: Any, compat: Any, part: Any) -> None
     assert torch.allclose(flap.channel_scores(model, (2, part), seen), (expected**2 if squared else expected).double(), rtol=1e-4)
 
 
+@pytest.mark.numeric
 def test_a_head_scores_the_mean_of_its_channels_and_equal_channels_score_nothing() -> None:
     metric = torch.tensor([1.0, 2.0, 3.0, 6.0])
     deviation = (14 / 3) ** 0.5
@@ -145,6 +148,7 @@ def test_a_head_scores_the_mean_of_its_channels_and_equal_channels_score_nothing
     assert unit_scores(torch.full((4,), 7.0), 2).tolist() == [0, 0]
 
 
+@pytest.mark.numeric
 def test_small_channels_are_ranked_beside_one_that_is_huge() -> None:
     scores = unit_scores(torch.tensor([3.0, 1.0, 1e9, 2.0]), 4).tolist()
     assert sorted(range(4), key=lambda unit: scores[unit]) == [1, 3, 0, 2]
@@ -184,6 +188,7 @@ class Meaned:
             handle.remove()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("structure", ["AL-AM", "UL-UM"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "opt", "qwen2"])
 def test_a_compensated_plan_is_the_dense_model_with_lost_inputs_at_their_mean(family: str, structure: str) -> None:
@@ -211,6 +216,7 @@ def test_without_compensation_no_modules_come_and_the_same_units_go() -> None:
     assert plain.removal == pruned_by(model, 0.3).removal
 
 
+@pytest.mark.numeric
 def test_a_prefill_that_is_given_all_back_is_dense_and_has_no_bias() -> None:
     model = tiny_llama()
     pruned = pruned_by(model, 0.3)
@@ -222,6 +228,7 @@ def test_a_prefill_that_is_given_all_back_is_dense_and_has_no_bias() -> None:
     assert not torch.allclose(found[1], dense[1], atol=1e-2)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("structure", ["AL-AM", "UL-UM"])
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5])
 def test_what_goes_is_as_near_to_the_budget_as_its_steps(share: float, structure: str) -> None:
@@ -248,6 +255,7 @@ def test_the_uniform_structure_takes_the_same_of_every_block() -> None:
     assert len({len(s.units) for s in adaptive if isinstance(s, Shrink) and s.part == "mlp"}) > 1
 
 
+@pytest.mark.numeric
 def test_the_uniform_structure_takes_the_lowest_of_each_part() -> None:
     model = tiny_llama()
     flap = Flap(tokens=16, structure="UL-UM")
@@ -283,6 +291,7 @@ def test_a_part_that_cannot_lose_units_is_left_alone_and_said(family: str, lost:
     assert notes == [f"pruner 'flap' keeps the {left} of this family whole, because its projections are fused or experts"]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_a_run_keeps_the_biases_and_counts_them(family: str, tmp_path: Path) -> None:
     host = tiny_host()

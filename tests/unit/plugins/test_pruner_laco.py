@@ -21,8 +21,6 @@ from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Pruned
 
-pytestmark = pytest.mark.numeric
-
 SEQUENCES = [[(7 * i + 3 * j + i * j) % 256 for j in range(8 + i)] for i in range(6)]
 
 
@@ -37,6 +35,7 @@ def dense_runs(model: BlockModel) -> tuple[Run, ...]:
     return tuple(Run(block, block, module) for block, module in enumerate(model.blocks))
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_folding_the_real_model_gives_what_the_authors_code_gave(smollm: BlockModel) -> None:
     expected = reference("laco")
@@ -58,6 +57,7 @@ def test_folding_the_real_model_gives_what_the_authors_code_gave(smollm: BlockMo
     assert abs(by_code - by_drop) < 0.1
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_ways_to_fold_are_the_formulas(family: str) -> None:
     model = tiny_model(family)
@@ -75,6 +75,7 @@ def test_both_ways_to_fold_are_the_formulas(family: str) -> None:
         torch.testing.assert_close(paper[name], first[name] if name in norms else by_formula)
 
 
+@pytest.mark.numeric
 def test_the_likeness_is_that_of_the_models_own_last_states() -> None:
     model = tiny_model("opt")
     runs = dense_runs(model)
@@ -94,6 +95,7 @@ def test_the_likeness_is_that_of_the_models_own_last_states() -> None:
     assert found == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
 
 
+@pytest.mark.numeric
 def test_blocks_that_are_alike_become_one_without_a_change() -> None:
     model = tiny_llama(silent={2, 3, 4})
     notes: list[str] = []
@@ -109,6 +111,7 @@ def test_a_step_that_is_accepted_moves_on_by_the_interval() -> None:
     assert [element.blocks for element in near.removal] == [(2, 3, 4)]
 
 
+@pytest.mark.numeric
 def test_layers_is_how_many_become_one_at_once() -> None:
     model = tiny_llama()
     at_once, by_pairs = (pruned(model, 3, layers=layers, threshold=-1) for layers in (4, 2))
@@ -119,6 +122,7 @@ def test_layers_is_how_many_become_one_at_once() -> None:
     assert torch.equal(once.get_parameter("mlp.up_proj.weight"), model.blocks[4].get_parameter("mlp.up_proj.weight"))
 
 
+@pytest.mark.numeric
 def test_the_ways_differ() -> None:
     code, paper = (pruned(tiny_llama(), 2, merge=way, layers=3, threshold=-1) for way in ("laco-code", "laco-paper"))
     (code_block,), (paper_block,) = code.modules.values(), paper.modules.values()
@@ -134,6 +138,7 @@ def test_more_sentences_are_another_measure() -> None:
     assert len(set(notes)) == 2
 
 
+@pytest.mark.numeric
 def test_the_threshold_falls_to_the_best_step_that_a_pass_saw() -> None:
     model = tiny_llama()
     notes: list[str] = []
@@ -166,6 +171,7 @@ def test_it_stays_between_lowest_and_highest() -> None:
     assert str(caught.value) == "pruner.highest = 6: the model's last block is 5"
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4])
 @pytest.mark.parametrize("threshold", [-1.0, 0.45, 1.0])
 def test_any_budget_in_range_is_met(blocks: int, threshold: float) -> None:
@@ -192,6 +198,7 @@ def test_states_that_overflow_are_said() -> None:
     )
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
 @pytest.mark.parametrize("way", ["laco-paper", "laco-code"])
 def test_one_pass_agrees_with_two_phases(family: str, way: str) -> None:

@@ -20,8 +20,6 @@ from tests.reference import reference, reference_text
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
-pytestmark = pytest.mark.numeric
-
 WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3)]
 
 
@@ -52,6 +50,7 @@ def gradients_of(model: BlockModel, windows: list[tuple[int, ...]]) -> dict[str,
     return found
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_the_groups_are_those_that_the_authors_code_removes(smollm: BlockModel) -> None:
     expected, tokens = reference("llm_pruner"), reference_text(smollm.tokenizer)
@@ -76,6 +75,7 @@ def loss_of(model: BlockModel, windows: list[tuple[int, ...]], removal: Removal)
     return context_of(model, 0, windows).loss_of(windows)(removal)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("taylor", ["param_first", "param_second", "param_mix", "vectorize"])
 @pytest.mark.parametrize("batch_tokens", [16, 64])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -104,6 +104,7 @@ def test_a_channels_importance_is_the_formulas(taylor: str, batch_tokens: int, f
         assert units_of(removal, "mlp") == {3: tuple(sorted(sums.argsort()[:count].tolist()))}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max", "prod"])
 @pytest.mark.parametrize("gqa", ["repeat_kv", "peer"])
 def test_a_heads_importance_counts_the_query_heads_that_read_it(reduce: str, gqa: str) -> None:
@@ -131,6 +132,7 @@ def test_the_two_ways_of_counting_query_heads_are_not_the_same() -> None:
     assert one != other
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("width", ["uniform", "per-block"])
 def test_a_local_budget_takes_the_same_share_of_each_block(width: str) -> None:
     model = tiny_llama()
@@ -240,6 +242,7 @@ def test_query_heads_that_do_not_divide_are_refused() -> None:
     assert str(raised.value) == ('tiny llama: the 33 query channels of block 2 do not divide into 2 K/V heads: say parts = "mlp"')
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("dtype", "advice"),
     [

@@ -22,8 +22,6 @@ from pdtrim_plugins.pruners.slicegpt import nearest_width, sliced_parameters
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-pytestmark = pytest.mark.numeric
-
 TOKENS = Random(0).choices(range(256), k=256)
 WINDOWS = [tuple(TOKENS[start : start + 32]) for start in range(0, 256, 32)]
 ROUNDING = 1e-3
@@ -64,6 +62,7 @@ def pruned(model: BlockModel, parameters: int, sequences: Sequence[Sequence[int]
     return found
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("family", "settings"), MODELS)
 def test_rotations_alone_change_no_logit(family: str, settings: dict[str, Any]) -> None:
     model = stirred(tiny_model(family, **settings))
@@ -75,6 +74,7 @@ def test_rotations_alone_change_no_logit(family: str, settings: dict[str, Any]) 
     assert logits(model).std() > 1
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_rotations_alone_change_no_logit_of_the_real_model(smollm: BlockModel) -> None:
     window = Random(0).choices(range(1000, 40000), k=48)
@@ -83,6 +83,7 @@ def test_rotations_alone_change_no_logit_of_the_real_model(smollm: BlockModel) -
     assert rotated.sizes.parameters == sliced_parameters(smollm, 576) > smollm.sizes.parameters
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
 def test_a_stream_that_lives_in_few_directions_loses_nothing_when_the_others_go(tied: bool, normed: bool) -> None:
@@ -99,6 +100,7 @@ def test_a_stream_that_lives_in_few_directions_loses_nothing_when_the_others_go(
     assert (logits(sliced(model, 19, normed=normed)) - logits(model)).abs().max() > 0.1
 
 
+@pytest.mark.numeric
 def test_the_more_is_cut_the_farther_the_model_is_from_the_dense_one() -> None:
     model = stirred(tiny_llama())
     gaps = [(logits(sliced(model, width)) - logits(model)).pow(2).mean() for width in (32, 28, 20, 8)]
@@ -150,6 +152,7 @@ def test_tied_embeddings_stay_the_heads() -> None:
     assert apart.get_input_embeddings().weight.shape == (260, 20)
 
 
+@pytest.mark.numeric
 def test_scoring_and_two_phases_with_a_cache_agree_with_the_models_own_forward() -> None:
     narrow = sliced(stirred(tiny_llama()), 20)
     staged = StagedModel(PrefixCache(narrow), Plan())
@@ -161,6 +164,7 @@ def test_scoring_and_two_phases_with_a_cache_agree_with_the_models_own_forward()
     assert staged.loglikelihoods([item])[0] == pytest.approx([expected], abs=ROUNDING)
 
 
+@pytest.mark.numeric
 def test_axes_are_orthogonal_and_the_widest_comes_first() -> None:
     wide = torch.randn(200, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 5, 3, 9, 7.0])
     moment = wide.T @ wide
@@ -179,6 +183,7 @@ def test_options_decide_what_the_components_are_of() -> None:
     assert len(made) == len(options)
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_a_slice_of_the_real_model_beats_dropping_as_much_at_random(smollm: BlockModel) -> None:
     samples = list(Mini().draw(128, Random(0)))
@@ -254,6 +259,7 @@ def test_a_stream_that_is_not_finite_is_refused() -> None:
     )
 
 
+@pytest.mark.numeric
 def test_a_model_in_half_precision_stays_in_it() -> None:
     model = stirred(tiny_llama(dtype=torch.bfloat16))
     narrow = sliced(model, 20)

@@ -31,8 +31,6 @@ from tests.unit.execution.test_staged_model import some_items, two_phase_sums
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Pruned
 
-pytestmark = pytest.mark.numeric
-
 SEQUENCES = [[(7 * i + 3 * j) % 256 for j in range(64)] for i in range(4)]
 
 
@@ -60,6 +58,7 @@ def means(of_texts: list[tuple[float, ...]]) -> list[float]:
     return [sum(column) / len(of_texts) for column in zip(*of_texts, strict=True)]
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list[tuple[float, ...]]], smollm: BlockModel) -> None:
     expected = reference("llm_streamline")
@@ -75,6 +74,7 @@ def test_the_run_is_the_one_that_the_authors_code_finds(of_texts: dict[str, list
     assert found.removal == Removal([Merge(13, 18)])
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_windows_of_five_have_the_distances_that_pruneme_gives(of_texts: dict[str, list[tuple[float, ...]]]) -> None:
     expected = reference("pruneme")
@@ -114,6 +114,7 @@ def test_states_that_overflow_are_said() -> None:
     )
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 @pytest.mark.parametrize("kv", ["shadow", "frozen"])
 def test_one_pass_agrees_with_two_phases(family: str, kv: str, tmp_path: Path) -> None:
@@ -150,6 +151,7 @@ def recipe_data(**distiller: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kv", ["shadow", "frozen"])
 def test_a_run_trains_the_block_and_tells_how_it_came_out(kv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -21,8 +21,6 @@ from tests.reference import reference, reference_text
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
 
-pytestmark = pytest.mark.numeric
-
 WINDOWS = [tuple(Random(number).choices(range(256), k=16)) for number in range(3)]
 
 
@@ -42,6 +40,7 @@ def lowest(importance: torch.Tensor, count: int) -> tuple[int, ...]:
     return tuple(sorted(importance.argsort()[:count].tolist()))
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_the_real_model_gets_the_shapes_of_the_packages_own_example(smollm: BlockModel) -> None:
     run = reference("torch_pruning")
@@ -66,6 +65,7 @@ def test_the_real_model_gets_the_shapes_of_the_packages_own_example(smollm: Bloc
     assert context_of(smollm, 0).loss_of(windows)(removal) < 20
 
 
+@pytest.mark.numeric
 @pytest.mark.model
 def test_taylor_on_the_graph_finds_the_channels_that_llm_pruners_authors_do(smollm: BlockModel) -> None:
     pruner = TorchPruning(
@@ -76,6 +76,7 @@ def test_taylor_on_the_graph_finds_the_channels_that_llm_pruners_authors_do(smol
     assert digests == reference("llm_pruner")["mlp_sha256"]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", ["gemma3", "llama", "opt", "qwen2"])
 def test_taylor_on_the_graph_is_llm_pruner(family: str, backend: str) -> None:
@@ -114,6 +115,7 @@ def test_groups_are_what_the_table_of_families_couples(family: str, backend: str
             }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("p", [1, 2])
 def test_magnitude_is_the_p_norm_of_a_channel(p: int) -> None:
     model = tiny_llama()
@@ -125,6 +127,7 @@ def test_magnitude_is_the_p_norm_of_a_channel(p: int) -> None:
     assert units_of(removal, "mlp") == {4: lowest(norm, 20)}
 
 
+@pytest.mark.numeric
 def test_hessian_takes_the_mean_over_all_windows_and_not_the_last_one() -> None:
     model = tiny_llama()
     names = [f"model.layers.4.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
@@ -146,6 +149,7 @@ def test_hessian_takes_the_mean_over_all_windows_and_not_the_last_one() -> None:
     assert all(parameter.grad is None for parameter in model.model.parameters())
 
 
+@pytest.mark.numeric
 def test_activation_takes_the_inputs_of_the_projections_out() -> None:
     model = tiny_llama()
     seen: list[torch.Tensor] = []

@@ -22,7 +22,6 @@ from pdtrim_plugins.exporters.shards import ALIGNMENT, write_tensors
 from pdtrim_plugins.exporters.vllm import Vllm
 from tests.unit.plugins.exported import export, read_back
 
-pytestmark = pytest.mark.numeric
 CACHE_LINE = 64
 
 
@@ -79,6 +78,7 @@ TENSORS = st.dictionaries(
 )
 
 
+@pytest.mark.numeric
 @given(drawn=TENSORS)
 def test_whatever_is_written_is_read_again_and_lies_as_aligned_as_it_can(
     drawn: dict[str, Any], tmp_path_factory: pytest.TempPathFactory

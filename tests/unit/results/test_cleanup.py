@@ -199,3 +199,52 @@ def test_a_finished_run_of_a_recipe_is_one(runs: Path) -> None:
     (found,) = find_runs([runs])
     assert (found.state, found.model, found.besides) == ("finished", TINY, ())
     assert json.loads((runs / "r" / "outcome.json").read_text())["block_count"] == 6
+
+
+def lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder read-only, for those too who may write everywhere."""
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != folder)
+
+
+@pytest.mark.parametrize("locked", ["..", ".", "merges"])
+def test_a_run_that_lies_in_a_read_only_folder_or_has_one_stays_whole(
+    runs: Path, locked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_run(runs / "a")
+    folder = {"..": runs, ".": path, "merges": path / "merges"}[locked]
+    before = sorted(path.rglob("*"))
+    lock(folder, monkeypatch)
+    (run,) = find_runs([runs])
+    assert why_not(run) == f"{folder} is read-only for you, so that nothing in it can go"
+    with pytest.raises(PdtrimError, match=r"^.*/runs/a stays: .* is read-only for you"):
+        remove_run(run)
+    assert sorted(path.rglob("*")) == before
+
+
+def test_a_part_of_the_cache_in_a_read_only_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    part = tmp_path / "pdtrim-core" / "merges"
+    part.mkdir(parents=True)
+    (part / "1").write_text("x")
+    lock(part.parent, monkeypatch)
+    with pytest.raises(PdtrimError, match=r"merges stays: .*/pdtrim-core is read-only for you"):
+        remove_cached(find_cached()[0])
+    assert (part / "1").is_file()
+
+
+def test_what_stands_in_the_way_all_the_same_is_named_with_what_is_gone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_run(runs / "a")
+
+    def refuse(folder: Path) -> None:
+        raise OSError(16, "Device or resource busy", str(folder))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    (run,) = find_runs([runs])
+    with pytest.raises(PdtrimError) as caught:
+        remove_run(run)
+    assert str(caught.value) == (
+        f"cannot delete {path / 'merges'}: Device or resource busy; some of {path} is gone already: mend this and run the same "
+        "command again"
+    )
+    # It is still known as a run, so that the same command goes on.
+    assert len(find_runs([runs])) == 1

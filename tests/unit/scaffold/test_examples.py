@@ -34,7 +34,6 @@ def test_the_scorer_is_twelve_lines_and_the_plain_file_is_the_same() -> None:
 RECOVERY = EXAMPLES / "plain_file" / "my_recovery.py"
 
 
-@pytest.mark.numeric
 class TestRecoveryOfAPlainFile(RecoveryContract):
     component = runpy.run_path(str(RECOVERY))["Rescale"]
 

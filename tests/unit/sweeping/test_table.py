@@ -19,6 +19,10 @@ def row(**changes: Any) -> dict[str, Any]:
         "settings": {"searcher.t0": 5},
         "state": "done",
         "values": {name: {"calibration": value(60 + i), "held_out": value(50 + i)} for i, name in enumerate(names)},
+        "kl": {
+            "unified": {"value": 0.5, "error": 0.02, "higher_is_better": False},
+            "staged": {"value": 0.25, "error": 0.0123, "higher_is_better": False},
+        },
         "decode": ["1", "3+4"],
         "prefill": ["1", "kv:5"],
         "saved": {"prefill work for 1024 tokens": 0.125},
@@ -44,6 +48,7 @@ def test_a_run_gives_a_row_with_every_column() -> None:
         "dense": "50.0 +- 2.2",
         "unified": "51.0 +- 2.2",
         "staged": "52.0 +- 2.2",
+        "KL, nats": "0.250 +- 0.012",
         "decode loses": "1, 3+4",
         "prefill loses": "1, kv:5",
         "best scores": "14, 17",
@@ -60,6 +65,19 @@ def test_data_from_before_there_was_recovery_have_none() -> None:
     before = {key: value for key, value in row().items() if key != "recovery"}
     heading, rows = table_of({**data(before), "columns": ["recovery"]})
     assert (heading, rows) == (["t0", "recovery"], [["5", "-"]])
+
+
+def test_without_fidelity_there_is_no_column_of_it_and_of_a_run_without_it_an_empty_cell() -> None:
+    before = {key: value for key, value in row().items() if key != "kl"}
+    heading, _ = table_of(data(before, row(kl={})))
+    assert "KL, nats" not in heading
+    heading, rows = table_of(data(before, row()))
+    assert [cells[heading.index("KL, nats")] for cells in rows] == ["", "0.250 +- 0.012"]
+
+
+def test_the_divergence_of_a_replaced_model_is_that_of_the_whole_and_may_have_no_error() -> None:
+    heading, rows = table_of(data(row(kl={"unified": {"value": 1.5, "error": None, "higher_is_better": False}})))
+    assert rows[0][heading.index("KL, nats")] == "1.500"
 
 
 def test_a_replaced_model_has_no_plan_and_nothing_staged() -> None:

@@ -83,7 +83,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], 
     return recovered(tmp_path_factory.mktemp("whole"), lost=losses.append), losses
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize(("writing", "behind", "reached"), [(0, 8, (6,)), (3, 12, (6,))])
 def test_a_killed_training_goes_on_to_the_same_weights(
     writing: int, behind: int, reached: tuple[int, ...], tmp_path: Path, whole: tuple[dict[str, Tensor], list[float]]
