@@ -394,7 +394,7 @@ def test_a_pruner_that_replaces_the_model_leaves_nothing_to_split(host: PluginHo
 @pytest.mark.parametrize(
     ("given_as", "names"),
     [
-        (None, []),
+        (None, ["exact-first-token", "kv-refit", "fold"]),
         ("none", []),
         ([], []),
         ("fold", ["fold"]),
@@ -415,7 +415,7 @@ def test_recoveries_are_none_one_or_several_in_their_order(host: PluginHost, giv
 
 
 def test_a_resolved_recipe_of_0_1_says_of_recovery_what_one_of_this_version_does(host: PluginHost) -> None:
-    written = resolved(host).to_data()
+    written = resolved(host, recovery="none").to_data()
     assert {key: written[key] for key in NO_RECOVERY} == NO_RECOVERY
 
 
