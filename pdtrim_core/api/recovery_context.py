@@ -107,18 +107,20 @@ class RecoveryContext:
         self.pair.modules[FirstTokensOf(self.plan)] = first_tokens_of(self.model, tokens, depths, others=others)
         return True
 
-    def walk(self, stage: Stage, part: tuple[int, int] = (0, 1)) -> Iterator[WalkedLayer]:
+    def walk(self, stage: Stage, part: tuple[int, int] = (0, 1), *, texts: Sequence[Item] | None = None) -> Iterator[WalkedLayer]:
         """Yield the layers of a stage from shallow to deep, each with its hidden states on the texts beside the dense model's.
 
         A layer that is changed on the way is run with its new weights by those behind it. Of decode it is the tokens that follow
         the prompts, whose K/V are prefill's; of prefill those of the prompts. `part` says which walk this is, counted from 0, of
-        how many that are made.
+        how many that are made. A walk on `texts`, some of all, is a step of a training, and tells no share of the work.
         """
         number, count = part
         layers = len(self.layers(stage))
-        for place, layer in enumerate(walk(self.pair, stage), start=1):
+        pair = self.pair if texts is None else replace(self.pair, items=texts)
+        for place, layer in enumerate(walk(pair, stage), start=1):
             yield layer
-            self.reached((number + place / layers) / count)
+            if texts is None:
+                self.reached((number + place / layers) / count)
 
     def trial(self) -> RecoveryContext:
         """Return the same pair apart: what is changed in it changes nothing here.
@@ -174,9 +176,10 @@ class PairBatch:
             return self._prepared.dense_hidden.clone()
 
     def pair(self, *, recompute: bool = False) -> Tensor:
-        """Return those of the pair, with the weights that it has now; gradients flow to decode's.
+        """Return those of the pair, with the weights that it has now; gradients flow to those that require them.
 
-        The prompts' hidden states and K/V are prefill's, and no gradient flows through them unless both stages are one model.
+        The prompts' hidden states and K/V are prefill's: through the K/V that decode reads gradients flow to prefill's weights,
+        where a trial was given some that require them, or both stages are one model.
         With `recompute` each block is computed again when gradients reach it, which takes less memory and more time.
         """
         staged = StagedModel(self._cache, self._context.plan, self._context.pair.modules)
