@@ -36,6 +36,7 @@ from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.opening_tokens import opening_tokens
 from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.recovery_contract import check_change, recovered_tensors
+from pdtrim_core.pipeline.recovery_order import Changed, changed_by, order_notes
 from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
@@ -105,7 +106,7 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
     drawn = texts.items(CHECKED + max(counts.values()))
     check, modules = drawn[:CHECKED], dict(found.modules)
     openings = opening_tokens(inputs.model.tokenizer, inputs.calibration.items)
-    results = []
+    results, kept = [], list[Changed]()
     for number, recovery in enumerate(recipe.recoveries):
         training = drawn[CHECKED : CHECKED + counts[recovery]]
         pair = Walked(
@@ -116,7 +117,12 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
+        start = dict(modules)
         result, modules = _one(context, number, pair, check, openings)
+        if result.kept:
+            kept.append(changed_by(f"recovery '{recovery.name}' ({number + 1} in the list)", pair, start))
+            for note in order_notes(pair, kept[:-1], kept[-1]):
+                context.events.note(note)
         context.host.tell("pdtrim_recovery_finished", result=result)
         results.append(result)
     layers = {key: module for key, module in modules.items() if isinstance(key, RecoveredPart)}

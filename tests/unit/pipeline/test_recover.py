@@ -263,3 +263,39 @@ def test_losses_of_a_long_training_are_thinned_out() -> None:
     assert len(thinned) == 400
     assert thinned[0] == 1.0
     assert recover._thinned([]) == ()
+
+
+@pytest.mark.parametrize("recovery", [["does"], ["does", {"use": "does", "word": "again"}]])
+def test_where_each_recovery_was_left_out_the_pair_is_measured_once(host: PluginHost, tmp_path: Path, recovery: Any) -> None:
+    doing(lambda context: put(context, "decode", "mlp.down_proj.weight", 3.0))
+    outcome = ran(host, tmp_path / "run", recovery)
+    assert not any(result.kept for result in outcome.recovery)
+    assert outcome.fidelity is not None
+    assert set(outcome.fidelity.variants) == {"dense", "unified", "staged"}
+    assert outcome.fidelity.recovered is None
+    run = load_run(tmp_path / "run", host)
+    said = "has no variant 'unrecovered': each of its recoveries was left out, so that 'staged' is the same"
+    with pytest.raises(PdtrimError, match=said):
+        run.plan_of("unrecovered")
+    plain = ran(host, tmp_path / "plain", [])
+    assert plain.fidelity is not None
+    assert outcome.fidelity.variants == plain.fidelity.variants
+
+
+@pytest.mark.parametrize(("numbers", "late"), [((-1, 0), True), ((0, -1), False)])
+def test_a_list_in_the_wrong_order_is_noted_and_not_refused(
+    host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, int], late: bool
+) -> None:
+    goes = iter(numbers)
+    ever_nearer = (1 / count for count in range(1, 9))
+    monkeypatch.setattr(recover, "_divergences", lambda work: [[next(ever_nearer)]])
+    does = doing(lambda context: put(context, "decode", "mlp.down_proj.weight", 0.1, next(goes)))
+    outcome = ran(host, tmp_path / "run", [*does, {"use": "does", "word": "again"}], evaluation={"threads": 1, "fidelity": False})
+    assert [result.kept for result in outcome.recovery] == [True, True]
+    found = [note for note in outcome.notes if "to which" in note]
+    block = outcome.plan.plan.layers("decode", outcome.block_count)[-1].block
+    said = (
+        f"recovery 'does' (2 in the list) changed what comes to block {block} of decode, to which recovery 'does' (1 in the "
+        "list) had fitted that block: list recovery 'does' (2 in the list) in front of it, or the other once more behind"
+    )
+    assert found == ([said] if late else [])
