@@ -42,6 +42,7 @@ from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.plan import Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import plan_to_json
+from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import LARGEST
 from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import Metric
@@ -94,6 +95,17 @@ def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: P
         return known
 
 
+def check_texts(context: RunContext, inputs: RunInputs) -> None:
+    """Raise `PdtrimError` where the recipe's recoveries would be refused their texts; called before anything is measured."""
+    if context.recipe.recoveries:
+        texts = RecoveryTexts(context, inputs)
+        texts.check(_texts_of(context.recipe, texts))
+
+
+def _texts_of(recipe: Recipe, texts: RecoveryTexts) -> int:
+    return CHECKED + max(recovery.texts(texts.text_tokens) for recovery in recipe.recoveries)
+
+
 def _forget_work(context: RunContext) -> None:
     shutil.rmtree(context.folder.path / WORK, ignore_errors=True)
 
@@ -103,9 +115,9 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
         _forget_work(context)
     recipe, texts = context.recipe, RecoveryTexts(context, inputs)
     counts = {recovery: recovery.texts(texts.text_tokens) for recovery in recipe.recoveries}
-    drawn = texts.items(CHECKED + max(counts.values()))
+    drawn = texts.items(_texts_of(recipe, texts))
     check, modules = drawn[:CHECKED], dict(found.modules)
-    openings = opening_tokens(inputs.model.tokenizer, inputs.calibration.items)
+    openings = opening_tokens(inputs.model.tokenizer, inputs.calibration.items, inputs.model.vocabulary)
     results, kept = [], list[Changed]()
     for number, recovery in enumerate(recipe.recoveries):
         training = drawn[CHECKED : CHECKED + counts[recovery]]
