@@ -108,14 +108,24 @@ class RecoveryContext:
         self.pair.modules[FirstTokensOf(self.plan)] = first_tokens_of(self.model, tokens, depths, others=others)
         return True
 
-    def walk(self, stage: Stage, part: tuple[int, int] = (0, 1), wants: Wants = all_wanted) -> Iterator[WalkedLayer]:
+    def walk(
+        self,
+        stage: Stage,
+        part: tuple[int, int] = (0, 1),
+        wants: Wants = all_wanted,
+        *,
+        texts: Sequence[Item] | None = None,
+    ) -> Iterator[WalkedLayer]:
         """Return the layers of a stage one by one, from shallow to deep, with its hidden states beside the dense model's.
 
         A layer that is changed on the way is run with its new weights by those behind it. Of decode it is the tokens that follow
         the prompts, whose K/V are prefill's; of prefill those of the prompts. `part` says which walk this is, counted from 0, of
         how many that are made. Layers that `wants` says no to are passed, and the walk ends behind the last one that is wanted.
+        A walk on `texts`, some of all, is a step of a training, and tells no share of the work.
         """
         number, count = part
+        if texts is not None:
+            return walk(replace(self.pair, items=texts), stage, wants, note=self.note)
         return walk(self.pair, stage, wants, note=self.note, reached=lambda share: self.reached((number + share) / count))
 
     def trial(self) -> RecoveryContext:
@@ -177,9 +187,10 @@ class PairBatch:
             return self._prepared.dense_hidden.clone()
 
     def pair(self, *, recompute: bool = False) -> Tensor:
-        """Return those of the pair, with the weights that it has now; gradients flow to decode's.
+        """Return those of the pair, with the weights that it has now; gradients flow to those that require them.
 
-        The prompts' hidden states and K/V are prefill's, and no gradient flows through them unless both stages are one model.
+        The prompts' hidden states and K/V are prefill's: through the K/V that decode reads gradients flow to prefill's weights,
+        where a trial was given some that require them, or both stages are one model.
         With `recompute` each block is computed again when gradients reach it, which takes less memory and more time.
         """
         staged = StagedModel(self._cache, self._context.plan, self._context.pair.modules)

@@ -17,7 +17,7 @@ from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import console, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
-from pdtrim_core.results.task_results import Metric, TaskResult, Variant, no_recovery, path_of
+from pdtrim_core.results.task_results import Metric, TaskResult, Variant, path_of
 
 
 class FirstToken(StrEnum):
@@ -118,8 +118,8 @@ def eval(  # noqa: A001 - a command is named as its function is
 
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
-    if len(wanted) > 1 and "unrecovered" in wanted and not loaded.outcome.recovery:
-        _tell(f"{run} {no_recovery()}")
+    if len(wanted) > 1 and "unrecovered" in wanted and loaded.outcome.no_unrecovered:
+        _tell(f"{run} {loaded.outcome.no_unrecovered}")
         wanted.remove("unrecovered")
     if fidelity:
         for inputs in asked.opened(loaded):

@@ -19,7 +19,7 @@ from pdtrim_core.fidelity.statistics import ratio
 from pdtrim_core.results.fidelity import TASK
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
-from pdtrim_core.results.task_results import TaskResult, Variant, no_recovery, results_in
+from pdtrim_core.results.task_results import TaskResult, Variant, results_in
 
 COMPARISON_FORMAT = 1
 NOT_PRUNING = ("open the model", "evaluate", "fidelity", "write")
@@ -119,8 +119,8 @@ def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]
         of_run: dict[Variant, None] = dict.fromkeys(
             "unified" if outcome.saved_plan is None else variant for variant in variants[path] if variant != "dense"
         )
-        if "unrecovered" in of_run and not outcome.recovery:
-            notes.append(f"{names[path]} {no_recovery()}")
+        if "unrecovered" in of_run and outcome.no_unrecovered:
+            notes.append(f"{names[path]} {outcome.no_unrecovered}")
             del of_run["unrecovered"]
         for variant in of_run:
             own = tuple(pair for pair in results[path] if pair[1].variant == variant)

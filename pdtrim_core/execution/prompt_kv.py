@@ -5,6 +5,7 @@ Shape suffixes: N tokens counted through all rows, D numbers of a token.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +16,31 @@ from torch import Tensor, nn
 def same_kv(one: nn.Module, other: nn.Module, names: Sequence[str]) -> bool:
     """Tell whether two blocks make K/V with the same weights; `names` are the parts of a block that make them."""
     return one is other or not list(_other_parts(one, other, names))
+
+
+def with_heads(block: nn.Module, projections: Sequence[str], heads: Sequence[int], count: int) -> nn.Module:
+    """Return a block whose projections `projections` of K and V give the numbers of some of its `count` K/V heads alone.
+
+    All else is shared with the block, and gradients flow to its weights.
+    """
+    fewer = copy.deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
+    for name in projections:
+        owner, _, attribute = name.rpartition(".")
+        setattr(fewer.get_submodule(owner), attribute, _SomeHeads(block.get_submodule(name), tuple(heads), count))
+    return fewer
+
+
+class _SomeHeads(nn.Module):
+    def __init__(self, projection: nn.Module, heads: tuple[int, ...], count: int) -> None:
+        super().__init__()
+        self.projection = projection
+        self._heads = heads
+        self._count = count
+
+    def forward(self, given_ND: Tensor) -> Tensor:
+        made_ND: Tensor = self.projection(given_ND)
+        of_heads = made_ND.view(*made_ND.shape[:-1], self._count, -1)
+        return of_heads[..., list(self._heads), :].flatten(-2)
 
 
 @contextmanager

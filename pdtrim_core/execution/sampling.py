@@ -17,18 +17,22 @@ from pdtrim_core.model.block_model import BlockModel
 def sampled(model: BlockModel, openings: Sequence[Sequence[int]], length: int, *, seed: int) -> list[tuple[int, ...]]:
     """Return texts of so many tokens, each with an opening of its own; all openings have one length.
 
-    The tokens are drawn from the model's own distribution, without those that would end the text.
+    The tokens are drawn from the model's own distribution, without those that would end the text, and without those that the
+    head has and the embedding has not. Raises `PdtrimError` for an opening that the model cannot read.
     """
     from transformers import DynamicCache  # noqa: PLC0415 - slow to import, and only generation wants it
 
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    stops = torch.tensor(sorted(stop_tokens(model)), dtype=torch.long, device=model.device)
+    for opening in openings:
+        model.check_ids(opening, "the opening of a text that is to be written")
+    rows = min(model.vocabulary, model.config.vocab_size)
+    stops = torch.tensor(sorted(token for token in stop_tokens(model) if token < rows), dtype=torch.long, device=model.device)
     text_BT = torch.tensor([list(opening) for opening in openings], device=model.device)
     read_BT, cache = text_BT, DynamicCache()
     with torch.inference_mode():
         while text_BT.shape[1] < length:
             logits_BV: Tensor = model.model(input_ids=read_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
-                :, -1
+                :, -1, :rows
             ]
             read_BT = torch.multinomial(
                 logits_BV.float().index_fill(1, stops, -torch.inf).softmax(dim=-1), 1, generator=generator

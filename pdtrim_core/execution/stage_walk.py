@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.stage_modules import removed_module_of
 from pdtrim_core.execution.walk_ways import Alone, Pair, Way
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_layout import BlockLayout
@@ -88,6 +89,11 @@ class WalkedLayer:
     def module(self) -> nn.Module:
         """What the layer runs; it must not be changed in place."""
         return self._walked.module(self.stage, self.layer)
+
+    @property
+    def left(self) -> nn.Module:
+        """What the plan left of the layer, before any recovery: what it makes of dense hidden states is what is wanted."""
+        return removed_module_of(self._walked.model, self.layer, self._walked.modules)
 
     def tokens(self) -> Iterator[LayerTokens]:
         """Yield the tokens of the stage, a batch at a time; they may be gone through again while the walk is at the layer."""

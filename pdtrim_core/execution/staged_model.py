@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from pdtrim_core.data.items import Along, Item
 from pdtrim_core.execution.first_tokens import first_tokens_in, kv_of_first
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
-from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv
+from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv, with_heads
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import HEAD_NUMBERS, BlockModel
@@ -222,7 +222,9 @@ class StagedModel:
             if any(LayerOf.at(self.plan, stage, end) in self._modules for stage, end in ends):
                 maker, reader = (module_of(self._model, self.plan, stage, end, self._modules) for stage, end in ends)
                 if layer.sliced_heads:
-                    maker = self._model.less_heads(maker, layer.sliced_places)
+                    count = self._model.units(layer.block).count("attention") - len(layer.removed_kv_heads)
+                    heads = [head for head in range(count) if head not in layer.sliced_places]
+                    maker = with_heads(maker, self._model.layout.kv[1:3], heads, count)
                 if not same_kv(maker, reader, self._model.layout.kv):
                     found[decode[layer.kv_slot].block] = maker
         return found

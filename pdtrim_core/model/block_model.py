@@ -228,10 +228,6 @@ class BlockModel:
             thin = self._narrowed[key] = narrowed(block, self.layout, head_dim_of(self.config), shrinks, outputs)
         return thin
 
-    def less_heads(self, block: nn.Module, heads: Sequence[int]) -> nn.Module:
-        """Return a block, which need not be one of the model's own, without some of the K/V heads that it has."""
-        return narrowed(block, self.layout, head_dim_of(self.config), [Shrink(0, "attention", tuple(heads))], {})
-
     def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
         """Yield the logits `[N, V]` of hidden states behind the last block, in float32, some positions at a time."""
         for part_ND in self._at_once(hidden_ND):

@@ -57,7 +57,8 @@ def variants_at_end(done: Finished) -> tuple[Variant, ...]:
     """Return what is compared with the dense model, and that itself; nothing of a replaced model is staged."""
     if done.found.replaced is not None:
         return "dense", "unified"
-    return ("dense", "unified", "unrecovered", "staged") if done.recovered.results else ("dense", "unified", "staged")
+    kept = any(result.kept for result in done.recovered.results)
+    return ("dense", "unified", "unrecovered", "staged") if kept else ("dense", "unified", "staged")
 
 
 def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, outcome: Outcome) -> Fidelity | None:

@@ -27,7 +27,7 @@ from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
-from pdtrim_core.results.task_results import PAIRS, Variant, no_recovery
+from pdtrim_core.results.task_results import PAIRS, Variant
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class LoadedRun:
             raise PdtrimError(f"'{variant}' is none of {', '.join(get_args(Variant))}")
         if variant == "dense" or (self.outcome.saved_plan is None and variant in ("unified", "decode")):
             return Plan()
-        if variant == "unrecovered" and not self.outcome.recovery:
-            raise PdtrimError(f"{self.path} {no_recovery()}")
+        if variant == "unrecovered" and self.outcome.no_unrecovered:
+            raise PdtrimError(f"{self.path} {self.outcome.no_unrecovered}")
         plan = self.outcome.plan.plan
         if variant in PAIRS:
             return plan
@@ -116,7 +116,7 @@ class LoadedRun:
         """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""
         folder = self.path / (MODULES if self.replaced is None else REPLACED)
         names = sorted(folder.glob("*.safetensors")) if self.modules_of(variant) or self._replaced_by(variant) else []
-        if variant not in ("dense", "unrecovered") and self.outcome.recovery:
+        if variant not in ("dense", "unrecovered") and not self.outcome.no_unrecovered:
             names += sorted((self.path / RECOVERED).glob("*.safetensors"))
         what = [plan_to_json(self.plan_of(variant)), {path.name: sha256_of(path) for path in names}]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -139,7 +139,7 @@ class LoadedRun:
         """Tell whether two variants run the same plan with the same modules on the same model."""
         if self.model_of(variant) is not self.model_of(other) or self.plan_of(variant) != self.plan_of(other):
             return False
-        return "prefill" not in (variant, other) or not self.outcome.recovery
+        return "prefill" not in (variant, other) or bool(self.outcome.no_unrecovered)
 
 
 def load_run(path: PathLike, host: PluginHost | None = None, shared: RunCache | None = None, *, trust: bool = False) -> LoadedRun:

@@ -10,7 +10,7 @@ from pdtrim_core.pipeline.finished import Finished
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.measurements import rows_of
 from pdtrim_core.pipeline.prune import prune
-from pdtrim_core.pipeline.recover import Recovered, recover
+from pdtrim_core.pipeline.recover import Recovered, check_texts, recover
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
@@ -34,6 +34,7 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
     with open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         inputs = prepare(context)
+        check_texts(context, inputs)
         found = find(context, inputs)
         plan = split(context, found)
         recovered = recover(context, inputs, found, plan)

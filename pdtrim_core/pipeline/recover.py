@@ -36,6 +36,7 @@ from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.opening_tokens import opening_tokens
 from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.recovery_contract import check_change, recovered_tensors
+from pdtrim_core.pipeline.recovery_order import Changed, changed_by, order_notes
 from pdtrim_core.pipeline.recovery_texts import CHECKED, RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
@@ -91,6 +92,17 @@ def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: P
         return known
 
 
+def check_texts(context: RunContext, inputs: RunInputs) -> None:
+    """Raise `PdtrimError` where the recipe's recoveries would be refused their texts; called before anything is measured."""
+    if inputs.recoveries:
+        texts = RecoveryTexts(context, inputs)
+        texts.check(_texts_of(inputs, texts))
+
+
+def _texts_of(inputs: RunInputs, texts: RecoveryTexts) -> int:
+    return CHECKED + max(recovery.texts(texts.text_tokens) for recovery in inputs.recoveries)
+
+
 def _forget_work(context: RunContext) -> None:
     shutil.rmtree(context.folder.path / WORK, ignore_errors=True)
 
@@ -100,9 +112,9 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
         _forget_work(context)
     recipe, texts = context.recipe, RecoveryTexts(context, inputs)
     counts = {recovery: recovery.texts(texts.text_tokens) for recovery in inputs.recoveries}
-    drawn = texts.items(CHECKED + max(counts.values()))
+    drawn = texts.items(_texts_of(inputs, texts))
     check, modules = drawn[:CHECKED], dict(found.modules)
-    results = []
+    results, kept = [], list[Changed]()
     for number, recovery in enumerate(inputs.recoveries):
         training = drawn[CHECKED : CHECKED + counts[recovery]]
         pair = Walked(
@@ -113,7 +125,12 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
+        start = dict(modules)
         result, modules = _one(context, inputs, number, pair, check)
+        if result.kept:
+            kept.append(changed_by(f"recovery '{recovery.name}' ({number + 1} in the list)", pair, start))
+            for note in order_notes(pair, kept[:-1], kept[-1]):
+                context.events.note(note)
         context.host.tell("pdtrim_recovery_finished", result=result)
         results.append(result)
     layers = {key: module for key, module in modules.items() if isinstance(key, RecoveredPart)}
@@ -140,7 +157,7 @@ def _one(
         context.events.note,
         losses.append,
         reached,
-        opening_tokens(inputs.model.tokenizer, inputs.calibration.items),
+        opening_tokens(inputs.model.tokenizer, inputs.calibration.items, inputs.model.vocabulary),
     )
     reached(0.0)
     before = _divergences(work)

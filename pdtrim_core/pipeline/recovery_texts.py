@@ -54,6 +54,21 @@ class RecoveryTexts:
         rng = self._rng("recovery prompts")
         return [self._parted(number, text, rng) for number, text in enumerate(together)]
 
+    def check(self, count: int) -> None:
+        """Raise `PdtrimError` for what `items` would refuse, as far as that is known before the dense model has written texts.
+
+        Texts are needed at the end of a search, and what is wrong with them should not be told then.
+        """
+        self._check_length()
+        self._opening()
+        sources = self._settings.sources
+        for source in sources:
+            each = -(-count // len(sources))
+            if source == GENERATED:
+                self._begun(each)
+            else:
+                self._texts(source, each)
+
     def _parted(self, number: int, text: tuple[int, ...], rng: Random) -> Item:
         prompt = rng.randint(LEAST_PROMPT, self._settings.prompt_tokens)
         return Item((text[:prompt],), (text[prompt:],), 0, (1,), f"recovery {number}")
@@ -69,18 +84,25 @@ class RecoveryTexts:
 
     def _read(self, source: str) -> Iterator[tuple[int, ...]]:
         """Yield texts of one length from what a source has; none of those that also measure."""
-        model, tokenizer = self._inputs.model, self._inputs.model.tokenizer
-        opening = opening_of("text", tokenizer)
+        opening = self._opening()
         step, tokens = self.text_tokens - len(opening), list[int]()
         for number, text in enumerate(self._raw(source)):
             if self._inputs.calibration.holds(text):
                 continue
-            of_text = tokens_of(text, tokenizer)
-            model.check_ids(of_text, f"the text {number} of recovery_data.sources '{source}'")
-            tokens += of_text
+            tokens += self._tokens_of(text, number, source)
             while len(tokens) >= step:
                 yield (*opening, *tokens[:step])
                 del tokens[:step]
+
+    def _opening(self) -> tuple[int, ...]:
+        found = opening_of("text", self._inputs.model.tokenizer)
+        self._inputs.model.check_ids(found, "what its tokenizer puts in front of a text")
+        return found
+
+    def _tokens_of(self, text: str, number: int, source: str) -> tuple[int, ...]:
+        found = tokens_of(text, self._inputs.model.tokenizer)
+        self._inputs.model.check_ids(found, f"the text {number} of recovery_data.sources '{source}'")
+        return found
 
     def _raw(self, source: str) -> Iterable[str]:
         if source in (OF_CALIBRATION, GENERATED):
@@ -91,28 +113,39 @@ class RecoveryTexts:
 
     def _written(self, count: int) -> Iterator[tuple[int, ...]]:
         """Yield texts that the dense model writes, so many together; they are kept in the user's cache."""
-        tokenizer = self._inputs.model.tokenizer
-        opening = opening_of("text", tokenizer)
-        tokens: list[int] = []
-        for text in self._raw(GENERATED):
-            tokens += tokens_of(text, tokenizer)
-        starts = range(0, len(tokens) - OPENING + 1, OPENING)
+        tokenizer, opening, begun = self._inputs.model.tokenizer, self._opening(), self._begun(count)
         of = len(self._inputs.recoveries)
         for number in range(0, count, WRITTEN_TOGETHER):
             self._context.host.tell("pdtrim_recovery_advanced", name="texts", number=0, count=of, share=number / count)
             # Openings are used again, with other random numbers, where there are fewer of them.
-            chosen = [starts[(number + place) % len(starts)] for place in range(WRITTEN_TOGETHER)]
-            openings = [(*opening, *tokens[start : start + OPENING]) for start in chosen]
+            chosen = [begun[(number + place) % len(begun)] for place in range(WRITTEN_TOGETHER)]
+            openings = [(*opening, *start) for start in chosen]
             for written in self._sampled(openings, seed=number):
                 if not self._inputs.calibration.holds(tokenizer.decode(list(written))):
                     yield written
+
+    def _begun(self, count: int) -> list[tuple[int, ...]]:
+        """Return the beginnings of so many texts, which the dense model goes on from; fewer where the training texts end."""
+        most = -(-count // WRITTEN_TOGETHER) * WRITTEN_TOGETHER
+        tokens: list[int] = []
+        for number, text in enumerate(self._raw(GENERATED)):
+            tokens += self._tokens_of(text, number, GENERATED)
+            if len(tokens) >= most * OPENING:
+                break
+        starts = range(0, len(tokens) - OPENING + 1, OPENING)[:most]
+        if not starts:
+            raise PdtrimError(
+                f"recovery_data.sources: {GENERATED} goes on from training texts of the calibration, which have {len(tokens)} "
+                f"tokens where {OPENING} are needed: name a file of text"
+            )
+        return [tuple(tokens[start : start + OPENING]) for start in starts]
 
     def _sampled(self, openings: Sequence[tuple[int, ...]], *, seed: int) -> list[tuple[int, ...]]:
         model = self._inputs.model
         what = [model.exact_fingerprint, repr(model.layout), openings, self.text_tokens, seed, dense_code(model)]
         path = cache_folder() / "texts" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.json"
         with alone(path):
-            known = None if self._context.fresh else _known(path, len(openings))
+            known = None if self._context.fresh else _known(path, len(openings), self.text_tokens, model.vocabulary)
             if known is None:
                 known = sampled(model, openings, self.text_tokens, seed=seed)
                 write_whole(path, json.dumps(known) + "\n")
@@ -137,7 +170,14 @@ def _of_file(path: Path) -> Iterator[str]:
                     raise PdtrimError(
                         f"recovery_data.sources: line {number} of {path} has neither 'text' nor 'prompt' and 'answer'"
                     )
-                yield str(data.get("text", f"{data.get('prompt', '')}{data.get('answer', '')}"))
+                keys = ("text",) if "text" in data else ("prompt", "answer")
+                for key in keys:
+                    if not isinstance(data[key], str):
+                        raise PdtrimError(
+                            f"recovery_data.sources: '{key}' of line {number} of {path} is no text: give text, not its tokens or "
+                            "the messages of a conversation"
+                        )
+                yield "".join(data[key] for key in keys)
         else:
             yield from (paragraph for paragraph in read_text(path).split("\n\n") if paragraph.strip())
     except FileNotFoundError:
@@ -146,12 +186,19 @@ def _of_file(path: Path) -> Iterator[str]:
         raise PdtrimError(f"recovery_data.sources: {path} cannot be read: {error}") from error
 
 
-def _known(path: Path, count: int) -> list[tuple[int, ...]] | None:
+def _known(path: Path, count: int, length: int, vocabulary: int) -> list[tuple[int, ...]] | None:
     if not path.is_file():
         return None
     try:
         found = read_json(path)
     except UnreadableError:
         return None
-    whole = isinstance(found, list) and len(found) == count
+    whole = isinstance(found, list) and len(found) == count and all(_is_text(text, length, vocabulary) for text in found)
     return [tuple(text) for text in found] if whole else None
+
+
+def _is_text(found: object, length: int, vocabulary: int) -> bool:
+    """Tell whether this is a text of so many tokens, as it was written."""
+    if not isinstance(found, list) or len(found) != length:
+        return False
+    return all(isinstance(token, int) and 0 <= token < vocabulary for token in found)

@@ -24,7 +24,8 @@ class Layer:
     `blocks` are the blocks of the dense model that it covers; it is placed at the first of them. `like` is the block whose
     mask, layer type and entries of the config it has. `merge` and `shrinks` say how its weights came about: neither for
     a block as it is. Of prefill's layers, `kv_slot` is the number of the decode layer that is fed with this layer's K/V (None
-    where decode has no use for them), and `sliced_heads` are the K/V heads that decode leaves out of them.
+    where decode has no use for them), and `sliced_heads` are the K/V heads that decode leaves out of them,
+    by their numbers in the dense model; see `sliced_places`.
     """
 
     blocks: tuple[int, ...]

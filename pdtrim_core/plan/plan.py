@@ -52,7 +52,7 @@ class KvSource:
 
     `source` is "run" (prefill runs the block), "kv-only" (only its K/V are computed), "merged" (prefill runs the same
     merged block) or "shadow" (the merged block's K/V on the pair's input). `removed_heads` are the K/V heads that
-    prefill has and decode does not: decode takes a slice.
+    prefill has and decode does not, by their numbers in the dense model: decode takes a slice.
     """
 
     slot: int

@@ -198,6 +198,14 @@ class Outcome:
             raise PlanError(f"this run has no plan: its pruner replaced the whole of {self.model}, and removed no blocks from it")
         return SavedPlan.from_data(self.saved_plan, "outcome.json")
 
+    @property
+    def no_unrecovered(self) -> str | None:
+        """Why there is no pair before recovery beside the pair, in words that follow the run's name; None where there is one."""
+        if any(result.kept for result in self.recovery):
+            return None
+        why = "each of its recoveries was left out" if self.recovery else "its recipe names no recovery"
+        return f"has no variant 'unrecovered': {why}, so that 'staged' is the same"
+
     def row(self, name: str) -> Row:
         """Return a row of the result table. Raises `PdtrimError` where there is none of that name."""
         return self._named("row", name, self.rows)

@@ -29,11 +29,6 @@ PAIRS: tuple[Variant, ...] = ("staged", "unrecovered")
 """The variants whose stages lose each its own, so that it matters which of them makes the first token."""
 
 
-def no_recovery() -> str:
-    """Return what is said of a run that is asked for the pair before its recovery, and that has none."""
-    return "has no variant 'unrecovered': its recipe names no recovery, so that 'staged' is the same"
-
-
 @dataclass(frozen=True)
 class Metric:
     """One number of a task: its value and standard error in the task's own unit; `error` is None where it has none."""

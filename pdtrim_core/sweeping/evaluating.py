@@ -43,7 +43,7 @@ def variants_of(run: LoadedRun, wanted: Sequence[Variant]) -> list[Variant]:
 
     A model that was replaced is unified, and without a recovery nothing is unrecovered.
     """
-    if not run.outcome.recovery:
+    if run.outcome.no_unrecovered:
         wanted = [variant for variant in wanted if variant != "unrecovered"]
     if run.outcome.saved_plan is not None:
         return list(wanted)

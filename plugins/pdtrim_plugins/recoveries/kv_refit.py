@@ -50,11 +50,13 @@ class KvRefit(LayerRecovery):
         import torch  # noqa: PLC0415 - listings must not import torch
 
         norm, *names = layer.layout.kv[:3]
-        projections = {name: layer.module.get_submodule(name) for name in names}
-        normed, sums = layer.module.get_submodule(norm), RidgeSums()
+        # What is wanted is made by what the plan left, whatever an earlier recovery made of the layer.
+        left, now, sums = layer.left, layer.module, RidgeSums()
+        projections = {name: now.get_submodule(name) for name in names}
         for tokens in layer.tokens():
-            given_ND, dense_ND = normed(tokens.before_ND), normed(tokens.dense_before_ND)
-            missing = [projection(dense_ND) - projection(given_ND) for projection in projections.values()]
+            given_ND = now.get_submodule(norm)(tokens.before_ND)
+            dense_ND = left.get_submodule(norm)(tokens.dense_before_ND)
+            missing = [left.get_submodule(name)(dense_ND) - now.get_submodule(name)(given_ND) for name in names]
             sums.add(given_ND, torch.cat(missing, dim=1))
         weights = {f"{name}.weight": projection.get_parameter("weight") for name, projection in projections.items()}
         more_DE = sums.solved(self.ridge, f"K/V of block {layer.layer.block}")

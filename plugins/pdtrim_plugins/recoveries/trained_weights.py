@@ -1,4 +1,4 @@
-"""Weights of decode while they are trained: all of them, or adapters of low rank; in float32 whatever the model's format."""
+"""Weights of a pair while they are trained: all of them, or adapters of low rank; in float32 whatever the model's format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from pdtrim_core.api import PdtrimError
 
 if TYPE_CHECKING:
-    from pdtrim_core.api import Layer, RecoveryContext
+    from pdtrim_core.api import Layer, RecoveryContext, Stage
+
+    Trained = Mapping[tuple[Stage, Layer], tuple[str, ...]]
+    """The names of the weights that are trained in layers of each stage."""
 
 HALF = (torch.bfloat16, torch.float16)
 SCALE = 2
@@ -66,8 +69,8 @@ class TrainedWeights(ABC):
         self.round()
 
     @abstractmethod
-    def merged(self) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
-        """Yield each layer with the weights that it has now, by their names in it, in the model's format.
+    def merged(self) -> Iterator[tuple[Stage, Layer, dict[str, Tensor]]]:
+        """Yield each layer of a stage with the weights that it has now, by their names in it, in the model's format.
 
         They are the training's own until it ends.
         """
@@ -76,38 +79,38 @@ class TrainedWeights(ABC):
 class AllWeights(TrainedWeights):
     """All weights that are named, as they are."""
 
-    def __init__(self, trial: RecoveryContext, trained: Mapping[Layer, tuple[str, ...]]) -> None:
+    def __init__(self, trial: RecoveryContext, trained: Trained) -> None:
         super().__init__()
         self._trained = trained
-        for layer, names in trained.items():
-            before = dict(trial.module("decode", layer).named_parameters())
-            trial.change("decode", layer, {name: before[name].detach().clone().requires_grad_() for name in names})
-            module = trial.module("decode", layer)
+        for (stage, layer), names in trained.items():
+            before = dict(trial.module(stage, layer).named_parameters())
+            trial.change(stage, layer, {name: before[name].detach().clone().requires_grad_() for name in names})
+            module = trial.module(stage, layer)
             for name in names:
-                self._train(f"{layer.block}.{name}", module.get_parameter(name))
+                self._train(_named(stage, layer, name), module.get_parameter(name))
 
-    def merged(self) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
+    def merged(self) -> Iterator[tuple[Stage, Layer, dict[str, Tensor]]]:
         """Yield each layer with its weights."""
-        for layer, names in self._trained.items():
-            yield layer, {name: self._live[f"{layer.block}.{name}"].detach() for name in names}
+        for (stage, layer), names in self._trained.items():
+            yield stage, layer, {name: self._live[_named(stage, layer, name)].detach() for name in names}
 
 
 class LowRankWeights(TrainedWeights):
     """Adapters of low rank beside those weights that belong to linear projections (LoRA, by peft)."""
 
-    def __init__(self, trial: RecoveryContext, trained: Mapping[Layer, tuple[str, ...]], *, rank: int, seed: int) -> None:
+    def __init__(self, trial: RecoveryContext, trained: Trained, *, rank: int, seed: int) -> None:
         super().__init__()
-        self._adapted: dict[Layer, nn.Module] = {}
+        self._adapted: dict[tuple[Stage, Layer], nn.Module] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for layer, names in trained.items():
+            for (stage, layer), names in trained.items():
                 # A module of the trial's own: its parts are about to be replaced.
-                trial.change("decode", layer, {})
-                self._adapt(layer, trial.module("decode", layer), names, rank)
+                trial.change(stage, layer, {})
+                self._adapt(stage, layer, trial.module(stage, layer), names, rank)
         if not self.masters:
             raise PdtrimError("distill: no weight that may be trained belongs to a linear projection: say train = 'full'")
 
-    def _adapt(self, layer: Layer, module: nn.Module, names: tuple[str, ...], rank: int) -> None:
+    def _adapt(self, stage: Stage, layer: Layer, module: nn.Module, names: tuple[str, ...], rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - an optional extra
 
         owners = dict.fromkeys(name.rpartition(".")[0] for name in names if name.endswith(".weight"))
@@ -115,17 +118,22 @@ class LowRankWeights(TrainedWeights):
         if not linear:
             return
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=linear), module)
-        self._adapted[layer] = module
+        self._adapted[stage, layer] = module
         for name, weight in module.named_parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-                self._train(f"{layer.block}.{name}", weight)
+                self._train(_named(stage, layer, name), weight)
 
-    def merged(self) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
+    def merged(self) -> Iterator[tuple[Stage, Layer, dict[str, Tensor]]]:
         """Yield each layer with the weights of its projections, the adapters added to them."""
-        for layer, module in self._adapted.items():
+        for (stage, layer), module in self._adapted.items():
             with torch.no_grad():
-                yield layer, {f"{name}.weight": _merged(part) for name, part in _adapters(module)}
+                yield stage, layer, {f"{name}.weight": _merged(part) for name, part in _adapters(module)}
+
+
+def _named(stage: Stage, layer: Layer, name: str) -> str:
+    # Beside a merged block of decode's prefill may have two layers at one block.
+    return f"{stage} {layer.block} {layer.state} {name}"
 
 
 def _adapters(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -2,15 +2,12 @@
 
 Which texts a step has, and its learning rate, follow from its number; so all there is to keep is the weights and the moments of
 the optimiser, what was best, and how many steps were made.
-
-Shape suffixes: N positions of continuation tokens, D hidden.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +20,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from pdtrim_core.api import PdtrimError, read_module, reason_of, write_tensors
-from pdtrim_plugins.recoveries.kl_loss import divergence
 
 if TYPE_CHECKING:
-    from pdtrim_core.api import Item, Layer, PairBatch, RecoveryContext
+    from pdtrim_core.api import Item, Layer, RecoveryContext, Stage
+    from pdtrim_plugins.recoveries.step_losses import StepLoss
     from pdtrim_plugins.recoveries.trained_weights import TrainedWeights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -35,7 +32,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class State:
-    """How far a training has come: the losses of its steps, in nats a token, and what was the nearest to the dense model so far.
+    """How far a training has come: the losses of its steps, and what was the nearest to the dense model so far.
 
     `nearest` is a divergence in nats a token, at first that of the pair as it was; `best` are the masters that had it, and None
     where the pair as it was is still the nearest.
@@ -87,12 +84,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """So many steps, each with so many texts, in orders that follow from a seed; `lr` gives the learning rate of each step."""
+    """So many steps, each with so many texts, in orders that follow from a seed.
+
+    `lr` gives the learning rate of each step, and `clip` is the longest gradient, as the norm of all its numbers.
+    """
 
     steps: int
     batch: int
     lr: Callable[[int], float]
     seed: int
+    clip: float = 1.0
 
     def texts(self, step: int, texts: Sequence[Item]) -> list[Item]:
         """Return the texts of a step: all of them in some order, then all again in another one."""
@@ -101,17 +102,6 @@ class Schedule:
             epoch, place = divmod(number, len(texts))
             chosen.append(texts[_order(self.seed, epoch, len(texts))[place]])
         return chosen
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """How a step is made; see the options of `distill`."""
-
-    clip: float = 1.0
-    temperature: float = 1.0
-    stream_weight: float = 0.0
-    autocast: bool = False
-    recompute: bool = False
 
 
 class Training:
@@ -123,19 +113,19 @@ class Training:
         trial: RecoveryContext,
         progress: Progress,
         schedule: Schedule,
-        options: StepOptions,
+        loss: StepLoss,
     ) -> None:
         self._weights = weights
         self._trial = trial
         self._progress = progress
         self._schedule = schedule
-        self._options = options
+        self._loss = loss
         self._masters = weights.masters
         self._optimizer = AdamW(self._masters.values(), weight_decay=0.0)
 
     def run(
         self, context: RecoveryContext, *, check_every: int, save_every: int
-    ) -> Iterator[tuple[Layer, dict[str, Tensor]]] | None:
+    ) -> Iterator[tuple[Stage, Layer, dict[str, Tensor]]] | None:
         """Make the steps that are left; return the layers' best weights, None where the pair as it was is the nearest.
 
         `context` is the pair as it was; it is left so. Raises `PdtrimError` for a loss that is not finite, and where progress
@@ -143,10 +133,10 @@ class Training:
         """
         state = self._begun(context)
         for loss in state.losses:
-            context.lost(loss)
+            self._tell(context, loss)
         while state.step < self._schedule.steps:
             state.losses.append(self._step(state.step))
-            context.lost(state.losses[-1])
+            self._tell(context, state.losses[-1])
             last = state.step == self._schedule.steps
             if last or state.step % check_every == 0:
                 self._check(context, state)
@@ -156,6 +146,10 @@ class Training:
             return None
         self._weights.take(state.best)
         return self._weights.merged()
+
+    def _tell(self, context: RecoveryContext, loss: float) -> None:
+        if self._loss.of_answers:
+            context.lost(loss)
 
     def _begun(self, context: RecoveryContext) -> State:
         found = self._progress.read(context.note)
@@ -170,24 +164,24 @@ class Training:
     def _check(self, context: RecoveryContext, state: State) -> None:
         """Look how near to the dense model the pair is with the weights as they would be handed over."""
         tried = context.trial()
-        for layer, weights in self._weights.merged():
-            tried.change("decode", layer, weights)
+        for stage, layer, weights in self._weights.merged():
+            tried.change(stage, layer, weights)
         found = tried.divergence()
         if found < state.nearest:
             state.nearest, state.best = found, self._weights.values()
 
     def _step(self, step: int) -> float:
-        """Make a step; return its loss, in nats a token."""
+        """Make a step; return its loss, as a mean over its tokens."""
         lr = self._schedule.lr(step)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad()
-        batches = self._trial.batches(self._schedule.texts(step, self._trial.texts))
-        tokens = sum(batch.tokens for batch in batches)
+        texts = self._schedule.texts(step, self._trial.texts)
         # Sums over tokens are what goes back, and are divided in float32: half precision has no numbers as small as a mean's.
-        loss = math.fsum(self._backward(batch) for batch in batches) / tokens
+        total, tokens = self._loss.backward(self._trial, texts, self._weights.collect)
+        loss = total / tokens
         self._weights.scale(tokens)
-        norm = clip_grad_norm_(self._masters.values(), self._options.clip)
+        norm = clip_grad_norm_(self._masters.values(), self._schedule.clip)
         if not math.isfinite(loss) or not torch.isfinite(norm):
             raise PdtrimError(
                 f"distill: the loss or its gradient is not finite at step {step + 1} of {self._schedule.steps}, with a learning "
@@ -196,23 +190,6 @@ class Training:
         self._optimizer.step()
         self._weights.round()
         return loss
-
-    def _backward(self, batch: PairBatch) -> float:
-        """Add the gradients of the loss of a batch, summed over its tokens; return it."""
-        options, model = self._options, self._trial.model
-        half = torch.autocast(model.device.type, torch.bfloat16) if options.autocast else nullcontext()
-        with half:
-            dense_ND = batch.dense()
-            pair_ND = batch.pair(recompute=options.recompute)
-            total, gradient_ND = divergence(model, dense_ND, pair_ND, options.temperature)
-        outputs, gradients = [pair_ND], [gradient_ND]
-        if options.stream_weight:
-            stream = options.stream_weight * len(pair_ND) * _difference(dense_ND, pair_ND)
-            total += float(stream.detach())
-            outputs, gradients = [*outputs, stream], [*gradients, torch.ones_like(stream)]
-        torch.autograd.backward(outputs, gradients)
-        self._weights.collect()
-        return total
 
     def _moments(self) -> dict[str, Tensor]:
         state = self._optimizer.state
@@ -229,9 +206,3 @@ class Training:
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> list[int]:
     return Random(f"{seed} {epoch}").sample(range(count), count)  # noqa: S311 - reproducible draws, nothing secret
-
-
-def _difference(dense_ND: Tensor, pair_ND: Tensor) -> Tensor:
-    """Return the mean squared difference of hidden states, as a share of the dense ones' mean square."""
-    dense_ND, pair_ND = dense_ND.float(), pair_ND.float()
-    return (pair_ND - dense_ND).square().mean() / dense_ND.square().mean()

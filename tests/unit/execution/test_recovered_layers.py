@@ -20,6 +20,7 @@ from tests.unit.execution.test_staged_model import (
     TAILS,
     replacements,
     some_items,
+    two_phase_gaps,
     two_phase_sums,
 )
 
@@ -64,22 +65,9 @@ def test_one_pass_agrees_with_two_phases_where_both_stages_have_weights_of_their
 ) -> None:
     model = tiny_model(family)
     items = [*some_items()[2:4], *some_items()[-1:]]
-    caches = [
-        PrefixCache(model, ExecutionOptions(first_token=first_token, batch_tokens=64, packed=packed)) for packed in (False, True)
-    ]
-    worst = {}
-    for name, plan in {**PLANS, **(TAILS if first_token == "decode" else {})}.items():
-        modules = recovered(model, plan, replacements(model), kv=kv)
-        reference = two_phase_sums(StagedModel(caches[0], plan, modules), items)
-        for cache in caches:
-            found = StagedModel(cache, plan, modules).loglikelihoods(items)
-            gaps = [
-                abs(a - b) / len(choice)
-                for item, sums, expected in zip(items, found, reference, strict=True)
-                for a, b, choice in zip(sums, expected, item.choices, strict=True)
-            ]
-            worst[name] = max(gaps)
-    assert {name: gap for name, gap in worst.items() if gap > 1e-4} == {}
+    plans = {**PLANS, **(TAILS if first_token == "decode" else {})}
+    gaps = two_phase_gaps(model, plans, lambda plan: recovered(model, plan, replacements(model), kv=kv), items, first_token)
+    assert {name: gap for name, gap in gaps.items() if gap > 1e-4} == {}
 
 
 def test_recovered_weights_change_what_a_plan_scores_and_no_other_plan() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 
+from pdtrim_core.api import PdtrimError
 from pdtrim_core.execution.sampling import sampled
 from pdtrim_core.testing import tiny_llama
 
@@ -35,3 +37,26 @@ def test_tokens_are_drawn_as_often_as_the_model_expects_and_none_ends_the_text()
     likeliest = int(chances.argmax())
     expected = float(chances[likeliest])
     assert abs(drawn[likeliest] / len(OPENINGS) - expected) < 4 * (expected * (1 - expected) / len(OPENINGS)) ** 0.5
+
+
+def test_an_opening_that_the_model_cannot_read_is_refused() -> None:
+    with pytest.raises(
+        PdtrimError, match="the opening of a text that is to be written has the token 5000, and the vocabulary of"
+    ):
+        sampled(tiny_llama(), [(1, 2), (3, 5000)], 9, seed=0)
+
+
+def test_what_the_head_has_and_the_embedding_has_not_is_never_written() -> None:
+    model = tiny_llama()
+    embedding = model.model.get_input_embeddings()
+    rows = len(embedding.weight) - 100
+    embedding.padding_idx = None
+    embedding.weight = torch.nn.Parameter(embedding.weight[:rows].detach())
+    model.model.generation_config.eos_token_id = [rows + 50]
+    assert max(max(text) for text in sampled(model, OPENINGS, 6, seed=0)) < rows
+
+
+def test_a_token_that_ends_texts_and_is_in_no_vocabulary_ends_none() -> None:
+    model = tiny_llama()
+    model.model.generation_config.eos_token_id = [257, 5000]
+    assert {len(text) for text in sampled(model, OPENINGS[:4], 9, seed=0)} == {9}

@@ -48,8 +48,22 @@ def item(*firsts: int) -> Item:
     ],
 )
 def test_the_surest_token_comes_first_and_each_once(tokenizer: Any, expected: tuple[int, ...]) -> None:
-    assert opening_tokens(tokenizer, [item(5), item(8, 6), item(8)]) == expected
+    assert opening_tokens(tokenizer, [item(5), item(8, 6), item(8)], 256) == expected
 
 
 def test_an_item_without_a_prompt_has_no_first_token() -> None:
-    assert opening_tokens(Letters(None), [Item(((),), ((2,),), 0, (1,)), item(7)]) == (7,)
+    assert opening_tokens(Letters(None), [Item(((),), ((2,),), 0, (1,)), item(7)], 256) == (7,)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "items", "expected"),
+    [
+        (Letters(None, "\u0400"), [item(5)], (5,)),  # a token that was added for conversations, and not to the model
+        (Letters(300), [item(5)], (5,)),
+        (Letters(BOS), [item(300), item(5)], (BOS, 5)),
+    ],
+)
+def test_a_token_that_the_model_does_not_have_opens_no_prompt(
+    tokenizer: Any, items: list[Item], expected: tuple[int, ...]
+) -> None:
+    assert opening_tokens(tokenizer, items, 256) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +15,10 @@ from pdtrim_core import Outcome, PdtrimError, PluginError, PluginHost, hookimpl,
 from pdtrim_core.api import Item, LayerOf, Plan, Recovery, RecoveryContext
 from pdtrim_core.api.kinds import Contract
 from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.files.atomic_files import write_whole
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline, recover
+from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.pipeline.recovery_texts import CHECKED
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.contracts.small_run import tiny_host
@@ -263,3 +266,126 @@ def test_losses_of_a_long_training_are_thinned_out() -> None:
     assert len(thinned) == 400
     assert thinned[0] == 1.0
     assert recover._thinned([]) == ()
+
+
+@pytest.mark.parametrize("recovery", [["does"], ["does", {"use": "does", "word": "again"}]])
+def test_where_each_recovery_was_left_out_the_pair_is_measured_once(host: PluginHost, tmp_path: Path, recovery: Any) -> None:
+    doing(lambda context: put(context, "decode", "mlp.down_proj.weight", 3.0))
+    outcome = ran(host, tmp_path / "run", recovery)
+    assert not any(result.kept for result in outcome.recovery)
+    assert outcome.fidelity is not None
+    assert set(outcome.fidelity.variants) == {"dense", "unified", "staged"}
+    assert outcome.fidelity.recovered is None
+    run = load_run(tmp_path / "run", host)
+    said = "has no variant 'unrecovered': each of its recoveries was left out, so that 'staged' is the same"
+    with pytest.raises(PdtrimError, match=said):
+        run.plan_of("unrecovered")
+    plain = ran(host, tmp_path / "plain", [])
+    assert plain.fidelity is not None
+    assert outcome.fidelity.variants == plain.fidelity.variants
+
+
+@pytest.mark.parametrize(("numbers", "late"), [((-1, 0), True), ((0, -1), False)])
+def test_a_list_in_the_wrong_order_is_noted_and_not_refused(
+    host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, int], late: bool
+) -> None:
+    goes = iter(numbers)
+    ever_nearer = (1 / count for count in range(1, 9))
+    monkeypatch.setattr(recover, "_divergences", lambda work: [[next(ever_nearer)]])
+    does = doing(lambda context: put(context, "decode", "mlp.down_proj.weight", 0.1, next(goes)))
+    outcome = ran(host, tmp_path / "run", [*does, {"use": "does", "word": "again"}], evaluation={"threads": 1, "fidelity": False})
+    assert [result.kept for result in outcome.recovery] == [True, True]
+    found = [note for note in outcome.notes if "to which" in note]
+    block = outcome.plan.plan.layers("decode", outcome.block_count)[-1].block
+    said = (
+        f"recovery 'does' (2 in the list) changed what comes to block {block} of decode, to which recovery 'does' (1 in the "
+        "list) had fitted that block: list recovery 'does' (2 in the list) in front of it, or the other once more behind"
+    )
+    assert found == ([said] if late else [])
+
+
+class Mislead:
+    """A tokenizer of more tokens than the model has rows, as one that belongs to another model."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        found = self._inner(text, **options)
+        return {"input_ids": [900 if "foreign" in text else token for token in found["input_ids"]]}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            '{"text": "a foreign word"}',
+            "the text 1 of recovery_data.sources '.*own.jsonl' has the token 900, and the vocabulary of",
+        ),
+        ('{"text": [1, 2]}', "'text' of line 2 of .*own.jsonl is no text"),
+    ],
+)
+def test_bad_texts_are_told_before_anything_is_measured(
+    host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, said: str
+) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"text": "' + "a long text. " * 20 + '"}\n' + line + "\n" + '{"text": "' + "more text. " * 900 + '"}\n')
+
+    def mislead(*given: Any) -> Any:
+        model = open_model(*given)
+        model.tokenizer = Mislead(model.tokenizer)
+        return model
+
+    monkeypatch.setattr("pdtrim_core.pipeline.run_inputs.open_model", mislead)
+    monkeypatch.setattr(pipeline, "find", lambda *given: pytest.fail("it has begun to search"))
+    with pytest.raises(PdtrimError, match=said):
+        ran(host, tmp_path / "run", [FOLD], recovery_data={"sources": [str(file)], "prompt_tokens": 8, "answer_tokens": 8})
+
+
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [
+        ("pdtrim_core.model.weights.write_whole", "decode.safetensors"),
+        ("pdtrim_core.pipeline.recover.write_whole", "recovery.json"),
+        ("pdtrim_core.pipeline.recovery_texts.write_whole", "json"),
+    ],
+)
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
+    host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, name: str
+) -> None:
+    def no_room(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def full(path: Path, content: Any) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", no_room)
+            return write_whole(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, full)
+        with pytest.raises(
+            PdtrimError, match=rf"^cannot write .*{name}: No space left on device; what was measured before is kept"
+        ):
+            ran(host, tmp_path / "run", [FOLD])
+    assert not (tmp_path / "run" / "outcome.json").exists()
+    outcome, undisturbed = ran(host, tmp_path / "run", [FOLD]), ran(host, tmp_path / "other", [FOLD])
+    assert outcome.plan.recovered == undisturbed.plan.recovered != ""
+    assert not [
+        path for path in (tmp_path / "run" / "recovered").iterdir() if path.name not in ("decode.safetensors", "recovery.json")
+    ]
+
+
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.embed_tokens.weight"])
+def test_embeddings_and_head_belong_to_no_layer_so_that_no_recovery_reaches_them(
+    host: PluginHost, tmp_path: Path, name: str
+) -> None:
+    def train(context: RecoveryContext) -> None:
+        weight = context.model.model.get_input_embeddings().weight
+        for layer in context.layers("decode"):
+            context.change("decode", layer, {name: weight})
+
+    with pytest.raises(PdtrimError, match=rf"a layer was given the weight {name} of shape .*, and it has none of that name"):
+        ran(host, tmp_path / "run", doing(train))

@@ -87,6 +87,51 @@ def test_too_little_text_is_named_with_how_much_there_is(begin: Begin, tmp_path:
         texts_of(begin, sources=[str(tmp_path / "a.txt")]).items(3)
 
 
+class Added:
+    """A tokenizer that has learned a token which the model has no row for: in front of texts, or in those with a letter."""
+
+    bos_token_id = eos_token_id = None
+
+    def __init__(self, model: Any, *, front: bool) -> None:
+        self._inner = model.tokenizer
+        self._front = front
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any:
+        ids = list(self._inner(text, add_special_tokens=False)["input_ids"])
+        if self._front:
+            return {"input_ids": [700, *ids] if add_special_tokens else ids}
+        return {"input_ids": [700 if token == ord("e") else token for token in ids]}
+
+
+@pytest.mark.parametrize("source", ["generated", "calibration", "file"])
+@pytest.mark.parametrize("front", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_tokens_that_the_model_does_not_have_are_told_with_where_they_are(
+    begin: Begin, tmp_path: Path, source: str, front: bool, early: bool
+) -> None:
+    (tmp_path / "a.txt").write_text("no more than a text. " * 40)
+    source = str(tmp_path / "a.txt") if source == "file" else source
+    model = tiny_llama()
+    model.tokenizer = Added(model, front=front)
+    texts = texts_of(begin, model=model, sources=[source])
+    what = "what its tokenizer puts in front of a text" if front else rf"the text \d+ of recovery_data.sources '{source}'"
+    with pytest.raises(PdtrimError, match=rf"^{what} has the token 700, and the vocabulary of .* ends at \d+: its tokenizer and"):
+        (texts.check if early else texts.items)(3)
+
+
+@pytest.mark.parametrize("damage", [[1] * 13, [10**6] * 14, ["a"] * 14, "text", [-1] * 14])
+def test_texts_that_are_kept_and_are_none_are_written_again(begin: Begin, tmp_path: Path, damage: Any) -> None:
+    texts = texts_of(begin, sources=["generated"])
+    first = texts.items(5)
+    (kept,) = (tmp_path / "cache").rglob("texts/*.json")
+    data = json.loads(kept.read_text())
+    kept.write_text(json.dumps([damage, *data[1:]]))
+    assert texts.items(5) == first
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
@@ -94,6 +139,9 @@ def test_too_little_text_is_named_with_how_much_there_is(begin: Begin, tmp_path:
         ("a.jsonl", '{"question": "?"}', "line 1 of .* has neither 'text' nor 'prompt' and 'answer'"),
         ("b.jsonl", "[1, 2", "cannot be read"),
         ("c.jsonl", "[1]", "line 1 of"),
+        ("f.jsonl", '{"text": "a"}\n{"text": [5, 6, 7]}', "'text' of line 2 of .*f.jsonl is no text: give text, not its tokens"),
+        ("g.jsonl", '{"prompt": [{"role": "user"}], "answer": "a"}', "'prompt' of line 1 of .* is no text: give text"),
+        ("h.jsonl", '{"prompt": "a", "answer": null}', "'answer' of line 1 of .* is no text: give text"),
         ("d.txt", b"\xff\xfe\x00\xff", "cannot be read"),
         ("e", "", "gives 0 texts"),
     ],
@@ -104,8 +152,10 @@ def test_a_source_that_gives_no_text_is_refused_with_its_name(
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(PdtrimError, match=problem):
-        texts_of(begin, sources=[str(path)]).items(1)
+    texts = texts_of(begin, sources=[str(path)])
+    for asked in (texts.items, texts.check):
+        with pytest.raises(PdtrimError, match=problem):
+            asked(1)
 
 
 def test_texts_longer_than_the_model_has_positions_are_refused(begin: Begin) -> None:

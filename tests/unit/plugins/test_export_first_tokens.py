@@ -64,7 +64,7 @@ def test_prefill_s_checkpoint_hands_over_what_two_phases_do(name: str, family: s
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("name", [name for name in PLANS if name != "fewer heads"])
+@pytest.mark.parametrize("name", PLANS)
 def test_tables_of_k_and_v_are_of_the_weights_that_two_phases_use(name: str, known: bool, tmp_path: Path) -> None:
     # All layers of both stages have K/V weights of their own; that of prefill's last one is only there for its K/V.
     model, plan = tiny_model("qwen3"), PLANS[name]

@@ -125,9 +125,17 @@ def check_pair(model: BlockModel, plan: Plan, modules: Mapping[Any, nn.Module], 
     assert parameters_of(prefill) == model.sizes.kept_parameters(plan.truncated_prefill(model.block_count), "prefill")
 
 
+FOUR_HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+HEADS: list[Element] = [Shrink(block, "attention", (0, 2)) for block in range(6)]
 MORE: dict[str, tuple[list[Element], list[Element]]] = {
     "frozen merge at the end": ([], [Merge(4, 5, "frozen")]),
     "prefill passes two blocks by": ([Drop(1), KvOnly(3), KvOnly(4)], [Drop(1)]),
+    "heads that both lost": (HEADS, HEADS),
+    "heads that both lost, and blocks": (
+        [*HEADS[:1], *HEADS[2:4], *HEADS[5:], Drop(1), KvOnly(4)],
+        [*HEADS[:1], *HEADS[2:], Drop(1)],
+    ),
+    "heads that both lost, behind K/V alone": ([*HEADS[:3], KvOnly(3), *HEADS[4:]], HEADS),
     "narrow blocks": ([Shrink(2, "mlp", (1, 2, 3))], [Shrink(block, "mlp", (1, 2, 3)) for block in range(6)]),
 }
 
@@ -135,12 +143,30 @@ MORE: dict[str, tuple[list[Element], list[Element]]] = {
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", [*PLANS, *MORE])
 def test_the_pair_makes_the_tokens_of_our_two_phases_on_recovered_layers(name: str, tmp_path: Path) -> None:
-    model = tiny_model("qwen3" if "merge" in name else "llama")
+    model = tiny_model("qwen3" if "merge" in name else "llama", **(FOUR_HEADS if "heads" in name else {}))
     prefill, decode = {**PLANS, **MORE}[name]
     plan = Plan(prefill=Removal(prefill), decode=Removal(decode))
     modules = made(model, plan)
     export(Vllm(), model, plan, tmp_path, modules=modules)
     check_pair(model, plan, modules, tmp_path)
+
+
+@pytest.mark.parametrize("recover", [True, False])
+@pytest.mark.parametrize("prefill", [(), (2,), (0,)])
+def test_decode_is_what_it_is_whatever_heads_prefill_lost(
+    prefill: tuple[int, ...], recover: bool, tmp_path: Path, tokenizer: Any
+) -> None:
+    model = with_tokenizer(tiny_llama(**FOUR_HEADS), tokenizer)
+    of_prefill = [Shrink(block, "attention", prefill) for block in range(6)] if prefill else []
+    plan = Plan(Removal(of_prefill), Removal([*HEADS[:3], Drop(3), *HEADS[4:]]))
+    modules = made(model, plan) if recover else {}
+    for exporter in (Checkpoints(), Gguf()):
+        export(exporter, model, plan, tmp_path, modules=modules)
+    wanted = decode_logits(model, plan, tmp_path, modules)
+    assert units_apart(logits_of(read_back(tmp_path / "decode")), wanted) <= ROUNDING
+    assert units_apart(logits_of(read_gguf(tmp_path)), wanted) <= ROUNDING
+    with pytest.raises(PdtrimError, match="decode has fewer K/V heads than prefill in the blocks 0, 1, 2, 4, 5"):
+        export(Vllm(), model, plan, tmp_path / "pair", modules=modules)
 
 
 @pytest.mark.numeric

@@ -1,4 +1,4 @@
-"""Distill: decode trained on prefill's cache comes nearer to the dense model, and what must stay stays."""
+"""Distill: a pair that is trained comes nearer to the dense model, and what must stay stays."""
 
 from __future__ import annotations
 
@@ -201,7 +201,8 @@ def test_only_layers_from_the_first_changed_one_up_are_trained(tmp_path: Path) -
     model = tiny_llama()
 
     def blocks(plan: Plan) -> set[int]:
-        return {layer.block for layer in Distill()._trained(recovery_context(model, plan, modules=replacements(model)))}
+        context = recovery_context(model, plan, modules=replacements(model))
+        return {layer.block for (_, layer), _ in Distill()._trained(context, "decode")}
 
     assert blocks(Plan(decode=Removal([Drop(3)]))) == {2, 4, 5}  # block 2 makes up for the one behind it
     assert blocks(Plan(decode=Removal([Shrink(3, "mlp", (0, 1))]))) == {3, 4, 5}
@@ -302,8 +303,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
     [
         ({"train": "qlora"}, "train"),
         ({"contract": "none"}, "contract"),
-        ({"stage": "prefill"}, "stage"),
-        ({"stage": "both"}, "stage"),
+        ({"stage": "dense"}, "stage"),
         ({"rank": 0}, "rank"),
         ({"lr": 0}, "lr"),
         ({"steps": 0}, "steps"),

@@ -152,3 +152,13 @@ def test_a_layer_that_was_fitted_before_is_fitted_from_what_it_has() -> None:
     once = dict(context.pair.modules)
     KvRefit().recover(context)
     assert once.keys() == context.pair.modules.keys() == {LayerOf(TAIL, "prefill", block) for block in (3, 4, 5)}
+
+
+def test_what_is_wanted_is_of_the_plan_and_not_of_an_earlier_recovery() -> None:
+    context = context_of(tiny_llama(), Plan(Removal([Drop(1), KvOnly(4), KvOnly(5)]), Removal([Drop(1)])))
+    KvRefit().recover(context)
+    once = off_dense(context)
+    for _ in range(3):
+        KvRefit().recover(context)
+    # Each time the pull towards what was there before is a little less, and so is what is missing.
+    assert all(gap < once[block] for block, gap in off_dense(context).items())
