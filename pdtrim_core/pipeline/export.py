@@ -19,7 +19,7 @@ from pdtrim_core.results.outcome import Outcome
 if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
 
-LENT = ("merges", "recovered", "evaluations")
+LENT = ("merges", "recovered", "formats", "evaluations")
 """Folders of a run that exporters read."""
 
 

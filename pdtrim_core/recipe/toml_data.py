@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
 }
 STAGED_SPLITTER = "keep-search-result"
 """The splitter of a recipe that names none, where its searcher finds both stages."""
+DEFAULT_QUANTIZER = "rtn"
+"""The quantizer of a recipe that names formats and none."""
 LISTS = ("recovery", "exporter", "report")
 NONE = "none"
 """What a recipe says of a kind that it wants nothing of, where it may list several."""

@@ -22,6 +22,7 @@ from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.old_formats import outcome_of_1
 from pdtrim_core.results.recovery import RecoveryResult
+from pdtrim_core.results.task_results import Variant, why_absent
 from pdtrim_core.wording import LONGEST_LINE, shortened, shown
 
 OUTCOME_FORMAT = 2
@@ -197,6 +198,15 @@ class Outcome:
         if self.saved_plan is None:
             raise PlanError(f"this run has no plan: its pruner replaced the whole of {self.model}, and removed no blocks from it")
         return SavedPlan.from_data(self.saved_plan, "outcome.json")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a stage has a number format of its own."""
+        return self.saved_plan is not None and self.plan.formats is not None
+
+    def why_absent(self, variant: Variant) -> str:
+        """Return why this run has not a variant that runs with recovery or formats have; empty where it has it."""
+        return why_absent(variant, recovered=bool(self.recovery), quantized=self.quantized)
 
     def row(self, name: str) -> Row:
         """Return a row of the result table. Raises `PdtrimError` where there is none of that name."""

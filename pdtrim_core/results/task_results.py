@@ -22,16 +22,17 @@ EVALUATION_FORMAT = 2
 FOLDER = "evaluations"
 CODE = "code"
 """The setting that says what code measured."""
-Variant = Literal["staged", "unified", "prefill", "decode", "unrecovered", "dense"]
+Variant = Literal["staged", "unified", "prefill", "decode", "unrecovered", "unquantized", "dense"]
 """Which model of a run is evaluated: the pair; decode's removal in both stages; prefill or decode as a single-stage model; the
-pair without what recovery made of it; the dense model."""
-PAIRS: tuple[Variant, ...] = ("staged", "unrecovered")
+pair without what recovery made of it, and without number formats; the pair without number formats; the dense model."""
+PAIRS: tuple[Variant, ...] = ("staged", "unrecovered", "unquantized")
 """The variants whose stages lose each its own, so that it matters which of them makes the first token."""
 
 
-def no_recovery() -> str:
-    """Return what is said of a run that is asked for the pair before its recovery, and that has none."""
-    return "has no variant 'unrecovered': its recipe names no recovery, so that 'staged' is the same"
+def why_absent(variant: Variant, *, recovered: bool, quantized: bool) -> str:
+    """Return what is said of a run that is asked for a variant without something that it never had; empty where it had that."""
+    missing = {"unrecovered": "" if recovered else "recovery", "unquantized": "" if quantized else "formats"}.get(variant, "")
+    return missing and f"has no variant '{variant}': its recipe names no {missing}, so that 'staged' is the same"
 
 
 @dataclass(frozen=True)
