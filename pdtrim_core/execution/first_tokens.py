@@ -15,7 +15,6 @@ from pdtrim_core.execution.batching import Firsts
 from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv
 from pdtrim_core.execution.stage_modules import Modules, Step, module_of, removed_module_of
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.model.quantized_linear import linears_in, unquantized, with_linears
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import FirstTokensOf, LayerOf, Plan
 
@@ -125,10 +124,8 @@ def kv_of_first(model: BlockModel, plan: Plan, layer: Layer, modules: Modules) -
     """Return what makes the K/V of a first token in one of prefill's layers, where that is not what makes those of the others."""
     if layer.runs or LayerOf.at(plan, "prefill", layer) not in modules:
         return None
-    left, made = removed_module_of(model, layer, modules), module_of(model, plan, "prefill", layer, modules)
-    # A number format is given to whatever makes K/V: what is asked is whether recovery changed that before.
-    before = {name: unquantized(part) for name, part in linears_in(made).items()}
-    return None if same_kv(left, with_linears(made, before), model.layout.kv) else left
+    left = removed_module_of(model, layer, modules)
+    return None if same_kv(left, module_of(model, plan, "prefill", layer, modules), model.layout.kv) else left
 
 
 def give_first_tokens(

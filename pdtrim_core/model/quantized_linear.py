@@ -50,11 +50,6 @@ def rounds_alike(one: nn.Module, other: nn.Module) -> bool:
     return bool(of_one == of_other)
 
 
-def unquantized(part: nn.Linear) -> nn.Linear:
-    """Return a linear layer as it was before it got another number format."""
-    return part.source if isinstance(part, QuantizedLinear) else part
-
-
 def _rounds(part: nn.Module) -> bool:
     return isinstance(part, QuantizedLinear) and part.rounding is not None
 

@@ -55,32 +55,37 @@ class Quantized:
 def quantize(context: RunContext, model: BlockModel, plan: Plan, modules: Modules) -> Quantized:
     """Give the stages of a plan the formats of the recipe, and write their weights into its folder; `modules` are the pair's."""
     recipe, quantizer = context.recipe, context.recipe.quantizer
-    schemes = schemes_of(quantizer)
-    if quantizer is None or not schemes:
+    if quantizer is None or not schemes_of(quantizer):
         return Quantized()
+    with context.events.step("quantise"), blame(context.host.label_of(quantizer)):
+        check_layers(recipe, model, plan, modules)
+        found = write_quantized(context.folder.path, model, plan, modules, quantizer, use=recipe.uses["quantizer"][0])
+    for stage, scheme in schemes_of(quantizer).items():
+        bits = 8 * found.stored_bytes[stage] / found.numbers[stage]
+        context.events.note(f"formats: {stage} has {scheme}, {bits:.2f} bits a weight with its scales")
+    return found
+
+
+def write_quantized(run: Path, model: BlockModel, plan: Plan, modules: Modules, quantizer: Quantizer, *, use: str) -> Quantized:
+    """Let a quantizer give the stages of a plan its formats, and write their weights under a folder of a run.
+
+    `use` is the name by which the quantizer is found again.
+    """
+    schemes = schemes_of(quantizer)
     layers: dict[LayerOf, nn.Module] = {}
     tensors: dict[Stage, dict[str, Tensor]] = {}
     numbers: dict[Stage, int] = {}
-    record: dict[str, Any] = {
-        "quantizer": recipe.uses["quantizer"][0],
-        "options": quantizer.model_dump(mode="json"),
-        "stages": {},
-    }
-    with context.events.step("quantise"), blame(context.host.label_of(quantizer)):
-        check_layers(recipe, model, plan, modules)
-        for stage, scheme in schemes.items():
-            own = tensors[stage] = quantized_weights(model, plan, stage, modules, NumberFormat(quantizer, scheme))
-            layers |= quantized_layers(model, plan, stage, modules, NumberFormat(quantizer, scheme), tensors=own)
-            linears = [linear for found in linears_of(model, plan, stage, modules) for linear in found.linears.values()]
-            numbers[stage] = sum(linear.weight.numel() for linear in linears)
-            record["stages"][stage] = {"scheme": scheme, "config": quantizer.config(scheme)}
-        digest = save_quantized(context.folder.path / FORMATS, record, tensors)
-    stored = {stage: sum(tensor.nbytes for tensor in own.values()) for stage, own in tensors.items()}
+    record: dict[str, Any] = {"quantizer": use, "options": quantizer.model_dump(mode="json"), "stages": {}}
     for stage, scheme in schemes.items():
-        context.events.note(
-            f"formats: {stage} has {scheme}, {8 * stored[stage] / numbers[stage]:.2f} bits a weight with its scales"
-        )
+        one = NumberFormat(quantizer, scheme)
+        tensors[stage] = quantized_weights(model, plan, stage, modules, one)
+        layers |= quantized_layers(model, plan, stage, modules, one, tensors=tensors[stage])
+        linears = [linear for found in linears_of(model, plan, stage, modules) for linear in found.linears.values()]
+        numbers[stage] = sum(linear.weight.numel() for linear in linears)
+        record["stages"][stage] = {"scheme": scheme, "config": quantizer.config(scheme)}
+    digest = save_quantized(run / FORMATS, record, tensors)
     formats = Formats(quantizer.name, schemes.get("prefill"), schemes.get("decode"), digest)
+    stored = {stage: sum(tensor.nbytes for tensor in own.values()) for stage, own in tensors.items()}
     return Quantized(plan, layers, formats, numbers, stored)
 
 
