@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -101,12 +102,7 @@ class RoundToNearest(Quantizer):
         return found
 
     def _scheme(self, name: str) -> Any:
-        from compressed_tensors.quantization import preset_name_to_scheme  # noqa: PLC0415 - listings do without
-
-        scheme = preset_name_to_scheme(name, ["Linear"])
-        if name in GROUPED:
-            scheme.weights.group_size = self.group_size
-        return scheme
+        return _preset(name, self.group_size if name in GROUPED else None)
 
     def _format(self, scheme: str) -> str:
         from compressed_tensors.compressors.format import infer_module_format  # noqa: PLC0415 - listings do without
@@ -118,3 +114,14 @@ class RoundToNearest(Quantizer):
         from compressed_tensors.compressors import BaseCompressor  # noqa: PLC0415 - listings do without
 
         return BaseCompressor.get_value_from_registry(self._format(scheme))
+
+
+@functools.cache
+def _preset(name: str, group_size: int | None) -> Any:
+    """Return what compressed-tensors calls a format; it is asked for with every layer that rounds its inputs."""
+    from compressed_tensors.quantization import preset_name_to_scheme  # noqa: PLC0415 - listings do without
+
+    scheme = preset_name_to_scheme(name, ["Linear"])
+    if group_size is not None:
+        scheme.weights.group_size = group_size
+    return scheme
