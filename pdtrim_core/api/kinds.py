@@ -300,10 +300,15 @@ class Quantizer(Component):
     decode: str = Field(AS_IT_IS, description="number format of decode's linear layers, such as W4A16; none: that of the model")
     prefill: str = Field(AS_IT_IS, description="number format of prefill's linear layers; none: that of the model")
 
+    @property
+    def formats(self) -> dict[Stage, str]:
+        """The formats that stages are to have; those that stay as they are left out."""
+        named: dict[Stage, str] = {"prefill": self.prefill, "decode": self.decode}
+        return {stage: scheme for stage, scheme in named.items() if scheme != AS_IT_IS}
+
     def scheme(self, stage: Stage) -> str | None:
         """Return the format of a stage; None where it stays as it is."""
-        named = self.prefill if stage == "prefill" else self.decode
-        return None if named == AS_IT_IS else named
+        return self.formats.get(stage)
 
     def problems(self, facts: FormatFacts) -> list[str]:
         """Return why such layers cannot have these formats, a sentence each; that a format is unknown is told without it.

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pdtrim_core.api.format_facts import FormatFacts
-from pdtrim_core.api.kinds import Quantizer
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.execution.quantized_weights import linears_of
 from pdtrim_core.execution.recovered_weights import STAGES
@@ -14,22 +13,13 @@ from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.quantized_linear import linears_in, other_matrices
-from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 
 
-def schemes_of(quantizer: Quantizer | None) -> dict[Stage, str]:
-    """Return the formats that stages are to have, by stage; those that stay as they are left out."""
-    if quantizer is None:
-        return {}
-    named = {stage: quantizer.scheme(stage) for stage in STAGES}
-    return {stage: scheme for stage, scheme in named.items() if scheme is not None}
-
-
 def check_formats(recipe: Recipe, model: Any, layout: BlockLayout, *, name: str, family: str) -> None:
     """Raise `PdtrimError` where a model, which may be on the meta device, cannot have the formats of a recipe."""
-    schemes = schemes_of(recipe.quantizer)
+    schemes = {} if recipe.quantizer is None else recipe.quantizer.formats
     if not schemes:
         return
     blocks = list(model.get_submodule(layout.blocks))
@@ -50,7 +40,7 @@ def check_formats(recipe: Recipe, model: Any, layout: BlockLayout, *, name: str,
 
 def check_layers(recipe: Recipe, model: BlockModel, plan: Plan, modules: Modules) -> None:
     """Raise `PdtrimError` where the layers that a plan left cannot have the formats of a recipe."""
-    for stage, scheme in schemes_of(recipe.quantizer).items():
+    for stage, scheme in recipe.quantizer.formats.items() if recipe.quantizer is not None else ():
         inputs = {
             f"{name} of block {layer.block} in {stage}": linear.in_features
             for layer, _, linears in linears_of(model, plan, stage, modules)

@@ -12,7 +12,6 @@ from pdtrim_core.api.kinds import Exporter, options_of
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
 from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.host.host import PluginHost
-from pdtrim_core.pipeline.check_formats import schemes_of
 from pdtrim_core.recipe.parts import make_parts
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
@@ -65,7 +64,7 @@ def facts_of(recipe: Recipe, model: BlockModel | None = None, *, configs: dict[s
         replaced=pruner is not None and pruner.replaces_model,
         narrows=narrowing.narrows if narrowing is not None and len(narrowing.narrows) == 1 else frozenset(),
         uniform=narrowing is None or narrowing.uniform,
-        formats=schemes_of(recipe.quantizer),
+        formats={} if recipe.quantizer is None else recipe.quantizer.formats,
         tokenizer=None if model is None else model.tokenizer,
     )
 

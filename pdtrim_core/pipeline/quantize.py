@@ -25,7 +25,7 @@ from pdtrim_core.execution.quantized_weights import (
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.pipeline.check_formats import check_layers, schemes_of
+from pdtrim_core.pipeline.check_formats import check_layers
 from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.plan.elements import Stage
@@ -55,12 +55,12 @@ class Quantized:
 def quantize(context: RunContext, model: BlockModel, plan: Plan, modules: Modules) -> Quantized:
     """Give the stages of a plan the formats of the recipe, and write their weights into its folder; `modules` are the pair's."""
     recipe, quantizer = context.recipe, context.recipe.quantizer
-    if quantizer is None or not schemes_of(quantizer):
+    if quantizer is None or not quantizer.formats:
         return Quantized()
     with context.events.step("quantise"), blame(context.host.label_of(quantizer)):
         check_layers(recipe, model, plan, modules)
         found = write_quantized(context.folder.path, model, plan, modules, quantizer, use=recipe.uses["quantizer"][0])
-    for stage, scheme in schemes_of(quantizer).items():
+    for stage, scheme in quantizer.formats.items():
         bits = 8 * found.stored_bytes[stage] / found.numbers[stage]
         context.events.note(f"formats: {stage} has {scheme}, {bits:.2f} bits a weight with its scales")
     return found
@@ -71,7 +71,7 @@ def write_quantized(run: Path, model: BlockModel, plan: Plan, modules: Modules, 
 
     `use` is the name by which the quantizer is found again.
     """
-    schemes = schemes_of(quantizer)
+    schemes = quantizer.formats
     layers: dict[LayerOf, nn.Module] = {}
     tensors: dict[Stage, dict[str, Tensor]] = {}
     numbers: dict[Stage, int] = {}
