@@ -31,7 +31,7 @@ def recipe_of(model: str, out: Path, formats: dict[str, Any], host: PluginHost |
         (
             "llama",
             {"decode": "W4A16"},
-            "do not divide the 32 inputs of self_attn.q_proj of {model}, nor those of 6 others: set formats.group_size = 16",
+            "do not divide the 32 inputs of self_attn.q_proj of {model}, nor those of 6 more layers: set formats.group_size = 16",
         ),
         ("qwen2", {"prefill": "W8A16", "group_size": 32}, "groups of 32 weights do not divide the 48 inputs of mlp.down_proj"),
         (
