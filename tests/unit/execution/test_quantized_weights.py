@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.first_tokens import depths_of, first_tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.quantized_weights import (
     NumberFormat,
@@ -25,7 +26,7 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.quantized_linear import QuantizedLinear
 from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.formats import Formats
-from pdtrim_core.plan.plan import FirstToken, LayerOf, Plan
+from pdtrim_core.plan.plan import FirstToken, FirstTokensOf, LayerOf, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import grown
@@ -107,6 +108,19 @@ def test_other_families_agree_too(family: str) -> None:
     # Where K, V and Q are one projection, the stages have one format.
     schemes: dict[Stage, str] = {"decode": "both" if not model.layout.kv else "weights", "prefill": "both"}
     modules = quantised(model, plan, schemes)
+    for item, (found,) in zip(items(), StagedModel(PrefixCache(model), plan, modules).loglikelihoods(items()), strict=True):
+        logits = TwoPhaseModel(model, plan, modules).continuation_logits(item.prompts[0], item.choices[0]).log_softmax(dim=-1)
+        assert found == pytest.approx(
+            sum(float(row[token]) for row, token in zip(logits, item.choices[0], strict=True)), abs=CLOSE
+        )
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_table_of_first_tokens_goes_with_formats(others: bool) -> None:
+    model, plan = tiny_llama(), PLANS["both"]
+    modules = quantised(model, plan, {"prefill": "both", "decode": "weights"})
+    tokens = [item.prompts[0][0] for item in items()[:2]]
+    modules[FirstTokensOf(plan)] = first_tokens_of(model, tokens, depths_of(plan, model.block_count), others=others)
     for item, (found,) in zip(items(), StagedModel(PrefixCache(model), plan, modules).loglikelihoods(items()), strict=True):
         logits = TwoPhaseModel(model, plan, modules).continuation_logits(item.prompts[0], item.choices[0]).log_softmax(dim=-1)
         assert found == pytest.approx(

@@ -14,10 +14,12 @@ from safetensors import safe_open
 from torch import nn
 
 from pdtrim_core.api import BlockModel, Drop, Exporter, KvOnly, LayerOf, Merge, PdtrimError, Plan, Removal, SavedPlan, Shrink
+from pdtrim_core.execution.first_tokens import depths_of, first_tokens_of
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model.quantized_linear import QuantizedLinear
 from pdtrim_core.model.weights import load_modules
 from pdtrim_core.pipeline.quantize import layers_in
+from pdtrim_core.plan.plan import FirstTokensOf
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan, tiny_host
@@ -154,6 +156,19 @@ def test_a_pair_for_vllm_makes_what_was_measured(formats: dict[str, str], plan: 
     for stage in ("prefill", "decode"):
         told = json.loads((tmp_path / stage / "config.json").read_text())
         assert ("quantization_config" in told) == (stage in formats)
+
+
+def test_a_table_of_first_tokens_is_written_as_it_was_measured(tmp_path: Path) -> None:
+    model, plan = tiny_llama(), PAIR.truncated_prefill(6)
+    first = int(PROMPT[0, 0])
+    table = {FirstTokensOf(plan): first_tokens_of(model, [first], depths_of(plan, model.block_count))}
+    modules = export(Vllm(), model, plan, tmp_path, quantizer(prefill="W4A16", decode="W8A8"), modules=table)
+    prefill, decode = read_back(tmp_path / "prefill"), read_back(tmp_path / "decode")
+    pair = TwoPhaseModel(model, plan, modules)
+    wanted = pair.generate(PROMPT[0].tolist(), 4)
+    rows = list(islice(decoded(prefill, decode), len(wanted)))
+    logits = pair.continuation_logits(PROMPT[0].tolist(), wanted)
+    assert all(units_apart(row.flatten(), ours) <= ROUNDING for row, ours in zip(rows, logits, strict=True))
 
 
 def test_the_cards_name_the_formats(tmp_path: Path) -> None:
