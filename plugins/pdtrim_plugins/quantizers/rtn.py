@@ -52,7 +52,8 @@ class RoundToNearest(Quantizer):
             common = math.gcd(*facts.inputs.values())
             sizes = [size for size in (256, 128, 64, 32, 16, 8) if common % size == 0]
             advice = f"set formats.group_size = {sizes[0]}" if sizes else "choose W8A8 or FP8_DYNAMIC, which have no groups"
-            more = f", nor those of {len(uneven) - 1} more layers" if len(uneven) > 1 else ""
+            rest = len(uneven) - 1
+            more = f", nor those of {rest} more layer{'s' * (rest > 1)}" if rest else ""
             what = f"{inputs} inputs of {name} of {facts.model}{more}"
             found.append(f"groups of {self.group_size} weights do not divide the {what}: {advice}")
         return found

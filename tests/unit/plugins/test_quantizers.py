@@ -70,7 +70,7 @@ def told(inputs: dict[str, int], *schemes: str, size: int = 128) -> list[str]:
 
 def test_the_advice_divides_all_rows_and_not_only_the_one_that_is_named() -> None:
     (problem,) = told({"q_proj": 576, "down_proj": 1536 + 32}, "W4A16")
-    assert problem.endswith("the 576 inputs of q_proj of m, nor those of 1 more layers: set formats.group_size = 32")
+    assert problem.endswith("the 576 inputs of q_proj of m, nor those of 1 more layer: set formats.group_size = 32")
     assert told({"q_proj": 576, "down_proj": 1536 + 32}, "W4A16", size=32) == []
 
 
