@@ -77,7 +77,7 @@ $(VENV)/.docs-tools: pyproject.toml constraints.txt | $(VENV)/.venv
 	touch $@
 
 $(VENV)/.test-tools: pyproject.toml constraints.txt | $(VENV)/.dependencies
-	$(PIP) pytest pytest-xdist hypothesis sybil ruff mypy import-linter aiohttp peft 'lm-eval[ifeval]'
+	$(PIP) pytest pytest-xdist hypothesis sybil ruff mypy import-linter aiohttp peft compressed-tensors 'lm-eval[ifeval]'
 	touch $@
 
 # The torchvision and others that it pulls are not of the same build as torch, and importing them fails. NIXL's own package

@@ -16,13 +16,14 @@ from pydantic.fields import FieldInfo
 
 from generator.code import methods, signature
 from generator.markup import anchor, doc, summary, table
-from pdtrim_core.api.kinds import KINDS, Component, options_of
+from pdtrim_core.api.kinds import KINDS, Component, key_of, options_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.parts import OWN_DISTRIBUTION
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 
 EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("calibration", "jsonl"): {"files": ["items.jsonl"]},
+    ("quantizer", "rtn"): {"decode": "W4A16", "prefill": "FP8_DYNAMIC"},
     ("model", "folder"): {"path": "./my-model"},
     ("model", "gguf"): {"path": "./my-model.gguf"},
     ("model", "hub"): {"path": "Qwen/Qwen2.5-0.5B"},
@@ -36,12 +37,12 @@ def kind_page(kind: str, host: PluginHost) -> str:
     base = KINDS[kind]
     provided = [p for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
     default = DEFAULTS.get(kind)
-    needed = "The key is optional." if kind == "pruner" else "The key is required."
-    chosen = f"The default is `{kind} = {json.dumps(default)}`." if default else needed
+    needed = "The key is optional." if kind in ("pruner", "quantizer") else "The key is required."
+    chosen = f"The default is `{key_of(kind)} = {json.dumps(default)}`." if default else needed
     rows = [(p.component.name, summary(p.component)) for p in provided]
     parts = [
         f"# {kind.capitalize()}",
-        f"{inspect.getdoc(base)}\n\nRecipe key: `{kind}`{' (a list)' if kind in LISTS else ''}. {chosen}",
+        f"{inspect.getdoc(base)}\n\nRecipe key: `{key_of(kind)}`{' (a list)' if kind in LISTS else ''}. {chosen}",
         table(
             ["name", "what it does"],
             [[f"[{name}](#{anchor(name)})", about] for name, about in rows],
@@ -88,7 +89,7 @@ def readme(text: str, host: PluginHost) -> str:
     for kind, base in KINDS.items():
         names = [p.component.name for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
         links = ", ".join(f"[{name}](docs/reference/{kind}.md#{anchor(name)})" for name in names)
-        rows.append([f"`{kind}`", summary(base), links])
+        rows.append([f"`{key_of(kind)}`", summary(base), links])
     return f"{before}{begin}\n{table(['key', 'what it does', 'components'], rows)}\n\n{end}{after}"
 
 
@@ -105,7 +106,7 @@ def component_section(component: type[Component], plugin: str) -> str:
 def toml_block(component: type[Component], options: Mapping[str, FieldInfo]) -> str:
     """Return the table of a recipe that spells out every option; nothing where a value would have to be made up."""
     given = EXAMPLES.get((component.kind, component.name), {})
-    header = f"[[{component.kind}]]" if component.kind in LISTS else f"[{component.kind}]"
+    header = f"[[{component.kind}]]" if component.kind in LISTS else f"[{key_of(component.kind)}]"
     lines = [header, f'use = "{component.name}"']
     for name, field in options.items():
         if name in given:

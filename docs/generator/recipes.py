@@ -7,12 +7,22 @@ from collections.abc import Sequence
 
 from generator.components import options_table, toml_value
 from generator.markup import doc, summary, table
-from pdtrim_core.api.kinds import KINDS
+from pdtrim_core.api.kinds import KINDS, key_of
 from pdtrim_core.recipe.settings import Evaluation, Prune, Quantile, Search, Settings
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.sweep_file import Entry, SweepFile
 from pdtrim_core.sweeping.table import COLUMNS
+
+OPTIONAL = ("pruner", "quantizer")
+"""The kinds that a recipe need not have any of."""
+
+
+def _value_of(kind: str) -> str:
+    """Return what a recipe says of a kind."""
+    if kind == "quantizer":
+        return "table of the stages' formats; its `use` names a `quantizer`, which is `rtn` without it"
+    return "list of names or tables" if kind in LISTS else "path, or table" if kind == "model" else "name, or table"
 
 
 def recipe_page() -> str:
@@ -20,9 +30,9 @@ def recipe_page() -> str:
     own = {name: field for name, field in Settings.model_fields.items() if name not in ("prune", "search", "evaluation")}
     kinds = [
         [
-            f"`{kind}`",
-            "list of names or tables" if kind in LISTS else "path, or table" if kind == "model" else "name, or table",
-            f"`{toml_value(DEFAULTS[kind])}`" if kind in DEFAULTS else "required",
+            f"`{key_of(kind)}`",
+            _value_of(kind),
+            f"`{toml_value(DEFAULTS[kind])}`" if kind in DEFAULTS else "none" if kind in OPTIONAL else "required",
             f"[{summary(KINDS[kind])}]({kind}.md)",
         ]
         for kind in KINDS

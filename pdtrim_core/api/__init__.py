@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.export_facts import ExportFacts
+from pdtrim_core.api.format_facts import FormatFacts
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import (
     CalibrationSource,
@@ -20,6 +21,7 @@ from pdtrim_core.api.kinds import (
     ModelSource,
     Objective,
     Pruner,
+    Quantizer,
     Recovery,
     Report,
     Scorer,
@@ -56,6 +58,7 @@ from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, re
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.recovery_context import PairBatch, RecoveryContext
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
     from pdtrim_core.execution.first_tokens import FirstTokens
+    from pdtrim_core.execution.quantized_weights import QuantizedWeights
     from pdtrim_core.execution.recovered_weights import RecoveredWeights, read_first_tokens
     from pdtrim_core.execution.stage_walk import LayerTokens, WalkedLayer
     from pdtrim_core.model.block_model import BlockModel
@@ -98,6 +102,8 @@ __all__ = [
     "Exporter",
     "Fidelity",
     "FirstTokens",
+    "FormatFacts",
+    "Formats",
     "Gain",
     "HiddenStates",
     "Item",
@@ -124,6 +130,8 @@ __all__ = [
     "PruneFacts",
     "Pruned",
     "Pruner",
+    "QuantizedWeights",
+    "Quantizer",
     "Reading",
     "RecipeError",
     "RecoveredWeights",
@@ -200,6 +208,7 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.api.score_context",
     "PruneContext": "pdtrim_core.api.prune_context",
     "PairBatch": "pdtrim_core.api.recovery_context",
+    "QuantizedWeights": "pdtrim_core.execution.quantized_weights",
     "RecoveredWeights": "pdtrim_core.execution.recovered_weights",
     "RecoveryContext": "pdtrim_core.api.recovery_context",
     "ScoreContext": "pdtrim_core.api.score_context",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pdtrim_core.files.paths import PathLike
-from pdtrim_core.plan.elements import Part, Shrink
+from pdtrim_core.plan.elements import Part, Shrink, Stage
 from pdtrim_core.plan.plan import FirstToken
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class ExportFacts:
     `model` is the model's name in messages, and `open_config` opens its config. `out` is the folder to write under, and
     `first_token` the stage that makes the first token. `replaced` tells that the pruner gives a whole other model, so that
     there is no plan. `narrows` has the parts of blocks that are certain to lose heads or channels; `uniform` is False where it is
-    certain that blocks will then have different shapes. `tokenizer` is None where the model itself was not opened.
+    certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of their own.
+    `tokenizer` is None where the model itself was not opened.
     """
 
     model: str
@@ -34,6 +35,7 @@ class ExportFacts:
     replaced: bool = False
     narrows: frozenset[Part] = frozenset()
     uniform: bool = True
+    formats: Mapping[Stage, str] = field(default_factory=dict)
     tokenizer: Any = None
 
     @classmethod
@@ -44,7 +46,10 @@ class ExportFacts:
             return cls(**facts, replaced=True)
         saved = outcome.plan
         narrows = frozenset(element.part for element in saved.plan.decode if isinstance(element, Shrink))
-        return cls(**facts, first_token=saved.first_token, narrows=narrows)
+        stages: tuple[Stage, ...] = ("prefill", "decode")
+        named = {stage: saved.formats.of(stage) for stage in stages} if saved.formats is not None else {}
+        formats = {stage: scheme for stage, scheme in named.items() if scheme is not None}
+        return cls(**facts, first_token=saved.first_token, narrows=narrows, formats=formats)
 
     @cached_property
     def config(self) -> Any:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ModelSource,
         Objective,
         Pruner,
+        Quantizer,
         Recovery,
         Report,
         Scorer,
@@ -89,6 +90,11 @@ def pdtrim_splitters() -> Iterable[type[StageSplitter]]:  # type: ignore[empty-b
 @hookspec
 def pdtrim_recoveries() -> Iterable[type[Recovery]]:  # type: ignore[empty-body]
     """Yield classes that give the layers of a pruned pair other weights."""
+
+
+@hookspec
+def pdtrim_quantizers() -> Iterable[type[Quantizer]]:  # type: ignore[empty-body]
+    """Yield classes that give the linear layers of a stage another number format."""
 
 
 @hookspec

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.export_facts import ExportFacts
+from pdtrim_core.api.format_facts import FormatFacts
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.api.requests import Requests, Staged
@@ -322,6 +323,75 @@ class LayerRecovery(Recovery):
                     layer.change(weights)
 
 
+AS_IT_IS = "none"
+"""What a recipe says of a stage whose weights keep the number format of the model."""
+
+
+class Quantizer(Component):
+    """Gives the linear layers of a stage another number format: the last step of a recipe, after pruning and recovery.
+
+    Embeddings, norms and the head stay as they are. A recipe names it in the table `formats`.
+    """
+
+    kind = "quantizer"
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    """The names of the formats that it knows, such as "W4A16"."""
+
+    decode: str = Field(AS_IT_IS, description="number format of decode's linear layers, such as W4A16; none: that of the model")
+    prefill: str = Field(AS_IT_IS, description="number format of prefill's linear layers; none: that of the model")
+
+    @property
+    def formats(self) -> dict[Stage, str]:
+        """The formats that stages are to have; those that stay as they are left out."""
+        named: dict[Stage, str] = {"prefill": self.prefill, "decode": self.decode}
+        return {stage: scheme for stage, scheme in named.items() if scheme != AS_IT_IS}
+
+    def scheme(self, stage: Stage) -> str | None:
+        """Return the format of a stage; None where it stays as it is."""
+        return self.formats.get(stage)
+
+    def problems(self, facts: FormatFacts) -> list[str]:
+        """Return why such layers cannot have these formats, a sentence each; that a format is unknown is told without it.
+
+        It is called by `pdtrim-core check --budget` and before a run measures anything, of the dense model's layers, and again
+        of those that pruning left. It must be quick.
+        """
+        del facts
+        return []
+
+    @abstractmethod
+    def quantize(self, weight: Tensor, scheme: str) -> dict[str, Tensor]:
+        """Return what a checkpoint has in place of a linear layer's `weight`, `[outputs, inputs]`, by the names in that layer.
+
+        The weight has the number format in which the checkpoint stores the model. It must be left as it is.
+        """
+
+    @abstractmethod
+    def dequantize(self, stored: Mapping[str, Tensor], scheme: str) -> Tensor:
+        """Return the weight that is computed with, from what `quantize` returned, in the number format that was given to that."""
+
+    def rounds_inputs(self, scheme: str) -> bool:
+        """Tell whether a format quantises what a layer is given, too."""
+        del scheme
+        return False
+
+    def round_inputs(self, inputs: Tensor, scheme: str) -> Tensor:
+        """Return what a layer computes with of its `inputs`, `[..., inputs]`: each token by itself, whatever stands beside it.
+
+        It is only called for formats with `rounds_inputs`.
+        """
+        del scheme
+        return inputs
+
+    @abstractmethod
+    def config(self, scheme: str) -> dict[str, Any]:
+        """Return the entry `quantization_config` of a checkpoint whose linear layers all have a format, as JSON data.
+
+        Exporters add the names of linear layers outside the blocks to its list `ignore`.
+        """
+
+
 class Objective(Component):
     """Values a plan, item by item, in a unit of its own; the core averages the values and turns the mean into a score."""
 
@@ -493,6 +563,7 @@ KINDS: dict[str, type[Component]] = {
         Distiller,
         StageSplitter,
         Recovery,
+        Quantizer,
         Objective,
         CalibrationSource,
         ModelSource,
@@ -500,7 +571,14 @@ KINDS: dict[str, type[Component]] = {
         Report,
     )
 }
-"""The kinds of component by the recipe key that names them."""
+"""The kinds of component by the recipe key that names them, but for those in `TABLES`."""
+TABLES: Mapping[str, str] = {"quantizer": "formats"}
+"""The recipe keys of kinds that have another one than their name."""
+
+
+def key_of(kind: str) -> str:
+    """Return the recipe key that names the components of a kind."""
+    return TABLES.get(kind, kind)
 
 
 def options_of(component: type[Component]) -> Iterator[tuple[str, Any]]:

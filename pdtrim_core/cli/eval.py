@@ -17,6 +17,7 @@ from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import console, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
+from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.task_results import Metric, TaskResult, Variant, path_of
 
 
@@ -59,8 +60,8 @@ def eval(  # noqa: A001 - a command is named as its function is
         typer.Option(
             "--variants",
             "--stage",
-            help="The variants to evaluate: staged (the pair), unrecovered (the pair before its recovery), unified, prefill, "
-            "decode or dense; several with commas.",
+            help="The variants to evaluate: staged (the pair), unrecovered (the pair before its recovery), "
+            "unquantized (before it got its number formats), unified, prefill, decode or dense; several with commas.",
         ),
     ] = "staged",
     data: Annotated[
@@ -118,9 +119,7 @@ def eval(  # noqa: A001 - a command is named as its function is
 
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
-    if len(wanted) > 1 and "unrecovered" in wanted and loaded.outcome.no_unrecovered:
-        _tell(f"{run} {loaded.outcome.no_unrecovered}")
-        wanted.remove("unrecovered")
+    wanted = _there(run, loaded.outcome, wanted)
     if fidelity:
         for inputs in asked.opened(loaded):
             of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=_tell)
@@ -144,6 +143,16 @@ def eval(  # noqa: A001 - a command is named as its function is
     )
     results += Evaluation(loaded, options, _tell).results(names, wanted, fresh=fresh)
     _show(run, results, wanted, as_json=as_json)
+
+
+def _there(run: Path, outcome: Outcome, wanted: list[Variant]) -> list[Variant]:
+    """Return those variants that a run has, and say why not of the others; where it has none, what was asked for."""
+    absent = {variant: outcome.why_absent(variant) for variant in wanted}
+    there = [variant for variant in wanted if not absent[variant]]
+    if there:
+        for why in filter(None, absent.values()):
+            _tell(f"{run} {why}")
+    return there or wanted
 
 
 def _check_needed(given: Mapping[str, object]) -> None:

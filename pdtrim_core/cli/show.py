@@ -99,8 +99,9 @@ def _side_by_side(run: Path, other: Path) -> str:
 
 
 def _recovered(saved: SavedPlan) -> str:
-    """Return the hash of a plan's recovered weights: plans that lose the same may differ in them."""
-    return f", recovered weights {saved.recovered[:HASH_SHOWN]}" if saved.recovered else ""
+    """Return the hash of a plan's recovered weights, and its formats: plans that lose the same may differ in them."""
+    recovered = f", recovered weights {saved.recovered[:HASH_SHOWN]}" if saved.recovered else ""
+    return recovered + (f", formats {saved.formats}" if saved.formats else "")
 
 
 def _names(elements: set[Element]) -> str:

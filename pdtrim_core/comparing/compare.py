@@ -24,8 +24,10 @@ from pdtrim_core.results.task_results import TaskResult, Variant, results_in
 COMPARISON_FORMAT = 1
 NOT_PRUNING = ("open the model", "evaluate", "fidelity", "write")
 """Steps of a run that are no part of its pruning time."""
-RECOVERING = "recover"
-"""The step that gave the pair other weights; it is no part of the time that a pair without them took."""
+RECOVERING, QUANTISING = "recover", "quantise"
+"""The steps that gave the pair other weights, and other formats; they are no part of the time that a pair without them took."""
+UNQUANTIZED: tuple[Variant, ...] = ("unrecovered", "unquantized")
+"""Pairs whose weights have the number format of the model."""
 SAME = 1e-6
 """How near the mean over items must be to a metric's value for the metric to be that mean."""
 
@@ -34,7 +36,8 @@ SAME = 1e-6
 class ComparedRow:
     """One model that was measured: a variant of a run, what its stages lose as shares of the parameters, and what it costs.
 
-    `recovery` has the names of the recoveries that gave it its weights, in order.
+    `recovery` has the names of the recoveries that gave it its weights, in order, and `formats` the number formats of prefill and
+    of decode, None where that is the model's.
     """
 
     name: str
@@ -48,6 +51,7 @@ class ComparedRow:
     decode_bytes: float | None
     kv_bytes: float | None
     recovery: tuple[str, ...] = ()
+    formats: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,10 @@ def _candidates(paths: Sequence[Path], variants: Mapping[Path, Sequence[Variant]
         of_run: dict[Variant, None] = dict.fromkeys(
             "unified" if outcome.saved_plan is None else variant for variant in variants[path] if variant != "dense"
         )
-        if "unrecovered" in of_run and outcome.no_unrecovered:
-            notes.append(f"{names[path]} {outcome.no_unrecovered}")
-            del of_run["unrecovered"]
+        for variant, absent in [(variant, outcome.why_absent(variant)) for variant in of_run]:
+            if absent:
+                notes.append(f"{names[path]} {absent}")
+                del of_run[variant]
         for variant in of_run:
             own = tuple(pair for pair in results[path] if pair[1].variant == variant)
             name = f"{names[path]} ({variant})" if len(of_run) > 1 or variant != "staged" else names[path]
@@ -235,15 +240,19 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
     removed: Mapping[Variant, tuple[float, float]] = {
         "staged": (prefill, decode),
         "unrecovered": (prefill, decode),
+        "unquantized": (prefill, decode),
         "unified": (decode, decode),
         "decode": (decode, decode),
         "prefill": (prefill, prefill),
         "dense": (0.0, 0.0),
     }
     traffic, kv = one.outcome.cost("decode weight traffic"), one.outcome.cost("K/V shipped to decode")
-    dense, unknown = one.variant == "dense", one.variant == "prefill"
+    dense = one.variant == "dense"
+    formats = _formats(one)
+    # Of a pair with formats only the bytes that it has with them are counted.
+    unknown = one.variant == "prefill" or (one.variant in UNQUANTIZED and one.outcome.quantized)
     recovered = one.variant not in ("unrecovered", "dense")
-    left_out = NOT_PRUNING if recovered else (*NOT_PRUNING, RECOVERING)
+    left_out = (*NOT_PRUNING, *([] if recovered else [RECOVERING]), *([] if any(formats) else [QUANTISING]))
     seconds = sum(taken for step, taken in one.outcome.seconds.items() if step not in left_out)
     return ComparedRow(
         name=one.name,
@@ -255,9 +264,21 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
         decode_removed=removed[one.variant][1],
         pruning_seconds=None if dense else round(seconds, 1),
         decode_bytes=None if unknown else traffic.dense if dense else traffic.plan,
-        kv_bytes=None if unknown else kv.dense if dense else kv.plan,
+        kv_bytes=None if one.variant == "prefill" else kv.dense if dense else kv.plan,
         recovery=tuple(result.name for result in one.outcome.recovery if result.kept and recovered),
+        formats=formats,
     )
+
+
+def _formats(one: RowSource) -> tuple[str | None, str | None]:
+    """Return the number formats of prefill and decode; a single-stage model has the same in both."""
+    found = one.outcome.plan.formats if one.outcome.quantized else None
+    if found is None or one.variant in (*UNQUANTIZED, "dense"):
+        return (None, None)
+    if one.variant == "staged":
+        return (found.prefill, found.decode)
+    own = found.prefill if one.variant == "prefill" else found.decode
+    return (own, own)
 
 
 def _average(cells: Sequence[Cell | None]) -> Cell | None:

@@ -90,6 +90,12 @@ def _value(one: RowSource, *, held_out: bool) -> Value:
     return row.held_out if held_out and row.held_out else row.calibration
 
 
+def _is_of(one: RowSource, reading: Reading, *, held_out: bool) -> bool:
+    """Tell whether a reading is that of a row: two rows of a run with formats may have one plan, which the journal has once."""
+    mean = _value(one, held_out=held_out).mean
+    return not one.outcome.quantized or (reading.mean is not None and math.isclose(reading.mean, mean))
+
+
 def _objective_gaps(one: RowSource, first: RowSource, *, held_out: bool) -> list[float] | None:
     """Return differences item by item, from the journals of two runs on the same items."""
     if one.outcome.environment.data != first.outcome.environment.data or None in (
@@ -104,7 +110,7 @@ def _objective_gaps(one: RowSource, first: RowSource, *, held_out: bool) -> list
         plan = each.outcome.plan.plan
         wanted = {"staged": plan, "unified": Plan.unified(plan.decode), "dense": Plan()}[ROWS[each.variant]]
         known: Mapping[Plan, Reading] = measured_in(each.path).get("held-out" if held_out else "calibration", {})
-        readings.append(known[wanted].items if wanted in known else ())
+        readings.append(known[wanted].items if wanted in known and _is_of(each, known[wanted], held_out=held_out) else ())
     own, others = readings
     if not own or len(own) != len(others):
         return None

@@ -13,6 +13,7 @@ NOTHING = "-"
 SMALL = 5.0
 _COSTS: tuple[tuple[str, Callable[[ComparedRow], str]], ...] = (
     ("recovery", lambda row: ", ".join(row.recovery) or NOTHING),
+    ("formats (prefill/decode)", lambda row: _formats(row.formats)),
     ("prefill removed", lambda row: _percent(row.prefill_removed)),
     ("decode removed", lambda row: _percent(row.decode_removed)),
     ("pruning s", lambda row: NOTHING if row.pruning_seconds is None else f"{row.pruning_seconds:.0f}"),
@@ -34,7 +35,11 @@ def text_table_of(comparison: Comparison) -> TextTable:
     """Return a comparison as text cells: a value with its error in the first row, with the difference to it in the others."""
     averaged = any(row.average is not None for row in comparison.rows)
     titles = [_title(column.name, column.metric, higher=column.higher_is_better) for column in comparison.columns]
-    costs = _COSTS if any(row.recovery for row in comparison.rows) else _COSTS[1:]
+    shown = {
+        "recovery": any(row.recovery for row in comparison.rows),
+        "formats (prefill/decode)": any(any(row.formats) for row in comparison.rows),
+    }
+    costs = [cost for cost in _COSTS if shown.get(cost[0], True)]
     heading = ("method", *titles, *(["average"] if averaged else []), *(title for title, _ in costs))
     rows = []
     digits = {column.name: _digits([row.cells.get(column.name) for row in comparison.rows]) for column in comparison.columns}
@@ -46,6 +51,12 @@ def text_table_of(comparison: Comparison) -> TextTable:
         (row, names.index(name) + 1) for name, numbers in comparison.best.items() for row in numbers if name in names
     )
     return TextTable(heading, tuple(rows), best)
+
+
+def _formats(formats: tuple[str | None, str | None]) -> str:
+    """Return the number formats of prefill and of decode, once where they are the same."""
+    prefill, decode = (scheme or NOTHING for scheme in formats)
+    return prefill if prefill == decode else f"{prefill}/{decode}"
 
 
 def markdown(comparison: Comparison) -> str:

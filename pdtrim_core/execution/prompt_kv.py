@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pdtrim_core.model.quantized_linear import rounds_alike
+
 
 def same_kv(one: nn.Module, other: nn.Module, names: Sequence[str]) -> bool:
     """Tell whether two blocks make K/V with the same weights; `names` are the parts of a block that make them."""
@@ -74,10 +76,14 @@ def _forward(own: Callable[[Tensor], Tensor], other: nn.Module, at_N: Tensor) ->
 
 
 def _other_parts(one: nn.Module, other: nn.Module, names: Sequence[str]) -> Iterator[str]:
-    """Yield the parts in which two blocks do not have the same weights, or will not, since they are trained in one of them."""
+    """Yield the parts in which two blocks do not have the same weights, or will not, since they are trained in one of them.
+
+    A part in whose number format inputs are rounded, too, is another one than that without it.
+    """
     for name in names:
-        ours, theirs = (list(block.get_submodule(name).parameters()) for block in (one, other))
-        if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
+        parts = one.get_submodule(name), other.get_submodule(name)
+        ours, theirs = (list(part.parameters()) for part in parts)
+        if not rounds_alike(*parts) or len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
             yield name
 
 

@@ -50,7 +50,7 @@ def recovered_weights(plan: Plan, model: BlockModel, modules: Modules, stage: St
     for layer in plan.layers(stage, model.block_count):
         if LayerOf.at(plan, stage, layer) in modules:
             changed = changed_weights(module_of(model, plan, stage, layer, modules), removed_module_of(model, layer, modules))
-            found.update({f"{_prefix(layer)}{name}": weight for name, weight in changed.items()})
+            found.update({f"{prefix_of(layer)}{name}": weight for name, weight in changed.items()})
     return found
 
 
@@ -73,10 +73,10 @@ def load_recovered(plan: Plan, model: BlockModel, modules: Modules, folder: Path
         try:
             tensors, _ = read_module(path)
             for layer in plan.layers(stage, model.block_count):
-                own = {name: tensors.pop(name) for name in list(tensors) if _is_of(name, layer)}
+                own = {name: tensors.pop(name) for name in list(tensors) if is_of(name, layer)}
                 if own:
                     start = removed_module_of(model, layer, modules)
-                    found[LayerOf.at(plan, stage, layer)] = with_weights(start, _like(start, own, _prefix(layer)))
+                    found[LayerOf.at(plan, stage, layer)] = with_weights(start, _like(start, own, prefix_of(layer)))
             of_table = [name for name in tensors if name.startswith(FIRST_TOKENS)]
             if of_table:
                 table = {name.removeprefix(FIRST_TOKENS): tensors.pop(name) for name in of_table}
@@ -131,23 +131,27 @@ class RecoveredWeights:
         path = path_of(stage, self._folder)
         if self._plan is None or not path.is_file():
             return module
-        saved = self._saved(self._plan, stage, layer)
-        wanted = () if layer.runs else tuple(f"{_prefix(saved)}{part}." for part in self._model.layout.kv)
+        saved = saved_layer(self._plan, stage, layer, self._model.block_count)
+        wanted = () if layer.runs else tuple(f"{prefix_of(saved)}{part}." for part in self._model.layout.kv)
         try:
             with safe_open(path, framework="pt") as opened:
-                names = [name for name in opened.keys() if _is_of(name, saved)]  # noqa: SIM118 - no mapping
+                names = [name for name in opened.keys() if is_of(name, saved)]  # noqa: SIM118 - no mapping
                 # In memory of their own, which is aligned, as `read_module` has them.
                 own = {name: opened.get_tensor(name).clone() for name in names if layer.runs or name.startswith(wanted)}
-            return with_weights(module, _like(module, own, _prefix(saved))) if own else module
+            return with_weights(module, _like(module, own, prefix_of(saved))) if own else module
         except Exception as error:
             raise _damaged(path, error) from error
 
-    def _saved(self, plan: Plan, stage: Stage, layer: Layer) -> Layer:
-        """Return the layer of the plan that feeds the same layer of decode; where K/V do not tell, the one that runs there."""
-        layers = plan.layers(stage, self._model.block_count)
-        if layer.runs:
-            return next(one for one in layers if one.runs and one.block == layer.block)
-        return next(one for one in layers if one.kv_slot == layer.kv_slot)
+
+def saved_layer(plan: Plan, stage: Stage, layer: Layer, block_count: int) -> Layer:
+    """Return the layer of a plan that a layer is, which may be one of prefill's as `Plan.truncated_prefill` leaves them.
+
+    It feeds the same layer of decode; where K/V do not tell, it is the one that runs there.
+    """
+    layers = plan.layers(stage, block_count)
+    if layer.runs:
+        return next(one for one in layers if one.runs and one.block == layer.block)
+    return next(one for one in layers if one.kv_slot == layer.kv_slot)
 
 
 def read_first_tokens(plan: Plan, model: BlockModel, run: PathLike) -> FirstTokens | None:
@@ -180,12 +184,14 @@ def _table(plan: Plan, model: BlockModel, tensors: Mapping[str, Tensor]) -> Firs
     return table
 
 
-def _prefix(layer: Layer) -> str:
+def prefix_of(layer: Layer) -> str:
+    """Return what the names of a layer's weights begin with in the file of a stage."""
     return f"{layer.block}.shadow." if layer.state == "shadow" else f"{layer.block}."
 
 
-def _is_of(name: str, layer: Layer) -> bool:
-    return name.startswith(_prefix(layer)) and (layer.state == "shadow" or not name.startswith(f"{layer.block}.shadow."))
+def is_of(name: str, layer: Layer) -> bool:
+    """Tell whether a weight in the file of a stage is one of a layer."""
+    return name.startswith(prefix_of(layer)) and (layer.state == "shadow" or not name.startswith(f"{layer.block}.shadow."))
 
 
 def _like(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

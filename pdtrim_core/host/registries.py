@@ -22,6 +22,7 @@ REGISTRIES: Mapping[str, str] = MappingProxyType(
         "pdtrim_distillers": "distiller",
         "pdtrim_splitters": "splitter",
         "pdtrim_recoveries": "recovery",
+        "pdtrim_quantizers": "quantizer",
         "pdtrim_objectives": "objective",
         "pdtrim_calibrations": "calibration",
         "pdtrim_model_sources": "model",

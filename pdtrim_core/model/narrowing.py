@@ -11,6 +11,7 @@ from torch import nn
 
 from pdtrim_core.errors import PlanError
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.quantized_linear import QuantizedLinear
 from pdtrim_core.plan.elements import Shrink
 
 COUNTS = {"attention": ("num_heads", "num_key_value_heads"), "mlp": ("intermediate_size",)}
@@ -116,6 +117,8 @@ def _cut(linear: nn.Module, numbers: Sequence[int], *, columns: bool) -> nn.Line
     """Return a linear with some of its rows, or columns, in the order given."""
     assert isinstance(linear, nn.Linear)
     at = torch.tensor(numbers, device=linear.weight.device)
+    if isinstance(linear, QuantizedLinear) and not columns:
+        return linear.with_rows(at)
     weight = linear.weight.detach().index_select(1 if columns else 0, at)
     cut = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
     cut.weight = nn.Parameter(weight, requires_grad=False)

@@ -22,6 +22,7 @@ from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, load_modules
 from pdtrim_core.pipeline.open_run import LoadedRun
+from pdtrim_core.pipeline.quantize import layers_in
 from pdtrim_core.plan.plan import FirstToken, Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.run_folder import load_plan
@@ -69,29 +70,32 @@ def apply(
 
     The result has `generate(tokens, count)` and `loglikelihoods(items)`, as prefill and decode give them together.
 
-    `plan` may also be the folder of a run, its `plan.json`, or what `load_run` returned; merged blocks and recovered layers then
-    come from there, and otherwise from `modules`. `first_token` is who makes the first token of an answer, where the plan does
-    not say: decode. No weight is copied or changed, and the model answers as before when it is called itself; it is put into
-    evaluation mode, without gradients. Raises `PdtrimError` for a plan that was made for other weights, for recovered weights
-    that are not there or are others, and for an architecture that no plugin knows.
+    `plan` may also be the folder of a run, its `plan.json`, or what `load_run` returned; merged blocks, and recovered and
+    quantised layers, then come from there, and otherwise from `modules`. `first_token` is who makes the first token of an answer,
+    where the plan does not say: decode. No weight is changed, and only those of quantised layers are made anew: the model answers
+    as before when it is called itself; it is put into evaluation mode, without gradients. Raises `PdtrimError` for a plan
+    that was made for other weights, for recovered or quantised weights that are not there or are others, and for an architecture
+    that no plugin knows.
     """
+    host = plan.host if host is None and isinstance(plan, LoadedRun) else host
     if not isinstance(model, BlockModel):
         name = getattr(model, "name_or_path", "") or type(model).__name__
         model = BlockModel(model, None, (host or load_plugins()).find_blocks(model, name), name=name)
     if isinstance(plan, str | os.PathLike):
         folder = Path(plan)
         plan = load_plan(folder)
-        modules = modules or _modules_in(folder if folder.is_dir() else folder.parent, plan, model)
+        modules = modules or _modules_in(folder if folder.is_dir() else folder.parent, plan, model, host)
     elif isinstance(plan, LoadedRun):
         if plan.replaced is not None:
             raise PdtrimError(f"{plan.path} has no plan: its pruner replaced the whole model, which is load_run(...).replaced")
-        modules = modules or _modules_in(plan.path, plan.outcome.plan, model)
+        modules = modules or _modules_in(plan.path, plan.outcome.plan, model, host)
         plan = plan.outcome.plan
     if isinstance(plan, SavedPlan):
         plan.check_meets(model.name, model.fingerprint)
-        if plan.recovered and not any(isinstance(key, RecoveredPart) for key in modules or {}):
+        if (plan.recovered or plan.formats) and not any(isinstance(key, RecoveredPart) for key in modules or {}):
+            what = "recovered" if plan.recovered else "quantised"
             raise PdtrimError(
-                "this plan has recovered weights, which lie in the folder of its run: apply that folder, and give no modules"
+                f"this plan has {what} weights, which lie in the folder of its run: apply that folder, and give no modules"
             )
         first_token, plan = first_token or plan.first_token, plan.plan
     if not isinstance(plan, Plan):
@@ -104,8 +108,12 @@ def apply(
     )
 
 
-def _modules_in(run: Path, saved: SavedPlan, model: BlockModel) -> Modules:
-    """Return the modules of a plan, and what recovery gave to it, from the folder of its run."""
+def _modules_in(run: Path, saved: SavedPlan, model: BlockModel, host: PluginHost | None) -> Modules:
+    """Return the modules of a plan, what recovery gave to it, and its quantised layers, from the folder of its run."""
     check_recovered(saved, run / RECOVERED)
-    modules = load_modules(saved.plan, model, run / MODULES)
-    return {**modules, **(load_recovered(saved.plan, model, modules, run / RECOVERED) if saved.recovered else {})}
+    modules: dict[Any, Any] = dict(load_modules(saved.plan, model, run / MODULES))
+    if saved.recovered:
+        modules |= load_recovered(saved.plan, model, modules, run / RECOVERED)
+    if saved.formats is None:
+        return modules
+    return {**modules, **layers_in(run, saved, model, modules, host or load_plugins())}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import added_biases
 from pdtrim_core.pipeline.finished import Finished
+from pdtrim_core.pipeline.quantize import Quantized
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
+from pdtrim_core.plan.elements import Stage
+from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import Fidelity
@@ -19,20 +23,20 @@ from pdtrim_core.results.outcome import Cost, Outcome, peak_memory
 def assemble_outcome(context: RunContext, inputs: RunInputs, done: Finished, *, fidelity: Fidelity | None = None) -> Outcome:
     """Return what a run did."""
     model, recipe, events = inputs.model, context.recipe, context.events
-    found, plan, recovered, rows = done
+    found, plan, recovered, rows, quantized = done
     return Outcome(
         model=model.name,
         license=model.license,
         block_count=model.block_count,
         objective=recipe.objective.name,
-        saved_plan=None if found.replaced is not None else _saved(context, model, plan, recovered.digest),
+        saved_plan=None if found.replaced is not None else _saved(context, model, plan, recovered.digest, quantized.formats),
         block_scores=found.scores.block,
         pair_scores=found.scores.pair,
         sets=found.sets,
         rows=rows,
         gains=found.bench.gains(found.plan, plan),
         merges=found.merge_results(plan),
-        costs=costs_of(model, plan, found.modules, found.replaced),
+        costs=costs_of(model, plan, found.modules, found.replaced, quantized),
         norms=found.scores.norms,
         search=tuple(events.search),
         fidelity=fidelity,
@@ -46,21 +50,45 @@ def assemble_outcome(context: RunContext, inputs: RunInputs, done: Finished, *, 
     )
 
 
-def costs_of(model: BlockModel, plan: Plan, modules: Replacements, replaced: BlockModel | None = None) -> tuple[Cost, ...]:
-    """Return what the plan with its modules, or the model that replaced the dense one, saves beside the dense model."""
+def costs_of(
+    model: BlockModel,
+    plan: Plan,
+    modules: Replacements,
+    replaced: BlockModel | None = None,
+    quantized: Quantized | None = None,
+) -> tuple[Cost, ...]:
+    """Return what the plan with its modules, or the model that replaced the dense one, saves beside the dense model.
+
+    Where a stage has a number format of its own, all bytes are those of the checkpoints: the model may be open in another format.
+    """
+    quantized = quantized or Quantized()
     before, after, dense = model.sizes, (replaced or model).sizes, Plan()
+    if quantized.formats is not None:
+        before = after = replace(model.sizes, bytes_per_number=model.stored_dtype().itemsize)
     in_prefill, in_decode = (added_biases(removal, model, modules) for removal in (plan.prefill, plan.decode))
-    traffic = after.decode_bytes(plan) + in_decode * after.bytes_per_number
+    kept: dict[Stage, int] = {
+        "prefill": after.kept_parameters(plan, "prefill") + in_prefill,
+        "decode": after.kept_parameters(plan, "decode") + in_decode,
+    }
+    each = after.bytes_per_number
+    spared = {stage: quantized.numbers[stage] * each - quantized.stored_bytes[stage] for stage in quantized.numbers}
+    traffic = after.decode_bytes(plan) + in_decode * each - spared.get("decode", 0)
+    weights = [
+        Cost(f"weights of {stage}", "bytes", before.parameters * each, count * each - spared.get(stage, 0))
+        for stage, count in kept.items()
+        if quantized.formats is not None
+    ]
     return (
-        Cost("parameters of prefill", "weights", before.parameters, after.kept_parameters(plan, "prefill") + in_prefill),
-        Cost("parameters of decode", "weights", before.parameters, after.kept_parameters(plan, "decode") + in_decode),
+        Cost("parameters of prefill", "weights", before.parameters, kept["prefill"]),
+        Cost("parameters of decode", "weights", before.parameters, kept["decode"]),
+        *weights,
         Cost("prefill work for 1024 tokens", "FLOPs", before.prefill_flops(dense), after.prefill_flops(plan)),
         Cost("decode weight traffic", "bytes a token", before.decode_bytes(dense), traffic),
         Cost("K/V shipped to decode", "bytes a prompt token", before.kv_bytes(dense), after.kv_bytes(plan)),
     )
 
 
-def _saved(context: RunContext, model: BlockModel, plan: Plan, recovered: str) -> dict[str, Any]:
+def _saved(context: RunContext, model: BlockModel, plan: Plan, recovered: str, formats: Formats | None) -> dict[str, Any]:
     """Return the plan as an outcome has it."""
     first_token = context.recipe.settings.evaluation.first_token
-    return SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token, recovered).to_data()
+    return SavedPlan(plan, model.name, model.fingerprint, model.block_count, first_token, recovered, formats).to_data()

@@ -20,6 +20,7 @@ from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.limits import learned_positions
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_blocks, check_config
+from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.recipe.recipe import Recipe
@@ -103,7 +104,8 @@ def _without_weights(config: Any, host: PluginHost, name: str) -> tuple[Any, Blo
 def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     """Return what a recipe's budget comes to.
 
-    Raises `PdtrimError` where its pruner, searcher or splitter cannot do that, or a recovery could not do its work.
+    Raises `PdtrimError` where its pruner, searcher or splitter cannot do that, a recovery could not do its work, or layers cannot
+    have the formats of the recipe.
     """
     with blame(host.label_of(recipe.model)):
         config = recipe.model.open_config()
@@ -116,6 +118,7 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     check_stages(recipe, sizes, name)
     positions = learned_positions(model, layout.blocks, getattr(text, "max_position_embeddings", None))
     fitting_recoveries(recipe, RecoveryFacts(name, text.model_type, layout), positions)
+    check_formats(recipe, model, layout, name=name, family=text.model_type)
     ceilings = tuple(_ceilings(recipe, sizes, name))
     if pruner is not None and (pruner.narrows or pruner.replaces_model):
         return Budget(

@@ -44,8 +44,13 @@ class RunAtItsEnd(LoadedRun):
 
     @cached_property
     def modules(self) -> Modules:
-        """The modules of the plan by element, and its recovered layers."""
+        """The modules of the plan by element, its recovered layers and its quantised ones."""
         return self.done.modules
+
+    @cached_property
+    def unquantized(self) -> Modules:
+        """The same, with layers in the number format of the model."""
+        return self.done.unquantized
 
     @cached_property
     def replaced(self) -> BlockModel | None:
@@ -58,7 +63,9 @@ def variants_at_end(done: Finished) -> tuple[Variant, ...]:
     if done.found.replaced is not None:
         return "dense", "unified"
     kept = any(result.kept for result in done.recovered.results)
-    return ("dense", "unified", "unrecovered", "staged") if kept else ("dense", "unified", "staged")
+    unrecovered: tuple[Variant, ...] = ("unrecovered",) if kept else ()
+    unquantized: tuple[Variant, ...] = ("unquantized",) if done.quantized.formats is not None else ()
+    return ("dense", "unified", *unrecovered, *unquantized, "staged")
 
 
 def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, outcome: Outcome) -> Fidelity | None:
@@ -89,7 +96,8 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, o
         variants={variant: _finite(result.metrics) for variant, result in measured.items()},
         nearer=nearer(measured.get("unified"), measured.get("staged")),
         samples=samples(items, measured, inputs.model),
-        recovered=nearer(measured.get("unrecovered"), measured.get("staged")),
+        recovered=nearer(measured.get("unrecovered"), measured.get("unquantized") or measured.get("staged")),
+        quantized=nearer(measured.get("staged"), measured.get("unquantized")),
     )
 
 

@@ -19,7 +19,7 @@ from pdtrim_core.results.outcome import Outcome
 if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
 
-LENT = ("merges", "recovered", "evaluations")
+LENT = ("merges", "recovered", "formats", "evaluations")
 """Folders of a run that exporters read."""
 
 
@@ -64,6 +64,7 @@ def facts_of(recipe: Recipe, model: BlockModel | None = None, *, configs: dict[s
         replaced=pruner is not None and pruner.replaces_model,
         narrows=narrowing.narrows if narrowing is not None and len(narrowing.narrows) == 1 else frozenset(),
         uniform=narrowing is None or narrowing.uniform,
+        formats={} if recipe.quantizer is None else recipe.quantizer.formats,
         tokenizer=None if model is None else model.tokenizer,
     )
 

@@ -366,16 +366,23 @@ def open_bench(context: RunContext, inputs: RunInputs, module_set: ModuleSet) ->
     return bench
 
 
-def rows_of(bench: Bench, found: Plan, plan: Plan, replaced: BlockModel | None) -> tuple[Row, ...]:
-    """Measure dense, unified and staged; a replaced model is unified, and nothing is staged."""
+def rows_of(
+    bench: Bench, found: Plan, plan: Plan, replaced: BlockModel | None, *, pruned: Mapping[str, Bench] | None = None
+) -> tuple[Row, ...]:
+    """Measure dense, unified and staged; a replaced model is unified, and nothing is staged.
+
+    `pruned` has the benches of unified and staged, where these have other modules than that of the dense model.
+    """
     if replaced is not None:
         other = bench.of_replaced(replaced)
         rows = *bench.rows({"dense": Plan()}), *other.rows({"unified": Plan()})
         other.remark_on_gains({"unified": Plan()}, over=bench)
         return rows
-    pruned = {"unified": Plan.unified(found.decode), "staged": plan}
-    rows = bench.rows({"dense": Plan(), **pruned})
-    bench.remark_on_gains(pruned)
+    rows = bench.rows({"dense": Plan()})
+    for name, one in {"unified": Plan.unified(found.decode), "staged": plan}.items():
+        of_one = (pruned or {}).get(name, bench)
+        rows += of_one.rows({name: one})
+        of_one.remark_on_gains({name: one}, over=bench)
     return rows
 
 

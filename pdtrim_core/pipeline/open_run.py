@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.execution.quantized_weights import FORMATS
 from pdtrim_core.execution.recovered_weights import RECOVERED, check_recovered, load_recovered
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.files.checksums import sha256_of
@@ -18,6 +19,7 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.pipeline.quantize import layers_in
 from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
@@ -28,6 +30,9 @@ from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
 from pdtrim_core.results.task_results import PAIRS, Variant
+
+UNQUANTIZED: tuple[Variant, ...] = ("dense", "unrecovered", "unquantized")
+"""The variants whose weights have the number format of the model."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,18 @@ class LoadedRun:
 
     @cached_property
     def modules(self) -> Modules:
-        """The trained or computed modules of the plan by element, and what recovery gave to it; see `modules_of`.
+        """What the pair runs: the modules of the plan by element, what recovery gave to it, and its quantised layers.
+
+        Raises `PdtrimError` where those are not the run's own any more.
+        """
+        if self.replaced or not self.outcome.quantized:
+            return self.unquantized
+        layers = layers_in(self.path, self.outcome.plan, self.dense, self.unquantized, self.host)
+        return {**self.unquantized, **layers}
+
+    @cached_property
+    def unquantized(self) -> Modules:
+        """The trained or computed modules of the plan by element, and what recovery gave to it, in the format of the model.
 
         Raises `PdtrimError` where those are not the run's own any more.
         """
@@ -76,6 +92,8 @@ class LoadedRun:
             return {}
         if variant == "unrecovered":
             return {key: module for key, module in self.modules.items() if not isinstance(key, RecoveredPart)}
+        if variant == "unquantized":
+            return self.unquantized
         if variant == "staged" or self.replaced is not None:
             return self.modules
         # A single-stage model has the layers of its stage; the unified one those of decode.
@@ -105,8 +123,9 @@ class LoadedRun:
             raise PdtrimError(f"'{variant}' is none of {', '.join(get_args(Variant))}")
         if variant == "dense" or (self.outcome.saved_plan is None and variant in ("unified", "decode")):
             return Plan()
-        if variant == "unrecovered" and self.outcome.no_unrecovered:
-            raise PdtrimError(f"{self.path} {self.outcome.no_unrecovered}")
+        absent = self.outcome.why_absent(variant)
+        if absent:
+            raise PdtrimError(f"{self.path} {absent}")
         plan = self.outcome.plan.plan
         if variant in PAIRS:
             return plan
@@ -116,9 +135,12 @@ class LoadedRun:
         """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""
         folder = self.path / (MODULES if self.replaced is None else REPLACED)
         names = sorted(folder.glob("*.safetensors")) if self.modules_of(variant) or self._replaced_by(variant) else []
-        if variant not in ("dense", "unrecovered") and not self.outcome.no_unrecovered:
+        if variant not in ("dense", "unrecovered") and not self.outcome.why_absent("unrecovered"):
             names += sorted((self.path / RECOVERED).glob("*.safetensors"))
-        what = [plan_to_json(self.plan_of(variant)), {path.name: sha256_of(path) for path in names}]
+        if variant not in UNQUANTIZED and self.outcome.quantized:
+            names += sorted(file for file in (self.path / FORMATS).iterdir() if file.is_file())
+        files = {path.name if path.parent.name != FORMATS else f"{FORMATS}/{path.name}": sha256_of(path) for path in names}
+        what = [plan_to_json(self.plan_of(variant)), files]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     def _replaced_by(self, variant: Variant) -> bool:
@@ -130,8 +152,8 @@ class LoadedRun:
         `unified` and `decode` always do; `staged`, too, where both stages lose the same. `prefill` is recovered by itself.
         """
         known: tuple[Variant, ...] = get_args(Variant) if self.outcome.saved_plan is not None else ("unified", "decode", "dense")
-        known = tuple(other for other in known if other != "unrecovered")
-        if variant == "unrecovered":
+        known = tuple(other for other in known if other not in ("unrecovered", "unquantized"))
+        if variant in ("unrecovered", "unquantized"):
             return (variant,)
         return variant, *(other for other in known if other != variant and self._alike(variant, other))
 
@@ -139,7 +161,10 @@ class LoadedRun:
         """Tell whether two variants run the same plan with the same modules on the same model."""
         if self.model_of(variant) is not self.model_of(other) or self.plan_of(variant) != self.plan_of(other):
             return False
-        return "prefill" not in (variant, other) or bool(self.outcome.no_unrecovered)
+        if self.outcome.quantized:
+            # Stages that lose the same may have formats that differ, and the dense model has none.
+            return {variant, other} == {"unified", "decode"}
+        return "prefill" not in (variant, other) or bool(self.outcome.why_absent("unrecovered"))
 
 
 def load_run(path: PathLike, host: PluginHost | None = None, shared: RunCache | None = None, *, trust: bool = False) -> LoadedRun:

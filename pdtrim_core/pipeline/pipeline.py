@@ -10,6 +10,7 @@ from pdtrim_core.pipeline.finished import Finished
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.measurements import rows_of
 from pdtrim_core.pipeline.prune import prune
+from pdtrim_core.pipeline.quantize import Quantized, quantize
 from pdtrim_core.pipeline.recover import Recovered, check_texts, recover
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_context import RunContext, open_run_context
@@ -38,8 +39,9 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
         found = find(context, inputs)
         plan = split(context, found)
         recovered = recover(context, inputs, found, plan)
-        rows = evaluate(context, found, plan, recovered)
-        done = Finished(found, plan, recovered, rows)
+        quantized = quantize(context, inputs.model, plan, {**found.modules, **recovered.layers})
+        rows = evaluate(context, found, plan, recovered, quantized)
+        done = Finished(found, plan, recovered, rows, quantized)
         fidelity = measure_fidelity(context, inputs, done) if recipe.settings.evaluation.fidelity else None
         outcome = write(context, inputs, done, fidelity)
         host.tell("pdtrim_run_finished", outcome=outcome)
@@ -59,14 +61,22 @@ def split(context: RunContext, found: FoundRemoval) -> Plan:
         return found.bench.split(found.plan, found.costs)
 
 
-def evaluate(context: RunContext, found: FoundRemoval, plan: Plan, recovered: Recovered) -> tuple[Row, ...]:
+def evaluate(context: RunContext, found: FoundRemoval, plan: Plan, recovered: Recovered, quantized: Quantized) -> tuple[Row, ...]:
     """Measure the rows of the result table."""
-    rows, bench = 3 if found.replaced is None else 2, found.bench.as_pruned()
+    rows, bare = 3 if found.replaced is None else 2, found.bench.as_pruned()
+    staged = bare
     if recovered.layers:
         plans = (plan, Plan.unified(plan.decode))
-        bench = bench.of_recovered(recovered.modules(found.costs.block_count), plans, recovered.digest)
+        staged = staged.of_recovered(recovered.modules(found.costs.block_count), plans, recovered.digest)
+    unified = staged
+    if quantized.formats is not None:
+        # A pair whose stages lose the same is one plan with two formats, so each row has modules of its own.
+        digest, one = f"{recovered.digest} formats {quantized.formats.weights}", Plan.unified(plan.decode)
+        in_both = quantized.unified(found.costs.block_count, recovered.layers)
+        staged = bare.of_recovered({**recovered.layers, **quantized.layers}, [plan], digest)
+        unified = bare.of_recovered(in_both, [one], f"{digest} unified")
     with context.events.step("evaluate", about=found.bench.measurements(rows)):
-        return rows_of(bench, found.plan, plan, found.replaced)
+        return rows_of(bare, found.plan, plan, found.replaced, pruned={"unified": unified, "staged": staged})
 
 
 def measure_fidelity(context: RunContext, inputs: RunInputs, done: Finished) -> Fidelity | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -52,6 +52,10 @@ RECORD = "recovery.json"
 """The file beside recovered weights that says how they came about."""
 WORK = "recovery-work"
 """The folder of a run in which a long training keeps how far it has come."""
+
+
+Divergences = list[list[float]]
+"""KL(dense || pair), in nats, at each token of each text."""
 
 
 @dataclass(frozen=True)
@@ -113,34 +117,51 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
     recipe, texts = context.recipe, RecoveryTexts(context, inputs)
     counts = {recovery: recovery.texts(texts.text_tokens) for recovery in inputs.recoveries}
     drawn = texts.items(_texts_of(inputs, texts))
-    check, modules = drawn[:CHECKED], dict(found.modules)
+    tried = _Tried(dict(found.modules), None, None)
     results, kept = [], list[Changed]()
     for number, recovery in enumerate(inputs.recoveries):
-        training = drawn[CHECKED : CHECKED + counts[recovery]]
         pair = Walked(
             inputs.model,
             plan,
-            modules,
-            training,
+            dict(tried.modules),
+            drawn[CHECKED : CHECKED + counts[recovery]],
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
-        start = dict(modules)
-        result, modules = _one(context, inputs, number, pair, check)
-        if result.kept:
+        start = tried.modules
+        tried = _one(context, inputs, number, pair, _Checked(drawn[:CHECKED], tried.divergences))
+        if tried.result is None:
+            continue
+        if tried.result.kept:
             kept.append(changed_by(f"recovery '{recovery.name}' ({number + 1} in the list)", pair, start))
             for note in order_notes(pair, kept[:-1], kept[-1]):
                 context.events.note(note)
-        context.host.tell("pdtrim_recovery_finished", result=result)
-        results.append(result)
-    layers = {key: module for key, module in modules.items() if isinstance(key, RecoveredPart)}
+        context.host.tell("pdtrim_recovery_finished", result=tried.result)
+        results.append(tried.result)
+    layers = {key: module for key, module in tried.modules.items() if isinstance(key, RecoveredPart)}
     return Recovered(plan, layers, tuple(results))
 
 
-def _one(
-    context: RunContext, inputs: RunInputs, number: int, pair: Walked, check: Sequence[Item]
-) -> tuple[RecoveryResult, dict[Any, nn.Module]]:
-    """Return how a recovery of the recipe came out, and the modules of the pair behind it."""
+class _Checked(NamedTuple):
+    """The texts to check with, and the divergences of the pair on them, where they are known."""
+
+    texts: Sequence[Item]
+    divergences: Divergences | None
+
+
+class _Tried(NamedTuple):
+    """The modules of a pair, its divergences on the texts to check with, and how the last recovery came out.
+
+    There is no result of an optional recovery that had nothing to change.
+    """
+
+    modules: Modules
+    divergences: Divergences | None
+    result: RecoveryResult | None
+
+
+def _one(context: RunContext, inputs: RunInputs, number: int, pair: Walked, check: _Checked) -> _Tried:
+    """Let a recovery of the recipe change a pair; it is put back where the pair came no nearer to the dense model."""
     started, start, losses = time.perf_counter(), dict(pair.modules), list[float]()
     recovery, count = inputs.recoveries[number], len(inputs.recoveries)
     label, name = context.host.label_of(recovery), f"{number}-{recovery.name}"
@@ -151,7 +172,7 @@ def _one(
 
     work = RecoveryContext(
         pair,
-        check,
+        check.texts,
         context.rng(f"recovery {name}"),
         context.folder.path / WORK / name,
         context.events.note,
@@ -160,18 +181,20 @@ def _one(
         opening_tokens(inputs.model.tokenizer, inputs.calibration.items, inputs.model.vocabulary),
     )
     reached(0.0)
-    before = _divergences(work)
+    before = _divergences(work) if check.divergences is None else check.divergences
     with blame(label):
         recovery.recover(work)
     check_change(pair, start, recovery.contract, label)
+    changed = _changed(pair, start)
+    if recovery.optional and not any(changed.values()):
+        return _Tried(start, before, None)
     after = _divergences(work)
     nearer = _mean(after).value < _mean(before).value
-    changed = _changed(pair, start)
     if not nearer:
         what = "changed nothing" if not any(changed.values()) else "brought the pair no nearer to the dense model"
         context.events.note(
-            f"{label} {what} (KL {_mean(before).value:.4f} before, {_mean(after).value:.4f} after, on {len(check)} texts): its "
-            "weights are left out"
+            f"{label} {what} (KL {_mean(before).value:.4f} before, {_mean(after).value:.4f} after, on {len(check.texts)} texts): "
+            "its weights are left out"
         )
     result = RecoveryResult(
         name=recovery.name,
@@ -186,10 +209,10 @@ def _one(
         by_position_before=_by_position(before),
         by_position_after=_by_position(after),
     )
-    return result, dict(pair.modules) if nearer else start
+    return _Tried(dict(pair.modules), after, result) if nearer else _Tried(start, before, result)
 
 
-def _divergences(work: RecoveryContext) -> list[list[float]]:
+def _divergences(work: RecoveryContext) -> Divergences:
     """Return KL(dense || pair) at each token of each text to check with."""
     return [[token.divergence for token in tokens] for tokens in work.staged.compared(work.check)]
 

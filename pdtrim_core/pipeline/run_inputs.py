@@ -18,6 +18,7 @@ from pdtrim_core.fidelity.dense_answers import beginnings
 from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
+from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
@@ -46,7 +47,8 @@ def prepare(context: RunContext) -> RunInputs:
 
     Raises `PdtrimError` where the folder holds measurements of other weights or items, and where it is certain already that
     the recipe's pruner cannot keep to the budget, that its searcher or splitter cannot do what their options demand, that
-    its recoveries could not do their work, or that one of its exporters could not write what the run makes.
+    its recoveries could not do their work, that layers cannot have its formats, or that one of its exporters could not write what
+    the run makes.
     """
     recipe, keys, evaluation = context.recipe, keys_of(context.recipe), context.recipe.settings.evaluation
     with context.events.step("open the model"):
@@ -57,6 +59,7 @@ def prepare(context: RunContext) -> RunInputs:
         fitting = fitting_recoveries(recipe, RecoveryFacts(model.name, model.config.model_type, model.layout), model.positions)
         for line in fitting.left_out:
             context.events.note(line)
+        check_formats(recipe, model.model, model.layout, name=model.name, family=model.config.model_type)
         problems = export_problems(recipe.exporters, context.host, facts_of(recipe, model))
         if problems:
             raise RecipeError(str(recipe.out), problems)

@@ -11,6 +11,7 @@ from typing import Any, Self, get_args
 from pdtrim_core.errors import PlanError
 from pdtrim_core.files.reading import UnreadableError, parse_json
 from pdtrim_core.plan.elements import MOST_BLOCKS, Removal, element_from_json, element_to_json
+from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.wording import shortened, shown
 
@@ -29,15 +30,17 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
     return Plan(prefill=prefill, decode=decode)
 
 
-PLAN_FORMAT, RECOVERED_FORMAT = 1, 2
-"""The format of plans, and of those whose layers have recovered weights, which earlier versions would not look for."""
+PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT = 1, 2, 3
+"""The format of plans, of those whose layers have recovered weights, and of those that have number formats of their own: earlier
+versions would not look for them."""
 
 
 @dataclass(frozen=True)
 class SavedPlan:
     """A plan together with the model it was made for and who makes the first token: what `plan.json` holds.
 
-    `recovered` is a hash of the weights that recovery gave its layers, which lie beside it; empty where it has none.
+    `recovered` is a hash of the weights that recovery gave its layers, which lie beside it; empty where it has none. `formats`
+    are the number formats of its stages, None where these have that of the model.
     """
 
     plan: Plan
@@ -46,6 +49,7 @@ class SavedPlan:
     block_count: int
     first_token: FirstToken = "decode"
     recovered: str = ""
+    formats: Formats | None = None
 
     @property
     def digest(self) -> str:
@@ -55,11 +59,12 @@ class SavedPlan:
     def to_data(self) -> dict[str, Any]:
         """Return what `plan.json` holds: only lists, dictionaries, texts and numbers."""
         return {
-            "format": RECOVERED_FORMAT if self.recovered else PLAN_FORMAT,
+            "format": QUANTIZED_FORMAT if self.formats else RECOVERED_FORMAT if self.recovered else PLAN_FORMAT,
             "index_base": 0,
             "model": {"name": self.model, "fingerprint": self.fingerprint, "blocks": self.block_count},
             "first_token": self.first_token,
             **({"recovered": self.recovered} if self.recovered else {}),
+            **({"formats": self.formats.to_data()} if self.formats else {}),
             **plan_to_json(self.plan),
             "kv_map": [
                 {"slot": s.slot, "block": s.block, "source": s.source, "removed_heads": list(s.removed_heads)}
@@ -72,11 +77,12 @@ class SavedPlan:
         """Return the plan that `to_data` gave. Raises `PlanError` naming `where` when it is something else."""
         try:
             found = data["format"]
-            if found not in (PLAN_FORMAT, RECOVERED_FORMAT):
-                raise PlanError(f"it has plan format {shown(found)}, this version reads {RECOVERED_FORMAT}: make the plan again")
-            model, recovered = data["model"], data["recovered"] if found == RECOVERED_FORMAT else ""
+            if found not in (PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT):
+                raise PlanError(f"it has plan format {shown(found)}, this version reads {QUANTIZED_FORMAT}: make the plan again")
+            model, formats = data["model"], Formats.from_data(data["formats"]) if found == QUANTIZED_FORMAT else None
+            recovered = data["recovered"] if found == RECOVERED_FORMAT else data.get("recovered", "") if formats else ""
             made_for = (model["name"], model["fingerprint"], model["blocks"])
-            saved = cls(plan_from_json(data), *made_for, data["first_token"], recovered)
+            saved = cls(plan_from_json(data), *made_for, data["first_token"], recovered, formats)
             saved._check_types()
             saved.plan.check_fits(saved.block_count)
         except (ValueError, KeyError, TypeError) as error:

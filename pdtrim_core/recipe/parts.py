@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
-from pdtrim_core.api.kinds import Component, Exporter, ModelSource, Report
-from pdtrim_core.errors import PdtrimError, RecipeError, reason_of
+from pdtrim_core.api.kinds import AS_IT_IS, Component, Exporter, ModelSource, Quantizer, Report, key_of
+from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean, reason_of
 from pdtrim_core.host.host import PluginHost
-from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, NONE, STAGED_SPLITTER
+from pdtrim_core.recipe.toml_data import DEFAULT_QUANTIZER, DEFAULTS, LISTS, NONE, STAGED_SPLITTER
 from pdtrim_core.recipe.validation import checked
 from pdtrim_core.wording import shortened, shown
 
@@ -46,12 +46,13 @@ def parts_of(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> 
             given = STAGED_SPLITTER
         parts[kind] = _make_all(kind, given, host, problems) if kind in LISTS else _make(kind, given, host, problems)
     parts["model"] = _make_model(data.get("model"), host, problems)
+    parts["quantizer"] = _make_quantizer(data, host, problems)
     return parts
 
 
 def uses_of(data: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Return the names by which the data name the parts of each kind; the parts' own names where the data name none."""
-    return {kind: _uses(kind, data.get(kind), made) for kind, made in parts.items() if made is not None}
+    return {kind: _uses(kind, data.get(key_of(kind)), made) for kind, made in parts.items() if made is not None}
 
 
 def _uses(kind: str, given: Any, made: Any) -> tuple[str, ...]:
@@ -76,24 +77,58 @@ def _make_all(kind: str, given: Any, host: PluginHost, problems: list[str]) -> l
 
 
 def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Component | None:
-    options = {"use": given} if isinstance(given, str) else given
+    options, key = {"use": given} if isinstance(given, str) else given, key_of(kind)
     if not isinstance(options, dict):
-        problems.append(f"{kind}: must be a name, or a table with the key 'use' (got {shown(given)})")
+        problems.append(f"{key}: must be a name, or a table with the key 'use' (got {shown(given)})")
         return None
     name = options.get("use", None if kind in LISTS else DEFAULTS.get(kind))
     if name is None:
-        problems.append(f"{kind}.use: required key is missing")
+        problems.append(f"{key}.use: required key is missing")
         return None
     if not isinstance(name, str):
         article = "an" if kind[0] in "aeiou" else "a"
-        problems.append(f"{kind}.use: must be the name of {article} {kind} (got {shown(name)})")
+        problems.append(f"{key}.use: must be the name of {article} {kind} (got {shown(name)})")
         return None
     try:
         provided = host.find(kind, name)
     except RecipeError as error:
-        problems += [f"{kind}: {problem}" for problem in error.problems]
+        problems += [f"{key}: {problem}{_of_quantizers(kind, name, host)}" for problem in error.problems]
         return None
-    return checked(provided.component, {k: v for k, v in options.items() if k != "use"}, kind, problems)
+    return checked(provided.component, {k: v for k, v in options.items() if k != "use"}, key, problems)
+
+
+def _of_quantizers(kind: str, name: str, host: PluginHost) -> str:
+    """Return where a quantizer belongs that a recipe names among its recoveries, say, to quantise before one of them."""
+    if kind == "quantizer" or name not in {provided.component.name for provided in host.of_kind("quantizer")}:
+        return ""
+    return f"; '{name}' is a quantizer, which the table [formats] names: the order is fixed, prune, recover, quantise"
+
+
+def _make_quantizer(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> Quantizer | None:
+    """Return the quantizer of a recipe; None for one that names no formats."""
+    if "quantizer" in data:
+        problems.append('quantizer: unknown key; formats are named in a table [formats], such as decode = "W4A16"')
+    if "formats" not in data:
+        return None
+    given = data["formats"]
+    if not isinstance(given, dict):
+        problems.append(f'formats: must be a table with the formats of the stages, such as decode = "W4A16" (got {shown(given)})')
+        return None
+    made = cast("Quantizer | None", _make("quantizer", {"use": DEFAULT_QUANTIZER, **given}, host, problems))
+    if made is not None:
+        named = {"decode": made.decode, "prefill": made.prefill}
+        wrong = {stage: scheme for stage, scheme in named.items() if scheme not in (*made.schemes, AS_IT_IS)}
+        problems += [
+            f"formats.{stage}: quantizer '{made.name}' has no format '{shortened(scheme)}'{_nearest(scheme, made.schemes)}"
+            for stage, scheme in wrong.items()
+        ]
+    return made
+
+
+def _nearest(scheme: str, known: Sequence[str]) -> str:
+    """Return advice on the name of a format, which people shorten and write in small letters."""
+    same = [name for name in known if scheme and name.lower().startswith(scheme.lower())]
+    return f"; did you mean '{same[0]}'?" if same else did_you_mean(scheme, known) or f"; there are {', '.join(known)}"
 
 
 def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSource | None:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pdtrim_core.api.kinds import (
     KINDS,
+    TABLES,
     CalibrationSource,
     Component,
     Distiller,
@@ -18,11 +19,13 @@ from pdtrim_core.api.kinds import (
     ModelSource,
     Objective,
     Pruner,
+    Quantizer,
     Recovery,
     Report,
     Scorer,
     Searcher,
     StageSplitter,
+    key_of,
 )
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.files.paths import PathLike, as_text
@@ -51,6 +54,7 @@ class Recipe:
     distiller: Distiller
     splitter: StageSplitter
     recoveries: tuple[Recovery, ...]
+    quantizer: Quantizer | None
     objective: Objective
     calibration: CalibrationSource
     exporters: tuple[Exporter, ...]
@@ -108,11 +112,13 @@ class Recipe:
         files = plugin_files(data, Path(where))
         host = host or load_plugins(files, trust=trust)
         problems: list[str] = []
-        own = {key: value for key, value in data.items() if key not in KINDS}
-        settings = checked(Settings, own, "", problems, also=KINDS)
+        known = {*KINDS, *TABLES.values()}
+        own = {key: value for key, value in data.items() if key not in known}
+        settings = checked(Settings, own, "", problems, also=known - TABLES.keys())
         parts = parts_of(data, host, problems)
         problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"]), *_nothing_to_recover(data, parts["pruner"])]
         problems += _nothing_to_estimate(settings, parts["recovery"])
+        problems += _nothing_to_quantize(data, parts["pruner"])
         if problems or settings is None:
             raise RecipeError(where, problems)
         return cls(
@@ -133,7 +139,8 @@ class Recipe:
         """The kinds of component that this recipe has one of; a pruner replaces others."""
         finders = REPLACED_BY_PRUNER if self.pruner is None else ("pruner",)
         splitter = () if self.pruner is not None and self.pruner.replaces_model else ("splitter",)
-        return ("model", *finders, "distiller", *splitter, "objective", "calibration")
+        quantizer = () if self.quantizer is None else ("quantizer",)
+        return ("model", *finders, "distiller", *splitter, *quantizer, "objective", "calibration")
 
     @property
     def lists(self) -> dict[str, tuple[Component, ...]]:
@@ -147,7 +154,7 @@ class Recipe:
         if self.pruner is not None:
             del data["prune"]["merges"]
         for kind in self.kinds:
-            data[kind] = _component_data(self.uses[kind][0], getattr(self, kind))
+            data[key_of(kind)] = _component_data(self.uses[kind][0], getattr(self, kind))
         for kind, components in self.lists.items():
             data[kind] = [_component_data(use, part) for use, part in zip(self.uses[kind], components, strict=True)]
         return data
@@ -201,3 +208,11 @@ def _nothing_to_estimate(settings: Settings | None, recoveries: Sequence[Recover
         return []
     what = "no recovery of this recipe can be estimated: list fold or kv-refit under recovery, or leave this out"
     return [f"search.recovered: {what}"]
+
+
+def _nothing_to_quantize(data: Mapping[str, Any], pruner: Pruner | None) -> list[str]:
+    """Return what is wrong with formats beside a pruner that gives a whole other model."""
+    if pruner is None or not pruner.replaces_model or "formats" not in data:
+        return []
+    what = f"pruner '{pruner.name}' gives a whole other model, and formats are those of the layers of a plan"
+    return [f"formats: {what}: leave this out, or choose another pruner"]

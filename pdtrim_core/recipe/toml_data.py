@@ -15,7 +15,12 @@ DEFAULTS: dict[str, Any] = {
     "searcher": "annealing",
     "distiller": "mse",
     "splitter": "gain",
-    "recovery": [{"use": name, "optional": True} for name in ("exact-first-token", "kv-refit", "fold")],
+    "recovery": [
+        {"use": "exact-first-token", "optional": True},
+        {"use": "fold", "stage": "prefill", "optional": True},
+        {"use": "kv-refit", "optional": True},
+        {"use": "fold", "stage": "decode", "optional": True},
+    ],
     "objective": "kl",
     "calibration": "mini",
     "exporter": ["plan"],
@@ -23,6 +28,8 @@ DEFAULTS: dict[str, Any] = {
 }
 STAGED_SPLITTER = "keep-search-result"
 """The splitter of a recipe that names none, where its searcher finds both stages."""
+DEFAULT_QUANTIZER = "rtn"
+"""The quantizer of a recipe that names formats and none."""
 LISTS = ("recovery", "exporter", "report")
 NONE = "none"
 """What a recipe says of a kind that it wants nothing of, where it may list several."""

@@ -25,7 +25,9 @@ class Fidelity:
 
     Answers have `answer_tokens` tokens at most. `nearer` is how much less the KL divergence of `staged` is than that of
     `unified`, in nats a token, with its standard error paired over prompts; None where there is no pair to compare. `recovered`
-    is how much less it is than that of `unrecovered`, None where nothing was recovered.
+    is how much less it is than that of `unrecovered`, None where nothing was recovered; both are taken before the pair gets
+    number formats. `quantized` is how much less that of `unquantized` is than that of `staged`, None where no stage has a format
+    of its own.
     """
 
     items: int
@@ -34,3 +36,4 @@ class Fidelity:
     nearer: Metric | None = None
     samples: tuple[AnswerSample, ...] = ()
     recovered: Metric | None = None
+    quantized: Metric | None = None

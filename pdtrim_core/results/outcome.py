@@ -22,6 +22,7 @@ from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.old_formats import outcome_of_1
 from pdtrim_core.results.recovery import RecoveryResult
+from pdtrim_core.results.task_results import Variant
 from pdtrim_core.wording import LONGEST_LINE, shortened, shown
 
 OUTCOME_FORMAT = 2
@@ -199,12 +200,19 @@ class Outcome:
         return SavedPlan.from_data(self.saved_plan, "outcome.json")
 
     @property
-    def no_unrecovered(self) -> str | None:
-        """Why there is no pair before recovery beside the pair, in words that follow the run's name; None where there is one."""
-        if any(result.kept for result in self.recovery):
-            return None
-        why = "each of its recoveries was left out" if self.recovery else "its recipe names no recovery"
-        return f"has no variant 'unrecovered': {why}, so that 'staged' is the same"
+    def quantized(self) -> bool:
+        """Whether a stage has a number format of its own."""
+        return self.saved_plan is not None and self.plan.formats is not None
+
+    def why_absent(self, variant: Variant) -> str:
+        """Return why this run has no pair before recovery, or before formats, in words that follow its name; empty if it has."""
+        if variant == "unrecovered" and not any(result.kept for result in self.recovery):
+            why = "each of its recoveries was left out" if self.recovery else "its recipe names no recovery"
+        elif variant == "unquantized" and not self.quantized:
+            why = "its recipe names no formats"
+        else:
+            return ""
+        return f"has no variant '{variant}': {why}, so that 'staged' is the same"
 
     def row(self, name: str) -> Row:
         """Return a row of the result table. Raises `PdtrimError` where there is none of that name."""

@@ -22,6 +22,7 @@ CONTRACTS: Mapping[str, str] = {
     "distiller": "DistillerContract",
     "splitter": "SplitterContract",
     "recovery": "RecoveryContract",
+    "quantizer": "QuantizerContract",
     "objective": "ObjectiveContract",
     "calibration": "CalibrationContract",
     "model": "ModelSourceContract",
@@ -198,8 +199,10 @@ def _recipe(package: Package) -> str:
         case "recovery":
             tables += f"\n[recovery]\nuse = {use}\ntokens = 4000                     # few, to see it work\n"
             tables += '\n[recovery_data]\nsources = ["calibration"]         # faster than texts that the dense model writes\n'
+        case "quantizer":
+            tables += f'\n[formats]\nuse = {use}\ndecode = "W8"                     # prefill stays as it is\n'
         case "model":
             tables = tables.replace(MODEL, f"{package.name}:llama")
     own = {"exporter": f'exporter = ["plan", {use}]\n', "report": f'report = ["table", {use}]\n'}
-    first = own.get(kind, "" if kind in ("calibration", "distiller", "recovery", "model") else f"{kind} = {use}\n")
+    first = own.get(kind, "" if kind in ("calibration", "distiller", "recovery", "quantizer", "model") else f"{kind} = {use}\n")
     return (first + quick + tables).rstrip()

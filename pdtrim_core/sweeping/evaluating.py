@@ -41,10 +41,9 @@ def evaluate(
 def variants_of(run: LoadedRun, wanted: Sequence[Variant]) -> list[Variant]:
     """Return the variants that a run has of those that are wanted.
 
-    A model that was replaced is unified, and without a recovery nothing is unrecovered.
+    A model that was replaced is unified; without a recovery nothing is unrecovered, and without formats nothing unquantized.
     """
-    if run.outcome.no_unrecovered:
-        wanted = [variant for variant in wanted if variant != "unrecovered"]
+    wanted = [variant for variant in wanted if not run.outcome.why_absent(variant)]
     if run.outcome.saved_plan is not None:
         return list(wanted)
     variants: list[Variant] = ["dense" if variant == "dense" else "unified" for variant in wanted]

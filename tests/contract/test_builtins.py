@@ -17,6 +17,7 @@ from pdtrim_core.testing import (
     ModelSourceContract,
     ObjectiveContract,
     PrunerContract,
+    QuantizerContract,
     RecoveryContract,
     ReportContract,
     ScorerContract,
@@ -46,6 +47,7 @@ from pdtrim_plugins.pruners import (
     Streamline,
     TorchPruning,
 )
+from pdtrim_plugins.quantizers.rtn import RoundToNearest
 from pdtrim_plugins.recoveries import Distill, ExactFirstToken, Fold, KvRefit
 from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
@@ -329,6 +331,13 @@ class TestDistillByAdapters(RecoveryContract):
 @pytest.mark.numeric
 class TestKvRefit(RecoveryContract):
     component = KvRefit
+
+
+@pytest.mark.numeric
+@pytest.mark.skipif(find_spec("compressed_tensors") is None, reason="compressed-tensors is not installed")
+class TestRoundToNearest(QuantizerContract):
+    component = RoundToNearest
+    options: ClassVar[dict[str, Any]] = {"group_size": 16}
 
 
 @pytest.mark.numeric

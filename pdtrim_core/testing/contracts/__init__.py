@@ -20,6 +20,7 @@ from pdtrim_core.testing.contracts.distillers import DistillerContract
 from pdtrim_core.testing.contracts.model_sources import ModelSourceContract
 from pdtrim_core.testing.contracts.objectives import FixedStaged, ObjectiveContract
 from pdtrim_core.testing.contracts.pruners import PrunerContract
+from pdtrim_core.testing.contracts.quantizers import QuantizerContract
 from pdtrim_core.testing.contracts.recoveries import RecoveryContract
 from pdtrim_core.testing.contracts.scorers import ScorerContract
 from pdtrim_core.testing.contracts.searchers import SearcherContract
@@ -36,6 +37,7 @@ __all__ = [
     "ModelSourceContract",
     "ObjectiveContract",
     "PrunerContract",
+    "QuantizerContract",
     "RecoveryContract",
     "ReportContract",
     "ScorerContract",

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from pdtrim_core.api.hookspecs import hookimpl
-from pdtrim_core.api.kinds import LoadedModel, ModelSource
+from pdtrim_core.api.kinds import LoadedModel, ModelSource, Quantizer
 from pdtrim_core.execution.recovered_weights import RECOVERED, digest_of, save_recovered
 from pdtrim_core.host.host import Origin, PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, save_modules
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.prepare import open_model
+from pdtrim_core.pipeline.quantize import write_quantized
 from pdtrim_core.plan.elements import Merge
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
@@ -73,11 +74,12 @@ def run_with_plan(
     modules: Mapping[Any, nn.Module] | None = None,
     *,
     first: FirstToken = "decode",
+    quantizer: Quantizer | None = None,
 ) -> Outcome:
     """Return the outcome of `small_run` with another model and plan; the plan's modules are written where exporters read them.
 
     Those under a `LayerOf` are recovered layers. A merge without a module gets the block that it keeps, its weights a little
-    larger.
+    larger. A `quantizer` gives the stages its formats.
     """
     given = dict(modules or {})
     for element in dict.fromkeys((*plan.prefill, *plan.decode)):
@@ -86,8 +88,13 @@ def run_with_plan(
     save_modules(plan, given, run / MODULES)
     save_recovered(plan, model, given, run / RECOVERED)
     recovered = digest_of(run / RECOVERED)
-    saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, first, recovered)
-    return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=saved.to_data())
+    formats = None if quantizer is None else write_quantized(run, model, plan, given, quantizer, use=quantizer.name).formats
+    saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, first, recovered, formats)
+    recipe = {
+        **_outcome().recipe,
+        **({} if quantizer is None else {"formats": {"use": quantizer.name, **quantizer.model_dump()}}),
+    }
+    return replace(_outcome(), model=model.name, block_count=model.block_count, saved_plan=saved.to_data(), recipe=recipe)
 
 
 def grown(model: BlockModel, merge: Merge) -> nn.Module:

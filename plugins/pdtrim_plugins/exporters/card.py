@@ -37,6 +37,7 @@ def card(outcome: Outcome, model: BlockModel, *, role: str, text: str, run: Path
         f"Of {saved.block_count} blocks, counted from 0:",
         "\n".join(f"* {stage}: {_removed(plan.removal(stage))}" for stage in ("prefill", "decode")),
         *_recovery(outcome),
+        *_formats(outcome),
         "## How it was measured",
         _measured(outcome, saved),
         _table(["", f"{outcome.objective}, items searched on", "held-out items"], _rows(outcome)),
@@ -155,6 +156,21 @@ def _recovery(outcome: Outcome) -> list[str]:
     ]
     text = f"{what}. Texts: {sources}. KL(dense, pair) is in nats a token, on other texts of that sort."
     return ["## What was recovered", text, _table(header, rows)]
+
+
+def _formats(outcome: Outcome) -> list[str]:
+    """Return which number formats the stages have, and what they cost in divergence."""
+    formats = outcome.plan.formats
+    if formats is None:
+        return []
+    stages = {"prefill": formats.prefill, "decode": formats.decode}
+    named = "\n".join(f"* {stage}: {scheme or 'as in the source'}" for stage, scheme in stages.items())
+    text = (
+        f"Linear layers of the blocks, by `{_use(outcome.recipe['formats'])}`; embeddings, norms and the head as in the source."
+    )
+    found = outcome.fidelity.quantized if outcome.fidelity is not None else None
+    cost = "" if found is None else f"KL(dense, pair) is {_metric(found)} nats a token more than before."
+    return ["## Number formats", text, named, *filter(None, [cost])]
 
 
 def _source(source: str) -> str:

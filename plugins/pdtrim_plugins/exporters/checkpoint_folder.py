@@ -106,10 +106,14 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
     if generation is not None:
         (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
     _write_tokenizer(model.tokenizer, folder)
-    writer = ShardWriter(folder, storage.shard_bytes, lambda name: storage.number_format(model, name))
+    quantized: set[str] = set()
+    writer = ShardWriter(
+        folder, storage.shard_bytes, lambda name: None if name in quantized else storage.number_format(model, name)
+    )
     # The state dict refers to the model's tensors; nothing is copied yet.
     writer.add(_on_disk(model, outside(model, head=head), stock=stock))
     for block in stored:
+        quantized |= block.quantized_in(model.layout.blocks)
         writer.add(_on_disk(model, block.tensors(model.layout.blocks), stock=stock))
     writer.finish()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, SavedPlan
+from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, SavedPlan, Stage
 from pdtrim_plugins.architectures import LAYOUTS
 from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import (
@@ -37,7 +37,7 @@ class Checkpoints(Exporter):
 
     Both hold the same weights, since a unified model is decode's removal in both stages; the second
     one is made of hard links where the disk allows them. Blocks are renumbered; a merged block is stored as any other block, and
-    a recovered layer with its recovered weights.
+    a recovered layer with its recovered weights, and one that has a number format of its own in the form of compressed-tensors.
     Where all blocks have one width the checkpoint is an ordinary one of its family; otherwise it needs
     `import pdtrim_plugins.checkpoints` to be loaded.
     """
@@ -51,7 +51,8 @@ class Checkpoints(Exporter):
         """Return what is certain of the model and the folders."""
         if facts.replaced:
             return [no_plan(facts)]
-        return [*numbered(facts.model, facts.text_config), *occupied(facts.out / "decode", facts.out / "unified")]
+        there = occupied(facts.out / "decode", facts.out / "unified")
+        return [*numbered(facts.model, facts.text_config), *other_dtype(facts, self.dtype), *there]
 
     def remark(self, model: BlockModel) -> str:
         """Tell the number format."""
@@ -69,7 +70,10 @@ class Checkpoints(Exporter):
         yield out / "decode"
         with export_folder(out / "unified") as folder:
             link_checkpoint(out / "decode", folder)
-            text = f"One model for both stages, the same as in decode/; {storage.told(model)}.\n\n{_usage(out / 'decode')}"
+            formats = in_format(saved, "decode")
+            text = (
+                f"One model for both stages, the same as in decode/; {storage.told(model)}{formats}.\n\n{_usage(out / 'decode')}"
+            )
             (folder / CARD).write_text(card(outcome, model, role="unified", text=text, run=out), encoding="utf-8")
         yield out / "unified"
 
@@ -80,6 +84,13 @@ def no_plan(facts: ExportFacts) -> str:
         f"the pruner replaces the whole of {facts.model}, and the blocks of what it gives have shapes that no class of "
         "transformers or of an engine has, so that it cannot be exported: load the run with pdtrim_core.load_run"
     )
+
+
+def other_dtype(facts: ExportFacts, dtype: str) -> list[str]:
+    """Return why weights cannot have another number format than the source where some of them are quantised."""
+    if not facts.formats or dtype == "auto":
+        return []
+    return [f"dtype = {dtype!r}: the scales of quantised weights have the number format of the source model: leave dtype out"]
 
 
 def plan_of(outcome: Outcome, model: BlockModel) -> SavedPlan:
@@ -95,11 +106,22 @@ def write_decode(outcome: Outcome, parts: Parts, out: Path, storage: Storage) ->
     stored = decode_blocks(parts, saved.plan)
     told = {"format": 1, "plan_hash": saved.digest}
     config = _config(model, stored, told)
+    parts.give_format(config, "decode")
     with export_folder(out / "decode") as folder:
         write_checkpoint(folder, model, config, stored, storage)
         what = "The model that decodes: block by block what is left of the dense one, renumbered"
-        text = f"{what}; {storage.told(model)}.\n\n{_usage(folder)}"
+        text = f"{what}; {storage.told(model)}{in_format(saved, 'decode')}.\n\n{_usage(folder)}"
         (folder / CARD).write_text(card(outcome, model, role="decode", text=text, run=out), encoding="utf-8")
+
+
+def in_format(saved: SavedPlan, stage: Stage) -> str:
+    """Return what to say of the number format of a stage's linear layers; nothing where it is that of all weights."""
+    scheme = saved.formats.of(stage) if saved.formats is not None else None
+    return (
+        ""
+        if scheme is None
+        else f"; those of linear layers in {scheme} (compressed-tensors), which needs `pip install compressed-tensors`"
+    )
 
 
 def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, Any]) -> Any:

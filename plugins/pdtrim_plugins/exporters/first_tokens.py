@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.api import Layer, Plan
+from pdtrim_core.api import Layer, PdtrimError, Plan
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock
 
 if TYPE_CHECKING:
@@ -36,7 +36,13 @@ def first_token_blocks(parts: Parts, plan: Plan, table: FirstTokens | None) -> t
         "states": [layer.block for layer in layers if layer.runs],
         "kv": [layer.block for layer in layers if not layer.runs],
     }
+    formats = None if parts.quantized is None else parts.quantized.config("prefill")
     ran = {layer.kv_slot for layer in plan.layers("prefill", count) if layer.runs}
+    if formats is not None and any(layer.kv_slot in ran for layer in layers if not layer.runs):
+        raise PdtrimError(
+            "prefill has a table of first tokens and a number format, and was measured whole: run the recipe with "
+            "evaluation.truncate_prefill = true, as engines run it"
+        )
     stored = [_stored(parts, layer, table.states_at(layer.block), ran=layer.kv_slot in ran) for layer in layers]
     return {"first_tokens": told}, stored
 

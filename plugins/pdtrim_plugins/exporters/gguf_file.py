@@ -51,7 +51,7 @@ class Gguf(Exporter):
         """Return why such a model cannot be written; that of its tokenizer only where the model was opened."""
         if facts.replaced:
             return [no_plan(facts)]
-        found = [*_of_model(facts), *_of_blocks(facts), *occupied(facts.out / "gguf")]
+        found = [*_of_model(facts), *_of_formats(facts), *_of_blocks(facts), *occupied(facts.out / "gguf")]
         if facts.family in ARCHITECTURES and facts.tokenizer is not None and not _copied_from(facts.model, self.pre):
             found += tokenizer_problems(facts.tokenizer, facts.text_config.vocab_size, self.pre)
         return found
@@ -106,6 +106,15 @@ class Gguf(Exporter):
 def _copied_from(model: str, pre: str | None) -> Path | None:
     """Return the GGUF file whose tokenizer is copied, if there is one and nobody says how text is split."""
     return gguf_behind(model) if pre is None else None
+
+
+def _of_formats(facts: ExportFacts) -> Iterator[str]:
+    if facts.formats:
+        named = ", ".join(sorted(set(facts.formats.values())))
+        yield (
+            f"a GGUF file has number formats of its own, and cannot hold {named}, which the recipe gives: leave formats out, and "
+            "export with dtype = q8_0, or quantise the file with llama-quantize; or export --to checkpoints"
+        )
 
 
 def _of_model(facts: ExportFacts) -> Iterator[str]:

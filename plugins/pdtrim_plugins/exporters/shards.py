@@ -24,7 +24,7 @@ from pdtrim_core.api import PdtrimError
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-    Formats = Callable[[str], dtype]
+    Formats = Callable[[str], dtype | None]
 
 NAMES = {
     "float64": "F64",
@@ -37,6 +37,7 @@ NAMES = {
     "int8": "I8",
     "uint8": "U8",
     "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
 }
 """What safetensors calls the number formats of torch."""
 ALIGNMENT = 64
@@ -48,7 +49,8 @@ SINGLE, SHARD, INDEX = "model.safetensors", "model-{:05d}-of-{:05d}.safetensors"
 class ShardWriter:
     """Takes tensors one by one and writes a file whenever they reach `shard_bytes`.
 
-    Weights in floating point are stored in the format that `formats` gives their names, without it as they are.
+    Weights in floating point are stored in the format that `formats` gives their names, and as they are where that is None or
+    there are none.
     """
 
     def __init__(self, folder: Path, shard_bytes: int, formats: Formats | None = None) -> None:
@@ -133,4 +135,5 @@ def _stored_bytes(name: str, tensor: Tensor, formats: Formats | None) -> int:
 
 
 def _stored_as(name: str, tensor: Tensor, formats: Formats | None) -> dtype:
-    return formats(name) if formats is not None and tensor.is_floating_point() else tensor.dtype
+    found = formats(name) if formats is not None and tensor.is_floating_point() else None
+    return tensor.dtype if found is None else found

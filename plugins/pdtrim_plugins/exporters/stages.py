@@ -12,7 +12,7 @@ from pdtrim_core.api import Layer, Merge, PdtrimError, Plan, Removal, SavedPlan,
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core.api import BlockLayout, BlockModel, RecoveredWeights
+    from pdtrim_core.api import BlockLayout, BlockModel, QuantizedWeights, RecoveredWeights
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class StoredBlock:
     """One block of a checkpoint, made when it is written, so that no two narrowed or merged ones are in memory at once.
 
     `like` is the block whose entries of the config it takes. `parts` are the parts that are stored, None for all of them;
-    `under` is put in front of their names.
+    `under` is put in front of their names. `quantized` gives for each linear layer in another number format what is stored in
+    place of its weight.
     """
 
     index: int
@@ -29,38 +30,59 @@ class StoredBlock:
     widths: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] | None = None
     under: str = ""
+    quantized: Callable[[], Mapping[str, Mapping[str, Tensor]]] = dict
 
     def tensors(self, path: str) -> dict[str, Tensor]:
         """Return what is stored, by full name; `path` is that of the list of blocks."""
-        module = self.make()
+        state = self.make().state_dict()
+        for linear, stored in self.quantized().items():
+            del state[f"{linear}.weight"]
+            state |= {f"{linear}.{name}": tensor for name, tensor in stored.items()}
         prefix = f"{path}.{self.index}.{self.under}"
         wanted = tuple(f"{part}." for part in self.parts or ())
-        return {
-            prefix + name: tensor.detach()
-            for name, tensor in module.state_dict().items()
-            if self.parts is None or name.startswith(wanted)
-        }
+        return {prefix + name: tensor.detach() for name, tensor in state.items() if self.parts is None or name.startswith(wanted)}
+
+    def quantized_in(self, path: str) -> set[str]:
+        """Return the full names of the tensors that have another number format, with their scales."""
+        prefix = f"{path}.{self.index}.{self.under}"
+        return {f"{prefix}{linear}.{name}" for linear, stored in self.quantized().items() for name in stored}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A model, the folder of a plan's stored modules, and what recovery changed; each is read when it is needed."""
+    """A model, the folder of a plan's stored modules, what recovery changed, and quantised weights; each is read when needed."""
 
     model: BlockModel
     folder: Path
     recovered: RecoveredWeights | None = None
+    quantized: QuantizedWeights | None = None
 
     @classmethod
     def of_run(cls, model: BlockModel, saved: SavedPlan, run: Path) -> Self:
-        """Return those of a run. Raises `PdtrimError` where its folder has not the weights that its plan was recovered with."""
-        from pdtrim_core.api import RecoveredWeights  # noqa: PLC0415 - listings must not import torch
+        """Return those of a run. Raises `PdtrimError` where its folder has not the recovered or quantised weights of its plan."""
+        from pdtrim_core.api import QuantizedWeights, RecoveredWeights  # noqa: PLC0415 - listings must not import torch
 
-        return cls(model, run / "merges", RecoveredWeights(saved, model, run))
+        return cls(model, run / "merges", RecoveredWeights(saved, model, run), QuantizedWeights(saved, model, run))
 
     def module(self, stage: Stage, layer: Layer) -> nn.Module:
         """Return what a layer of a stage runs: what the plan left of it, with the weights that recovery gave it."""
         left = self.left(layer)
         return left if self.recovered is None else self.recovered.given_to(left, stage, layer)
+
+    def stored(self, stage: Stage, layer: Layer) -> Mapping[str, Mapping[str, Tensor]]:
+        """Return what is stored in place of the weights of a layer's linear layers that have another number format."""
+        return {} if self.quantized is None else self.quantized.of(stage, layer)
+
+    def give_format(self, config: Any, stage: Stage) -> None:
+        """Let the config of a stage's checkpoint tell the number format of its weights, where that is another one."""
+        from torch import nn  # noqa: PLC0415 - listings must not import torch
+
+        found = None if self.quantized is None else self.quantized.config(stage)
+        if found is not None:
+            inside = f"{self.model.layout.blocks}."
+            linears = (name for name, part in self.model.model.named_modules() if isinstance(part, nn.Linear))
+            outside = [name for name in linears if not name.startswith(inside)]
+            config.quantization_config = {**found, "ignore": [*found.get("ignore", ()), *outside]}
 
     def left(self, layer: Layer) -> nn.Module:
         """Return a merged block, a block less some units, or a block as it is."""
@@ -131,7 +153,15 @@ def _stored(parts: Parts, stage: Stage, index: int, layer: Layer) -> StoredBlock
     """Return a layer as a checkpoint has it: all of it, or what makes its K/V."""
     kept = None if layer.runs else _kv(parts.model.layout, parts.model)
     under = "shadow." if layer.state == "shadow" else ""
-    return StoredBlock(index, layer.like, lambda: parts.module(stage, layer), parts.widths(layer.shrinks), kept, under)
+    return StoredBlock(
+        index,
+        layer.like,
+        lambda: parts.module(stage, layer),
+        parts.widths(layer.shrinks),
+        kept,
+        under,
+        lambda: parts.stored(stage, layer),
+    )
 
 
 def widths_of(stored: Sequence[StoredBlock]) -> dict[str, Any]:

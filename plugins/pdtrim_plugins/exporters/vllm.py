@@ -12,7 +12,16 @@ from pydantic import Field
 from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, SavedPlan
 from pdtrim_plugins.exporters.card import card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, occupied, write_checkpoint
-from pdtrim_plugins.exporters.checkpoints import FORMAT_HELP, SHARD_HELP, Format, no_plan, plan_of, write_decode
+from pdtrim_plugins.exporters.checkpoints import (
+    FORMAT_HELP,
+    SHARD_HELP,
+    Format,
+    in_format,
+    no_plan,
+    other_dtype,
+    plan_of,
+    write_decode,
+)
 from pdtrim_plugins.exporters.configs import formed, ordinary
 from pdtrim_plugins.exporters.first_tokens import first_token_blocks
 from pdtrim_plugins.exporters.serve_files import write_serve
@@ -22,6 +31,8 @@ if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Outcome
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+SERVED = ("W8A16", "W4A16", "W8A8", "FP8_DYNAMIC")
+"""Formats whose weights vLLM's compressed-tensors runs, where the machine has a kernel for them."""
 FOLDERS = ("decode", "prefill", "serve")
 ADVICE = "; --to checkpoints gives one model for both stages"
 
@@ -31,7 +42,8 @@ class Vllm(Exporter):
 
     decode/ is an ordinary checkpoint that stock vLLM serves. prefill/ keeps the dense model's block numbers and
     the blocks its plan keeps, with the K/V of merged blocks; vLLM loads it with pdtrim-core installed too. Prefill is truncated
-    after the last K/V that decode reads, which changes no logit of decode. Each of the two has the weights that recovery gave it.
+    after the last K/V that decode reads, which changes no logit of decode. Each of the two has the weights that recovery gave it,
+    and its own number format in the form of compressed-tensors.
     """
 
     name = "vllm"
@@ -43,7 +55,8 @@ class Vllm(Exporter):
         """Return why a pair of such a model cannot be served, as far as the model and the recipe tell."""
         if facts.replaced:
             return [no_plan(facts)]
-        return [*_of_model(facts), *_of_recipe(facts), *occupied(*(facts.out / name for name in FOLDERS))]
+        found = [*_of_model(facts), *_of_recipe(facts), *other_dtype(facts, self.dtype)]
+        return [*found, *occupied(*(facts.out / name for name in FOLDERS))]
 
     def remark(self, model: BlockModel) -> str:
         """Tell the number format."""
@@ -70,14 +83,16 @@ class Vllm(Exporter):
         config, stored = _prefill_config(model, prefill.stored, told)
         # Behind the comparison of blocks, which have no tables of their own.
         config.pdtrim = {**config.pdtrim, **known}
+        parts.give_format(config, "prefill")
         write_decode(outcome, parts, out, storage)
         yield out / "decode"
         with export_folder(out / "prefill") as folder:
             write_checkpoint(folder, model, config, [*stored, *tables], storage)
+            formats = in_format(saved, "prefill")
             text = (
                 "The model that reads prompts for the decode model next to it. It computes only the K/V that decode needs: "
                 "its logits are meaningless. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
-                f"installed; the folder serve/ has the command lines. It has its {storage.told(model)}."
+                f"installed; the folder serve/ has the command lines. It has its {storage.told(model)}{formats}."
             )
             (folder / CARD).write_text(card(outcome, model, role="prefill", text=text, run=out, plan=plan), encoding="utf-8")
         yield out / "prefill"
@@ -113,6 +128,9 @@ def _of_recipe(facts: ExportFacts) -> Iterator[str]:
             'with first_token = "prefill" something else is measured than what vLLM would serve, where decode makes the first '
             'token: run the recipe with evaluation.first_token = "decode"'
         )
+    others = sorted({scheme for scheme in facts.formats.values() if scheme not in SERVED})
+    if others:
+        yield f"vLLM is known to serve the formats {', '.join(SERVED)}, and not {', '.join(others)}{ADVICE}"
     if not facts.uniform:
         yield _other_shapes("those that the pruner gives do not")
     if "attention" in facts.narrows and facts.family == "qwen2":

@@ -31,25 +31,37 @@ def verdict_on_recovery(fidelity: Fidelity, plus_minus: str = "+-") -> str:
     found = fidelity.recovered
     if found is None:
         return ""
-    unclear = _unclear(found, "unrecovered", plus_minus)
+    pair = "unquantized" if "unquantized" in fidelity.variants else "staged"
+    unclear = _unclear(found, "unrecovered", plus_minus, pair)
     if unclear:
         return unclear
     if found.value < 0:
-        return f"recovery makes it worse here: staged is {_size(found, plus_minus)} farther from dense than unrecovered"
+        return f"recovery makes it worse here: {pair} is {_size(found, plus_minus)} farther from dense than unrecovered"
     before = fidelity.variants.get("unrecovered", {}).get("kl")
     share = "" if before is None or before.value <= 0 else f", {_percent(found.value / before.value)} of the distance to dense"
     return f"recovery takes {_size(found, plus_minus)} away{share}"
 
 
-def _unclear(found: Metric, other: str, plus_minus: str) -> str:
+def verdict_on_formats(fidelity: Fidelity, plus_minus: str = "+-") -> str:
+    """Return how much farther from the dense model number formats take the pair, on held-out items; empty if unmeasured."""
+    found = fidelity.quantized
+    if found is None:
+        return ""
+    unclear = _unclear(found, "unquantized", plus_minus)
+    return (
+        unclear or f"formats take the pair {_size(found, plus_minus)} {'farther from' if found.value > 0 else 'nearer to'} dense"
+    )
+
+
+def _unclear(found: Metric, other: str, plus_minus: str, pair: str = "staged") -> str:
     """Return why the pair and another variant are not told apart; empty where they are."""
     if found.error is None:
-        return f"one prompt is too few to tell staged and {other} apart"
+        return f"one prompt is too few to tell {pair} and {other} apart"
     if not found.value and not found.error:
-        return f"staged and {other} are equally near to dense: here they give the same"
+        return f"{pair} and {other} are equally near to dense: here they give the same"
     if abs(found.value) < APART * found.error:
         size = _size(found, plus_minus)
-        return f"staged and {other} are not told apart: they differ by {size}, less than {APART} standard errors"
+        return f"{pair} and {other} are not told apart: they differ by {size}, less than {APART} standard errors"
     return ""
 
 

@@ -16,6 +16,7 @@ import pytest
 from pdtrim_core import PdtrimError, Plan
 from pdtrim_core.comparing.compare import Comparison, compare
 from pdtrim_core.comparing.text import latex, markdown, text_table_of
+from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.recovery import RecoveryResult
@@ -227,6 +228,49 @@ def test_a_pair_loses_the_same_without_its_recovery(tmp_path: Path) -> None:
     assert replace(unrecovered, name="", variant="staged", recovery=staged.recovery, cells={}) == replace(
         staged, name="", cells={}
     )
+
+
+def quantised(path: Path, **formats: str | None) -> Path:
+    """Return a run whose stages have formats."""
+    saved = small_run()[0].plan
+    given = Formats("rtn", formats.get("prefill"), formats.get("decode"), "abc")
+    seconds = {"open the model": 3.0, "search": 20.0, "quantise": 5.0}
+    return folder(path, saved_plan=replace(saved, formats=given).to_data(), seconds=seconds)
+
+
+def test_rows_name_the_formats_of_their_stages_where_some_have_one(tmp_path: Path) -> None:
+    runs = quantised(tmp_path / "small", prefill="W8A8", decode="W4A16"), folder(tmp_path / "plain")
+    variants: tuple[Variant, ...] = ("staged", "unquantized", "unified", "prefill", "dense")
+    found = compare(runs, variants)
+    formats = {row.name: row.formats for row in found.rows}
+    assert formats == {
+        "dense": (None, None),
+        "small (staged)": ("W8A8", "W4A16"),
+        "small (unquantized)": (None, None),
+        "small (unified)": ("W4A16", "W4A16"),
+        "small (prefill)": ("W8A8", "W8A8"),
+        "plain (staged)": (None, None),
+        "plain (unified)": (None, None),
+        "plain (prefill)": (None, None),
+    }
+    grid = text_table_of(found)
+    column = grid.heading.index("formats (prefill/decode)")
+    assert [row[column] for row in grid.rows] == ["-", "W8A8/W4A16", "-", "W4A16", "W8A8", "-", "-", "-"]
+    assert "plain has no variant 'unquantized': its recipe names no formats, so that 'staged' is the same" in found.notes
+    before, after = (next(row for row in found.rows if row.name == f"small ({name})") for name in ("unquantized", "staged"))
+    assert (before.pruning_seconds, after.pruning_seconds) == (20.0, 25.0)
+    assert before.decode_bytes is None  # only the bytes with formats are counted
+    assert before.kv_bytes == after.kv_bytes
+    assert json.loads(found.to_json())["rows"][1]["formats"] == ["W8A8", "W4A16"]
+
+
+def test_a_stage_without_a_format_is_told_beside_one_with(tmp_path: Path) -> None:
+    grid = text_table_of(compare([quantised(tmp_path / "one", decode="W8A16")]))
+    assert "-/W8A16" in grid.rows[0]
+
+
+def test_without_formats_there_is_no_column_of_them(tmp_path: Path) -> None:
+    assert not any("formats" in title for title in text_table_of(compare([folder(tmp_path / "one")])).heading)
 
 
 def journal(run: Path, plan: Plan, values: Sequence[float], part: str = "held-out") -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_diagram
-from pdtrim_core.api import AnswerSample, Fidelity, Metric
+from pdtrim_core.api import AnswerSample, Fidelity, Formats, Metric
 from pdtrim_core.results.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
-from pdtrim_plugins.reports.nearness import verdict, verdict_on_recovery
+from pdtrim_plugins.reports.nearness import verdict, verdict_on_formats, verdict_on_recovery
 from pdtrim_plugins.reports.table import Table, columns
 from tests.browser import runs
 
@@ -233,6 +233,35 @@ def test_one_line_says_what_recovery_took_away(found: Metric | None, said: str) 
 def test_without_a_distance_no_share_of_it_is_told() -> None:
     near = replace(runs.fidelity(), recovered=Metric(0.3, 0.02))
     assert verdict_on_recovery(near) == "recovery takes 0.300 +- 0.020 nats a token away"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, ""),
+        (Metric(0.3, 0.02), "formats take the pair 0.300 +- 0.020 nats a token farther from dense"),
+        (Metric(-0.3, 0.02), "formats take the pair 0.300 +- 0.020 nats a token nearer to dense"),
+        (
+            Metric(0.01, 0.02),
+            "staged and unquantized are not told apart: they differ by 0.010 +- 0.020 nats a token, less than 2 standard errors",
+        ),
+        (Metric(0.3, None), "one prompt is too few to tell staged and unquantized apart"),
+    ],
+)
+def test_one_line_says_what_formats_cost(found: Metric | None, said: str) -> None:
+    assert verdict_on_formats(replace(runs.fidelity(), quantized=found)) == said
+
+
+def test_recovery_is_judged_before_the_pair_got_its_formats() -> None:
+    near = runs.fidelity(recovered=True)
+    near = replace(near, variants={**near.variants, "unquantized": near.variants["staged"]}, recovered=Metric(-0.3, 0.02))
+    assert "unquantized is 0.300 +- 0.020 nats a token farther from dense than unrecovered" in verdict_on_recovery(near)
+
+
+def test_the_headline_names_the_formats(tmp_path: Path) -> None:
+    saved = replace(small_run()[0].plan, formats=Formats("rtn", None, "W4A16", "abc"))
+    (headline, *_) = parts(outcome_with(saved_plan=saved.to_data()), tmp_path)
+    assert headline.endswith("; formats: decode W4A16 by rtn")
 
 
 def sampled(answers: Sequence[str], prompt: str = "What is it?\nAnswer:") -> Fidelity:

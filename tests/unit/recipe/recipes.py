@@ -65,6 +65,15 @@ RECIPES = st.fixed_dictionaries(
                 "answer_tokens": st.integers(min_value=2, max_value=999),
             },
         ),
+        "formats": st.fixed_dictionaries(
+            {},
+            optional={
+                "use": st.sampled_from(["rtn", "pdtrim-core/rtn"]),
+                "decode": st.sampled_from(["W4A16", "W8A8", "none"]),
+                "prefill": st.sampled_from(["FP8_DYNAMIC", "W8A16", "none"]),
+                "group_size": st.integers(min_value=8, max_value=256),
+            },
+        ),
         "objective": st.sampled_from(["accuracy", "margin", {"use": "perplexity"}, {"use": "kl", "along": "right"}]),
         "calibration": options("mini", samples=COUNTS, held_out=COUNTS),
         "exporter": st.sampled_from(["plan", [], ["plan"], [{"use": "plan"}]]),

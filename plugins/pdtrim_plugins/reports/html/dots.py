@@ -22,6 +22,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "dense": BEFORE,
     "unified": BETWEEN,
     "unrecovered": {"color": ACCENT, "marker": "D", "markerfacecolor": SURFACE, "markersize": 5},
+    "unquantized": {"color": ACCENT, "marker": "s", "markerfacecolor": SURFACE, "markersize": 5},
     "staged": AFTER,
     "prefill": LOOKS[3],
     "decode": LOOKS[4],

@@ -21,10 +21,10 @@ def sentence(record: RunRecord) -> str:
         )
     plan = outcome.plan.plan
     if not len(plan.decode) and not len(plan.prefill):
-        return f"Both stages run all {outcome.block_count} blocks of {outcome.model}: nothing was removed."
-    return (
-        f"Decode {_losses(plan.decode, outcome.block_count)}, {_reason(outcome)}; {_prefill(outcome, plan)}{_recovered(outcome)}."
-    )
+        whole = f"Both stages run all {outcome.block_count} blocks of {outcome.model}: nothing was removed"
+        return f"{whole}{_formats(outcome)}."
+    later = f"{_recovered(outcome)}{_formats(outcome)}"
+    return f"Decode {_losses(plan.decode, outcome.block_count)}, {_reason(outcome)}; {_prefill(outcome, plan)}{later}."
 
 
 def _model(record: RunRecord) -> str:
@@ -89,6 +89,15 @@ def _prefill(outcome: Outcome, plan: Plan) -> str:
 def _recovered(outcome: Outcome) -> str:
     kept = nearness.kept_of(outcome.recovery)
     return f"; {joined(kept)} then gave the layers that are left other weights" if kept else ""
+
+
+def _formats(outcome: Outcome) -> str:
+    """Return which stages then got another number format."""
+    formats = outcome.plan.formats
+    if formats is None:
+        return ""
+    named = [f"{stage} {scheme}" for stage, scheme in (("prefill", formats.prefill), ("decode", formats.decode)) if scheme]
+    return f"; {formats.quantizer} then gave {joined(named)} as the number format of linear layers"
 
 
 def _points(needed: float | None) -> str:

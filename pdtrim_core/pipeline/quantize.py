@@ -1,0 +1,105 @@
+"""Giving the stages of a pair the number formats of a recipe: the last step before the pair is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from pdtrim_core.api.kinds import Quantizer
+from pdtrim_core.errors import blame
+from pdtrim_core.execution.quantized_weights import (
+    FORMATS,
+    NumberFormat,
+    check_quantized,
+    linears_of,
+    load_quantized,
+    quantized_layers,
+    quantized_weights,
+    read_record,
+    save_quantized,
+)
+from pdtrim_core.execution.stage_modules import Modules
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.pipeline.check_formats import check_layers
+from pdtrim_core.pipeline.recovered_layers import alone
+from pdtrim_core.pipeline.run_context import RunContext
+from pdtrim_core.plan.elements import Stage
+from pdtrim_core.plan.formats import Formats
+from pdtrim_core.plan.plan import LayerOf, Plan, RecoveredPart
+from pdtrim_core.plan.plan_file import SavedPlan
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The layers of a plan that have another number format; none, and no `formats`, where all stay as they are.
+
+    `numbers` are the weights of each stage that have one, and `stored_bytes` the bytes that they take with their scales.
+    """
+
+    plan: Plan = field(default_factory=Plan)
+    layers: Mapping[LayerOf, nn.Module] = field(default_factory=dict)
+    formats: Formats | None = None
+    numbers: Mapping[Stage, int] = field(default_factory=dict)
+    stored_bytes: Mapping[Stage, int] = field(default_factory=dict)
+
+    def unified(self, block_count: int, modules: Modules) -> dict[RecoveredPart, nn.Module]:
+        """Return what the model with decode's layers in both stages has of a pair with these layers and other modules."""
+        return alone(self.plan, {**modules, **self.layers}, block_count, "decode")
+
+
+def quantize(context: RunContext, model: BlockModel, plan: Plan, modules: Modules) -> Quantized:
+    """Give the stages of a plan the formats of the recipe, and write their weights into its folder; `modules` are the pair's."""
+    recipe, quantizer = context.recipe, context.recipe.quantizer
+    if quantizer is None or not quantizer.formats:
+        return Quantized()
+    with context.events.step("quantise"), blame(context.host.label_of(quantizer)):
+        check_layers(recipe, model, plan, modules)
+        found = write_quantized(context.folder.path, model, plan, modules, quantizer, use=recipe.uses["quantizer"][0])
+    for stage, scheme in quantizer.formats.items():
+        bits = 8 * found.stored_bytes[stage] / found.numbers[stage]
+        context.events.note(f"formats: {stage} has {scheme}, {bits:.2f} bits a weight with its scales")
+    return found
+
+
+def write_quantized(run: Path, model: BlockModel, plan: Plan, modules: Modules, quantizer: Quantizer, *, use: str) -> Quantized:
+    """Let a quantizer give the stages of a plan its formats, and write their weights under a folder of a run.
+
+    `use` is the name by which the quantizer is found again.
+    """
+    schemes = quantizer.formats
+    layers: dict[LayerOf, nn.Module] = {}
+    tensors: dict[Stage, dict[str, Tensor]] = {}
+    numbers: dict[Stage, int] = {}
+    record: dict[str, Any] = {"quantizer": use, "options": quantizer.model_dump(mode="json"), "stages": {}}
+    for stage, scheme in schemes.items():
+        one = NumberFormat(quantizer, scheme)
+        tensors[stage] = quantized_weights(model, plan, stage, modules, one)
+        layers |= quantized_layers(model, plan, stage, modules, one, tensors=tensors[stage])
+        linears = [linear for found in linears_of(model, plan, stage, modules) for linear in found.linears.values()]
+        numbers[stage] = sum(linear.weight.numel() for linear in linears)
+        record["stages"][stage] = {"scheme": scheme, "config": quantizer.config(scheme)}
+    digest = save_quantized(run / FORMATS, record, tensors)
+    formats = Formats(quantizer.name, schemes.get("prefill"), schemes.get("decode"), digest)
+    stored = {stage: sum(tensor.nbytes for tensor in own.values()) for stage, own in tensors.items()}
+    return Quantized(plan, layers, formats, numbers, stored)
+
+
+def layers_in(run: Path, saved: SavedPlan, model: BlockModel, modules: Modules, host: PluginHost) -> dict[LayerOf, nn.Module]:
+    """Return the quantised layers of a saved plan from the folder of its run; `modules` are those that it has without them.
+
+    Raises `PdtrimError` where they are not there, or are others, and where the quantizer is not installed.
+    """
+    if saved.formats is None:
+        return {}
+    folder = run / FORMATS
+    check_quantized(saved, folder)
+    record = read_record(folder)
+    provided = host.find("quantizer", str(record.get("quantizer")))
+    quantizer = cast("Quantizer", provided.component.model_validate(record.get("options", {})))
+    with blame(provided.label):
+        return load_quantized(saved, model, modules, folder, quantizer)
