@@ -28,6 +28,7 @@ def carried_out(out: Path, **keys: Any) -> LoadedRun:
     data = {
         "model": {"path": TINY},
         "prune": {"blocks": 2},
+        "recovery": "none",
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},
         "evaluation": {"threads": 1, "fidelity": False},
         **keys,

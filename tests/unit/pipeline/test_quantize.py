@@ -27,6 +27,7 @@ pytest.importorskip("compressed_tensors", reason="the quantizer rtn takes compre
 RECIPE: dict[str, Any] = {
     "model": {"path": "tiny:llama"},
     "prune": {"blocks": 1, "merges": False},
+    "recovery": "none",
     "calibration": {"use": "mini", "samples": 6, "held_out": 3},
     "searcher": "greedy",
     "splitter": "dense-prefill",

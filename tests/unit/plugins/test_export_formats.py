@@ -184,7 +184,7 @@ def test_the_cards_name_the_formats(tmp_path: Path) -> None:
 
 
 def recipe_of(exporter: Any, tmp_path: Path, **formats: Any) -> Recipe:
-    data = {"model": "tiny:llama", "prune": {"blocks": 1}, "formats": formats, "exporter": [exporter]}
+    data = {"model": "tiny:llama", "recovery": "none", "prune": {"blocks": 1}, "formats": formats, "exporter": [exporter]}
     return Recipe.from_data(data, where="mine.toml", out=tmp_path / "run", host=tiny_host())
 
 

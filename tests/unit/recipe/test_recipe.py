@@ -394,7 +394,7 @@ def test_a_pruner_that_replaces_the_model_leaves_nothing_to_split(host: PluginHo
 @pytest.mark.parametrize(
     ("given_as", "names"),
     [
-        (None, ["exact-first-token", "kv-refit", "fold"]),
+        (None, ["exact-first-token", "fold", "kv-refit", "fold"]),
         ("none", []),
         ([], []),
         ("fold", ["fold"]),

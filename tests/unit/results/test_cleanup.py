@@ -189,6 +189,7 @@ def test_a_finished_run_of_a_recipe_is_one(runs: Path) -> None:
     host = tiny_host()
     data = {
         "model": {"path": TINY},
+        "recovery": "none",
         "prune": {"blocks": 1},
         "calibration": {"samples": 4, "held_out": 0},
         "searcher": "greedy",
