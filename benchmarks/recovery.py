@@ -48,6 +48,7 @@ MEASURED = 64
 OPENING = 8
 BATCH = 8
 """Texts in a step of a training."""
+LR = 4e-4
 FIVE = (13, 14, 15, 17, 19)
 """The blocks of SmolLM2-135M's thirty that the issue of this benchmark is about; of other models those at the same depths."""
 KINDS = ("generated", "text")
@@ -62,6 +63,7 @@ CLOSED: dict[str, list[dict[str, Any]]] = {
     ALL: [{"use": "exact-first-token"}, {"use": "kv-refit"}, FOLD],
 }
 CHOICES: dict[str, list[dict[str, Any]]] = {
+    f"{ALL}, a map": [{"use": "exact-first-token"}, {"use": "kv-refit"}, MAP],
     **{f"fold, the projection, ridge {ridge:g}": [{**FOLD, "ridge": ridge}] for ridge in (1e-2, 1.0)},
     **{f"fold, a map, ridge {ridge:g}": [{**MAP, "ridge": ridge}] for ridge in (1e-3, 1e-1)},
     **{f"kv-refit, ridge {ridge:g}": [{"use": "kv-refit", "ridge": ridge}] for ridge in (1e-3, 1e-1)},
@@ -223,7 +225,8 @@ def figures(before: Divergences, after: Divergences) -> dict[str, Any]:
 
 def distilled(tokens: int) -> dict[str, Any]:
     """Return a training on so many tokens, some of them several times where there are not so many."""
-    return {"use": "distill", "tokens": tokens, "steps": tokens // (BATCH * (PROMPT + ANSWER)), "batch": BATCH, "autocast": True}
+    steps = tokens // (BATCH * (PROMPT + ANSWER))
+    return {"use": "distill", "tokens": tokens, "steps": steps, "batch": BATCH, "autocast": True, "lr": LR}
 
 
 def rows_of(bench: Bench, pair: Pair, ways: Ways, kinds: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
@@ -262,6 +265,7 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=51_200, help="tokens of each kind there are to learn from (default: %(default)s)"
     )
+    parser.add_argument("--learn", nargs="+", choices=KINDS, default=KINDS, help="kinds to learn from (default: both together)")
     parser.add_argument("--pairs", nargs="*", help="beginnings of the names of pairs (default: all)")
     parser.add_argument("--ways", nargs="*", help="names of recoveries (default: all)")
     parser.add_argument("--choose", action="store_true", help="try other options of the closed forms, too")
@@ -292,7 +296,7 @@ def main() -> None:
     if options.distill:
         ways[f"{ALL}, then distill"] = [*CLOSED[ALL], distilled(options.distill)]
     ways = {name: parts for name, parts in ways.items() if not options.ways or name in options.ways}
-    kinds = [KINDS, *([(kind,) for kind in KINDS] if options.choose else [])]
+    kinds = [options.learn, *([(kind,) for kind in KINDS] if options.choose else [])]
     rows = []
     with tempfile.TemporaryDirectory() as out:
         for pair in pairs_of(model, options.model, host, Path(out), options.pairs or [""]):
