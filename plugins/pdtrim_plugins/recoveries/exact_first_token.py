@@ -27,6 +27,7 @@ class ExactFirstToken(Recovery):
 
     name = "exact-first-token"
 
+    tokens: int = Field(4096, gt=0, description="tokens of text whose first ones are looked at")
     others: Literal["auto", "mean", "approximate"] = Field(
         "auto",
         description="states of a first token that is not in the table: the mean of those that are, what prefill makes of it, or "
@@ -41,7 +42,8 @@ class ExactFirstToken(Recovery):
         frequent = (token for found in (counts, anywhere) for token, _ in found.most_common())
         tokens = list(dict.fromkeys((*context.openings, *frequent)))[: self.tokens_at_most]
         if not context.keep_first_tokens(tokens, others=self.others == "mean"):
-            context.note(f"recovery '{self.name}': prefill loses nothing, or is one model with decode, and needs no table")
+            if not self.optional:
+                context.note(f"recovery '{self.name}': prefill loses nothing, or is one model with decode, and needs no table")
             return
         mean = self._with_mean(context, tokens)
         known = sum(counts[token] for token in tokens)
