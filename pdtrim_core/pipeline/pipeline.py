@@ -35,7 +35,7 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
     with open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
         inputs = prepare(context)
-        check_texts(context, inputs)
+        inputs = check_texts(context, inputs)
         found = find(context, inputs)
         plan = split(context, found)
         recovered = recover(context, inputs, found, plan)

@@ -17,7 +17,7 @@ from torch import nn
 
 from pdtrim_core.api.recovery_context import RecoveryContext
 from pdtrim_core.data.items import Item
-from pdtrim_core.errors import PdtrimError, blame
+from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.execution.recovered_weights import (
     RECOVERED,
     STAGES,
@@ -96,11 +96,22 @@ def recover(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan: P
         return known
 
 
-def check_texts(context: RunContext, inputs: RunInputs) -> None:
-    """Raise `PdtrimError` where the recipe's recoveries would be refused their texts; called before anything is measured."""
-    if inputs.recoveries:
-        texts = RecoveryTexts(context, inputs)
+def check_texts(context: RunContext, inputs: RunInputs) -> RunInputs:
+    """Return the inputs of a run whose recoveries have their texts; called before anything is measured.
+
+    Where these would be refused, raises `PdtrimError`, or, where all recoveries are optional, says so and leaves them out.
+    """
+    if not inputs.recoveries:
+        return inputs
+    texts = RecoveryTexts(context, inputs)
+    try:
         texts.check(_texts_of(inputs, texts))
+    except PdtrimError as error:
+        if not all(recovery.optional for recovery in inputs.recoveries):
+            raise
+        context.events.note(f"{error}; no recovery is done")
+        return replace(inputs, recoveries=())
+    return inputs
 
 
 def _texts_of(inputs: RunInputs, texts: RecoveryTexts) -> int:
@@ -182,8 +193,16 @@ def _one(context: RunContext, inputs: RunInputs, number: int, pair: Walked, chec
     )
     reached(0.0)
     before = _divergences(work) if check.divergences is None else check.divergences
-    with blame(label):
-        recovery.recover(work)
+    try:
+        with blame(label):
+            recovery.recover(work)
+    except PluginError:
+        raise
+    except PdtrimError as error:
+        if not recovery.optional:
+            raise
+        context.events.note(f"{label}: {error}: it is left out")
+        return _Tried(start, before, None)
     check_change(pair, start, recovery.contract, label)
     changed = _changed(pair, start)
     if recovery.optional and not any(changed.values()):

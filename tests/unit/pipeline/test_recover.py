@@ -389,3 +389,44 @@ def test_embeddings_and_head_belong_to_no_layer_so_that_no_recovery_reaches_them
 
     with pytest.raises(PdtrimError, match=rf"a layer was given the weight {name} of shape .*, and it has none of that name"):
         ran(host, tmp_path / "run", doing(train))
+
+
+def test_an_optional_recovery_that_fails_is_left_out_and_one_that_a_recipe_insists_on_ends_the_run(
+    host: PluginHost, tmp_path: Path
+) -> None:
+    def fail(context: RecoveryContext) -> None:
+        put(context, "decode", "mlp.down_proj.weight", 0.0)
+        raise PdtrimError("the texts are too few")
+
+    doing(fail)
+    outcome = ran(host, tmp_path / "run", [{"use": "does", "optional": True}, {"use": "fold", "tokens": TOKENS}])
+    assert [result.name for result in outcome.recovery] == ["fold"]
+    assert any("the texts are too few: it is left out" in note for note in outcome.notes)
+    alone = ran(host, tmp_path / "alone", [FOLD])
+    assert outcome.recovery[0].before == alone.recovery[0].before
+    with pytest.raises(PdtrimError, match="the texts are too few"):
+        ran(host, tmp_path / "other", ["does"])
+
+
+def test_a_broken_optional_recovery_ends_the_run(host: PluginHost, tmp_path: Path) -> None:
+    doing(lambda context: [].pop())
+    with pytest.raises(PluginError, match="IndexError"):
+        ran(host, tmp_path / "run", [{"use": "does", "optional": True}])
+
+
+def test_an_optional_recovery_with_nothing_to_change_is_not_spoken_of(host: PluginHost, tmp_path: Path) -> None:
+    outcome = ran(host, tmp_path / "run", [{"use": "fold", "stage": "prefill", "optional": True, "tokens": TOKENS}, FOLD])
+    assert [result.name for result in outcome.recovery] == ["fold"]
+    assert not any("changed nothing" in note for note in outcome.notes)
+
+
+def test_where_all_is_optional_texts_that_are_not_there_end_recovery_and_not_the_run(host: PluginHost, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("a few words\n\nand some more " + "that go on " * 40, encoding="utf-8")
+    data = {"sources": [str(short)], "prompt_tokens": 8, "answer_tokens": 8}
+    few = [{"use": "fold", "tokens": 100_000}]
+    with pytest.raises(PdtrimError, match=r"short\.txt"):
+        ran(host, tmp_path / "one", few, recovery_data=data)
+    outcome = ran(host, tmp_path / "run", [{**few[0], "optional": True}], recovery_data=data)
+    assert outcome.recovery == ()
+    assert any("short.txt" in note and "no recovery is done" in note for note in outcome.notes)
