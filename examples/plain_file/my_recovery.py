@@ -8,12 +8,13 @@ class Rescale(LayerRecovery):
         return stage == "decode" and layer.runs and bool(gone)
 
     def weights(self, layer):
+        if not layer.adds_what_it_makes():
+            return {}
         name = layer.layout.mlp[-1]
         pairs = [(t.made_ND, t.made_ND + t.wanted_ND - t.after_ND) for t in layer.tokens()]
-        given, wanted = sum((m * m).sum(0) for m, _ in pairs), sum((m * w).sum(0) for m, w in pairs)
-        factor = (wanted + 1e-9) / (given + 1e-9)
-        out = layer.module.get_submodule(name)
-        return {f"{name}.{part}": factor.diag() @ w.detach() for part, w in out.named_parameters()}
+        factor = (sum((m * w).sum(0) for m, w in pairs) + 1e-9) / (sum((m * m).sum(0) for m, _ in pairs) + 1e-9)
+        out = layer.module.get_submodule(name).named_parameters()
+        return {f"{name}.{part}": factor.diag() @ w.detach() for part, w in out}
 
 @hookimpl
 def pdtrim_recoveries():

@@ -72,8 +72,11 @@ def sweep_of_1(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return changed, notes
 
 
-def resolved_recipe_of_1(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data of a recipe that a run wrote with every option spelt out, as this version would write it."""
+def resolved_recipe_of_1(data: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data of a recipe that a run wrote with every option spelt out, as this version would write it.
+
+    `now` are those of the recipe that the run is to go on with, from which come the parts that 0.1 did not have.
+    """
     changed, _ = recipe_of_1(data)
     if isinstance(changed.get("prune"), dict):
         if "pruner" not in changed:
@@ -81,7 +84,7 @@ def resolved_recipe_of_1(data: Mapping[str, Any]) -> dict[str, Any]:
         # Since nothing that 0.1 measured is taken over, a run goes on as this version would begin it.
         if isinstance(changed.get("search", {}), dict):
             changed["search"] = {**SEARCH_SINCE_2, **changed.get("search", {})}
-        changed = {**NO_RECOVERY, **changed}
+        changed = {**{key: now[key] for key in PARTS_SINCE_2 if key in now}, **changed}
     objective = changed.get("objective")
     if isinstance(objective, dict) and objective.get("use") == "margin":
         changed["objective"] = {**MARGIN_SINCE_2, **objective}
@@ -123,11 +126,8 @@ RECIPE_KEYS_OF_1: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] =
 """Tables of a recipe, keys that they had in 0.1, and what such a key's value says now."""
 SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05, "recovered": False, "recovered_tokens": 4096}
 MARGIN_SINCE_2: Mapping[str, Any] = {"per": "byte"}
-NO_RECOVERY: Mapping[str, Any] = {
-    "recovery": [],
-    "recovery_data": {"sources": ["generated"], "prompt_tokens": 64, "answer_tokens": 64},
-}
-"""What a recipe of this version says where one of 0.1 says nothing."""
+PARTS_SINCE_2 = ("recovery", "recovery_data")
+"""What a recipe of this version says where one of 0.1 says nothing; the last are the keys of parts, whatever they say."""
 SPLITTERS_OF_1: Mapping[str, str] = {"as-found": "keep-search-result"}
 """Splitters whose name was another one in 0.1."""
 

@@ -163,7 +163,8 @@ def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
         return
     except UnreadableError as error:
         raise PdtrimError(f"{error}: start anew with --fresh") from None
-    changed = changed_keys(resolved_recipe_of_1(before), parse_toml(tomli_w.dumps(dict(recipe))))
+    now = parse_toml(tomli_w.dumps(dict(recipe)))
+    changed = changed_keys(resolved_recipe_of_1(before, now), now)
     if changed:
         raise PdtrimError(
             f"{path} holds a run of another recipe, which differs in {', '.join(changed)}: start anew with --fresh, or "

@@ -188,7 +188,7 @@ def _recipe(package: Package) -> str:
         case "pruner":
             quick = quick.partition("\n")[2]
             tables = tables.replace("merges = false                    # no merges\n", "")
-        case "searcher" | "objective" | "recovery":
+        case "searcher" | "objective":
             quick = "".join(line for line in quick.splitlines(keepends=True) if not line.startswith(kind))
         case "calibration":
             tables = tables.replace("[calibration]\n", f"[calibration]\nuse = {use}\n")
@@ -197,6 +197,7 @@ def _recipe(package: Package) -> str:
             tables = tables.replace("merges = false                    # no merges", merging)
             tables += f"\n[distiller]\nuse = {use}\ntokens = 2000                     # few, to see it work\n"
         case "recovery":
+            quick = quick.partition("recovery")[0]
             tables += f"\n[recovery]\nuse = {use}\ntokens = 4000                     # few, to see it work\n"
             tables += '\n[recovery_data]\nsources = ["calibration"]         # faster than texts that the dense model writes\n'
         case "quantizer":

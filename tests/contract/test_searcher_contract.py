@@ -139,9 +139,23 @@ def test_a_good_searcher_passes_every_test(failing: Failing) -> None:
     assert failing(SearcherContract, Shuffle) == set()
 
 
+class GoesOnWhenStopped(Searcher):
+    """Has something to say when it is stopped."""
+
+    name = "goes-on"
+
+    def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
+        for _ in range(3):
+            try:
+                yield Plan.unified(space.neighbour(space.first, rng))
+            except GeneratorExit:
+                yield Plan.unified(space.first)
+
+
 @pytest.mark.parametrize(
     ("component", "test"),
     [
+        (GoesOnWhenStopped, "test_stopped_at_any_time_a_run_has_a_plan_of_full_size"),
         (RemovesOneMore, "test_every_plan_removes_the_blocks_asked_for"),
         (SpareThePrefill, "test_every_plan_removes_the_blocks_asked_for"),
         (ForgetsItsCeiling, "test_its_ceiling_on_prefill_holds"),

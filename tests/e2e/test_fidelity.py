@@ -45,13 +45,14 @@ def test_the_variants_stand_beside_each_other_and_are_found_again(cli: Cli, run:
     assert by_variant["staged"].answers[0].answer
 
 
+NONE = 'recovery = "none"\n'
 EVERY = "staged,unified,prefill,decode,unrecovered,dense"
 
 
 @pytest.fixture
 def recovered(cli: Cli, recipe: Path, tmp_path: Path, run: Path) -> Path:
     """Return the same run with recoveries."""
-    text = 'recovery = [{use = "kv-refit", tokens = 200}, {use = "fold", tokens = 600}]\n' + recipe.read_text()
+    text = 'recovery = [{use = "kv-refit", tokens = 200}, {use = "fold", tokens = 600}]\n' + recipe.read_text().replace(NONE, "")
     path = tmp_path / "mended.toml"
     path.write_text(
         text.replace("fidelity = false", "answer_tokens = 8") + "[recovery_data]\nprompt_tokens = 8\nanswer_tokens = 8\n"

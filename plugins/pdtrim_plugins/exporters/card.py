@@ -196,7 +196,11 @@ def _measured(outcome: Outcome, saved: SavedPlan) -> str:
 
 def _use(part: Any) -> str:
     if isinstance(part, Mapping):
-        options = [f"{key} = {value}" for key, value in part.items() if key != "use" and not isinstance(value, Mapping | list)]
+        options = [
+            f"{key} = {value}"
+            for key, value in part.items()
+            if key not in ("use", "optional") and not isinstance(value, Mapping | list)
+        ]
         return f"{part.get('use', '')} ({', '.join(options)})" if options else str(part.get("use", ""))
     return str(part or "")
 

@@ -328,7 +328,7 @@ def test_the_card_tells_what_was_recovered_from_how_much_and_what_it_was_good_fo
         rows = table_under("What was recovered", card)
         assert [row[0] for row in rows] == [
             "kv-refit (tokens = 2400, ridge = 0.01)",
-            "fold (tokens = 600, stage = both, fit = map, ridge = 0.01)",
+            "fold (tokens = 600, stage = both, fit = projection, ridge = 0.1)",
         ]
         for row, result in zip(rows, (refit, fold), strict=True):
             assert row[1] == f"{result.texts:,} texts, {result.tokens:,} tokens"

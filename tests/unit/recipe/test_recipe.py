@@ -20,7 +20,7 @@ from pdtrim_core.host.host import Origin
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.settings import Quantile
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS, change, load, parse_settings, plugin_files
-from pdtrim_core.results.old_formats import NO_RECOVERY
+from pdtrim_core.results.old_formats import resolved_recipe_of_1
 from tests.unit.examples import given
 from tests.unit.recipe.recipes import BASE, RECIPES
 
@@ -414,9 +414,12 @@ def test_recoveries_are_none_one_or_several_in_their_order(host: PluginHost, giv
     assert again.to_data() == written
 
 
-def test_a_resolved_recipe_of_0_1_says_of_recovery_what_one_of_this_version_does(host: PluginHost) -> None:
-    written = resolved(host, recovery="none").to_data()
-    assert {key: written[key] for key in NO_RECOVERY} == NO_RECOVERY
+def test_a_resolved_recipe_of_0_1_goes_on_with_the_recovery_that_it_is_given_now(host: PluginHost) -> None:
+    now = resolved(host).to_data()
+    before = {key: value for key, value in now.items() if not key.startswith("recovery")}
+    assert resolved_recipe_of_1(before, now) == now
+    other = {**before, "recovery": []}
+    assert resolved_recipe_of_1(other, now)["recovery"] == []
 
 
 @pytest.mark.parametrize(
