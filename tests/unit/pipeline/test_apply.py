@@ -198,7 +198,8 @@ def test_a_model_that_no_plugin_knows_is_refused() -> None:
 def test_a_recipe_of_data_is_the_one_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
-        'model = "tiny:llama"\nsearcher = "greedy"\nrecovery = "none"\nprune.blocks = 2\ncalibration = {samples = 8, held_out = 4}\n'
+        'model = "tiny:llama"\nsearcher = "greedy"\nrecovery = "none"\n'
+        "prune.blocks = 2\ncalibration = {samples = 8, held_out = 4}\n"
     )
     read = Recipe.read(file, changes={"evaluation": {"threads": 1, "fidelity": False}, "out": "elsewhere"}, host=tiny_host())
     made = Recipe.from_data({**DATA, "out": "elsewhere"}, host=tiny_host())
