@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from generator.code import methods, signature
 from generator.markup import anchor, doc, summary, table
-from pdtrim_core.api.kinds import KINDS, Component, key_of, options_of
+from pdtrim_core.api.component import Component
+from pdtrim_core.api.kinds import KINDS, key_of, options_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.parts import OWN_DISTRIBUTION
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS

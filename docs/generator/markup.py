@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pdtrim_core.api.kinds import Component
+from pdtrim_core.api.component import Component
 
 
 def anchor(heading: str) -> str:

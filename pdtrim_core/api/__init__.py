@@ -7,27 +7,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pdtrim_core.api.component import Component
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.format_facts import FormatFacts
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import (
     CalibrationSource,
-    Component,
     Distiller,
     Exporter,
-    LayerRecovery,
     LoadedModel,
     ModelSource,
     Objective,
     Pruner,
-    Quantizer,
-    Recovery,
     Report,
     Scorer,
     Searcher,
     StageSplitter,
 )
+from pdtrim_core.api.layer_kinds import LayerRecovery, Quantizer, Recovery
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.api.recovery_facts import RecoveryFacts

@@ -40,13 +40,12 @@ if TYPE_CHECKING:
         ModelSource,
         Objective,
         Pruner,
-        Quantizer,
-        Recovery,
         Report,
         Scorer,
         Searcher,
         StageSplitter,
     )
+    from pdtrim_core.api.layer_kinds import Quantizer, Recovery
     from pdtrim_core.data.readings import Candidate
     from pdtrim_core.model.block_layout import BlockLayout
     from pdtrim_core.plan.elements import Merge

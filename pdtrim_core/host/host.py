@@ -29,7 +29,7 @@ from pdtrim_core.host.registries import NAME, REGISTRIES, Failure, Offer, Offers
 from pdtrim_core.host.sources import digest_of_class, digest_of_file
 
 if TYPE_CHECKING:
-    from pdtrim_core.api.kinds import Component
+    from pdtrim_core.api.component import Component
     from pdtrim_core.model.block_layout import BlockLayout
 
 __all__ = ["NAME", "Failure", "Origin", "PluginHost", "Provided", "load_plugins"]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from pdtrim_core.api.kinds import KINDS, Component
+from pdtrim_core.api.component import Component
+from pdtrim_core.api.kinds import KINDS
 from pdtrim_core.host.compatibility import problem_with_methods
 from pdtrim_core.host.discovery import Origin
 from pdtrim_core.host.implementations import Implementation

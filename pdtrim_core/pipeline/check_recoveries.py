@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pdtrim_core.api.kinds import Recovery
+from pdtrim_core.api.layer_kinds import Recovery
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.recipe.recipe import Recipe

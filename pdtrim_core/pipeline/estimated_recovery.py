@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from pdtrim_core.api.kinds import LayerRecovery
+from pdtrim_core.api.layer_kinds import LayerRecovery
 from pdtrim_core.errors import blame
 from pdtrim_core.execution.dense_states import DensePlace, DenseStates
 from pdtrim_core.execution.recovered_weights import STAGES

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from pdtrim_core.api.kinds import Quantizer
+from pdtrim_core.api.layer_kinds import Quantizer
 from pdtrim_core.errors import blame
 from pdtrim_core.execution.quantized_weights import (
     FORMATS,

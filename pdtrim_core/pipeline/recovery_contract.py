@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pdtrim_core.api.kinds import Contract
+from pdtrim_core.api.layer_kinds import Contract
 from pdtrim_core.errors import PluginError
 from pdtrim_core.execution.recovered_weights import (
     STAGES,

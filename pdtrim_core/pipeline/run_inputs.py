@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pdtrim_core.api.cost_model import CostModel
-from pdtrim_core.api.kinds import Recovery
+from pdtrim_core.api.layer_kinds import Recovery
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.errors import PluginError, RecipeError, blame

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdtrim_core.api.kinds import AS_IT_IS, KINDS, Quantizer, key_of
+from pdtrim_core.api.kinds import KINDS, key_of
+from pdtrim_core.api.layer_kinds import AS_IT_IS, Quantizer
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.settings import Settings
 from pdtrim_core.recipe.toml_data import DEFAULT_QUANTIZER, DEFAULTS, LISTS, NONE

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
-from pdtrim_core.api.kinds import AS_IT_IS, Component, Exporter, ModelSource, Quantizer, Report, key_of
+from pdtrim_core.api.component import Component
+from pdtrim_core.api.kinds import Exporter, ModelSource, Report, key_of
+from pdtrim_core.api.layer_kinds import AS_IT_IS, Quantizer
 from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean, reason_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.toml_data import DEFAULT_QUANTIZER, DEFAULTS, LISTS, NONE, STAGED_SPLITTER

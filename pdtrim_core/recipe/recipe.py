@@ -8,25 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from pdtrim_core.api.component import Component
 from pdtrim_core.api.kinds import (
     KINDS,
     TABLES,
     CalibrationSource,
-    Component,
     Distiller,
     Exporter,
-    LayerRecovery,
     ModelSource,
     Objective,
     Pruner,
-    Quantizer,
-    Recovery,
     Report,
     Scorer,
     Searcher,
     StageSplitter,
     key_of,
 )
+from pdtrim_core.api.layer_kinds import LayerRecovery, Quantizer, Recovery
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.files.paths import PathLike, as_text
 from pdtrim_core.files.reading import problem_in

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pdtrim_core.api.kinds import Component, options_of
+from pdtrim_core.api.component import Component
+from pdtrim_core.api.kinds import options_of
 from pdtrim_core.recipe.settings import Settings
 from pdtrim_core.recipe.toml_data import DEFAULTS
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pdtrim_core.api.format_facts import FormatFacts
 from pdtrim_core.api.hookspecs import hookimpl
-from pdtrim_core.api.kinds import AS_IT_IS, Quantizer
+from pdtrim_core.api.layer_kinds import AS_IT_IS, Quantizer
 from pdtrim_core.execution.quantized_weights import NumberFormat, quantized_layers, quantized_weights
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline import pipeline

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pdtrim_core.api.hookspecs import hookimpl
-from pdtrim_core.api.kinds import Recovery
+from pdtrim_core.api.layer_kinds import Recovery
 from pdtrim_core.api.recovery_context import RecoveryContext
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.execution.recovered_weights import STAGES, recovered_weights

@@ -13,23 +13,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pdtrim_core.api.component import Component
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.api.kinds import (
     CalibrationSource,
-    Component,
     Distiller,
     Exporter,
     ModelSource,
     Objective,
     Pruner,
-    Quantizer,
-    Recovery,
     Report,
     Scorer,
     Searcher,
     StageSplitter,
     options_of,
 )
+from pdtrim_core.api.layer_kinds import Quantizer, Recovery
 from pdtrim_core.errors import did_you_mean
 from pdtrim_core.host.host import Origin, PluginHost
 

@@ -13,7 +13,7 @@ import torch
 
 from pdtrim_core import Outcome, PdtrimError, PluginError, PluginHost, hookimpl, load_run
 from pdtrim_core.api import Item, LayerOf, Plan, Recovery, RecoveryContext
-from pdtrim_core.api.kinds import Contract
+from pdtrim_core.api.layer_kinds import Contract
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.files.atomic_files import write_whole
 from pdtrim_core.host.host import Origin
