@@ -28,7 +28,7 @@ from pdtrim_core.pipeline.recovery_texts import CHECKED, RecoveryTexts
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.plan.elements import Stage
-from pdtrim_core.plan.layers import Layer, gone_behind
+from pdtrim_core.plan.layers import gone_behind
 from pdtrim_core.plan.plan import LayerOf, Plan
 
 KEPT_BYTES = 2**30
@@ -65,7 +65,7 @@ class EstimatedRecovery:
     def _found(self, plan: Plan, stage: Stage, place: DensePlace) -> dict[LayerOf, nn.Module]:
         """Return what a layer would be, if it would be another one."""
         layer = place.layer
-        wanting = tuple(number for number, one in enumerate(self._recoveries) if _wants(one, stage, layer, place.gone))
+        wanting = tuple(number for number in range(len(self._recoveries)) if self._wants(number, stage, place))
         if not wanting:
             return {}
         key = (wanting, layer.block, layer.state, place.gone, place.depth)
@@ -78,6 +78,11 @@ class EstimatedRecovery:
         module = self._made[key].module
         stages = STAGES if plan.prefill == plan.decode else (stage,)
         return {} if module is None else {LayerOf.at(plan, one, layer): module for one in stages}
+
+    def _wants(self, number: int, stage: Stage, place: DensePlace) -> bool:
+        recovery = self._recoveries[number]
+        with blame(self._labels[number]):
+            return stage in recovery.stages() and recovery.wants(stage, place.layer, place.gone)
 
     def _change(self, number: int, pair: Walked, layer: WalkedLayer) -> int:
         """Let a recovery change a layer of a pair; return the bytes of its weights."""
@@ -118,7 +123,3 @@ def estimated_recovery(context: RunContext, inputs: RunInputs) -> EstimatedRecov
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     dense = DenseStates(inputs.model, texts[CHECKED:], context.recipe.settings.evaluation.batch_tokens)
     return EstimatedRecovery(recoveries, labels, dense, digest)
-
-
-def _wants(recovery: LayerRecovery, stage: Stage, layer: Layer, gone: range) -> bool:
-    return stage in recovery.stages() and recovery.wants(stage, layer, gone)

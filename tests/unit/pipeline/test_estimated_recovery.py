@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pdtrim_core import Outcome, PluginHost, RecipeError, load_run
+from pdtrim_core import Outcome, PluginError, PluginHost, RecipeError, load_run
 from pdtrim_core.api import Drop, Item, KvOnly, LayerOf, LayerRecovery, Merge, Plan, Removal, Shrink
 from pdtrim_core.execution.dense_states import DenseStates
 from pdtrim_core.execution.prefix_cache import PrefixCache
@@ -119,6 +119,39 @@ def test_layers_of_which_the_dense_model_tells_nothing_stay_as_they_are(decode: 
 def test_a_family_whose_projection_no_map_folds_into_has_no_estimate() -> None:
     plan = Plan.unified(Removal([Drop(2)]))
     assert estimate_of(tiny_model("gemma3"), Fold()).modules(plan) == {}
+
+
+class Broken(LayerRecovery):
+    """Fails where a test says."""
+
+    name = "broken"
+    where: str
+
+    def wants(self, stage: Any, layer: Any, gone: range) -> bool:
+        return bool(layer.block == 1 if self.where == "weights" else [].pop())
+
+    def weights(self, layer: Any) -> dict[str, torch.Tensor]:
+        return {"mlp.down_proj.weight": [].pop()}
+
+
+@pytest.mark.parametrize("where", ["wants", "weights"])
+def test_a_recovery_that_fails_is_named(where: str) -> None:
+    with pytest.raises(PluginError, match="broken failed: IndexError"):
+        estimate_of(tiny_llama(), Broken(where=where)).modules(GAP)
+
+
+def test_a_recovery_that_breaks_its_contract_is_refused() -> None:
+    class Breaks(LayerRecovery):
+        """Changes what makes K."""
+
+        name = "breaks"
+
+        def weights(self, layer: Any) -> dict[str, torch.Tensor]:
+            name = "self_attn.k_proj.weight"
+            return {name: 2 * layer.module.get_parameter(name).detach()}
+
+    with pytest.raises(PluginError, match=r"breaks changed the weight 0\.self_attn\.k_proj\.weight of prefill"):
+        estimate_of(tiny_llama(), Breaks()).modules(GAP)
 
 
 def ran(out: Path, host: PluginHost, *, fresh: bool = False, **changes: Any) -> Outcome:
