@@ -262,6 +262,14 @@ class CalibrationSource(Component):
         rng.shuffle(texts)
         return texts
 
+    def training_prompts(self, rng: Random) -> Iterable[str]:
+        """Return prompts that the dense model may answer, so that a recovery learns from its answers; none unless overridden.
+
+        Those that also measure may be among them: they are left out.
+        """
+        del rng
+        return ()
+
     def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample] | None:
         """Return samples of another origin to hold out; None to take them from a larger `draw`."""
         del count, rng

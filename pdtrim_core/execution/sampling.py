@@ -15,7 +15,7 @@ from pdtrim_core.model.block_model import BlockModel
 
 
 def sampled(model: BlockModel, openings: Sequence[Sequence[int]], length: int, *, seed: int) -> list[tuple[int, ...]]:
-    """Return texts of so many tokens, each with an opening of its own; all openings have one length.
+    """Return texts of so many tokens, each with an opening of its own, all of them shorter than the texts.
 
     The tokens are drawn from the model's own distribution, without those that would end the text, and without those that the
     head has and the embedding has not. Raises `PdtrimError` for an opening that the model cannot read.
@@ -27,15 +27,21 @@ def sampled(model: BlockModel, openings: Sequence[Sequence[int]], length: int, *
         model.check_ids(opening, "the opening of a text that is to be written")
     rows = min(model.vocabulary, model.config.vocab_size)
     stops = torch.tensor(sorted(token for token in stop_tokens(model) if token < rows), dtype=torch.long, device=model.device)
-    text_BT = torch.tensor([list(opening) for opening in openings], device=model.device)
+    # Until the longest opening ends, texts with a shorter one are written while the others are still read.
+    shortest, longest = min(map(len, openings)), max(map(len, openings))
+    given_BT = torch.full((len(openings), length), -1, device=model.device)
+    given_BT[:, :longest] = torch.tensor([[*opening, *[-1] * (longest - len(opening))] for opening in openings])
+    text_BT = given_BT[:, :shortest]
     read_BT, cache = text_BT, DynamicCache()
     with torch.inference_mode():
         while text_BT.shape[1] < length:
             logits_BV: Tensor = model.model(input_ids=read_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
                 :, -1, :rows
             ]
-            read_BT = torch.multinomial(
+            drawn_BT = torch.multinomial(
                 logits_BV.float().index_fill(1, stops, -torch.inf).softmax(dim=-1), 1, generator=generator
             )
+            given = given_BT[:, text_BT.shape[1], None]
+            read_BT = torch.where(given < 0, drawn_BT, given)
             text_BT = torch.cat([text_BT, read_BT], dim=1)
     return [tuple(text) for text in text_BT.tolist()]

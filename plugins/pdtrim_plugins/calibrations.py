@@ -42,6 +42,10 @@ class Mini(CalibrationSource):
         """Return `count` of the 64 held-out items."""
         return _halves(_shipped("evaluation"), count, rng, "held_out")
 
+    def training_prompts(self, rng: Random) -> Iterable[str]:
+        """Return the questions of the 256 items, without their choices."""
+        return _prompts(_shipped("calibration"), rng)
+
 
 def _shipped(name: str) -> list[Sample]:
     path = resources.files("pdtrim_plugins") / "data" / "mini" / f"{name}.jsonl"
@@ -91,10 +95,23 @@ class Jsonl(CalibrationSource):
         groups = [read_items(path) for path in self.training_files]
         return [_with_answer(sample) for sample in _spread(groups, sum(map(len, groups)), rng)]
 
+    def training_prompts(self, rng: Random) -> Iterable[str]:
+        """Return the prompts of the training items, without their choices."""
+        return _prompts([sample for path in self.training_files for sample in read_items(path)], rng)
+
 
 def _with_answer(sample: Sample) -> str:
-    prompt = sample.prompts[sample.answer] if sample.prompts else sample.prompt
-    return prompt + sample.choices[sample.answer]
+    return _prompt_of(sample) + sample.choices[sample.answer]
+
+
+def _prompt_of(sample: Sample) -> str:
+    return sample.prompts[sample.answer] if sample.prompts else sample.prompt
+
+
+def _prompts(samples: Sequence[Sample], rng: Random) -> list[str]:
+    prompts = [_prompt_of(sample).rstrip() for sample in samples]
+    rng.shuffle(prompts)
+    return prompts
 
 
 def _spread(groups: Sequence[list[Sample]], count: int, rng: Random) -> list[Sample]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Failing = Callable[..., set[str]]
     from collections.abc import Iterable
     from random import Random
+from typing import Any
 
 
 class Numbers(CalibrationSource):
@@ -68,6 +69,20 @@ class WithoutPrompts(Numbers):
         return [Sample(" ", sample.choices) for sample in super().draw(count, rng)]
 
 
+class AnswersAnyPrompts(Numbers):
+    """Gives other prompts to answer each time."""
+
+    def training_prompts(self, rng: Random) -> Iterable[str]:
+        return [str(random.random())]
+
+
+class TrainsOnSamples(Numbers):
+    """Gives samples where texts are wanted."""
+
+    def training_texts(self, rng: Random) -> Iterable[Any]:
+        return self.draw(4, rng)
+
+
 class FailsOnMany(Numbers):
     """Lets Python complain where there are no more samples."""
 
@@ -87,6 +102,8 @@ def test_a_good_calibration_source_passes_every_test(failing: Failing) -> None:
         (DrawsGlobally, "test_the_same_seed_draws_the_same_samples"),
         (KeepsTheSameApart, "test_what_is_kept_apart_does_not_measure"),
         (WithoutPrompts, "test_every_sample_can_be_tokenised"),
+        (AnswersAnyPrompts, "test_what_it_trains_on_is_text_and_the_same_for_a_seed"),
+        (TrainsOnSamples, "test_what_it_trains_on_is_text_and_the_same_for_a_seed"),
         (FailsOnMany, "test_more_than_there_is_gives_fewer_or_says_so"),
     ],
 )

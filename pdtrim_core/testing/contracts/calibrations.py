@@ -51,6 +51,15 @@ class CalibrationContract:
             item = encode(sample, ByteTokenizer())
             assert 0 <= item.answer < len(item.choices)
 
+    def test_what_it_trains_on_is_text_and_the_same_for_a_seed(self) -> None:
+        """Training texts, and prompts that the dense model answers, of which there may be none."""
+        made = self.component(**self.options)
+        for training in (made.training_texts, made.training_prompts):
+            with no_global_randomness():
+                first, again = (list(islice(training(rng_of(0)), 64)) for _ in range(2))
+            assert all(isinstance(text, str) for text in first)
+            assert first == again
+
     def test_more_than_there_is_gives_fewer_or_says_so(self) -> None:
         """A request for a million samples returns what there is, or raises an error for the user."""
         try:

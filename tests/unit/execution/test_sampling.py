@@ -20,6 +20,21 @@ def test_texts_begin_as_they_are_told_to_and_have_the_length_that_is_wanted() ->
     assert {len(text) for text in texts} == {9}
 
 
+def test_openings_of_any_length_are_read_whole_and_gone_on_from() -> None:
+    model, openings = tiny_llama(), [(1, 2), (3, 4, 5, 6, 7), (8,)]
+    texts = sampled(model, openings, 9, seed=0)
+    assert [text[: len(opening)] for text, opening in zip(texts, openings, strict=True)] == openings
+    assert {len(text) for text in texts} == {9}
+    # The longest is read while the others are written already: its distribution is that behind all of it.
+    long = [openings[1]] * 300 + [(8,)]
+    with torch.no_grad():
+        chances = model.model(torch.tensor([openings[1]])).logits[0, -1].double().index_fill(0, torch.tensor([257]), -torch.inf)
+    likeliest = int(chances.argmax())
+    drawn = sum(text[5] == likeliest for text in sampled(model, long, 6, seed=0)[:-1]) / 300
+    expected = float(chances.softmax(-1)[likeliest])
+    assert abs(drawn - expected) < 4 * (expected * (1 - expected) / 300) ** 0.5
+
+
 def test_the_same_seed_gives_the_same_texts_and_another_gives_others() -> None:
     model = tiny_llama()
     assert sampled(model, OPENINGS[:4], 12, seed=1) == sampled(model, OPENINGS[:4], 12, seed=1)

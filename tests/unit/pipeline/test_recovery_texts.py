@@ -14,6 +14,7 @@ from pdtrim_core import PdtrimError
 from pdtrim_core.data.items import Calibration
 from pdtrim_core.pipeline.recovery_texts import RecoveryTexts
 from pdtrim_core.testing import tiny_llama, tiny_model
+from pdtrim_plugins.calibrations import Mini
 from tests.unit.pipeline.runs import Begin, inputs_of
 
 SHORT = {"prompt_tokens": 8, "answer_tokens": 6}
@@ -167,3 +168,45 @@ def test_texts_longer_than_the_model_has_positions_are_refused(begin: Begin) -> 
 def test_prompts_do_not_depend_on_how_many_texts_are_drawn(begin: Begin) -> None:
     texts = texts_of(begin, sources=["calibration"])
     assert [item.prompts for item in texts.items(3)] == [item.prompts for item in texts.items(30)][:3]
+
+
+def prompted(monkeypatch: pytest.MonkeyPatch, *prompts: str) -> None:
+    monkeypatch.setattr(Mini, "training_prompts", lambda _self, _rng: prompts)
+    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: ["texttexttexttext"])
+
+
+def beginnings(texts: RecoveryTexts, count: int) -> list[str]:
+    """Return the first eight characters of so many texts."""
+    return ["".join(chr(token) for token in text[:8]) for text in whole(texts.items(count))]
+
+
+def test_half_of_what_is_written_answers_whole_prompts(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompted(monkeypatch, "Why?", "What is the end of it?")
+    begun = beginnings(texts_of(begin, sources=["generated"]), 6)
+    # A prompt that is longer than prompts are is read from where as much of it is left; both are used again.
+    assert [text[:4] for text in begun[::2]] == ["Why?", "d of", "Why?"]
+    assert set(begun[1::2]) == {"texttext"}
+    assert begun[0] != begun[4]
+
+
+def test_no_prompt_that_measures_is_answered(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompted(monkeypatch, "Why?", "Who?")
+    calibration = replace(Calibration((), (), ""), texts=("Why?",))
+    begun = beginnings(texts_of(begin, calibration=calibration, sources=["generated"]), 4)
+    assert [text[:4] for text in begun] == ["Who?", "text", "Who?", "text"]
+
+
+def test_where_all_prompts_measure_texts_are_gone_on_from(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompted(monkeypatch, "Why?")
+    calibration = replace(Calibration((), (), ""), texts=("Why?",))
+    begun = beginnings(texts_of(begin, calibration=calibration, sources=["generated"]), 4)
+    assert set(begun) == {"texttext"}
+
+
+def test_nothing_to_go_on_from_is_told(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mini, "training_prompts", lambda _self, _rng: ())
+    monkeypatch.setattr(Mini, "training_texts", lambda _self, _rng: ["a"])
+    texts = texts_of(begin, sources=["generated"])
+    for asked in (texts.check, texts.items):
+        with pytest.raises(PdtrimError, match="generated goes on from prompts and texts"):
+            asked(1)

@@ -271,6 +271,20 @@ def test_items_whose_prompts_differ_train_on_the_right_prompt(tmp_path: Path) ->
     assert list(Jsonl(files=(path,), training_files=(path,)).training_texts(Random(0))) == ["Because B was late."]
 
 
+def test_prompts_to_answer_are_the_questions_without_their_choices(tmp_path: Path) -> None:
+    assert sorted(Mini().training_prompts(Random(0))) == sorted(row["query"] for row in rows_of("calibration"))
+    path = tmp_path / "items.jsonl"
+    rows = [
+        {"query": "Why? ", "choices": ["So.", "No."], "gold": 0},
+        {"contexts": ["Because A", "Because B"], "continuation": "was late.", "gold": 1},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    source = Jsonl(files=(path,), training_files=(path,))
+    assert sorted(source.training_prompts(Random(0))) == ["Because B", "Why?"]
+    assert not list(Jsonl(files=(path,)).training_prompts(Random(0)))
+    assert not list(Text().training_prompts(Random(0)))
+
+
 @pytest.mark.parametrize("source", [Mini(), Text(), Jsonl.model_validate({"files": ["none.jsonl"]})])
 def test_without_training_files_merges_train_on_the_python_reference(source: Mini | Jsonl | Text) -> None:
     assert sorted(source.training_texts(Random(0))) == sorted(python_reference())
