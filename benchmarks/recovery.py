@@ -1,9 +1,11 @@
-"""What recovery takes away of a pair's distance to the dense model, on texts of two kinds that nothing was computed from.
+"""What recovery takes away of a pair's distance to the dense model, on texts of three kinds that nothing was computed from.
 
     python benchmarks/recovery.py --text TRAIN.txt TEST.txt [--model PATH] [--choose] [--distill TOKENS] [--json FILE]
 
-The two kinds are what the dense model writes, and running text: TRAIN.txt is learned from, TEST.txt is measured on (WikiText-2
-has such files). Of both, 64 tokens of each of 64 texts are measured, behind prompts of 64 tokens: KL(dense || pair) in nats.
+The kinds are what the dense model writes behind beginnings of prose, its greedy answers to the questions that ship, and running
+text (TRAIN.txt is learned from, TEST.txt is measured on; WikiText-2 has such files). Of each, 64 texts are measured, 64 tokens of
+them at most: KL(dense || pair) in nats. What is learned from the dense model is what a run learns from: half of it goes on from
+prose, half of it answers questions; no beginning and no question of it is measured on.
 
 Pairs: decode without five blocks in the middle on a dense prefill; a dense decode whose prefill has only the K/V of its last
 quarter; and at 13 % and 25 % of the parameters, blocks by ShortGPT, prefill at four fifths of the dense FLOPs. `--choose` tries
@@ -36,12 +38,15 @@ from pdtrim_core.data.tokens import opening_of, tokens_of
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.sampling import sampled
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.execution.walked import Walked
+from pdtrim_core.fidelity.dense_answers import answers
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_plugins.calibrations import Mini
 
 PROMPT = ANSWER = 64
 MEASURED = 64
@@ -51,7 +56,8 @@ BATCH = 8
 LR = 4e-4
 FIVE = (13, 14, 15, 17, 19)
 """The blocks of SmolLM2-135M's thirty that the issue of this benchmark is about; of other models those at the same depths."""
-KINDS = ("generated", "text")
+LEARNED = ("generated", "text")
+KINDS = ("generated", "answers", "text")
 ALL = "all closed forms"
 FOLD: dict[str, Any] = {"use": "fold"}
 MAP: dict[str, Any] = {"use": "fold", "fit": "map", "ridge": 1e-2}
@@ -92,19 +98,29 @@ def parted(text: Sequence[int], number: int, prompt: int) -> Item:
     return Item((tuple(text[:prompt]),), (tuple(text[prompt:]),), 0, (1,), f"text {number}")
 
 
-def written(model: BlockModel, count: int, *, seed: int, part: slice) -> list[tuple[int, ...]]:
-    """Return texts that the model writes, from openings in one part of the prose of the Python reference."""
+def written(model: BlockModel, count: int, *, seed: int, part: slice, questions: Sequence[str] = ()) -> list[tuple[int, ...]]:
+    """Return texts that the model writes, from openings in one part of the prose of the Python reference, and to questions."""
     prose = python_reference()
     chosen = prose[part.start : part.stop]
     Random(seed).shuffle(chosen)
     opening = opening_of("text", model.tokenizer)
     tokens = [token for text in chosen for token in tokens_of(text, model.tokenizer)]
     openings = [(*opening, *tokens[OPENING * number : OPENING * (number + 1)]) for number in range(count)]
+    for number in range(0, count, 2) if questions else ():
+        openings[number] = (*opening, *tokens_of(questions[number // 2 % len(questions)], model.tokenizer)[-PROMPT:])
     return [
         text
         for start in range(0, count, MEASURED)
         for text in sampled(model, openings[start : start + MEASURED], PROMPT + ANSWER, seed=seed + start)
     ]
+
+
+def answered(model: BlockModel, questions: Sequence[str]) -> list[Item]:
+    """Return questions with the model's greedy answers to them, those that have some."""
+    prompts = [(*opening_of(text, model.tokenizer), *tokens_of(text, model.tokenizer)) for text in questions]
+    found = answers(TwoPhaseModel(model, Plan()), prompts, ANSWER)
+    pairs = [(prompt, tuple(answer)) for prompt, answer in zip(prompts, found, strict=True) if answer]
+    return [Item((prompt,), (answer,), 0, (1,), f"question {n}") for n, (prompt, answer) in enumerate(pairs)]
 
 
 def running(model: BlockModel, path: Path, count: int) -> list[tuple[int, ...]]:
@@ -120,9 +136,11 @@ def running(model: BlockModel, path: Path, count: int) -> list[tuple[int, ...]]:
 def texts_of(model: BlockModel, tokens: int, files: Sequence[Path]) -> Texts:
     """Return texts of both kinds, so many tokens of each to learn from."""
     count, rng = -(-tokens // (PROMPT + ANSWER)), Random(0)
-    half = len(python_reference()) // 2
+    half, mini = len(python_reference()) // 2, Mini()
+    questions = list(mini.training_prompts(Random(0)))
+    held_out = [sample.prompt for sample in mini.draw_held_out(MEASURED, Random(0))]
     learned = {
-        "generated": written(model, count, seed=0, part=slice(0, half)),
+        "generated": written(model, count, seed=0, part=slice(0, half), questions=questions),
         "text": running(model, files[0], count),
     }
     measured = {
@@ -131,7 +149,10 @@ def texts_of(model: BlockModel, tokens: int, files: Sequence[Path]) -> Texts:
     }
     return Texts(
         {kind: [parted(text, n, rng.randint(2, PROMPT)) for n, text in enumerate(texts)] for kind, texts in learned.items()},
-        {kind: [parted(text, n, PROMPT) for n, text in enumerate(texts)] for kind, texts in measured.items()},
+        {
+            **{kind: [parted(text, n, PROMPT) for n, text in enumerate(texts)] for kind, texts in measured.items()},
+            "answers": answered(model, held_out),
+        },
     )
 
 
@@ -265,7 +286,9 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=51_200, help="tokens of each kind there are to learn from (default: %(default)s)"
     )
-    parser.add_argument("--learn", nargs="+", choices=KINDS, default=KINDS, help="kinds to learn from (default: both together)")
+    parser.add_argument(
+        "--learn", nargs="+", choices=LEARNED, default=LEARNED, help="kinds to learn from (default: both)"
+    )
     parser.add_argument("--pairs", nargs="*", help="beginnings of the names of pairs (default: all)")
     parser.add_argument("--ways", nargs="*", help="names of recoveries (default: all)")
     parser.add_argument("--choose", action="store_true", help="try other options of the closed forms, too")

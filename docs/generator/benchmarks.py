@@ -26,6 +26,9 @@ PLAIN = (
 """Benchmarks whose results need no remarks, but for a note of their own."""
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
 
+RECOVERY_KINDS = ("generated", "answers", "text")
+"""Kinds of text that a recovery is measured on; older results have no answers."""
+
 
 def benchmarks_page() -> str:
     """Return the page of results, from what the benchmarks wrote."""
@@ -135,7 +138,7 @@ def benchmarks_page() -> str:
             "token, on the tokens behind the prompts of texts that nothing was computed from: such as the dense model writes, "
             "and running text. Beside it stand the standard error of what is taken away, paired over texts, and its share. By "
             "`python benchmarks/recovery.py`.",
-            ["model", "pair", "recovery", "learned from", "generated", "text", "seconds"],
+            ["model", "pair", "recovery", "learned from", *RECOVERY_KINDS, "seconds"],
             lambda result: [recovery_row(result, row) for row in result["rows"]],
         ),
         "recovered_search": (
@@ -144,7 +147,7 @@ def benchmarks_page() -> str:
             "an estimate of what recovery would make of them. KL(dense || recovered pair) in nats a token, on texts that nothing "
             "was chosen on, and beyond that of the search that measures candidates as they are, with its standard error, paired "
             "over texts and seeds. By `python benchmarks/recovery.py --search MINUTES`.",
-            ["model", "searcher", "candidates are measured", "minutes", "generated", "text"],
+            ["model", "searcher", "candidates are measured", "minutes", *RECOVERY_KINDS],
             lambda result: [recovered_search_row(result, row) for row in result["rows"]],
         ),
         "fold_cost": (
@@ -346,16 +349,16 @@ def recovery_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
     """Return the line of one recovery of one pair in a result of `recovery`."""
     kinds = [
         f"{row[kind]['before']:.3f} -> {row[kind]['after']:.3f} ({row[kind]['error']:.3f}), {100 * row[kind]['taken_away']:.0f} %"
-        for kind in ("generated", "text")
+        if kind in row
+        else ""
+        for kind in RECOVERY_KINDS
     ]
     return [Path(result["model"]).stem, row["pair"], row["recovery"], row["learned"], *kinds, f"{row['seconds']:.0f}"]
 
 
 def recovered_search_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """Return the line of one way to search in a result of `recovered_search`."""
-    kinds = [
-        f"{row[kind]['kl']:.3f}, {row[kind]['above_first']:+.3f} ({row[kind]['error']:.3f})" for kind in ("generated", "text")
-    ]
+    kinds = [f"{row[kind]['kl']:.3f}, {row[kind]['above_first']:+.3f} ({row[kind]['error']:.3f})" for kind in RECOVERY_KINDS]
     return [Path(result["model"]).stem, row["searcher"], row["measured"], f"{result['minutes']:g}", *kinds]
 
 
