@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core.api import AnswerSample, Drop, KvOnly, Metric, Outcome, PdtrimError, Plan, Removal, SearchStep, read_record
+from pdtrim_core.plan.formats import Formats
+from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.outcome import Gain
 from pdtrim_core.results.task_results import write_result
 from pdtrim_plugins.reports.html import Html
@@ -213,6 +215,34 @@ def test_runs_with_and_without_recovery_stand_side_by_side(tmp_path: Path) -> No
     folders[1] = runs.write_run(tmp_path / "three", moved)
     file = Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html")
     assert "The runs held out different items" in file.read_text(encoding="utf-8")
+
+
+def test_the_formats_of_runs_stand_in_the_tables_of_what_they_cost_and_save(tmp_path: Path) -> None:
+    def with_formats(prefill: str | None, decode: str | None) -> Outcome:
+        of, near = runs.big(), runs.fidelity()
+        assert of.saved_plan is not None
+        saved = replace(SavedPlan.from_data(of.saved_plan), formats=Formats("rtn", prefill, decode, "0" * 64))
+        figures = {**near.variants, "unquantized": near.variants["staged"]}
+        return replace(of, saved_plan=saved.to_data(), fidelity=replace(near, variants=figures, quantized=Metric(0.05, 0.01)))
+
+    made = {
+        "plain": runs.big(),
+        "two": with_formats("FP8_DYNAMIC", "W4A16"),
+        "same": with_formats("W8A8", "W8A8"),
+        "one": with_formats(None, "W8A16"),
+    }
+    shown = {"plain": "none", "two": "FP8_DYNAMIC/W4A16", "same": "W8A8", "one": "none/W8A16"}
+    folders = [runs.write_run(tmp_path / name, of) for name, of in made.items()]
+    file = Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html")
+    page = Reader(file.read_text(encoding="utf-8"))
+    assert "run\nformats (prefill/decode)\nunified\nunquantized\nstaged\nadded by formats" in page.sections["fidelity"]
+    assert page.sections["fidelity"].count(f"\n0.050 {PM} 0.010") == 3
+    assert "run\nformats (prefill/decode)\n" in page.sections["costs"]
+    for name, text in shown.items():
+        assert f"\n{name}\n{text}\n" in page.sections["fidelity"]
+        assert f"\n{name}\n{text}\n" in page.sections["costs"]
+    plain = Html().page([read_record(folder) for folder in folders[:1] * 2], tmp_path / "plain.html")
+    assert "formats (prefill/decode)" not in plain.read_text(encoding="utf-8")
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pdtrim_plugins.reports.html.sentences import sentence
 from pdtrim_plugins.reports.html.wording import change, counted, duration, joined, plain, with_error
 
 Runs = Mapping[str, RunRecord]
+FORMATS = "formats (prefill/decode)"
 MOST_SERIES = 5
 """More series than this in one picture cannot be distinguished."""
 
@@ -125,14 +126,18 @@ def _fidelity(done: Mapping[str, Outcome]) -> Section:
     looks = {variant: dots.VARIANTS[variant] for variant in shown}
     picture = dots.dots("fidelity-kl", rows, looks, title="KL divergence from the dense model", unit="nats a token", digits=3)
     recovers = any(done[name].recovery for name in near)
+    has_formats = any(done[name].quantized for name in near)
     body = []
     for name, row in kl.items():
         cells = [words(name)]
         cells += [words(", ".join(nearness.kept_of(done[name].recovery)) or "none")] if recovers else []
+        cells += [words(_formats(done[name]))] if has_formats else []
         cells += [_nats(row.get(variant)) for variant in shown]
         cells += [_nats(near[name].recovered)] if recovers else []
+        cells += [_nats(near[name].quantized)] if has_formats else []
         body.append(cells)
-    head = ["run", *(["recovery"] if recovers else []), *shown, *(["taken away by recovery"] if recovers else [])]
+    head = ["run", *(["recovery"] if recovers else []), *([FORMATS] if has_formats else []), *shown]
+    head += [*(["taken away by recovery"] if recovers else []), *(["added by formats"] if has_formats else [])]
     apart = len({done[name].environment.data for name in near}) > 1
     warning = " The runs held out different items, which cannot be compared to the last digit." if apart else ""
     caption = "Lower is nearer: the dense model itself would be at zero. Bars are one standard error to either side."
@@ -142,6 +147,15 @@ def _fidelity(done: Mapping[str, Outcome]) -> Section:
         f"KL divergence along the dense model's own answers, on held-out items.{warning}",
         [Figure(picture, caption), Table(head, body, "KL divergence from the dense model, in nats a token")],
     )
+
+
+def _formats(outcome: Outcome) -> str:
+    """Return the number formats of prefill and of decode, once where they are the same."""
+    formats = outcome.plan.formats if outcome.quantized else None
+    if formats is None:
+        return "none"
+    prefill, decode = (scheme or "none" for scheme in (formats.prefill, formats.decode))
+    return prefill if prefill == decode else f"{prefill}/{decode}"
 
 
 def _nats(metric: Metric | None) -> Cell:
@@ -207,7 +221,12 @@ def _costs(done: Mapping[str, Outcome]) -> Section:
         for name, costs in found.items()
     ]
     caption = "What is left of each cost, computed from the sizes of the models; nothing was timed."
-    table = Table(["run", *named], body, "Change of each cost from the dense model")
+    head = ["run", *named]
+    if any(outcome.quantized for outcome in done.values()):
+        head.insert(1, FORMATS)
+        for cells, outcome in zip(body, done.values(), strict=True):
+            cells.insert(1, words(_formats(outcome)))
+    table = Table(head, body, "Change of each cost from the dense model")
     return Section("costs", "What it saves", parts=[Figure(picture, caption), table])
 
 
