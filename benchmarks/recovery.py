@@ -286,9 +286,7 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=51_200, help="tokens of each kind there are to learn from (default: %(default)s)"
     )
-    parser.add_argument(
-        "--learn", nargs="+", choices=LEARNED, default=LEARNED, help="kinds to learn from (default: both)"
-    )
+    parser.add_argument("--learn", nargs="+", choices=LEARNED, default=LEARNED, help="kinds to learn from (default: both)")
     parser.add_argument("--pairs", nargs="*", help="beginnings of the names of pairs (default: all)")
     parser.add_argument("--ways", nargs="*", help="names of recoveries (default: all)")
     parser.add_argument("--choose", action="store_true", help="try other options of the closed forms, too")

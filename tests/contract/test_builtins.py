@@ -31,6 +31,7 @@ from pdtrim_plugins.calibrations import Jsonl, Mini, Text
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from pdtrim_plugins.exporters.gguf_file import Gguf
+from pdtrim_plugins.exporters.llm_compressor import LlmCompressor
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.exporters.vllm import Vllm
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
@@ -462,6 +463,10 @@ class TestVllm(ExporterContract):
 
 class TestGguf(ExporterContract):
     component = Gguf
+
+
+class TestLlmCompressor(ExporterContract):
+    component = LlmCompressor
 
     @pytest.fixture(autouse=True)
     def _real_tokenizer(self, monkeypatch: pytest.MonkeyPatch) -> None:
