@@ -461,12 +461,12 @@ class TestVllm(ExporterContract):
     component = Vllm
 
 
-class TestGguf(ExporterContract):
-    component = Gguf
-
-
 class TestLlmCompressor(ExporterContract):
     component = LlmCompressor
+
+
+class TestGguf(ExporterContract):
+    component = Gguf
 
     @pytest.fixture(autouse=True)
     def _real_tokenizer(self, monkeypatch: pytest.MonkeyPatch) -> None:
