@@ -32,10 +32,12 @@ class WrittenTexts:
         self._model = training.inputs.model
 
     def texts(self, count: int) -> Iterator[Tokens]:
-        """Yield at least so many texts, less those that measure; a few of them together are written at once."""
-        begun, of = self.begun(count), len(self._training.inputs.recoveries)
-        for start in range(0, count, WRITTEN_TOGETHER):
-            self._context.host.tell("pdtrim_recovery_advanced", name="texts", number=0, count=of, share=start / count)
+        """Yield so many texts and more, none of which measures; they are written in groups, when they are wanted."""
+        # Some may have to be left out, and a run must not end for that.
+        most = 2 * count + WRITTEN_TOGETHER
+        begun, of = self.begun(most), len(self._training.inputs.recoveries)
+        for start in range(0, most, WRITTEN_TOGETHER):
+            self._context.host.tell("pdtrim_recovery_advanced", name="texts", number=0, count=of, share=min(1.0, start / count))
             for written in self._sampled(begun[start : start + WRITTEN_TOGETHER], seed=start):
                 if not self._training.inputs.calibration.holds(self._model.tokenizer.decode(list(written))):
                     yield written

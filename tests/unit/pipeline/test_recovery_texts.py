@@ -196,6 +196,15 @@ def test_no_prompt_that_measures_is_answered(begin: Begin, monkeypatch: pytest.M
     assert [text[:4] for text in begun] == ["Who?", "text", "Who?", "text"]
 
 
+def test_texts_that_came_to_measure_are_made_up_for(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = texts_of(begin, sources=["generated"])
+    first = whole(texts.items(64))
+    decode = texts._inputs.model.tokenizer.decode
+    left_out = {decode(list(text)) for text in first[:3]}
+    monkeypatch.setattr(Calibration, "holds", lambda _self, text: text in left_out)
+    assert whole(texts.items(64))[:61] == first[3:]
+
+
 def test_where_all_prompts_measure_texts_are_gone_on_from(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     prompted(monkeypatch, "Why?")
     calibration = replace(Calibration((), (), ""), texts=("Why?",))
