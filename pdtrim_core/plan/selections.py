@@ -22,8 +22,8 @@ LEAST = 16
 class Edges:
     """A block of decode that reads the first and the last tokens of a prompt.
 
-    `head` and `tail` are shares of the prompt's tokens, as fractions of 1, rounded up to whole tokens; at each end at least `LEAST`
-    are read. `block` is where the layer of decode is placed: of a merged block, the first.
+    `head` and `tail` are shares of the prompt's tokens, as fractions of 1, rounded up to whole tokens; at least `LEAST` are
+    read at each end. `block` is where the layer of decode is placed: of a merged block, the first.
     """
 
     block: int
