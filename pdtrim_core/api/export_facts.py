@@ -25,7 +25,8 @@ class ExportFacts:
     `first_token` the stage that makes the first token. `replaced` tells that the pruner gives a whole other model, so that
     there is no plan. `narrows` has the parts of blocks that are certain to lose heads or channels; `uniform` is False where it is
     certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of their own.
-    `tokenizer` is None where the model itself was not opened.
+    `selects` tells that blocks of decode read only some of a prompt's K/V. `tokenizer` is None where the model itself was not
+    opened.
     """
 
     model: str
@@ -36,6 +37,7 @@ class ExportFacts:
     narrows: frozenset[Part] = frozenset()
     uniform: bool = True
     formats: Mapping[Stage, str] = field(default_factory=dict)
+    selects: bool = False
     tokenizer: Any = None
 
     @classmethod
@@ -49,7 +51,7 @@ class ExportFacts:
         stages: tuple[Stage, ...] = ("prefill", "decode")
         named = {stage: saved.formats.of(stage) for stage in stages} if saved.formats is not None else {}
         formats = {stage: scheme for stage, scheme in named.items() if scheme is not None}
-        return cls(**facts, first_token=saved.first_token, narrows=narrows, formats=formats)
+        return cls(**facts, first_token=saved.first_token, narrows=narrows, formats=formats, selects=bool(saved.plan.selections))
 
     @cached_property
     def config(self) -> Any:

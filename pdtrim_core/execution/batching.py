@@ -108,12 +108,22 @@ class Firsts(NamedTuple):
     at_N: Tensor
 
 
+class Span(NamedTuple):
+    """Where a segment is: a row, its first column and the one behind its last; prefill reads `read` tokens of its prompt."""
+
+    row: int
+    start: int
+    stop: int
+    read: int
+
+
 @dataclass(frozen=True, eq=False)
 class Prompts:
     """The tokens that prefill reads, in rows of their own.
 
     `source_PQ` says where each is in the batch, and `real_N` which of them are no padding; both count tokens through all
     rows. `firsts` are those that begin a prompt, as they are placed in the batch, and `own_firsts` as they are in these rows.
+    `spans` are the segments of the batch whose prompts they are.
     """
 
     rows: Rows
@@ -121,6 +131,7 @@ class Prompts:
     real_N: Tensor
     firsts: Firsts
     own_firsts: Firsts
+    spans: tuple[Span, ...]
 
     @cached_property
     def places(self) -> Tensor:
@@ -200,6 +211,10 @@ class RowLayout:
         read = [(prompt, place) for prompt, place in read if len(prompt)]
         if not read:
             return None
+        spans = (
+            Span(place.row, place.column, place.column + len(segment), len(segment.prompt) - behind)
+            for segment, place in zip(segments, places, strict=True)
+        )
         prompts = [prompt for prompt, _ in read]
         own_places = self._places(prompts)
         rows = _rows(prompts, own_places, device)
@@ -211,7 +226,8 @@ class RowLayout:
         own_N = torch.tensor([own.row * source_PQ.shape[1] + own.column for own in own_places])
         ids_N = torch.tensor([prompt.prompt[0] for prompt in prompts]).to(device)
         firsts, own_firsts = (Firsts(ids_N, at_N.to(device)) for at_N in (source_PQ.flatten()[own_N], own_N))
-        return Prompts(rows, source_PQ.clamp(min=0).to(device), real_N.to(device), firsts, own_firsts)
+        sources = source_PQ.clamp(min=0).to(device)
+        return Prompts(rows, sources, real_N.to(device), firsts, own_firsts, tuple(span for span in spans if span.read))
 
     def _places(self, segments: Sequence[Segment]) -> list[Position]:
         if not self.row_tokens:

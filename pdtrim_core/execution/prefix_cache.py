@@ -22,6 +22,7 @@ from pdtrim_core.execution.first_tokens import FirstTokens
 from pdtrim_core.execution.grouping import RowShape, group_by_length
 from pdtrim_core.model.block_model import BlockModel, Recording
 from pdtrim_core.plan.plan import FirstToken
+from pdtrim_core.plan.selections import Selection
 
 SHARE_OF_FREE_MEMORY = 0.25
 PLANS_BY_DEFAULT = 2
@@ -40,6 +41,7 @@ class Place(NamedTuple):
     `kv` is the module that makes the K/V of the prompt which decode reads there, where its weights for them are others than
     those of decode's own module. `firsts` is the table that has the hidden states of the prompts' first tokens in front of a
     block here, and `kv_of_first` makes the K/V of those tokens, where that is not what makes those of the other ones.
+    `selection` says which tokens of prompts decode reads there, None for all.
     """
 
     block: int
@@ -48,6 +50,7 @@ class Place(NamedTuple):
     kv: nn.Module | None = None
     firsts: FirstTokens | None = None
     kv_of_first: nn.Module | None = None
+    selection: Selection | None = None
 
 
 Path = tuple[Place, ...]

@@ -24,6 +24,7 @@ from pdtrim_core.data.items import Along, Item
 from pdtrim_core.execution.first_tokens import first_tokens_in, kv_of_first
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
 from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv, with_heads
+from pdtrim_core.execution.selected_kv import check_masks, selected_call, unread_in
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import HEAD_NUMBERS, BlockModel
@@ -73,6 +74,8 @@ class StagedModel:
         self._prefix_cache = prefix_cache
         self._model = prefix_cache.model
         self._modules = checked_modules(plan, replacements)
+        if plan.selections:
+            check_masks(self._model)
 
     def loglikelihoods(self, items: Sequence[Item]) -> list[tuple[float, ...]]:
         """Return for each item the summed log-probability (nats) of each of its choices behind the prompt."""
@@ -201,7 +204,8 @@ class StagedModel:
             # A place covers one block, or all blocks for which one of the stages has a single layer.
             stop = max((layer.blocks[-1] for layer in (*prefill, *decode) if layer.block == index), default=index) + 1
             branches = (self._branch("prefill", prefill, index, stop), self._branch("decode", decode, index, stop))
-            place = Place(index, *branches, kv.get(index))
+            selection = next((layer.selection for layer in decode if layer.block == index), None)
+            place = Place(index, *branches, kv.get(index), selection=selection)
             if firsts is not None and any(firsts.covers(block) for block in range(index, stop)):
                 place = place._replace(firsts=firsts, kv_of_first=self._kv_of_first(prefill, index))
             places.append(place)
@@ -270,7 +274,20 @@ class StagedModel:
 
     def _decoded(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
         with self._reading(place, prepared):
-            return self._run(place.decode, hidden_BTD, prepared.recording.calls)
+            return self._run(place.decode, hidden_BTD, self._calls(place, prepared))
+
+    def _calls(self, place: Place, prepared: PreparedBatch) -> Sequence[Call]:
+        """Return the calls of blocks in which decode's tokens look at what is selected for them at a place, and no more.
+
+        The prompts' own tokens look as they always do, so that what both stages run alike is still run once.
+        """
+        calls, prompts = prepared.recording.calls, prepared.batch.prompts
+        if place.selection is None or prompts is None:
+            return calls
+        rows, width = prepared.batch.rows.ids_BT.shape
+        unread_BQK = unread_in(prompts.spans, width, rows, place.selection)
+        ((index, _),) = place.decode
+        return [selected_call(self._model, call, unread_BQK) if at == index else call for at, call in enumerate(calls)]
 
     @contextmanager
     def _reading(self, place: Place, prepared: PreparedBatch) -> Iterator[None]:

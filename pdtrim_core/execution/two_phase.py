@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.batching import Firsts
 from pdtrim_core.execution.first_tokens import first_tokens_in, give_first_tokens, kv_of_first
+from pdtrim_core.execution.selected_kv import HandedOver, check_masks, give_selections, unread_of
 from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, steps_of
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
@@ -40,6 +41,8 @@ class TwoPhaseModel:
         self.first_token: FirstToken = first_token
         self._model = model
         self._modules = checked_modules(plan, modules)
+        if plan.selections:
+            check_masks(model)
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
         """Return the greedy continuation of a prompt; it ends early at the model's end-of-sequence token.
@@ -51,13 +54,13 @@ class TwoPhaseModel:
         self._model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
         stops = stop_tokens(self._model)
         made: list[int] = []
-        with torch.inference_mode(), self._decoding(prompt, recompute) as (cache, behind_prompt_V):
+        with torch.inference_mode(), self._decoding(prompt, recompute) as (handed, behind_prompt_V):
             logits_V = behind_prompt_V
             while len(made) < max_new_tokens:
                 made.append(int(logits_V.argmax()))
                 if made[-1] in stops or len(made) == max_new_tokens:
                     break
-                logits_V = self._forward(made[-1:], cache)
+                logits_V = self._forward(made[-1:], handed.cache)
         return made
 
     def continuation_logits(self, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:
@@ -66,8 +69,8 @@ class TwoPhaseModel:
         This is the reference that scoring in one pass agrees with: one decode step a token.
         """
         self._model.check_tokens([*prompt, *continuation], "the prompt with its continuation", more=-1)
-        with torch.inference_mode(), self._decoding(prompt, None) as (cache, logits_V):
-            return torch.stack([logits_V, *(self._forward([token], cache) for token in continuation[:-1])])
+        with torch.inference_mode(), self._decoding(prompt, None) as (handed, logits_V):
+            return torch.stack([logits_V, *(self._forward([token], handed.cache) for token in continuation[:-1])])
 
     def greedy_batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Return the greedy continuations of prompts that run together, as `generate` returns that of one.
@@ -79,7 +82,7 @@ class TwoPhaseModel:
         stops, made = stop_tokens(self._model), [list[int]() for _ in prompts]
         ids_BT, mask_BT = _left_padded(prompts, self._model.device)
         running = list(range(len(prompts)))
-        with torch.inference_mode(), self._decoding_batch(ids_BT, mask_BT) as (cache, behind_BV):
+        with torch.inference_mode(), self._decoding_batch(ids_BT, mask_BT) as (handed, behind_BV):
             logits_BV = behind_BV
             for count in range(1, max_new_tokens + 1):
                 tokens_B = logits_BV.float().argmax(dim=-1)
@@ -90,10 +93,10 @@ class TwoPhaseModel:
                     break
                 if len(stay) < len(running):
                     rows = torch.tensor(stay, device=tokens_B.device)
-                    cache.batch_select_indices(rows)
+                    handed.keep_rows(rows)
                     tokens_B, mask_BT, running = tokens_B[rows], mask_BT[rows], [running[row] for row in stay]
                 mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(running), 1)], dim=1)
-                logits_BV = self._read(tokens_B[:, None], mask_BT, cache)
+                logits_BV = self._read(tokens_B[:, None], mask_BT, handed.cache)
         return made
 
     def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
@@ -108,12 +111,13 @@ class TwoPhaseModel:
             read = [token for token, seen in zip(ids_T, mask_T, strict=True) if seen]
             self._model.check_tokens(read, "a prompt with what follows it", more=max(0, new - 1))
         with torch.inference_mode():
-            begun_BT, cache = self._prefill_batch(ids_BT, mask_BT, options)
+            begun_BT, handed = self._prefill_batch(ids_BT, mask_BT, options)
             if begun_BT.shape[1] >= options["max_length"]:
                 return begun_BT
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(ids_BT), begun_BT.shape[1] - ids_BT.shape[1])], dim=1)
-            with as_stage(self._model, self._decode_steps):
-                whole_BT: Tensor = self._model.model.generate(begun_BT, attention_mask=mask_BT, past_key_values=cache, **options)
+            with self._as_decode(handed):
+                given = {"attention_mask": mask_BT, "past_key_values": handed.cache, **options}
+                whole_BT: Tensor = self._model.model.generate(begun_BT, **given)
             if self.first_token == "prefill":
                 # Decode does not know that prefill's token may have been the last one.
                 stops = torch.tensor(sorted(stop_tokens(self._model)), dtype=torch.long, device=begun_BT.device)
@@ -151,24 +155,31 @@ class TwoPhaseModel:
         return steps_of(self._model, self.plan, "decode", self._modules)
 
     @contextmanager
-    def _decoding(self, prompt: Sequence[int], recompute: int | None) -> Iterator[tuple[Any, Tensor]]:
-        """Run prefill; inside, the model is decode. Gives decode's cache, and the logits behind the prompt."""
-        again = self._recomputed(recompute)
-        cache, logits_V = self._prefill(prompt[: len(prompt) - again])
+    def _as_decode(self, handed: HandedOver) -> Iterator[None]:
+        """Make the model decode inside the context, which starts from what it was handed."""
         with as_stage(self._model, self._decode_steps):
-            yield cache, self._forward(prompt[len(prompt) - again :], cache) if again else logits_V
+            give_selections(self._model, self._decode_steps, handed)
+            yield
 
     @contextmanager
-    def _decoding_batch(self, ids_BT: Tensor, mask_BT: Tensor) -> Iterator[tuple[Any, Tensor]]:
-        """Run prefill on padded prompts; inside, the model is decode. Gives decode's cache, and the logits behind each prompt."""
-        cache, again = _new_cache(), self._recomputed(None)
+    def _decoding(self, prompt: Sequence[int], recompute: int | None) -> Iterator[tuple[HandedOver, Tensor]]:
+        """Run prefill; inside, the model is decode. Gives what decode starts from, and the logits behind the prompt."""
+        again = self._recomputed(recompute)
+        handed, logits_V = self._prefill(prompt[: len(prompt) - again])
+        with self._as_decode(handed):
+            yield handed, self._forward(prompt[len(prompt) - again :], handed.cache) if again else logits_V
+
+    @contextmanager
+    def _decoding_batch(self, ids_BT: Tensor, mask_BT: Tensor) -> Iterator[tuple[HandedOver, Tensor]]:
+        """Run prefill on padded prompts; inside, the model is decode. Gives what that starts from, and the logits behind each."""
+        handed, again = HandedOver(_new_cache()), self._recomputed(None)
         width = ids_BT.shape[1] - again
         if width:
             with self._as_prefill(ids_BT[:, :width], mask_BT[:, :width]):
-                logits_BV = self._read(ids_BT[:, :width], mask_BT[:, :width], cache)
-            cache = self._hand_over(cache)
-        with as_stage(self._model, self._decode_steps):
-            yield cache, self._read(ids_BT[:, width:], mask_BT, cache) if again else logits_BV
+                logits_BV = self._read(ids_BT[:, :width], mask_BT[:, :width], handed.cache)
+            handed = self._hand_over(handed.cache, mask_BT[:, :width])
+        with self._as_decode(handed):
+            yield handed, self._read(ids_BT[:, width:], mask_BT, handed.cache) if again else logits_BV
 
     def _recomputed(self, recompute: int | None) -> int:
         least = 1 if self.first_token == "decode" else 0
@@ -178,21 +189,22 @@ class TwoPhaseModel:
             raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self.first_token}'")
         return recompute
 
-    def _prefill(self, tokens: Sequence[int]) -> tuple[Any, Tensor]:
-        """Run prefill; return the cache that decode starts from, and prefill's logits behind its last token."""
+    def _prefill(self, tokens: Sequence[int]) -> tuple[HandedOver, Tensor]:
+        """Run prefill; return what decode starts from, and prefill's logits behind its last token."""
         cache = _new_cache()
         if not tokens:
-            return cache, torch.empty(0)
+            return HandedOver(cache), torch.empty(0)
         ids_BT = torch.tensor([list(tokens)], device=self._model.device)
-        with self._as_prefill(ids_BT, torch.ones_like(ids_BT)):
+        mask_BT = torch.ones_like(ids_BT)
+        with self._as_prefill(ids_BT, mask_BT):
             logits_V = self._forward(tokens, cache)
-        return self._hand_over(cache), logits_V
+        return self._hand_over(cache, mask_BT), logits_V
 
-    def _prefill_batch(self, ids_BT: Tensor, mask_BT: Tensor, options: dict[str, Any]) -> tuple[Tensor, Any]:
-        """Run prefill; return the prompts, with their first token where prefill makes it, and decode's cache."""
+    def _prefill_batch(self, ids_BT: Tensor, mask_BT: Tensor, options: dict[str, Any]) -> tuple[Tensor, HandedOver]:
+        """Run prefill; return the prompts, with their first token where prefill makes it, and what decode starts from."""
         cache, width = _new_cache(), ids_BT.shape[1]
         if self.first_token == "decode" and width == 1:
-            return ids_BT, cache
+            return ids_BT, HandedOver(cache)
         read = width - (self.first_token == "decode")
         with self._as_prefill(ids_BT[:, :read], mask_BT[:, :read]):
             if self.first_token == "prefill":
@@ -200,7 +212,7 @@ class TwoPhaseModel:
                 ids_BT = self._model.model.generate(ids_BT, attention_mask=mask_BT, past_key_values=cache, **one_more)
             else:
                 self._read(ids_BT[:, :read], mask_BT[:, :read], cache)
-        return ids_BT, self._hand_over(cache)
+        return ids_BT, self._hand_over(cache, mask_BT[:, :read])
 
     def _read(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
         """Run padded texts on top of a cache, and return the logits `[B, V]` behind them.
@@ -216,14 +228,23 @@ class TwoPhaseModel:
         logits_BV: Tensor = model(use_cache=True, logits_to_keep=1, **given).logits[:, -1]
         return logits_BV
 
-    def _hand_over(self, cache: Any) -> Any:
-        """Return the cache that decode starts from: of prefill's K/V, those of the blocks that decode keeps."""
-        handed_over = _new_cache()
+    def _hand_over(self, cache: Any, mask_BT: Tensor) -> HandedOver:
+        """Return what decode starts from: of prefill's K/V, those of the blocks that decode keeps, and of the tokens it reads.
+
+        `mask_BT` is 0 where the prompts that prefill read are padded.
+        """
+        handed = HandedOver(_new_cache())
         for entry, step in zip(cache.layers, self._prefill_steps, strict=True):
-            if step.layer.kv_slot is not None:
+            slot, selection = step.layer.kv_slot, step.layer.selection
+            if slot is not None:
                 kept = [head for head in range(entry.keys.shape[1]) if head not in step.layer.sliced_places]
-                handed_over.update(entry.keys[:, kept].clone(), entry.values[:, kept].clone(), step.layer.kv_slot)
-        return handed_over
+                keys, values = entry.keys[:, kept].clone(), entry.values[:, kept].clone()
+                if selection is not None:
+                    unread_BN = handed.unread[slot] = unread_of(mask_BT, selection)
+                    for tensor in (keys, values):
+                        tensor.masked_fill_(unread_BN[:, None, :, None].to(tensor.device), 0)
+                handed.cache.update(keys, values, slot)
+        return handed
 
     def _forward(self, tokens: Sequence[int], cache: Any) -> Tensor:
         """Run tokens on top of a cache; return the logits behind the last one, in float32."""

@@ -91,6 +91,12 @@ class BlockModel:
         return device
 
     @property
+    def attention(self) -> str:
+        """How attention is computed, as transformers names it, such as sdpa."""
+        found: str = self.model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+        return found
+
+    @property
     def fitting_batch(self) -> int:
         """Padded tokens a batch that suit the device: few enough for a processor's cache, many enough for an accelerator."""
         if self.device.type != "cpu":
@@ -331,7 +337,7 @@ class BlockModel:
     def _looks(self, mask_BTT: Tensor | None, positions_BT: Tensor | None) -> dict[str, Tensor]:
         if mask_BTT is None or positions_BT is None:
             return {}
-        if self.model.config._attn_implementation != "sdpa":  # noqa: SLF001 - transformers has no public name for it
+        if self.attention != "sdpa":
             weight = self.model.get_input_embeddings().weight
             blocked = torch.zeros_like(mask_BTT, dtype=weight.dtype)
             mask_BTT = blocked.masked_fill(~mask_BTT, torch.finfo(weight.dtype).min)

@@ -99,15 +99,24 @@ class ModelSizes:
         numbers = self.head + sum(self._kept(layer, "active") for layer in plan.layers("decode", len(self.blocks)))
         return numbers * self.bytes_per_number
 
-    def kv_bytes(self, plan: Plan) -> int:
-        """Return the bytes of K/V that prefill ships to decode a prompt token."""
+    def kv_bytes(self, plan: Plan, tokens: int = PREFILL_TOKENS) -> int:
+        """Return the bytes of K/V that prefill ships to decode a prompt token, the mean over a prompt of so many tokens.
+
+        It depends on the tokens only where the plan selects K/V.
+        """
         layers = plan.layers("decode", len(self.blocks))
-        widths = (self.blocks[layer.like].kv_width * self.blocks[layer.like].heads_kept(layer.shrinks) for layer in layers)
+        widths = (
+            self.blocks[layer.like].kv_width * self.blocks[layer.like].heads_kept(layer.shrinks) * _share_read(layer, tokens)
+            for layer in layers
+        )
         return round(sum(widths)) * self.bytes_per_number
 
     def step_bytes(self, plan: Plan, *, batch: int, context: int) -> int:
-        """Return the bytes that decode reads for one token of each sequence in a batch: weights once, K/V of every sequence."""
-        return self.decode_bytes(plan) + batch * context * self.kv_bytes(plan)
+        """Return the bytes that decode reads for one token of each sequence in a batch: weights once, K/V of every sequence.
+
+        The context counts as a prompt, of which K/V may be selected.
+        """
+        return self.decode_bytes(plan) + batch * context * self.kv_bytes(plan, context)
 
     def cost(self, plan: Plan, stage: Stage) -> float:
         """Return a stage's cost as a share of the dense model's: FLOPs of prefill, bytes a token of decode."""
@@ -122,3 +131,8 @@ class ModelSizes:
             return round(block.kv_parameters * block.heads_kept(layer.shrinks)) + block.kv_norms
         whole = block.parameters if what == "parameters" else block.active
         return whole - block.lost(layer.shrinks)
+
+
+def _share_read(layer: Layer, tokens: int) -> float:
+    """Return the share of a prompt's tokens whose K/V a layer of decode reads, as a fraction of 1."""
+    return sum(layer.selection.read(tokens)) / tokens if layer.selection is not None and tokens else 1.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.selections import Selection
 
 LayerState = Literal["run", "shrunk", "merged", "kv-only", "shadow"]
 """What a layer is: a block of the model, one with fewer heads or channels, a merged block, only the K/V of decode's layer, or
@@ -25,7 +26,8 @@ class Layer:
     mask, layer type and entries of the config it has. `merge` and `shrinks` say how its weights came about: neither for
     a block as it is. Of prefill's layers, `kv_slot` is the number of the decode layer that is fed with this layer's K/V (None
     where decode has no use for them), and `sliced_heads` are the K/V heads that decode leaves out of them,
-    by their numbers in the dense model; see `sliced_places`.
+    by their numbers in the dense model; see `sliced_places`. `selection` says which tokens of a prompt decode's layer reads,
+    None for all; a layer of prefill has that of the decode layer that it feeds.
     """
 
     blocks: tuple[int, ...]
@@ -35,6 +37,7 @@ class Layer:
     shrinks: tuple[Shrink, ...] = ()
     kv_slot: int | None = None
     sliced_heads: tuple[int, ...] = ()
+    selection: Selection | None = None
 
     @property
     def block(self) -> int:

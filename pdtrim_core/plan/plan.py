@@ -6,13 +6,15 @@ prefill computed", is checked where the plan is made, so that no other code need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from pdtrim_core.errors import PlanError
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.elements import MOST_BLOCKS, Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.layers import Layer, LayerState, layers_of
+from pdtrim_core.plan.selections import Selection
+from pdtrim_core.wording import shown
 
 FirstToken = Literal["decode", "prefill"]
 MOST_TOLD = 10
@@ -67,13 +69,18 @@ class Plan:
 
     Every block that decode runs finds its K/V in what prefill computed. Raises `PlanError` where it does not:
     transformers and the engines would not notice, and decode would attend to nothing but its own tokens.
+
+    `selections` has the blocks of decode that read only some of a prompt's K/V, in order: one a block at most, and only where
+    decode runs a layer. What prefill computes for itself does not depend on them.
     """
 
     prefill: Removal = field(default_factory=Removal)
     decode: Removal = field(default_factory=Removal)
+    selections: tuple[Selection, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        problems = _violations(self.prefill, self.decode)
+        object.__setattr__(self, "selections", tuple(sorted(self.selections, key=lambda selection: selection.block)))
+        problems = [*_violations(self.prefill, self.decode), *_wrong_selections(self.selections, self.decode)]
         if problems:
             more = "; and so on" if len(problems) > MOST_TOLD else ""
             raise PlanError("this plan breaks the K/V law: " + "; ".join(problems[:MOST_TOLD]) + more)
@@ -84,7 +91,17 @@ class Plan:
         return cls(prefill=removal, decode=removal)
 
     def __str__(self) -> str:
-        return f"prefill {self.prefill}, decode {self.decode}"
+        selected = f", prompts {{{', '.join(map(str, self.selections))}}}" if self.selections else ""
+        return f"prefill {self.prefill}, decode {self.decode}{selected}"
+
+    def selecting(self, selections: Iterable[Selection]) -> Plan:
+        """Return this plan with other selections of K/V."""
+        return replace(self, selections=tuple(selections))
+
+    @property
+    def unselected(self) -> Plan:
+        """This plan where decode reads all of every prompt."""
+        return self.selecting(()) if self.selections else self
 
     def removal(self, stage: Stage) -> Removal:
         """Return what one stage loses."""
@@ -92,7 +109,15 @@ class Plan:
 
     def layers(self, stage: Stage, block_count: int) -> tuple[Layer, ...]:
         """Return what one stage runs on a model of so many blocks, and which K/V it computes, layer by layer."""
-        return layers_of(self.prefill, self.decode, stage, block_count)
+        layers = layers_of(self.prefill, self.decode, stage, block_count)
+        if not self.selections:
+            return layers
+        # A layer of prefill is placed at the block of the decode layer that it feeds.
+        by_block = {selection.block: selection for selection in self.selections}
+        return tuple(
+            replace(layer, selection=by_block.get(layer.block)) if stage == "decode" or layer.kv_slot is not None else layer
+            for layer in layers
+        )
 
     def state(self, stage: Stage, block: int) -> State:
         """Return what a stage does at a block of the dense model."""
@@ -110,11 +135,13 @@ class Plan:
     @property
     def first_block(self) -> int | None:
         """The first block that either stage changes; below it the dense model runs. None for the dense plan."""
-        return min((e.blocks[0] for e in (*self.prefill, *self.decode)), default=None)
+        changed = [e.blocks[0] for e in (*self.prefill, *self.decode)]
+        return min([*changed, *(selection.block for selection in self.selections)], default=None)
 
     def check_fits(self, block_count: int) -> None:
         """Raise `PlanError` unless the plan fits a model of so many blocks and leaves decode at least one."""
-        last = max((e.blocks[-1] for e in (*self.prefill, *self.decode)), default=-1)
+        changed = [e.blocks[-1] for e in (*self.prefill, *self.decode)]
+        last = max([*changed, *(selection.block for selection in self.selections)], default=-1)
         if last >= block_count:
             raise PlanError(f"this plan changes block {last}, but the model has blocks 0 to {block_count - 1}")
         if not self.slots(block_count):
@@ -149,7 +176,7 @@ class Plan:
         last = slots[-1]
         head = [element for element in self.prefill if element.blocks[0] < last.block]
         tail = [Drop(block) for block in range(last.blocks[-1] + 1, block_count)]
-        return Plan(prefill=Removal([*head, KvOnly(last.block), *tail]), decode=self.decode)
+        return replace(self, prefill=Removal([*head, KvOnly(last.block), *tail]))
 
 
 @dataclass(frozen=True)
@@ -157,13 +184,17 @@ class LayerOf:
     """Names one layer of one stage under one plan: what replaces the weights of a layer is kept under it.
 
     `block` is that at which the layer is placed; with `shadow` it is the layer that only computes the K/V of a merged block
-    there, beside the block that prefill runs.
+    there, beside the block that prefill runs. Weights do not depend on what decode reads of a prompt: plans that differ in their
+    selections alone have the same names.
     """
 
     plan: Plan
     stage: Stage
     block: int
     shadow: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plan", self.plan.unselected)
 
     @classmethod
     def at(cls, plan: Plan, stage: Stage, layer: Layer) -> Self:
@@ -176,6 +207,9 @@ class FirstTokensOf:
     """Names the table of one plan from which prefill knows the hidden states of the prompts' first tokens."""
 
     plan: Plan
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plan", self.plan.unselected)
 
 
 RecoveredPart = LayerOf | FirstTokensOf
@@ -195,6 +229,26 @@ def _violations(prefill: Removal, decode: Removal) -> list[str]:
         if len(problems) > MOST_TOLD:
             # Each sentence about a long merge names all its blocks.
             break
+    return list(problems)
+
+
+def _wrong_selections(selections: tuple[Selection, ...], decode: Removal) -> list[str]:
+    """Return what is wrong with the blocks that K/V are selected for, one clause each."""
+    problems: dict[str, None] = {}
+    seen: set[int] = set()
+    for selection in selections:
+        block = selection.block
+        if not 0 <= block < MOST_BLOCKS:
+            problems[f"K/V are selected for block {shown(block)}, and models have blocks 0 to {MOST_BLOCKS - 1} at most"] = None
+        if block in seen:
+            problems[f"K/V are selected for block {shown(block)} twice"] = None
+        seen.add(block)
+        for element in decode.at(block):
+            if isinstance(element, Drop):
+                problems[f"K/V are selected for block {block}, but decode does not run it"] = None
+            if isinstance(element, Merge) and block != element.blocks[0]:
+                what = f"K/V are selected for block {block}, which decode merged: say block {element.blocks[0]}"
+                problems[f"{what}, where the merge {element} is placed"] = None
     return list(problems)
 
 

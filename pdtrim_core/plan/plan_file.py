@@ -13,26 +13,29 @@ from pdtrim_core.files.reading import UnreadableError, parse_json
 from pdtrim_core.plan.elements import MOST_BLOCKS, Removal, element_from_json, element_to_json
 from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan import FirstToken, Plan
+from pdtrim_core.plan.selections import selection_from_json, selection_to_json
 from pdtrim_core.wording import shortened, shown
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """Return the two removals as JSON data."""
-    return {stage: [element_to_json(e) for e in plan.removal(stage)] for stage in ("prefill", "decode")}
+    """Return the two removals as JSON data, and the selections of K/V, if there are any."""
+    selections = {"selections": [selection_to_json(selection) for selection in plan.selections]} if plan.selections else {}
+    return {**{stage: [element_to_json(e) for e in plan.removal(stage)] for stage in ("prefill", "decode")}, **selections}
 
 
 def plan_from_json(data: Mapping[str, Any]) -> Plan:
     """Return the plan that `plan_to_json` wrote; raises `PlanError` on anything else, or if its law is broken."""
     try:
         prefill, decode = (Removal(element_from_json(e) for e in data[stage]) for stage in ("prefill", "decode"))
+        selections = tuple(selection_from_json(one) for one in data.get("selections", ()))
     except (KeyError, TypeError) as error:
         raise PlanError("not a plan: it needs lists called 'prefill' and 'decode'") from error
-    return Plan(prefill=prefill, decode=decode)
+    return Plan(prefill=prefill, decode=decode, selections=selections)
 
 
-PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT = 1, 2, 3
-"""The format of plans, of those whose layers have recovered weights, and of those that have number formats of their own: earlier
-versions would not look for them."""
+PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT, SELECTED_FORMAT = 1, 2, 3, 4
+"""The format of plans, of those whose layers have recovered weights, of those that have number formats of their own, and of those
+with selections of K/V: earlier versions would not look for them."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,16 @@ class SavedPlan:
         """A SHA-256 of the text of `plan.json`: what the two stages of one pair have in common."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    @property
+    def _format(self) -> int:
+        if self.plan.selections:
+            return SELECTED_FORMAT
+        return QUANTIZED_FORMAT if self.formats else RECOVERED_FORMAT if self.recovered else PLAN_FORMAT
+
     def to_data(self) -> dict[str, Any]:
         """Return what `plan.json` holds: only lists, dictionaries, texts and numbers."""
         return {
-            "format": QUANTIZED_FORMAT if self.formats else RECOVERED_FORMAT if self.recovered else PLAN_FORMAT,
+            "format": self._format,
             "index_base": 0,
             "model": {"name": self.model, "fingerprint": self.fingerprint, "blocks": self.block_count},
             "first_token": self.first_token,
@@ -77,12 +86,16 @@ class SavedPlan:
         """Return the plan that `to_data` gave. Raises `PlanError` naming `where` when it is something else."""
         try:
             found = data["format"]
-            if found not in (PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT):
-                raise PlanError(f"it has plan format {shown(found)}, this version reads {QUANTIZED_FORMAT}: make the plan again")
-            model, formats = data["model"], Formats.from_data(data["formats"]) if found == QUANTIZED_FORMAT else None
-            recovered = data["recovered"] if found == RECOVERED_FORMAT else data.get("recovered", "") if formats else ""
+            if found not in range(PLAN_FORMAT, SELECTED_FORMAT + 1):
+                raise PlanError(f"it has plan format {shown(found)}, this version reads {SELECTED_FORMAT}: make the plan again")
+            has_formats = found == QUANTIZED_FORMAT or (found == SELECTED_FORMAT and "formats" in data)
+            model, formats = data["model"], Formats.from_data(data["formats"]) if has_formats else None
+            has_recovered = found == RECOVERED_FORMAT or (found > RECOVERED_FORMAT and "recovered" in data)
+            recovered = data["recovered"] if has_recovered else ""
             made_for = (model["name"], model["fingerprint"], model["blocks"])
             saved = cls(plan_from_json(data), *made_for, data["first_token"], recovered, formats)
+            if bool(saved.plan.selections) != (found == SELECTED_FORMAT):
+                raise PlanError(f"plans of format {SELECTED_FORMAT} have selections of K/V, and no others have")
             saved._check_types()
             saved.plan.check_fits(saved.block_count)
         except (ValueError, KeyError, TypeError) as error:

@@ -53,6 +53,11 @@ def subjects_of_run(run: LoadedRun, dtype: Dtype | None = None) -> Subjects:
         both = (Subject("dense", dense, Plan(), {}), Subject("unified", _converted(replaced, dtype), Plan(), {}))
         return Subjects(both, None, "decode", random_weights=False)
     saved = run.outcome.plan
+    if saved.plan.selections:
+        raise PdtrimError(
+            f"{run.path}: decode reads only some of a prompt's K/V in some blocks, and what is timed reads all of them: "
+            "its costs are in the result table"
+        )
     modules = {key: module.to(dense.device, _dtype_of(dense)) for key, module in run.modules_of("unified").items()}
     return _subjects(dense, saved.plan, modules, saved.first_token, random_weights=False)
 

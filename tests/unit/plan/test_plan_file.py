@@ -71,7 +71,8 @@ def changed(**keys: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (changed(format=4), "p.json: it has plan format 4, this version reads 3: make the plan again"),
+        (changed(format=5), "p.json: it has plan format 5, this version reads 4: make the plan again"),
+        (changed(format=4), "p.json: plans of format 4 have selections of K/V, and no others have"),
         (changed(format=3), "p.json is not a plan: KeyError('formats')"),
         (changed(format=2), "p.json is not a plan: KeyError('recovered')"),
         (changed(format=2, recovered=5), f"p.json is not a plan: TypeError('{NO_MODEL}')"),
