@@ -128,3 +128,10 @@ class Staged(Protocol):
         distributions of the next token: along the dense model's own answer, which items have where the objective asks for it by
         `answer_length`, and along the right choice.
         """
+
+    def overlaps(self, items: Sequence[Item], along: Along = "both") -> list[float]:
+        """Return for each item how much the plan's distributions have in common with the dense model's, 0 to 1.
+
+        It is the mean, over the same tokens, of the sum over the vocabulary of the smaller of the two probabilities: the chance
+        that the dense model accepts a token which the plan drafts.
+        """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
-from pdtrim_core.execution.staged_model import ComparedToken, StagedModel, likeliest, normaliser
+from pdtrim_core.execution.staged_model import ComparedToken, StagedModel, likeliest, normaliser, overlap
 from pdtrim_core.model.block_model import HEAD_NUMBERS
 
 LOGITS_HELD = 4
@@ -71,6 +71,7 @@ def _distances(dense_NV: Tensor, plan_NV: Tensor) -> tuple[Tensor, Tensor]:
     size = IN_CACHE if dense_NV.device.type == "cpu" else len(dense_NV)
     divergences, overlaps = [], []
     for dense_PV, plan_PV in zip(torch.split(dense_NV, size), torch.split(plan_NV, size), strict=True):
-        overlaps.append(torch.minimum(dense_PV, plan_PV).exp_().sum(dim=-1))
-        divergences.append((dense_PV - plan_PV).mul_(dense_PV.exp()).sum(dim=-1).clamp_(min=0))
+        shares_PV = dense_PV.exp()
+        divergences.append((dense_PV - plan_PV).mul_(shares_PV).sum(dim=-1).clamp_(min=0))
+        overlaps.append(overlap(shares_PV, plan_PV.exp()))
     return torch.cat(divergences), torch.cat(overlaps)

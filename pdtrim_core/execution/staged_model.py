@@ -125,6 +125,14 @@ class StagedModel:
         """
         return [math.fsum(own) / len(own) for own in self._beside_dense(items, along, _divergences)]
 
+    def overlaps(self, items: Sequence[Item], along: Along = "both") -> list[float]:
+        """Return for each item how much this plan's distributions have in common with the dense model's, 0 to 1.
+
+        It is the mean, over the tokens of `item.continuations(along)`, of the sum over the vocabulary of the smaller of the two
+        probabilities of the next token. Other choices are not run.
+        """
+        return [math.fsum(own) / len(own) for own in self._beside_dense(items, along, _overlaps)]
+
     def compared(self, items: Sequence[Item]) -> list[tuple[ComparedToken, ...]]:
         """Return for each item how this plan and the dense model differ at each token of its right choice, in order."""
         of_items = self._beside_dense(items, "right", _comparisons)
@@ -328,13 +336,27 @@ def _divergences(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor)
     return _divergence(dense_NV, plan_NV)[at]
 
 
+def _overlaps(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+    """Return the overlap of the two distributions at each target."""
+    del targets
+    return overlap(dense_NV.exp_(), plan_NV.exp_())[at]
+
+
 def _comparisons(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Return the numbers of a `ComparedToken` at each target, `[target, 5]` in float64."""
     logprobs, dense_logprobs = plan_NV[at, targets], dense_NV[at, targets]
     same_N = dense_NV.argmax(dim=-1) == plan_NV.argmax(dim=-1)
-    overlap_N = torch.minimum(dense_NV, plan_NV).exp_().sum(dim=-1)
+    overlap_N = overlap(dense_NV.exp(), plan_NV.exp())
     divergence_N = _divergence(dense_NV, plan_NV)
     return torch.stack([divergence_N[at], same_N[at], overlap_N[at], logprobs, dense_logprobs], dim=1).double()
+
+
+def overlap(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:
+    """Return the sum of the smaller of two probabilities, 0 to 1, at each position; the second tensor is overwritten.
+
+    Taken as what the first has above the second, it is 1 to the last bit where they are the same.
+    """
+    return (1 - torch.sub(dense_NV, plan_NV, out=plan_NV).clamp_(min=0).sum(dim=-1)).clamp_(min=0)
 
 
 def _divergence(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:

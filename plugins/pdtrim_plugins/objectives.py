@@ -1,4 +1,4 @@
-"""Objectives: accuracy, the margin of the right choice, perplexity, the divergence from the dense model."""
+"""Objectives: accuracy, the margin of the right choice, perplexity, the divergence from the dense model, acceptance by it."""
 
 from __future__ import annotations
 
@@ -98,17 +98,8 @@ class Perplexity(Objective):
         return 100 * math.exp(-max(0.0, mean))
 
 
-class Divergence(Objective):
-    """KL divergence of the pruned model from the dense one, along the dense model's answers and the right continuations.
-
-    At each token of the dense model's own greedy answer to an item's prompt, and of the right continuation, it compares the two
-    distributions of the next token. Other choices are not run, so items need none. The dense model has all points, and whatever
-    damages it costs some: there is nothing to gain from being unlike it.
-    """
-
-    name = "kl"
-    unit = "nats a token"
-    best_item: ClassVar[float | None] = 0.0
+class BesideDense(Objective):
+    """An objective that compares the next token's distributions with the dense model's along texts; it needs no choices."""
 
     along: Along = Field(
         default="both",
@@ -121,17 +112,58 @@ class Divergence(Objective):
         """Return how long answers are to be, if they are wanted."""
         return 0 if self.along == "right" else self.answer_tokens
 
-    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
-        """Return the mean divergence over the tokens of the texts; 0 where nothing differs."""
-        return staged.divergences(items, self.along)
-
     def weight(self, item: Item) -> float:
         """Return the number of scored tokens, so that every token counts the same."""
         return float(sum(map(len, item.continuations(self.along))))
 
+
+class Divergence(BesideDense):
+    """KL divergence of the pruned model from the dense one, along the dense model's answers and the right continuations.
+
+    At each token of the dense model's own greedy answer to an item's prompt, and of the right continuation, it compares the two
+    distributions of the next token. Other choices are not run, so items need none. The dense model has all points, and whatever
+    damages it costs some: there is nothing to gain from being unlike it.
+    """
+
+    name = "kl"
+    unit = "nats a token"
+    best_item: ClassVar[float | None] = 0.0
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        """Return the mean divergence over the tokens of the texts; 0 where nothing differs."""
+        return staged.divergences(items, self.along)
+
     def score(self, mean: float) -> float:
         """Return 100 for the dense model's own distributions, falling to 37 at one nat a token."""
         return 100 * math.exp(-max(0.0, mean))
+
+
+class Acceptance(BesideDense):
+    """Chance that the dense model accepts a token which the pruned one drafts for it in speculative decoding.
+
+    At each token of the dense model's own greedy answer to an item's prompt it takes the sum over the vocabulary of the smaller
+    of the two probabilities of the next token (Leviathan et al., 2023): the figure `acceptance` of fidelity, to search for.
+    The dense model has all points, and whatever damages it costs some. A pair is measured as a pair. The draft that an engine
+    runs reads its own prompt: search for one with the splitter `unified`.
+    """
+
+    name = "acceptance"
+    cites = "Leviathan et al. (arXiv:2211.17192)"
+    unit = "share of tokens"
+    best_item: ClassVar[float | None] = 1.0
+
+    along: Along = Field(
+        default="answers",
+        description="along the dense model's own greedy answer to the prompt, along the right continuation, or along both",
+    )
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        """Return the mean overlap over the tokens of the texts; 1 where nothing differs."""
+        return staged.overlaps(items, self.along)
+
+    def score(self, mean: float) -> float:
+        """Return percent."""
+        return 100 * mean
 
 
 def _softmax(values: Sequence[float]) -> list[float]:
@@ -143,4 +175,4 @@ def _softmax(values: Sequence[float]) -> list[float]:
 @hookimpl
 def pdtrim_objectives() -> Iterable[type[Objective]]:
     """Yield the objectives."""
-    yield from (Accuracy, Margin, Perplexity, Divergence)
+    yield from (Accuracy, Margin, Perplexity, Divergence, Acceptance)

@@ -34,7 +34,7 @@ from pdtrim_plugins.exporters.gguf_file import Gguf
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.exporters.vllm import Vllm
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
-from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
+from pdtrim_plugins.objectives import Acceptance, Accuracy, Divergence, Margin, Perplexity
 from pdtrim_plugins.pruners import (
     Flap,
     LaCo,
@@ -364,6 +364,11 @@ class TestPerplexity(ObjectiveContract):
 @pytest.mark.numeric
 class TestDivergence(ObjectiveContract):
     component = Divergence
+
+
+@pytest.mark.numeric
+class TestAcceptance(ObjectiveContract):
+    component = Acceptance
 
 
 class TestMini(CalibrationContract):

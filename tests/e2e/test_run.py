@@ -307,7 +307,7 @@ def test_the_other_splitters_run(cli: Cli, recipe: Path, tmp_path: Path, splitte
     assert plan.prefill.elements == (plan.decode.elements if splitter == "unified" else ())
 
 
-@pytest.mark.parametrize("objective", ["accuracy", "margin", "perplexity", "kl"])
+@pytest.mark.parametrize("objective", ["accuracy", "margin", "perplexity", "kl", "acceptance"])
 @pytest.mark.parametrize("searcher", ["annealing", "greedy", "random"])
 def test_every_objective_goes_with_every_searcher(cli: Cli, recipe: Path, objective: str, searcher: str) -> None:
     recipe.write_text(recipe.read_text().replace("t_min = 5.0", f'use = "{searcher}"'))

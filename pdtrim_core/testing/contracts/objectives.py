@@ -56,6 +56,10 @@ class FixedStaged:
         del along
         return [-self.sums[item][item.answer] / len(item.choices[item.answer]) for item in items]
 
+    def overlaps(self, items: Sequence[Item], along: Along = "both") -> list[float]:
+        """Return what a plan has in common with certainty: the probability of the right choice, a token."""
+        return [math.exp(-divergence) for divergence in self.divergences(items, along)]
+
 
 @contract
 class ObjectiveContract:

@@ -12,7 +12,7 @@ from torch import nn
 from pdtrim_core.api import Along, Drop, Item, KvOnly, PdtrimError, Plan, Removal
 from pdtrim_core.execution import staged_model as stages
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
-from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.staged_model import StagedModel, overlap
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model import block_model as model
 from pdtrim_core.testing import tiny_llama, tiny_model
@@ -218,13 +218,26 @@ def test_the_dense_model_is_the_same_at_every_token() -> None:
     for tokens in StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), Plan()).compared(some_items()):
         for token in tokens:
             assert (token.divergence, token.same, token.logprob) == (0.0, True, token.dense_logprob)
-            assert token.overlap == pytest.approx(1.0, abs=1e-5)
+            assert token.overlap == 1.0
 
 
 def test_divergences_are_the_means_of_what_is_compared_token_by_token() -> None:
     staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), UNIFIED)
     means = [sum(token.divergence for token in tokens) / len(tokens) for tokens in staged.compared(some_items())]
     assert staged.divergences(some_items()) == pytest.approx(means, rel=1e-9)
+
+
+def test_overlaps_are_the_means_of_what_is_compared_token_by_token() -> None:
+    staged = StagedModel(PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64)), UNIFIED)
+    means = [sum(token.overlap for token in tokens) / len(tokens) for tokens in staged.compared(some_items())]
+    assert max(means) < 1
+    assert staged.overlaps(some_items(), "right") == pytest.approx(means, rel=1e-6)
+
+
+def test_an_overlap_is_the_sum_of_the_smaller_probabilities_and_never_below_nothing() -> None:
+    dense = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
+    plan = torch.tensor([[0.25, 0.5, 0.25], [0.0, 0.5, 0.5], [0.2, 0.3, 0.5]])
+    assert overlap(dense, plan).tolist() == [0.75, 0.0, 1.0]
 
 
 def answered_items(dense: BlockModel, length: int = 9) -> list[Item]:
@@ -259,7 +272,9 @@ def test_along_every_text_the_dense_model_is_itself(along: Along) -> None:
     dense = tiny_llama()
     for packed in (False, True):
         prefix_cache = PrefixCache(dense, ExecutionOptions(batch_tokens=64, packed=packed))
-        assert StagedModel(prefix_cache, Plan()).divergences(answered_items(dense), along) == [0.0] * len(some_items())
+        staged, items = StagedModel(prefix_cache, Plan()), answered_items(dense)
+        assert staged.divergences(items, along) == [0.0] * len(items)
+        assert staged.overlaps(items, along) == [1.0] * len(items)
 
 
 def test_items_without_an_answer_are_compared_along_the_right_choice() -> None:

@@ -9,12 +9,17 @@ from typing import Literal
 import pytest
 
 from pdtrim_core.api import Drop, Item, Objective, Plan, Removal
-from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.data.readings import Underway
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.fidelity.dense_answers import answers
+from pdtrim_core.fidelity.measure import Subject, measure_all
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.search.stopping import Stop
 from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts import FixedStaged
-from pdtrim_plugins.objectives import Accuracy, Divergence, Margin, Perplexity
+from pdtrim_plugins.objectives import Acceptance, Accuracy, Divergence, Margin, Perplexity
 
 
 def item(*sizes: int, answer: int = 0, tokens: tuple[int, ...] | None = None, name: str = "q") -> Item:
@@ -138,6 +143,57 @@ def test_kl_gives_the_dense_model_all_points_and_fewer_the_more_is_gone() -> Non
     assert one == pytest.approx(100 * math.exp(-mean))
 
 
+def test_acceptance_is_the_overlap_that_the_model_tells() -> None:
+    """A dense model that is certain accepts a token as often as it is drafted."""
+    asked = item(3, 3, answer=1, tokens=(5, 2))
+    staged = FixedStaged({replace(asked, dense_answer=(1, 2)): (-1.0, 2 * math.log(1 / 4))})
+    (value,) = Acceptance().item_values(staged, list(staged.sums))
+    assert value == pytest.approx(1 / 4)
+    assert Acceptance().score(value) == pytest.approx(25.0)
+
+
+def test_acceptance_goes_along_the_answers_and_weighs_every_token_of_them_the_same() -> None:
+    answered = replace(item(3, 3, answer=1, tokens=(1, 4)), dense_answer=(1, 2, 3))
+    assert Acceptance().along == "answers"
+    assert [Acceptance(along=along).weight(answered) for along in ("both", "answers", "right")] == [7.0, 3.0, 4.0]
+    assert [Acceptance(along=along, answer_tokens=9).answer_length for along in ("both", "answers", "right")] == [9, 9, 0]
+
+
+def test_acceptance_is_what_fidelity_finds_along_the_same_answers() -> None:
+    """Each on its own way: the objective item by item, fidelity with all figures side by side."""
+    model = tiny_llama()
+    items = [Item(((1, 2, n, 7),), ((5, n), (6, 3)), n % 2, (1, 1), str(n)) for n in range(6)]
+    made = answers(TwoPhaseModel(model, Plan()), [i.prompts[0] for i in items], 8)
+    answered = [replace(i, dense_answer=tuple(answer)) for i, answer in zip(items, made, strict=True)]
+    plans = [Plan(prefill=Removal([Drop(5)]), decode=Removal([Drop(3), Drop(5)])), Plan.unified(Removal([Drop(3), Drop(5)]))]
+    prefix_cache = PrefixCache(model)
+    objective = ObjectiveOnItems(Acceptance(), answered, "acceptance")
+    ours = [Measurement(lambda: prefix_cache, objective)(plan, None, None).score for plan in plans]
+    found = measure_all([Subject(model, plan) for plan in plans], items, length=8, code={}, fresh=True)
+    assert ours == pytest.approx([100 * of.metrics["acceptance"].value for of in found], rel=1e-5)
+    assert ours[0] != pytest.approx(ours[1], rel=1e-5)
+
+
+def test_acceptance_stops_as_soon_as_a_floor_is_out_of_reach_or_surely_missed() -> None:
+    """With the exact early stop, and with the paired test against a better plan."""
+    model = tiny_llama()
+    items = [Item(((1, 2, n, 7),), ((5, n),), 0, (1,), str(n)) for n in range(64)]
+    objective = ObjectiveOnItems(Acceptance(along="right"), items, "acceptance")
+    good, bad = (Plan.unified(Removal(map(Drop, gone))) for gone in ((5,), (0, 1, 2, 3, 4)))
+    prefix_cache = PrefixCache(model, ExecutionOptions(batch_tokens=64))
+    exact = Measurement(lambda: prefix_cache, objective)
+    better = exact(good, None, None)
+    assert better.score is not None
+    assert (exact(bad, None, None).score or 0.0) < better.score
+    assert exact(bad, better.score, None).score is None
+    paired = Measurement(lambda: prefix_cache, objective, error=0.2)
+    stop = Stop(better.score, than=better)
+    (_, given_up), *_ = [one for one in paired.together([bad], stop, {}) if not isinstance(one[1], Underway)]
+    assert given_up.score is None
+    measured = [value for value in given_up.items if value is not None]
+    assert 0 < len(measured) < len(items)
+
+
 def test_the_other_objectives_weigh_every_item_the_same() -> None:
     assert {Accuracy().weight(item(3, 3, tokens=(4, 4))), Margin().weight(item(1, 1))} == {1.0}
 
@@ -147,7 +203,9 @@ def test_points_stay_in_range_a_little_beyond_the_best() -> None:
     assert Divergence().score(-0.001) == 100.0
 
 
-@pytest.mark.parametrize(("objective", "best"), [(Accuracy(), 1.0), (Margin(), 1.0), (Perplexity(), 0.0), (Divergence(), 0.0)])
+@pytest.mark.parametrize(
+    ("objective", "best"), [(Accuracy(), 1.0), (Margin(), 1.0), (Perplexity(), 0.0), (Divergence(), 0.0), (Acceptance(), 1.0)]
+)
 def test_the_best_item_is_worth_all_points(objective: Objective, best: float) -> None:
     assert objective.best_item == best
     assert objective.score(best) == 100.0
@@ -162,11 +220,11 @@ def test_items_without_a_choice_are_refused(objective: Accuracy | Margin) -> Non
     assert objective.problems(items[:1]) == []
 
 
-@pytest.mark.parametrize("objective", [Perplexity(), Divergence()])
+@pytest.mark.parametrize("objective", [Perplexity(), Divergence(), Acceptance()])
 def test_what_needs_no_choices_takes_items_without(objective: Objective) -> None:
     assert objective.problems([item(1)]) == []
 
 
 def test_the_native_units_are_named() -> None:
-    units = [objective.unit for objective in (Accuracy, Margin, Perplexity, Divergence)]
-    assert units == ["share of items", "probability", "nats a token", "nats a token"]
+    units = [objective.unit for objective in (Accuracy, Margin, Perplexity, Divergence, Acceptance)]
+    assert units == ["share of items", "probability", "nats a token", "nats a token", "share of tokens"]
