@@ -142,7 +142,7 @@ class Acceptance(BesideDense):
     """Chance that the dense model accepts a token which the pruned one drafts for it in speculative decoding.
 
     At each token of the dense model's own greedy answer to an item's prompt it takes the sum over the vocabulary of the smaller
-    of the two probabilities of the next token (Leviathan et al., Theorem 3.5): the figure `acceptance` of fidelity, to search by.
+    of the two probabilities of the next token (Leviathan et al., 2023): the figure `acceptance` of fidelity, to search for.
     The dense model has all points, and whatever damages it costs some. A pair is measured as a pair. The draft that an engine
     runs reads its own prompt: search for one with the splitter `unified`.
     """

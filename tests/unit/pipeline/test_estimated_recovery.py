@@ -159,18 +159,19 @@ def ran(out: Path, host: PluginHost, *, fresh: bool = False, **changes: Any) -> 
     return pipeline.run(Recipe.from_data(data, where="x.toml", out=out, host=host), host, fresh=fresh)
 
 
-def test_a_run_searches_among_recovered_candidates_and_ends_with_a_real_recovery(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["kl", "acceptance"])
+def test_a_run_searches_among_recovered_candidates_and_ends_with_a_real_recovery(objective: str, tmp_path: Path) -> None:
     host = tiny_host()
-    outcome = ran(tmp_path / "run", host)
+    outcome = ran(tmp_path / "run", host, objective=objective)
     assert outcome.recovery
-    plain = ran(tmp_path / "plain", host, search={"recovered": False})
+    plain = ran(tmp_path / "plain", host, search={"recovered": False}, objective=objective)
     with_scores, without = ({step.decode: step.score for step in one.search} for one in (outcome, plain))
     together = [decode for decode in with_scores if with_scores[decode] is not None and without.get(decode) is not None]
     assert together
     assert any(with_scores[decode] != without[decode] for decode in together)
     # What the table says of the pair is of its real weights, and of plans without some, of the plans as they are.
     assert load_run(tmp_path / "run", host).plan_digest("staged") != load_run(tmp_path / "run", host).plan_digest("unrecovered")
-    again = ran(tmp_path / "run", host)
+    again = ran(tmp_path / "run", host, objective=objective)
     assert again.plan == outcome.plan
     assert again.rows == outcome.rows
 

@@ -350,7 +350,7 @@ def test_bad_texts_are_told_before_anything_is_measured(
     [
         ("pdtrim_core.model.weights.write_whole", "decode.safetensors"),
         ("pdtrim_core.pipeline.recover.write_whole", "recovery.json"),
-        ("pdtrim_core.pipeline.recovery_texts.write_whole", "json"),
+        ("pdtrim_core.pipeline.written_texts.write_whole", "json"),
     ],
 )
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
