@@ -52,14 +52,14 @@ EVERY = "staged,unified,prefill,decode,unrecovered,dense"
 @pytest.fixture
 def recovered(cli: Cli, recipe: Path, tmp_path: Path, run: Path) -> Path:
     """Return the same run with recoveries."""
-    text = 'recovery = [{use = "kv-refit", tokens = 200}, {use = "fold", tokens = 600}]\n' + recipe.read_text().replace(NONE, "")
+    text = 'recovery = [{use = "kv-refit", tokens = 200}, {use = "fold", tokens = 4800}]\n' + recipe.read_text().replace(NONE, "")
     path = tmp_path / "mended.toml"
     path.write_text(
         text.replace("fidelity = false", "answer_tokens = 8") + "[recovery_data]\nprompt_tokens = 8\nanswer_tokens = 8\n"
     )
     done = cli("run", path, *("--set", "searcher.t_min=9", "--set", "prune.merges=false", "--set", "splitter=dense-prefill"))
     assert done.code == 0, done.err
-    assert re.search(r"^recovery fold: KL 0\.\d{3} -> 0\.\d{3}, \d+ % taken away; 608 tokens, \d\.\d s$", done.err, re.MULTILINE)
+    assert re.search(r"^recovery fold: KL 0\.\d{3} -> 0\.\d{3}, \d+ % taken away; 4,800 tokens, \d\.\d s$", done.err, re.MULTILINE)
     assert "recovery, KL to dense in nats a token on other texts:\n" in done.out
     assert run.is_dir()
     return tmp_path / "runs" / "mended"
