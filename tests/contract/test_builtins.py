@@ -30,6 +30,7 @@ from pdtrim_core.testing.contracts import small_run
 from pdtrim_plugins.calibrations import Jsonl, Mini, Text
 from pdtrim_plugins.distillers import CosineLoss, LogitKl, Mse, MseCosine
 from pdtrim_plugins.exporters.checkpoints import Checkpoints
+from pdtrim_plugins.exporters.draft import Draft
 from pdtrim_plugins.exporters.gguf_file import Gguf
 from pdtrim_plugins.exporters.llm_compressor import LlmCompressor
 from pdtrim_plugins.exporters.plan import PlanFile
@@ -464,6 +465,10 @@ class TestCheckpoints(ExporterContract):
 
 class TestVllm(ExporterContract):
     component = Vllm
+
+
+class TestDraft(ExporterContract):
+    component = Draft
 
 
 class TestLlmCompressor(ExporterContract):

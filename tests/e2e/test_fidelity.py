@@ -59,7 +59,9 @@ def recovered(cli: Cli, recipe: Path, tmp_path: Path, run: Path) -> Path:
     )
     done = cli("run", path, *("--set", "searcher.t_min=9", "--set", "prune.merges=false", "--set", "splitter=dense-prefill"))
     assert done.code == 0, done.err
-    assert re.search(r"^recovery fold: KL 0\.\d{3} -> 0\.\d{3}, \d+ % taken away; 4,800 tokens, \d\.\d s$", done.err, re.MULTILINE)
+    assert re.search(
+        r"^recovery fold: KL 0\.\d{3} -> 0\.\d{3}, \d+ % taken away; 4,800 tokens, \d\.\d s$", done.err, re.MULTILINE
+    )
     assert "recovery, KL to dense in nats a token on other texts:\n" in done.out
     assert run.is_dir()
     return tmp_path / "runs" / "mended"
