@@ -32,7 +32,22 @@ FORMAT_HELP = "number format of the weights; auto: that of the source, or the on
 SHARD_HELP = "largest file of weights, in GB"
 
 
-class Checkpoints(Exporter):
+class WeightsExporter(Exporter):
+    """An exporter that writes weights: in which number format, and in files of which size."""
+
+    dtype: Format = Field("auto", description=FORMAT_HELP)
+    max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
+
+    def remark(self, model: BlockModel) -> str:
+        """Tell the number format."""
+        return self._storage.told(model)
+
+    @property
+    def _storage(self) -> Storage:
+        return Storage(self.dtype, int(self.max_shard * 1e9))
+
+
+class Checkpoints(WeightsExporter):
     """Writes decode/ and unified/: the decode model as a checkpoint that transformers and engines load.
 
     Both hold the same weights, since a unified model is decode's removal in both stages; the second
@@ -44,23 +59,12 @@ class Checkpoints(Exporter):
 
     name = "checkpoints"
 
-    dtype: Format = Field("auto", description=FORMAT_HELP)
-    max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
-
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return what is certain of the model and the folders."""
         if facts.replaced:
             return [no_plan(facts)]
         there = occupied(facts.out / "decode", facts.out / "unified")
         return [*numbered(facts.model, facts.text_config), *other_dtype(facts, self.dtype), *there]
-
-    def remark(self, model: BlockModel) -> str:
-        """Tell the number format."""
-        return self._storage.told(model)
-
-    @property
-    def _storage(self) -> Storage:
-        return Storage(self.dtype, int(self.max_shard * 1e9))
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write both folders."""

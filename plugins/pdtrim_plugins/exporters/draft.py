@@ -7,12 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from pdtrim_core.api import Exporter, ExportFacts, PdtrimError
+from pdtrim_core.api import ExportFacts, PdtrimError
 from pdtrim_plugins.exporters.card import card
-from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, occupied, write_checkpoint
-from pdtrim_plugins.exporters.checkpoints import FORMAT_HELP, SHARD_HELP, Format, in_format, no_plan, other_dtype, plan_of
+from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, occupied, write_checkpoint
+from pdtrim_plugins.exporters.checkpoints import WeightsExporter, in_format, no_plan, other_dtype, plan_of
 from pdtrim_plugins.exporters.configs import numbered, ordinary
 from pdtrim_plugins.exporters.stages import Parts, decode_blocks
 
@@ -28,7 +26,7 @@ GREEDY, SAMPLED = "top1", "acceptance"
 """The figures of fidelity that say how often a drafted token is taken, where the output is greedy and where it is sampled."""
 
 
-class Draft(Exporter):
+class Draft(WeightsExporter):
     """Writes draft/: the decode model as a checkpoint of its family, and how vLLM takes it as the draft of the dense model.
 
     A draft writes a few tokens ahead, and the dense model checks them all at once: the output is the dense model's own. The draft
@@ -38,23 +36,12 @@ class Draft(Exporter):
     name = "draft"
     cites = "Leviathan et al. (arXiv:2211.17192)"
 
-    dtype: Format = Field("auto", description=FORMAT_HELP)
-    max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
-
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return why such a model can be no draft, as far as the model and the recipe tell."""
         if facts.replaced:
             return [no_plan(facts)]
         found = [*numbered(facts.model, facts.text_config), *_of_engine(facts), *other_dtype(facts, self.dtype)]
         return [*found, *occupied(facts.out / FOLDER)]
-
-    def remark(self, model: BlockModel) -> str:
-        """Tell the number format."""
-        return self._storage.told(model)
-
-    @property
-    def _storage(self) -> Storage:
-        return Storage(self.dtype, int(self.max_shard * 1e9))
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write the folder."""

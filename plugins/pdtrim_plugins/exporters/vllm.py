@@ -7,15 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, SavedPlan
+from pdtrim_core.api import ExportFacts, PdtrimError, SavedPlan
 from pdtrim_plugins.exporters.card import card
-from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, occupied, write_checkpoint
+from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, occupied, write_checkpoint
 from pdtrim_plugins.exporters.checkpoints import (
-    FORMAT_HELP,
-    SHARD_HELP,
-    Format,
+    WeightsExporter,
     in_format,
     no_plan,
     other_dtype,
@@ -37,7 +33,7 @@ FOLDERS = ("decode", "prefill", "serve")
 ADVICE = "; --to checkpoints gives one model for both stages"
 
 
-class Vllm(Exporter):
+class Vllm(WeightsExporter):
     """Writes decode/, prefill/ and serve/: a pair of models that two vLLM servers run, and the files that start them.
 
     decode/ is an ordinary checkpoint that stock vLLM serves. prefill/ keeps the dense model's block numbers and
@@ -48,23 +44,12 @@ class Vllm(Exporter):
 
     name = "vllm"
 
-    dtype: Format = Field("auto", description=FORMAT_HELP)
-    max_shard: float = Field(2.0, gt=0, description=SHARD_HELP)
-
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return why a pair of such a model cannot be served, as far as the model and the recipe tell."""
         if facts.replaced:
             return [no_plan(facts)]
         found = [*_of_model(facts), *_of_recipe(facts), *other_dtype(facts, self.dtype)]
         return [*found, *occupied(*(facts.out / name for name in FOLDERS))]
-
-    def remark(self, model: BlockModel) -> str:
-        """Tell the number format."""
-        return self._storage.told(model)
-
-    @property
-    def _storage(self) -> Storage:
-        return Storage(self.dtype, int(self.max_shard * 1e9))
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write the three folders, after checking everything that could be refused."""
