@@ -99,7 +99,7 @@ def eval(  # noqa: A001 - a command is named as its function is
 ) -> None:
     """Evaluate a run on benchmarks of lm-evaluation-harness, or beside the dense model; print one table."""
     del debug  # main() reads it
-    names, wanted = _names(tasks, fidelity=fidelity), _variants(variants)
+    names, wanted = _names(tasks, fidelity=fidelity), variants_in(variants)
     if limit is not None and not 0 < limit < math.inf:
         raise PdtrimError(f"--limit: give a number of items, or a share below 1 (got {limit})")
     asked = FidelityInputs(data if fidelity else None, names, text, prompt_tokens, items, prompt_share, answer_tokens)
@@ -119,7 +119,7 @@ def eval(  # noqa: A001 - a command is named as its function is
 
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
-    wanted = _there(run, loaded.outcome, wanted)
+    wanted = there(run, loaded.outcome, wanted)
     if fidelity:
         for inputs in asked.opened(loaded):
             of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=_tell)
@@ -145,7 +145,7 @@ def eval(  # noqa: A001 - a command is named as its function is
     _show(run, results, wanted, as_json=as_json)
 
 
-def _there(run: Path, outcome: Outcome, wanted: list[Variant]) -> list[Variant]:
+def there(run: Path, outcome: Outcome, wanted: list[Variant]) -> list[Variant]:
     """Return those variants that a run has, and say why not of the others; where it has none, what was asked for."""
     absent = {variant: outcome.why_absent(variant) for variant in wanted}
     there = [variant for variant in wanted if not absent[variant]]
@@ -184,7 +184,8 @@ def _names(tasks: str, *, fidelity: bool) -> list[str]:
     return names
 
 
-def _variants(given: str) -> list[Variant]:
+def variants_in(given: str) -> list[Variant]:
+    """Return the variants that an option names, with commas between them. Raises `PdtrimError` for one that there is not."""
     variants: list[Variant] = []
     for name in dict.fromkeys(part.strip() for part in given.split(",")):
         if name not in get_args(Variant):

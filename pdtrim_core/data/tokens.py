@@ -27,6 +27,13 @@ def opening_of(text: str, tokenizer: Any) -> tuple[int, ...]:
     return () if opening and first is not None and text.startswith(tokenizer.decode([first])) else opening
 
 
+def chat_prompt(text: str, tokenizer: Any) -> str:
+    """Return what a user says in the tokenizer's chat template, up to where the answer begins; it must have one."""
+    messages = [{"role": "user", "content": text}]
+    prompt: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return prompt
+
+
 def in_front(whole: Sequence[int], bare: Sequence[int], usual: Sequence[int] = ()) -> tuple[int, ...]:
     """Return what a tokenizer put in front of the bare tokens of a text; `whole` may have more behind them.
 

@@ -9,7 +9,7 @@ Shape suffixes: B batch, T token, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -44,11 +44,18 @@ class TwoPhaseModel:
         if plan.selections:
             check_masks(model)
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        *,
+        recompute: int | None = None,
+        on_token: Callable[[int], None] = lambda token: None,
+    ) -> list[int]:
         """Return the greedy continuation of a prompt; it ends early at the model's end-of-sequence token.
 
         `recompute` is how many prompt tokens decode runs again: 1 where decode makes the first token (engines that hand
-        over whole cache blocks run more), 0 where prefill makes it.
+        over whole cache blocks run more), 0 where prefill makes it. `on_token` is told each token as soon as it is made.
         """
         # The last token that is made is never read.
         self._model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
@@ -58,6 +65,7 @@ class TwoPhaseModel:
             logits_V = behind_prompt_V
             while len(made) < max_new_tokens:
                 made.append(int(logits_V.argmax()))
+                on_token(made[-1])
                 if made[-1] in stops or len(made) == max_new_tokens:
                     break
                 logits_V = self._forward(made[-1:], handed.cache)

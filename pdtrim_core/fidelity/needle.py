@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from pdtrim_core.data.items import Item, Sample, encode
-from pdtrim_core.data.tokens import tokens_of
+from pdtrim_core.data.tokens import chat_prompt, tokens_of
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.fidelity.inputs import Inputs, Needle
 from pdtrim_core.model.block_model import BlockModel
@@ -88,11 +88,7 @@ def _prompt(tokenizer: Any, tokens: int, number: int, sentences: Iterator[str], 
 
 def _as_chat(asked: str, tokenizer: Any) -> str:
     """Return what is asked in the tokenizer's chat template, where it has one, up to where the answer begins."""
-    if not getattr(tokenizer, "chat_template", None):
-        return f"{asked} "
-    messages = [{"role": "user", "content": asked}]
-    prompt: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return prompt
+    return chat_prompt(asked, tokenizer) if getattr(tokenizer, "chat_template", None) else f"{asked} "
 
 
 def _grammar(number: int) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.execution.quantized_weights import FORMATS
 from pdtrim_core.execution.recovered_weights import RECOVERED, check_recovered, load_recovered
 from pdtrim_core.execution.stage_modules import Modules
+from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.files.checksums import sha256_of
 from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.host import PluginHost
@@ -130,6 +131,14 @@ class LoadedRun:
         if variant in PAIRS:
             return plan
         return Plan.unified(plan.decode if variant != "prefill" else plan.prefill_alone(self.outcome.block_count))
+
+    def two_phase(self, variant: Variant) -> TwoPhaseModel:
+        """Return a variant as it is served: it generates in two phases, with a hand-over of K/V between them.
+
+        Raises `PdtrimError` for a variant that this run does not have.
+        """
+        first_token = self.outcome.plan.first_token if variant in PAIRS else "decode"
+        return TwoPhaseModel(self.model_of(variant), self.plan_of(variant), self.modules_of(variant), first_token=first_token)
 
     def plan_digest(self, variant: Variant) -> str:
         """Return a hash of what a variant runs: its plan, the modules of that plan, or the model that replaced the dense one."""

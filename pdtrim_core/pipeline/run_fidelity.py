@@ -82,7 +82,7 @@ class RunFidelity:
             "weights": outcome.environment.weights,
             "plan": None if variant == "dense" else self._run.plan_digest(variant),
             "first_token": first_token,
-            "items": digest_of(self._items),
+            "items": digest_of(self.items),
             "answer_tokens": self._length,
             **({} if self._inputs is None else {"source": dict(self._inputs.source)}),
             CODE: self._code,
@@ -93,7 +93,8 @@ class RunFidelity:
         return dense_code(self._run.dense)
 
     @cached_property
-    def _items(self) -> tuple[Item, ...]:
+    def items(self) -> tuple[Item, ...]:
+        """What is measured on. Raises `PdtrimError` for a run that holds nothing out, and for items too long for the model."""
         run = self._run
         if self._inputs is not None:
             for item in self._inputs.items:
@@ -129,7 +130,7 @@ class RunFidelity:
             return {}
         started, needles = time.perf_counter(), () if self._inputs is None else self._inputs.needles
         subjects = [self._subject(variant, settings) for variant, settings in wanted.items()]
-        found = measure_all(subjects, self._items, length=self._length, code=self._code, needles=needles)
+        found = measure_all(subjects, self.items, length=self._length, code=self._code, needles=needles)
         seconds = (time.perf_counter() - started) / len(wanted)
         return {
             variant: TaskResult(
