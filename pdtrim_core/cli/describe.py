@@ -12,13 +12,23 @@ from pdtrim_core.api.kinds import KINDS, options_of
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import PluginHost, Provided, load_plugins
+from pdtrim_core.recipe import presets
+
+PRESET = "preset"
+"""What is said in place of a kind for a recipe that ships; no kind of components has this name."""
 
 
 def describe(
-    words: Annotated[list[str], typer.Argument(metavar="[KIND] NAME", help="A component; its kind where two share a name.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[KIND] NAME", help="A component, with its kind where two share a name; or preset NAME."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a component does, where it comes from, and every option."""
+    """Show what a component does, where it comes from, and every option; or what a preset of prune says."""
+    if words[0] == PRESET and len(words) == 2:
+        say_data(json.dumps(presets.preset(words[1]), indent=1)) if as_json else say_data(presets.text_of(words[1]), end="")
+        return
     provided = _find(words, load_plugins())
     say_data(json.dumps(_data(provided), indent=1)) if as_json else say(_text(provided))
 

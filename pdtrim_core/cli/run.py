@@ -39,17 +39,22 @@ def run(
     wanted = Recipe.from_data(
         data, changes=parse_settings(settings or ()), where=str(recipe), out=out, trust=trust or not dry_run
     )
+    carry_out(wanted, dry_run=dry_run, fresh=fresh, as_json=as_json)
+
+
+def carry_out(recipe: Recipe, *, dry_run: bool, fresh: bool, as_json: bool) -> None:
+    """Run a recipe, showing how far it is, and print what came out; or only say what would run."""
     if dry_run:
-        say_data(reporting.as_toml(wanted))
+        say_data(reporting.as_toml(recipe))
         return
-    for line in wanted.unused:
+    for line in recipe.unused:
         say(f"note: {line}", file=sys.stderr)
-    wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    recipe.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 
-    outcome = run_pipeline(wanted, fresh=fresh)
+    outcome = run_pipeline(recipe, fresh=fresh)
     if as_json:
         say_data(outcome.to_json(), end="")
         return
-    for text in reporting.reports(wanted.reports, wanted.host, outcome, wanted.out):
+    for text in reporting.reports(recipe.reports, recipe.host, outcome, recipe.out):
         say(text)

@@ -1,0 +1,112 @@
+"""`pdtrim-core prune`: prune a model without a recipe; the recipe that was run is written into the run's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.run import carry_out
+from pdtrim_core.errors import RecipeError
+from pdtrim_core.host.host import load_plugins
+from pdtrim_core.recipe import presets
+from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.toml_data import change, parse_settings, without
+
+PRUNER_SETS = ("scorer", "searcher", "distiller", "search", "prune.merges", "prune.merge_threshold")
+"""Keys of a preset that say how blocks are searched for: another pruner has its own way."""
+
+
+def _pruners() -> Iterator[str]:
+    return (provided.component.name for provided in load_plugins().provided if provided.component.kind == "pruner")
+
+
+def _complete_methods(incomplete: str) -> list[str]:
+    return [name for name in _pruners() if name.startswith(incomplete)]
+
+
+def _complete_presets(incomplete: str) -> list[tuple[str, str]]:
+    return [(name, presets.about(name)) for name in presets.NAMES if name.startswith(incomplete)]
+
+
+def prune(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder, a GGUF file, or package:NAME.", show_default=False)],
+    blocks: Annotated[int | None, typer.Option(min=1, help="How many blocks decode loses.", show_default=False)] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="The share of all parameters that decode loses (default: the preset's).")
+    ] = None,
+    prefill_at_most: Annotated[
+        float | None, typer.Option(help="FLOPs of prefill, as a share of the dense model's (default: the preset's).")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRUNER", autocompletion=_complete_methods, help="Another pruner for decode, such as shortgpt or flap."
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(autocompletion=_complete_presets, help=f"What else the recipe says: {', '.join(presets.NAMES)}."),
+    ] = presets.DEFAULT,
+    out: Annotated[Path | None, typer.Option(help="The run folder (default: one under runs/).", show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help="The number format of the weights.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="The device, as torch names it.", show_default=False)] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change another key of the recipe; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe instead of running it.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folder has.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    trust: Trust = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Prune a model without a recipe: decode loses a share of its blocks, prefill what the budget asks for.
+
+    What is run is a recipe: that of the preset, changed by the options. It is written into the run's folder, from where run,
+    check and sweep take it. `pdtrim-core describe preset NAME` prints a preset.
+    """
+    del debug  # main() reads it
+    if blocks is not None and fraction is not None:
+        raise RecipeError("prune", ["--blocks and --fraction both say how much goes: leave out one of them"])
+    data: dict[str, Any] = {"model": {"path": model}, **presets.preset(preset)}
+    if blocks is not None:
+        data = change(without(data, "prune.fraction"), {"prune.blocks": blocks})
+    if method is not None:
+        for key in PRUNER_SETS:
+            data = _left_out(data, key)
+    given = {
+        "prune.fraction": fraction,
+        "pruner": method,
+        "model.dtype": dtype,
+        "model.device": device,
+    }
+    data = change(data, {key: value for key, value in given.items() if value is not None})
+    if prefill_at_most is not None:
+        data = {**data, "splitter": {"use": "kv-tail", "prefill_at_most": prefill_at_most}}
+    recipe = Recipe.from_data(
+        data,
+        changes=parse_settings(settings or ()),
+        where="prune",
+        out=out or Path("runs") / _named(model, data, preset),
+        trust=trust or not dry_run,
+    )
+    carry_out(recipe, dry_run=dry_run, fresh=fresh, as_json=as_json)
+
+
+def _left_out(data: dict[str, Any], key: str) -> dict[str, Any]:
+    try:
+        return without(data, key)
+    except KeyError:
+        return data
+
+
+def _named(model: str, data: dict[str, Any], preset: str) -> str:
+    """Return the name of a run's folder, from what tells runs of one model apart."""
+    name = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf")).strip("-.")
+    much = data["prune"]
+    how_much = f"{much['blocks']}-blocks" if "blocks" in much else f"{100 * much['fraction']:g}-percent"
+    return "-".join(filter(None, [name or "model", data.get("pruner", preset), how_much]))

@@ -1,0 +1,96 @@
+"""`pdtrim-core prune`: a model pruned without a recipe, by recipes that ship."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pdtrim_core.recipe import presets
+from pdtrim_core.results.run_folder import load_outcome
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Cli
+
+pytestmark = pytest.mark.e2e
+SMALL = tuple(
+    word
+    for setting in ("calibration.samples=8", "calibration.held_out=4", "evaluation.fidelity=false", "recovery=none")
+    for word in ("--set", setting)
+)
+
+
+def test_what_was_run_is_a_recipe_in_the_folder_of_the_run(cli: Cli, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = cli("prune", tiny_checkpoint, "--blocks", 2, "--preset", "fast", *SMALL)
+    assert done.code == 0, done.err
+    out = tmp_path / "runs" / "tiny-llama-fast-2-blocks"
+    assert str(out.relative_to(tmp_path) / "recipe.toml") in done.out
+    assert sum(len(element.blocks) for element in load_outcome(out).plan.plan.decode) == 2
+    recipe = tomllib.loads((out / "recipe.toml").read_text())
+    assert recipe["prune"]["blocks"] == 2
+    assert recipe["searcher"]["candidates"] == 6
+    assert cli("check", out / "recipe.toml").code == 0
+
+
+def test_each_option_is_a_key_of_the_recipe(cli: Cli, tiny_checkpoint: Path) -> None:
+    words = ("--fraction", 0.2, "--prefill-at-most", 0.7, "--method", "shortgpt", "--dtype", "bfloat16", "--device", "cpu")
+    done = cli("prune", tiny_checkpoint, *words, "--out", "here", "--dry-run", "--set", "seed=3")
+    assert done.code == 0, done.err
+    recipe = tomllib.loads(done.out)
+    assert (recipe["out"], recipe["seed"], recipe["prune"]["fraction"]) == ("here", 3, 0.2)
+    assert (recipe["pruner"]["use"], recipe["splitter"]["prefill_at_most"]) == ("shortgpt", 0.7)
+    assert (recipe["model"]["dtype"], recipe["model"]["device"]) == ("bfloat16", "cpu")
+
+
+@pytest.mark.parametrize("name", presets.NAMES)
+def test_every_preset_is_a_recipe_that_says_what_it_is_for(cli: Cli, tiny_checkpoint: Path, name: str) -> None:
+    done = cli("prune", tiny_checkpoint, "--preset", name, "--blocks", 2, "--dry-run")
+    assert done.code == 0, done.err
+    assert not done.err
+    assert cli("describe", "preset", name).out == presets.text_of(name)
+    assert presets.about(name).endswith(".")
+
+
+@pytest.mark.parametrize("method", ["shortgpt", "flap", "llm-pruner", "streamline"])
+@pytest.mark.parametrize("name", presets.NAMES)
+def test_another_pruner_takes_from_a_preset_what_it_has_a_use_for(
+    cli: Cli, tiny_checkpoint: Path, name: str, method: str
+) -> None:
+    done = cli("prune", tiny_checkpoint, "--preset", name, "--method", method, "--fraction", 0.2, "--dry-run")
+    assert done.code == 0, done.err
+    assert not done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--blocks", 2, "--fraction", 0.2), "--blocks and --fraction both say how much goes: leave out one of them"),
+        (("--preset", "fsat"), "there is no 'fsat' among fast, default, best, paper; did you mean 'fast'?"),
+        (("--method", "shortgtp"), "did you mean 'shortgpt'?"),
+        (("--fraction", 2), "prune.fraction"),
+        (("--prefill-at-most", 3), "splitter.prefill_at_most"),
+        (("--dtype", "float8"), "model.dtype"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line_before_anything_is_opened(
+    cli: Cli, tmp_path: Path, words: tuple[object, ...], told: str
+) -> None:
+    done = cli("prune", tmp_path / "nowhere", *words)
+    assert done.code != 0
+    assert told in done.err
+    assert len(done.err.strip().splitlines()) == 2  # how many problems there are, and the problem
+
+
+def test_an_unknown_preset_is_not_described(cli: Cli) -> None:
+    assert "; did you mean 'best'?" in cli("describe", "preset", "bset").err
+
+
+def test_a_shell_completes_methods_and_presets(program: Cli) -> None:
+    def completed(words: str) -> str:
+        environment = {"_PDTRIM_CORE_COMPLETE": "complete_bash", "COMP_WORDS": f"pdtrim-core prune {words}", "COMP_CWORD": "3"}
+        return program(**environment).out
+
+    assert completed("--preset fa").split() == ["fast"]
+    assert "shortgpt" in completed("--method sho").split()
