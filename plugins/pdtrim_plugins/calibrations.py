@@ -25,6 +25,8 @@ from pdtrim_core.api import (
     shown,
 )
 
+PIECE_WORDS = 64
+"""Words of a piece of text, half of which are its prompt, unless a recipe says otherwise."""
 MOST_PIECES = 1_000_000
 """Pieces that a text is cut into, at most."""
 
@@ -34,13 +36,36 @@ class Mini(CalibrationSource):
 
     name = "mini"
 
+    prose: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the items that are pieces of prose instead, of the Python reference: what is near the dense model on "
+        "questions may be far from it on running text. They have no wrong choices, which accuracy and margin need",
+    )
+
     def draw(self, count: int, rng: Random) -> Iterable[Sample]:
-        """Return `count` of the 256 items, half of them from each part, drawn with `rng`."""
-        return _halves(_shipped("calibration"), count, rng, "samples")
+        """Return `count` items drawn with `rng`: of the 256, half from each part, and pieces of prose."""
+        return self._mixed("calibration", count, rng, "samples")
 
     def draw_held_out(self, count: int, rng: Random) -> Iterable[Sample]:
-        """Return `count` of the 64 held-out items."""
-        return _halves(_shipped("evaluation"), count, rng, "held_out")
+        """Return `count` items of the 64 held-out ones and of other prose."""
+        return self._mixed("evaluation", count, rng, "held_out")
+
+    def _mixed(self, part: str, count: int, rng: Random, option: str) -> list[Sample]:
+        pieces = round(self.prose * count)
+        questions = _halves(_shipped(part), count - pieces, rng, option)
+        if not pieces:
+            return questions
+        prose = _pieces("\n".join(python_reference()), PIECE_WORDS, "python-reference")
+        prose = list({piece.content: piece for piece in prose}.values())
+        # Every other piece is for those that are held out, so that no text is in both.
+        prose = prose[1 if part == "evaluation" else 0 :: 2]
+        if pieces > len(prose):
+            raise PdtrimError(f"calibration.{option}: mini has {len(prose)} pieces of prose, not {pieces}")
+        mixed = [*questions, *rng.sample(prose, pieces)]
+        rng.shuffle(mixed)
+        return mixed
 
     def training_prompts(self, rng: Random) -> Iterable[str]:
         """Return the questions of the 256 items, without their choices."""
@@ -189,7 +214,7 @@ class Text(CalibrationSource):
     name = "text"
 
     files: tuple[Path, ...] = Field((), description="text files (default: the prose of the Python reference that CPython ships)")
-    words: int = Field(64, ge=4, description="words in a piece")
+    words: int = Field(PIECE_WORDS, ge=4, description="words in a piece")
     training_files: tuple[Path, ...] = Field(
         (),
         description="text files to train merges on; text that is measured on is left out (default: the Python reference's prose)",

@@ -119,7 +119,30 @@ def test_mini_names_the_option_that_asks_for_too_many_items_apart() -> None:
 # How many
 
 
-@pytest.mark.parametrize("source", [{"use": "mini"}, {"use": "text", "words": 8}])
+def test_mini_gives_prose_in_place_of_a_share_of_its_items() -> None:
+    mini = Mini(prose=0.25, samples=32)
+    drawn, held_out = list(mini.draw(32, Random(0))), list(mini.draw_held_out(16, Random(0)))
+    for samples in (drawn, held_out):
+        prose = [sample for sample in samples if sample.name.startswith("python-reference")]
+        assert len(prose) == len(samples) // 4
+        assert {len(sample.choices) for sample in prose} == {1}
+        assert len({sample.content for sample in samples}) == len(samples)
+    assert not {sample.content for sample in drawn} & {sample.content for sample in held_out}
+    # They are mixed, so that a part of the items is like the whole.
+    kinds = [sample.name.startswith("python") for sample in drawn]
+    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))
+
+
+def test_mini_may_give_nothing_but_prose() -> None:
+    assert {len(sample.choices) for sample in Mini(prose=1.0).draw(8, Random(0))} == {1}
+
+
+def test_mini_says_how_much_prose_it_has() -> None:
+    with pytest.raises(PdtrimError, match=r"calibration\.samples: mini has \d+ pieces of prose, not 5000"):
+        list(Mini(prose=1.0).draw(5000, Random(0)))
+
+
+@pytest.mark.parametrize("source", [{"use": "mini"}, {"use": "mini", "prose": 0.5}, {"use": "text", "words": 8}])
 def test_samples_and_held_out_say_how_many_items_there_are(source: dict[str, Any]) -> None:
     for samples, held_out in ((6, 4), (9, 0)):
         drawn = run_draws({**source, "samples": samples, "held_out": held_out})
