@@ -40,7 +40,7 @@ class Mini(CalibrationSource):
         0.0,
         ge=0,
         le=1,
-        description="share of the items that are pieces of prose instead, of the Python reference, since what is near to dense on "
+        description="share of the items that are pieces of the Python reference's prose instead, since what is near to dense on "
         "questions may be far from it on running text. They have no wrong choices, which accuracy and margin need",
     )
 
