@@ -353,7 +353,7 @@ def test_runs_whose_folders_are_called_the_same_are_told_by_their_paths(tmp_path
 def test_the_sentence_says_what_went_and_why(tmp_path: Path) -> None:
     assert said(runs.joint(), tmp_path) == (
         "Decode runs without 5 blocks of 30 (5 to 9), the best of 37 candidates that annealing tried, by accuracy on 256 items; "
-        "prefill keeps 3 of 5 (block 7, block 8 and block 9), which gain at least 3 points each, and of blocks 20 to 29 it "
+        "prefill keeps 3 of 5 (blocks 7 to 9), which gain at least 3 points each, and of blocks 20 to 29 it "
         "computes only the K/V."
     )
     assert said(runs.narrowed(), tmp_path).startswith(

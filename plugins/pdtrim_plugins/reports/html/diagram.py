@@ -86,10 +86,10 @@ _STYLES: Mapping[str, Mapping[str, Any]] = {
     "run": {"facecolor": ACCENT, "edgecolor": ACCENT},
     "shrunk": {"facecolor": TINT, "edgecolor": ACCENT},
     "merged": {"facecolor": WARM, "edgecolor": WARM},
-    "kv-only": {"facecolor": "none", "edgecolor": ACCENT},
+    "kv-only": {"facecolor": TINT, "edgecolor": TINT},
     "gone": {"facecolor": "none", "edgecolor": QUIET, "linestyle": (0, (2.5, 2))},
 }
-_NUMBER_COLOUR = {"run": SURFACE, "shrunk": INK, "merged": SURFACE, "kv-only": SOFT, "gone": QUIET}
+_NUMBER_COLOUR = {"run": SURFACE, "shrunk": INK, "merged": SURFACE, "kv-only": INK, "gone": QUIET}
 
 
 def _cell(axes: Any, place: tuple[float, float, float, float], states: list[str], block: int, *, first: int, stop: int) -> None:
@@ -103,10 +103,8 @@ def _cell(axes: Any, place: tuple[float, float, float, float], states: list[str]
     left, width = left + (0 if joins_left else 1), width - (not joins_left) - (not joins_right)
     style = dict(_STYLES[state])
     if joins_left or joins_right:
-        style["edgecolor"] = "none" if state != "kv-only" else ACCENT
+        style["edgecolor"] = "none"
     axes.add_patch(Rectangle((left, top), width, height, linewidth=1, clip_on=False, **style))
-    if state == "kv-only":
-        axes.add_patch(Rectangle((left, top + height * 0.72), width, height * 0.28, color=ACCENT, linewidth=0, clip_on=False))
     size = SMALL - 1 if place[2] > 20 else SMALL - 2
-    middle = top + height * (0.38 if state == "kv-only" else 0.52)
+    middle = top + height * 0.52
     axes.text(left + width / 2, middle, str(block), ha="center", va="center", fontsize=size, color=_NUMBER_COLOUR[state])

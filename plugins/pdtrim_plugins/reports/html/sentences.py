@@ -79,11 +79,18 @@ def _prefill(outcome: Outcome, plan: Plan) -> str:
         text = f"prefill loses the same{reason}"
     else:
         reason = f", which gain at least {_points(needed)} each" if _kept_above(outcome) else ""
-        named = f" ({joined([element(str(e)) for e in kept])})" if len(kept) <= 4 else ""
+        named = f" ({_named(kept)})" if len(kept) <= 4 else ""
         what = "all of that" if not removed else f"{len(kept)} of {len(plan.decode)}{named}"
         text = f"prefill keeps {what}{reason}"
     kv_only = [e.slot for e in plan.prefill if isinstance(e, KvOnly)]
     return f"{text}, and of block{'s' * (len(kv_only) > 1)} {ranges(kv_only)} it computes only the K/V" if kv_only else text
+
+
+def _named(elements: Sequence[Element]) -> str:
+    """Return elements in words; blocks that are gone by their numbers."""
+    if all(isinstance(one, Drop) for one in elements):
+        return f"block{'s' * (len(elements) > 1)} {ranges([one.blocks[0] for one in elements])}"
+    return joined([element(str(one)) for one in elements])
 
 
 def _recovered(outcome: Outcome) -> str:
