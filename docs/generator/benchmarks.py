@@ -147,7 +147,7 @@ def benchmarks_page() -> str:
             "an estimate of what recovery would make of them. KL(dense || recovered pair) in nats a token, on texts that nothing "
             "was chosen on, and beyond that of the search that measures candidates as they are, with its standard error, paired "
             "over texts and seeds. By `python benchmarks/recovery.py --search MINUTES`.",
-            ["model", "searcher", "candidates are measured", "minutes", *RECOVERY_KINDS],
+            ["model", "searcher", "candidates are measured", "minutes", "seeds", *RECOVERY_KINDS],
             lambda result: [recovered_search_row(result, row) for row in result["rows"]],
         ),
         "fold_cost": (
@@ -359,7 +359,14 @@ def recovery_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
 def recovered_search_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """Return the line of one way to search in a result of `recovered_search`."""
     kinds = [f"{row[kind]['kl']:.3f}, {row[kind]['above_first']:+.3f} ({row[kind]['error']:.3f})" for kind in RECOVERY_KINDS]
-    return [Path(result["model"]).stem, row["searcher"], row["measured"], f"{result['minutes']:g}", *kinds]
+    return [
+        Path(result["model"]).stem,
+        row["searcher"],
+        row["measured"],
+        f"{result['minutes']:g}",
+        str(len(row["plans"])),
+        *kinds,
+    ]
 
 
 def serve_rows(result: Mapping[str, Any]) -> list[list[str]]:
