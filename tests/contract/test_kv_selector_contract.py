@@ -76,7 +76,7 @@ class Remembers(Last):
 
     def select(self, context: SelectionContext) -> Sequence[Selection]:
         SEEN.append(1)
-        return [FirstOnly(context.blocks[len(SEEN) % 2])]
+        return [FirstOnly(context.blocks[len(SEEN) % 3])]
 
 
 class LeavesAMode(Last):

@@ -22,7 +22,7 @@ class Paper(KvSelector):
     """
 
     name = "paper"
-    cites = "Zhang et al., arXiv 2509.04467"
+    cites = "PDTrim, versions 1 to 3, App. C (arXiv:2509.04467)"
     needs_attention = True
 
     keep: float = Field(0.3, gt=0, le=1, description="share of a prompt's tokens that a selected block reads, the paper's p")

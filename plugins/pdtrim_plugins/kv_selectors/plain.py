@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 class FirstOnlySelector(KvSelector):
     """Lets the uppermost blocks of decode read nothing of a prompt but its first token.
 
-    Much of attention rests on the first token, so that what it is to be shared out over is still there. In SPEED the model is
-    trained to do without the rest; here it is not.
+    Much of attention rests on the first token in any case. Answers that need the rest of a prompt get it from the blocks below.
     """
 
     name = "first-only"
-    cites = "SPEED, arXiv 2605.06105"
+    cites = "SPEED (arXiv:2605.06105)"
 
     upper: float = Field(0.25, gt=0, le=1, description="share of decode's blocks, the uppermost ones; at least one block")
 
