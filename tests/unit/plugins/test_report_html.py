@@ -258,7 +258,7 @@ def test_the_formats_of_runs_stand_in_the_tables_of_what_they_cost_and_save(tmp_
     assert "formats (prefill/decode)" not in plain.read_text(encoding="utf-8")
 
 
-def selecting(**figures: Any) -> Outcome:
+def selecting() -> Outcome:
     """Return a run of whose decode some blocks read less of a prompt."""
     of, near = runs.big(), runs.fidelity()
     assert of.saved_plan is not None
@@ -267,16 +267,13 @@ def selecting(**figures: Any) -> Outcome:
     chosen = [Edges(block, 0.15, 0.15) for block in blocks[2:5]] + [FirstOnly(blocks[-1])]
     variants = {**near.variants, "unselected": near.variants["staged"]}
     saved = replace(saved, plan=saved.plan.selecting(chosen))
-    return replace(
-        of, saved_plan=saved.to_data(), fidelity=replace(near, variants=variants, selected=Metric(0.05, 0.01)), **figures
-    )
+    return replace(of, saved_plan=saved.to_data(), fidelity=replace(near, variants=variants, selected=Metric(0.05, 0.01)))
 
 
 def test_a_section_says_which_blocks_read_what(tmp_path: Path) -> None:
     outcome = selecting()
-    page = Reader(
-        Html().page([read_record(runs.write_run(tmp_path / "run", outcome))], tmp_path / "page.html").read_text("utf-8")
-    )
+    record = read_record(runs.write_run(tmp_path / "run", outcome))
+    page = Reader(Html().page([record], tmp_path / "page.html").read_text("utf-8"))
     section = page.sections["reading"]
     blocks = [selection.block for selection in outcome.plan.plan.selections]
     assert f"\nthe first 15 % and the last 15 %\n{ranges(blocks[:3])}\n40\n308\n2,458\n" in section
@@ -285,7 +282,7 @@ def test_a_section_says_which_blocks_read_what(tmp_path: Path) -> None:
     assert "4 of decode's" in section
     assert "Reading less of prompts takes the pair" in page.sections["fidelity"]
     assert "\nunselected\n" in page.sections["fidelity"]
-    assert "4 blocks of decode then read only some of a prompt." in sentence(read_record(tmp_path / "run"))
+    assert "4 blocks of decode then read only some of a prompt." in sentence(record)
 
 
 def test_a_run_whose_decode_reads_whole_prompts_has_no_such_section(merged: Reader) -> None:
