@@ -2,11 +2,11 @@
 
     python benchmarks/kv_selection.py [--run RUN] [--tokens 2048,8192] [--keep 0.1,0.3] [--gamma 0.5,0.75] [--json FILE]
 
-For each length of prompts, attention is looked at in windows of the Python reference's prose of that length, once for all values
-of keep and gamma. What comes out is measured on needle tests of that length (a number is told at five depths of a prompt, and asked
-for at its end) beside the dense model: KL along its answers, the share of its tokens that would be accepted, needles found. The
-pair is that of a finished run, or else the dense model in both stages. Values of gamma that select the same blocks are measured
-once.
+For each length of prompts, attention is looked at in windows of the Python reference's prose of that length, once for all
+values of keep and gamma. What comes out is measured on needle tests of that length (a number is told at five depths of a prompt,
+and asked for at its end) beside the dense model: KL along its answers, the share of its tokens that would be accepted, needles
+found. The pair is that of a finished run, or else the dense model in both stages. Values of gamma that select the same blocks are
+measured once.
 """
 
 from __future__ import annotations

@@ -36,15 +36,18 @@ def masses(pair: TwoPhaseModel, items: Sequence[Item], selections: Sequence[Sele
     found: list[list[Tensor]] = [[] for _ in selections]
     for item, tokens in watchable(items, pair.first_token):
         one: dict[int, Tensor] = {}
+        prompt, choice = item.prompt_of(item.answer), item.choices[item.answer]
+        rows = len(prompt) + len(choice) - 1 - tokens
 
-        def seen(block: int, weights_HQK: Tensor, tokens: int = tokens, one: dict[int, Tensor] = one) -> None:
-            mass_HK = weights_HQK.float().mean(dim=1)
+        def seen(block: int, weights_HQK: Tensor, tokens: int = tokens, rows: int = rows, one: dict[int, Tensor] = one) -> None:
+            mass_HK = weights_HQK.float().sum(dim=1) / rows
             for number, selection in enumerate(selections):
                 if selection.block == block:
                     head, tail = selection.read(tokens)
-                    one[number] = (mass_HK[:, :head].sum(dim=1) + mass_HK[:, tokens - tail : tokens].sum(dim=1)).cpu()
+                    mass_H = (mass_HK[:, :head].sum(dim=1) + mass_HK[:, tokens - tail : tokens].sum(dim=1)).cpu()
+                    one[number] = one[number] + mass_H if number in one else mass_H
 
-        pair.watch(item.prompt_of(item.answer), item.choices[item.answer], seen)
+        pair.watch(prompt, choice, seen)
         for number, of_selection in enumerate(found):
             if number not in one:
                 raise gives_no_weights(pair.model)

@@ -26,6 +26,9 @@ from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
 
+WATCHED_AT_ONCE = 128
+"""Tokens whose attention weights are there at a time."""
+
 
 class TwoPhaseModel:
     """A model under a plan that generates in two phases, with a real hand-over of K/V.
@@ -79,21 +82,25 @@ class TwoPhaseModel:
         return tuple(layer.block for layer in self.plan.layers("decode", self.model.block_count))
 
     def watch(self, prompt: Sequence[int], continuation: Sequence[int], seen: Seen) -> None:
-        """Run decode behind a prompt, over a continuation but for its last token, in one go, and tell how its layers look.
+        """Run decode behind a prompt, over a continuation but for its last token, and tell how its layers look.
 
-        `seen` is given the block where a layer is placed and its attention weights `[heads, queries, keys]`: of the tokens that
+        `seen` is given the block where a layer is placed and its attention weights `[heads, queries, keys]`: of some tokens that
         decode runs, on those that prefill handed over and on their own. Raises `PdtrimError` for a model that gives none.
         """
         self.model.check_tokens([*prompt, *continuation], "the prompt with its continuation", more=-1)
-        handed_over = len(prompt) - self._recomputed(None)
+        read = [*prompt, *continuation[:-1]]
+        handed_over, blocks = len(prompt) - self._recomputed(None), self.decode_blocks
         with torch.inference_mode():
-            handed, _ = self._prefill(prompt[:handed_over])
-            blocks = self.decode_blocks
+            handed, _ = self._prefill(read[:handed_over])
             with (
                 self._as_decode(handed),
                 attention_weights(self.model, lambda number, weights: seen(blocks[number], weights)),
             ):
-                self._forward([*prompt[handed_over:], *continuation[:-1]], handed.cache)
+                # A few tokens at a time: each looks at all in front of it.
+                for start in range(handed_over, len(read), WATCHED_AT_ONCE):
+                    ids_BT = torch.tensor([read[start : start + WATCHED_AT_ONCE]], device=self.model.device)
+                    mask_BT = torch.ones(1, start + ids_BT.shape[1], dtype=torch.long, device=ids_BT.device)
+                    self._read(ids_BT, mask_BT, handed.cache)
 
     def greedy_batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Return the greedy continuations of prompts that run together, as `generate` returns that of one.

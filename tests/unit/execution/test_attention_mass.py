@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pdtrim_core.api import BlockModel, Drop, Item, KvOnly, PdtrimError, Plan, Removal, Shrink
+from pdtrim_core.execution import two_phase
 from pdtrim_core.execution.attention_mass import masses, watchable
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.plan.plan import FirstToken
@@ -109,6 +110,19 @@ def test_each_text_counts_for_itself_and_its_own_length_tells_what_is_read() -> 
     assert together.shape == (2, 4)
     assert torch.equal(together, torch.cat(alone))
     assert all(float(mass.min()) > 0 and float(mass.max()) <= 1 + CLOSE for mass in alone)
+
+
+def test_tokens_that_are_watched_a_few_at_a_time_have_the_same_masses(monkeypatch: pytest.MonkeyPatch) -> None:
+    selections = [Edges(block, 0.2, 0.3) for block in ALL]
+    first_tokens: tuple[FirstToken, ...] = ("decode", "prefill")
+    for first_token in first_tokens:
+        pair = TwoPhaseModel(tiny_llama(), Plan(), first_token=first_token)
+        at_once = masses(pair, [item(60, 8)], selections)
+        monkeypatch.setattr(two_phase, "WATCHED_AT_ONCE", 3)
+        in_parts = masses(pair, [item(60, 8)], selections)
+        monkeypatch.undo()
+        for one, other in zip(at_once, in_parts, strict=True):
+            assert torch.allclose(one, other, atol=CLOSE)
 
 
 def test_items_in_which_decode_reads_nothing_of_a_prompt_or_runs_nothing_are_left_out() -> None:
