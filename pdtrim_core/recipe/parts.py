@@ -96,16 +96,17 @@ def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Compo
     try:
         provided = host.find(kind, name)
     except RecipeError as error:
-        problems += [f"{key}: {problem}{_of_quantizers(kind, name, host)}" for problem in error.problems]
+        problems += [f"{key}: {problem}{_of_later_steps(kind, name, host)}" for problem in error.problems]
         return None
     return checked(provided.component, {k: v for k, v in options.items() if k != "use"}, key, problems)
 
 
-def _of_quantizers(kind: str, name: str, host: PluginHost) -> str:
-    """Return where a quantizer belongs that a recipe names among its recoveries, say, to quantise before one of them."""
-    if kind == "quantizer" or name not in {provided.component.name for provided in host.of_kind("quantizer")}:
-        return ""
-    return f"; '{name}' is a quantizer, which the table [formats] names: the order is fixed, prune, recover, quantise"
+def _of_later_steps(kind: str, name: str, host: PluginHost) -> str:
+    """Return where a component belongs that a recipe names among its recoveries, say, to have its step before one of them."""
+    for later, place in (("quantizer", "the table [formats]"), ("kv_selector", "the key kv_selector")):
+        if kind != later and name in {provided.component.name for provided in host.of_kind(later)}:
+            return f"; '{name}' is a {later}, which {place} names: the order is fixed, prune, recover, quantise, select K/V"
+    return ""
 
 
 def _make_quantizer(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> Quantizer | None:

@@ -204,6 +204,7 @@ def _recipe(package: Package) -> str:
         case "quantizer":
             tables += f'\n[formats]\nuse = {use}\ndecode = "W8"                     # prefill stays as it is\n'
         case "kv_selector":
+            quick = "".join(line for line in quick.splitlines(keepends=True) if not line.startswith("objective"))
             longer = "words = 60                        # longer than the items of mini: of short prompts all is read"
             tables = tables.replace("[calibration]\n", f'[calibration]\nuse = "text"\n{longer}\n')
         case "model":

@@ -62,6 +62,11 @@ def test_what_is_wrong_is_told_in_one_sentence(given: Any, message: str) -> None
     assert message in problem
 
 
+def test_a_selector_among_the_recoveries_is_told_where_it_belongs() -> None:
+    with pytest.raises(RecipeError, match="'first-only' is a kv_selector, which the key kv_selector names: the order is fixed"):
+        recipe(recovery=["fold", "first-only"])
+
+
 def test_all_problems_of_a_selector_are_told_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(kv_selector={"use": "paper", "keep": 2.0, "gamma": 2.0})
