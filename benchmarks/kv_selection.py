@@ -150,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in measured(pair, tokens, options):
             rows.append(row)
             sys.stdout.write(line(row) + "\n")
+            sys.stdout.flush()
     write(options.json, {"benchmark": "kv_selection", "model": pair.model.name, **environment()}, {"rows": rows})
 
 
