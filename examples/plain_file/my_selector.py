@@ -7,7 +7,7 @@ class WorstHead(KvSelector):
 
     def select(self, context):
         ends = [Edges(block, 0.15, 0.15) for block in context.blocks]
-        masses = context.masses(ends, texts=range(8))
+        masses = context.masses(ends)
         return [one for one, mass in zip(ends, masses, strict=True) if mass.mean(dim=0).min() >= 0.5]
 
 @hookimpl
