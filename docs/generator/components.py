@@ -22,6 +22,8 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.parts import OWN_DISTRIBUTION
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 
+OPTIONAL = ("pruner", "quantizer", "kv_selector")
+"""The kinds that a recipe need not have."""
 EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("calibration", "jsonl"): {"files": ["items.jsonl"]},
     ("quantizer", "rtn"): {"decode": "W4A16", "prefill": "FP8_DYNAMIC"},
@@ -38,11 +40,11 @@ def kind_page(kind: str, host: PluginHost) -> str:
     base = KINDS[kind]
     provided = [p for p in host.of_kind(kind) if p.origin.source == OWN_DISTRIBUTION]
     default = DEFAULTS.get(kind)
-    needed = "The key is optional." if kind in ("pruner", "quantizer") else "The key is required."
+    needed = "The key is optional." if kind in OPTIONAL else "The key is required."
     chosen = f"The default is `{key_of(kind)} = {json.dumps(default)}`." if default else needed
     rows = [(p.component.name, summary(p.component)) for p in provided]
     parts = [
-        f"# {kind.capitalize()}",
+        f"# {kind.replace('_', ' ').capitalize()}",
         f"{inspect.getdoc(base)}\n\nRecipe key: `{key_of(kind)}`{' (a list)' if kind in LISTS else ''}. {chosen}",
         table(
             ["name", "what it does"],
@@ -50,7 +52,7 @@ def kind_page(kind: str, host: PluginHost) -> str:
         ),
     ]
     parts += [component_section(p.component, p.origin.plugin) for p in provided]
-    parts.append(f"## Writing one\n\nSubclass `pdtrim_core.{base.__name__}`.{_shared_options(base)}")
+    parts.append(f"## Writing one\n\nSubclass `pdtrim_core.api.{base.__name__}`.{_shared_options(base)}")
     parts += [f"```text\n{base.__name__}.{name}{signature(member)}\n```\n\n{doc(member)}" for name, member in methods(base)]
     return "\n\n".join(parts)
 

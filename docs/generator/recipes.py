@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from generator.components import options_table, toml_value
+from generator.components import OPTIONAL, options_table, toml_value
 from generator.markup import doc, summary, table
 from pdtrim_core.api.kinds import KINDS, key_of
 from pdtrim_core.recipe.settings import Evaluation, Prune, Quantile, Search, Settings
@@ -13,9 +13,6 @@ from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.sweep_file import Entry, SweepFile
 from pdtrim_core.sweeping.table import COLUMNS
-
-OPTIONAL = ("pruner", "quantizer")
-"""The kinds that a recipe need not have any of."""
 
 
 def _value_of(kind: str) -> str:

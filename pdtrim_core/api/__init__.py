@@ -25,6 +25,7 @@ from pdtrim_core.api.kinds import (
     Searcher,
     StageSplitter,
 )
+from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import LayerRecovery, Quantizer, Recovery
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.pruned import Pruned
@@ -43,6 +44,7 @@ from pdtrim_core.api.requests import (
     note,
 )
 from pdtrim_core.api.search_space import SearchSpace
+from pdtrim_core.api.selection_facts import SelectionFacts
 from pdtrim_core.api.similarity_scorer import SimilarityScorer
 from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.data.items import Along, Item, Sample, encode
@@ -60,6 +62,7 @@ from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.plan.selections import Edges, FirstOnly, Selection
 from pdtrim_core.results.fidelity import AnswerSample, Fidelity
 from pdtrim_core.results.outcome import Gain, MergeResult, Outcome, SearchStep, Value
 from pdtrim_core.results.record import RunRecord, read_record
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.recovery_context import PairBatch, RecoveryContext
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
+    from pdtrim_core.api.selection_context import SelectionContext
     from pdtrim_core.execution.first_tokens import FirstTokens
     from pdtrim_core.execution.quantized_weights import QuantizedWeights
     from pdtrim_core.execution.recovered_weights import RecoveredWeights, read_first_tokens
@@ -95,10 +99,12 @@ __all__ = [
     "CostModel",
     "Distiller",
     "Drop",
+    "Edges",
     "Element",
     "ExportFacts",
     "Exporter",
     "Fidelity",
+    "FirstOnly",
     "FirstTokens",
     "FormatFacts",
     "Formats",
@@ -106,6 +112,7 @@ __all__ = [
     "HiddenStates",
     "Item",
     "KvOnly",
+    "KvSelector",
     "Layer",
     "LayerOf",
     "LayerRecovery",
@@ -152,6 +159,9 @@ __all__ = [
     "SearchSpace",
     "SearchStep",
     "Searcher",
+    "Selection",
+    "SelectionContext",
+    "SelectionFacts",
     "Shrink",
     "SimilarityScorer",
     "Stage",
@@ -210,6 +220,7 @@ _LAZY = {
     "RecoveredWeights": "pdtrim_core.execution.recovered_weights",
     "RecoveryContext": "pdtrim_core.api.recovery_context",
     "ScoreContext": "pdtrim_core.api.score_context",
+    "SelectionContext": "pdtrim_core.api.selection_context",
     "Student": "pdtrim_core.api.distillation",
     "TeacherBatch": "pdtrim_core.api.distillation",
     "TeacherBatches": "pdtrim_core.api.distillation",

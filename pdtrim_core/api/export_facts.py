@@ -25,7 +25,7 @@ class ExportFacts:
     `first_token` the stage that makes the first token. `replaced` tells that the pruner gives a whole other model, so that
     there is no plan. `narrows` has the parts of blocks that are certain to lose heads or channels; `uniform` is False where it is
     certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of their own.
-    `selects` tells that blocks of decode read only some of a prompt's K/V. `tokenizer` is None where the model itself was not
+    `selects` tells that blocks of decode may read only some of a prompt's K/V. `tokenizer` is None where the model itself was not
     opened.
     """
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Searcher,
         StageSplitter,
     )
+    from pdtrim_core.api.kv_selector import KvSelector
     from pdtrim_core.api.layer_kinds import Quantizer, Recovery
     from pdtrim_core.data.readings import Candidate
     from pdtrim_core.model.block_layout import BlockLayout
@@ -94,6 +95,11 @@ def pdtrim_recoveries() -> Iterable[type[Recovery]]:  # type: ignore[empty-body]
 @hookspec
 def pdtrim_quantizers() -> Iterable[type[Quantizer]]:  # type: ignore[empty-body]
     """Yield classes that give the linear layers of a stage another number format."""
+
+
+@hookspec
+def pdtrim_kv_selectors() -> Iterable[type[KvSelector]]:  # type: ignore[empty-body]
+    """Yield classes that say which tokens of a prompt the blocks of decode read."""
 
 
 @hookspec

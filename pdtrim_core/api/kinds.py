@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from pdtrim_core.api.component import Component
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.export_facts import ExportFacts
+from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import Quantizer, Recovery
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.requests import Requests, Staged
@@ -329,6 +330,9 @@ class Exporter(Component):
 
     kind = "exporter"
 
+    carries_selections: ClassVar[bool] = False
+    """Whether what it writes says which tokens of a prompt blocks of decode read; with False the core refuses such a pair."""
+
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return why a run could not be written, a sentence each, as far as that is certain before there is a plan.
 
@@ -340,9 +344,16 @@ class Exporter(Component):
 
     def check(self, facts: ExportFacts) -> None:
         """Raise `PdtrimError` with all problems; an `export` begins so, with `ExportFacts.of_run(outcome, model, out)`."""
-        problems = self.problems(facts)
+        problems = [*self.problems(facts), *self.selection_problems(facts)]
         if problems:
             raise PdtrimError("; also, ".join(problems))
+
+    def selection_problems(self, facts: ExportFacts) -> list[str]:
+        """Return why a pair that reads only some of a prompt's K/V could not be written; the core asks beside `problems`."""
+        if not facts.selects or self.carries_selections:
+            return []
+        what = "decode may read only some of a prompt's K/V, and checkpoints and engines have no such selection inside a layer"
+        return [f"{what}: generate with pdtrim_core.apply, which runs it, or leave out kv_selector"]
 
     @abstractmethod
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
@@ -384,6 +395,7 @@ KINDS: dict[str, type[Component]] = {
         StageSplitter,
         Recovery,
         Quantizer,
+        KvSelector,
         Objective,
         CalibrationSource,
         ModelSource,

@@ -123,7 +123,7 @@ AS_IT_IS = "none"
 
 
 class Quantizer(Component):
-    """Gives the linear layers of a stage another number format: the last step of a recipe, after pruning and recovery.
+    """Gives the linear layers of a stage another number format, after pruning and recovery.
 
     Embeddings, norms and the head stay as they are. A recipe names it in the table `formats`.
     """

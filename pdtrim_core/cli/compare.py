@@ -23,8 +23,8 @@ def compare(
         typer.Option(
             "--variants",
             "--sides",
-            help="The variants to show, a row each: staged, unrecovered, unquantized, unified, prefill, decode, dense, with "
-            "commas between.",
+            help="The variants to show, a row each: staged, unrecovered, unquantized, unselected, unified, prefill, decode, "
+            "dense, with commas between.",
         ),
     ] = "staged",
     tasks: Annotated[str, typer.Option(help="The tasks to show, in this order (default: all that were measured).")] = "",

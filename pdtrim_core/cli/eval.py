@@ -61,7 +61,8 @@ def eval(  # noqa: A001 - a command is named as its function is
             "--variants",
             "--stage",
             help="The variants to evaluate: staged (the pair), unrecovered (the pair before its recovery), "
-            "unquantized (before it got its number formats), unified, prefill, decode or dense; several with commas.",
+            "unquantized (before it got its number formats), unselected (before its K/V were selected), unified, prefill, "
+            "decode or dense; several with commas.",
         ),
     ] = "staged",
     data: Annotated[

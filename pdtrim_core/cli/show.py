@@ -18,6 +18,7 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Element
 from pdtrim_core.plan.plan_file import SavedPlan
+from pdtrim_core.plan.selections import Selection
 from pdtrim_core.recipe.parts import make_parts
 from pdtrim_core.recipe.toml_data import DEFAULTS
 from pdtrim_core.results.run_folder import load_outcome, load_plan
@@ -87,14 +88,20 @@ def _side_by_side(run: Path, other: Path) -> str:
         for path, saved in ((run, first), (other, second))
     ]
     lines = []
-    for stage in ("prefill", "decode"):
-        ours, theirs = (set(saved.plan.removal(stage)) for saved in (first, second))
+    parts: dict[str, list[set[Element | Selection]]] = {
+        "prefill": [set(saved.plan.prefill) for saved in (first, second)],
+        "decode": [set(saved.plan.decode) for saved in (first, second)],
+        "read of prompts": [set(saved.plan.selections) for saved in (first, second)],
+    }
+    for what, (ours, theirs) in parts.items():
+        if what == "read of prompts" and not ours | theirs:
+            continue
         only = [
             f"only {run}: {_names(ours - theirs)}",
             f"only {other}: {_names(theirs - ours)}",
             f"both: {_names(ours & theirs)}",
         ]
-        lines.append(f"{stage}: " + "; ".join(only))
+        lines.append(f"{what}: " + "; ".join(only))
     return "\n\n".join([*texts, "\n".join(lines)])
 
 
@@ -104,5 +111,5 @@ def _recovered(saved: SavedPlan) -> str:
     return recovered + (f", formats {saved.formats}" if saved.formats else "")
 
 
-def _names(elements: set[Element]) -> str:
+def _names(elements: set[Element | Selection]) -> str:
     return ", ".join(sorted(str(element) for element in elements)) or "-"

@@ -24,8 +24,8 @@ from pdtrim_core.results.task_results import TaskResult, Variant, results_in
 COMPARISON_FORMAT = 1
 NOT_PRUNING = ("open the model", "evaluate", "fidelity", "write")
 """Steps of a run that are no part of its pruning time."""
-RECOVERING, QUANTISING = "recover", "quantise"
-"""The steps that gave the pair other weights, and other formats; they are no part of the time that a pair without them took."""
+RECOVERING, QUANTISING, SELECTING = "recover", "quantise", "select K/V"
+"""The steps that gave the pair other weights, other formats, and less to read: no part of the time of a pair without them."""
 UNQUANTIZED: tuple[Variant, ...] = ("unrecovered", "unquantized")
 """Pairs whose weights have the number format of the model."""
 SAME = 1e-6
@@ -37,7 +37,7 @@ class ComparedRow:
     """One model that was measured: a variant of a run, what its stages lose as shares of the parameters, and what it costs.
 
     `recovery` has the names of the recoveries that gave it its weights, in order, and `formats` the number formats of prefill and
-    of decode, None where that is the model's.
+    of decode, None where that is the model's. `selected` is how many blocks of decode read only some of a prompt's K/V.
     """
 
     name: str
@@ -52,6 +52,7 @@ class ComparedRow:
     kv_bytes: float | None
     recovery: tuple[str, ...] = ()
     formats: tuple[str | None, str | None] = (None, None)
+    selected: int = 0
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
         "staged": (prefill, decode),
         "unrecovered": (prefill, decode),
         "unquantized": (prefill, decode),
+        "unselected": (prefill, decode),
         "unified": (decode, decode),
         "decode": (decode, decode),
         "prefill": (prefill, prefill),
@@ -251,8 +253,16 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
     formats = _formats(one)
     # Of a pair with formats only the bytes that it has with them are counted.
     unknown = one.variant == "prefill" or (one.variant in UNQUANTIZED and one.outcome.quantized)
+    selected = len(one.outcome.plan.plan.selections) if one.outcome.selected and one.variant == "staged" else 0
+    # Of a pair whose K/V are selected only the K/V that it ships with them are counted.
+    kv_unknown = one.variant == "prefill" or (one.outcome.selected and not selected)
     recovered = one.variant not in ("unrecovered", "dense")
-    left_out = (*NOT_PRUNING, *([] if recovered else [RECOVERING]), *([] if any(formats) else [QUANTISING]))
+    left_out = (
+        *NOT_PRUNING,
+        *([] if recovered else [RECOVERING]),
+        *([] if any(formats) else [QUANTISING]),
+        *([] if selected else [SELECTING]),
+    )
     seconds = sum(taken for step, taken in one.outcome.seconds.items() if step not in left_out)
     return ComparedRow(
         name=one.name,
@@ -264,9 +274,10 @@ def _row(one: RowSource, cells: Mapping[str, Cell], columns: Sequence[Column]) -
         decode_removed=removed[one.variant][1],
         pruning_seconds=None if dense else round(seconds, 1),
         decode_bytes=None if unknown else traffic.dense if dense else traffic.plan,
-        kv_bytes=None if one.variant == "prefill" else kv.dense if dense else kv.plan,
+        kv_bytes=kv.dense if dense else None if kv_unknown else kv.plan,
         recovery=tuple(result.name for result in one.outcome.recovery if result.kept and recovered),
         formats=formats,
+        selected=selected,
     )
 
 

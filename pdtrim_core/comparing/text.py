@@ -14,6 +14,7 @@ SMALL = 5.0
 _COSTS: tuple[tuple[str, Callable[[ComparedRow], str]], ...] = (
     ("recovery", lambda row: ", ".join(row.recovery) or NOTHING),
     ("formats (prefill/decode)", lambda row: _formats(row.formats)),
+    ("K/V selected, blocks", lambda row: str(row.selected or NOTHING)),
     ("prefill removed", lambda row: _percent(row.prefill_removed)),
     ("decode removed", lambda row: _percent(row.decode_removed)),
     ("pruning s", lambda row: NOTHING if row.pruning_seconds is None else f"{row.pruning_seconds:.0f}"),
@@ -38,6 +39,7 @@ def text_table_of(comparison: Comparison) -> TextTable:
     shown = {
         "recovery": any(row.recovery for row in comparison.rows),
         "formats (prefill/decode)": any(any(row.formats) for row in comparison.rows),
+        "K/V selected, blocks": any(row.selected for row in comparison.rows),
     }
     costs = [cost for cost in _COSTS if shown.get(cost[0], True)]
     heading = ("method", *titles, *(["average"] if averaged else []), *(title for title, _ in costs))

@@ -18,12 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.attention_weights import Seen, attention_weights
 from pdtrim_core.execution.batching import Firsts
 from pdtrim_core.execution.first_tokens import first_tokens_in, give_first_tokens, kv_of_first
 from pdtrim_core.execution.selected_kv import HandedOver, check_masks, give_selections, unread_of
 from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, steps_of
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
+
+WATCHED_AT_ONCE = 128
+"""Tokens whose attention weights are there at a time."""
 
 
 class TwoPhaseModel:
@@ -39,7 +43,7 @@ class TwoPhaseModel:
         plan.check_fits(model.block_count)
         self.plan = plan
         self.first_token: FirstToken = first_token
-        self._model = model
+        self.model = model
         self._modules = checked_modules(plan, modules)
         if plan.selections:
             check_masks(model)
@@ -58,8 +62,8 @@ class TwoPhaseModel:
         over whole cache blocks run more), 0 where prefill makes it. `on_token` is told each token as soon as it is made.
         """
         # The last token that is made is never read.
-        self._model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
-        stops = stop_tokens(self._model)
+        self.model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
+        stops = stop_tokens(self.model)
         made: list[int] = []
         with torch.inference_mode(), self._decoding(prompt, recompute) as (handed, behind_prompt_V):
             logits_V = behind_prompt_V
@@ -76,9 +80,35 @@ class TwoPhaseModel:
 
         This is the reference that scoring in one pass agrees with: one decode step a token.
         """
-        self._model.check_tokens([*prompt, *continuation], "the prompt with its continuation", more=-1)
+        self.model.check_tokens([*prompt, *continuation], "the prompt with its continuation", more=-1)
         with torch.inference_mode(), self._decoding(prompt, None) as (handed, logits_V):
             return torch.stack([logits_V, *(self._forward([token], handed.cache) for token in continuation[:-1])])
+
+    @property
+    def decode_blocks(self) -> tuple[int, ...]:
+        """Where the layers of decode are placed, in order."""
+        return tuple(layer.block for layer in self.plan.layers("decode", self.model.block_count))
+
+    def watch(self, prompt: Sequence[int], continuation: Sequence[int], seen: Seen) -> None:
+        """Run decode behind a prompt, over a continuation but for its last token, and tell how its layers look.
+
+        `seen` is given the block where a layer is placed and its attention weights `[heads, queries, keys]`: of some tokens that
+        decode runs, on those that prefill handed over and on their own. Raises `PdtrimError` for a model that gives none.
+        """
+        self.model.check_tokens([*prompt, *continuation], "the prompt with its continuation", more=-1)
+        read = [*prompt, *continuation[:-1]]
+        handed_over, blocks = len(prompt) - self._recomputed(None), self.decode_blocks
+        with torch.inference_mode():
+            handed, _ = self._prefill(read[:handed_over])
+            with (
+                self._as_decode(handed),
+                attention_weights(self.model, lambda number, weights: seen(blocks[number], weights)),
+            ):
+                # A few tokens at a time: each looks at all in front of it.
+                for start in range(handed_over, len(read), WATCHED_AT_ONCE):
+                    ids_BT = torch.tensor([read[start : start + WATCHED_AT_ONCE]], device=self.model.device)
+                    mask_BT = torch.ones(1, start + ids_BT.shape[1], dtype=torch.long, device=ids_BT.device)
+                    self._read(ids_BT, mask_BT, handed.cache)
 
     def greedy_batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Return the greedy continuations of prompts that run together, as `generate` returns that of one.
@@ -86,9 +116,9 @@ class TwoPhaseModel:
         A text that has ended is run no further.
         """
         for prompt in prompts:
-            self._model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
-        stops, made = stop_tokens(self._model), [list[int]() for _ in prompts]
-        ids_BT, mask_BT = _left_padded(prompts, self._model.device)
+            self.model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
+        stops, made = stop_tokens(self.model), [list[int]() for _ in prompts]
+        ids_BT, mask_BT = _left_padded(prompts, self.model.device)
         running = list(range(len(prompts)))
         with torch.inference_mode(), self._decoding_batch(ids_BT, mask_BT) as (handed, behind_BV):
             logits_BV = behind_BV
@@ -115,9 +145,9 @@ class TwoPhaseModel:
         """
         new = options["max_length"] - ids_BT.shape[1]
         for ids_T, mask_T in zip(ids_BT.tolist(), mask_BT.tolist(), strict=True):
-            self._model.check_ids(ids_T, "a prompt with its padding")
+            self.model.check_ids(ids_T, "a prompt with its padding")
             read = [token for token, seen in zip(ids_T, mask_T, strict=True) if seen]
-            self._model.check_tokens(read, "a prompt with what follows it", more=max(0, new - 1))
+            self.model.check_tokens(read, "a prompt with what follows it", more=max(0, new - 1))
         with torch.inference_mode():
             begun_BT, handed = self._prefill_batch(ids_BT, mask_BT, options)
             if begun_BT.shape[1] >= options["max_length"]:
@@ -125,10 +155,10 @@ class TwoPhaseModel:
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(ids_BT), begun_BT.shape[1] - ids_BT.shape[1])], dim=1)
             with self._as_decode(handed):
                 given = {"attention_mask": mask_BT, "past_key_values": handed.cache, **options}
-                whole_BT: Tensor = self._model.model.generate(begun_BT, **given)
+                whole_BT: Tensor = self.model.model.generate(begun_BT, **given)
             if self.first_token == "prefill":
                 # Decode does not know that prefill's token may have been the last one.
-                stops = torch.tensor(sorted(stop_tokens(self._model)), dtype=torch.long, device=begun_BT.device)
+                stops = torch.tensor(sorted(stop_tokens(self.model)), dtype=torch.long, device=begun_BT.device)
                 whole_BT[torch.isin(begun_BT[:, -1], stops), begun_BT.shape[1] :] = options["pad_token_id"]
         return whole_BT
 
@@ -136,7 +166,7 @@ class TwoPhaseModel:
 
     @cached_property
     def _prefill_steps(self) -> list[Step]:
-        steps = steps_of(self._model, self.plan, "prefill", self._modules)
+        steps = steps_of(self.model, self.plan, "prefill", self._modules)
         assert steps  # decode runs at least one block, whose K/V prefill computes
         return steps
 
@@ -145,28 +175,28 @@ class TwoPhaseModel:
         """Make the model prefill inside the context, for prompts padded on the left, which are to be read at once."""
         rows_N = mask_BT.any(dim=1).nonzero()[:, 0]
         at_N = rows_N * ids_BT.shape[1] + mask_BT.long().argmax(dim=1)[rows_N]
-        with as_stage(self._model, self._prefill_steps):
+        with as_stage(self.model, self._prefill_steps):
             table = first_tokens_in(self._modules, self.plan)
             if table is not None:
                 firsts = Firsts(ids_BT.flatten()[at_N], at_N)
-                give_first_tokens(self._prefill_steps, table, firsts, self._kv_of_first, self._model.layout.kv)
+                give_first_tokens(self._prefill_steps, table, firsts, self._kv_of_first, self.model.layout.kv)
             yield
 
     @cached_property
     def _kv_of_first(self) -> dict[int, nn.Module]:
         """What makes the K/V of first tokens in those of prefill's steps, by number, where it is not what runs there."""
-        made = (kv_of_first(self._model, self.plan, step.layer, self._modules) for step in self._prefill_steps)
+        made = (kv_of_first(self.model, self.plan, step.layer, self._modules) for step in self._prefill_steps)
         return {number: maker for number, maker in enumerate(made) if maker is not None}
 
     @cached_property
     def _decode_steps(self) -> list[Step]:
-        return steps_of(self._model, self.plan, "decode", self._modules)
+        return steps_of(self.model, self.plan, "decode", self._modules)
 
     @contextmanager
     def _as_decode(self, handed: HandedOver) -> Iterator[None]:
         """Make the model decode inside the context, which starts from what it was handed."""
-        with as_stage(self._model, self._decode_steps):
-            give_selections(self._model, self._decode_steps, handed)
+        with as_stage(self.model, self._decode_steps):
+            give_selections(self.model, self._decode_steps, handed)
             yield
 
     @contextmanager
@@ -202,7 +232,7 @@ class TwoPhaseModel:
         cache = _new_cache()
         if not tokens:
             return HandedOver(cache), torch.empty(0)
-        ids_BT = torch.tensor([list(tokens)], device=self._model.device)
+        ids_BT = torch.tensor([list(tokens)], device=self.model.device)
         mask_BT = torch.ones_like(ids_BT)
         with self._as_prefill(ids_BT, mask_BT):
             logits_V = self._forward(tokens, cache)
@@ -217,7 +247,7 @@ class TwoPhaseModel:
         with self._as_prefill(ids_BT[:, :read], mask_BT[:, :read]):
             if self.first_token == "prefill":
                 one_more = {**options, "max_length": width + 1}
-                ids_BT = self._model.model.generate(ids_BT, attention_mask=mask_BT, past_key_values=cache, **one_more)
+                ids_BT = self.model.model.generate(ids_BT, attention_mask=mask_BT, past_key_values=cache, **one_more)
             else:
                 self._read(ids_BT[:, :read], mask_BT[:, :read], cache)
         return ids_BT, self._hand_over(cache, mask_BT[:, :read])
@@ -227,7 +257,7 @@ class TwoPhaseModel:
 
         `mask_BT` covers what is in the cache, too; each text counts its positions from its own first token.
         """
-        model = self._model.model
+        model = self.model.model
         positions: dict[str, Tensor] = {}
         if "position_ids" in inspect.signature(model.forward).parameters:
             positions["position_ids"] = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
@@ -256,8 +286,8 @@ class TwoPhaseModel:
 
     def _forward(self, tokens: Sequence[int], cache: Any) -> Tensor:
         """Run tokens on top of a cache; return the logits behind the last one, in float32."""
-        ids = torch.tensor([list(tokens)], device=self._model.device)
-        logits: Tensor = self._model.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        logits: Tensor = self.model.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
         return logits[0, -1].float().cpu()
 
 

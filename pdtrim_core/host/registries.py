@@ -24,6 +24,7 @@ REGISTRIES: Mapping[str, str] = MappingProxyType(
         "pdtrim_splitters": "splitter",
         "pdtrim_recoveries": "recovery",
         "pdtrim_quantizers": "quantizer",
+        "pdtrim_kv_selectors": "kv_selector",
         "pdtrim_objectives": "objective",
         "pdtrim_calibrations": "calibration",
         "pdtrim_model_sources": "model",

@@ -19,6 +19,9 @@ from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.outcome import Cost, Outcome, peak_memory
 
+SHIPPED_TOKENS = (128, 1024, 8192)
+"""The lengths of prompts for which a run says what K/V it ships, where that is not the same a token for all."""
+
 
 def assemble_outcome(context: RunContext, inputs: RunInputs, done: Finished, *, fidelity: Fidelity | None = None) -> Outcome:
     """Return what a run did."""
@@ -59,6 +62,7 @@ def costs_of(
 ) -> tuple[Cost, ...]:
     """Return what the plan with its modules, or the model that replaced the dense one, saves beside the dense model.
 
+    Where K/V are selected, what a token costs depends on how long its prompt is: a cost counts for 1024 tokens unless it says so.
     Where a stage has a number format of its own, all bytes are those of the checkpoints: the model may be open in another format.
     """
     quantized = quantized or Quantized()
@@ -78,6 +82,16 @@ def costs_of(
         for stage, count in kept.items()
         if quantized.formats is not None
     ]
+    by_length = [
+        Cost(
+            f"K/V shipped for {tokens:,} tokens",
+            "bytes",
+            before.kv_bytes(dense, tokens) * tokens,
+            after.kv_bytes(plan, tokens) * tokens,
+        )
+        for tokens in SHIPPED_TOKENS
+        if plan.selections
+    ]
     return (
         Cost("parameters of prefill", "weights", before.parameters, kept["prefill"]),
         Cost("parameters of decode", "weights", before.parameters, kept["decode"]),
@@ -85,6 +99,7 @@ def costs_of(
         Cost("prefill work for 1024 tokens", "FLOPs", before.prefill_flops(dense), after.prefill_flops(plan)),
         Cost("decode weight traffic", "bytes a token", before.decode_bytes(dense), traffic),
         Cost("K/V shipped to decode", "bytes a prompt token", before.kv_bytes(dense), after.kv_bytes(plan)),
+        *by_length,
     )
 
 

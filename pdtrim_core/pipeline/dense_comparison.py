@@ -65,7 +65,8 @@ def variants_at_end(done: Finished) -> tuple[Variant, ...]:
     kept = any(result.kept for result in done.recovered.results)
     unrecovered: tuple[Variant, ...] = ("unrecovered",) if kept else ()
     unquantized: tuple[Variant, ...] = ("unquantized",) if done.quantized.formats is not None else ()
-    return ("dense", "unified", *unrecovered, *unquantized, "staged")
+    unselected: tuple[Variant, ...] = ("unselected",) if done.plan.selections else ()
+    return ("dense", "unified", *unrecovered, *unquantized, *unselected, "staged")
 
 
 def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, outcome: Outcome) -> Fidelity | None:
@@ -90,14 +91,16 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, o
         # What the run found is worth more than this figure of it.
         context.events.note(f"fidelity to the dense model is not measured: {error}")
         return None
+    with_formats = measured.get("unselected") or measured.get("staged")
     return Fidelity(
         items=len(items),
         answer_tokens=context.recipe.settings.evaluation.answer_tokens,
         variants={variant: _finite(result.metrics) for variant, result in measured.items()},
         nearer=nearer(measured.get("unified"), measured.get("staged")),
         samples=samples(items, measured, inputs.model),
-        recovered=nearer(measured.get("unrecovered"), measured.get("unquantized") or measured.get("staged")),
-        quantized=nearer(measured.get("staged"), measured.get("unquantized")),
+        recovered=nearer(measured.get("unrecovered"), measured.get("unquantized") or with_formats),
+        quantized=nearer(with_formats, measured.get("unquantized")),
+        selected=nearer(measured.get("staged"), measured.get("unselected")),
     )
 
 

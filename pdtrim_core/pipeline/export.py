@@ -65,6 +65,7 @@ def facts_of(recipe: Recipe, model: BlockModel | None = None, *, configs: dict[s
         narrows=narrowing.narrows if narrowing is not None and len(narrowing.narrows) == 1 else frozenset(),
         uniform=narrowing is None or narrowing.uniform,
         formats={} if recipe.quantizer is None else recipe.quantizer.formats,
+        selects=recipe.kv_selector is not None and recipe.kv_selector.selects,
         tokenizer=None if model is None else model.tokenizer,
     )
 
@@ -74,7 +75,7 @@ def export_problems(exporters: Iterable[Exporter], host: PluginHost, facts: Expo
     found: dict[str, dict[str, None]] = {}
     for exporter in exporters:
         with blame(host.label_of(exporter)):
-            for problem in exporter.problems(facts):
+            for problem in (*exporter.problems(facts), *exporter.selection_problems(facts)):
                 found.setdefault(problem, {})[f"'{exporter.name}'"] = None
     return [f"exporter {', '.join(names)}: {problem}" for problem, names in found.items()]
 
@@ -86,6 +87,9 @@ def write_exports(
     for exporter in exporters:
         label = host.label_of(exporter)
         with blame(label):
+            problems = exporter.selection_problems(ExportFacts.of_run(outcome, model, out))
+            if problems:
+                raise PdtrimError(f"exporter '{exporter.name}': {problems[0]}")
             paths = list(exporter.export(outcome, model, out))
         for path in paths:
             if not path.resolve().is_relative_to(out.resolve()):

@@ -32,6 +32,8 @@ from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import load_outcome
 from pdtrim_core.results.task_results import PAIRS, Variant
 
+BEFORE: tuple[Variant, ...] = ("unrecovered", "unquantized", "unselected")
+"""The pair as it was before one of the steps of its run."""
 UNQUANTIZED: tuple[Variant, ...] = ("dense", "unrecovered", "unquantized")
 """The variants whose weights have the number format of the model."""
 
@@ -95,7 +97,7 @@ class LoadedRun:
             return {key: module for key, module in self.modules.items() if not isinstance(key, RecoveredPart)}
         if variant == "unquantized":
             return self.unquantized
-        if variant == "staged" or self.replaced is not None:
+        if variant in ("staged", "unselected") or self.replaced is not None:
             return self.modules
         # A single-stage model has the layers of its stage; the unified one those of decode.
         stage: Stage = "prefill" if variant == "prefill" else "decode"
@@ -129,7 +131,8 @@ class LoadedRun:
             raise PdtrimError(f"{self.path} {absent}")
         plan = self.outcome.plan.plan
         if variant in PAIRS:
-            return plan
+            # K/V are selected last, so that what the pair was before it read whole prompts.
+            return plan if variant == "staged" else plan.unselected
         return Plan.unified(plan.decode if variant != "prefill" else plan.prefill_alone(self.outcome.block_count))
 
     def two_phase(self, variant: Variant) -> TwoPhaseModel:
@@ -161,8 +164,8 @@ class LoadedRun:
         `unified` and `decode` always do; `staged`, too, where both stages lose the same. `prefill` is recovered by itself.
         """
         known: tuple[Variant, ...] = get_args(Variant) if self.outcome.saved_plan is not None else ("unified", "decode", "dense")
-        known = tuple(other for other in known if other not in ("unrecovered", "unquantized"))
-        if variant in ("unrecovered", "unquantized"):
+        known = tuple(other for other in known if other not in BEFORE)
+        if variant in BEFORE:
             return (variant,)
         return variant, *(other for other in known if other != variant and self._alike(variant, other))
 

@@ -16,6 +16,7 @@ from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
 from pdtrim_core.pipeline.search_removal import search_removal
+from pdtrim_core.pipeline.select_kv import select_kv
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.fidelity import Fidelity
@@ -39,7 +40,9 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
         found = find(context, inputs)
         plan = split(context, found)
         recovered = recover(context, inputs, found, plan)
-        quantized = quantize(context, inputs.model, plan, {**found.modules, **recovered.layers})
+        modules = {**found.modules, **recovered.layers}
+        quantized = quantize(context, inputs.model, plan, modules)
+        plan = select_kv(context, inputs.model, inputs.calibration, plan, {**modules, **quantized.layers})
         rows = evaluate(context, found, plan, recovered, quantized)
         done = Finished(found, plan, recovered, rows, quantized)
         fidelity = measure_fidelity(context, inputs, done) if recipe.settings.evaluation.fidelity else None

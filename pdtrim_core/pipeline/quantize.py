@@ -1,4 +1,4 @@
-"""Giving the stages of a pair the number formats of a recipe: the last step before the pair is measured."""
+"""Giving the stages of a pair the number formats of a recipe, behind its recovery."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_keys import dense_code, keys_of, sources_of
+from pdtrim_core.pipeline.select_kv import check_selector
 from pdtrim_core.results.outcome import Environment, machine, versions
 from pdtrim_core.wording import shortened
 
@@ -47,8 +48,8 @@ def prepare(context: RunContext) -> RunInputs:
 
     Raises `PdtrimError` where the folder holds measurements of other weights or items, and where it is certain already that
     the recipe's pruner cannot keep to the budget, that its searcher or splitter cannot do what their options demand, that
-    its recoveries could not do their work, that layers cannot have its formats, or that one of its exporters could not write what
-    the run makes.
+    its recoveries could not do their work, that layers cannot have its formats, that its selector of K/V could not do its work on
+    these items, or that one of its exporters could not write what the run makes.
     """
     recipe, keys, evaluation = context.recipe, keys_of(context.recipe), context.recipe.settings.evaluation
     with context.events.step("open the model"):
@@ -72,6 +73,7 @@ def prepare(context: RunContext) -> RunInputs:
         wanted, got = recipe.calibration.samples, len(calibration.items)
         if got < wanted:
             context.events.note(f"calibration '{recipe.calibration.name}' gave {got} of the {wanted} samples requested")
+        check_selector(recipe, model, calibration)
         environment = _environment(context, model, calibration)
         context.folder.check_same({"weights": environment.weights, "data": environment.data})
         _note_changes(context, environment)

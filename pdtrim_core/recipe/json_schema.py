@@ -33,6 +33,7 @@ def schema(host: PluginHost) -> dict[str, Any]:
         name = {"type": "string"} if kind == "model" else {"enum": names}
         # Formats are named by stage, so that a name alone says nothing.
         one = {"anyOf": tables if kind == "quantizer" else [name, *tables]}
+        one = {"anyOf": [{"const": NONE}, name, *tables]} if kind == "kv_selector" else one
         result["properties"][key_of(kind)] = _of_list(one) if kind in LISTS else one
     result["required"] = ["model", "prune"]
     return {**result, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pdtrim-core recipe"}

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast, overload
 
 from pdtrim_core.api.component import Component
 from pdtrim_core.api.kinds import Exporter, ModelSource, Report, key_of
+from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import AS_IT_IS, Quantizer
 from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean, reason_of
 from pdtrim_core.host.host import PluginHost
@@ -35,7 +36,7 @@ def make_parts(kind: str, given: Any, host: PluginHost, *, where: str) -> tuple[
 
 
 def parts_of(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> dict[str, Any]:
-    """Return the parts that recipe data name, by kind: a component, a list where there may be several, None for no pruner.
+    """Return the parts that recipe data name, by kind: a component, a list where there may be several, None for what is optional.
 
     What is wrong is appended to `problems`, and the part is None then.
     """
@@ -49,6 +50,7 @@ def parts_of(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> 
         parts[kind] = _make_all(kind, given, host, problems) if kind in LISTS else _make(kind, given, host, problems)
     parts["model"] = _make_model(data.get("model"), host, problems)
     parts["quantizer"] = _make_quantizer(data, host, problems)
+    parts["kv_selector"] = _make_selector(data, host, problems)
     return parts
 
 
@@ -94,16 +96,17 @@ def _make(kind: str, given: Any, host: PluginHost, problems: list[str]) -> Compo
     try:
         provided = host.find(kind, name)
     except RecipeError as error:
-        problems += [f"{key}: {problem}{_of_quantizers(kind, name, host)}" for problem in error.problems]
+        problems += [f"{key}: {problem}{_of_later_steps(kind, name, host)}" for problem in error.problems]
         return None
     return checked(provided.component, {k: v for k, v in options.items() if k != "use"}, key, problems)
 
 
-def _of_quantizers(kind: str, name: str, host: PluginHost) -> str:
-    """Return where a quantizer belongs that a recipe names among its recoveries, say, to quantise before one of them."""
-    if kind == "quantizer" or name not in {provided.component.name for provided in host.of_kind("quantizer")}:
-        return ""
-    return f"; '{name}' is a quantizer, which the table [formats] names: the order is fixed, prune, recover, quantise"
+def _of_later_steps(kind: str, name: str, host: PluginHost) -> str:
+    """Return where a component belongs that a recipe names among its recoveries, say, to have its step before one of them."""
+    for later, place in (("quantizer", "the table [formats]"), ("kv_selector", "the key kv_selector")):
+        if kind != later and name in {provided.component.name for provided in host.of_kind(later)}:
+            return f"; '{name}' is a {later}, which {place} names: the order is fixed, prune, recover, quantise, select K/V"
+    return ""
 
 
 def _make_quantizer(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> Quantizer | None:
@@ -125,6 +128,12 @@ def _make_quantizer(data: Mapping[str, Any], host: PluginHost, problems: list[st
             for stage, scheme in wrong.items()
         ]
     return made
+
+
+def _make_selector(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> KvSelector | None:
+    """Return the selector of K/V of a recipe; None for one that names none, or says so."""
+    given = data.get("kv_selector", NONE)
+    return None if given == NONE else cast("KvSelector | None", _make("kv_selector", given, host, problems))
 
 
 def _nearest(scheme: str, known: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from pdtrim_core.api.kinds import (
     StageSplitter,
     key_of,
 )
+from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import LayerRecovery, Quantizer, Recovery
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.files.paths import PathLike, as_text
@@ -53,6 +54,7 @@ class Recipe:
     splitter: StageSplitter
     recoveries: tuple[Recovery, ...]
     quantizer: Quantizer | None
+    kv_selector: KvSelector | None
     objective: Objective
     calibration: CalibrationSource
     exporters: tuple[Exporter, ...]
@@ -116,7 +118,7 @@ class Recipe:
         parts = parts_of(data, host, problems)
         problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"]), *_nothing_to_recover(data, parts["pruner"])]
         problems += _nothing_to_estimate(settings, parts["recovery"])
-        problems += _nothing_to_quantize(data, parts["pruner"])
+        problems += [*_nothing_to_quantize(data, parts["pruner"]), *_nothing_to_select(data, parts["pruner"])]
         if problems or settings is None:
             raise RecipeError(where, problems)
         return cls(
@@ -138,7 +140,8 @@ class Recipe:
         finders = REPLACED_BY_PRUNER if self.pruner is None else ("pruner",)
         splitter = () if self.pruner is not None and self.pruner.replaces_model else ("splitter",)
         quantizer = () if self.quantizer is None else ("quantizer",)
-        return ("model", *finders, "distiller", *splitter, *quantizer, "objective", "calibration")
+        kv_selector = () if self.kv_selector is None else ("kv_selector",)
+        return ("model", *finders, "distiller", *splitter, *quantizer, *kv_selector, "objective", "calibration")
 
     @property
     def lists(self) -> dict[str, tuple[Component, ...]]:
@@ -214,3 +217,11 @@ def _nothing_to_quantize(data: Mapping[str, Any], pruner: Pruner | None) -> list
         return []
     what = f"pruner '{pruner.name}' gives a whole other model, and formats are those of the layers of a plan"
     return [f"formats: {what}: leave this out, or choose another pruner"]
+
+
+def _nothing_to_select(data: Mapping[str, Any], pruner: Pruner | None) -> list[str]:
+    """Return what is wrong with a selector of K/V beside a pruner that gives a whole other model."""
+    if pruner is None or not pruner.replaces_model or data.get("kv_selector", NONE) == NONE:
+        return []
+    what = f"pruner '{pruner.name}' gives a whole other model, and K/V are selected for the blocks of a plan"
+    return [f"kv_selector: {what}: leave this out, or choose another pruner"]

@@ -32,7 +32,7 @@ DEFAULT_QUANTIZER = "rtn"
 """The quantizer of a recipe that names formats and none."""
 LISTS = ("recovery", "exporter", "report")
 NONE = "none"
-"""What a recipe says of a kind that it wants nothing of, where it may list several."""
+"""What a recipe says of a kind that it wants nothing of, where it may list several, or none."""
 
 
 def load(path: Path) -> dict[str, Any]:

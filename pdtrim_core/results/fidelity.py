@@ -26,8 +26,8 @@ class Fidelity:
     Answers have `answer_tokens` tokens at most. `nearer` is how much less the KL divergence of `staged` is than that of
     `unified`, in nats a token, with its standard error paired over prompts; None where there is no pair to compare. `recovered`
     is how much less it is than that of `unrecovered`, None where nothing was recovered; both are taken before the pair gets
-    number formats. `quantized` is how much less that of `unquantized` is than that of `staged`, None where no stage has a format
-    of its own.
+    number formats. `quantized` is how much less that of `unquantized` is than with them, None where no stage has a format of its
+    own. `selected` is how much less that of `unselected` is than that of `staged`, None where decode reads whole prompts.
     """
 
     items: int
@@ -37,3 +37,4 @@ class Fidelity:
     samples: tuple[AnswerSample, ...] = ()
     recovered: Metric | None = None
     quantized: Metric | None = None
+    selected: Metric | None = None

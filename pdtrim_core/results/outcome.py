@@ -204,12 +204,19 @@ class Outcome:
         """Whether a stage has a number format of its own."""
         return self.saved_plan is not None and self.plan.formats is not None
 
+    @property
+    def selected(self) -> bool:
+        """Whether blocks of decode read only some of a prompt's K/V."""
+        return self.saved_plan is not None and bool(self.plan.plan.selections)
+
     def why_absent(self, variant: Variant) -> str:
-        """Return why this run has no pair before recovery, or before formats, in words that follow its name; empty if it has."""
+        """Return why this run has no pair before one of its steps, in words that follow its name; empty if it has."""
         if variant == "unrecovered" and not any(result.kept for result in self.recovery):
             why = "each of its recoveries was left out" if self.recovery else "its recipe names no recovery"
         elif variant == "unquantized" and not self.quantized:
             why = "its recipe names no formats"
+        elif variant == "unselected" and not self.selected:
+            why = "its decode reads all of every prompt"
         else:
             return ""
         return f"has no variant '{variant}': {why}, so that 'staged' is the same"

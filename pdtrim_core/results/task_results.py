@@ -22,10 +22,11 @@ EVALUATION_FORMAT = 2
 FOLDER = "evaluations"
 CODE = "code"
 """The setting that says what code measured."""
-Variant = Literal["staged", "unified", "prefill", "decode", "unrecovered", "unquantized", "dense"]
+Variant = Literal["staged", "unified", "prefill", "decode", "unrecovered", "unquantized", "unselected", "dense"]
 """Which model of a run is evaluated: the pair; decode's removal in both stages; prefill or decode as a single-stage model; the
-pair without what recovery made of it, and without number formats; the pair without number formats; the dense model."""
-PAIRS: tuple[Variant, ...] = ("staged", "unrecovered", "unquantized")
+pair before its recovery, before it got number formats, and before K/V were selected, each without what came later; the dense
+model."""
+PAIRS: tuple[Variant, ...] = ("staged", "unrecovered", "unquantized", "unselected")
 """The variants whose stages lose each its own, so that it matters which of them makes the first token."""
 
 

@@ -23,6 +23,7 @@ CONTRACTS: Mapping[str, str] = {
     "splitter": "SplitterContract",
     "recovery": "RecoveryContract",
     "quantizer": "QuantizerContract",
+    "kv_selector": "KvSelectorContract",
     "objective": "ObjectiveContract",
     "calibration": "CalibrationContract",
     "model": "ModelSourceContract",
@@ -202,6 +203,10 @@ def _recipe(package: Package) -> str:
             tables += '\n[recovery_data]\nsources = ["calibration"]         # faster than texts that the dense model writes\n'
         case "quantizer":
             tables += f'\n[formats]\nuse = {use}\ndecode = "W8"                     # prefill stays as it is\n'
+        case "kv_selector":
+            quick = "".join(line for line in quick.splitlines(keepends=True) if not line.startswith("objective"))
+            longer = "words = 60                        # longer than the items of mini: of short prompts all is read"
+            tables = tables.replace("[calibration]\n", f'[calibration]\nuse = "text"\n{longer}\n')
         case "model":
             tables = tables.replace(MODEL, f"{package.name}:llama")
     own = {"exporter": f'exporter = ["plan", {use}]\n', "report": f'report = ["table", {use}]\n'}

@@ -161,6 +161,7 @@ def _row(end: Ended) -> dict[str, Any]:
         },
         "decode": None if plan is None else [str(element) for element in plan.decode],
         "prefill": None if plan is None else [str(element) for element in plan.prefill],
+        "selections": None if plan is None else [str(selection) for selection in plan.selections],
         "saved": {cost.name: cost.saved for cost in outcome.costs},
         **{key: plain[key] for key in ("sets", "merges", "recovery", "block_scores", "candidates", "notes", "seconds")},
     }

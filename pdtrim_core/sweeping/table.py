@@ -47,9 +47,14 @@ def _kl(row: Row) -> str:
     return f"{found['value']:.3f}" + ("" if found["error"] is None else f" +- {found['error']:.3f}")
 
 
-def _work(row: Row) -> str:
-    saved = row["saved"].get("prefill work for 1024 tokens")
-    return "" if saved is None else f"{round(-100 * saved, 1) + 0.0:+.1f} %"
+def _change(cost: str) -> Callable[[Row], str]:
+    """Return the column of what becomes of a cost."""
+
+    def column(row: Row) -> str:
+        saved = row["saved"].get(cost)
+        return "" if saved is None else f"{round(-100 * saved, 1) + 0.0:+.1f} %"
+
+    return column
 
 
 def _merges(row: Row) -> str:
@@ -72,7 +77,9 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "initial": ("best scores", lambda row: ", ".join(str(block) for block in row["sets"]["initial"]) or "-"),
     "merges": ("merges to choose", _merges),
     "recovery": ("recovery", _recovery),
-    "work": ("prefill work", _work),
+    "work": ("prefill work", _change("prefill work for 1024 tokens")),
+    "kv": ("K/V shipped", _change("K/V shipped to decode")),
+    "selected": ("blocks that read less", lambda row: str(len(row.get("selections") or ()) or "-")),
     "measured": ("measured", lambda row: str(row["candidates"]["measured"] + row["candidates"]["cut_short"])),
     "seconds": ("s", lambda row: f"{sum(row['seconds'].values()):.0f}"),
     "scores": ("block scores", lambda row: ", ".join(f"{score:.4g}" for score in row["block_scores"])),
@@ -82,6 +89,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 `searched` is the found removal, in both stages, on the items that the search used; `dense`, `unified` and `staged` are values
 on the held-out items, or on those searched on where there are none. `kl` is the divergence of the pair from the dense model along
 its answers to the held-out prompts, in nats a token, as `compare` has it. `initial` is P_initial, the blocks of highest score.
+`kv` are the K/V that a prompt of 1024 tokens hands over, and `selected` counts the blocks of decode that read only some of them.
 """
 DEFAULT_COLUMNS = ("searched", "dense", "unified", "staged", "kl", "decode", "prefill", "work", "measured", "seconds")
 

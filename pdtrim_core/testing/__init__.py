@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core.testing.contexts import prune_context, recovery_context
+from pdtrim_core.testing.contexts import prune_context, recovery_context, selection_context
 from pdtrim_core.testing.models import FAMILIES, ByteTokenizer, tiny_config, tiny_llama, tiny_model, tiny_transformers
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CalibrationContract,
         DistillerContract,
         ExporterContract,
+        KvSelectorContract,
         ModelSourceContract,
         ObjectiveContract,
         PrunerContract,
@@ -34,6 +35,7 @@ __all__ = [
     "CalibrationContract",
     "DistillerContract",
     "ExporterContract",
+    "KvSelectorContract",
     "ModelSourceContract",
     "ObjectiveContract",
     "PrunerContract",
@@ -46,6 +48,7 @@ __all__ = [
     "TinyModel",
     "prune_context",
     "recovery_context",
+    "selection_context",
     "tiny_config",
     "tiny_llama",
     "tiny_model",

@@ -1,4 +1,4 @@
-"""Contexts made by hand, for tests of a pruner or a recovery without a run."""
+"""Contexts made by hand, for tests of a pruner, a recovery or a selector of K/V without a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from pdtrim_core.api.prune_context import PruneContext
 from pdtrim_core.api.recovery_context import RecoveryContext
+from pdtrim_core.api.selection_context import SelectionContext
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.prefix_cache import ExecutionOptions
 from pdtrim_core.execution.walked import Walked
@@ -59,6 +60,23 @@ def recovery_context(
     folder = Path(tempfile.gettempdir()) / f"recovery-{uuid4().hex}"
     given = {"rng": Random(0), "folder": folder, **options}  # noqa: S311 - reproducible draws, nothing secret
     return RecoveryContext(pair, items[len(texts) :], **given)
+
+
+def selection_context(
+    model: BlockModel,
+    plan: Plan,
+    texts: Sequence[Sequence[int]],
+    *,
+    modules: Mapping[Any, nn.Module] | None = None,
+    first_token: FirstToken = "decode",
+    note: Callable[[str], None] = lambda text: None,
+) -> SelectionContext:
+    """Return the context of a selector of K/V on a model under a plan, with token sequences to see it read.
+
+    The first half of each sequence is its prompt. `modules` are those of the plan's elements, such as merged blocks.
+    """
+    items = [_in_halves(number, text) for number, text in enumerate(texts)]
+    return SelectionContext(model, plan, dict(modules or {}), items, "texts", first_token, note)
 
 
 def _in_halves(number: int, text: Sequence[int]) -> Item:

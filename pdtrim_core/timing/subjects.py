@@ -53,11 +53,7 @@ def subjects_of_run(run: LoadedRun, dtype: Dtype | None = None) -> Subjects:
         both = (Subject("dense", dense, Plan(), {}), Subject("unified", _converted(replaced, dtype), Plan(), {}))
         return Subjects(both, None, "decode", random_weights=False)
     saved = run.outcome.plan
-    if saved.plan.selections:
-        raise PdtrimError(
-            f"{run.path}: decode reads only some of a prompt's K/V in some blocks, and what is timed reads all of them: "
-            "its costs are in the result table"
-        )
+    _refuse_selections(saved, run.path)
     modules = {key: module.to(dense.device, _dtype_of(dense)) for key, module in run.modules_of("unified").items()}
     return _subjects(dense, saved.plan, modules, saved.first_token, random_weights=False)
 
@@ -83,6 +79,7 @@ def plan_for(shape: ModelShape, budget: BlocksToRemove) -> tuple[Plan, FirstToke
     if budget.plan is not None:
         saved = load_plan(budget.plan)
         _refuse_modules(saved, budget.plan)
+        _refuse_selections(saved, budget.plan)
         if saved.block_count != count:
             raise PdtrimError(
                 f"{budget.plan} is a plan for {saved.block_count} blocks ({saved.model}), but {shape.name} has {count}: give "
@@ -117,6 +114,14 @@ def _refuse_modules(saved: SavedPlan, path: Path) -> None:
     others = [str(element) for element in saved.plan.decode if not isinstance(element, Drop)]
     if others:
         raise PdtrimError(f"{path} has {others[0]}, whose module a random model does not have: give --blocks N instead")
+
+
+def _refuse_selections(saved: SavedPlan, path: Path) -> None:
+    if saved.plan.selections:
+        raise PdtrimError(
+            f"{path}: decode reads only some of a prompt's K/V in some blocks, and what is timed reads all of them: "
+            "its costs are in the result table"
+        )
 
 
 def _subjects(

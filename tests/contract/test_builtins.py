@@ -14,6 +14,7 @@ from pdtrim_core.testing import (
     CalibrationContract,
     DistillerContract,
     ExporterContract,
+    KvSelectorContract,
     ModelSourceContract,
     ObjectiveContract,
     PrunerContract,
@@ -35,6 +36,8 @@ from pdtrim_plugins.exporters.gguf_file import Gguf
 from pdtrim_plugins.exporters.llm_compressor import LlmCompressor
 from pdtrim_plugins.exporters.plan import PlanFile
 from pdtrim_plugins.exporters.vllm import Vllm
+from pdtrim_plugins.kv_selectors.paper import Paper
+from pdtrim_plugins.kv_selectors.plain import All, FirstOnlySelector
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Acceptance, Accuracy, Divergence, Margin, Perplexity
 from pdtrim_plugins.pruners import (
@@ -340,6 +343,28 @@ class TestKvRefit(RecoveryContract):
 class TestRoundToNearest(QuantizerContract):
     component = RoundToNearest
     options: ClassVar[dict[str, Any]] = {"group_size": 16}
+
+
+@pytest.mark.numeric
+class TestPaper(KvSelectorContract):
+    component = Paper
+    options: ClassVar[dict[str, Any]] = {"gamma": 0.3}
+
+
+@pytest.mark.numeric
+class TestPaperRemoving(KvSelectorContract):
+    component = Paper
+    options: ClassVar[dict[str, Any]] = {"gamma": 0.0, "share": "removed", "texts": 2}
+
+
+@pytest.mark.numeric
+class TestFirstOnly(KvSelectorContract):
+    component = FirstOnlySelector
+
+
+@pytest.mark.numeric
+class TestAll(KvSelectorContract):
+    component = All
 
 
 @pytest.mark.numeric

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from pdtrim_core.testing.contracts.calibrations import CalibrationContract
 from pdtrim_core.testing.contracts.distillers import DistillerContract
+from pdtrim_core.testing.contracts.kv_selectors import KvSelectorContract
 from pdtrim_core.testing.contracts.model_sources import ModelSourceContract
 from pdtrim_core.testing.contracts.objectives import FixedStaged, ObjectiveContract
 from pdtrim_core.testing.contracts.pruners import PrunerContract
@@ -34,6 +35,7 @@ __all__ = [
     "DistillerContract",
     "ExporterContract",
     "FixedStaged",
+    "KvSelectorContract",
     "ModelSourceContract",
     "ObjectiveContract",
     "PrunerContract",

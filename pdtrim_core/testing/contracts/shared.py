@@ -28,6 +28,7 @@ from pdtrim_core.api.kinds import (
     StageSplitter,
     options_of,
 )
+from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import Quantizer, Recovery
 from pdtrim_core.errors import did_you_mean
 from pdtrim_core.host.host import Origin, PluginHost
@@ -67,6 +68,7 @@ _HOOKS: dict[str, type[Component]] = {
     "pdtrim_splitters": StageSplitter,
     "pdtrim_recoveries": Recovery,
     "pdtrim_quantizers": Quantizer,
+    "pdtrim_kv_selectors": KvSelector,
     "pdtrim_objectives": Objective,
     "pdtrim_calibrations": CalibrationSource,
     "pdtrim_model_sources": ModelSource,

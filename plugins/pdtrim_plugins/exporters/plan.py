@@ -19,6 +19,7 @@ class PlanFile(Exporter):
     """
 
     name = "plan"
+    carries_selections = True
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write one file, or none where there is no plan."""

@@ -116,11 +116,6 @@ def _of_recipe(facts: ExportFacts) -> Iterator[str]:
     others = sorted({scheme for scheme in facts.formats.values() if scheme not in SERVED})
     if others:
         yield f"vLLM is known to serve the formats {', '.join(SERVED)}, and not {', '.join(others)}{ADVICE}"
-    if facts.selects:
-        yield (
-            "decode reads only some of a prompt's K/V in some blocks, and engines have no such selection inside a layer: "
-            "generate with pdtrim_core.apply, which runs it"
-        )
     if not facts.uniform:
         yield _other_shapes("those that the pruner gives do not")
     if "attention" in facts.narrows and facts.family == "qwen2":

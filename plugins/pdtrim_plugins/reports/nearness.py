@@ -31,7 +31,7 @@ def verdict_on_recovery(fidelity: Fidelity, plus_minus: str = "+-") -> str:
     found = fidelity.recovered
     if found is None:
         return ""
-    pair = "unquantized" if "unquantized" in fidelity.variants else "staged"
+    pair = next(variant for variant in ("unquantized", "unselected", "staged") if variant in (*fidelity.variants, "staged"))
     unclear = _unclear(found, "unrecovered", plus_minus, pair)
     if unclear:
         return unclear
@@ -47,10 +47,20 @@ def verdict_on_formats(fidelity: Fidelity, plus_minus: str = "+-") -> str:
     found = fidelity.quantized
     if found is None:
         return ""
-    unclear = _unclear(found, "unquantized", plus_minus)
-    return (
-        unclear or f"formats take the pair {_size(found, plus_minus)} {'farther from' if found.value > 0 else 'nearer to'} dense"
-    )
+    pair = "unselected" if "unselected" in fidelity.variants else "staged"
+    return _unclear(found, "unquantized", plus_minus, pair) or f"formats take the pair {_direction(found, plus_minus)}"
+
+
+def verdict_on_selection(fidelity: Fidelity, plus_minus: str = "+-") -> str:
+    """Return how much farther from the dense model it takes the pair to read less of prompts; empty if unmeasured."""
+    found = fidelity.selected
+    if found is None:
+        return ""
+    return _unclear(found, "unselected", plus_minus) or f"reading less of prompts takes the pair {_direction(found, plus_minus)}"
+
+
+def _direction(found: Metric, plus_minus: str) -> str:
+    return f"{_size(found, plus_minus)} {'farther from' if found.value > 0 else 'nearer to'} dense"
 
 
 def _unclear(found: Metric, other: str, plus_minus: str, pair: str = "staged") -> str:

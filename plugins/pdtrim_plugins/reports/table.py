@@ -61,7 +61,8 @@ def _headline(outcome: Outcome) -> str:
     kept_in_prefill = sum(gain.kept_in_prefill for gain in outcome.gains)
     what = f"{kept_in_prefill} of the {len(outcome.gains)} parts" if shrunk else f"{kept_in_prefill} of them"
     text = f"{text}; prefill keeps {what}" if kept_in_prefill else text
-    return f"{text}; formats: {outcome.plan.formats}" if outcome.plan.formats else text
+    text = f"{text}; formats: {outcome.plan.formats}" if outcome.plan.formats else text
+    return f"{text}; {len(plan.selections)} blocks of decode read only some of a prompt" if plan.selections else text
 
 
 def _diagram(outcome: Outcome) -> str:
@@ -91,7 +92,12 @@ def _fidelity(outcome: Outcome) -> str:
         body = [[variant, *(cell(metrics) for cell in heads.values())] for variant, metrics in found.variants.items()]
         shown = [column for column in range(len(heads) + 1) if any(row[column] for row in body)]
         tables.append(_narrow([[row[column] for column in shown] for row in (["", *heads], *body)]))
-    said = [nearness.verdict(found), nearness.verdict_on_recovery(found), nearness.verdict_on_formats(found)]
+    said = [
+        nearness.verdict(found),
+        nearness.verdict_on_recovery(found),
+        nearness.verdict_on_formats(found),
+        nearness.verdict_on_selection(found),
+    ]
     about = f"how near to the dense model, on {found.items} held-out item{'s' * (found.items != 1)}:"
     return "\n".join([about, *tables, *filter(None, said)])
 

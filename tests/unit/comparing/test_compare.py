@@ -18,6 +18,7 @@ from pdtrim_core.comparing.compare import Comparison, compare
 from pdtrim_core.comparing.text import latex, markdown, text_table_of
 from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan_file import plan_to_json
+from pdtrim_core.plan.selections import Edges, FirstOnly
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import ItemAnswer, Metric, TaskResult, Variant, path_of, write_result
@@ -524,3 +525,39 @@ def test_of_other_objectives_fidelity_alone_is_compared(tmp_path: Path) -> None:
     for run in runs:
         near(run, "staged")
     assert [column.name for column in compare(runs).columns] == ["fidelity"]
+
+
+def selecting(path: Path) -> Path:
+    """Return a run of whose decode's blocks two read only some of a prompt."""
+    saved = small_run()[0].plan
+    blocks = [layer.block for layer in saved.plan.layers("decode", saved.block_count)]
+    plan = saved.plan.selecting([FirstOnly(blocks[-1]), Edges(blocks[0], 0.1, 0.2)])
+    seconds = {"search": 20.0, "quantise": 1.0, "select K/V": 5.0}
+    return folder(path, saved_plan=replace(saved, plan=plan).to_data(), seconds=seconds)
+
+
+def test_rows_say_how_many_blocks_read_less_of_prompts_where_some_do(tmp_path: Path) -> None:
+    runs = selecting(tmp_path / "small"), folder(tmp_path / "plain")
+    found = compare(runs, ("staged", "unselected", "unified", "dense"))
+    assert {row.name: row.selected for row in found.rows} == {
+        "dense": 0,
+        "small (staged)": 2,
+        "small (unselected)": 0,
+        "small (unified)": 0,
+        "plain (staged)": 0,
+        "plain (unified)": 0,
+    }
+    grid = text_table_of(found)
+    column = grid.heading.index("K/V selected, blocks")
+    assert [row[column] for row in grid.rows] == ["-", "2", "-", "-", "-", "-"]
+    assert any("plain has no variant 'unselected': its decode reads all of every prompt" in note for note in found.notes)
+    before, after = (next(row for row in found.rows if row.name == f"small ({name})") for name in ("unselected", "staged"))
+    assert (before.pruning_seconds, after.pruning_seconds) == (20.0, 25.0)
+    assert before.kv_bytes is None  # only the bytes that are shipped with the selection are counted
+    assert after.kv_bytes is not None
+    assert before.decode_bytes == after.decode_bytes
+    assert (before.prefill_removed, before.decode_removed) == (after.prefill_removed, after.decode_removed)
+
+
+def test_where_all_read_whole_prompts_there_is_no_column_of_it(tmp_path: Path) -> None:
+    assert not any("K/V selected" in title for title in text_table_of(compare([folder(tmp_path / "one")])).heading)

@@ -200,7 +200,7 @@ def test_the_model_is_left_as_it_was(staged_run: LoadedRun) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"stage": "both"}, "'both' is none of staged, unified, prefill, decode, unrecovered, unquantized, dense"),
+        ({"stage": "both"}, "'both' is none of staged, unified, prefill, decode, unrecovered, unquantized, unselected, dense"),
         ({"first_token": "prefill"}, "computes nothing behind the last K/V that decode reads, so it makes no token"),
         ({"first_token": "both"}, "first_token is decode or prefill, not 'both'"),
         ({"prompt_share": 1.0}, "prompt_share is a share from 0 up to, but not, 1; it is 1.0"),

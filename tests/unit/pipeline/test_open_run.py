@@ -48,7 +48,9 @@ def test_each_side_has_its_plan(run: LoadedRun) -> None:
     assert run.plan_of("staged") == plan
     assert run.plan_of("dense") == Plan()
     assert run.plan_of("unified") == run.plan_of("decode") == Plan.unified(plan.decode)
-    with pytest.raises(PdtrimError, match="'both' is none of staged, unified, prefill, decode, unrecovered, unquantized, dense"):
+    with pytest.raises(
+        PdtrimError, match="'both' is none of staged, unified, prefill, decode, unrecovered, unquantized, unselected, dense"
+    ):
         run.plan_of("both")  # type: ignore[arg-type]
 
 

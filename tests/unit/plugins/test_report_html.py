@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core.api import AnswerSample, Drop, KvOnly, Metric, Outcome, PdtrimError, Plan, Removal, SearchStep, read_record
+from pdtrim_core.api import (
+    AnswerSample,
+    Drop,
+    Edges,
+    FirstOnly,
+    KvOnly,
+    Metric,
+    Outcome,
+    PdtrimError,
+    Plan,
+    Removal,
+    SearchStep,
+    read_record,
+)
 from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.outcome import Gain
@@ -243,6 +256,45 @@ def test_the_formats_of_runs_stand_in_the_tables_of_what_they_cost_and_save(tmp_
         assert f"\n{name}\n{text}\n" in page.sections["costs"]
     plain = Html().page([read_record(folder) for folder in folders[:1] * 2], tmp_path / "plain.html")
     assert "formats (prefill/decode)" not in plain.read_text(encoding="utf-8")
+
+
+def selecting() -> Outcome:
+    """Return a run of whose decode some blocks read less of a prompt."""
+    of, near = runs.big(), runs.fidelity()
+    assert of.saved_plan is not None
+    saved = SavedPlan.from_data(of.saved_plan)
+    blocks = [layer.block for layer in saved.plan.layers("decode", saved.block_count)]
+    chosen = [Edges(block, 0.15, 0.15) for block in blocks[2:5]] + [FirstOnly(blocks[-1])]
+    variants = {**near.variants, "unselected": near.variants["staged"]}
+    saved = replace(saved, plan=saved.plan.selecting(chosen))
+    return replace(of, saved_plan=saved.to_data(), fidelity=replace(near, variants=variants, selected=Metric(0.05, 0.01)))
+
+
+def test_a_section_says_which_blocks_read_what(tmp_path: Path) -> None:
+    outcome = selecting()
+    record = read_record(runs.write_run(tmp_path / "run", outcome))
+    page = Reader(Html().page([record], tmp_path / "page.html").read_text("utf-8"))
+    section = page.sections["reading"]
+    blocks = [selection.block for selection in outcome.plan.plan.selections]
+    assert f"\nthe first 15 % and the last 15 %\n{ranges(blocks[:3])}\n40\n308\n2,458\n" in section
+    assert f"\nthe first token\n{blocks[-1]}\n1\n1\n1\n" in section
+    assert "\nall tokens\n" in section
+    assert "4 of decode's" in section
+    assert "Reading less of prompts takes the pair" in page.sections["fidelity"]
+    assert "\nunselected\n" in page.sections["fidelity"]
+    assert "4 blocks of decode then read only some of a prompt." in sentence(record)
+
+
+def test_a_run_whose_decode_reads_whole_prompts_has_no_such_section(merged: Reader) -> None:
+    assert "reading" not in merged.sections
+
+
+def test_runs_that_read_less_stand_beside_others(tmp_path: Path) -> None:
+    made = {"plain": runs.big(), "less": selecting()}
+    folders = [runs.write_run(tmp_path / name, of) for name, of in made.items()]
+    page = Reader(Html().page([read_record(folder) for folder in folders], tmp_path / "both.html").read_text("utf-8"))
+    assert "run\nunified\nunselected\nstaged\nadded by reading less" in page.sections["fidelity"]
+    assert page.sections["fidelity"].count(f"\n0.050 {PM} 0.010") == 1
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_diagram
-from pdtrim_core.api import AnswerSample, Fidelity, Formats, Metric
+from pdtrim_core.api import AnswerSample, Edges, Fidelity, FirstOnly, Formats, Metric
 from pdtrim_core.results.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
-from pdtrim_plugins.reports.nearness import verdict, verdict_on_formats, verdict_on_recovery
+from pdtrim_plugins.reports.nearness import verdict, verdict_on_formats, verdict_on_recovery, verdict_on_selection
 from pdtrim_plugins.reports.table import Table, columns
 from tests.browser import runs
 
@@ -256,6 +256,37 @@ def test_recovery_is_judged_before_the_pair_got_its_formats() -> None:
     near = runs.fidelity(recovered=True)
     near = replace(near, variants={**near.variants, "unquantized": near.variants["staged"]}, recovered=Metric(-0.3, 0.02))
     assert "unquantized is 0.300 +- 0.020 nats a token farther from dense than unrecovered" in verdict_on_recovery(near)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, ""),
+        (Metric(0.3, 0.02), "reading less of prompts takes the pair 0.300 +- 0.020 nats a token farther from dense"),
+        (Metric(-0.3, 0.02), "reading less of prompts takes the pair 0.300 +- 0.020 nats a token nearer to dense"),
+        (Metric(0.0, 0.0), "staged and unselected are equally near to dense: here they give the same"),
+        (Metric(0.3, None), "one prompt is too few to tell staged and unselected apart"),
+    ],
+)
+def test_one_line_says_what_reading_less_costs(found: Metric | None, said: str) -> None:
+    assert verdict_on_selection(replace(runs.fidelity(), selected=found)) == said
+
+
+def test_formats_and_recovery_are_judged_before_the_pair_reads_less() -> None:
+    near = runs.fidelity(recovered=True)
+    unclear = Metric(0.01, 0.02)
+    near = replace(near, variants={**near.variants, "unselected": near.variants["staged"]}, recovered=unclear, quantized=unclear)
+    assert verdict_on_recovery(near).startswith("unselected and unrecovered are not told apart")
+    assert verdict_on_formats(near).startswith("unselected and unquantized are not told apart")
+
+
+def test_the_headline_and_the_diagram_say_which_blocks_read_less(tmp_path: Path) -> None:
+    saved = small_run()[0].plan
+    blocks = [layer.block for layer in saved.plan.layers("decode", saved.block_count)]
+    plan = saved.plan.selecting([FirstOnly(blocks[-1]), Edges(blocks[0], 0.1, 0.2)])
+    headline, diagram, *_ = parts(outcome_with(saved_plan=replace(saved, plan=plan).to_data()), tmp_path)
+    assert headline.endswith("; 2 blocks of decode read only some of a prompt")
+    assert "prompts" in diagram
 
 
 def test_the_headline_names_the_formats(tmp_path: Path) -> None:

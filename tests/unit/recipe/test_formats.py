@@ -72,7 +72,9 @@ def test_a_quantizer_is_named_in_formats_and_nowhere_else(host: PluginHost) -> N
 def test_a_quantizer_in_front_of_a_recovery_is_told_the_order(host: PluginHost, recovery: Any) -> None:
     problem = problem_of(host, recovery=recovery)
     assert problem.startswith("recovery: there is no recovery 'rtn'")
-    assert problem.endswith("'rtn' is a quantizer, which the table [formats] names: the order is fixed, prune, recover, quantise")
+    assert problem.endswith(
+        "'rtn' is a quantizer, which the table [formats] names: the order is fixed, prune, recover, quantise, select K/V"
+    )
 
 
 def test_a_model_that_is_replaced_as_a_whole_gets_no_formats(host: PluginHost) -> None:

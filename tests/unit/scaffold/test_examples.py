@@ -12,7 +12,7 @@ import tomli
 
 from pdtrim_core import Recipe, load_plugins
 from pdtrim_core.api.kinds import KINDS
-from pdtrim_core.testing import RecoveryContract
+from pdtrim_core.testing import KvSelectorContract, RecoveryContract
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -42,6 +42,20 @@ def test_the_recovery_of_a_plain_file_is_short_and_its_recipe_finds_it() -> None
     assert len(RECOVERY.read_text().splitlines()) <= 21
     recipe = Recipe.read(EXAMPLES / "plain_file" / "recovered.toml", host=load_plugins([RECOVERY]))
     assert [recovery.name for recovery in recipe.recoveries] == ["rescale"]
+
+
+SELECTOR = EXAMPLES / "plain_file" / "my_selector.py"
+
+
+class TestSelectorOfAPlainFile(KvSelectorContract):
+    component = runpy.run_path(str(SELECTOR))["WorstHead"]
+
+
+def test_the_selector_of_a_plain_file_is_short_and_its_recipe_finds_it() -> None:
+    assert len(SELECTOR.read_text().splitlines()) <= 15
+    recipe = Recipe.read(EXAMPLES / "plain_file" / "selected.toml", host=load_plugins([SELECTOR]))
+    assert recipe.kv_selector is not None
+    assert recipe.kv_selector.name == "worst-head"
 
 
 @pytest.mark.parametrize("folder", ["third_party_scorer", "third_party_pruner"])

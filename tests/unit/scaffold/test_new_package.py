@@ -37,7 +37,7 @@ def test_every_kind_has_a_contract_to_test_by() -> None:
 def test_the_tests_of_every_kind_pass_as_generated(tmp_path: Path) -> None:
     folders = []
     for kind in KINDS:
-        package = package_of(kind, f"my-{kind}", tmp_path)
+        package = package_of(kind, f"my-{kind.replace('_', '-')}", tmp_path)
         write_package(package)
         folders.append(package.folder)
     path = os.pathsep.join([*(str(folder / "src") for folder in folders), os.environ.get("PYTHONPATH", "")])
@@ -56,7 +56,8 @@ def test_the_tests_of_every_kind_pass_as_generated(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recipe_of_every_kind_uses_it_and_runs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    package = package_of(kind, f"own-{kind}", tmp_path)
+    name = f"own-{kind.replace('_', '-')}"
+    package = package_of(kind, name, tmp_path)
     write_package(package)
     as_installed(package.folder, monkeypatch)
     host = load_plugins()
@@ -73,8 +74,8 @@ def test_the_recipe_of_every_kind_uses_it_and_runs(kind: str, tmp_path: Path, mo
         object.__setattr__(recipe, "model", TinyModel(path="tiny:llama"))
     made = getattr(recipe, {"recovery": "recoveries", "exporter": "exporters", "report": "reports"}.get(kind, kind))
     names = [part.name for part in made] if isinstance(made, tuple) else [made.name]
-    assert f"own-{kind}" in names
-    assert host.find(kind, f"own-{kind}").origin.source == f"pdtrim-own-{kind}"
+    assert name in names
+    assert host.find(kind, name).origin.source == f"pdtrim-{name}"
     assert run(recipe).rows[0].name == "dense"
 
 

@@ -167,7 +167,7 @@ def test_data_may_stand_for_the_folder_of_the_command_line(tmp_path: Path) -> No
         ("tasks = []", "evaluate.tasks: name at least one"),
         (
             'tasks = ["piqa"]\nvariants = ["both"]',
-            "must be 'staged', 'unified', 'prefill', 'decode', 'unrecovered', 'unquantized' or 'dense' (got 'both')",
+            "must be 'staged', 'unified', 'prefill', 'decode', 'unrecovered', 'unquantized', 'unselected' or 'dense' (got",
         ),
         ('tasks = ["piqa"]\nvariants = []', "evaluate.variants: name at least one"),
         ('tasks = ["piqa"]\nlimit = 0', "evaluate.limit: must be greater than 0 (got 0)"),

@@ -25,7 +25,8 @@ def row(**changes: Any) -> dict[str, Any]:
         },
         "decode": ["1", "3+4"],
         "prefill": ["1", "kv:5"],
-        "saved": {"prefill work for 1024 tokens": 0.125},
+        "saved": {"prefill work for 1024 tokens": 0.125, "K/V shipped to decode": 0.4},
+        "selections": ["2 first", "5 edges 0.15+0.15"],
         "sets": {"initial": [14, 17]},
         "merges": [{"pair": [3, 4], "kept": True}, {"pair": [5, 6], "kept": False}],
         "recovery": [{"name": "kv-refit", "kept": True}, {"name": "rescale", "kept": False}, {"name": "fold", "kept": True}],
@@ -55,6 +56,8 @@ def test_a_run_gives_a_row_with_every_column() -> None:
         "merges to choose": "3+4",
         "recovery": "kv-refit, fold",
         "prefill work": "-12.5 %",
+        "K/V shipped": "-40.0 %",
+        "blocks that read less": "2",
         "measured": "10",
         "s": "4",
         "block scores": "0.5, 1.235e+04",
@@ -65,6 +68,11 @@ def test_data_from_before_there_was_recovery_have_none() -> None:
     before = {key: value for key, value in row().items() if key != "recovery"}
     heading, rows = table_of({**data(before), "columns": ["recovery"]})
     assert (heading, rows) == (["t0", "recovery"], [["5", "-"]])
+
+
+def test_data_from_before_there_were_selections_have_none() -> None:
+    before = {key: value for key, value in row().items() if key != "selections"}
+    assert table_of({**data(before), "columns": ["selected"]})[1] == [["5", "-"]]
 
 
 def test_without_fidelity_there_is_no_column_of_it_and_of_a_run_without_it_an_empty_cell() -> None:

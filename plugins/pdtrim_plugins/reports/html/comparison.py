@@ -127,6 +127,7 @@ def _fidelity(done: Mapping[str, Outcome]) -> Section:
     picture = dots.dots("fidelity-kl", rows, looks, title="KL divergence from the dense model", unit="nats a token", digits=3)
     recovers = any(done[name].recovery for name in near)
     has_formats = any(done[name].quantized for name in near)
+    selects = any(done[name].selected for name in near)
     body = []
     for name, row in kl.items():
         cells = [words(name)]
@@ -135,9 +136,11 @@ def _fidelity(done: Mapping[str, Outcome]) -> Section:
         cells += [_nats(row.get(variant)) for variant in shown]
         cells += [_nats(near[name].recovered)] if recovers else []
         cells += [_nats(near[name].quantized)] if has_formats else []
+        cells += [_nats(near[name].selected)] if selects else []
         body.append(cells)
     head = ["run", *(["recovery"] if recovers else []), *([FORMATS] if has_formats else []), *shown]
     head += [*(["taken away by recovery"] if recovers else []), *(["added by formats"] if has_formats else [])]
+    head += ["added by reading less"] if selects else []
     apart = len({done[name].environment.data for name in near}) > 1
     warning = " The runs held out different items, which cannot be compared to the last digit." if apart else ""
     caption = "Lower is nearer: the dense model itself would be at zero. Bars are one standard error to either side."

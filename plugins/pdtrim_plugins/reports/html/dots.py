@@ -23,6 +23,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "unified": BETWEEN,
     "unrecovered": {"color": ACCENT, "marker": "D", "markerfacecolor": SURFACE, "markersize": 5},
     "unquantized": {"color": ACCENT, "marker": "s", "markerfacecolor": SURFACE, "markersize": 5},
+    "unselected": {"color": ACCENT, "marker": "^", "markerfacecolor": SURFACE, "markersize": 5},
     "staged": AFTER,
     "prefill": LOOKS[3],
     "decode": LOOKS[4],

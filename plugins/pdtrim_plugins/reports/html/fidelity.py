@@ -32,7 +32,8 @@ def fidelity_section(outcome: Outcome) -> Section:
     measured = (
         f"Measured on {counted(found.items, 'held-out item')}, with answers of at most {counted(found.answer_tokens, 'token')}."
     )
-    told = filter(None, (said, nearness.verdict_on_formats(found, PLUS_MINUS)))
+    later = (nearness.verdict_on_formats(found, PLUS_MINUS), nearness.verdict_on_selection(found, PLUS_MINUS))
+    told = filter(None, (said, *later))
     lead = " ".join([*(f"{one[:1].upper()}{one[1:]}." for one in told), measured])
     return Section("fidelity", TITLE, lead, [*_pictures(found), *_tables(found), *_samples(found.samples)])
 

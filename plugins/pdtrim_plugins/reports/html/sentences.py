@@ -22,8 +22,8 @@ def sentence(record: RunRecord) -> str:
     plan = outcome.plan.plan
     if not len(plan.decode) and not len(plan.prefill):
         whole = f"Both stages run all {outcome.block_count} blocks of {outcome.model}: nothing was removed"
-        return f"{whole}{_formats(outcome)}."
-    later = f"{_recovered(outcome)}{_formats(outcome)}"
+        return f"{whole}{_formats(outcome)}{_selected(plan)}."
+    later = f"{_recovered(outcome)}{_formats(outcome)}{_selected(plan)}"
     return f"Decode {_losses(plan.decode, outcome.block_count)}, {_reason(outcome)}; {_prefill(outcome, plan)}{later}."
 
 
@@ -105,6 +105,11 @@ def _formats(outcome: Outcome) -> str:
         return ""
     named = [f"{stage} {scheme}" for stage, scheme in (("prefill", formats.prefill), ("decode", formats.decode)) if scheme]
     return f"; {formats.quantizer} then gave {joined(named)} as the number format of linear layers"
+
+
+def _selected(plan: Plan) -> str:
+    """Return how many blocks of decode then read less of a prompt."""
+    return f"; {counted(len(plan.selections), 'block')} of decode then read only some of a prompt" if plan.selections else ""
 
 
 def _points(needed: float | None) -> str:

@@ -7,7 +7,7 @@ import json
 import tomli_w
 
 from pdtrim_core import Outcome, RunRecord
-from pdtrim_plugins.reports.html import choice, fidelity, recovery, sections
+from pdtrim_plugins.reports.html import choice, fidelity, reading, recovery, sections
 from pdtrim_plugins.reports.html.parts import Page, Part, Section, Table, Text, Tile, number, words
 from pdtrim_plugins.reports.html.sentences import sentence
 from pdtrim_plugins.reports.html.wording import amount, change, counted, duration, with_error
@@ -44,6 +44,7 @@ def single(record: RunRecord) -> Page:
         tiles=tiles(outcome),
         sections=[
             sections.diagram_section(outcome),
+            reading.reading_section(outcome),
             sections.results_section(outcome),
             fidelity.fidelity_section(outcome),
             recovery.recovery_section(outcome),
