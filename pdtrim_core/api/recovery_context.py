@@ -6,7 +6,7 @@ Shape suffixes: N positions of continuation tokens, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -48,7 +48,7 @@ class RecoveryContext:
     has reached. `note` says something to the user, `lost` takes the loss of each step of a training. `reached` takes the share of
     the work that is done, 0 to 1, so that people see how long it will take; a walk tells that by itself. `openings` are
     tokens that prompts begin with, the surest first: those of the tokenizer and of its chat template, then those of the recipe's
-    items by how often they do.
+    items by how often they do. Contexts with the same `check` may share a `checking`, so that the dense model runs these once.
     """
 
     pair: Walked
@@ -59,6 +59,7 @@ class RecoveryContext:
     lost: Callable[[float], None] = _note_nothing
     reached: Callable[[float], None] = _note_nothing
     openings: Sequence[int] = ()
+    checking: PrefixCache | None = field(default=None, repr=False, compare=False)
 
     @property
     def model(self) -> BlockModel:
@@ -133,10 +134,8 @@ class RecoveryContext:
 
         A module that the trial's `change` made is its own, and may be changed in place, such as by a training.
         """
-        apart = replace(self, pair=replace(self.pair, modules=dict(self.pair.modules)))
         # What is kept is of the dense model, and so the same for both.
-        vars(apart)["_cache"] = self._cache
-        return apart
+        return replace(self, pair=replace(self.pair, modules=dict(self.pair.modules)), checking=self._checking)
 
     def batches(self, texts: Sequence[Item] | None = None) -> list[PairBatch]:
         """Return texts, or some of them, as batches in which the pair can be run beside the dense model."""
@@ -157,13 +156,20 @@ class RecoveryContext:
     @property
     def staged(self) -> StagedModel:
         """The pair with the weights that it has now."""
-        return StagedModel(self._cache, self.plan, self.pair.modules)
+        return StagedModel(self._checking, self.plan, self.pair.modules)
 
     @cached_property
-    def _cache(self) -> PrefixCache:
-        # Recovered weights change all that lies behind them, so nothing is kept from one pass to the next.
-        options = ExecutionOptions(first_token=self.pair.first_token, batch_tokens=self.pair.batch_tokens, budget=0)
-        return PrefixCache(self.model, options)
+    def _checking(self) -> PrefixCache:
+        return checking(self.pair) if self.checking is None else self.checking
+
+
+def checking(pair: Walked) -> PrefixCache:
+    """Return what pairs of one model are checked in; of the dense model it keeps what it gives, and of pairs nothing.
+
+    Recovered weights change all that lies behind them.
+    """
+    options = ExecutionOptions(first_token=pair.first_token, batch_tokens=pair.batch_tokens, budget=0)
+    return PrefixCache(pair.model, options)
 
 
 class PairBatch:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from pdtrim_core.api.recovery_context import RecoveryContext
+from pdtrim_core.api.recovery_context import RecoveryContext, checking
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.recovered_weights import (
     RECOVERED,
     STAGES,
@@ -129,7 +130,7 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
     counts = {recovery: recovery.texts(texts.text_tokens) for recovery in inputs.recoveries}
     drawn = texts.items(_texts_of(inputs, texts))
     tried = _Tried(dict(found.modules), None, None)
-    results, kept = [], list[Changed]()
+    results, kept, cache = [], list[Changed](), None
     for number, recovery in enumerate(inputs.recoveries):
         pair = Walked(
             inputs.model,
@@ -139,8 +140,8 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             first_token=recipe.settings.evaluation.first_token,
             batch_tokens=recipe.settings.evaluation.batch_tokens,
         )
-        start = tried.modules
-        tried = _one(context, inputs, number, pair, _Checked(drawn[:CHECKED], tried.divergences))
+        start, cache = tried.modules, cache or checking(pair)
+        tried = _one(context, inputs, number, pair, _Checked(drawn[:CHECKED], cache, tried.divergences))
         if tried.result is None:
             continue
         if tried.result.kept:
@@ -154,9 +155,10 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
 
 
 class _Checked(NamedTuple):
-    """The texts to check with, and the divergences of the pair on them, where they are known."""
+    """The texts to check with, what pairs are checked in, and the divergences of the pair on the texts, where they are known."""
 
     texts: Sequence[Item]
+    cache: PrefixCache
     divergences: Divergences | None
 
 
@@ -190,6 +192,7 @@ def _one(context: RunContext, inputs: RunInputs, number: int, pair: Walked, chec
         losses.append,
         reached,
         opening_tokens(inputs.model.tokenizer, inputs.calibration.items, inputs.model.vocabulary),
+        check.cache,
     )
     reached(0.0)
     before = _divergences(work) if check.divergences is None else check.divergences
