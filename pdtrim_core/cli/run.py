@@ -14,8 +14,10 @@ from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import Origin
+from pdtrim_core.pipeline.kept_outcome import kept_outcome
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import load, parse_settings
+from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.sweeping.sweep import is_sweep
 
 
@@ -31,7 +33,7 @@ def run(
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Carry out a recipe; go on where an interrupted run of it stopped."""
+    """Carry out a recipe; go on where an interrupted run of it stopped. A finished one is printed again."""
     del debug  # main() reads it
     data = load(recipe)
     if is_sweep(data):
@@ -44,6 +46,10 @@ def run(
         return
     for line in wanted.unused:
         say(f"note: {line}", file=sys.stderr)
+    kept = None if fresh else kept_outcome(wanted)
+    if kept is not None:
+        _say_kept(wanted, kept, as_json=as_json)
+        return
     wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 
@@ -52,4 +58,17 @@ def run(
         say_data(outcome.to_json(), end="")
         return
     for text in reporting.reports(wanted.reports, wanted.host, outcome, wanted.out):
+        say(text)
+
+
+def _say_kept(wanted: Recipe, outcome: Outcome, *, as_json: bool) -> None:
+    """Print what a finished run has; nothing in its folder changes."""
+    say(
+        f"note: {wanted.out} is finished, and nothing has changed since: this is what it has (--fresh runs it anew)",
+        file=sys.stderr,
+    )
+    if as_json:
+        say_data(outcome.to_json(), end="")
+        return
+    for text in reporting.reports_again(wanted.reports, wanted.host, outcome, wanted.out):
         say(text)

@@ -35,7 +35,16 @@ from pdtrim_core.results.outcome import Outcome
 
 UNCOMPARED = ("out", "plugins", "exporter", "report", "evaluation.fidelity", "evaluation.answer_tokens")
 """Recipe keys that may differ between a run and its continuation: they change no measurement."""
-OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json", "report.html")
+OWN_FILES = (
+    "recipe.toml",
+    "environment.json",
+    "scores.json",
+    "journal.jsonl",
+    "plan.json",
+    "outcome.json",
+    "state.json",
+    "report.html",
+)
 OWN_FOLDERS = ("merges", "replaced", "recovered", "recovery-work", "formats", "evaluations")
 SETTLE_SECONDS = 1.0
 """How long a measurement may be on its way to the disk: what a machine that loses power may lose."""

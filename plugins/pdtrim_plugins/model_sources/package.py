@@ -79,6 +79,10 @@ class PackageModel(ModelSource):
             return config_of(str(copy), self.path)
         return gguf_config(file, self.path)
 
+    def files(self) -> list[Path]:
+        """Return the GGUF file of the package."""
+        return [self.file()]
+
     def check_weights(self) -> None:
         """Compare the table of tensors of the GGUF file with its config, or the headers of its converted copy."""
         file = self.file()
