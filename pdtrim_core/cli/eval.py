@@ -120,11 +120,14 @@ def eval(  # noqa: A001 - a command is named as its function is
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
     wanted = _there(run, loaded.outcome, wanted)
-    if fidelity:
-        for inputs in asked.opened(loaded):
+
+    def compare() -> None:
+        for inputs in asked.opened(loaded) if fidelity else ():
             of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=_tell)
-            results += of_inputs.results(wanted, fresh=fresh)
+            results.extend(of_inputs.results(wanted, fresh=fresh))
+
     if not names:
+        compare()
         _show(run, results, wanted, as_json=as_json)
         return
     from pdtrim_core.harness.evaluate import Evaluation, Options  # noqa: PLC0415 - imports torch and the harness
@@ -141,7 +144,10 @@ def eval(  # noqa: A001 - a command is named as its function is
         batch_size=batch_size,
         runs_code=unsafe_code,
     )
-    results += Evaluation(loaded, options, _tell).results(names, wanted, fresh=fresh)
+    evaluation = Evaluation(loaded, options, _tell)
+    evaluation.check(names)
+    compare()
+    results += evaluation.results(names, wanted, fresh=fresh)
     _show(run, results, wanted, as_json=as_json)
 
 

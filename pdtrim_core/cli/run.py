@@ -15,6 +15,7 @@ from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import Origin
 from pdtrim_core.pipeline.kept_outcome import kept_outcome
+from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import load, parse_settings
 from pdtrim_core.results.outcome import Outcome
@@ -46,6 +47,7 @@ def run(
         return
     for line in wanted.unused:
         say(f"note: {line}", file=sys.stderr)
+    check_there(wanted, str(recipe))
     kept = None if fresh else kept_outcome(wanted)
     if kept is not None:
         _say_kept(wanted, kept, as_json=as_json)

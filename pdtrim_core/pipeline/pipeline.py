@@ -18,6 +18,7 @@ from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
 from pdtrim_core.pipeline.search_removal import search_removal
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.outcome import Outcome, Row
@@ -33,6 +34,7 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
     the same `shared` do together what they have in common. Raises `PdtrimError` for whatever the user can mend; what was
     measured until then stays in the journal.
     """
+    check_there(recipe)
     kept = None if fresh else kept_outcome(recipe)
     if kept is not None:
         return kept
