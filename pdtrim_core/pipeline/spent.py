@@ -30,8 +30,8 @@ class Spent:
         self._before = RunState()
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of each step until now."""
-        return {name: round(taken, 3) for name, taken in _sum(self._before.seconds, self._events.spent()).items()}
+        """Return the seconds of each step that has ended."""
+        return _rounded(_sum(self._before.seconds, self._events.seconds))
 
     def candidates(self) -> dict[str, int]:
         """Return how many candidates were measured, remembered and cut short until now."""
@@ -44,8 +44,13 @@ class Spent:
 
     def end(self, *, made_from: Mapping[str, str] | None = None, files: Mapping[str, str] | None = None) -> None:
         """Write what was spent into the folder of the run; of one that is finished, what it was made from and what it wrote."""
-        write_state(self._folder, RunState(self.seconds(), self.candidates(), made_from or {}, files or {}))
+        seconds = _rounded(_sum(self._before.seconds, self._events.spent()))
+        write_state(self._folder, RunState(seconds, self.candidates(), made_from or {}, files or {}))
         self._saved = time.monotonic()
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(taken, 3) for name, taken in seconds.items()}
 
 
 def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:

@@ -75,7 +75,7 @@ def changed(**keys: Any) -> str:
         (changed(format=4), "p.json: plans of format 4 have selections of K/V, and no others have"),
         (changed(format=3), "p.json is not a plan: it has no 'formats'"),
         (changed(format=2), "p.json is not a plan: it has no 'recovered'"),
-        (changed(format=2, recovered=5), f"p.json is not a plan: {NO_MODEL}')"),
+        (changed(format=2, recovered=5), f"p.json is not a plan: {NO_MODEL}"),
         ("{}", "p.json is not a plan: it has no 'format'"),
         ("[]", "p.json is not a plan: it is no table"),
         ('{"format": 1}', "p.json is not a plan: it has no 'model'"),
