@@ -14,7 +14,7 @@ import typer
 
 from pdtrim_core.cli.fidelity_inputs import LEAST_TOKENS, FidelityInputs
 from pdtrim_core.cli.options import Trust
-from pdtrim_core.cli.terminal import console, say, say_data
+from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
 from pdtrim_core.results.outcome import Outcome
@@ -225,8 +225,7 @@ def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
         for metric in dict.fromkeys(name for one in of_task for name in one.metrics):
             if "/" not in metric:  # the parts of a group are in the files
                 table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics.get(metric)) for one in of_task))
-    # Rows may be longer than the terminal is wide, and a cell that is folded cannot be read.
-    console(width=10_000).print(table)
+    print_table(table)
     pairs = {result.variant: result.settings["first_token"] for result in results if result.settings["first_token"]}
     if pairs:
         say(f"\n{' and '.join(pairs)}: the first token is {' and '.join(sorted(set(pairs.values())))}'s")

@@ -6,7 +6,10 @@ ruff forbids `print` in the other modules of this room, and a test forbids conso
 from __future__ import annotations
 
 import functools
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,11 +17,64 @@ from pdtrim_core.wording import visible, visible_in_data
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+
+COMMAND = re.compile(r"\b(pdtrim-core|pip) [a-z]")
+"""A command in a line, which a break would spoil."""
 
 
 def say(text: object = "", *, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
-    """Print text; characters in it that would steer a terminal are written out."""
-    print(visible(str(text)), end=end, file=file or sys.stdout, flush=flush)
+    """Print text; characters in it that would steer a terminal are written out.
+
+    In a terminal lines that are wider than it are broken between words, but for those with a command to copy.
+    """
+    stream = file or sys.stdout
+    shown = visible(str(text))
+    print(fitted(shown, shutil.get_terminal_size().columns) if stream.isatty() else shown, end=end, file=stream, flush=flush)
+
+
+def fitted(text: str, width: int) -> str:
+    """Return text with lines of at most so many characters, broken between words; what follows is indented under its line."""
+    return "\n".join(_fitted_line(line, width) for line in text.split("\n"))
+
+
+def _fitted_line(line: str, width: int) -> str:
+    if len(line) <= width or COMMAND.search(line):
+        return line
+    indent = min(len(line) - len(line.lstrip()) + 4, width // 2)
+    wrapper = textwrap.TextWrapper(
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        expand_tabs=False,
+    )
+    return "\n".join(wrapper.wrap(line))
+
+
+def _filled(title: str, width: int) -> str:
+    """Return a heading broken between words to so many characters, or to its longest word."""
+    longest = max(map(len, title.split()), default=1)
+    return textwrap.fill(title, max(width, longest), break_on_hyphens=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table of rich. In a terminal that is too narrow for it headings and texts are broken between words, not numbers.
+
+    Elsewhere a row is a line: a cell that is folded to a few letters cannot be read.
+    """
+    screen = console()
+    whole = console(width=10_000)
+    if screen.is_terminal and whole.measure(table).maximum > screen.width:
+        for column in table.columns:
+            # No narrower than what stands below it, for that is not broken.
+            widest = max((len(str(cell)) for cell in column.cells), default=0)
+            column.header = _filled(str(column.header), widest)
+            column.no_wrap = column.justify != "left"
+        whole = console(width=max(screen.width, screen.measure(table).minimum))
+    whole.print(table)
 
 
 def say_data(text: str, *, end: str = "\n") -> None:

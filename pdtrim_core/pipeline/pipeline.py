@@ -17,6 +17,7 @@ from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
 from pdtrim_core.pipeline.search_removal import search_removal
+from pdtrim_core.pipeline.steps import steps_of
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
@@ -40,7 +41,7 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
         return kept
     host = host or recipe.host
     with open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
-        host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
+        host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out, steps=steps_of(recipe))
         inputs = prepare(context)
         made = made_from(recipe)
         inputs = check_texts(context, inputs)
