@@ -10,18 +10,20 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pdtrim_core.wording import visible, visible_in_data
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
 
-COMMAND = re.compile(r"\b(pdtrim-core|pip) [a-z]")
-"""A command in a line, which a break would spoil."""
+COMMAND = re.compile(r"\s*(next:\s*)?(pdtrim-core|pip|pytest) ")
+"""The beginning of a line with a command to copy, which a break would spoil."""
+GAP = 2
+"""Characters between two columns of a table."""
 
 
 def say(text: object = "", *, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
@@ -40,7 +42,7 @@ def fitted(text: str, width: int) -> str:
 
 
 def _fitted_line(line: str, width: int) -> str:
-    if len(line) <= width or COMMAND.search(line):
+    if len(line) <= width or COMMAND.match(line):
         return line
     indent = min(len(line) - len(line.lstrip()) + 4, width // 2)
     wrapper = textwrap.TextWrapper(
@@ -54,27 +56,48 @@ def _fitted_line(line: str, width: int) -> str:
     return "\n".join(wrapper.wrap(line))
 
 
-def _filled(title: str, width: int) -> str:
-    """Return a heading broken between words to so many characters, or to its longest word."""
-    longest = max(map(len, title.split()), default=1)
-    return textwrap.fill(title, max(width, longest), break_on_hyphens=False)
-
-
 def print_table(table: Table) -> None:
-    """Print a table of rich. In a terminal that is too narrow for it headings and texts are broken between words, not numbers.
+    """Print a table of rich. In a terminal that is too narrow for it headings are broken between words, and numbers are not.
 
-    Elsewhere a row is a line: a cell that is folded to a few letters cannot be read.
+    Where that is not enough, it comes in several parts, each with the names at the left. Elsewhere a row is a line: a cell that
+    is folded to a few letters cannot be read.
     """
-    screen = console()
-    whole = console(width=10_000)
-    if screen.is_terminal and whole.measure(table).maximum > screen.width:
-        for column in table.columns:
-            # No narrower than what stands below it, for that is not broken.
-            widest = max((len(str(cell)) for cell in column.cells), default=0)
-            column.header = _filled(str(column.header), widest)
-            column.no_wrap = column.justify != "left"
-        whole = console(width=max(screen.width, screen.measure(table).minimum))
-    whole.print(table)
+    screen, whole = console(), console(width=10_000)
+    if not screen.is_terminal or whole.measure(table).maximum <= screen.width:
+        whole.print(table)
+        return
+    for number, part in enumerate(_parts(table, screen.width)):
+        if number:
+            say()
+        whole.print(part)
+
+
+def _parts(table: Table, width: int) -> Iterator[Table]:
+    """Yield tables of at most so many characters, as far as a single column is no wider, that together have all columns."""
+    count = next((number for number, column in enumerate(table.columns) if column.justify != "left"), 1) or 1
+    names, rest = table.columns[:count], list(table.columns[count:])
+    while rest:
+        taken = [rest.pop(0)]
+        while rest and sum(_width(column) + GAP for column in (*names, *taken, rest[0])) - GAP <= width:
+            taken.append(rest.pop(0))
+        yield _table_of([*names, *taken])
+
+
+def _table_of(columns: Sequence[Column]) -> Table:
+    from rich.table import Table  # noqa: PLC0415 - not every command draws
+
+    part = Table(box=None, pad_edge=False, padding=(0, GAP // 2))
+    for column in columns:
+        title = textwrap.fill(str(column.header), _width(column), break_on_hyphens=False)
+        part.add_column(title, no_wrap=True, justify=column.justify)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        part.add_row(*cells)
+    return part
+
+
+def _width(column: Column) -> int:
+    """Return the width that a column needs: of its widest cell, and of the longest word above it."""
+    return max([1, *(len(str(cell)) for cell in column.cells), *map(len, str(column.header).split())])
 
 
 def say_data(text: str, *, end: str = "\n") -> None:

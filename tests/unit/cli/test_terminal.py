@@ -106,7 +106,7 @@ def table() -> Table:
 
 def test_a_table_that_is_too_wide_is_broken_between_words_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    for columns, lines in ((61, 2), (60, 3), (40, 4)):
+    for columns, lines in ((61, 2), (60, 3), (49, 3), (40, 7)):
         stream: io.StringIO = Terminal()
         monkeypatch.setattr("sys.stdout", stream)
         monkeypatch.setenv("COLUMNS", str(columns))
