@@ -10,6 +10,7 @@ from pdtrim_core.pipeline.finished import Finished
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.kept_outcome import kept_outcome, made_from, written_files
 from pdtrim_core.pipeline.measurements import rows_of
+from pdtrim_core.pipeline.progress_lines import Progress, telling
 from pdtrim_core.pipeline.prune import prune
 from pdtrim_core.pipeline.quantize import Quantized, quantize
 from pdtrim_core.pipeline.recover import Recovered, check_texts, recover
@@ -25,10 +26,18 @@ from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.outcome import Outcome, Row
 
 
-def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, shared: RunCache | None = None) -> Outcome:
+def run(
+    recipe: Recipe,
+    host: PluginHost | None = None,
+    *,
+    fresh: bool = False,
+    shared: RunCache | None = None,
+    progress: Progress = False,
+) -> Outcome:
     """Carry out a recipe and return what came out; the run folder has it all.
 
-    `host` has the plugins, which are those that the recipe was made with unless others are given.
+    `host` has the plugins, which are those that the recipe was made with unless others are given. `progress` is a function that
+    is given a line whenever a step begins or ends, such as `print`; with True the lines go to stderr.
 
     An interrupted run of the same recipe in the same folder goes on where it stopped, and of one that is finished the outcome
     is returned as it is, unless `fresh`. Runs that are given
@@ -40,7 +49,7 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
     if kept is not None:
         return kept
     host = host or recipe.host
-    with open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
+    with telling(host, progress), open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out, steps=steps_of(recipe))
         inputs = prepare(context)
         made = made_from(recipe)
