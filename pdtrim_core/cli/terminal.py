@@ -63,7 +63,8 @@ def print_table(table: Table) -> None:
     is folded to a few letters cannot be read.
     """
     screen, whole = console(), console(width=10_000)
-    if not screen.is_terminal or whole.measure(table).maximum <= screen.width:
+    # What rich takes for a terminal may be a pipe that wants colours.
+    if not sys.stdout.isatty() or whole.measure(table).maximum <= screen.width:
         whole.print(table)
         return
     for number, part in enumerate(_parts(table, screen.width)):
