@@ -26,7 +26,7 @@ None to leave it as it is. A class that a wrapper adds to a registry is its plug
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,8 +139,11 @@ def pdtrim_find_blocks(model: Any) -> BlockLayout | None:
 
 
 @hookspec
-def pdtrim_run_started(recipe: Mapping[str, Any], out: Path) -> None:
-    """A run begins, with its resolved recipe (the data of recipe.toml) and its folder."""
+def pdtrim_run_started(recipe: Mapping[str, Any], out: Path, steps: Sequence[str]) -> None:
+    """A run begins, with its resolved recipe (the data of recipe.toml), its folder, and the names of its steps in order.
+
+    A run may leave a step out, and may come to one again.
+    """
 
 
 @hookspec

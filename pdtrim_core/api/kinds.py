@@ -317,6 +317,13 @@ class ModelSource(Component):
     def open_config(self) -> Any:
         """Return the model's transformers config, without weights."""
 
+    def files(self) -> list[Path] | None:
+        """Return the files on this machine that `open` reads; None where there are none yet, or the source cannot tell.
+
+        A finished run is not carried out again while they are as they were. Without them its model is opened to see that.
+        """
+        return None
+
     def check_weights(self) -> bool | None:
         """Raise `PdtrimError` where the stored tensors are not those of the config, by their names and shapes alone.
 

@@ -35,6 +35,7 @@ from pdtrim_core.cli import (
     sweep,
 )
 from pdtrim_core.cli.terminal import say
+from pdtrim_core.cli.usage_errors import told
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.wording import shortened
 
@@ -47,6 +48,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -108,7 +110,7 @@ def main() -> None:
             warnings.filterwarnings("default", category=FutureWarning)
             warnings.showwarning = _show_warning
             # Without its own error handling typer returns the code of an Exit, and turns Ctrl-C into one or into an Abort.
-            code = app(standalone_mode=False) or 0
+            code = app(standalone_mode=False, prog_name="pdtrim-core") or 0
         if code == INTERRUPTED:
             _say(INTERRUPTION)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - all of them are told
@@ -138,9 +140,7 @@ def _explain(error: BaseException) -> int:
             return 1
     if hasattr(error, "format_message") and hasattr(error, "show"):
         # typer's own errors about the command line; their class is that of the click that it carries.
-        told = io.StringIO()
-        error.show(told)
-        _say(told.getvalue().rstrip())
+        _say(f"error: {told(error)}")
         return 2
     if "--debug" not in sys.argv:
         _say("".join(traceback.format_exception(error)).rstrip())

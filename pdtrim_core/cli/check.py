@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import say, say_data
-from pdtrim_core.errors import PdtrimError, PluginError, RecipeError
+from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame
 from pdtrim_core.pipeline.export import export_problems, facts_of, make_exporters
+from pdtrim_core.recipe.missing import missing
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import load, parse_settings
 from pdtrim_core.serving.commands import SERVED
-from pdtrim_core.sweeping.sweep import Changes, is_sweep, read_sweep
+from pdtrim_core.sweeping.sweep import DATA, Changes, Sweep, is_sweep, read_sweep
+
+if TYPE_CHECKING:
+    from pdtrim_core.pipeline.budget import Budget
 
 
 def check(
@@ -50,14 +55,17 @@ def _check(path: Path, settings: list[str], names: list[str], *, budget: bool, t
         wanted = _read(path, settings, trust=trust)
         result: dict[str, Any] = {"recipe": str(path), "problems": [], "exit_code": 0}
         result["text"] = f"{path}: ok" if None in wanted else f"{path}: ok, {len(wanted)} run{'s' * (len(wanted) != 1)}"
+        _check_there(path, wanted)
         unknown = _check_exports(path, wanted, names, opens=budget or bool(names))
         if unknown:
             result["unknown"] = unknown
             result["text"] += f"; whether it can be exported is not known: {unknown}"
+        for recipe in () if budget else wanted.values():
+            if recipe.settings.prune.fraction is not None and _is_near(recipe):
+                # How much of a model a block holds stands in its config.
+                _budget_of(recipe)
         if budget:
-            from pdtrim_core.pipeline.budget import budget_of  # noqa: PLC0415 - imports torch
-
-            found = {name: budget_of(recipe, recipe.host) for name, recipe in wanted.items()}
+            found = {name: _budget_of(recipe) for name, recipe in wanted.items()}
             result["budget"] = asdict(found[None]) if None in found else {name: asdict(of_run) for name, of_run in found.items()}
             result["text"] = "\n".join(
                 f"{path}: {line}" if name is None else f"{path}: {name}: {line}"
@@ -74,6 +82,19 @@ def _check(path: Path, settings: list[str], names: list[str], *, budget: bool, t
         problems = list(error.problems) if isinstance(error, RecipeError) else [str(error)]
         return {"recipe": str(path), "problems": problems, "exit_code": error.exit_code, "text": _told(path, error)}
     return result
+
+
+def _check_there(path: Path, recipes: Mapping[str | None, Recipe]) -> None:
+    """Raise `RecipeError` with all files and folders that recipes name and that are not there."""
+    found = [f"{run}: {problem}" if run else problem for run, recipe in recipes.items() for problem in missing(recipe)]
+    if found:
+        raise RecipeError(str(path), found)
+
+
+def _is_near(recipe: Recipe) -> bool:
+    """Tell whether the files of a recipe's model are on this machine, so that its config can be read at once."""
+    with blame(recipe.host.label_of(recipe.model)):
+        return bool(recipe.model.files())
 
 
 def _check_exports(path: Path, recipes: Mapping[str | None, Recipe], names: Sequence[str], *, opens: bool) -> str:
@@ -100,14 +121,32 @@ def _check_exports(path: Path, recipes: Mapping[str | None, Recipe], names: Sequ
     return unknown
 
 
+def _budget_of(recipe: Recipe) -> Budget:
+    from pdtrim_core.pipeline.budget import budget_of  # noqa: PLC0415 - imports torch
+
+    return budget_of(recipe, recipe.host)
+
+
 def _read(path: Path, settings: list[str], *, trust: bool) -> dict[str | None, Recipe]:
     """Return the recipe in a file, under None, or those of a sweep's runs by name."""
     data = load(path)
     if is_sweep(data):
-        return {
-            run.point.name: run.recipe for run in read_sweep(path, changes=Changes(parse_settings(settings)), trust=trust).runs
-        }
+        sweep = read_sweep(path, changes=Changes(parse_settings(settings)), trust=trust)
+        _check_tasks(path, sweep)
+        return {run.point.name: run.recipe for run in sweep.runs}
     return {None: Recipe.from_data(data, changes=parse_settings(settings), where=str(path), trust=trust)}
+
+
+def _check_tasks(path: Path, sweep: Sweep) -> None:
+    """Raise `RecipeError` for benchmarks of a sweep that do not exist, as far as the harness is here to tell."""
+    if sweep.evaluate is None or importlib.util.find_spec("lm_eval") is None:
+        return
+    from pdtrim_core.sweeping import evaluating  # noqa: PLC0415 - imports torch
+
+    try:
+        evaluating.check(sweep.evaluate, runs_code=True, files=DATA not in sweep.evaluate.data)
+    except PdtrimError as error:
+        raise RecipeError(str(path), [f"evaluate.tasks: {error}"]) from None
 
 
 def _told(path: Path, error: PdtrimError) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from pdtrim_core.cli.terminal import console, say, say_data
+from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.results.task_results import Variant
 from pdtrim_core.wording import visible
@@ -77,10 +77,9 @@ def print_comparison(comparison: Comparison) -> None:
     for row, cells in enumerate(grid.rows):
         # In capitals or with a mark it would be no number; where a terminal shows no bold there is --markdown.
         table.add_row(*(Text(visible(cell), "bold" if (row, column) in grid.best else "") for column, cell in enumerate(cells)))
-    screen = console(width=10_000)
-    screen.print(table)
+    print_table(table)
     for note in notes_of(comparison):
-        screen.print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _words(text: str) -> list[str]:

@@ -14,7 +14,7 @@ import typer
 
 from pdtrim_core.cli.fidelity_inputs import LEAST_TOKENS, FidelityInputs
 from pdtrim_core.cli.options import Trust
-from pdtrim_core.cli.terminal import console, say, say_data
+from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
 from pdtrim_core.results.outcome import Outcome
@@ -121,11 +121,14 @@ def eval(  # noqa: A001 - a command is named as its function is
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
     wanted = there(run, loaded.outcome, wanted)
-    if fidelity:
-        for inputs in asked.opened(loaded):
+
+    def compare() -> None:
+        for inputs in asked.opened(loaded) if fidelity else ():
             of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=_tell)
-            results += of_inputs.results(wanted, fresh=fresh)
+            results.extend(of_inputs.results(wanted, fresh=fresh))
+
     if not names:
+        compare()
         _show(run, results, wanted, as_json=as_json)
         return
     from pdtrim_core.harness.evaluate import Evaluation, Options  # noqa: PLC0415 - imports torch and the harness
@@ -142,7 +145,10 @@ def eval(  # noqa: A001 - a command is named as its function is
         batch_size=batch_size,
         runs_code=unsafe_code,
     )
-    results += Evaluation(loaded, options, _tell).results(names, wanted, fresh=fresh)
+    evaluation = Evaluation(loaded, options, _tell)
+    evaluation.check(names)
+    compare()
+    results += evaluation.results(names, wanted, fresh=fresh)
     _show(run, results, wanted, as_json=as_json)
 
 
@@ -221,8 +227,7 @@ def _print(results: Sequence[TaskResult], variants: Sequence[Variant]) -> None:
         for metric in dict.fromkeys(name for one in of_task for name in one.metrics):
             if "/" not in metric:  # the parts of a group are in the files
                 table.add_row(task, metric, str(len(of_task[0].answers)), *(_shown(one.metrics.get(metric)) for one in of_task))
-    # Rows may be longer than the terminal is wide, and a cell that is folded cannot be read.
-    console(width=10_000).print(table)
+    print_table(table)
     pairs = {result.variant: result.settings["first_token"] for result in results if result.settings["first_token"]}
     if pairs:
         say(f"\n{' and '.join(pairs)}: the first token is {' and '.join(sorted(set(pairs.values())))}'s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pdtrim_core.cli.terminal import console
+from pdtrim_core.cli.terminal import print_table, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,16 +16,15 @@ MEASURES = {"forward": "forward, ms", "prefill": "prefill, tokens/s", "decode": 
 
 def print_latencies(found: Latencies) -> None:
     """Print what a benchmark found."""
-    screen = console(width=10_000)
     threads = f", {found.threads} threads" if found.device == "cpu" else ""
-    screen.print(f"{found.model}, {found.dtype} on {found.device}{threads}; the first token is made by {found.first_token}\n")
-    screen.print(_times(found.timings))
-    screen.print()
-    screen.print(_needs(found))
+    say(f"{found.model}, {found.dtype} on {found.device}{threads}; the first token is made by {found.first_token}\n")
+    print_table(_times(found.timings))
+    say()
+    print_table(_needs(found))
     if any(timing.model == "decode" for timing in found.timings):
-        screen.print("\nThe unified model's decode is the decode model's.")
+        say("\nThe unified model's decode is the decode model's.")
     for note in found.notes:
-        screen.print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _times(timings: tuple[Timing, ...]) -> Table:

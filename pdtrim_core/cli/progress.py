@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.cli.heartbeat import SECONDS, Heartbeat
+from pdtrim_core.cli.step_count import StepCount
 from pdtrim_core.cli.terminal import console, say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from pdtrim_core.plan.elements import Merge
     from pdtrim_core.results.recovery import RecoveryResult
     from pdtrim_core.results.task_results import TaskResult
+
+WIDE = 100
+"""Columns from which on a terminal has room for a bar and whole words."""
+SHORT = 120
+"""Seconds up to which a time is told in seconds."""
 
 
 def progress_display(stream: TextIO) -> LiveDisplay | LineDisplay:
@@ -37,12 +43,14 @@ class LineDisplay:
         self._stream = stream
         self._best: float | None = None
         self._count = 0
+        self._about: int | None = None
+        self._steps = StepCount()
         self._doing = ""
         self._since = time.monotonic()
         self._recovering = ""
         self._recovered_share, self._recovering_since = 0.0, 0.0
         self._heartbeat = Heartbeat(self._still, seconds)
-        self._running = ExitStack()
+        self._running, self._in_step = ExitStack(), ExitStack()
 
     def working(self) -> Heartbeat:
         """Return the context in which the stream is never silent for long, for what is no step of a run."""
@@ -54,20 +62,27 @@ class LineDisplay:
         self._write(text)
 
     @hookimpl
-    def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path) -> None:
+    def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path, steps: Sequence[str]) -> None:
         """Say where the run goes."""
+        self._steps.begin(steps)
         self._running.enter_context(self._heartbeat)
         self._write(f"run {recipe['model']['path']} -> {out}")
 
     @hookimpl
     def pdtrim_run_ended(self) -> None:
         """End the heartbeat of the run, if it had begun: one that cannot be opened ends without."""
+        self._in_step.close()
         self._running.close()
 
     @hookimpl
-    def pdtrim_step_started(self, step: str) -> None:
+    def pdtrim_step_started(self, step: str, about: int | None) -> None:
         """Forget the last step's figures."""
+        # Of what is no run, such as a ranking, only the steps are heard.
+        self._in_step.close()
+        self._in_step.enter_context(self._heartbeat)
+        self._steps.at(step)
         self._begin(step)
+        self._about = about
 
     @hookimpl
     def pdtrim_note_made(self, note: str) -> None:
@@ -97,27 +112,29 @@ class LineDisplay:
     def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
         """Count."""
         self._count += 1
-        self._best = candidate.best
+        self._best = self._best if candidate.best is None else candidate.best
 
     @hookimpl
     def pdtrim_step_finished(self, step: str, seconds: float) -> None:
         """Write the step's line."""
+        self._in_step.close()
         self._write(_line(step, seconds, self._count, self._best))
 
     def _begin(self, doing: str) -> None:
         self._doing, self._since = doing, time.monotonic()
-        self._best, self._count, self._recovering = None, 0, ""
+        self._best, self._count, self._about, self._recovering = None, 0, None, ""
 
     def _still(self) -> None:
-        line = _line(self._doing, time.monotonic() - self._since, self._count, self._best)
-        self._write(f"still: {line}{self._how_far()}")
+        taken = time.monotonic() - self._since
+        line = _line(f"{self._steps.words()}{self._doing}", taken, self._count, self._best, self._about)
+        self._write(f"still: {line}{self._how_far() or _left(taken, self._count, self._about)}")
 
     def _how_far(self) -> str:
         """Return which recovery is at work, how much of it is done, and how long the rest will take at the same pace."""
         doing, share, taken = self._recovering, self._recovered_share, time.monotonic() - self._recovering_since
         if not doing:
             return ""
-        left = f", {100 * share:.0f} %, about {taken * (1 - share) / share:.0f} s left" if 0 < share <= 1 else ""
+        left = f", {100 * share:.0f} %, about {duration(taken * (1 - share) / share)} left" if 0 < share <= 1 else ""
         return f", {doing}{left}"
 
     def _write(self, text: str) -> None:
@@ -125,9 +142,23 @@ class LineDisplay:
         say(text, file=self._stream, flush=True)
 
 
-def _line(step: str, seconds: float, count: int, best: float | None) -> str:
-    measured = f", {count} candidate{'s' * (count > 1)}{_best(best)}" if count else ""
+def _line(step: str, seconds: float, count: int, best: float | None, about: int | None = None) -> str:
+    most = f" of at most {about}" if about else ""
+    measured = f", {count}{most} candidate{'s' * (count > 1 or bool(most))}{_best(best)}" if count else ""
     return f"{step}: {seconds:.1f} s{measured}"
+
+
+def _left(seconds: float, count: int, about: int | None) -> str:
+    """Return how long the rest takes at the same pace, as far as that is known."""
+    return f", about {duration(seconds * (about - count) / count)} left" if about and 0 < count <= about else ""
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 45 s, 3 min, 2 h 5 min."""
+    if seconds < SHORT:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _merge_line(merge: Merge, trained: float, untrained: float) -> str:
@@ -150,30 +181,31 @@ def _best(score: float | None) -> str:
 
 
 class LiveDisplay:
-    """Draws a bar for the step that works: its count, the best value so far, the time left."""
+    """Draws a line for the step that works: which of how many it is, its count, the best value so far, the time left.
+
+    A terminal that is wide has a bar, too; one that is narrow has short words.
+    """
 
     def __init__(self, screen: Console) -> None:
-        from rich.progress import (  # noqa: PLC0415 - not every command draws
-            BarColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415 - not every command draws
+        from rich.table import Column  # noqa: PLC0415 - the same
+
+        from pdtrim_core.cli.times_column import TimesColumn  # noqa: PLC0415 - the same
 
         self._console = screen
+        self._narrow = screen.width < WIDE
+        what = Column(no_wrap=True, overflow="ellipsis", ratio=1 if self._narrow else None)
         self._progress = Progress(
             SpinnerColumn("line"),
-            TextColumn("{task.description:<26}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False, table_column=what),
+            *([] if self._narrow else [BarColumn(bar_width=20)]),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True)),
+            TimesColumn(),
             console=screen,
             transient=True,
+            expand=self._narrow,
         )
+        self._steps = StepCount()
         self._task: TaskID | None = None
         self._count = 0
         self._about: int | None = None
@@ -189,8 +221,9 @@ class LiveDisplay:
         self._console.print(text, soft_wrap=True)
 
     @hookimpl
-    def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path) -> None:
+    def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path, steps: Sequence[str]) -> None:
         """Say where the run goes."""
+        self._steps.begin(steps)
         self._console.print(f"run {recipe['model']['path']} -> {out}")
         self._progress.start()
 
@@ -199,7 +232,8 @@ class LiveDisplay:
         """Begin a bar."""
         self._progress.start()
         self._count, self._about, self._best, self._recovering = 0, about, None, ""
-        self._task = self._progress.add_task(step, total=about, figures="")
+        self._steps.at(step)
+        self._task = self._progress.add_task(f"{self._steps.words(short=self._narrow)}{step}", total=about, figures="")
 
     @hookimpl
     def pdtrim_note_made(self, note: str) -> None:
@@ -233,9 +267,11 @@ class LiveDisplay:
         """Move the bar."""
         if self._task is not None:
             self._count += 1
-            self._best = candidate.best
+            # Finalists are measured again on other items, where nothing is the best.
+            self._best = self._best if candidate.best is None else candidate.best
             total = "" if self._about is None else f"/{self._about}"
-            self._progress.update(self._task, advance=1, figures=f"{self._count}{total}{_best(self._best)}")
+            best = "" if self._narrow and self._about is not None and self._about > 99 else _best(self._best)
+            self._progress.update(self._task, advance=1, figures=f"{self._count}{total}{best}")
 
     @hookimpl
     def pdtrim_fidelity_measured(self, result: TaskResult) -> None:

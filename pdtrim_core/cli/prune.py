@@ -94,7 +94,7 @@ def prune(
         out=out or Path("runs") / _named(model, data, preset),
         trust=trust or not dry_run,
     )
-    carry_out(recipe, dry_run=dry_run, fresh=fresh, as_json=as_json)
+    carry_out(recipe, "prune", dry_run=dry_run, fresh=fresh, as_json=as_json)
 
 
 def _left_out(data: dict[str, Any], key: str) -> dict[str, Any]:

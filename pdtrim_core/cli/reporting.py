@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,13 @@ def reports(made_by: Iterable[Report], host: PluginHost, outcome: Outcome, out: 
         with blame(host.label_of(report)):
             made = report.report(outcome, out)
         yield made if isinstance(made, str) else f"report: {made}"
+
+
+def reports_again(made_by: Sequence[Report], host: PluginHost, outcome: Outcome, out: Path) -> Iterator[str]:
+    """Yield the same for a run whose folder may have the files of some reports: these are named and stay as they are."""
+    there = [out / report.file for report in made_by if report.file and (out / report.file).is_file()]
+    yield from reports([report for report in made_by if out / report.file not in there], host, outcome, out)
+    yield from (f"report: {file}" for file in there)
 
 
 def as_toml(recipe: Recipe) -> str:

@@ -14,8 +14,11 @@ from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import Origin
+from pdtrim_core.pipeline.kept_outcome import kept_outcome
+from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import load, parse_settings
+from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.sweeping.sweep import is_sweep
 
 
@@ -31,7 +34,7 @@ def run(
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Carry out a recipe; go on where an interrupted run of it stopped."""
+    """Carry out a recipe; go on where an interrupted run of it stopped. A finished one is printed again."""
     del debug  # main() reads it
     data = load(recipe)
     if is_sweep(data):
@@ -39,16 +42,21 @@ def run(
     wanted = Recipe.from_data(
         data, changes=parse_settings(settings or ()), where=str(recipe), out=out, trust=trust or not dry_run
     )
-    carry_out(wanted, dry_run=dry_run, fresh=fresh, as_json=as_json)
+    carry_out(wanted, str(recipe), dry_run=dry_run, fresh=fresh, as_json=as_json)
 
 
-def carry_out(recipe: Recipe, *, dry_run: bool, fresh: bool, as_json: bool) -> None:
-    """Run a recipe, showing how far it is, and print what came out; or only say what would run."""
+def carry_out(recipe: Recipe, where: str, *, dry_run: bool, fresh: bool, as_json: bool) -> None:
+    """Run a recipe, showing how far it is, and print what came out; or only say what would run; `where` names it in errors."""
     if dry_run:
         say_data(reporting.as_toml(recipe))
         return
     for line in recipe.unused:
         say(f"note: {line}", file=sys.stderr)
+    check_there(recipe, where)
+    kept = None if fresh else kept_outcome(recipe)
+    if kept is not None:
+        _say_kept(recipe, kept, as_json=as_json)
+        return
     recipe.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 
@@ -57,4 +65,17 @@ def carry_out(recipe: Recipe, *, dry_run: bool, fresh: bool, as_json: bool) -> N
         say_data(outcome.to_json(), end="")
         return
     for text in reporting.reports(recipe.reports, recipe.host, outcome, recipe.out):
+        say(text)
+
+
+def _say_kept(wanted: Recipe, outcome: Outcome, *, as_json: bool) -> None:
+    """Print what a finished run has; nothing in its folder changes."""
+    say(
+        f"note: {wanted.out} is finished, and nothing has changed since: this is what it has (--fresh runs it anew)",
+        file=sys.stderr,
+    )
+    if as_json:
+        say_data(outcome.to_json(), end="")
+        return
+    for text in reporting.reports_again(wanted.reports, wanted.host, outcome, wanted.out):
         say(text)

@@ -12,6 +12,7 @@ import typer
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.host.host import Origin
+from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import parse_settings
 
@@ -30,6 +31,7 @@ def score(
     """Rank the blocks of a recipe's model by its scorer, the safest to remove first; measure nothing."""
     del debug  # main() reads it
     wanted = Recipe.read(recipe, changes=parse_settings(settings or ()))
+    check_there(wanted, str(recipe))
     wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.rank import rank  # noqa: PLC0415 - imports torch
 

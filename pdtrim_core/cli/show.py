@@ -55,12 +55,8 @@ def _whole_run(path: Path, *, trust: bool) -> None:
     # An old run needs none of its other parts.
     given = outcome.recipe.get("report", DEFAULTS["report"])
     reports = _reports(given, host, path)
-    there = [path / report.file for report in reports if report.file and (path / report.file).is_file()]
-    missing = [report for report in reports if path / report.file not in there]
-    for text in reporting.reports(missing, host, outcome, path):
+    for text in reporting.reports_again(reports, host, outcome, path):
         say(text)
-    for file in there:
-        say(f"report: {file}")
 
 
 def _reports(given: Any, host: PluginHost, path: Path) -> tuple[Report, ...]:

@@ -13,7 +13,7 @@ import typer
 
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.progress import progress_display
-from pdtrim_core.cli.terminal import console, say, say_data
+from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.host.host import Origin
 from pdtrim_core.recipe.toml_data import load, parse_settings
@@ -143,8 +143,7 @@ def _print_table(found: dict[str, Any]) -> None:
         table.add_row(*row)
     if found["about"]:
         say(found["about"])
-    # Rows are longer than most terminals are wide, and a cell that is folded to a few letters cannot be read.
-    console(width=10_000).print(table)
+    print_table(table)
 
 
 def _is_text(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:

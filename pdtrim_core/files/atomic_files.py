@@ -21,6 +21,9 @@ from pdtrim_core.files.paths import PathLike
 LONGEST_NAME = 200
 """Bytes of a final name that go into a name beside it; file systems take 255 for the whole."""
 
+KEPT = "what was measured before is kept: mend this and run the same command again"
+"""What to do where a run cannot write."""
+
 
 def write_whole(path: PathLike, content: str | bytes) -> Path:
     """Write a file beside its name and move it into place. Raises `PdtrimError` naming the file and the reason.
@@ -221,15 +224,13 @@ def _settle(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, advice: str = KEPT) -> Iterator[None]:
     """Turn the system's refusal to write into a `PdtrimError` that names the file and says what to do."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or reason_of(error)
-        raise PdtrimError(
-            f"cannot write {path}: {reason}; what was measured before is kept: mend this and run the same command again"
-        ) from error
+        raise PdtrimError(f"cannot write {path}: {reason}; {advice}") from error
 
 
 def cache_folder() -> Path:

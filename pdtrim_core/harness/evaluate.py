@@ -64,13 +64,21 @@ class Evaluation:
         """The harness' own tasks, where they are used."""
         return tasks.hub_tasks() if self._options.source.data is None else None
 
+    def check(self, names: Sequence[str]) -> None:
+        """Raise `PdtrimError` for tasks, or files of theirs, that do not exist; no model is opened."""
+        with _quiet():
+            self._known(names)
+
+    def _known(self, names: Sequence[str]) -> list[str]:
+        return tasks.check_names(names, self._options.source, self._hub, runs_code=self._options.runs_code)
+
     def results(self, names: Sequence[str], variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
         """Yield each task's result on each variant, the variants of a task together; `fresh` measures what is known again.
 
         Variants that run the same plan on the same model are measured once.
         """
         with _quiet():
-            known = tasks.check_names(names, self._options.source, self._hub, runs_code=self._options.runs_code)
+            known = self._known(names)
             for variant in variants:
                 self._run.plan_of(variant)
             for task in known:

@@ -66,10 +66,10 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
 
 
-def check_names(names: Sequence[str], source: Source, hub: Any, *, runs_code: bool) -> list[str]:
+def check_names(names: Sequence[str], source: Source, hub: Any, *, runs_code: bool, files: bool = True) -> list[str]:
     """Return tasks by name, each once; the harness' tags are expanded to their tasks.
 
-    Raises `PdtrimError` for tasks that do not exist, or that run code without consent.
+    Raises `PdtrimError` for tasks that do not exist or whose `files` do not, or that run code without consent.
     """
     tasks = list(dict.fromkeys(task for name in names for task in _tagged(name, hub)))
     for task in tasks:
@@ -84,6 +84,8 @@ def check_names(names: Sequence[str], source: Source, hub: Any, *, runs_code: bo
             raise PdtrimError(
                 f"{task} runs programs that the model writes, on this machine: allow it with --confirm-run-unsafe-code"
             )
+    for task in tasks if files and source.data is not None else ():
+        source.settings(task, hub)
     return tasks
 
 

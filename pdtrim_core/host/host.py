@@ -11,8 +11,8 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pluggy
 
 from pdtrim_core.api import hookspecs
-from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, did_you_mean, reason_of
+from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean, reason_of
 from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.discovery import ONLY, Imported, Origin, import_plugin, installed_plugins
 from pdtrim_core.host.guarding import Calls, Fault, Guard, guard
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_layout import BlockLayout
 
 __all__ = ["NAME", "Failure", "Origin", "PluginHost", "Provided", "load_plugins"]
+
+
+PYTHON = "python"
+"""The source of plugins that are registered by a name alone."""
 
 
 class _Guarded:
@@ -80,9 +84,17 @@ class PluginHost:
         known = [*self._refused, *self._collect().failures]
         return sorted(known, key=lambda failure: self._arrivals[failure.origin])
 
-    def register(self, plugin: object, origin: Origin) -> None:
-        """Take in a plugin: a module or object with hook implementations. Problems become `failures`."""
+    def register(self, plugin: object, origin: Origin | str) -> None:
+        """Take in a plugin: a module or object with hook implementations, under its origin or a name of your own.
+
+        Problems become `failures`; of a plugin that is given a name they are raised, as `PluginError`.
+        """
         self._collected = None
+        if isinstance(origin, str):
+            self._register_named(plugin, Origin(origin, PYTHON))
+            return
+        if not isinstance(origin, Origin):
+            raise PluginError(f"register takes a plugin and a name for it, such as 'mine', not {type(origin).__name__}")
         try:
             problems = self._register(plugin, origin)
         except Exception as error:  # noqa: BLE001 - pluggy's refusals, and whatever looking at a foreign object may raise
@@ -92,6 +104,39 @@ class PluginHost:
         if not problems:
             self._arrivals.setdefault(origin, len(self._arrivals))
             self.origins.append(origin)
+
+    def _register_named(self, plugin: object, origin: Origin) -> None:
+        """Take in a plugin that someone names in Python, who sees at once what is wrong with it."""
+        with blame(f"plugin '{origin.plugin}'"):
+            problems = self._register(plugin, origin) if origin.plugin else ["its name is empty"]
+        if not problems and not self._implements(origin):
+            self._remove(origin)
+            problems = ["it implements no hook: mark its methods with @hookimpl, and call them as the hooks are called"]
+        if problems:
+            raise PluginError(f"plugin '{origin.plugin}' cannot be registered: {'; '.join(problems)}")
+        self._arrivals.setdefault(origin, len(self._arrivals))
+        self.origins.append(origin)
+
+    @contextmanager
+    def listening(self, plugin: object, name: str) -> Iterator[None]:
+        """Have a plugin under a name as long as this lasts. Raises `PluginError` as `register` does."""
+        origin = Origin(name, PYTHON)
+        self.register(plugin, name)
+        try:
+            yield
+        finally:
+            self._remove(origin)
+            self.origins.remove(origin)
+            del self._arrivals[origin]
+
+    def _implements(self, origin: Origin) -> bool:
+        registered = self._manager.get_plugin(_name_of(origin))
+        return bool(registered is not None and vars(registered))
+
+    def _remove(self, origin: Origin) -> None:
+        self._collected = None
+        self._manager.unregister(name=_name_of(origin))
+        del self._plugins[_name_of(origin)]
 
     def take(self, imported: Imported) -> None:
         """Take in an installed plugin, or record why it cannot be had."""
@@ -107,7 +152,7 @@ class PluginHost:
 
     def _register(self, plugin: object, origin: Origin) -> list[str]:
         """Register guards for what a plugin implements, or return what is wrong with it."""
-        name = f"{origin.source}:{origin.plugin}"
+        name = _name_of(origin)
         known = [other for other, taken in self._plugins.items() if other == name or taken is plugin]
         if known:
             return [f"it is registered already, as {known[0]}"]
@@ -208,6 +253,11 @@ class PluginHost:
                     f"plugin {fault.implementation.plugin} failed in {event} and is muted: {fault}",
                     stacklevel=2,
                 )
+
+
+def _name_of(origin: Origin) -> str:
+    """Return the name under which pluggy has a plugin."""
+    return f"{origin.source}:{origin.plugin}"
 
 
 def load_plugins(files: PathLike | Iterable[PathLike] = (), *, trust: bool = True) -> PluginHost:

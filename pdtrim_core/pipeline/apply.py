@@ -26,6 +26,7 @@ from pdtrim_core.pipeline.quantize import layers_in
 from pdtrim_core.plan.plan import FirstToken, Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.run_folder import load_plan
+from pdtrim_core.wording import shortened
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,19 @@ def apply(
 ) -> ModelPair:
     """Return a transformers model that is already loaded as the two stages of a plan.
 
-    The result has `generate(tokens, count)` and `loglikelihoods(items)`, as prefill and decode give them together.
+    The result has `generate(tokens, count)`, `generate_batch(ids, mask, ...)` and `loglikelihoods(items)`, as prefill and decode
+    give them together.
 
     `plan` may also be the folder of a run, its `plan.json`, or what `load_run` returned; merged blocks, and recovered and
-    quantised layers, then come from there, and otherwise from `modules`. `first_token` is who makes the first token of an answer,
-    where the plan does not say: decode. No weight is changed, and only those of quantised layers are made anew: the model answers
-    as before when it is called itself; it is put into evaluation mode, without gradients. Raises `PdtrimError` for a plan
-    that was made for other weights, for recovered or quantised weights that are not there or are others, and for an architecture
-    that no plugin knows.
+    quantised layers, come from there unless `modules` are given. `model` is what transformers' `from_pretrained` returned, or the
+    `dense` model of a run. `first_token` is the stage that makes the first token of an answer, instead of what the plan says; a
+    plan by itself says decode. No weight of the model is changed: layers that were recovered or quantised have weights of their
+    own, and the model answers as before when it is called itself. It is put into evaluation mode, without gradients.
+
+    Raises `PdtrimError` for a model that is not loaded, for a plan that was made for other weights, for recovered or quantised
+    weights that are not there or are others, and for an architecture that no plugin knows.
     """
+    _check_model(model)
     host = plan.host if host is None and isinstance(plan, LoadedRun) else host
     if not isinstance(model, BlockModel):
         name = getattr(model, "name_or_path", "") or type(model).__name__
@@ -106,6 +111,18 @@ def apply(
         TwoPhaseModel(model, plan, modules, first_token=first_token),
         model,
     )
+
+
+def _check_model(model: Any) -> None:
+    """Raise `PdtrimError` for what is no loaded model, such as the name of one."""
+    if isinstance(model, BlockModel) or hasattr(getattr(model, "config", None), "model_type"):
+        return
+    if isinstance(model, str | os.PathLike):
+        name = shortened(os.fspath(model))
+        what = f"not the name of one: AutoModelForCausalLM.from_pretrained('{name}') loads it"
+    else:
+        what = f"not {type(model).__name__}"
+    raise PdtrimError(f"apply takes a transformers model that is already loaded, {what}")
 
 
 def _modules_in(run: Path, saved: SavedPlan, model: BlockModel, host: PluginHost | None) -> Modules:

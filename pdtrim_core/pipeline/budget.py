@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.recipe.recipe import Recipe
+
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def _of_stages(recipe: Recipe) -> list[Searcher | StageSplitter]:
 
 
 def removed_blocks(recipe: Recipe, sizes: ModelSizes, model: str) -> int:
-    """Return how many blocks decode loses. Raises `PdtrimError` where that leaves it none."""
+    """Return how many blocks decode loses. Raises `PdtrimError` where that leaves it none, or is far from what was asked."""
     prune, there = recipe.settings.prune, len(sizes.blocks)
     count = prune.blocks if prune.blocks is not None else sizes.blocks_for(prune.fraction or 0)
     if count >= there:
@@ -180,7 +183,22 @@ def removed_blocks(recipe: Recipe, sizes: ModelSizes, model: str) -> int:
             f"cannot remove {count} of the {there} blocks of {model}: decode must keep at least one "
             f"(prune.blocks can be 0 to {there - 1})"
         )
+    if prune.fraction is not None and (recipe.pruner is None or not (recipe.pruner.narrows or recipe.pruner.replaces_model)):
+        _check_fraction(prune.fraction, count, sizes, model)
     return count
+
+
+def _check_fraction(fraction: float, count: int, sizes: ModelSizes, model: str) -> None:
+    """Raise `PdtrimError` for a share that so many whole blocks miss by more than half a block."""
+    reached, each = sizes.share_of_parameters(count), sizes.share_of_parameters(1)
+    if abs(reached - fraction) <= each / 2 * (1 + ROUNDING):
+        return
+    there = len(sizes.blocks)
+    raise PdtrimError(
+        f"prune.fraction = {fraction:g} cannot be reached: each of the {there} blocks of {model} holds {100 * each:.2f} % of its "
+        f"parameters, so at most {100 * reached:.2f} % go with {count} of them: say prune.fraction = "
+        f"{math.floor(1000 * reached) / 1000:g} or less, or prune.blocks"
+    )
 
 
 def removed_parameters(recipe: Recipe, sizes: ModelSizes, blocks: int) -> int:

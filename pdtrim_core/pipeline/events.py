@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
@@ -21,6 +21,9 @@ class RunEvents:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     search: list[SearchStep] = field(default_factory=list)
+    saved: Callable[[], None] = lambda: None
+    """Called whenever a step begins or ends, so that what was spent is not forgotten."""
+    _underway: dict[str, float] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         return self
@@ -33,9 +36,19 @@ class RunEvents:
         """Run a step: listeners hear when it begins and when it ends. One that is run again adds to its seconds."""
         self.host.tell("pdtrim_step_started", step=name, about=about)
         started = time.perf_counter()
+        self._underway = {name: started}
+        self.saved()
         yield
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+        self._underway = {}
+        self.saved()
         self.host.tell("pdtrim_step_finished", step=name, seconds=self.seconds[name])
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds of each step until now, with those of a step that has not ended."""
+        now = time.perf_counter()
+        underway = {name: round(self.seconds.get(name, 0.0) + now - started, 3) for name, started in self._underway.items()}
+        return {**self.seconds, **underway}
 
     def note(self, text: str) -> None:
         """Say something to the user, now and in the outcome."""

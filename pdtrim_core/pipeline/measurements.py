@@ -30,7 +30,7 @@ from pdtrim_core.pipeline.run_keys import keys_of, values_keys
 from pdtrim_core.plan.elements import Element
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Gain, Row, SearchStep, Value
-from pdtrim_core.search.driver import Exchange, Ledger, drive, drive_split, never
+from pdtrim_core.search.driver import Exchange, Ledger, Tally, drive, drive_split, never
 from pdtrim_core.search.finalists import choose
 from pdtrim_core.search.out_of_time import IsOver, OutOfTime, completed
 
@@ -59,11 +59,18 @@ class ModuleSet:
 class Bench:
     """The measurements of one run: two sets of items, one prefix cache, one ledger each.
 
-    `replaced` is a whole other model, measured instead of the dense one; its values have their own part of the journal.
+    `replaced` is a whole other model, measured instead of the dense one; its values have their own part of the journal. `tally`
+    counts the candidates on the items that measure.
     """
 
     def __init__(
-        self, context: RunContext, inputs: RunInputs, module_set: ModuleSet, *, replaced: BlockModel | None = None
+        self,
+        context: RunContext,
+        inputs: RunInputs,
+        module_set: ModuleSet,
+        *,
+        replaced: BlockModel | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self._context = context
         self._inputs = inputs
@@ -81,6 +88,8 @@ class Bench:
         )
         # The same plan has another score before its merges are trained, so the journal has a part for that.
         self.ledger = self._ledger("calibration" if module_set.trained else "untrained", inputs.calibration.items)
+        if tally is not None:
+            self.ledger.tally = tally
         held_out, fresh = inputs.calibration.held_out, inputs.calibration.fresh
         self._held_out = self._ledger("held-out", held_out) if held_out else None
         self._fresh = self._ledger("fresh" if module_set.trained else "untrained fresh", fresh) if fresh else None
@@ -361,7 +370,7 @@ class Bench:
 def open_bench(context: RunContext, inputs: RunInputs, module_set: ModuleSet) -> Bench:
     """Return a bench on which the dense model has been measured."""
     with context.events.step("measure the dense model", about=1):
-        bench = Bench(context, inputs, module_set)
+        bench = Bench(context, inputs, module_set, tally=context.spent.tally)
         bench.dense()
     return bench
 

@@ -8,7 +8,9 @@ from pdtrim_core.pipeline.dense_comparison import compare_with_dense, variants_a
 from pdtrim_core.pipeline.export import remarks_on, write_exports
 from pdtrim_core.pipeline.finished import Finished
 from pdtrim_core.pipeline.found_removal import FoundRemoval
+from pdtrim_core.pipeline.kept_outcome import kept_outcome, made_from, written_files
 from pdtrim_core.pipeline.measurements import rows_of
+from pdtrim_core.pipeline.progress_lines import Progress, telling
 from pdtrim_core.pipeline.prune import prune
 from pdtrim_core.pipeline.quantize import Quantized, quantize
 from pdtrim_core.pipeline.recover import Recovered, check_texts, recover
@@ -17,25 +19,41 @@ from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
 from pdtrim_core.pipeline.search_removal import search_removal
 from pdtrim_core.pipeline.select_kv import select_kv
+from pdtrim_core.pipeline.steps import steps_of
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.outcome import Outcome, Row
 
 
-def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, shared: RunCache | None = None) -> Outcome:
+def run(
+    recipe: Recipe,
+    host: PluginHost | None = None,
+    *,
+    fresh: bool = False,
+    shared: RunCache | None = None,
+    progress: Progress = False,
+) -> Outcome:
     """Carry out a recipe and return what came out; the run folder has it all.
 
-    `host` has the plugins, which are those that the recipe was made with unless others are given.
+    `host` has the plugins, which are those that the recipe was made with unless others are given. `progress` is a function that
+    is given a line whenever a step begins or ends, such as `print`; with True the lines go to stderr.
 
-    An interrupted run of the same recipe in the same folder goes on where it stopped, unless `fresh`. Runs that are given
+    An interrupted run of the same recipe in the same folder goes on where it stopped, and of one that is finished the outcome
+    is returned as it is, unless `fresh`. Runs that are given
     the same `shared` do together what they have in common. Raises `PdtrimError` for whatever the user can mend; what was
     measured until then stays in the journal.
     """
+    check_there(recipe)
+    kept = None if fresh else kept_outcome(recipe)
+    if kept is not None:
+        return kept
     host = host or recipe.host
-    with open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
-        host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out)
+    with telling(host, progress), open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
+        host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out, steps=steps_of(recipe))
         inputs = prepare(context)
+        made = made_from(recipe)
         inputs = check_texts(context, inputs)
         found = find(context, inputs)
         plan = split(context, found)
@@ -46,7 +64,8 @@ def run(recipe: Recipe, host: PluginHost | None = None, *, fresh: bool = False, 
         rows = evaluate(context, found, plan, recovered, quantized)
         done = Finished(found, plan, recovered, rows, quantized)
         fidelity = measure_fidelity(context, inputs, done) if recipe.settings.evaluation.fidelity else None
-        outcome = write(context, inputs, done, fidelity)
+        outcome, written = write(context, inputs, done, fidelity)
+        context.spent.end(made_from=made, files=written)
         host.tell("pdtrim_run_finished", outcome=outcome)
         return outcome
 
@@ -90,16 +109,18 @@ def measure_fidelity(context: RunContext, inputs: RunInputs, done: Finished) -> 
         return compare_with_dense(context, inputs, done, assemble_outcome(context, inputs, done))
 
 
-def write(context: RunContext, inputs: RunInputs, done: Finished, fidelity: Fidelity | None) -> Outcome:
-    """Write what the run made into its folder, and let the exporters write; `outcome.json` comes last."""
+def write(context: RunContext, inputs: RunInputs, done: Finished, fidelity: Fidelity | None) -> tuple[Outcome, dict[str, str]]:
+    """Write what the run made into its folder, and let the exporters write; `outcome.json` comes last.
+
+    Returns the outcome, and the stamps of all files.
+    """
     recipe = context.recipe
     with context.events.step("write"):
         outcome = assemble_outcome(context, inputs, done, fidelity=fidelity)
         done.found.save(done.plan, recipe.out)
-        for _ in write_exports(recipe.exporters, context.host, outcome, inputs.model, recipe.out):
-            pass
+        exported = list(write_exports(recipe.exporters, context.host, outcome, inputs.model, recipe.out))
         if inputs.model.stored_dtype() != inputs.model.dtype:
             for remark in remarks_on(recipe.exporters, context.host, inputs.model):
                 context.events.note(remark)
         context.folder.write("outcome.json", outcome.to_json())
-    return outcome
+    return outcome, written_files(recipe.out, exported)

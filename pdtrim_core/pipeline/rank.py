@@ -9,6 +9,7 @@ from pdtrim_core.errors import RecipeError
 from pdtrim_core.execution.threads import threads
 from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.prepare import draw, open_model, score
+from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 
 
@@ -29,6 +30,7 @@ def rank(recipe: Recipe) -> Ranking:
     """
     if recipe.pruner is not None:
         raise RecipeError("score", [f"pruner '{recipe.pruner.name}' replaces the scorer: leave it out to see scores"])
+    check_there(recipe)
     host = recipe.host
     with threads(recipe.settings.evaluation.threads), RunEvents(host) as log:
         with log.step("open the model"):

@@ -149,6 +149,7 @@ def _recovered(context: RunContext, inputs: RunInputs, found: FoundRemoval, plan
             for note in order_notes(pair, kept[:-1], kept[-1]):
                 context.events.note(note)
         context.host.tell("pdtrim_recovery_finished", result=tried.result)
+        context.spent.save()
         results.append(tried.result)
     layers = {key: module for key, module in tried.modules.items() if isinstance(key, RecoveredPart)}
     return Recovered(plan, layers, tuple(results))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from random import Random
 
 from pdtrim_core.data.readings import Candidate
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.threads import threads
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.events import RunEvents
 from pdtrim_core.pipeline.run_cache import Key, RunCache
 from pdtrim_core.pipeline.run_keys import digest_of
+from pdtrim_core.pipeline.spent import Spent
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.run_folder import RunFolder, open_run_folder
@@ -21,13 +23,14 @@ from pdtrim_core.search.driver import Ledger, Measure, MeasureTogether
 
 @dataclass(frozen=True)
 class RunContext:
-    """The recipe of a run, the host of its plugins, its folder, its events, and the cache that runs share."""
+    """The recipe of a run, the host of its plugins, its folder, its events, the cache that runs share, and what was spent."""
 
     recipe: Recipe
     host: PluginHost
     folder: RunFolder
     events: RunEvents
     cache: RunCache
+    spent: Spent
     fresh: bool = False
     """Whether nothing that earlier runs stored is used, but for the converted model."""
 
@@ -52,6 +55,7 @@ class RunContext:
         """
 
         def notify(candidate: Candidate) -> None:
+            self.spent.save()
             self.host.tell("pdtrim_candidate_measured", candidate=candidate if has_best else replace(candidate, best=None))
 
         def measured_by(plan: Plan) -> str:
@@ -81,4 +85,12 @@ def open_run_context(
     ):
         for line in folder.lost:
             events.note(line)
-        yield RunContext(recipe, host, folder, events, cache or RunCache(), fresh)
+        spent = Spent(folder.path, events)
+        events.saved = spent.save
+        try:
+            yield RunContext(recipe, host, folder, events, cache or RunCache(), spent, fresh)
+        except BaseException:
+            # A disk that is full has been told already.
+            with suppress(PdtrimError):
+                spent.end()
+            raise

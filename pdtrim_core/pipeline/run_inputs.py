@@ -129,6 +129,8 @@ def _note_changes(context: RunContext, environment: Environment) -> None:
     if not context.folder.has_measurements:
         return
     before = context.folder.sources
+    if before and changes(before, environment.sources):
+        context.spent.forget_before()
     decisive = {name: code for name, code in environment.sources.items() if not name.startswith(DECIDE_NOTHING)}
     changed = changes(before, decisive) if before else ["an earlier version of pdtrim-core measured them"]
     if changed:

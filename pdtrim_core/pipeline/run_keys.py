@@ -6,14 +6,16 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.host.sources import engine
-from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pdtrim_core.model.block_model import BlockModel
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Training:
                 self._context.events.note(line)
             facts = {"merge": merge, "trained": record.trained, "untrained": record.untrained}
             self._context.host.tell("pdtrim_merge_trained", **facts)
+            self._context.spent.save()
         return self.records[merge]
 
     def _notes_on(self, record: TrainedMerge) -> Iterator[str]:

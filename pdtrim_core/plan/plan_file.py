@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, get_args
 
-from pdtrim_core.errors import PlanError
+from pdtrim_core.errors import PlanError, reason_of
 from pdtrim_core.files.reading import UnreadableError, parse_json
 from pdtrim_core.plan.elements import MOST_BLOCKS, Removal, element_from_json, element_to_json
 from pdtrim_core.plan.formats import Formats
@@ -85,6 +85,8 @@ class SavedPlan:
     def from_data(cls, data: Mapping[str, Any], where: str = "plan.json") -> Self:
         """Return the plan that `to_data` gave. Raises `PlanError` naming `where` when it is something else."""
         try:
+            if not isinstance(data, Mapping):
+                raise TypeError("it is no table")
             found = data["format"]
             if found not in range(PLAN_FORMAT, SELECTED_FORMAT + 1):
                 raise PlanError(f"it has plan format {shown(found)}, this version reads {SELECTED_FORMAT}: make the plan again")
@@ -99,7 +101,7 @@ class SavedPlan:
             saved._check_types()
             saved.plan.check_fits(saved.block_count)
         except (ValueError, KeyError, TypeError) as error:
-            raise PlanError(f"{where} is not a plan: {shortened(repr(error))}") from error
+            raise PlanError(f"{where} is not a plan: {_reason(error)}") from error
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from None
         return saved
@@ -114,7 +116,7 @@ class SavedPlan:
         try:
             data = parse_json(text)
         except UnreadableError as error:
-            reason = repr(error.__cause__) if error.syntax else error.reason
+            reason = f"it is no JSON ({error.reason})" if error.syntax else error.reason
             raise PlanError(f"{where} is not a plan: {reason}") from error
         return cls.from_data(data, where)
 
@@ -135,3 +137,8 @@ class SavedPlan:
                 f"this plan was made for {self.model} ({self.fingerprint[:12]}), but {name} has other weights "
                 f"({fingerprint[:12]}): run the recipe again on this model"
             )
+
+
+def _reason(error: Exception) -> str:
+    """Return why data are no plan: a key that is missing, or a value that cannot be."""
+    return f"it has no '{shortened(str(error.args[0]))}'" if isinstance(error, KeyError) and error.args else reason_of(error)

@@ -84,19 +84,28 @@ def _toml_value(text: str) -> Any:
     problem = problem_in(text)
     if problem:
         raise UnreadableError(problem)
+    if text.startswith(("[", "{")):
+        raise UnreadableError(
+            f"'{shortened(text)}' is no list or table in TOML: texts in it stand in double quotes, and single quotes around the "
+            "whole setting keep the shell from taking them away, such as --set 'plugins=[\"mine.py\"]'"
+        )
     return text
 
 
 def change(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return recipe data with values by dotted key put in, one after the other: {"searcher.t0": 5.0}.
 
-    Raises `RecipeError` for a key of so many parts that data would be nested too deep.
+    An entry of a list is named by its number from 0: {"recovery.1.stage": "decode"}. Raises `RecipeError` for an entry that is
+    not there, and for a key of so many parts that data would be nested too deep.
     """
     changed = dict(data)
     for key, value in changes.items():
         if key.count(".") >= DEPTH:
             raise RecipeError(shortened(key, 50), [f"a key of more than {DEPTH} parts"])
-        changed = _put(changed, key.split("."), value)
+        try:
+            changed = _put(changed, key.split("."), value)
+        except IndexError as error:
+            raise RecipeError(shortened(key, 50), [str(error)]) from None
     return changed
 
 
@@ -118,5 +127,22 @@ def _put(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, 
     if len(keys) == 1:
         return {**data, keys[0]: value}
     inner = data.get(keys[0], DEFAULTS.get(keys[0], {}))
-    inner = {"path" if keys[0] == "model" else "use": inner} if isinstance(inner, str) else inner
+    if isinstance(inner, list):
+        return {**data, keys[0]: _put_in_list(inner, keys, value)}
+    inner = {"path" if keys[0] == "model" else "use": inner} if isinstance(inner, str) and inner != NONE else inner
     return {**data, keys[0]: _put(inner if isinstance(inner, dict) else {}, keys[1:], value)}
+
+
+def _put_in_list(entries: Sequence[Any], keys: Sequence[str], value: Any) -> list[Any]:
+    """Return a list with a value put into one of its entries. Raises `IndexError` in words where the key names none."""
+    name, number, *rest = keys
+    if not number.isdecimal() or int(number) >= len(entries):
+        count = len(entries)
+        there = f"{name}.0" + (f" to {name}.{count - 1}" if count > 1 else "") if count else "none"
+        raise IndexError(f"{name} is a list: name one of its entries by its number ({there}), or set the whole list")
+    entry = entries[int(number)]
+    if not rest:
+        changed = value
+    else:
+        changed = _put({"use": entry} if isinstance(entry, str) else entry if isinstance(entry, dict) else {}, rest, value)
+    return [*entries[: int(number)], changed, *entries[int(number) + 1 :]]

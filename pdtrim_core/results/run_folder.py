@@ -35,7 +35,16 @@ from pdtrim_core.results.outcome import Outcome
 
 UNCOMPARED = ("out", "plugins", "exporter", "report", "evaluation.fidelity", "evaluation.answer_tokens")
 """Recipe keys that may differ between a run and its continuation: they change no measurement."""
-OWN_FILES = ("recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json", "report.html")
+OWN_FILES = (
+    "recipe.toml",
+    "environment.json",
+    "scores.json",
+    "journal.jsonl",
+    "plan.json",
+    "outcome.json",
+    "state.json",
+    "report.html",
+)
 OWN_FOLDERS = ("merges", "replaced", "recovered", "recovery-work", "formats", "evaluations")
 SETTLE_SECONDS = 1.0
 """How long a measurement may be on its way to the disk: what a machine that loses power may lose."""
@@ -198,6 +207,7 @@ def _json_or_empty(path: Path) -> dict[str, Any]:
 
 def load_outcome(path: Path) -> Outcome:
     """Return the outcome of a finished run. Raises `PdtrimError` for a folder that holds none."""
+    refuse_recipe_file(path)
     file = path / "outcome.json"
     if not path.is_dir():
         raise PdtrimError(f"{path} is not a folder: name the folder of a run")
@@ -206,6 +216,13 @@ def load_outcome(path: Path) -> Outcome:
         hint = "its run has not finished: run its recipe again to go on" if begun else "name the folder of a run"
         raise PdtrimError(f"{path} has no outcome.json: {hint}")
     return Outcome.from_json(_text_of(file), str(file))
+
+
+def refuse_recipe_file(path: Path) -> None:
+    """Raise `PdtrimError` for a recipe where its run is asked."""
+    if path.suffix == ".toml" and path.is_file():
+        folder = path.parent if path.name == "recipe.toml" and (path.parent / "journal.jsonl").exists() else f"runs/{path.stem}"
+        raise PdtrimError(f"{path} is a recipe, and a run is asked for here: name the folder of its run, such as {folder}")
 
 
 def measured_in(path: Path) -> dict[str, dict[Plan, Reading]]:
@@ -220,6 +237,7 @@ def measured_in(path: Path) -> dict[str, dict[Plan, Reading]]:
 
 def load_plan(path: Path) -> SavedPlan:
     """Return the plan in a run folder or in a plan file. Raises `PdtrimError` for a run that has none, with the reason."""
+    refuse_recipe_file(path)
     file = path / "plan.json" if path.is_dir() else path
     if path.is_dir() and not file.exists() and (path / "outcome.json").is_file():
         # Not every run has the exporter of plans; its outcome has the plan, or says why there is none.

@@ -137,7 +137,7 @@ def write_package(package: Package) -> None:
     folder = package.folder
     if folder.exists():
         raise PdtrimError(f"{folder} exists already: choose another name, or another place with --in")
-    with writing(folder):
+    with writing(folder, "choose another place with --in"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:

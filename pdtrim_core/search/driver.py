@@ -92,7 +92,7 @@ class Ledger:
             self._is_over = never
 
     def restart_best(self) -> None:
-        """Forget the best so far, at the beginning of a search or a split."""
+        """Forget the best so far, at the beginning and the end of a search or a split."""
         self._best = None
 
     def reading(self, plan: Plan, floor: float | None = None, *, may_win: bool = True) -> Reading:
@@ -161,8 +161,8 @@ class Ledger:
         return found
 
     def exact(self, plan: Plan) -> Score:
-        """Return the score of a plan, measured to the end."""
-        return Score(self.reading(plan))
+        """Return the score of a plan, measured to the end; it is measured for itself, and is no candidate for the best."""
+        return Score(self.reading(plan, may_win=False))
 
     def known(self, plan: Plan) -> Score | None:
         """Return the score of a plan if it has been measured to the end already."""
@@ -244,6 +244,8 @@ def drive(
             try:
                 request = requests.send(result)
             except StopIteration as end:
+                # What is measured from here on is compared with nothing.
+                ledger.restart_best()
                 return found.best, end.value
         if isinstance(request, Note):
             if not isinstance(request.text, str):

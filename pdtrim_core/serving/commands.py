@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.reading import UnreadableError, read_json
+from pdtrim_core.results.run_folder import refuse_recipe_file
 from pdtrim_core.wording import shortened
 
 Connector = Literal["nixl", "example"]
@@ -99,6 +100,7 @@ def open_export(path: Path, name: str | None = None) -> Export:
     Raises `PdtrimError` where there is none, where prefill and decode are of two plans, and for plans whose first token
     prefill makes: on vLLM decode makes it.
     """
+    refuse_recipe_file(path)
     if not path.is_dir():
         raise PdtrimError(f"{path} is not a folder: name the folder of a run, or of an export for vLLM")
     folder = path.resolve()

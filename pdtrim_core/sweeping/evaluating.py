@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from pdtrim_core.harness.evaluate import Options
 
 
-def check(wanted: Evaluate, *, runs_code: bool) -> None:
-    """Raise `PdtrimError` for tasks that cannot be evaluated, or where the harness is not installed."""
+def check(wanted: Evaluate, *, runs_code: bool, files: bool = True) -> None:
+    """Raise `PdtrimError` for tasks that cannot be evaluated, or where the harness is not installed.
+
+    Without `files` it is not asked whether the files of tasks are there.
+    """
     from pdtrim_core.harness import check_installed  # noqa: PLC0415 - an extra
     from pdtrim_core.harness.tasks import check_names, hub_tasks  # noqa: PLC0415 - heavy
 
     check_installed()
     hub = None if wanted.data else hub_tasks()
-    check_names(wanted.tasks, _options(wanted).source, hub, runs_code=runs_code)
+    check_names(wanted.tasks, _options(wanted).source, hub, runs_code=runs_code, files=files)
 
 
 def evaluate(

@@ -21,6 +21,7 @@ from pdtrim_core.sweeping.sweep_file import SweepFile
 from pdtrim_core.sweeping.table import COLUMNS
 
 DATA = "${data}"
+PLUGINS = "plugins"
 """In a sweep, and in its recipe, replaced by the folder that `--data` names."""
 
 
@@ -70,8 +71,8 @@ def is_sweep(data: Mapping[str, Any]) -> bool:
     return "sweep" in data
 
 
-def base_recipe(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the data of the recipe that a sweep starts from, with plugins by their whole path.
+def base_recipe(data: Mapping[str, Any], path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the data of the recipe that a sweep starts from, with plugins by their whole path; those of the changes, if any.
 
     Raises `RecipeError` where the sweep names none that can be read.
     """
@@ -84,9 +85,10 @@ def base_recipe(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
             raise RecipeError(str(path), [f"recipe: {where} is a sweep itself: name a recipe"])
     if not isinstance(given, dict):
         raise RecipeError(str(path), [f"recipe: must be the path of a recipe, or a table (got {given!r})"])
-    if not isinstance(given.get("plugins", []), list):
+    given = change(given, {key: value for key, value in (changes or {}).items() if key.split(".")[0] == PLUGINS})
+    if not isinstance(given.get(PLUGINS, []), list):
         return given
-    return {**given, "plugins": [str(file.resolve()) for file in plugin_files(given, where)]} if "plugins" in given else given
+    return {**given, PLUGINS: [str(file.resolve()) for file in plugin_files(given, where)]} if PLUGINS in given else given
 
 
 def read_sweep(
@@ -104,10 +106,11 @@ def read_sweep(
     file = checked(SweepFile, given, "", problems)
     if file is None:
         raise RecipeError(str(path), problems)
-    base = base_recipe(given, path)
+    base = base_recipe(given, path, changes.settings)
     host = host or load_plugins(plugin_files(base, path), trust=trust)
     points = points_of(file, problems)
-    common = change(change(base, dict(flat(file.set, "set", problems))), changes.settings)
+    settings = {key: value for key, value in changes.settings.items() if key.split(".")[0] not in OWN_KEYS}
+    common = change(change(base, dict(flat(file.set, "set", problems))), settings)
     problems += [*_wrong_columns(file), *_wrong_changes(changes, points)]
     evaluate = file.evaluate
     if evaluate is not None and changes.data is not None:
@@ -166,7 +169,8 @@ def _said_by_name(key: str, file: SweepFile) -> bool:
 def _wrong_changes(changes: Changes, points: Sequence[Point]) -> list[str]:
     varied = {key: None for point in points for key in point.settings}
     problems = [f"--set {key}: the runs of this sweep differ in it" for key in changes.settings if overlaps(key, varied)]
-    problems += [f"--set {key}: a run of a sweep cannot set this" for key in changes.settings if key in OWN_KEYS]
+    own = "a run of a sweep cannot set this; --out names the folder of the sweep"
+    problems += [f"--set {key}: {own}" for key in changes.settings if key.split(".")[0] == "out"]
     if changes.data is not None and not changes.data.is_dir():
         problems.append(f"--data: there is no folder {changes.data}")
     return problems

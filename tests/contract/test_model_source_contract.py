@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -90,6 +91,24 @@ class DoubtsItsWeights(Memory):
         raise PdtrimError(f"{self.path}: model.norm.weight is missing")
 
 
+class NamesFilesThatAreNot(Memory):
+    """Names a file that it does not read, for there is none."""
+
+    def files(self) -> list[Path]:
+        return [Path("no/such/file")]
+
+
+class NamesOtherFilesEachTime(Memory):
+    """Names files in an order that changes."""
+
+    _turn: bool = False
+
+    def files(self) -> list[Path]:
+        there = sorted(Path(__file__).parent.glob("*.py"))
+        object.__setattr__(self, "_turn", not self._turn)
+        return there if self._turn else there[::-1]
+
+
 def test_a_good_model_source_passes_every_test(failing: Failing) -> None:
     assert failing(ModelSourceContract, Memory, path="memory:llama", missing="memory:lama") == set()
 
@@ -102,6 +121,8 @@ def test_a_good_model_source_passes_every_test(failing: Failing) -> None:
         (IgnoresTheNumberFormat, "test_it_opens_a_model_with_its_tokenizer_and_config"),
         (AnotherConfig, "test_it_opens_a_model_with_its_tokenizer_and_config"),
         (DoubtsItsWeights, "test_it_finds_nothing_wrong_with_the_weights_it_opens"),
+        (NamesFilesThatAreNot, "test_the_files_that_it_names_are_there"),
+        (NamesOtherFilesEachTime, "test_the_files_that_it_names_are_there"),
         (LeaksItsErrors, "test_a_path_with_nothing_there_is_named"),
     ],
 )

@@ -40,13 +40,13 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def test_a_model_folder_that_does_not_exist(cli: Cli, recipe: Path) -> None:
-    assert error_of(cli, recipe) == (1, "error: model folder ./model does not exist")
+    assert error_of(cli, recipe) == (2, "  model.path: model folder ./model does not exist")
 
 
 def test_a_folder_without_a_config(cli: Cli, recipe: Path, checkpoint: Path) -> None:
     (checkpoint / "config.json").unlink()
-    message = "error: model folder ./model has no config.json: it is not a transformers checkpoint"
-    assert error_of(cli, recipe) == (1, message)
+    message = "  model.path: model folder ./model has no config.json: it is not a transformers checkpoint"
+    assert error_of(cli, recipe) == (2, message)
 
 
 def test_a_config_that_is_no_json(cli: Cli, recipe: Path, checkpoint: Path) -> None:
@@ -162,20 +162,21 @@ def test_a_file_whose_name_is_no_text_is_named(program: Cli) -> None:
 
 def test_a_gguf_file_that_does_not_exist(cli: Cli, recipe: Path) -> None:
     done = cli("run", recipe, "--set", "model.path=nothing.gguf")
-    assert (done.code, done.err.splitlines()[-1]) == (1, "error: GGUF file nothing.gguf does not exist")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "  model.path: GGUF file nothing.gguf does not exist")
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "said"),
     [
-        (b"PK not gguf", "error: broken.gguf is not a GGUF file: it does not begin with the letters GGUF"),
-        (b"GGUF" + bytes(40), "error: cannot open the model broken.gguf: "),
+        (b"PK not gguf", (2, "  model.path: broken.gguf is not a GGUF file: it does not begin with the letters GGUF")),
+        (b"GGUF" + bytes(40), (1, "error: cannot open the model broken.gguf: ")),
     ],
 )
-def test_a_corrupt_gguf_file(cli: Cli, recipe: Path, tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_corrupt_gguf_file(cli: Cli, recipe: Path, tmp_path: Path, content: bytes, said: tuple[int, str]) -> None:
     (tmp_path / "broken.gguf").write_bytes(content)
     done = cli("run", recipe, "--set", "model.path=broken.gguf")
-    assert done.code == 1
+    code, message = said
+    assert done.code == code
     assert "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith(message)
 

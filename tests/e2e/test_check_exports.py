@@ -49,14 +49,14 @@ def test_a_name_that_there_is_not_is_told(cli: Cli, recipe: Path) -> None:
 
 def test_a_model_that_is_elsewhere_is_an_error_only_for_those_who_ask(cli: Cli, recipe: Path) -> None:
     recipe.write_text(recipe.read_text() + '\n[[exporter]]\nuse = "checkpoints"\n')
-    elsewhere = ("--set", "model.path=./nowhere")
+    elsewhere = ("--set", "model.path=package:nowhere")
     done = cli("check", recipe, *elsewhere)
     assert done.code == 0
     assert done.out.startswith(f"{recipe}: ok; whether it can be exported is not known: ")
-    assert "./nowhere" in done.out
+    assert "package:nowhere" in done.out
     done = cli("check", recipe, *elsewhere, "--for", "gguf")
     assert done.code == 1
-    assert "./nowhere" in done.out
+    assert "package:nowhere" in done.out
 
 
 def test_the_runs_of_a_sweep_are_named(cli: Cli, recipe: Path, tmp_path: Path) -> None:

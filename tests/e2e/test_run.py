@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 PROGRAM = Path(sys.executable).with_name("pdtrim-core")
-FILES = {"recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json"}
+FILES = {"recipe.toml", "environment.json", "scores.json", "journal.jsonl", "plan.json", "outcome.json", "state.json"}
 
 NORM_RATIO = '''
 from pdtrim_core.api import SimilarityScorer, hookimpl
@@ -121,7 +121,11 @@ def test_a_finished_run_is_not_measured_again(cli: Cli, recipe: Path, tmp_path: 
     second = cli("run", recipe, "--out", "r")
     assert (second.code, first.code) == (0, 0)
     assert (tmp_path / "r" / "journal.jsonl").read_bytes() == journal
-    assert outcome_of(tmp_path / "r")["candidates"]["measured"] == 0
+    (tmp_path / "r" / "plan.json").unlink()
+    measured = outcome_of(tmp_path / "r")["candidates"]["measured"]
+    assert cli("run", recipe, "--out", "r").code == 0
+    assert (tmp_path / "r" / "journal.jsonl").read_bytes() == journal
+    assert outcome_of(tmp_path / "r")["candidates"]["measured"] == measured
 
 
 def test_fresh_measures_again(cli: Cli, recipe: Path, tmp_path: Path) -> None:

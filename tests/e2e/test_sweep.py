@@ -86,9 +86,11 @@ def test_each_run_gives_the_plan_that_it_gives_alone_and_goes_on_by_itself(cli: 
         assert cli("run", f"s/{name}/recipe.toml", "--out", f"alone/{name}").code == 0
     assert plans_in(tmp_path / "s") == plans_in(tmp_path / "alone")
     (tmp_path / "s" / NAMES[-1] / "outcome.json").unlink()
+    journal = (tmp_path / "s" / NAMES[-1] / "journal.jsonl").read_bytes()
     again = cli("run", f"s/{NAMES[-1]}/recipe.toml", "--json")
     assert again.code == 0, again.err
-    assert json.loads(again.out)["candidates"]["measured"] == 0
+    assert json.loads(again.out)["candidates"]["measured"] > 0
+    assert (tmp_path / "s" / NAMES[-1] / "journal.jsonl").read_bytes() == journal
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_stopped(cli: Cli, sweep: Path, tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ class ModelSourceContract:
         """By their headers alone, where it can tell."""
         self.component(**{"path": self.example(tmp_path), "device": "cpu", **self.options}).check_weights()
 
+    def test_the_files_that_it_names_are_there(self, tmp_path: Path) -> None:
+        """By them a finished run sees whether the model is as it was: they are files, and always the same ones."""
+        made = self.component(**{"path": self.example(tmp_path), "device": "cpu", **self.options})
+        files = made.files()
+        assert files is None or (files and all(file.is_file() for file in files))
+        assert made.files() == files
+
     def test_a_path_with_nothing_there_is_named(self) -> None:
         """As an error for the user, also when only the config is wanted."""
         made = self.component(**{"path": self.missing, **self.options})

@@ -29,6 +29,10 @@ class FolderModel(ModelSource):
         """Return the checkpoint's config."""
         return config_of(str(self._folder()), self.path)
 
+    def files(self) -> list[Path]:
+        """Return what is in the folder."""
+        return sorted(file for file in self._folder().iterdir() if file.is_file())
+
     def check_weights(self) -> bool:
         """Compare the headers of the files of weights with the config; return False where there are none."""
         return check_weights(str(self._folder()), self.path)

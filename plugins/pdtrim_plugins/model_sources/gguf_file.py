@@ -36,6 +36,10 @@ class GgufModel(ModelSource):
         """Return the config stored in the file."""
         return gguf_config(Path(self.path), self.path)
 
+    def files(self) -> list[Path]:
+        """Return the file."""
+        return [existing_gguf(Path(self.path))]
+
     def check_weights(self) -> None:
         """Compare the file's table of tensors with its config."""
         check_gguf(Path(self.path), self.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -29,6 +30,17 @@ class HubModel(ModelSource):
     def open_config(self) -> Any:
         """Return the model's config."""
         return config_of(self.path, self.path, revision=self.revision)
+
+    def files(self) -> list[Path] | None:
+        """Return what the hub's cache has of the model; None where it has nothing. The hub is not asked."""
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415 - the same
+
+        try:
+            folder = snapshot_download(self.path, revision=self.revision, local_files_only=True)
+        except (LocalEntryNotFoundError, HfHubHTTPError, ValueError, OSError):
+            return None
+        return sorted(file for file in Path(folder).rglob("*") if file.is_file())
 
     def check_weights(self) -> None:
         """Compare the headers of the files of weights with the config, where the hub's cache has them."""

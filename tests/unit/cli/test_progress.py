@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from pdtrim_core.cli.heartbeat import Heartbeat
-from pdtrim_core.cli.progress import LineDisplay, LiveDisplay
+from pdtrim_core.cli.progress import LineDisplay, LiveDisplay, duration
+from pdtrim_core.cli.times_column import clock
 from pdtrim_core.data.readings import Candidate, Reading
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.recovery import RecoveryResult
@@ -29,8 +30,8 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 def test_a_step_that_takes_long_says_where_it_stands() -> None:
     stream = io.StringIO()
     display = LineDisplay(stream, seconds=0.05)
-    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
-    display.pdtrim_step_started("search")
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
+    display.pdtrim_step_started("search", None)
     display.pdtrim_candidate_measured(Candidate(1, Plan(), Reading(50.0, 0.5), 50.0, remembered=False, seconds=1.0))
     until(lambda: stream.getvalue().count("still: search: ") >= 2)
     display.pdtrim_step_finished("search", 1.0)
@@ -45,7 +46,7 @@ def test_a_step_that_takes_long_says_where_it_stands() -> None:
 def test_a_run_that_is_over_says_nothing_more() -> None:
     stream = io.StringIO()
     display = LineDisplay(stream, seconds=0.02)
-    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
     display.pdtrim_run_ended()
     time.sleep(0.1)
     before = stream.getvalue()
@@ -57,7 +58,7 @@ def test_what_is_no_step_of_a_run_is_told_too_and_runs_inside_it_do_not_end_it()
     stream = io.StringIO()
     display = LineDisplay(stream, seconds=0.05)
     with display.working():
-        display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
+        display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
         display.pdtrim_run_ended()
         display.say("piqa, dense: running")
         until(lambda: "still: piqa, dense: running: 0." in stream.getvalue())
@@ -90,7 +91,7 @@ def test_a_log_says_which_recovery_is_at_work_and_how_long_the_rest_will_take() 
     stream = io.StringIO()
     display = LineDisplay(stream, seconds=0.05)
     with display.working():
-        display.pdtrim_step_started("recover")
+        display.pdtrim_step_started("recover", None)
         display.pdtrim_recovery_advanced("texts", 0, 2, 0.0)
         until(lambda: " s, texts\n" in stream.getvalue())
         display.pdtrim_recovery_advanced("kv-refit", 1, 2, 0.0)
@@ -99,7 +100,7 @@ def test_a_log_says_which_recovery_is_at_work_and_how_long_the_rest_will_take() 
         display.pdtrim_recovery_advanced("fold", 2, 2, 0.25)
         until(lambda: " s, fold (2 of 2), 25 %, about 0 s left\n" in stream.getvalue())
     assert LINE in stream.getvalue().splitlines()
-    display.pdtrim_step_started("evaluate")
+    display.pdtrim_step_started("evaluate", None)
     assert display._how_far() == ""
 
 
@@ -123,7 +124,7 @@ def test_a_recovery_that_was_left_out_is_told_so() -> None:
 def test_the_bar_is_that_of_the_recovery_at_work() -> None:
     stream = io.StringIO()
     display = LiveDisplay(Console(file=stream, force_terminal=True, color_system=None, width=100))
-    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
     display.pdtrim_recovery_advanced("fold", 1, 2, 0.5)  # outside of a step there is no bar
     display.pdtrim_step_started("recover", None)
     display.pdtrim_recovery_advanced("kv-refit", 1, 2, 0.0)
@@ -142,7 +143,7 @@ def test_the_bar_moves_with_each_variant_that_is_compared() -> None:
     stream = io.StringIO()
     screen = Console(file=stream, force_terminal=True, color_system=None, width=100)
     display = LiveDisplay(screen)
-    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
     result = TaskResult("fidelity", "unified", {}, "kl", (), {}, {}, 1.0)
     display.pdtrim_fidelity_measured(result)  # outside of a step there is no bar
     display.pdtrim_step_started("fidelity", 3)
@@ -152,3 +153,62 @@ def test_the_bar_moves_with_each_variant_that_is_compared() -> None:
     display.pdtrim_step_finished("fidelity", 1.25)
     display.pdtrim_run_ended()
     assert "fidelity: 1.2 s" in stream.getvalue()
+
+
+STEPS = ("open the model", "measure the dense model", "search", "evaluate")
+
+
+def candidate(best: float | None) -> Candidate:
+    return Candidate(1, Plan(), Reading(50.0, 0.5), best, remembered=False, seconds=1.0)
+
+
+def test_a_log_says_which_step_it_is_at_and_how_long_the_search_will_take() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.05)
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), STEPS)
+    display.pdtrim_step_started("search", 40)
+    display.pdtrim_candidate_measured(candidate(60.0))
+    display.pdtrim_candidate_measured(candidate(None))
+    until(lambda: "still: step 3 of 4: search: 0." in stream.getvalue())
+    display.pdtrim_step_finished("search", 1.0)
+    display.pdtrim_run_ended()
+    still = next(line for line in stream.getvalue().splitlines() if line.startswith("still"))
+    assert " s, 2 of at most 40 candidates, best 60.00, about " in still
+    assert still.endswith(" left")
+
+
+def test_a_step_without_a_run_is_never_silent_for_long_either() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.05)
+    display.pdtrim_step_started("score the blocks", None)
+    until(lambda: "still: score the blocks: 0." in stream.getvalue())
+    display.pdtrim_run_ended()
+
+
+@pytest.mark.parametrize(("width", "words"), [(60, ("3/4 search", "elapsed ")), (120, ("step 3 of 4: search", ", left "))])
+def test_the_line_of_a_step_fits_the_terminal(width: int, words: tuple[str, ...]) -> None:
+    stream = io.StringIO()
+    display = LiveDisplay(Console(file=stream, force_terminal=True, color_system=None, width=width, legacy_windows=False))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), STEPS)
+    display.pdtrim_step_started("search", 4000)
+    for _ in range(1000):
+        display.pdtrim_candidate_measured(candidate(62.18))
+    shown = Console(file=io.StringIO(), width=width, color_system=None)
+    shown.print(display._progress.get_renderable())
+    display.pdtrim_run_ended()
+    (line,) = [text for text in shown.file.getvalue().splitlines() if text.strip()]  # type: ignore[attr-defined]
+    assert len(line) <= width
+    assert all(word in line for word in words)
+    assert "1000/4000" in line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0 s"), (45, "45 s"), (119, "119 s"), (150, "2 min"), (3600, "1 h 0 min"), (7500, "2 h 5 min")]
+)
+def test_times_are_told_as_people_say_them(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (750, "12:30"), (3723, "1:02:03")])
+def test_a_clock_has_minutes_and_seconds(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown

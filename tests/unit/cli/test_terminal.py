@@ -15,7 +15,7 @@ from rich.text import Text
 import pdtrim_core.cli
 from pdtrim_core import Merge
 from pdtrim_core.cli.progress import LineDisplay, progress_display
-from pdtrim_core.cli.terminal import console, say, say_data
+from pdtrim_core.cli.terminal import console, fitted, print_table, say, say_data
 
 EVIL = "\x1b[2Jx\x9b31m\u202ey\x07"
 SHOWN = "\\x1b[2Jx\\x9b31m\\u202ey\\x07"
@@ -61,9 +61,8 @@ def test_texts_that_rich_made_before_are_visible_too(monkeypatch: pytest.MonkeyP
 
 
 def told(display: Any) -> None:
-    display.pdtrim_run_started(recipe={"model": {"path": f"model {EVIL}"}}, out=Path(f"out {EVIL}"))
-    starts = {"step": f"step {EVIL}"} if isinstance(display, LineDisplay) else {"step": f"step {EVIL}", "about": 3}
-    display.pdtrim_step_started(**starts)
+    display.pdtrim_run_started(recipe={"model": {"path": f"model {EVIL}"}}, out=Path(f"out {EVIL}"), steps=())
+    display.pdtrim_step_started(step=f"step {EVIL}", about=3)
     display.pdtrim_candidate_measured(candidate=SimpleNamespace(best=1.0))
     display.pdtrim_note_made(note=f"note {EVIL}")
     display.pdtrim_merge_trained(merge=Merge(1, 2), trained=1.0, untrained=2.0)
@@ -94,3 +93,55 @@ def test_nothing_else_in_the_commands_writes_to_the_terminal() -> None:
         if ways.search(line) and file.name != "terminal.py" and not line.startswith("    from rich.console import Console")
     }
     assert found == set()
+
+
+def table() -> Table:
+    found = Table(box=None, pad_edge=False)
+    found.add_column("method", no_wrap=True)
+    for title in ("prefill removed", "decode MB a token"):
+        found.add_column(title, no_wrap=True, justify="right")
+    found.add_row("a pruner with a long name", "48.3 %", "12.0 +- 2.1")
+    return found
+
+
+def test_a_table_that_is_too_wide_is_broken_between_words_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for columns, lines in ((61, 2), (60, 3), (49, 3), (40, 7)):
+        stream: io.StringIO = Terminal()
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        print_table(table())
+        shown = re.sub(r"\x1b\[\d*m", "", stream.getvalue()).splitlines()
+        assert len(shown) == lines
+        assert max(map(len, shown)) <= columns
+        words = " ".join(shown).split()
+        assert {"removed", "token", "pruner", "48.3", "12.0"} <= set(words)
+        assert any("12.0 +- 2.1" in line for line in shown)
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stdout", stream)
+    print_table(table())
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("short", "short"),
+        ("note: words that go on and on", "note: words that go\n    on and on"),
+        ("  weights       12.34 M", "  weights\n      12.34 M"),
+        ("averyveryverylongwordalone", "averyveryverylongwordalone"),
+        ("one\n\ntwo", "one\n\ntwo"),
+        ("next: pdtrim-core run a/b.toml --out c", "next: pdtrim-core run a/b.toml --out c"),
+    ],
+)
+def test_lines_are_broken_between_words(text: str, shown: str) -> None:
+    assert fitted(text, 20) == shown
+
+
+def test_what_goes_into_a_file_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    pipe, terminal = io.StringIO(), Terminal()
+    for stream in (pipe, terminal):
+        say("note: words that go on and on", file=stream)
+    assert pipe.getvalue() == "note: words that go on and on\n"
+    assert terminal.getvalue() == "note: words that go\n    on and on\n"

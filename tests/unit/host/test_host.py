@@ -262,7 +262,7 @@ def test_a_listener_that_raises_is_muted_after_one_warning(load: Load) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         host.tell("pdtrim_note_made", note="two")
-        host.tell("pdtrim_run_started", recipe={}, out=Path("runs"))
+        host.tell("pdtrim_run_started", recipe={}, out=Path("runs"), steps=())
     assert sys.modules["broken_listener"].heard == ["one"]
 
 

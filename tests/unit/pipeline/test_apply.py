@@ -249,3 +249,28 @@ def test_a_run_uses_the_plugins_that_its_recipe_was_made_with(tmp_path: Path) ->
 
 def test_the_names_of_the_python_api_are_public() -> None:
     assert {"Recipe", "run", "load_run", "apply"} <= set(pdtrim_core.__all__)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("gpt2", "not the name of one: AutoModelForCausalLM.from_pretrained('gpt2') loads it"),
+        (Path("some/folder"), "not the name of one: AutoModelForCausalLM.from_pretrained('some/folder') loads it"),
+        (None, "not NoneType"),
+        (SimpleNamespace(config=None), "not SimpleNamespace"),
+    ],
+)
+def test_what_is_no_loaded_model_is_told_how_to_load_it(model: Any, told: str) -> None:
+    for plan in ("no/run", Plan()):
+        with pytest.raises(PdtrimError) as caught:
+            apply(plan, model)
+        assert str(caught.value) == f"apply takes a transformers model that is already loaded, {told}"
+
+
+def test_the_first_token_that_is_given_counts_before_that_of_the_plan() -> None:
+    model = tiny_model("llama")
+    plan = Plan()
+    saved = SavedPlan(plan, model.name, model.fingerprint, model.block_count, "prefill")
+    assert apply(saved, model).staged._prefix_cache.first_token == "prefill"
+    assert apply(saved, model, first_token="decode").staged._prefix_cache.first_token == "decode"
+    assert apply(plan, model).staged._prefix_cache.first_token == "decode"

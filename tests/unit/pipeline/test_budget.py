@@ -148,6 +148,32 @@ def test_blocks_are_taken_as_they_are_given(host: PluginHost, published: dict[st
     assert removed_blocks(recipe_of(host, {"fraction": 0.0}), sizes, "q") == 0
 
 
+@pytest.mark.parametrize(("name", "most"), [("Qwen2.5-7B", 0.8262), ("Llama-3.1-8B", 0.8419)])
+def test_a_fraction_out_of_reach_is_refused_with_what_can_be_reached(
+    host: PluginHost, published: dict[str, ModelSizes], name: str, most: float
+) -> None:
+    sizes = published[name]
+    last, each = len(sizes.blocks) - 1, sizes.share_of_parameters(1)
+    reached = sizes.share_of_parameters(last)
+    assert reached == pytest.approx(most, abs=1e-4)
+    assert removed_blocks(recipe_of(host, {"fraction": most + 0.49 * each}), sizes, "m") == last
+    for fraction in (most + 0.51 * each, 0.95):
+        with pytest.raises(PdtrimError) as caught:
+            removed_blocks(recipe_of(host, {"fraction": fraction}), sizes, "m")
+        text = str(caught.value)
+        assert text.startswith(f"prune.fraction = {fraction:g} cannot be reached")
+        assert f"at most {100 * reached:.2f} % go with {last} of them" in text
+        told = float(text.partition("say prune.fraction = ")[2].partition(" ")[0])
+        assert removed_blocks(recipe_of(host, {"fraction": told}), sizes, "m") == last
+
+
+def test_a_pruner_of_channels_may_take_any_fraction(host: PluginHost, published: dict[str, ModelSizes]) -> None:
+    recipe = recipe_of(host, {"fraction": 0.95}, pruner="flap")
+    assert removed_blocks(recipe, published["Qwen2.5-7B"], "q") == 27
+    with pytest.raises(PdtrimError, match="cannot be reached"):
+        removed_blocks(recipe_of(host, {"fraction": 0.95}, pruner="shortgpt"), published["Qwen2.5-7B"], "q")
+
+
 def test_decode_keeps_at_least_one_block(host: PluginHost, published: dict[str, ModelSizes]) -> None:
     with pytest.raises(PdtrimError) as caught:
         removed_blocks(recipe_of(host, {"blocks": 28}), published["Qwen2.5-7B"], "Qwen2.5-7B")

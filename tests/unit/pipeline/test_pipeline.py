@@ -109,15 +109,19 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(host: PluginHost, t
     journal.write_bytes(b"".join(lines[:4]))
     again = run(made, host)
     assert journal.read_bytes() == whole
-    # The readings of held-out items are in a ledger of their own.
-    assert again.candidates["measured"] == before.candidates["measured"] - 4
+    # What was measured before is counted with it; the readings of held-out items are in a ledger of their own.
+    assert again.candidates["measured"] == 2 * before.candidates["measured"] - 4
     assert (again.rows, again.saved_plan, again.gains) == (before.rows, before.saved_plan, before.gains)
 
 
 def test_a_finished_run_measures_nothing_again_unless_it_is_to_begin_anew(host: PluginHost, tmp_path: Path) -> None:
     made = recipe(host, tmp_path / "run")
     before = run(made, host)
-    assert run(made, host).candidates["measured"] == 0
+    journal = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    again = run(made, host)
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == journal
+    assert again.candidates["measured"] == before.candidates["measured"]
+    assert again.candidates["remembered"] > before.candidates["remembered"]
     assert run(made, host, fresh=True).candidates == before.candidates
 
 
@@ -196,5 +200,7 @@ def test_a_run_whose_exporter_fails_has_no_outcome_and_ends_well_the_next_time(h
         f"exporter 'elsewhere' (elsewhere) wrote {tmp_path / 'beside.txt'}, which is not under {tmp_path / 'run'}"
     )
     assert not (tmp_path / "run" / "outcome.json").exists()
-    assert run(recipe(host, tmp_path / "run"), host).candidates["measured"] == 0
+    journal = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    assert run(recipe(host, tmp_path / "run"), host).candidates["measured"] > 0
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == journal
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["saved_plan"]

@@ -73,13 +73,13 @@ def changed(**keys: Any) -> str:
     [
         (changed(format=5), "p.json: it has plan format 5, this version reads 4: make the plan again"),
         (changed(format=4), "p.json: plans of format 4 have selections of K/V, and no others have"),
-        (changed(format=3), "p.json is not a plan: KeyError('formats')"),
-        (changed(format=2), "p.json is not a plan: KeyError('recovered')"),
-        (changed(format=2, recovered=5), f"p.json is not a plan: TypeError('{NO_MODEL}')"),
-        ("{}", "p.json is not a plan: KeyError('format')"),
-        ("[]", "p.json is not a plan: TypeError('list indices must be integers or slices, not str')"),
-        ('{"format": 1}', "p.json is not a plan: KeyError('model')"),
-        ("plan", "p.json is not a plan: JSONDecodeError('Expecting value: line 1 column 1 (char 0)')"),
+        (changed(format=3), "p.json is not a plan: it has no 'formats'"),
+        (changed(format=2), "p.json is not a plan: it has no 'recovered'"),
+        (changed(format=2, recovered=5), f"p.json is not a plan: {NO_MODEL}"),
+        ("{}", "p.json is not a plan: it has no 'format'"),
+        ("[]", "p.json is not a plan: it is no table"),
+        ('{"format": 1}', "p.json is not a plan: it has no 'model'"),
+        ("plan", "p.json is not a plan: it is no JSON (Expecting value: line 1 column 1 (char 0))"),
         (changed(prefill=None), "p.json: not a plan: it needs lists called 'prefill' and 'decode'"),
         (changed(decode=[{"kind": "melt"}]), "p.json: not an element of a plan: {'kind': 'melt'}"),
         (
@@ -117,7 +117,7 @@ def test_what_is_no_pair_of_removals_is_refused(data: Any) -> None:
 def test_fields_of_the_wrong_sort_are_refused(text: str, problem: str) -> None:
     with pytest.raises(PlanError) as caught:
         SavedPlan.from_json(text, "p.json")
-    assert str(caught.value) == f"p.json is not a plan: {TypeError(problem)!r}"
+    assert str(caught.value) == f"p.json is not a plan: {problem}"
 
 
 def test_a_file_whose_plan_does_not_fit_its_own_model_is_named() -> None:

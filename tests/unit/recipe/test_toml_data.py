@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
         ("evaluation.early_stop=false", {"evaluation": {"early_stop": False}}),
         ("scorer=dot", {"scorer": "dot"}),
         ("searcher.t0=5", {"searcher": {"use": "annealing", "t0": 5}}),
+        (
+            "recovery.1.stage=both",
+            {
+                "recovery": [
+                    {"use": "exact-first-token", "optional": True},
+                    {"use": "fold", "stage": "both", "optional": True},
+                    {"use": "kv-refit", "optional": True},
+                    {"use": "fold", "stage": "decode", "optional": True},
+                ]
+            },
+        ),
+        ("report.0.use=html", {"report": [{"use": "html"}]}),
+        ("exporter.0=vllm", {"exporter": ["vllm"]}),
         ('exporter=["plan"]', {"exporter": ["plan"]}),
         ("model.dtype=float16", {"model": {"path": "package:none", "dtype": "float16"}}),
     ],
@@ -114,3 +128,22 @@ def test_plugin_files_lie_beside_the_recipe() -> None:
 @pytest.mark.parametrize("given", [{}, {"plugins": []}, {"plugins": 5}, {"plugins": [5]}, {"plugins": "a.py"}], ids=str)
 def test_what_names_no_plugin_files_is_left_to_the_check(given: dict[str, Any]) -> None:
     assert plugin_files(given, Path("r.toml")) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("recovery.tokens=5", "recovery is a list: name one of its entries by its number (recovery.0 to recovery.3)"),
+        ("exporter.1.use=vllm", "exporter is a list: name one of its entries by its number (exporter.0)"),
+        ("report.-1.use=html", "report is a list: name one of its entries by its number (report.0)"),
+    ],
+)
+def test_an_entry_of_a_list_that_is_not_there_is_named(setting: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(problem)):
+        override(BASE, [setting])
+
+
+@pytest.mark.parametrize("setting", ["plugins=[mine.py]", "searcher={use=random}"])
+def test_a_list_whose_quotes_the_shell_took_is_told_how_to_write(setting: str) -> None:
+    with pytest.raises(RecipeError, match="single quotes around the whole setting keep the shell from taking them away"):
+        parse_settings([setting])

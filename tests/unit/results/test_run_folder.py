@@ -402,7 +402,7 @@ def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(PdtrimError) as caught:
         load_plan(file)
-    assert str(caught.value) == f"{file} is not a plan: KeyError('format')"
+    assert str(caught.value) == f"{file} is not a plan: it has no 'format'"
 
 
 @pytest.mark.parametrize("name", ["plan.json", "outcome.json"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from pdtrim_core import PluginHost, RecipeError
+from pdtrim_core import PluginError, PluginHost, RecipeError
 from pdtrim_core.recipe.toml_data import parse_settings
 from pdtrim_core.sweeping.sweep import Changes, Sweep, base_recipe, is_sweep, read_sweep
 
@@ -205,7 +205,7 @@ def test_a_sweep_is_no_recipe_for_another(folder: Path, host: PluginHost) -> Non
     [
         ("seed=3", "--set seed: the runs of this sweep differ in it"),
         ("searcher.use=random", "--set searcher.use: the runs of this sweep differ in it"),
-        ("out=here", "--set out: a run of a sweep cannot set this"),
+        ("out=here", "--set out: a run of a sweep cannot set this; --out names the folder of the sweep"),
     ],
 )
 def test_the_command_line_cannot_set_what_varies(folder: Path, host: PluginHost, setting: str, problem: str) -> None:
@@ -230,6 +230,12 @@ def test_a_sweep_loads_the_plugins_that_its_recipe_names(folder: Path) -> None:
     sweep = read_sweep(written(folder, 'sweep = 1\nrecipe = "sub/base.toml"\n[grid]\nsearcher = ["mine", "greedy"]\n'))
     assert [run.recipe.searcher.name for run in sweep.runs] == ["mine", "greedy"]
     assert all(run.recipe.host is sweep.host for run in sweep.runs)
+    (folder / "sub" / "base.toml").write_text(RECIPE)
+    file = written(folder, 'sweep = 1\nrecipe = "sub/base.toml"\n[grid]\nsearcher = ["mine", "greedy"]\n')
+    again = read_sweep(file, changes=Changes({"plugins": ["mine.py"]}))
+    assert [run.recipe.searcher.name for run in again.runs] == ["mine", "greedy"]
+    with pytest.raises(PluginError, match=r"none.py does not exist"):
+        read_sweep(file, changes=Changes({"plugins": ["none.py"]}))
 
 
 def test_plugins_of_the_recipe_are_found_beside_it(folder: Path) -> None:

@@ -1,0 +1,77 @@
+"""What a run tells while it works, as lines, for those who carry it out from Python."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pdtrim_core.api.hookspecs import hookimpl
+from pdtrim_core.data.readings import Candidate
+from pdtrim_core.errors import PdtrimError
+from pdtrim_core.host.host import PluginHost
+from pdtrim_core.wording import visible
+
+Progress = bool | Callable[[str], None]
+"""Whether lines go to stderr, or the function that takes them."""
+
+
+class ProgressLines:
+    """A listener that gives a function a line when a step begins or ends, and for each note."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._steps: Sequence[str] = ()
+        self._count = 0
+        self._best: float | None = None
+
+    @hookimpl
+    def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path, steps: Sequence[str]) -> None:
+        """Say where the run goes."""
+        self._steps = steps
+        self._tell(f"run {recipe['model']['path']} -> {out}")
+
+    @hookimpl
+    def pdtrim_step_started(self, step: str, about: int | None) -> None:
+        """Say which step of how many begins."""
+        self._count, self._best = 0, None
+        place = f"step {self._steps.index(step) + 1} of {len(self._steps)}: " if step in self._steps else ""
+        self._tell(f"{place}{step}{f', at most {about} measurements' if about else ''}")
+
+    @hookimpl
+    def pdtrim_note_made(self, note: str) -> None:
+        """Say a note."""
+        self._tell(f"note: {note}")
+
+    @hookimpl
+    def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
+        """Count."""
+        self._count += 1
+        self._best = self._best if candidate.best is None else candidate.best
+
+    @hookimpl
+    def pdtrim_step_finished(self, step: str, seconds: float) -> None:
+        """Say how long a step took, and what was measured in it."""
+        best = "" if self._best is None else f", best {self._best:.2f}"
+        measured = f", {self._count} candidate{'s' * (self._count > 1)}{best}" if self._count else ""
+        self._tell(f"{step}: {seconds:.1f} s{measured}")
+
+
+@contextmanager
+def telling(host: PluginHost, progress: Progress) -> Iterator[None]:
+    """Tell what runs of a host do as long as this lasts. Raises `PdtrimError` for what takes no lines."""
+    if not isinstance(progress, bool) and not callable(progress):
+        raise PdtrimError(f"progress is True, or a function that takes a line such as print, not {type(progress).__name__}")
+    if progress is False:
+        yield
+        return
+    lines = ProgressLines(_to_stderr if progress is True else progress)
+    with host.listening(lines, f"progress {id(lines)}"):
+        yield
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{visible(line)}\n")
+    sys.stderr.flush()
