@@ -103,7 +103,7 @@ def ratios(above: Divergences, below: Divergences) -> dict[str, dict[str, float]
 def beyond(found: Divergences, other: Divergences) -> dict[str, dict[str, float]]:
     """Return by kind by how much the mean is above another, with its standard error, paired over texts."""
     gaps = {kind: [a - b for a, b in zip(found[kind], other[kind], strict=True)] for kind in found}
-    return {kind: {"beyond": sum(own) / len(own), "error": standard_error(own)} for kind, own in gaps.items()}
+    return {kind: {"beyond": sum(own) / len(own), "beyond_error": standard_error(own)} for kind, own in gaps.items()}
 
 
 class Questions:

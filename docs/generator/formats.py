@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from generator.benchmarks import versions_of
 from generator.markup import table
 
+PRODUCT = "fold, quantise"
+"""The order of a run."""
+ERRORS = 2
+"""Standard errors that a difference must have to be told."""
+NEARLY_THE_SAME = 0.05
+"""Bytes that count as the same are no further apart, as a share."""
 KINDS = ("generated", "answers", "text", "long text")
 """Kinds of text, of which a result may lack the last two."""
 
 
 def formats_table(data: Mapping[str, Any], part: str) -> str:
-    """Return one table of a result; the part "where" is a sentence on how it was made."""
+    """Return one table of a result, with what it says in words; the part "where" is a sentence on how it was made."""
     return PARTS[part](data)
 
 
@@ -32,7 +38,26 @@ def _at_bytes(data: Mapping[str, Any]) -> str:
     figures = [[_kl(row[kind]) for kind in kinds] for row in rows]
     lines = [[row["format"], str(row["gone"]), *cells] for row, *cells in zip(rows, read, strict=True)]
     header = ["decode's format", "blocks gone", "decode reads a token", *kinds]
-    return table(header, [[*line, *own] for line, own in zip(lines, figures, strict=True)])
+    made = table(header, [[*line, *own] for line, own in zip(lines, figures, strict=True)])
+    told = [f"- {_told_of_bytes(*two, kinds)}" for two in _same_bytes(rows)]
+    return "\n".join([made, "", *told])
+
+
+def _same_bytes(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Yield two pairs that have decodes of different formats and nearly the same bytes, the one with more blocks first."""
+    for more in rows:
+        for fewer in rows:
+            near = abs(more["decode_bytes"] / fewer["decode_bytes"] - 1) < NEARLY_THE_SAME
+            if more["gone"] < fewer["gone"] and more["format"] != fewer["format"] and near:
+                yield more, fewer
+
+
+def _told_of_bytes(more: Mapping[str, Any], fewer: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    shares = [fewer[kind]["kl"] / more[kind]["kl"] for kind in kinds]
+    sizes = " and ".join(f"{row['decode_bytes'] / 1e6:.0f}" for row in (more, fewer))
+    names = [f"{row['format']} with {row['gone']} blocks gone" for row in (fewer, more)]
+    times = f"{min(shares):.1f} to {max(shares):.1f} times"
+    return f"{sizes} MB: {names[0]} is {times} as far from the dense model as {names[1]}."
 
 
 def _damage(data: Mapping[str, Any]) -> str:
@@ -52,8 +77,26 @@ def _damage(data: Mapping[str, Any]) -> str:
 def _orders(data: Mapping[str, Any]) -> str:
     rows = data["orders"]
     kinds = _kinds(rows[0])
-    cells = [[f"{_kl(row[kind])} ({row[kind]['beyond']:+.4f})" for kind in kinds] for row in rows]
-    return table(["order", *kinds], [[row["way"], *own] for row, own in zip(rows, cells, strict=True)])
+    cells = [
+        [f"{_kl(row[kind])} ({row[kind]['beyond']:+.4f} +- {row[kind]['beyond_error']:.4f})" for kind in kinds] for row in rows
+    ]
+    made = table(["order", *kinds], [[row["way"], *own] for row, own in zip(rows, cells, strict=True)])
+    return "\n".join([made, "", *(f"- {_told_of_order(row, kinds)}" for row in rows if row["way"] != PRODUCT)])
+
+
+def _paired(found: Mapping[str, float]) -> str:
+    return f"{_kl(found)} ({found['beyond']:+.4f} +- {found['beyond_error']:.4f})"
+
+
+def _told_of_order(row: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """Return in words where a way is nearer to the dense model than the product's order, and where it is farther."""
+    apart = {kind: row[kind]["beyond"] / row[kind]["beyond_error"] for kind in kinds if row[kind]["beyond_error"]}
+    sides = {
+        "nearer": [kind for kind, errors in apart.items() if errors < -ERRORS],
+        "farther": [kind for kind, errors in apart.items() if errors > ERRORS],
+    }
+    told = [f"{side} on {', '.join(found)}" for side, found in sides.items() if found]
+    return f"`{row['way']}` against `{PRODUCT}`: {' and '.join(told) or 'no difference that is larger than twice its error'}."
 
 
 def _where(data: Mapping[str, Any]) -> str:

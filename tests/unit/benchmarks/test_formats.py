@@ -52,7 +52,7 @@ def test_what_is_left_at_more_bits_takes_as_many_bytes(formats: Any, gone: int, 
 def test_figures_are_paired_over_texts(formats: Any) -> None:
     one, other = {"text": [2.0, 4.0]}, {"text": [1.0, 2.0]}
     assert formats.ratios(one, other)["text"] == {"ratio": 2.0, "error": 0.0}
-    assert formats.beyond(one, other)["text"] == {"beyond": 1.5, "error": 0.5}
+    assert formats.beyond(one, other)["text"] == {"beyond": 1.5, "beyond_error": 0.5}
 
 
 def test_each_change_is_measured_in_one_stage_and_in_the_other(formats: Any, asked: Any) -> None:
