@@ -37,7 +37,7 @@ def _without_first_tokens() -> Any:
     """
     from llmcompressor.modifiers.gptq import GPTQModifier  # noqa: PLC0415 - the other environment's
 
-    class WithoutFirstTokens(GPTQModifier):
+    class WithoutFirstTokens(GPTQModifier):  # type: ignore[misc]  # llm-compressor has no types here
         def calibrate_module(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
             given = args[0]
             # Experts are given tokens of their own, [tokens, inputs], of which no one knows the first.
