@@ -20,44 +20,31 @@ import argparse
 import itertools
 import resource
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
 
 import torch
+from pairs import Bench, Divergences, opened
 from recovered_search import Searches
 from subject import environment, write
+from texts import ANSWER, KINDS, MEASURED, PROMPT, Texts, learned_texts, measured_texts
 
 from pdtrim_core import load_plugins
-from pdtrim_core.api import Drop, Item, KvOnly, LayerOf, Plan, Recovery, RecoveryContext, Removal, python_reference
+from pdtrim_core.api import Drop, KvOnly, LayerOf, Plan, Removal
 from pdtrim_core.data.readings import standard_error
-from pdtrim_core.data.tokens import opening_of, tokens_of
-from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
-from pdtrim_core.execution.sampling import sampled
-from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.execution.two_phase import TwoPhaseModel
-from pdtrim_core.execution.walked import Walked
-from pdtrim_core.fidelity.dense_answers import answers
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.pipeline import run
-from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_plugins.calibrations import Mini
 
-PROMPT = ANSWER = 64
-MEASURED = 64
-OPENING = 8
 BATCH = 8
 """Texts in a step of a training."""
 LR = 4e-4
 FIVE = (13, 14, 15, 17, 19)
 """The blocks of SmolLM2-135M's thirty that the issue of this benchmark is about; of other models those at the same depths."""
 LEARNED = ("generated", "text")
-KINDS = ("generated", "answers", "text")
 ALL = "all closed forms"
 FOLD: dict[str, Any] = {"use": "fold"}
 MAP: dict[str, Any] = {"use": "fold", "fit": "map", "ridge": 1e-2}
@@ -79,13 +66,6 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
 }
 
 
-class Texts(NamedTuple):
-    """Texts by kind: those to learn from, and those to measure on."""
-
-    learned: Mapping[str, Sequence[Item]]
-    measured: Mapping[str, Sequence[Item]]
-
-
 class Pair(NamedTuple):
     """A plan by its name."""
 
@@ -93,67 +73,10 @@ class Pair(NamedTuple):
     plan: Plan
 
 
-def parted(text: Sequence[int], number: int, prompt: int) -> Item:
-    """Return a text as a prompt and what follows it."""
-    return Item((tuple(text[:prompt]),), (tuple(text[prompt:]),), 0, (1,), f"text {number}")
-
-
-def written(model: BlockModel, count: int, *, seed: int, part: slice, questions: Sequence[str] = ()) -> list[tuple[int, ...]]:
-    """Return texts that the model writes, from openings in one part of the prose of the Python reference, and to questions."""
-    prose = python_reference()
-    chosen = prose[part.start : part.stop]
-    Random(seed).shuffle(chosen)
-    opening = opening_of("text", model.tokenizer)
-    tokens = [token for text in chosen for token in tokens_of(text, model.tokenizer)]
-    openings = [(*opening, *tokens[OPENING * number : OPENING * (number + 1)]) for number in range(count)]
-    for number in range(0, count, 2) if questions else ():
-        openings[number] = (*opening, *tokens_of(questions[number // 2 % len(questions)], model.tokenizer)[-PROMPT:])
-    return [
-        text
-        for start in range(0, count, MEASURED)
-        for text in sampled(model, openings[start : start + MEASURED], PROMPT + ANSWER, seed=seed + start)
-    ]
-
-
-def answered(model: BlockModel, questions: Sequence[str]) -> list[Item]:
-    """Return questions with the model's greedy answers to them, those that have some."""
-    prompts = [(*opening_of(text, model.tokenizer), *tokens_of(text, model.tokenizer)) for text in questions]
-    found = answers(TwoPhaseModel(model, Plan()), prompts, ANSWER)
-    pairs = [(prompt, tuple(answer)) for prompt, answer in zip(prompts, found, strict=True) if answer]
-    return [Item((prompt,), (answer,), 0, (1,), f"question {n}") for n, (prompt, answer) in enumerate(pairs)]
-
-
-def running(model: BlockModel, path: Path, count: int) -> list[tuple[int, ...]]:
-    """Return the beginning of a file in texts of one length."""
-    characters = path.read_text(encoding="utf-8")[: 8 * count * (PROMPT + ANSWER)]
-    tokens = tokens_of(characters, model.tokenizer)
-    texts = [tokens[start : start + PROMPT + ANSWER] for start in range(0, len(tokens) - PROMPT - ANSWER + 1, PROMPT + ANSWER)]
-    if len(texts) < count:
-        raise SystemExit(f"{path} has {len(texts)} texts of {PROMPT + ANSWER} tokens, and {count} are needed")
-    return texts[:count]
-
-
 def texts_of(model: BlockModel, tokens: int, files: Sequence[Path]) -> Texts:
     """Return texts of both kinds, so many tokens of each to learn from."""
-    count, rng = -(-tokens // (PROMPT + ANSWER)), Random(0)
-    half, mini = len(python_reference()) // 2, Mini()
-    questions = list(mini.training_prompts(Random(0)))
-    held_out = [sample.prompt for sample in mini.draw_held_out(MEASURED, Random(0))]
-    learned = {
-        "generated": written(model, count, seed=0, part=slice(0, half), questions=questions),
-        "text": running(model, files[0], count),
-    }
-    measured = {
-        "generated": written(model, MEASURED, seed=1_000_000, part=slice(half, None)),
-        "text": running(model, files[1], MEASURED),
-    }
-    return Texts(
-        {kind: [parted(text, n, rng.randint(2, PROMPT)) for n, text in enumerate(texts)] for kind, texts in learned.items()},
-        {
-            **{kind: [parted(text, n, PROMPT) for n, text in enumerate(texts)] for kind, texts in measured.items()},
-            "answers": answered(model, held_out),
-        },
-    )
+    learned, measured = files
+    return Texts(learned_texts(model, tokens, learned), measured_texts(model, MEASURED, measured))
 
 
 def pairs_of(model: BlockModel, path: str, host: PluginHost, out: Path, wanted: Sequence[str]) -> Iterator[Pair]:
@@ -188,45 +111,8 @@ def shortgpt(path: str, fraction: float, host: PluginHost, out: Path) -> Plan:
     return run(Recipe.from_data(data, where="pair", out=out, host=host)).plan.plan
 
 
-Divergences = Mapping[str, Sequence[float]]
-"""KL(dense || pair) of each measured text, by kind."""
 Ways = Mapping[str, Sequence[Mapping[str, Any]]]
 """Recoveries by name, each a list of components with their options."""
-
-
-class Bench:
-    """Recovers pairs of one model and measures them."""
-
-    def __init__(self, model: BlockModel, texts: Texts, host: PluginHost) -> None:
-        self.model = model
-        self.texts = texts
-        self.host = host
-        self.cache = PrefixCache(model, ExecutionOptions(budget=2**30))
-
-    def measure(self, plan: Plan, modules: Mapping[Any, Any]) -> Divergences:
-        """Return KL(dense || pair) of each measured text, by kind."""
-        staged = StagedModel(self.cache, plan, modules)
-        return {kind: staged.divergences(items) for kind, items in self.texts.measured.items()}
-
-    def recover(self, plan: Plan, parts: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> tuple[dict[Any, Any], float]:
-        """Return the modules of a recovered pair, and the seconds that it took."""
-        together = [item for items in zip(*(self.texts.learned[kind] for kind in kinds), strict=True) for item in items]
-        check, rest = together[:16], together[16:]
-        modules: dict[Any, Any] = {}
-        started = time.perf_counter()
-        for part in parts:
-            recovery = self._made(part)
-            learned = rest[: recovery.tokens // (PROMPT + ANSWER)]
-            with tempfile.TemporaryDirectory() as folder:
-                context = RecoveryContext(Walked(self.model, plan, modules, learned), check, Random(0), Path(folder))
-                recovery.recover(context)
-        return modules, time.perf_counter() - started
-
-    def _made(self, part: Mapping[str, Any]) -> Recovery:
-        options = {key: value for key, value in part.items() if key != "use"}
-        found = self.host.find("recovery", part["use"]).component(**options)
-        assert isinstance(found, Recovery)
-        return found
 
 
 def figures(before: Divergences, after: Divergences) -> dict[str, Any]:
@@ -299,10 +185,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     host = load_plugins()
-    recipe = Recipe.from_data(
-        {"model": {"path": options.model, "device": "cpu"}, "prune": {"blocks": 1}}, where="model", host=host
-    )
-    model = open_model(recipe.model, host)
+    model = opened(options.model, host)
     bench = Bench(model, texts_of(model, options.tokens, options.text), host)
     about = {"benchmark": "recovery", "model": options.model, **environment()}
     if options.search:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from generator.benchmarks import BENCHMARKS, versions_of
+from generator.formats import formats_table
 from generator.markup import table
 from pdtrim_core.comparing.compare import Comparison
 from pdtrim_core.comparing.objective_cells import Cell
@@ -20,18 +21,23 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def results(text: str) -> str:
-    """Return a page with its tables of results brought up to date, each from the file that its comment names."""
+    """Return a page with its tables of results brought up to date, each from the file that its comment names.
+
+    Of a file with several tables, a second word in the comment names the one.
+    """
 
     def made(found: re.Match[str]) -> str:
         file = next(path for folder in (RESULTS, BENCHMARKS) if (path := folder / f"{found[1]}.json").exists())
         data = json.loads(file.read_text(encoding="utf-8"))
         if data.get("benchmark") == "joint":
             shown_table = joint_table(data)
+        elif data.get("benchmark") == "formats":
+            shown_table = formats_table(data, found[2].strip())
         else:
             shown_table = comparisons(data) if "comparisons" in data else results_table(data)
-        return f"<!-- results: {found[1]} -->\n\n{shown_table}\n\n<!-- end of results -->"
+        return f"<!-- results: {found[1]}{found[2]} -->\n\n{shown_table}\n\n<!-- end of results -->"
 
-    return re.sub(r"<!-- results: ([a-z0-9-]+) -->.*?<!-- end of results -->", made, text, flags=re.DOTALL)
+    return re.sub(r"<!-- results: ([a-z0-9-]+)((?: [a-z-]+)?) -->.*?<!-- end of results -->", made, text, flags=re.DOTALL)
 
 
 def joint_table(data: Mapping[str, Any]) -> str:

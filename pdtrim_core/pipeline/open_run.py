@@ -20,11 +20,10 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, load_modules, read_replaced
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.pipeline.quantize import layers_in
+from pdtrim_core.pipeline.quantize import layers_in, prefill_alone
 from pdtrim_core.pipeline.recovered_layers import alone
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import keys_of
-from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.plan import Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import plan_to_json
 from pdtrim_core.recipe.recipe import Recipe
@@ -100,8 +99,10 @@ class LoadedRun:
         if variant in ("staged", "unselected") or self.replaced is not None:
             return self.modules
         # A single-stage model has the layers of its stage; the unified one those of decode.
-        stage: Stage = "prefill" if variant == "prefill" else "decode"
-        return {**self.modules, **alone(self.outcome.plan.plan, self.modules, self.outcome.block_count, stage)}
+        saved = self.outcome.plan
+        if variant == "prefill":
+            return {**self.modules, **prefill_alone(self.path, saved, self.dense, self.modules, self.host)}
+        return {**self.modules, **alone(saved.plan, self.modules, self.outcome.block_count, "decode")}
 
     @cached_property
     def replaced(self) -> BlockModel | None:

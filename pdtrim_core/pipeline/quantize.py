@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from pdtrim_core.execution.quantized_weights import (
     read_record,
     save_quantized,
 )
+from pdtrim_core.execution.recovered_weights import STAGES
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_model import BlockModel
@@ -98,8 +99,34 @@ def layers_in(run: Path, saved: SavedPlan, model: BlockModel, modules: Modules, 
         return {}
     folder = run / FORMATS
     check_quantized(saved, folder)
+    label, quantizer = _recorded(folder, host)
+    with blame(label):
+        return load_quantized(saved, model, modules, folder, quantizer)
+
+
+def prefill_alone(
+    run: Path, saved: SavedPlan, model: BlockModel, modules: Modules, host: PluginHost
+) -> dict[RecoveredPart, nn.Module]:
+    """Return the layers of prefill as a model of its own, with the number format of the pair's prefill; `modules` are the pair's.
+
+    The pair needs only the K/V of decode's last block, and its folder has no more of that block; here the block runs, and so it
+    gets the format, too.
+    """
+    plan, count = saved.plan, model.block_count
+    single, found = Plan.unified(plan.prefill_alone(count)), alone(plan, modules, count, "prefill")
+    scheme = None if saved.formats is None else saved.formats.prefill
+    if scheme is None:
+        return found
+    label, quantizer = _recorded(run / FORMATS, host)
+    one, given = NumberFormat(quantizer, scheme), {**modules, **found}
+    with blame(label):
+        tensors = quantized_weights(model, single, "prefill", given, one)
+        layers = quantized_layers(model, single, "prefill", given, one, tensors=tensors)
+    return {**{replace(key, stage=stage): layer for key, layer in layers.items() for stage in STAGES}, **found}
+
+
+def _recorded(folder: Path, host: PluginHost) -> tuple[str, Quantizer]:
+    """Return the quantizer that a folder of formats was written by, and how it is called."""
     record = read_record(folder)
     provided = host.find("quantizer", str(record.get("quantizer")))
-    quantizer = cast("Quantizer", provided.component.model_validate(record.get("options", {})))
-    with blame(provided.label):
-        return load_quantized(saved, model, modules, folder, quantizer)
+    return provided.label, cast("Quantizer", provided.component.model_validate(record.get("options", {})))

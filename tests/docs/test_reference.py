@@ -173,6 +173,70 @@ def test_scores_alone_stand_one_block_a_row(generate: Any) -> None:
     assert table == "| block | 1 |\n| --- | --- |\n| 0 | 0.25 |\n| 1 | 1500 |"
 
 
+def _kl(value: float, **more: float) -> dict[str, float]:
+    return {"kl": value, "error": 0.01, **more}
+
+
+FORMATS: dict[str, Any] = {
+    "benchmark": "formats",
+    "at_bytes": [
+        {"gone": 0, "format": "W4A16", "decode_bytes": 100_000_000, "text": _kl(0.5), "answers": _kl(0.4)},
+        {"gone": 14, "format": "W8A16", "decode_bytes": 101_000_000, "text": _kl(1.0), "answers": _kl(1.2)},
+        {"gone": 2, "format": "none", "decode_bytes": 200_000_000, "text": _kl(0.1), "answers": _kl(0.1)},
+    ],
+    "damage": [
+        {
+            "change": "W8A8",
+            "decode": {"text": _kl(0.02)},
+            "prefill": {"text": _kl(0.01)},
+            "ratio": {"text": {"ratio": 2.0, "error": 0.125}},
+        }
+    ],
+    "orders": [
+        {"way": "fold, quantise", "text": _kl(0.6, beyond=0.0, beyond_error=0.0)},
+        {"way": "nearer", "text": _kl(0.5, beyond=-0.1, beyond_error=0.01)},
+        {"way": "farther", "text": _kl(0.7, beyond=0.1, beyond_error=0.01)},
+        {"way": "as near", "text": _kl(0.59, beyond=-0.01, beyond_error=0.01)},
+    ],
+}
+
+FARTHER = "W8A16 with 14 blocks gone is 2.0 to 3.0 times as far from the dense model as W4A16 with 0 blocks gone."
+
+
+@pytest.mark.parametrize(
+    ("part", "lines"),
+    [
+        (
+            "at-bytes",
+            [
+                "| W8A16 | 14 | 101.0 MB | 1.2000 +- 0.0100 | 1.0000 +- 0.0100 |",
+                f"- 100 and 101 MB: {FARTHER}",
+            ],
+        ),
+        ("damage", ["| W8A8 | text | 0.0200 +- 0.0100 | 0.0100 +- 0.0100 | 2.00 +- 0.12 |"]),
+        (
+            "orders",
+            [
+                "| nearer | 0.5000 +- 0.0100 (-0.1000 +- 0.0100) |",
+                "- `nearer` against `fold, quantise`: nearer on text.",
+                "- `farther` against `fold, quantise`: farther on text.",
+                "- `as near` against `fold, quantise`: no difference that is larger than twice its error.",
+            ],
+        ),
+    ],
+)
+def test_a_file_with_several_tables_gives_the_one_that_is_named(
+    generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, lines: list[str]
+) -> None:
+    monkeypatch.setattr("generator.measured.RESULTS", tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps(FORMATS))
+    made = generate.results(f"<!-- results: mine {part} -->\nold\n<!-- end of results -->\n")
+    assert made.startswith(f"<!-- results: mine {part} -->\n\n| ")
+    assert [line for line in lines if line not in made.splitlines()] == []
+    assert sum(line.startswith("- ") for line in made.splitlines()) == sum(line.startswith("- ") for line in lines)
+    assert generate.results(made) == made
+
+
 def test_every_file_of_results_is_shown_and_names_no_machine() -> None:
     page = (ROOT / "docs" / "explanation" / "paper.md").read_text(encoding="utf-8")
     files = sorted((ROOT / "docs" / "results").glob("*.json"))

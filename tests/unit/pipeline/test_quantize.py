@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
@@ -15,6 +16,7 @@ from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.apply import apply
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.pipeline.run_fidelity import RunFidelity
+from pdtrim_core.plan.elements import KvOnly
 from pdtrim_core.plan.plan import LayerOf
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.recipe.recipe import Recipe
@@ -163,6 +165,29 @@ def test_a_model_that_loses_no_block_can_have_formats(host: PluginHost, tmp_path
     # Decode's format in both stages is another model than a format for each.
     assert outcome.row("unified").calibration.mean != outcome.row("staged").calibration.mean
     assert figures["unified"] != figures["staged"]
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+@pytest.mark.parametrize("formats", [{"prefill": "W8A8"}, BOTH])
+def test_prefill_as_a_model_of_its_own_has_its_format_in_every_block(
+    host: PluginHost, tmp_path: Path, blocks: int, formats: Any
+) -> None:
+    # Decode needs only the K/V of its last block, and only those are in the folder of the run.
+    ran(host, tmp_path / "run", {"group_size": 16, **formats}, prune={"blocks": blocks, "merges": False})
+    loaded = load_run(tmp_path / "run", host)
+    plan, modules = loaded.plan_of("prefill"), loaded.modules_of("prefill")
+    for stage in ("prefill", "decode"):
+        for layer in plan.layers(stage, loaded.dense.block_count):
+            parts = [part for part in modules[LayerOf.at(plan, stage, layer)].modules() if isinstance(part, nn.Linear)]
+            assert [getattr(part, "scheme", None) for part in parts] == ["W8A8"] * 7
+    assert KvOnly(loaded.outcome.plan.plan.slots(loaded.dense.block_count)[-1].block) in loaded.outcome.plan.plan.prefill
+
+
+def test_prefill_alone_is_that_of_the_model_where_only_decode_has_a_format(host: PluginHost, tmp_path: Path) -> None:
+    ran(host, tmp_path / "run", DECODE)
+    loaded = load_run(tmp_path / "run", host)
+    plan = loaded.plan_of("prefill")
+    assert not [key for key in loaded.modules_of("prefill") if isinstance(key, LayerOf) and key.plan == plan]
 
 
 def test_costs_count_the_bytes_that_are_stored(host: PluginHost, tmp_path: Path) -> None:

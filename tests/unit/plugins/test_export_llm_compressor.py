@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pdtrim_core.api import Drop, ExportFacts, PdtrimError, Plan, Removal
 from pdtrim_core.testing import tiny_llama
+from pdtrim_plugins.exporters.compress import recipe_of
 from pdtrim_plugins.exporters.llm_compressor import MIXED, LlmCompressor
 from tests.unit.plugins.exported import export, parameters_of, read_back, thin
 
@@ -39,6 +43,31 @@ def test_without_an_interpreter_the_script_its_texts_and_the_command_are_written
     )
     assert "--set python=" in exporter.remark(tiny_llama())
     assert parameters_of(read_back(tmp_path / "out" / "decode")) < parameters_of(tiny_llama().model)
+
+
+@pytest.mark.parametrize(("shape", "counted"), [((1, 5, 3), (1, 4, 3)), ((7, 3), (7, 3))])
+def test_gptq_counts_all_tokens_but_the_first_of_a_text(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], counted: tuple[int, ...]
+) -> None:
+    class Gptq:
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+
+        def calibrate_module(self, module: Any, args: tuple[torch.Tensor, ...], output: Any) -> None:
+            del module, output
+            (self.given,) = args
+
+    pytest.importorskip("compressed_tensors")
+    for name in ("", ".modifiers", ".modifiers.gptq", ".modifiers.quantization"):
+        monkeypatch.setitem(sys.modules, f"llmcompressor{name}", types.ModuleType(f"llmcompressor{name}"))
+    monkeypatch.setattr(sys.modules["llmcompressor.modifiers.gptq"], "GPTQModifier", Gptq, raising=False)
+    monkeypatch.setattr(sys.modules["llmcompressor.modifiers.quantization"], "QuantizationModifier", None, raising=False)
+    (modifier,) = recipe_of("gptq", "W4A16", 16)
+    inputs = torch.arange(float(torch.Size(shape).numel())).view(shape)
+    modifier.calibrate_module(None, (inputs,), None)
+    assert modifier.given.shape == counted
+    assert torch.equal(modifier.given.flatten(), inputs.flatten()[-modifier.given.numel() :])
+    assert modifier.options["config_groups"]["group_0"].weights.group_size == 16
 
 
 def test_an_interpreter_that_has_it_quantises_the_decode_model(tmp_path: Path) -> None:
