@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +66,11 @@ class Draft(WeightsExporter):
 
 def _of_engine(facts: ExportFacts) -> Iterator[str]:
     """Yield why vLLM would not take a draft."""
-    path = str((facts.out / FOLDER).resolve())
-    taken = [part for part in OTHER_METHODS if part in path.lower()]
-    if taken:
-        yield f"{path}: vLLM takes a draft with '{taken[0]}' in its path for one of another method: choose another with --out"
+    folder = facts.out / FOLDER
+    # As it is given and where links lead: vLLM may be told either.
+    taken = [(path, part) for path in (folder, folder.resolve()) for part in OTHER_METHODS if part in str(path).lower()]
+    for path, part in taken[:1]:
+        yield f"{path}: vLLM takes a draft with '{part}' in its path for one of another method: choose another with --out"
     kinds = set(getattr(facts.text_config, "layer_types", None) or ())
     if len(kinds) > 1:
         yield f"{facts.model} has {' and '.join(sorted(kinds))}: vLLM wants all K/V of a draft in one cache group"
@@ -99,7 +101,7 @@ def usage(outcome: Outcome, folder: Path) -> str:
     taken = {name: figures[name].value for name in (GREEDY, SAMPLED) if name in figures}
     ahead = best(taken[GREEDY], ratio) if GREEDY in taken else 1
     config = json.dumps({"method": "draft_model", "model": str(folder), "num_speculative_tokens": ahead})
-    command = f"python -m vllm.entrypoints.openai.api_server --model DENSE --speculative-config '{config}'"
+    command = f"python -m vllm.entrypoints.openai.api_server --model DENSE --speculative-config {shlex.quote(config)}"
     note = 'DENSE is the dense model as vLLM loads it. Where output is sampled, add `"draft_sample_method": "probabilistic"`.'
     return "\n\n".join([f"```sh\n{command}\n```", note, *_expected(taken, ratio)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,25 @@ def test_what_an_engine_would_not_take_is_known_before_a_run(tmp_path: Path) -> 
     sliding.layer_types = ["full_attention", "sliding_attention"]
     (kinds,) = Draft().problems(ExportFacts("tiny", tmp_path, lambda: sliding))
     assert kinds == "tiny has full_attention and sliding_attention: vLLM wants all K/V of a draft in one cache group"
+
+
+@pytest.mark.parametrize("part", ["Eagle-Eye", "eagle3", "DFlash2", "dspark"])
+def test_a_path_that_vllm_takes_for_another_method_is_refused_behind_a_link_too(tmp_path: Path, part: str) -> None:
+    (tmp_path / part).mkdir()
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "to-it").symlink_to(tmp_path / part)
+    (tmp_path / part / "to-plain").symlink_to(tmp_path / "plain")
+    for folder in (tmp_path / part, tmp_path / "to-it", tmp_path / part / "to-plain"):
+        (problem,) = Draft().problems(facts(folder))
+        assert f"with '{part.lower()[:6]}" in problem
+    assert Draft().problems(facts(tmp_path / "plain")) == []
+
+
+def test_the_command_is_one_for_a_shell_whatever_the_path(tmp_path: Path) -> None:
+    folder = tmp_path / "it's a draft"
+    text = usage(outcome_of(tmp_path, 0.8, 0.9), folder)
+    (command,) = re.findall(r"```sh\n(.*)\n```", text)
+    assert json.loads(shlex.split(command)[-1])["model"] == str(folder)
 
 
 def test_blocks_of_several_widths_are_refused(tmp_path: Path) -> None:
