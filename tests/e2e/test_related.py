@@ -41,4 +41,4 @@ def test_a_recipe_of_related_work_runs(cli: Cli, tiny_checkpoint: Path, tmp_path
     done = cli("run", given, "--out", "out", *words)
     assert done.code == 0, done.err
     plan = load_outcome(tmp_path / "out").plan
-    assert plan.plan.decode or plan.plan.prefill or plan.formats
+    assert plan.plan.decode or plan.plan.prefill or plan.plan.selections or plan.formats
