@@ -85,9 +85,10 @@ def resolved_recipe_of_1(data: Mapping[str, Any], now: Mapping[str, Any]) -> dic
         if isinstance(changed.get("search", {}), dict):
             changed["search"] = {**SEARCH_SINCE_2, **changed.get("search", {})}
         changed = {**{key: now[key] for key in PARTS_SINCE_2 if key in now}, **changed}
-    objective = changed.get("objective")
-    if isinstance(objective, dict) and objective.get("use") == "margin":
-        changed["objective"] = {**MARGIN_SINCE_2, **objective}
+    for kind, name, since in OPTIONS_SINCE_2:
+        component = changed.get(kind)
+        if isinstance(component, dict) and component.get("use") == name:
+            changed[kind] = {**since, **component}
     return changed
 
 
@@ -125,9 +126,13 @@ RECIPE_KEYS_OF_1: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] =
 )
 """Tables of a recipe, keys that they had in 0.1, and what such a key's value says now."""
 SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05, "recovered": False, "recovered_tokens": 4096}
-MARGIN_SINCE_2: Mapping[str, Any] = {"per": "byte"}
+OPTIONS_SINCE_2: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("objective", "margin", {"per": "byte"}),
+    ("calibration", "mini", {"prose": 0.0}),
+)
 PARTS_SINCE_2 = ("recovery", "recovery_data")
-"""What a recipe of this version says where one of 0.1 says nothing; the last are the keys of parts, whatever they say."""
+"""What a recipe of this version says where one of 0.1 says nothing: of the search, of components by kind and name, and the keys of
+parts, whatever they say."""
 SPLITTERS_OF_1: Mapping[str, str] = {"as-found": "keep-search-result"}
 """Splitters whose name was another one in 0.1."""
 
