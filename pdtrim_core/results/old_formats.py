@@ -131,8 +131,8 @@ OPTIONS_SINCE_2: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("calibration", "mini", {"prose": 0.0}),
 )
 PARTS_SINCE_2 = ("recovery", "recovery_data")
-"""What a recipe of this version says where one of 0.1 says nothing: of the search, of components by kind and name, and the keys of
-parts, whatever they say."""
+"""What a recipe of this version says where one of 0.1 says nothing: of the search, of components by kind and name, and the keys
+of parts, whatever they say."""
 SPLITTERS_OF_1: Mapping[str, str] = {"as-found": "keep-search-result"}
 """Splitters whose name was another one in 0.1."""
 
