@@ -10,6 +10,7 @@ from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.cli.heartbeat import SECONDS, Heartbeat
 from pdtrim_core.cli.step_count import StepCount
 from pdtrim_core.cli.terminal import console, say
+from pdtrim_core.pipeline.progress_lines import best_words, step_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,7 +119,7 @@ class LineDisplay:
     def pdtrim_step_finished(self, step: str, seconds: float) -> None:
         """Write the step's line."""
         self._in_step.close()
-        self._write(_line(step, seconds, self._count, self._best))
+        self._write(step_line(step, seconds, self._count, self._best))
 
     def _begin(self, doing: str) -> None:
         self._doing, self._since = doing, time.monotonic()
@@ -126,7 +127,7 @@ class LineDisplay:
 
     def _still(self) -> None:
         taken = time.monotonic() - self._since
-        line = _line(f"{self._steps.words()}{self._doing}", taken, self._count, self._best, self._about)
+        line = step_line(f"{self._steps.words()}{self._doing}", taken, self._count, self._best, self._about)
         self._write(f"still: {line}{self._how_far() or _left(taken, self._count, self._about)}")
 
     def _how_far(self) -> str:
@@ -140,12 +141,6 @@ class LineDisplay:
     def _write(self, text: str) -> None:
         self._heartbeat.said()
         say(text, file=self._stream, flush=True)
-
-
-def _line(step: str, seconds: float, count: int, best: float | None, about: int | None = None) -> str:
-    most = f" of at most {about}" if about else ""
-    measured = f", {count}{most} candidate{'s' * (count > 1 or bool(most))}{_best(best)}" if count else ""
-    return f"{step}: {seconds:.1f} s{measured}"
 
 
 def _left(seconds: float, count: int, about: int | None) -> str:
@@ -174,10 +169,6 @@ def _recovery_line(result: RecoveryResult) -> str:
     end = "left out" if not result.kept or share is None else f"{100 * share:.0f} % taken away"
     about = f"KL {result.before.value:.3f} -> {result.after.value:.3f}, {end}"
     return f"recovery {result.name}: {about}; {result.tokens:,} tokens, {result.seconds:.1f} s"
-
-
-def _best(score: float | None) -> str:
-    return "" if score is None else f", best {score:.2f}"
 
 
 class LiveDisplay:
@@ -270,7 +261,7 @@ class LiveDisplay:
             # Finalists are measured again on other items, where nothing is the best.
             self._best = self._best if candidate.best is None else candidate.best
             total = "" if self._about is None else f"/{self._about}"
-            best = "" if self._narrow and self._about is not None and self._about > 99 else _best(self._best)
+            best = "" if self._narrow and self._about is not None and self._about > 99 else best_words(self._best)
             self._progress.update(self._task, advance=1, figures=f"{self._count}{total}{best}")
 
     @hookimpl
@@ -285,7 +276,7 @@ class LiveDisplay:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-            self._progress.console.print(_line(step, seconds, self._count, self._best))
+            self._progress.console.print(step_line(step, seconds, self._count, self._best))
 
     @hookimpl
     def pdtrim_run_ended(self) -> None:

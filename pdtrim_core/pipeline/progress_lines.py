@@ -54,9 +54,7 @@ class ProgressLines:
     @hookimpl
     def pdtrim_step_finished(self, step: str, seconds: float) -> None:
         """Say how long a step took, and what was measured in it."""
-        best = "" if self._best is None else f", best {self._best:.2f}"
-        measured = f", {self._count} candidate{'s' * (self._count > 1)}{best}" if self._count else ""
-        self._tell(f"{step}: {seconds:.1f} s{measured}")
+        self._tell(step_line(step, seconds, self._count, self._best))
 
 
 @contextmanager
@@ -75,3 +73,15 @@ def telling(host: PluginHost, progress: Progress) -> Iterator[None]:
 def _to_stderr(line: str) -> None:
     sys.stderr.write(f"{visible(line)}\n")
     sys.stderr.flush()
+
+
+def step_line(step: str, seconds: float, count: int, best: float | None, about: int | None = None) -> str:
+    """Return how long a step took, or takes, and what was measured in it; `about` is how many candidates there are at most."""
+    most = f" of at most {about}" if about else ""
+    measured = f", {count}{most} candidate{'s' * (count > 1 or bool(most))}{best_words(best)}" if count else ""
+    return f"{step}: {seconds:.1f} s{measured}"
+
+
+def best_words(score: float | None) -> str:
+    """Return the best score so far in words that go on a line; none where there is none."""
+    return "" if score is None else f", best {score:.2f}"
