@@ -162,6 +162,15 @@ def pdtrim_candidate_measured(candidate: Candidate) -> None:
 
 
 @hookspec
+def pdtrim_work_advanced(what: str, number: int, count: int, share: float) -> None:
+    """Work inside a step has done this share of all that it will do: 0 when it begins, 1 at its end.
+
+    `what` tells it from other work of the step, such as `merges`; the part at work is the number-th of so many, counted from 1,
+    with a number of 0 where there are no parts. What recoveries do is told by `pdtrim_recovery_advanced`.
+    """
+
+
+@hookspec
 def pdtrim_merge_trained(merge: Merge, trained: float, untrained: float) -> None:
     """A merged block is trained, or was found in the store; errors are mean squared differences of the hidden states."""
 

@@ -48,8 +48,7 @@ class LineDisplay:
         self._steps = StepCount()
         self._doing = ""
         self._since = time.monotonic()
-        self._recovering = ""
-        self._recovered_share, self._recovering_since = 0.0, 0.0
+        self._at_work, self._at_work_on, self._share, self._share_since = "", "", 0.0, 0.0
         self._heartbeat = Heartbeat(self._still, seconds)
         self._running, self._in_step = ExitStack(), ExitStack()
 
@@ -98,15 +97,17 @@ class LineDisplay:
     @hookimpl
     def pdtrim_recovery_advanced(self, name: str, number: int, count: int, share: float) -> None:
         """Remember which recovery is at work, and how far it has come."""
-        doing = _recovering(name, number, count)
-        if doing != self._recovering:
-            self._recovering, self._recovering_since = doing, time.monotonic()
-        self._recovered_share = share
+        self._advance(_part_of(name, number, count), share)
+
+    @hookimpl
+    def pdtrim_work_advanced(self, what: str, number: int, count: int, share: float) -> None:
+        """Remember which work is done, and how far it has come."""
+        self._advance(_part_of(what, number, count), share, since=what)
 
     @hookimpl
     def pdtrim_recovery_finished(self, result: RecoveryResult) -> None:
         """Write how a recovery came out."""
-        self._recovering = ""
+        self._at_work = ""
         self._write(_recovery_line(result))
 
     @hookimpl
@@ -123,7 +124,13 @@ class LineDisplay:
 
     def _begin(self, doing: str) -> None:
         self._doing, self._since = doing, time.monotonic()
-        self._best, self._count, self._about, self._recovering = None, 0, None, ""
+        self._best, self._count, self._about, self._at_work, self._at_work_on = None, 0, None, "", ""
+
+    def _advance(self, words: str, share: float, since: str = "") -> None:
+        """Take note of what is at work; the time that it has taken counts from when this, or `since`, was first told."""
+        if (since or words) != self._at_work_on or not self._at_work:
+            self._at_work_on, self._share_since = since or words, time.monotonic()
+        self._at_work, self._share = words, share
 
     def _still(self) -> None:
         taken = time.monotonic() - self._since
@@ -131,8 +138,8 @@ class LineDisplay:
         self._write(f"still: {line}{self._how_far() or _left(taken, self._count, self._about)}")
 
     def _how_far(self) -> str:
-        """Return which recovery is at work, how much of it is done, and how long the rest will take at the same pace."""
-        doing, share, taken = self._recovering, self._recovered_share, time.monotonic() - self._recovering_since
+        """Return what is at work in the step, how much of it is done, and how long the rest will take at the same pace."""
+        doing, share, taken = self._at_work, self._share, time.monotonic() - self._share_since
         if not doing:
             return ""
         left = f", {100 * share:.0f} %, about {duration(taken * (1 - share) / share)} left" if 0 < share <= 1 else ""
@@ -160,7 +167,7 @@ def _merge_line(merge: Merge, trained: float, untrained: float) -> str:
     return f"merge {merge}: error {untrained:.3g} before training, {trained:.3g} after"
 
 
-def _recovering(name: str, number: int, count: int) -> str:
+def _part_of(name: str, number: int, count: int) -> str:
     return f"{name} ({number} of {count})" if number else name
 
 
@@ -200,7 +207,7 @@ class LiveDisplay:
         self._task: TaskID | None = None
         self._count = 0
         self._about: int | None = None
-        self._recovering = ""
+        self._at_work = ""
         self._best: float | None = None
 
     def working(self) -> AbstractContextManager[object]:
@@ -222,7 +229,7 @@ class LiveDisplay:
     def pdtrim_step_started(self, step: str, about: int | None) -> None:
         """Begin a bar."""
         self._progress.start()
-        self._count, self._about, self._best, self._recovering = 0, about, None, ""
+        self._count, self._about, self._best, self._at_work = 0, about, None, ""
         self._steps.at(step)
         self._task = self._progress.add_task(f"{self._steps.words(short=self._narrow)}{step}", total=about, figures="")
 
@@ -239,18 +246,26 @@ class LiveDisplay:
     @hookimpl
     def pdtrim_recovery_advanced(self, name: str, number: int, count: int, share: float) -> None:
         """Move the bar of the recovery at work; it begins anew with each, as one does not tell how long another will take."""
+        words = _part_of(name, number, count)
+        self._advance(words, words, share)
+
+    @hookimpl
+    def pdtrim_work_advanced(self, what: str, number: int, count: int, share: float) -> None:
+        """Move the bar of what is at work, which is one for all its parts."""
+        self._advance(what, _part_of(what, number, count), share)
+
+    def _advance(self, what: str, words: str, share: float) -> None:
         if self._task is None:
             return
-        doing = _recovering(name, number, count)
-        if doing != self._recovering:
-            self._recovering = doing
-            self._progress.reset(self._task, total=1.0, figures=doing)
-        self._progress.update(self._task, completed=share)
+        if what != self._at_work:
+            self._at_work = what
+            self._progress.reset(self._task, total=1.0)
+        self._progress.update(self._task, completed=share, figures=words)
 
     @hookimpl
     def pdtrim_recovery_finished(self, result: RecoveryResult) -> None:
         """Print how a recovery came out above the bar."""
-        self._recovering = ""
+        self._at_work = ""
         self._progress.console.print(_recovery_line(result))
 
     @hookimpl

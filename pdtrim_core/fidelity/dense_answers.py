@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.files.atomic_files import alone, cache_folder, write_whole
@@ -18,11 +18,18 @@ Prompts = Sequence[Sequence[int]]
 
 
 def dense_answers(
-    model: BlockModel, prompts: Prompts, length: int, *, code: Mapping[str, str], fresh: bool = False
+    model: BlockModel,
+    prompts: Prompts,
+    length: int,
+    *,
+    code: Mapping[str, str],
+    fresh: bool = False,
+    answered: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
     """Return the dense model's greedy answers of at most so many tokens, from the cache where the same code made them before.
 
-    `code` is what made them, by name. Answers that another process is making are waited for.
+    `code` is what made them, by name. Answers that another process is making are waited for. `answered` is told how many more
+    prompts have their answer.
     """
     what = [model.exact_fingerprint, repr(model.layout), str(model.dtype), [list(p) for p in prompts], length, dict(code)]
     path = cache_folder() / "answers" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.json"
@@ -30,18 +37,24 @@ def dense_answers(
         known = None if fresh else _known(path, len(prompts))
         if known is not None:
             return known
-        found = answers(TwoPhaseModel(model, Plan()), prompts, length)
+        found = answers(TwoPhaseModel(model, Plan()), prompts, length, answered)
         write_whole(path, json.dumps({"sha256": _digest(found), "answers": found}) + "\n")
     return found
 
 
 def beginnings(
-    model: BlockModel, prompts: Iterable[tuple[int, ...]], length: int, *, code: Mapping[str, str], fresh: bool = False
+    model: BlockModel,
+    prompts: Iterable[tuple[int, ...]],
+    length: int,
+    *,
+    code: Mapping[str, str],
+    fresh: bool = False,
+    answered: Callable[[int], None] = lambda count: None,
 ) -> dict[tuple[int, ...], tuple[int, ...]]:
     """Return the beginning of the dense model's greedy answer to each prompt, of so many tokens at most.
 
-    It is shorter where the answer ends, and where the model has learned no more positions. `code` and `fresh` are as for
-    `dense_answers`.
+    It is shorter where the answer ends, and where the model has learned no more positions. `code`, `fresh` and
+    `answered` are as for `dense_answers`.
     """
     of_length: dict[int, list[tuple[int, ...]]] = {}
     for prompt in dict.fromkeys(prompts):
@@ -49,15 +62,19 @@ def beginnings(
         of_length.setdefault(room, []).append(prompt)
     found: dict[tuple[int, ...], tuple[int, ...]] = {}
     for room, group in of_length.items():
-        found.update(zip(group, map(tuple, dense_answers(model, group, room, code=code, fresh=fresh)), strict=True))
+        made = dense_answers(model, group, room, code=code, fresh=fresh, answered=answered)
+        found.update(zip(group, map(tuple, made), strict=True))
     return found
 
 
-def answers(pair: TwoPhaseModel, prompts: Prompts, length: int) -> list[list[int]]:
+def answers(
+    pair: TwoPhaseModel, prompts: Prompts, length: int, answered: Callable[[int], None] = lambda count: None
+) -> list[list[int]]:
     """Return a pair's greedy answers to prompts, each up to its end-of-text token, which counts, or to so many tokens."""
     found: dict[int, list[int]] = {}
     for group in _groups(prompts, length):
         found.update(zip(group, pair.greedy_batch([prompts[number] for number in group], length), strict=True))
+        answered(len(group))
     return [found[number] for number in range(len(prompts))]
 
 

@@ -100,8 +100,9 @@ class MergePairs:
         if fresh:
             what = f"merges: {len(fresh)} pairs to train, or to find among the trained ones"
             self._events.preview(f"{what}: {', '.join(fresh)}")
-        bad = [merge for merge in pairs if not self.training.train(merge).worthwhile]
-        unmoved = [merge for merge in bad if not self.training.train(merge).moved]
+        records = self.training.train_all(pairs)
+        bad = [record.merge for record in records if not record.worthwhile]
+        unmoved = [record.merge for record in records if not record.worthwhile and not record.moved]
         self._note_leaving("that are no better than a drop", [merge for merge in bad if merge not in unmoved])
         self._note_leaving("whose training changed no weight", unmoved)
         self._never |= {merge.blocks for merge in bad}

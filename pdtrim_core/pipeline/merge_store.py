@@ -127,15 +127,18 @@ class MergeStore:
             return Merge(first, second, "frozen")
         return Merge(merge.keep, merge.drop, "shadow")
 
-    def trained(self, merge: Merge) -> tuple[nn.Module, TrainedMerge]:
-        """Return the merged block of a run and how it came out; train it if that was not done before."""
+    def trained(self, merge: Merge, epoch_done: Callable[[int], None] = lambda done: None) -> tuple[nn.Module, TrainedMerge]:
+        """Return the merged block of a run and how it came out; train it if that was not done before.
+
+        `epoch_done` is told how many epochs are done.
+        """
         key = self._key(merge)
         path = self._kept.folder / f"{key}.safetensors"
         with alone(path, lambda: self._kept.note(f"merge {merge}: another process is training it, its result is waited for")):
             found = self._found(merge, path) if self._kept.may_use(key) else None
             if found is None:
                 module = copy.deepcopy(self._model.blocks[merge.keep])
-                found = module, self._train(merge, module)
+                found = module, self._train(merge, module, epoch_done)
                 _write(path, *found, key=key)
         self._kept.made(key)
         return found
@@ -170,7 +173,7 @@ class MergeStore:
         dtype: torch.dtype = next(self._model.model.parameters()).dtype
         return dtype
 
-    def _train(self, merge: Merge, module: nn.Module) -> TrainedMerge:
+    def _train(self, merge: Merge, module: nn.Module, epoch_done: Callable[[int], None]) -> TrainedMerge:
         """Train a copy of the block that a merge keeps, in place; it ends in the number formats that it came in."""
         start = self._model.blocks[merge.keep]
         batches = TeacherBatches(self._prefix_cache, self._items, merge)
@@ -179,7 +182,7 @@ class MergeStore:
         module.float().requires_grad_(requires_grad=True)
         if merge.kv == "frozen":
             self._freeze(module)
-        losses = self._distil(student, batches)
+        losses = self._distil(student, batches, epoch_done)
         module.requires_grad_(requires_grad=False).zero_grad()
         _back_to_formats_of(start, module)
         changed = self._changed(merge, module)
@@ -194,7 +197,7 @@ class MergeStore:
             moved=bool(changed),
         )
 
-    def _distil(self, student: Student, batches: TeacherBatches) -> tuple[float, ...]:
+    def _distil(self, student: Student, batches: TeacherBatches, epoch_done: Callable[[int], None]) -> tuple[float, ...]:
         """Return the losses of the epochs, at least one."""
         losses: list[float] = []
         with torch.enable_grad(), blame(self._label):
@@ -205,6 +208,7 @@ class MergeStore:
                         f"{self._label}: the loss of the merge {student.merge} became {losses[-1]} in epoch {len(losses)}: "
                         "lower its lr"
                     )
+                epoch_done(len(losses))
         if not losses:
             raise PluginError(f"{self._label} yielded no loss for the merge {student.merge}: it must yield one for each epoch")
         return tuple(losses)

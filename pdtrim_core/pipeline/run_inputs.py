@@ -95,7 +95,15 @@ def answered(context: RunContext, model: BlockModel, calibration: Calibration) -
 
     def make() -> Calibration:
         prompts = [item.prompt_of(item.answer) for item in (*calibration.items, *calibration.held_out, *calibration.fresh)]
-        return calibration.answered(beginnings(model, prompts, length, code=dense_code(model), fresh=context.fresh))
+        done, count = 0, len(set(prompts))
+
+        def answered_more(more: int) -> None:
+            nonlocal done
+            done += more
+            context.host.tell("pdtrim_work_advanced", what="answers", number=0, count=0, share=done / count)
+
+        answered = beginnings(model, prompts, length, code=dense_code(model), fresh=context.fresh, answered=answered_more)
+        return calibration.answered(answered)
 
     with context.events.step("let the dense model answer"):
         return context.cache.latest("answers", (*keys_of(context.recipe).calibration, f"answers {length}"), make)

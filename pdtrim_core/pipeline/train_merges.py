@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -45,10 +46,29 @@ class Training:
         """Return the merge as the recipe's distiller makes it; see `MergeStore.merge_of`."""
         return self._store.merge_of(merge)
 
-    def train(self, merge: Merge) -> TrainedMerge:
-        """Train a merge, or find it among the trained ones; return how it came out. A loss that did not fall is noted."""
+    def train_all(self, merges: Sequence[Merge]) -> list[TrainedMerge]:
+        """Train merges, each as `train` does, and tell listeners how far that is; return how each came out."""
+        fresh = [merge for merge in merges if merge not in self.records]
+        for number, merge in enumerate(fresh, start=1):
+            advanced = partial(self._tell, number, len(fresh))
+            advanced(0.0)
+            self.train(merge, advanced)
+        return [self.records[merge] for merge in merges]
+
+    def _tell(self, number: int, count: int, share: float) -> None:
+        """Tell that of so many merges a share of the number-th is done, and those before it."""
+        done = (number - 1 + share) / count
+        self._context.host.tell("pdtrim_work_advanced", what="merges", number=number, count=count, share=done)
+
+    def train(self, merge: Merge, advanced: Callable[[float], None] = lambda share: None) -> TrainedMerge:
+        """Train a merge, or find it among the trained ones; return how it came out. A loss that did not fall is noted.
+
+        `advanced` is told which share of the training is done, where the distiller says how many epochs there are.
+        """
         if merge not in self.records:
-            self.modules[merge], record = self._store.trained(merge)
+            epochs = getattr(self._context.recipe.distiller, "epochs", 0)
+            each = (lambda done: advanced(min(1.0, done / epochs))) if epochs else (lambda done: None)
+            self.modules[merge], record = self._store.trained(merge, each)
             self.records[merge] = record
             for line in self._notes_on(record):
                 self._context.events.note(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from pdtrim_core.plan.plan import FirstToken
 
@@ -34,11 +34,22 @@ class Prune(BaseModel):
 
     blocks: int | None = Field(None, ge=0, description="number of blocks that decode loses")
     fraction: float | None = Field(None, ge=0, lt=1, description="share of all parameters that decode loses, instead of blocks")
-    merges: bool = Field(default=True, description="whether two neighbouring blocks may be merged into one")
+    merges: bool = Field(
+        default=False,
+        description="whether two neighbouring blocks may be merged into one, which is trained first; a recipe that gives "
+        "merge_threshold alone means true",
+    )
     merge_threshold: Threshold | None = Field(
         None,
         description="pair score from which two blocks may be merged, d_T (default: 0.95 for cosines, quantile 0.9 for others)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threshold_means_merges(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("merge_threshold") is not None:
+            return {"merges": True, **given}
+        return given
 
 
 class Search(BaseModel):

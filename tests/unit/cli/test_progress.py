@@ -212,3 +212,26 @@ def test_times_are_told_as_people_say_them(seconds: float, shown: str) -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (750, "12:30"), (3723, "1:02:03")])
 def test_a_clock_has_minutes_and_seconds(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
+
+
+def test_merges_show_how_many_there_are_and_the_time_left_over_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("pdtrim_core.cli.progress.time.monotonic", lambda: clock[0])
+    display = LineDisplay(io.StringIO())
+    display.pdtrim_work_advanced("merges", 1, 4, 0.0)
+    assert display._how_far() == ", merges (1 of 4)"
+    clock[0] += 30
+    display.pdtrim_work_advanced("merges", 2, 4, 0.25)
+    assert display._how_far() == ", merges (2 of 4), 25 %, about 90 s left"
+
+
+def test_the_bar_of_merges_goes_on_from_one_to_the_next() -> None:
+    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, color_system=None, width=100))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
+    display.pdtrim_work_advanced("merges", 1, 2, 0.5)  # outside of a step there is no bar
+    display.pdtrim_step_started("merge pairs", None)
+    display.pdtrim_work_advanced("merges", 1, 2, 0.0)
+    display.pdtrim_work_advanced("merges", 2, 2, 0.5)
+    (task,) = display._progress.tasks
+    assert (task.completed, task.total, task.fields["figures"]) == (0.5, 1.0, "merges (2 of 2)")
+    display.pdtrim_run_ended()

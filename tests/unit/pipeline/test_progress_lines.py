@@ -63,7 +63,11 @@ def test_what_takes_no_lines_is_refused(tmp_path: Path, progress: Any) -> None:
             {"objective": "kl"},
             ["let the dense model answer", "score the blocks", "merge pairs", "search", "split the stages"],
         ),
-        (DATA, {"distiller": {"use": "mse", "train": "after-search"}}, ["merge the chosen pairs"]),
+        (
+            DATA,
+            {"prune": {"blocks": 2, "merges": True}, "distiller": {"use": "mse", "train": "after-search"}},
+            ["merge the chosen pairs"],
+        ),
         (DATA, {"recovery": "fold", "formats": {"decode": "W8A16"}}, ["recover", "quantise", "evaluate", "write"]),
         (DATA, {"recovery": "fold", "search": {"recovered": True}}, ["estimate recovery"]),
         (NO_SEARCH, {"pruner": "shortgpt"}, ["prune", "measure the dense model", "split the stages", "evaluate"]),

@@ -177,3 +177,22 @@ def test_a_model_with_fewer_positions_than_a_training_sequence_is_refused(begin:
     assert str(caught.value) == (
         "merges are trained on sequences of 64 tokens, and tiny opt has learned 63 positions: do without"
     )
+
+
+def test_listeners_hear_how_far_the_merges_are(begin: Begin) -> None:
+    trainer, context = training(begin, epochs=2)
+    heard: list[tuple[str, int, int, float]] = []
+    listener = SimpleNamespace(
+        pdtrim_work_advanced=hookimpl(lambda what, number, count, share: heard.append((what, number, count, share)))
+    )
+    context.host.register(listener, Origin("listener", "listener"))
+    trainer.train(PAIR)
+    assert heard == []
+    assert [record.merge for record in trainer.train_all([PAIR, OTHER, Merge(keep=1, drop=0)])] == [
+        PAIR,
+        OTHER,
+        Merge(keep=1, drop=0),
+    ]
+    shares = [(number, share) for _, number, _, share in heard]
+    assert shares == [(1, 0.0), (1, 0.25), (1, 0.5), (2, 0.5), (2, 0.75), (2, 1.0)]
+    assert {(what, count) for what, _, count, _ in heard} == {("merges", 2)}

@@ -265,7 +265,7 @@ def test_each_table_and_figure_comes_in_both_sizes() -> None:
 
 
 def test_a_run_may_leave_out_what_the_recipe_says(folder: Path, host: PluginHost) -> None:
-    (folder / "base.toml").write_text(RECIPE + "merges = false\n[searcher]\nuse = 'annealing'\nt0 = 5.0\n")
+    (folder / "base.toml").write_text(RECIPE + "merges = true\n[searcher]\nuse = 'annealing'\nt0 = 5.0\n")
     text = (
         '[[runs]]\nname = "as-it-is"\n[[runs]]\nunset = ["searcher.t0"]\n'
         '[[runs]]\nname = "other"\nunset = ["prune.merges"]\nset = { searcher = { use = "greedy" } }\n'
@@ -275,7 +275,7 @@ def test_a_run_may_leave_out_what_the_recipe_says(folder: Path, host: PluginHost
     assert names(sweep) == ["as-it-is", "no-searcher.t0", "other", "pruner"]
     data = {run.point.name: run.recipe.to_data() for run in sweep.runs}
     assert [data[name]["searcher"]["t0"] for name in ("as-it-is", "no-searcher.t0")] == [5.0, 15.0]
-    assert (data["as-it-is"]["prune"]["merges"], data["other"]["prune"]["merges"]) == (False, True)
+    assert (data["as-it-is"]["prune"]["merges"], data["other"]["prune"]["merges"]) == (True, False)
     assert data["pruner"]["pruner"]["use"] == "shortgpt"
 
 
