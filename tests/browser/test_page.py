@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,22 @@ def test_a_page_on_paper_is_clean_and_light(name: str, pages: dict[str, Path], b
         assert [flaw for flaw in browser.run(MEASURE) if not flaw.startswith("small")] == []
     finally:
         browser.ask("Emulation.setEmulatedMedia", media="")
+
+
+WIDE = "[...document.querySelectorAll('.scroll[data-wide]')].map((place) => place.closest('section').id)"
+
+
+def test_tables_take_the_room_that_a_wide_window_has(tmp_path: Path, browser: Chromium) -> None:
+    folders = [
+        runs.write_run(tmp_path / f"smollm2-135m-decode-five-of-thirty-{name}", replace(runs.merged(), objective=name))
+        for name in ("acceptance", "perplexity")
+    ]
+    page = Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html")
+    for width, cut in ((800, True), (1400, False)):
+        browser.open(page, width=width, dark=False)
+        assert ("results" in browser.run(WIDE)) == cut
+    browser.run(OPEN_ALL)
+    assert browser.run(MEASURE) == []
 
 
 LYING = "<p style='position:absolute;top:0'>a text</p>"

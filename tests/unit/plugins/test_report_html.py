@@ -230,6 +230,17 @@ def test_runs_with_and_without_recovery_stand_side_by_side(tmp_path: Path) -> No
     assert "The runs held out different items" in file.read_text(encoding="utf-8")
 
 
+def test_runs_of_different_objectives_share_no_axis(tmp_path: Path) -> None:
+    others = {"one": "kl", "two": "accuracy", "three": "kl"}
+    folders = [runs.write_run(tmp_path / name, replace(runs.big(), objective=of)) for name, of in others.items()]
+    page = Reader(Html().page([read_record(folder) for folder in folders], tmp_path / "comparison.html").read_text("utf-8"))
+    named = [label.partition("; ")[0].partition(", ")[0] for label in page.pictures if label.startswith("Results of")]
+    assert len(named) == 2
+    assert ["one" in named[1], "two" in named[0]] == [True, True]
+    assert "whose scores cannot be compared" in page.sections["results"]
+    assert "Objective accuracy" in page.sections["results"]
+
+
 def test_the_formats_of_runs_stand_in_the_tables_of_what_they_cost_and_save(tmp_path: Path) -> None:
     def with_formats(prefill: str | None, decode: str | None) -> Outcome:
         of, near = runs.big(), runs.fidelity()

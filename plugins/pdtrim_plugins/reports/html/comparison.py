@@ -77,8 +77,11 @@ def _results(done: Mapping[str, Outcome]) -> Section:
         for name, outcome in done.items()
     }
     objectives = sorted({outcome.objective for outcome in done.values()})
-    what = HELD_OUT if held_out else SEARCHED
-    picture = dots.dots("results", rows, kinds, title="Results of all runs", unit=f"{' or '.join(objectives)}, score")
+    caption = f"On the {HELD_OUT if held_out else SEARCHED}; bars are one standard error to either side."
+    pictures: list[Part] = [
+        _scores({name: row for name, row in rows.items() if done[name].objective == one}, kinds, one, caption, objectives)
+        for one in objectives
+    ]
     body = []
     for name, outcome in done.items():
         found = {row.name: row for row in outcome.rows}
@@ -96,8 +99,23 @@ def _results(done: Mapping[str, Outcome]) -> Section:
         "results",
         "Results",
         f"{RESULTS_LEAD}{warning}",
-        [Figure(picture, f"On the {what}; bars are one standard error to either side."), Table(head, body, "Scores of all runs")],
+        [*pictures, Table(head, body, "Scores of all runs")],
     )
+
+
+def _scores(
+    rows: Mapping[str, Mapping[str, dots.Dot]],
+    kinds: Mapping[str, Mapping[str, Any]],
+    objective: str,
+    caption: str,
+    objectives: Sequence[str],
+) -> Figure:
+    """Return the picture of the runs with one objective: scores of several cannot be compared, so they share no axis."""
+    alone = len(objectives) == 1
+    name = "results" if alone else f"results-{objectives.index(objective)}"
+    title = "Results of all runs" if alone else f"Results of the runs with objective {objective}"
+    picture = dots.dots(name, rows, kinds, title=title, unit=f"{objective}, score")
+    return Figure(picture, caption, heading="" if alone else f"Objective {objective}")
 
 
 def _of(row: Any, *, held_out: bool) -> Value | None:
