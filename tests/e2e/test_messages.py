@@ -146,3 +146,11 @@ def test_files_of_all_tasks_are_known_before_the_first_is_evaluated(cli: Cli, re
         assert done.code == 1
         assert "running" not in done.err
         assert ("has none of dev.jsonl" if more else "data/boolq/test.jsonl does not exist") in done.err
+
+
+def test_a_name_that_a_built_in_has_is_told_and_nothing_is_made(cli: Cli, tmp_path: Path) -> None:
+    done = cli("new", "scorer", "cosine")
+    assert (done.code, done.out) == (2, "")
+    assert "a built-in scorer is called 'cosine': choose another name (pdtrim-core plugins lists all)" in done.err
+    assert not (tmp_path / "pdtrim-cosine").exists()
+    assert cli("new", "searcher", "cosine").code == 0  # of another kind, so that recipes tell them apart

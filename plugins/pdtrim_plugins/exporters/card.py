@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core import Drop, Merge, Removal, Shrink, results_in
+from pdtrim_plugins.exporters.card_picture import PICTURE, has_picture, write_picture
+from pdtrim_plugins.exporters.checkpoint_folder import CARD
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Metric, Outcome, Plan, SavedPlan
@@ -19,6 +21,13 @@ FRONT_AT_MOST = 1_000_000
 FRONT = re.compile(r"^---\n(.*?)\n---", re.DOTALL)
 LIBRARIES = {"gguf": "gguf", "prefill": "vllm", "serve": "vllm"}
 LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+def write_card(folder: Path, outcome: Outcome, text: str) -> None:
+    """Write README.md into a folder, with a picture beside it where the run compared its variants with the dense model."""
+    (folder / CARD).write_text(text, encoding="utf-8")
+    if has_picture(outcome):
+        write_picture(outcome, folder / PICTURE)
 
 
 def card(outcome: Outcome, model: BlockModel, *, role: str, text: str, run: Path, plan: Plan | None = None) -> str:
@@ -38,12 +47,10 @@ def card(outcome: Outcome, model: BlockModel, *, role: str, text: str, run: Path
         "\n".join(f"* {stage}: {_removed(plan.removal(stage))}" for stage in ("prefill", "decode")),
         *_recovery(outcome),
         *_formats(outcome),
-        "## How it was measured",
-        _measured(outcome, saved),
-        _table(["", f"{outcome.objective}, items searched on", "held-out items"], _rows(outcome)),
+        *_readings(outcome, saved),
+        *_fidelity(outcome),
         _benchmarks(run),
-        "## What it saves",
-        _table(["", "dense", "pruned", "change"], _costs(outcome)),
+        *(["## What it saves", _table(["", "dense", "pruned", "change"], _costs(outcome))] if outcome.costs else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -175,6 +182,38 @@ def _formats(outcome: Outcome) -> list[str]:
 
 def _source(source: str) -> str:
     return "written by the dense model" if source == "generated" else Path(source).name
+
+
+def _readings(outcome: Outcome, saved: SavedPlan) -> list[str]:
+    """Return how it was measured; of a plan without its run, that this is not known."""
+    if not outcome.rows:
+        return ["Made from a plan alone: what was measured stands in the run that found it."]
+    head = ["", f"{outcome.objective}, items searched on", "held-out items"]
+    return ["## How it was measured", _measured(outcome, saved), _table(head, _rows(outcome))]
+
+
+def _fidelity(outcome: Outcome) -> list[str]:
+    """Return how near the variants of the run are to the dense model, on items that nothing was chosen on."""
+    found = outcome.fidelity
+    if found is None:
+        return []
+    named = {"KL, nats a token": ("kl", 1), "same token, %": ("top1", 100), "accepted, %": ("acceptance", 100)}
+    named["perplexity"] = ("perplexity", 1)
+    rows = [
+        [variant, *(_scaled(metrics.get(name), scale) for name, scale in named.values())]
+        for variant, metrics in found.variants.items()
+    ]
+    about = f"Along the dense model's own answers to {found.items} held-out items; `staged` is the pair of prefill and decode, "
+    about += "`unified` the decode model in both stages, `unrecovered` the pair before its recovery."
+    shown = [f"![KL divergence from the dense model]({PICTURE})"] if has_picture(outcome) else []
+    return ["## How near it is to the dense model", about, _table(["", *named], rows), *shown]
+
+
+def _scaled(metric: Metric | None, scale: float) -> str:
+    if metric is None:
+        return ""
+    error = f" +- {scale * metric.error:.2g}" if metric.error else ""
+    return f"{scale * metric.value:.4g}{error}"
 
 
 def _measured(outcome: Outcome, saved: SavedPlan) -> str:

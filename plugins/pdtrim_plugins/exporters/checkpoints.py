@@ -11,9 +11,8 @@ from pydantic import Field
 
 from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, SavedPlan, Stage
 from pdtrim_plugins.architectures import LAYOUTS
-from pdtrim_plugins.exporters.card import card
+from pdtrim_plugins.exporters.card import card, write_card
 from pdtrim_plugins.exporters.checkpoint_folder import (
-    CARD,
     Storage,
     export_folder,
     link_checkpoint,
@@ -78,7 +77,7 @@ class Checkpoints(WeightsExporter):
             text = (
                 f"One model for both stages, the same as in decode/; {storage.told(model)}{formats}.\n\n{_usage(out / 'decode')}"
             )
-            (folder / CARD).write_text(card(outcome, model, role="unified", text=text, run=out), encoding="utf-8")
+            write_card(folder, outcome, card(outcome, model, role="unified", text=text, run=out))
         yield out / "unified"
 
 
@@ -115,7 +114,7 @@ def write_decode(outcome: Outcome, parts: Parts, out: Path, storage: Storage) ->
         write_checkpoint(folder, model, config, stored, storage)
         what = "The model that decodes: block by block what is left of the dense one, renumbered"
         text = f"{what}; {storage.told(model)}{in_format(saved, 'decode')}.\n\n{_usage(folder)}"
-        (folder / CARD).write_text(card(outcome, model, role="decode", text=text, run=out), encoding="utf-8")
+        write_card(folder, outcome, card(outcome, model, role="decode", text=text, run=out))
 
 
 def in_format(saved: SavedPlan, stage: Stage) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pdtrim_core.api import ExportFacts, PdtrimError
-from pdtrim_plugins.exporters.card import card
-from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, occupied, write_checkpoint
+from pdtrim_plugins.exporters.card import card, write_card
+from pdtrim_plugins.exporters.checkpoint_folder import export_folder, occupied, write_checkpoint
 from pdtrim_plugins.exporters.checkpoints import WeightsExporter, in_format, no_plan, other_dtype, plan_of
 from pdtrim_plugins.exporters.configs import numbered, ordinary
 from pdtrim_plugins.exporters.stages import Parts, decode_blocks
@@ -60,7 +60,7 @@ class Draft(WeightsExporter):
             write_checkpoint(folder, model, config, stored, storage)
             what = f"A draft of {model.name} for speculative decoding; {storage.told(model)}{in_format(saved, 'decode')}."
             text = f"{what}\n\n{usage(outcome, out / FOLDER)}"
-            (folder / CARD).write_text(card(outcome, model, role="draft", text=text, run=out), encoding="utf-8")
+            write_card(folder, outcome, card(outcome, model, role="draft", text=text, run=out))
         yield out / FOLDER
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pdtrim_core.api import Exporter, ExportFacts, PdtrimError
-from pdtrim_plugins.exporters.card import card
-from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, occupied, outside
+from pdtrim_plugins.exporters.card import card, write_card
+from pdtrim_plugins.exporters.checkpoint_folder import export_folder, occupied, outside
 from pdtrim_plugins.exporters.checkpoints import no_plan, plan_of
 from pdtrim_plugins.exporters.configs import ordinary
 from pdtrim_plugins.exporters.gguf_tokenizer import copy_fields, tokenizer_problems, write_fields
@@ -67,8 +67,7 @@ class Gguf(Exporter):
         file = f"{name}-{kind}.gguf"
         with export_folder(out / "gguf") as folder:
             text = f"One model for both stages, for llama.cpp ({self.remark(model)}):\n\n```sh\nllama-cli -m {file}\n```"
-            readme = card(outcome, model, role="gguf", text=text, run=out)
-            (folder / CARD).write_text(readme, encoding="utf-8")
+            write_card(folder, outcome, card(outcome, model, role="gguf", text=text, run=out))
             self._write(folder / file, model, config, stored, kind)
         yield out / "gguf"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pdtrim_core.api import Exporter, ExportFacts, PdtrimError, python_reference, reason_of
-from pdtrim_plugins.exporters.card import card
+from pdtrim_plugins.exporters.card import card, write_card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, occupied
 from pdtrim_plugins.exporters.checkpoints import no_plan, plan_of, write_decode
 from pdtrim_plugins.exporters.configs import numbered, ordinary
@@ -74,13 +74,13 @@ class LlmCompressor(Exporter):
             text = (
                 f"What quantises ../decode with calibration, in an environment that has llmcompressor; from ..:\n\n    {command}"
             )
-            (folder / CARD).write_text(card(outcome, model, role="decode", text=text, run=out), encoding="utf-8")
+            write_card(folder, outcome, card(outcome, model, role="decode", text=text, run=out))
         yield out / TOOLS
         if self.python:
             with export_folder(out / self._quantised) as folder:
                 _run(self._command(self.python, out / TOOLS, out / "decode", folder))
                 text = f"The model that decodes, its linear layers in {self.scheme} by {self.method.upper()} (llm-compressor)."
-                (folder / CARD).write_text(card(outcome, model, role="decode", text=text, run=out), encoding="utf-8")
+                write_card(folder, outcome, card(outcome, model, role="decode", text=text, run=out))
             yield out / self._quantised
 
     def remark(self, model: BlockModel) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api import ExportFacts, PdtrimError, SavedPlan
-from pdtrim_plugins.exporters.card import card
-from pdtrim_plugins.exporters.checkpoint_folder import CARD, export_folder, occupied, write_checkpoint
+from pdtrim_plugins.exporters.card import card, write_card
+from pdtrim_plugins.exporters.checkpoint_folder import export_folder, occupied, write_checkpoint
 from pdtrim_plugins.exporters.checkpoints import (
     WeightsExporter,
     in_format,
@@ -79,11 +79,11 @@ class Vllm(WeightsExporter):
                 "its logits are meaningless. Block numbers are those of the dense model. It runs in vLLM with pdtrim-core "
                 f"installed; the folder serve/ has the command lines. It has its {storage.told(model)}{formats}."
             )
-            (folder / CARD).write_text(card(outcome, model, role="prefill", text=text, run=out, plan=plan), encoding="utf-8")
+            write_card(folder, outcome, card(outcome, model, role="prefill", text=text, run=out, plan=plan))
         yield out / "prefill"
         with export_folder(out / "serve") as folder:
             text = "What starts the pair: `sh serve.sh` on one machine. The script says what to change for two."
-            (folder / CARD).write_text(card(outcome, model, role="serve", text=text, run=out, plan=plan), encoding="utf-8")
+            write_card(folder, outcome, card(outcome, model, role="serve", text=text, run=out, plan=plan))
             write_serve(folder, saved, len(prefill.told["decode_index"]))
         yield out / "serve"
 

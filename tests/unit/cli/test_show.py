@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pdtrim_core import Drop, Plan, Removal, SavedPlan
 from pdtrim_core.api import Edges, FirstOnly, Selection
 from pdtrim_core.cli.show import show
 from pdtrim_core.testing.contracts.small_run import small_run
@@ -30,3 +31,11 @@ def test_plans_that_read_other_tokens_of_prompts_are_told_apart(tmp_path: Path, 
     assert told.endswith(f"both: {last} first")
     show(tmp_path / "all.json", tmp_path / "all.json")
     assert "read of prompts" not in capsys.readouterr().out
+
+
+def test_blocks_of_two_plans_are_sorted_as_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = SavedPlan(Plan.unified(Removal([Drop(16), Drop(5), Drop(18)])), "m", "f", 30)
+    (tmp_path / "one.json").write_text(saved.to_json())
+    show(tmp_path / "one.json", tmp_path / "one.json")
+    assert "decode: " in (told := capsys.readouterr().out)
+    assert told.endswith("both: 5, 16, 18\n")
