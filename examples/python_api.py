@@ -32,9 +32,9 @@ finished = load_run("runs/from-python")
 model, tokenizer = finished.dense.model, finished.dense.tokenizer
 
 # %% The plan on a transformers model that is loaded already, wherever it came from
-pair = apply(finished, model)
-prompt = tokenizer("The capital of France is")["input_ids"]
-print(tokenizer.decode(pair.generate(prompt, max_new_tokens=8)))
+pair = apply(finished, model, tokenizer=tokenizer)
+print(pair.generate("The capital of France is", max_new_tokens=8))
+print(pair.generate(["Water freezes", "The Moon is"], max_new_tokens=8, do_sample=True, temperature=0.7))
 
 # %% What the two stages say of an item
 item = encode(Sample("Water freezes at zero degrees", (" Celsius", " Sunday")), tokenizer)
