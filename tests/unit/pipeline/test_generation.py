@@ -28,7 +28,7 @@ def test_text_and_tokens_give_the_same_alone_and_together(pair: ModelPair) -> No
     assert texts == [ByteTokenizer().decode(one) for one in alone]
     assert pair.generate(TEXTS, 6) == texts
     assert pair.generate(tokens, 6, do_sample=False) == alone  # through transformers' own generate
-    assert pair.generate(tokens[0], 6, recompute=2) == alone[0]
+    assert pair.generate(tokens[0], 6, recompute=1) == alone[0]
 
 
 def test_a_padded_tensor_gives_the_prompts_with_what_follows(pair: ModelPair) -> None:
