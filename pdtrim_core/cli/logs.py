@@ -33,8 +33,9 @@ class JsonDisplay:
         self._heartbeat = Heartbeat(lambda: self._write("working", **self._at), seconds)
         self._candidates = 0
 
-    def working(self) -> AbstractContextManager[object]:
+    def working(self, doing: str = "") -> AbstractContextManager[object]:
         """Return the context in which the stream is never silent for long."""
+        self._at = {"doing": doing}
         return self._heartbeat
 
     def say(self, text: str) -> None:
@@ -113,8 +114,9 @@ class JsonDisplay:
 class QuietDisplay:
     """Tells nothing while a run works; what comes out of it and what goes wrong is printed all the same."""
 
-    def working(self) -> AbstractContextManager[object]:
+    def working(self, doing: str = "") -> AbstractContextManager[object]:
         """Return a context in which nothing is told."""
+        del doing
         return nullcontext()
 
     def say(self, text: str) -> None:

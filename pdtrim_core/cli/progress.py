@@ -46,8 +46,8 @@ def progress_display(stream: TextIO, log: LogFormat = "text", *, quiet: bool = F
 class Display(Protocol):
     """What shows how far a run, or a sweep of runs, has come."""
 
-    def working(self) -> AbstractContextManager[object]:
-        """Return a context for what is no step of a run."""
+    def working(self, doing: str = "") -> AbstractContextManager[object]:
+        """Return a context for what is no step of a run; `doing` is what it is until something else is said."""
 
     def say(self, text: str) -> None:
         """Tell what begins, which is not a step of a run."""
@@ -68,8 +68,9 @@ class LineDisplay:
         self._heartbeat = Heartbeat(self._still, seconds)
         self._running, self._in_step = ExitStack(), ExitStack()
 
-    def working(self) -> Heartbeat:
+    def working(self, doing: str = "") -> Heartbeat:
         """Return the context in which the stream is never silent for long, for what is no step of a run."""
+        self._begin(doing)
         return self._heartbeat
 
     def say(self, text: str) -> None:
@@ -226,8 +227,9 @@ class LiveDisplay:
         self._at_work = ""
         self._best: float | None = None
 
-    def working(self) -> AbstractContextManager[object]:
+    def working(self, doing: str = "") -> AbstractContextManager[object]:
         """Return a context for what is no step of a run, in which nothing is drawn."""
+        del doing
         return nullcontext()
 
     def say(self, text: str) -> None:
