@@ -42,7 +42,7 @@ def dense_run(path: str, dtype: str) -> LoadedRun:
     """Return a run that has a dense model and nothing else."""
     host = load_plugins()
     recipe = Recipe.from_data(
-        {"model": {"path": path, "device": "cpu", "dtype": dtype}, "prune": {"blocks": 1}},
+        {"model": {"path": path, "placement": "cpu", "dtype": dtype}, "prune": {"blocks": 1}},
         where="benchmark.toml",
         out=Path("unused"),
         host=host,

@@ -49,7 +49,7 @@ LLAMA = {"hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 16,
 def real_model(path: str, prompts: int, tokens: int) -> tuple[str, BlockModel, list[Item]]:
     """Return a model with the held-out items of mini, and its own answers to their prompts."""
     host = load_plugins()
-    data = {"model": {"path": path, "device": "cpu"}, "recovery": "none", "prune": {"blocks": COUNT, "merges": False}}
+    data = {"model": {"path": path, "placement": "cpu"}, "recovery": "none", "prune": {"blocks": COUNT, "merges": False}}
     recipe = Recipe.from_data(data, where="benchmark.toml", out=Path("unused"), host=host)
     model, draw = open_model(recipe.model, host), recipe.calibration
     samples = list(draw.draw(1, Random("unused")))[:1]

@@ -208,7 +208,7 @@ class Questions:
 def ranking_of(model: BlockModel, path: str, host: PluginHost) -> tuple[int, ...]:
     """Return the blocks of a model, the safest to remove first, by the default scorer on items of `mini`."""
     data = {
-        "model": {"path": path, "device": "cpu"},
+        "model": {"path": path, "placement": "cpu"},
         "calibration": {"use": "mini", "samples": 64, "held_out": 0},
         "prune": {"blocks": 1},
     }

@@ -50,7 +50,7 @@ def ours(path: str) -> dict[str, float]:
     from pdtrim_core.recipe.recipe import Recipe
 
     host = load_plugins()
-    data = {"model": {"path": path, "device": "cpu", "dtype": "float32"}, "prune": {"blocks": 1}}
+    data = {"model": {"path": path, "placement": "cpu", "dtype": "float32"}, "prune": {"blocks": 1}}
     recipe = Recipe.from_data(data, host=host)
     times = [time.process_time()]
     loaded = recipe.model.open()

@@ -23,7 +23,7 @@ from pdtrim_core.recipe.recipe import Recipe
 
 def opened(path: str, host: PluginHost) -> BlockModel:
     """Open a model as a run does."""
-    data = {"model": {"path": path, "device": "cpu"}, "prune": {"blocks": 1}}
+    data = {"model": {"path": path, "placement": "cpu"}, "prune": {"blocks": 1}}
     return open_model(Recipe.from_data(data, where="model", host=host).model, host)
 
 

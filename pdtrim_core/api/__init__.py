@@ -56,6 +56,7 @@ from pdtrim_core.files.atomic_files import alone, cache_folder, whole_folder, wr
 from pdtrim_core.files.checksums import MANIFEST, damaged, sha256_of, write_manifest
 from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, read_lines, read_text
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.placement import Placement, first_device, loading_options, place
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.formats import Formats
@@ -127,6 +128,7 @@ __all__ = [
     "Outcome",
     "PairBatch",
     "PdtrimError",
+    "Placement",
     "Plan",
     "PlanError",
     "PluginError",
@@ -182,9 +184,11 @@ __all__ = [
     "damaged",
     "draw_diagram",
     "encode",
+    "first_device",
     "head_dim_of",
     "hookimpl",
     "load_modules",
+    "loading_options",
     "measure",
     "narrowed",
     "note",
@@ -192,6 +196,7 @@ __all__ = [
     "pair_scores",
     "parse_json",
     "pattern_of",
+    "place",
     "python_reference",
     "read_first_tokens",
     "read_json",

@@ -25,6 +25,7 @@ from pdtrim_core.data.scores import Scores
 from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.paths import as_text
+from pdtrim_core.model.placement import Placement, checked_placement
 from pdtrim_core.plan.elements import Part, Removal
 from pdtrim_core.plan.plan import Plan
 
@@ -302,7 +303,11 @@ class ModelSource(Component):
 
     path: Annotated[str, BeforeValidator(as_text)] = Field(description="hub id, folder, GGUF file, or package:NAME")
     dtype: DType = Field("auto", description="number format of the weights; auto is float32 on CPU, else the checkpoint's")
-    device: str = Field("auto", description="device of the weights as torch names it; auto takes an accelerator if there is one")
+    placement: Annotated[Placement, BeforeValidator(checked_placement)] = Field(
+        "auto",
+        description="where the weights are: auto takes one accelerator if there is one and it has room, and else several; "
+        "balanced spreads them over all; a device as torch names it; or a table of the memory that devices may give",
+    )
 
     @classmethod
     @abstractmethod

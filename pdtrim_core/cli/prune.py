@@ -56,7 +56,11 @@ def prune(
     ] = presets.DEFAULT,
     out: Annotated[Path | None, typer.Option(help="The run folder (default: one under runs/).", show_default=False)] = None,
     dtype: Annotated[str | None, typer.Option(help="The number format of the weights.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="The device, as torch names it.", show_default=False)] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(help="Where the weights are: auto, balanced, or a device as torch names it.", show_default=False),
+    ] = None,
+    device: Annotated[str | None, typer.Option(hidden=True)] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change another key of the recipe; may be repeated.")
     ] = None,
@@ -86,6 +90,7 @@ def prune(
         "prune.fraction": fraction,
         "pruner": method,
         "model.dtype": dtype,
+        "model.placement": _placement(placement),
         "model.device": device,
     }
     data = change(data, {key: value for key, value in given.items() if value is not None})
@@ -100,6 +105,12 @@ def prune(
     )
     display = progress_display(sys.stderr, log, quiet=quiet)
     carry_out(recipe, "prune", display, dry_run=dry_run, fresh=fresh, as_json=as_json)
+
+
+def _placement(given: str | None) -> Any:
+    """Return a placement as a recipe says it: a table is given as in TOML."""
+    table = given is not None and given.startswith("{")
+    return parse_settings([f"placement={given}"])["placement"] if table else given
 
 
 def _left_out(data: dict[str, Any], key: str) -> dict[str, Any]:

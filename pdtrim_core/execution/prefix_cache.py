@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
@@ -21,6 +20,7 @@ from pdtrim_core.execution.batching import ROW_TOKENS, Batch, RowLayout, Rows
 from pdtrim_core.execution.first_tokens import FirstTokens
 from pdtrim_core.execution.grouping import RowShape, group_by_length
 from pdtrim_core.model.block_model import BlockModel, Recording
+from pdtrim_core.model.placement import free_memory
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.plan.selections import Selection
 
@@ -278,13 +278,3 @@ class PreparedBatch:
 
 def _record(model: BlockModel, rows: Rows) -> Recording:
     return model.record(rows.ids_BT, rows.mask_BTT, rows.positions_BT)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free bytes where a device keeps its tensors."""
-    if device.type == "cpu":
-        import psutil  # noqa: PLC0415 - comes with accelerate; wanted only for the default budget
-
-        return int(psutil.virtual_memory().available)
-    free, _ = torch.get_device_module(device).mem_get_info(device)
-    return int(free)

@@ -9,6 +9,7 @@ from typing import Any
 from pdtrim_core.api.component import Component
 from pdtrim_core.api.kinds import key_of, options_of
 from pdtrim_core.errors import PdtrimError, RecipeError, blame
+from pdtrim_core.model.placement import check_devices
 from pdtrim_core.recipe.recipe import Recipe
 
 PLACEHOLDER = "${"
@@ -30,6 +31,10 @@ def missing(recipe: Recipe) -> list[str]:
 def _model(recipe: Recipe) -> Iterator[str]:
     if PLACEHOLDER in recipe.model.path:
         return
+    try:
+        check_devices(recipe.model.placement)
+    except PdtrimError as error:
+        yield f"model.{error}"
     try:
         with blame(recipe.host.label_of(recipe.model)):
             recipe.model.files()

@@ -120,9 +120,14 @@ def _tail_of_1(given: Any) -> dict[str, Any]:
     return {"truncate_prefill": {"free": True, "full": False}.get(given, given) if isinstance(given, str) else given}
 
 
+def _placement_of_1(given: Any) -> dict[str, Any]:
+    return {"placement": given}
+
+
 RECIPE_KEYS_OF_1: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] = (
     ("prune", "merge_above", _merges_of_1),
     ("evaluation", "prefill_tail", _tail_of_1),
+    ("model", "device", _placement_of_1),
 )
 """Tables of a recipe, keys that they had in 0.1, and what such a key's value says now."""
 SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05, "recovered": False, "recovered_tokens": 4096}

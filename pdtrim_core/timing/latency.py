@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.one_stage import stage_alone
-from pdtrim_core.execution.prefix_cache import free_memory
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.placement import free_memory
 from pdtrim_core.plan.elements import Merge, Shrink, Stage
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.timing.results import Footprint, Measure, ModelName, Timing

@@ -101,8 +101,8 @@ def random_model(shape: ModelShape, host: PluginHost, device: torch.device) -> B
     import torch  # noqa: PLC0415 - as above
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
-    from pdtrim_core.execution.prefix_cache import free_memory  # noqa: PLC0415 - imports torch
     from pdtrim_core.model.block_model import BlockModel  # noqa: PLC0415 - imports torch
+    from pdtrim_core.model.placement import free_memory  # noqa: PLC0415 - wanted only here
     from pdtrim_core.testing import ByteTokenizer  # noqa: PLC0415 - imports torch
 
     if shape.weight_bytes > free_memory(device):

@@ -49,7 +49,7 @@ def test_the_scorer_and_the_recipe_of_the_readme_carry_out_a_run(tmp_path: Path,
     recipe_file = tmp_path / "own.toml"
     changes = {
         "model.path": "./tiny",
-        "model.device": "cpu",
+        "model.placement": "cpu",
         "prune.blocks": 2,
         "calibration.samples": 8,
         "calibration.held_out": 4,

@@ -35,13 +35,13 @@ def test_what_was_run_is_a_recipe_in_the_folder_of_the_run(cli: Cli, tiny_checkp
 
 
 def test_each_option_is_a_key_of_the_recipe(cli: Cli, tiny_checkpoint: Path) -> None:
-    words = ("--fraction", 0.2, "--prefill-at-most", 0.7, "--method", "shortgpt", "--dtype", "bfloat16", "--device", "cpu")
+    words = ("--fraction", 0.2, "--prefill-at-most", 0.7, "--method", "shortgpt", "--dtype", "bfloat16", "--placement", "cpu")
     done = cli("prune", tiny_checkpoint, *words, "--out", "here", "--dry-run", "--set", "seed=3")
     assert done.code == 0, done.err
     recipe = tomllib.loads(done.out)
     assert (recipe["out"], recipe["seed"], recipe["prune"]["fraction"]) == ("here", 3, 0.2)
     assert (recipe["pruner"]["use"], recipe["splitter"]["prefill_at_most"]) == ("shortgpt", 0.7)
-    assert (recipe["model"]["dtype"], recipe["model"]["device"]) == ("bfloat16", "cpu")
+    assert (recipe["model"]["dtype"], recipe["model"]["placement"]) == ("bfloat16", "cpu")
 
 
 @pytest.mark.parametrize("name", presets.NAMES)

@@ -51,7 +51,7 @@ class ModelSourceContract:
 
     def test_it_opens_a_model_with_its_tokenizer_and_config(self, tmp_path: Path) -> None:
         """In the number format that was requested."""
-        made = self.component(**{"path": self.example(tmp_path), "device": "cpu", "dtype": "bfloat16", **self.options})
+        made = self.component(**{"path": self.example(tmp_path), "placement": "cpu", "dtype": "bfloat16", **self.options})
         loaded = made.open()
         assert isinstance(loaded, LoadedModel)
         assert loaded.name
@@ -61,11 +61,11 @@ class ModelSourceContract:
 
     def test_it_finds_nothing_wrong_with_the_weights_it_opens(self, tmp_path: Path) -> None:
         """By their headers alone, where it can tell."""
-        self.component(**{"path": self.example(tmp_path), "device": "cpu", **self.options}).check_weights()
+        self.component(**{"path": self.example(tmp_path), "placement": "cpu", **self.options}).check_weights()
 
     def test_the_files_that_it_names_are_there(self, tmp_path: Path) -> None:
         """By them a finished run sees whether the model is as it was: they are files, and always the same ones."""
-        made = self.component(**{"path": self.example(tmp_path), "device": "cpu", **self.options})
+        made = self.component(**{"path": self.example(tmp_path), "placement": "cpu", **self.options})
         files = made.files()
         assert files is None or (files and all(file.is_file() for file in files))
         assert made.files() == files

@@ -23,7 +23,7 @@ class FolderModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the checkpoint."""
-        return load(str(self._folder()), self.path, self.dtype, self.device)
+        return load(str(self._folder()), self.path, self.dtype, self.placement)
 
     def open_config(self) -> Any:
         """Return the checkpoint's config."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
+from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError, place
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
-from pdtrim_plugins.model_sources.reading import config_of, device_of
+from pdtrim_plugins.model_sources.reading import config_of
 
 PACKAGE = "package:"
 """Prefix of a package's name, which may end with .gguf too."""
@@ -29,7 +29,7 @@ class GgufModel(ModelSource):
 
         model, tokenizer = read_gguf(Path(self.path), self.path)
         dtype = "float32" if self.dtype == "auto" else self.dtype
-        model = model.to(dtype=getattr(torch, dtype), device=device_of(self.device))
+        model = place(model.to(dtype=getattr(torch, dtype)), self.placement)
         return LoadedModel(model, tokenizer, self.path, dtypes={"": dtype})
 
     def open_config(self) -> Any:

@@ -25,7 +25,7 @@ class HubModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the model, from the hub's cache if it is there already."""
-        return load(self.path, self.path, self.dtype, self.device, revision=self.revision)
+        return load(self.path, self.path, self.dtype, self.placement, revision=self.revision)
 
     def open_config(self) -> Any:
         """Return the model's config."""

@@ -70,7 +70,7 @@ class PackageModel(ModelSource):
                 if isinstance(error.__cause__, OSError):
                     raise PdtrimError(_cannot_write(copy, error)) from error
                 raise
-        return replace(load(str(copy), self.path, self.dtype, self.device), license=license_id)
+        return replace(load(str(copy), self.path, self.dtype, self.placement), license=license_id)
 
     def open_config(self) -> Any:
         """Return the config of the converted copy, or else the one stored in the GGUF file."""

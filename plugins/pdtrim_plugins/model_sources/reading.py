@@ -1,14 +1,14 @@
-"""Reading a model with transformers: without its output, onto the chosen device, with one-line errors."""
+"""Reading a model with transformers: without its output, onto the chosen devices, with one-line errors."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pdtrim_core.api import LoadedModel, PdtrimError
+from pdtrim_core.api import LoadedModel, PdtrimError, Placement, first_device, loading_options
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 
 
-def load(source: str, name: str, dtype: str, device: str, **options: Any) -> LoadedModel:
+def load(source: str, name: str, dtype: str, placement: Placement, **options: Any) -> LoadedModel:
     """Return a checkpoint's model, tokenizer and number formats; `source` is a path or hub id, `name` its name in messages.
 
     Raises `PdtrimError` where it cannot be read, lacks tensors or cannot be pruned.
@@ -21,39 +21,37 @@ def load(source: str, name: str, dtype: str, device: str, **options: Any) -> Loa
     _refuse(config, name)
     check_stored(source, config, name, **options)
     tokenizer = _tokenizer_of(source, name, **options)
+    placed = loading_options(placement, _weight_bytes(config, name, dtype) if placement == "auto" else 0)
     with opening(name):
         # Tensors of another shape are refused below, by name.
         reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, report = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=_dtype(dtype, device), **reported, **_placing(device), **NO_CODE, **options
+            source, config=config, dtype=format_of(dtype, placement), **reported, **placed, **NO_CODE, **options
         )
     check_report(report, model, name)
     stored = dtypes_in(source, config, name, **options) if dtype == "auto" else {"": dtype}
     return LoadedModel(model, tokenizer, name, dtypes=stored)
 
 
-def _dtype(dtype: str, device: str) -> Any:
+def format_of(dtype: str, placement: Placement) -> Any:
+    """Return the number format to load weights in, as transformers takes it."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
     if dtype != "auto":
         return getattr(torch, dtype)
-    return torch.float32 if device_of(device) == "cpu" else "auto"
+    return torch.float32 if first_device(placement) == "cpu" else "auto"
 
 
-def device_of(device: str) -> str:
-    """Return the device to use: with "auto" an accelerator if there is one, else the CPU."""
+def _weight_bytes(config: Any, name: str, dtype: str) -> int:
+    """Return how many bytes a model's weights take on a device."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
-    if device != "auto":
-        return device
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator else "cpu"
+    from pdtrim_plugins.model_sources.tensors import without_weights  # noqa: PLC0415 - imports torch
 
-
-def _placing(device: str) -> dict[str, Any]:
-    """Return how transformers should place the weights; a model too large for one accelerator is spread over several."""
-    found = device_of(device)
-    return {} if found == "cpu" else {"device_map": "auto" if device == "auto" else found}
+    found = getattr(torch, dtype) if dtype != "auto" else getattr(config.get_text_config(), "dtype", None)
+    each = (found if isinstance(found, torch.dtype) else torch.float32).itemsize
+    numbers: int = sum(parameter.numel() for parameter in without_weights(config, name).parameters())
+    return each * numbers
 
 
 def config_of(source: str, name: str, **options: Any) -> Any:

@@ -127,7 +127,7 @@ def test_components(given: Any, tmp_path: Path) -> None:
 
 def test_a_run_and_what_is_read_of_it(given: Any, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
-    run(Recipe.from_data({"model": {"path": given(model), "device": "cpu"}, **DATA}, out=given(tmp_path / "run")))
+    run(Recipe.from_data({"model": {"path": given(model), "placement": "cpu"}, **DATA}, out=given(tmp_path / "run")))
     loaded = load_run(given(tmp_path / "run"))
     assert loaded.path == tmp_path / "run"
     assert read_record(given(tmp_path / "run")).path == tmp_path / "run"

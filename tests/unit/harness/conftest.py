@@ -17,7 +17,7 @@ from pdtrim_core.testing.models import save_tiny_model
 def carried_out(checkpoint: Path, out: Path, **keys: object) -> LoadedRun:
     host = load_plugins()
     data = {
-        "model": {"path": str(checkpoint), "device": "cpu"},
+        "model": {"path": str(checkpoint), "placement": "cpu"},
         "recovery": "none",
         "prune": {"blocks": 2},
         "calibration": {"use": "mini", "samples": 8, "held_out": 4},

@@ -137,7 +137,7 @@ def test_the_kv_of_a_token_follow_from_the_config(published: dict[str, ModelSize
 def recipe_of(
     host: PluginHost, prune: dict[str, Any], path: str = "package:none", *, out: Path | None = None, **parts: Any
 ) -> Recipe:
-    model = {"path": path, "device": "cpu"}
+    model = {"path": path, "placement": "cpu"}
     return Recipe.from_data({"model": model, "prune": prune, **parts}, where="r.toml", out=out, host=host)
 
 

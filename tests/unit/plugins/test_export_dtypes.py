@@ -27,7 +27,7 @@ NORMS = "layernorm.weight", "norm.weight"
 
 
 def opened(folder: Path, host: PluginHost, **options: Any) -> BlockModel:
-    return open_model(FolderModel(path=str(folder), device="cpu", **options), host)
+    return open_model(FolderModel(path=str(folder), placement="cpu", **options), host)
 
 
 def formats_in(folder: Path) -> dict[str, torch.dtype]:
@@ -122,7 +122,7 @@ def test_a_tensor_whose_blocks_differ_takes_the_format_that_loses_nothing(host: 
 
 
 def test_a_gguf_source_stays_in_float32(host: PluginHost, tmp_path: Path) -> None:
-    model = open_model(GgufModel(path=write_gguf(tmp_path / "tiny.gguf"), device="cpu"), host)
+    model = open_model(GgufModel(path=write_gguf(tmp_path / "tiny.gguf"), placement="cpu"), host)
     export(Checkpoints(), model, [Drop(1)], tmp_path)
     assert set(formats_in(tmp_path / "decode").values()) == {torch.float32}
 

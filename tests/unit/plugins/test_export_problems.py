@@ -117,7 +117,7 @@ def test_what_is_certain_of_a_pruner_is_told(
 
 def recipe(model: Path, out: Path, *exporters: Any, **keys: Any) -> Recipe:
     data = {
-        "model": {"path": str(model), "device": "cpu"},
+        "model": {"path": str(model), "placement": "cpu"},
         "recovery": "none",
         "prune": {"blocks": 1, **({"merges": False} if "pruner" not in keys else {})},
         "calibration": {"use": "mini", "samples": 6, "held_out": 2},

@@ -86,7 +86,7 @@ def with_own_code(folder: Path, where: str) -> Path:
     return folder
 
 
-OPEN = "from pdtrim_plugins.model_sources import FolderModel; FolderModel(path={!r}, device='cpu').open()"
+OPEN = "from pdtrim_plugins.model_sources import FolderModel; FolderModel(path={!r}, placement='cpu').open()"
 
 
 @pytest.mark.parametrize("stdin", ["terminal", "closed", "yes"])
@@ -117,4 +117,4 @@ def test_code_beside_an_architecture_that_transformers_has_is_not_needed(tmp_pat
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "own.Model"}}))
     (tmp_path / "own.py").write_text("raise SystemExit('it ran')\n")
-    assert FolderModel(path=str(tmp_path), device="cpu").open().model.config.model_type == "llama"
+    assert FolderModel(path=str(tmp_path), placement="cpu").open().model.config.model_type == "llama"

@@ -41,8 +41,8 @@ def copy(packages: Path, tmp_path: Path) -> Path:
 
 
 def opened_right() -> None:
-    model = PackageModel(path=NAME, device="cpu").open().model
-    wanted = GgufModel(path=str(gguf_behind(NAME)), device="cpu").open().model.state_dict()
+    model = PackageModel(path=NAME, placement="cpu").open().model
+    wanted = GgufModel(path=str(gguf_behind(NAME)), placement="cpu").open().model.state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
 
 
@@ -146,7 +146,7 @@ def test_what_killed_conversions_left_is_removed(copy: Path) -> None:
 OPEN = f"""
 import warnings; warnings.simplefilter("error")
 from pdtrim_plugins.model_sources import PackageModel
-print(float(sum(p.detach().double().sum() for p in PackageModel(path={NAME!r}, device="cpu").open().model.parameters())))
+print(float(sum(p.detach().double().sum() for p in PackageModel(path={NAME!r}, placement="cpu").open().model.parameters())))
 """
 
 

@@ -35,7 +35,7 @@ def changed(folder: Path, change: Change, family: str = "llama", **settings: Any
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return FolderModel(path=str(folder), device="cpu")
+    return FolderModel(path=str(folder), placement="cpu")
 
 
 def without(*names: str) -> Change:
@@ -73,7 +73,7 @@ def test_a_whole_checkpoint_of_every_family_raises_no_alarm(family: str, stored:
     if stored == "bin":
         (tmp_path / "model.safetensors").unlink()
         torch.save(tiny_transformers(family).state_dict(), tmp_path / "pytorch_model.bin")
-    source = FolderModel(path=str(tmp_path), device="cpu")
+    source = FolderModel(path=str(tmp_path), placement="cpu")
     source.check_weights()
     wanted = tiny_transformers(family, **settings).state_dict()
     found = source.open().model.state_dict()
@@ -112,7 +112,7 @@ def test_a_model_with_a_part_for_pictures_raises_no_alarm(tmp_path: Path) -> Non
     config = Gemma3Config(text_config=tiny_config("gemma3").to_dict(), vision_config=pictures, mm_tokens_per_image=4)
     save_tiny_model(tmp_path, "gemma3")
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    source = FolderModel(path=str(tmp_path), device="cpu")
+    source = FolderModel(path=str(tmp_path), placement="cpu")
     source.check_weights()
     assert source.open().model.config.model_type == "gemma3"
 
@@ -144,7 +144,7 @@ def test_many_missing_tensors_are_counted(tmp_path: Path) -> None:
 def test_a_head_is_missed_unless_it_is_tied(tmp_path: Path) -> None:
     assert problem_of(changed(tmp_path / "a", without("lm_head.weight"))) == "lm_head.weight is missing"
     save_tiny_model(tmp_path / "b", tie_word_embeddings=True)
-    FolderModel(path=str(tmp_path / "b"), device="cpu").open()
+    FolderModel(path=str(tmp_path / "b"), placement="cpu").open()
 
 
 def test_a_missing_expert_is_named_and_so_is_one_of_another_shape(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_blocks_beyond_those_of_the_config_are_refused(count: int, tmp_path: Pat
     save_tiny_model(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))
-    problem = problem_of(FolderModel(path=str(tmp_path), device="cpu"))
+    problem = problem_of(FolderModel(path=str(tmp_path), placement="cpu"))
     assert problem.startswith(f"by its config there are no model.layers.{max(count, 0)}.input_layernorm.weight, ")
     assert problem.endswith(f" and {9 * (6 - max(count, 0)) - 4} more")
 
@@ -222,7 +222,7 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
     tiny_transformers("llama").save_pretrained(tmp_path, max_shard_size="40KB")
     shard = next(tmp_path.glob("model-00002-of-*"))
     shard.unlink()
-    source = FolderModel(path=str(tmp_path), device="cpu")
+    source = FolderModel(path=str(tmp_path), placement="cpu")
     assert problem_of(source) == f"{shard.name} is missing, which its model.safetensors.index.json names"
 
 
@@ -240,7 +240,7 @@ def sharded(folder: Path) -> FolderModel:
     save_tiny_model(folder)
     (folder / "model.safetensors").unlink()
     tiny_transformers("llama").save_pretrained(folder, max_shard_size="40KB")
-    return FolderModel(path=str(folder), device="cpu")
+    return FolderModel(path=str(folder), placement="cpu")
 
 
 def in_two_files(folder: Path, stored: str, other: Tensor | None) -> FolderModel:
@@ -298,7 +298,7 @@ ONLY = (
 def test_weights_in_a_file_that_is_not_read_are_told_by_its_name(file: str, tmp_path: Path) -> None:
     save_tiny_model(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / file)
-    assert problem_of(FolderModel(path=str(tmp_path), device="cpu")) == f"{ONLY}{file}"
+    assert problem_of(FolderModel(path=str(tmp_path), placement="cpu")) == f"{ONLY}{file}"
 
 
 def test_shards_without_their_index_are_refused(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_a_file_of_weights_that_a_config_names_is_the_one_that_is_read(tmp_path:
     save_tiny_model(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
-    source = FolderModel(path=str(tmp_path), device="cpu")
+    source = FolderModel(path=str(tmp_path), placement="cpu")
     assert problem_of(source) == "other.safetensors is missing, which its config.json names"
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
     source.check_weights()
@@ -411,7 +411,7 @@ def test_a_checkpoint_whose_tokenizer_cannot_be_read_is_refused_without_reading_
             file.unlink()
         else:
             file.write_text("{")
-    assert problem_of(FolderModel(path=str(tmp_path), device="cpu"))
+    assert problem_of(FolderModel(path=str(tmp_path), placement="cpu"))
 
 
 def test_a_budget_is_not_told_of_a_checkpoint_that_a_run_refuses(host: PluginHost, tmp_path: Path) -> None:
@@ -422,13 +422,13 @@ def test_a_budget_is_not_told_of_a_checkpoint_that_a_run_refuses(host: PluginHos
 
 
 def test_a_whole_gguf_file_raises_no_alarm(tmp_path: Path) -> None:
-    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf"), device="cpu")
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf"), placement="cpu")
     source.check_weights()
     source.open()
 
 
 def test_a_gguf_file_without_its_head_ties_it(tmp_path: Path) -> None:
-    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", leave_out=["output.weight"]), device="cpu")
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", leave_out=["output.weight"]), placement="cpu")
     source.check_weights()
     model = source.open().model
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -500,7 +500,7 @@ def test_a_gguf_file_with_scaled_positions_that_are_not_read_is_refused(
     ],
 )
 def test_a_gguf_file_whose_positions_are_not_scaled_raises_no_alarm(values: dict[str, str | float], tmp_path: Path) -> None:
-    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", values=values), device="cpu")
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", values=values), placement="cpu")
     source.check_weights()
     source.open()
 
@@ -514,7 +514,7 @@ def test_factors_of_positions_are_fine_where_the_config_has_the_scaling(tmp_path
 
 def test_a_gguf_file_of_experts_is_read_as_it_was_written(tmp_path: Path) -> None:
     file, model = write_gguf_of_experts(tmp_path / "tiny.gguf")
-    source = GgufModel(path=file, device="cpu")
+    source = GgufModel(path=file, placement="cpu")
     source.check_weights()
     found = source.open().model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
@@ -527,10 +527,10 @@ def test_a_gguf_file_of_experts_is_read_as_it_was_written(tmp_path: Path) -> Non
 def test_experts_of_a_gguf_file_that_lie_the_other_way_round_are_named(part: str, told: str, tmp_path: Path) -> None:
     name = f"blk.1.ffn_{part}_exps.weight"
     file, _ = write_gguf_of_experts(tmp_path / "tiny.gguf", turn=name)
-    assert problem_of(GgufModel(path=file, device="cpu")) == f"{name} is {told}"
+    assert problem_of(GgufModel(path=file, placement="cpu")) == f"{name} is {told}"
 
 
 def test_half_of_the_experts_of_a_block_of_a_gguf_file_is_missed(tmp_path: Path) -> None:
     name = "blk.1.ffn_up_exps.weight"
     file, _ = write_gguf_of_experts(tmp_path / "tiny.gguf", leave_out=name)
-    assert problem_of(GgufModel(path=file, device="cpu")) == f"{name} is missing"
+    assert problem_of(GgufModel(path=file, placement="cpu")) == f"{name} is missing"

@@ -28,7 +28,7 @@ RECIPES = st.fixed_dictionaries(
             st.just("package:none"),
             st.fixed_dictionaries(
                 {"path": st.sampled_from(["package:none", "./x.gguf", "./folder", "owner/name"])},
-                optional={"dtype": st.sampled_from(["auto", "float32", "bfloat16"]), "device": PLAIN},
+                optional={"dtype": st.sampled_from(["auto", "float32", "bfloat16"]), "placement": PLAIN},
             ),
             st.fixed_dictionaries({"path": st.just("owner/name"), "use": st.just("hub"), "revision": PLAIN}),
         ),

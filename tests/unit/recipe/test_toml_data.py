@@ -100,14 +100,14 @@ def test_what_is_no_setting_is_refused(setting: str) -> None:
 
 
 def test_a_setting_of_a_model_given_by_its_path_keeps_the_path(host: PluginHost, tmp_path: Path) -> None:
-    settings = ["model.dtype=float16", "model.device=cpu"]
+    settings = ["model.dtype=float16", "model.placement=cpu"]
     assert override({"model": "package:none"}, settings) == {
-        "model": {"path": "package:none", "dtype": "float16", "device": "cpu"}
+        "model": {"path": "package:none", "dtype": "float16", "placement": "cpu"}
     }
     file = tmp_path / "mine.toml"
     file.write_text('model = "package:none"\n[prune]\nblocks = 1\n')
     model = Recipe.read(file, changes=parse_settings(settings), host=host).model
-    assert (model.name, model.path, model.dtype, model.device) == ("package", "package:none", "float16", "cpu")
+    assert (model.name, model.path, model.dtype, model.placement) == ("package", "package:none", "float16", "cpu")
 
 
 def test_a_setting_may_change_the_path_of_a_model_given_by_its_path(host: PluginHost) -> None:

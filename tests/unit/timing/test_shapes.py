@@ -120,7 +120,7 @@ def test_random_weights_do_not_touch_the_random_numbers_of_others(tiny: Path, ho
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_made(host: PluginHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdtrim_core.execution.prefix_cache.free_memory", lambda device: 8e9)
+    monkeypatch.setattr("pdtrim_core.model.placement.free_memory", lambda device: 8e9)
     shape: ModelShape = read_shape("llama-3.1-8b", host, torch.float32)
     words = (
         "the weights of llama-3.1-8b take 32.1 GB in float32, 8.0 GB are free on cpu: choose a smaller shape or --dtype bfloat16"
