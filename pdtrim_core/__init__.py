@@ -22,6 +22,7 @@ from pdtrim_core.results.record import RunRecord, read_record
 from pdtrim_core.results.task_results import TaskResult, results_in
 
 if TYPE_CHECKING:
+    from pdtrim_core.comparing.notebook import compare
     from pdtrim_core.pipeline.apply import ModelPair, apply
     from pdtrim_core.pipeline.open_run import LoadedRun, load_run
     from pdtrim_core.pipeline.pipeline import run
@@ -48,6 +49,7 @@ __all__ = [
     "Shrink",
     "TaskResult",
     "apply",
+    "compare",
     "draw_diagram",
     "hookimpl",
     "load_plugins",
@@ -61,6 +63,7 @@ _LAZY = {
     "LoadedRun": "pdtrim_core.pipeline.open_run",
     "ModelPair": "pdtrim_core.pipeline.apply",
     "apply": "pdtrim_core.pipeline.apply",
+    "compare": "pdtrim_core.comparing.notebook",
     "load_run": "pdtrim_core.pipeline.open_run",
     "run": "pdtrim_core.pipeline.pipeline",
 }

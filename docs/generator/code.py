@@ -74,7 +74,7 @@ def sort_of(hook: Any) -> str:
 def python_page() -> str:
     """Return the page of the names for those who use the package from Python."""
     parts = [
-        "# Python API",
+        "# Python API: to use",
         "These are the names of `pdtrim_core`, for those who [use it from Python](../how-to/from-python.md). What a plugin is "
         "made of is in [`pdtrim_core.api`](plugin-api.md). Names that need torch import it when they are first used.",
         *names_of(pdtrim_core),
@@ -92,7 +92,7 @@ def names_of(module: ModuleType) -> list[str]:
 def plugin_page() -> str:
     """Return the page of the names that a plugin is made of."""
     parts = [
-        "# Plugin API",
+        "# Python API: to extend",
         "These are the names of `pdtrim_core.api`. A plugin needs no others; one of any kind needs a few of them, which "
         "`pdtrim-core new` shows. Names that need torch import it when they are first used.",
         *names_of(api),

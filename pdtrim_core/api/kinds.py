@@ -336,6 +336,13 @@ class ModelSource(Component):
         `open` must refuse what this refuses. A source that cannot tell without reading the weights leaves this as it is.
         """
 
+    def first_time(self) -> str:
+        """Return what `open` is going to do this once, and where it keeps the result; nothing where it just reads.
+
+        A run says it before it opens the model.
+        """
+        return ""
+
 
 class Exporter(Component):
     """Writes something that another program uses."""

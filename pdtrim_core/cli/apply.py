@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli.export import PushToHub, check_push, exporters_of, push_written, size_of
+from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say
 from pdtrim_core.host.host import load_plugins
 from pdtrim_core.results.run_folder import load_plan
@@ -39,10 +40,10 @@ def apply(
     from pdtrim_core.pipeline.export import lent, remarks_on, write_exports  # noqa: PLC0415 - imports torch
     from pdtrim_core.pipeline.plan_alone import open_for_plan, outcome_of_plan  # noqa: PLC0415 - the same
 
-    opened = open_for_plan(saved, model, host, where="apply")
     folder = plan if plan.is_dir() else plan.parent
-    outcome = outcome_of_plan(saved, opened, folder, host)
-    with lent(folder, out):
+    with progress_display(sys.stderr).working(f"writing {to}"), lent(folder, out):
+        opened = open_for_plan(saved, model, host, where="apply")
+        outcome = outcome_of_plan(saved, opened, folder, host)
         written = []
         for path in write_exports(exporters, host, outcome, opened, out):
             written.append(path)

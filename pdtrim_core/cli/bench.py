@@ -10,6 +10,7 @@ import typer
 
 from pdtrim_core.cli import latency_tables
 from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import load_plugins
@@ -63,7 +64,9 @@ def bench(
     subjects = _subjects(run, random_weights, given, dtype, trust=trust)
     grid = Grid(forward=forward, repeats=repeats, prompt_lengths=prompts, batches=together, contexts=cached)
     path = out or (run / "bench.json" if run else None)
-    found = measure(subjects, grid, path, thread_count=threads, say=_say)
+    display = progress_display(sys.stderr)
+    with display.working("timing"):
+        found = measure(subjects, grid, path, thread_count=threads, say=display.say)
     say_data(found.to_json(), end="") if as_json else latency_tables.print_latencies(found)
     if path:
         _say(f"written: {path}")

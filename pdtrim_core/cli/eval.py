@@ -14,6 +14,7 @@ import typer
 
 from pdtrim_core.cli.fidelity_inputs import LEAST_TOKENS, FidelityInputs
 from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
 from pdtrim_core.harness import check_installed
@@ -118,17 +119,19 @@ def eval(  # noqa: A001 - a command is named as its function is
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
     from pdtrim_core.pipeline.run_fidelity import RunFidelity  # noqa: PLC0415 - the same
 
+    display = progress_display(sys.stderr)
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
     wanted = there(run, loaded.outcome, wanted)
 
     def compare() -> None:
         for inputs in asked.opened(loaded) if fidelity else ():
-            of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=_tell)
+            of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=display.say)
             results.extend(of_inputs.results(wanted, fresh=fresh))
 
     if not names:
-        compare()
+        with display.working("evaluating"):
+            compare()
         _show(run, results, wanted, as_json=as_json)
         return
     from pdtrim_core.harness.evaluate import Evaluation, Options  # noqa: PLC0415 - imports torch and the harness
@@ -145,10 +148,11 @@ def eval(  # noqa: A001 - a command is named as its function is
         batch_size=batch_size,
         runs_code=unsafe_code,
     )
-    evaluation = Evaluation(loaded, options, _tell)
+    evaluation = Evaluation(loaded, options, display.say)
     evaluation.check(names)
-    compare()
-    results += evaluation.results(names, wanted, fresh=fresh)
+    with display.working("evaluating"):
+        compare()
+        results += evaluation.results(names, wanted, fresh=fresh)
     _show(run, results, wanted, as_json=as_json)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from pdtrim_core.api.kinds import Exporter
 from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import PluginHost
@@ -47,8 +48,8 @@ def export(
 
     loaded = load_run(run, trust=trust)
     exporters = exporters_of(to, settings, dtype, loaded.host)
-    folder = out or run
-    with lent(run, folder):
+    folder, display = out or run, progress_display(sys.stderr)
+    with lent(run, folder), display.working(f"writing {to}"):
         written = []
         for path in write_exports(exporters, loaded.host, loaded.outcome, loaded.dense, folder):
             written.append(path)

@@ -25,6 +25,11 @@ class Heartbeat:
         self._last = time.monotonic()
         self._over = threading.Event()
 
+    @property
+    def inside(self) -> bool:
+        """Whether someone is inside."""
+        return self._inside > 0
+
     def said(self) -> None:
         """Take note that something was said."""
         self._last = time.monotonic()

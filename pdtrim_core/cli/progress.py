@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.cli.heartbeat import SECONDS, Heartbeat
+from pdtrim_core.cli.logs import JsonDisplay, QuietDisplay
 from pdtrim_core.cli.step_count import StepCount
 from pdtrim_core.cli.terminal import console, say
 from pdtrim_core.pipeline.progress_lines import best_words, step_line
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
+    from pdtrim_core.cli.options import LogFormat
     from pdtrim_core.data.readings import Candidate
     from pdtrim_core.plan.elements import Merge
     from pdtrim_core.results.recovery import RecoveryResult
@@ -31,10 +33,24 @@ SHORT = 120
 """Seconds up to which a time is told in seconds."""
 
 
-def progress_display(stream: TextIO) -> LiveDisplay | LineDisplay:
-    """Return the listener that fits a stream."""
+def progress_display(stream: TextIO, log: LogFormat = "text", *, quiet: bool = False) -> Display:
+    """Return the listener that fits a stream and what was asked for."""
+    if quiet:
+        return QuietDisplay()
+    if log == "json":
+        return JsonDisplay(stream)
     screen = console(stream)
     return LiveDisplay(screen) if screen.is_terminal else LineDisplay(stream)
+
+
+class Display(Protocol):
+    """What shows how far a run, or a sweep of runs, has come."""
+
+    def working(self, doing: str = "") -> AbstractContextManager[object]:
+        """Return a context for what is no step of a run; `doing` is what it is until something else is said."""
+
+    def say(self, text: str) -> None:
+        """Tell what begins, which is not a step of a run."""
 
 
 class LineDisplay:
@@ -52,8 +68,9 @@ class LineDisplay:
         self._heartbeat = Heartbeat(self._still, seconds)
         self._running, self._in_step = ExitStack(), ExitStack()
 
-    def working(self) -> Heartbeat:
+    def working(self, doing: str = "") -> Heartbeat:
         """Return the context in which the stream is never silent for long, for what is no step of a run."""
+        self._begin(doing)
         return self._heartbeat
 
     def say(self, text: str) -> None:
@@ -210,8 +227,9 @@ class LiveDisplay:
         self._at_work = ""
         self._best: float | None = None
 
-    def working(self) -> AbstractContextManager[object]:
+    def working(self, doing: str = "") -> AbstractContextManager[object]:
         """Return a context for what is no step of a run, in which nothing is drawn."""
+        del doing
         return nullcontext()
 
     def say(self, text: str) -> None:

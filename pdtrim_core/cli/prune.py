@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.options import Log, Quiet, Trust
+from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.run import carry_out
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import load_plugins
@@ -65,6 +67,8 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe instead of running it.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folder has.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    log: Log = "text",
+    quiet: Quiet = False,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -99,7 +103,8 @@ def prune(
         out=out or Path("runs") / _named(model, data, preset),
         trust=trust or not dry_run,
     )
-    carry_out(recipe, "prune", dry_run=dry_run, fresh=fresh, as_json=as_json)
+    display = progress_display(sys.stderr, log, quiet=quiet)
+    carry_out(recipe, "prune", display, dry_run=dry_run, fresh=fresh, as_json=as_json)
 
 
 def _placement(given: str | None) -> Any:

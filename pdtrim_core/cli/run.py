@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli import reporting
-from pdtrim_core.cli.options import Trust
-from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.cli.options import Log, Quiet, Trust
+from pdtrim_core.cli.progress import Display, progress_display
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import Origin
@@ -31,6 +31,8 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what would run.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folder has.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    log: Log = "text",
+    quiet: Quiet = False,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -42,22 +44,27 @@ def run(
     wanted = Recipe.from_data(
         data, changes=parse_settings(settings or ()), where=str(recipe), out=out, trust=trust or not dry_run
     )
-    carry_out(wanted, str(recipe), dry_run=dry_run, fresh=fresh, as_json=as_json)
+    display = progress_display(sys.stderr, log, quiet=quiet)
+    carry_out(wanted, str(recipe), display, dry_run=dry_run, fresh=fresh, as_json=as_json)
 
 
-def carry_out(recipe: Recipe, where: str, *, dry_run: bool, fresh: bool, as_json: bool) -> None:
-    """Run a recipe, showing how far it is, and print what came out; or only say what would run; `where` names it in errors."""
+def carry_out(recipe: Recipe, where: str, display: Display, *, dry_run: bool, fresh: bool, as_json: bool) -> None:
+    """Run a recipe, while a display shows how far it is, and print what came out; or only say what would run.
+
+    `where` names the recipe in errors.
+    """
     if dry_run:
         say_data(reporting.as_toml(recipe))
         return
     for line in recipe.unused:
-        say(f"note: {line}", file=sys.stderr)
+        display.say(f"note: {line}")
     check_there(recipe, where)
     kept = None if fresh else kept_outcome(recipe)
     if kept is not None:
+        display.say(f"note: {recipe.out} is finished, and nothing has changed since: this is what it has (--fresh runs it anew)")
         _say_kept(recipe, kept, as_json=as_json)
         return
-    recipe.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    recipe.host.register(display, Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 
     outcome = run_pipeline(recipe, fresh=fresh)
@@ -70,10 +77,6 @@ def carry_out(recipe: Recipe, where: str, *, dry_run: bool, fresh: bool, as_json
 
 def _say_kept(wanted: Recipe, outcome: Outcome, *, as_json: bool) -> None:
     """Print what a finished run has; nothing in its folder changes."""
-    say(
-        f"note: {wanted.out} is finished, and nothing has changed since: this is what it has (--fresh runs it anew)",
-        file=sys.stderr,
-    )
     if as_json:
         say_data(outcome.to_json(), end="")
         return

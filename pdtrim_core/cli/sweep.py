@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pdtrim_core.cli.options import Trust
-from pdtrim_core.cli.progress import progress_display
+from pdtrim_core.cli.options import Log, Quiet, Trust
+from pdtrim_core.cli.progress import Display, progress_display
 from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.host.host import Origin
@@ -39,6 +39,8 @@ def sweep(
         bool, typer.Option("--confirm-run-unsafe-code", help="Allow benchmarks that run programs which a model wrote.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    log: Log = "text",
+    quiet: Quiet = False,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -51,7 +53,8 @@ def sweep(
     if dry_run:
         _print_plan(wanted, as_json=as_json)
         return
-    ended = _carry_out(wanted, fresh=fresh, debug=debug)
+    display = progress_display(sys.stderr, log, quiet=quiet)
+    ended = _carry_out(wanted, display, fresh=fresh, debug=debug)
     _print_results(wanted, ended, as_json=as_json)
     failed = [end for end in ended if end.problem]
     if failed:
@@ -59,10 +62,9 @@ def sweep(
         raise PdtrimError(f"{len(failed)} of {len(ended)} runs failed; mend this and run the same command again{causes}")
 
 
-def _carry_out(wanted: Sweep, *, fresh: bool, debug: bool) -> list[Ended]:
+def _carry_out(wanted: Sweep, display: Display, *, fresh: bool, debug: bool) -> list[Ended]:
     from pdtrim_core.sweeping.running import Begins, carry_out  # noqa: PLC0415 - imports torch
 
-    display = progress_display(sys.stderr)
     wanted.host.register(display, Origin("progress", "pdtrim-core"))
     if not sys.stderr.isatty():
         # Where benchmarks are to run: their harness draws bars even without a terminal.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pdtrim_core.comparing.compare import ComparedRow, Comparison
 from pdtrim_core.comparing.objective_cells import Cell
+from pdtrim_core.plan.notebook import table, text_of
 
 NOTHING = "-"
 SMALL = 5.0
@@ -107,6 +108,13 @@ def latex(comparison: Comparison) -> str:
         )
         + "\n"
     )
+
+
+def html(comparison: Comparison) -> str:
+    """Return a comparison as HTML for a notebook, the best in bold, with its notes below."""
+    grid = text_table_of(comparison)
+    notes = "".join(f"<li>{text_of(note)}</li>" for note in notes_of(comparison))
+    return f"{table(grid.heading, grid.rows, grid.best)}{f'<ul>{notes}</ul>' if notes else ''}"
 
 
 def notes_of(comparison: Comparison) -> list[str]:

@@ -57,6 +57,7 @@ class Evaluation:
         self._run = run
         self._options = options
         self._say = say
+        self._place = ""
         self._models: dict[Variant, PdtrimLM] = {}
 
     @cached_property
@@ -81,9 +82,10 @@ class Evaluation:
             known = self._known(names)
             for variant in variants:
                 self._run.plan_of(variant)
-            for task in known:
+            for row, task in enumerate(known):
                 done: dict[Variant, TaskResult] = {}
-                for variant in variants:
+                for column, variant in enumerate(variants, start=1):
+                    self._place = f"{row * len(variants) + column} of {len(known) * len(variants)}"
                     done[variant] = self._result(task, variant, done, fresh=fresh)
                     yield done[variant]
 
@@ -95,7 +97,7 @@ class Evaluation:
             if found is not None:
                 self._say(f"{task}, {variant}: known" if same == variant else f"{task}, {variant}: known, the same as {same}")
                 return self._keep(replace(found, variant=variant, settings=settings), fresh=fresh)
-        self._say(f"{task}, {variant}: running")
+        self._say(f"{task}, {variant}: running, {self._place}")
         return self._keep(self._measure(task, variant, settings), fresh=fresh)
 
     def _places(self, variant: Variant) -> tuple[Path, ...]:

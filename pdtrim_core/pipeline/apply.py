@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 from torch import Tensor
 
@@ -21,12 +21,16 @@ from pdtrim_core.files.paths import PathLike
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, load_modules
+from pdtrim_core.pipeline.generation import Prompt, generate
 from pdtrim_core.pipeline.open_run import LoadedRun
 from pdtrim_core.pipeline.quantize import layers_in
 from pdtrim_core.plan.plan import FirstToken, Plan, RecoveredPart
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.run_folder import load_plan
 from pdtrim_core.wording import shortened
+
+NEW_TOKENS = 64
+"""Tokens that follow a prompt at most, unless another number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,46 @@ class ModelPair:
                 self.model.check_tokens(item.prompt_of(number) + choice, f"the item '{item.name}'", more=-1)
         return self.staged.loglikelihoods(items)
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, *, recompute: int | None = None) -> list[int]:
-        """Return the greedy continuation of a prompt; see `TwoPhaseModel.generate`."""
-        return self.two_phase.generate(prompt, max_new_tokens, recompute=recompute)
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: Tensor, max_new_tokens: int = ..., **options: Any) -> Tensor: ...
+    @overload
+    def generate(self, prompt: Sequence[int], max_new_tokens: int = ..., **options: Any) -> list[int]: ...
+    @overload
+    def generate(self, prompt: Sequence[str], max_new_tokens: int = ..., **options: Any) -> list[str]: ...
+    @overload
+    def generate(self, prompt: Sequence[Sequence[int]], max_new_tokens: int = ..., **options: Any) -> list[list[int]]: ...
+    @overload
+    def generate(self, *, input_ids: Prompt, max_new_tokens: int = ..., **options: Any) -> Any: ...
+    def generate(
+        self,
+        prompt: Prompt | None = None,
+        max_new_tokens: int = NEW_TOKENS,
+        *,
+        input_ids: Prompt | None = None,
+        attention_mask: Tensor | None = None,
+        recompute: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return what follows a prompt, or each of several, in the form in which they were given.
+
+        A text gives a text (which needs a tokenizer, see `apply`) and tokens give tokens, each up to its end-of-sequence token;
+        lists of them give lists. A tensor `[batch, token]` gives one with the prompts in front, as transformers does, so that
+        `pair.generate(**tokenizer(texts, return_tensors="pt", padding=True), do_sample=True)` works; prompts are padded on the
+        left.
+
+        Without options the likeliest token is taken each time. Options are those of transformers' `generate`, such as
+        `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty`. `recompute`, for one prompt of tokens without options,
+        is that of `TwoPhaseModel.generate`. Raises `PdtrimError` for what is no prompt, and for options that a pair cannot
+        follow.
+        """
+        asked = input_ids if prompt is None else prompt
+        if asked is None:
+            raise PdtrimError("generate takes a prompt: a text, tokens, or a list of either")
+        if recompute is not None:
+            return self.two_phase.generate(cast("Sequence[int]", asked), max_new_tokens, recompute=recompute)
+        return generate(self.two_phase, asked, max_new_tokens, mask=attention_mask, options=options)
 
     def generate_batch(self, ids_BT: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
         """Return prompts with what follows each; see `TwoPhaseModel.generate_batch`."""
@@ -65,18 +106,20 @@ def apply(
     *,
     modules: Modules | None = None,
     first_token: FirstToken | None = None,
+    tokenizer: Any = None,
     host: PluginHost | None = None,
 ) -> ModelPair:
     """Return a transformers model that is already loaded as the two stages of a plan.
 
-    The result has `generate(tokens, count)`, `generate_batch(ids, mask, ...)` and `loglikelihoods(items)`, as prefill and decode
-    give them together.
+    The result has `generate(prompt, max_new_tokens, ...)`, for text and tokens, one prompt and several, and
+    `loglikelihoods(items)`, as prefill and decode give them together.
 
     `plan` may also be the folder of a run, its `plan.json`, or what `load_run` returned; merged blocks, and recovered and
     quantised layers, come from there unless `modules` are given. `model` is what transformers' `from_pretrained` returned, or the
     `dense` model of a run. `first_token` is the stage that makes the first token of an answer, instead of what the plan says; a
-    plan by itself says decode. No weight of the model is changed: layers that were recovered or quantised have weights of their
-    own, and the model answers as before when it is called itself. It is put into evaluation mode, without gradients.
+    plan by itself says decode. `tokenizer` is what text is read with, where the model does not bring one as the `dense` model of
+    a run does. No weight of the model is changed: layers that were recovered or quantised have weights of their own, and the
+    model answers as before when it is called itself. It is put into evaluation mode, without gradients.
 
     Raises `PdtrimError` for a model that is not loaded, for a plan that was made for other weights, for recovered or quantised
     weights that are not there or are others, and for an architecture that no plugin knows.
@@ -85,7 +128,7 @@ def apply(
     host = plan.host if host is None and isinstance(plan, LoadedRun) else host
     if not isinstance(model, BlockModel):
         name = getattr(model, "name_or_path", "") or type(model).__name__
-        model = BlockModel(model, None, (host or load_plugins()).find_blocks(model, name), name=name)
+        model = BlockModel(model, tokenizer, (host or load_plugins()).find_blocks(model, name), name=name)
     if isinstance(plan, str | os.PathLike):
         folder = Path(plan)
         plan = load_plan(folder)

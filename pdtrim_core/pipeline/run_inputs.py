@@ -53,6 +53,10 @@ def prepare(context: RunContext) -> RunInputs:
     """
     recipe, keys, evaluation = context.recipe, keys_of(context.recipe), context.recipe.settings.evaluation
     with context.events.step("open the model"):
+        with blame(context.host.label_of(recipe.model)):
+            first_time = recipe.model.first_time()
+        if first_time:
+            context.events.preview(first_time)
         model = context.cache.latest("model", keys.model, lambda: open_model(recipe.model, context.host))
         blocks = removed_blocks(recipe, model.sizes, model.name)
         check_pruner(recipe, model.sizes, model.name, model.config.model_type)

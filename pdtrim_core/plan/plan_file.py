@@ -12,6 +12,7 @@ from pdtrim_core.errors import PlanError, reason_of
 from pdtrim_core.files.reading import UnreadableError, parse_json
 from pdtrim_core.plan.elements import MOST_BLOCKS, Removal, element_from_json, element_to_json
 from pdtrim_core.plan.formats import Formats
+from pdtrim_core.plan.notebook import ladder, text_of
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.plan.selections import selection_from_json, selection_to_json
 from pdtrim_core.wording import shortened, shown
@@ -129,6 +130,10 @@ class SavedPlan:
             raise PlanError(f"no model has {shown(self.block_count)} blocks: there are 1 to {MOST_BLOCKS:,}")
         if self.first_token not in get_args(FirstToken):
             raise TypeError(f"first_token is one of {', '.join(get_args(FirstToken))}, not {shown(self.first_token)}")
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return f"<p><b>{text_of(self.model)}</b>, first token by {self.first_token}</p>{ladder(self.plan, self.block_count)}"
 
     def check_meets(self, name: str, fingerprint: str) -> None:
         """Raise `PlanError` unless the model with this fingerprint is the one the plan was made for."""

@@ -20,6 +20,7 @@ from pdtrim_core.files.reading import UnreadableError, parse_json
 from pdtrim_core.plan.elements import MOST_BLOCKS
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.results.fidelity import Fidelity
+from pdtrim_core.results.notebook import outcome_html
 from pdtrim_core.results.old_formats import outcome_of_1
 from pdtrim_core.results.recovery import RecoveryResult
 from pdtrim_core.results.task_results import Variant
@@ -238,6 +239,10 @@ class Outcome:
     def to_json(self) -> str:
         """Return the text of `outcome.json`."""
         return TypeAdapter(Outcome).dump_json(self, indent=1).decode() + "\n"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return outcome_html(self)
 
     @classmethod
     def from_json(cls, text: str, where: str = "outcome.json") -> Outcome:

@@ -169,7 +169,7 @@ def test_a_block_that_is_not_run_has_a_reason(page: Path) -> None:
 def test_every_block_says_its_language(page: Path) -> None:
     fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(fences) % 2 == 0
-    assert {*fences[::2]} <= {*EVALUATORS, "text", "json"}
+    assert {*fences[::2]} <= {*EVALUATORS, "text", "json", "math"}
 
 
 def test_a_wrong_output_is_found(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_run_is_evaluated_and_found_again(cli: Cli, run: Path, data: Path) -> 
     number = r"\d\.\d{4} \+- \d\.\d{4}"
     assert re.search(rf"^task +metric +items +staged +dense$\npiqa +acc +4 +{number} +{number}$", first.out, re.MULTILINE)
     assert "staged: the first token is decode's" in first.out
-    assert first.err.splitlines()[-2:] == ["piqa, staged: running", "piqa, dense: running"]
+    assert first.err.splitlines()[-2:] == ["piqa, staged: running, 1 of 2", "piqa, dense: running, 2 of 2"]
     again = cli(*words)
     assert again.out == first.out
     assert again.err.splitlines()[-2:] == ["piqa, staged: known", "piqa, dense: known"]

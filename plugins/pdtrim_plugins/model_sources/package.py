@@ -84,6 +84,11 @@ class PackageModel(ModelSource):
         """Return the GGUF file of the package; None where it is not installed."""
         return [self.file()] if self._spec is not None else None
 
+    def first_time(self) -> str:
+        """Tell of the copy that transformers can read, which is made once."""
+        copy = _copy_of(self.file())
+        return "" if copy.exists() else f"{self.path}: converted once, a few seconds, and kept in {copy}"
+
     def check_weights(self) -> None:
         """Compare the table of tensors of the GGUF file with its config, or the headers of its converted copy."""
         file = self.file()

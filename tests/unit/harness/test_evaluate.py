@@ -153,9 +153,9 @@ def test_a_result_is_measured_once(staged_run: LoadedRun, data: Path, tmp_path: 
     first = list(evaluation.results(["piqa"], ["staged", "dense"]))
     again = list(evaluation.results(["piqa"], ["staged", "dense"]))
     assert first == again == sorted(results_in(run.path), key=lambda result: result.variant, reverse=True)
-    assert said == ["piqa, staged: running", "piqa, dense: running", "piqa, staged: known", "piqa, dense: known"]
+    assert said == ["piqa, staged: running, 1 of 2", "piqa, dense: running, 2 of 2", "piqa, staged: known", "piqa, dense: known"]
     list(evaluation.results(["piqa"], ["staged"], fresh=True))
-    assert said[-1] == "piqa, staged: running"
+    assert said[-1] == "piqa, staged: running, 1 of 1"
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_sides_that_run_the_same_are_measured_once(
     for fresh in (False, True):
         one, other = evaluation.results(["piqa"], [first, second], fresh=fresh)
         assert measured == [first] * (1 + fresh)
-        assert said[-2:] == [f"piqa, {first}: running", f"piqa, {second}: known, the same as {first}"]
+        assert said[-2:] == [f"piqa, {first}: running, 1 of 2", f"piqa, {second}: known, the same as {first}"]
         assert other == replace(one, variant=second, settings=evaluation.settings("piqa", second))
         assert {result.variant: result for result in results_in(run.path)} == {first: one, second: other}
 
@@ -277,7 +277,12 @@ def test_results_of_the_dense_model_are_found_by_other_runs(staged_run: LoadedRu
         run = replace(staged_run, path=tmp_path / name)
         list(Evaluation(run, Options(source=Source(data)), said.append).results(["piqa"], ["dense", "staged"]))
         assert {result.variant for result in results_in(run.path)} == {"dense", "staged"}
-    assert said == ["piqa, dense: running", "piqa, staged: running", "piqa, dense: known", "piqa, staged: running"]
+    assert said == [
+        "piqa, dense: running, 1 of 2",
+        "piqa, staged: running, 2 of 2",
+        "piqa, dense: known",
+        "piqa, staged: running, 2 of 2",
+    ]
 
 
 def test_a_result_has_items_answers_errors_and_versions(staged_run: LoadedRun, data: Path, tmp_path: Path) -> None:

@@ -52,6 +52,16 @@ def flip(file: Path, bit: int) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.usefixtures("packages")
+def test_what_is_converted_once_is_said_before_with_where_it_is_kept(tmp_path: Path) -> None:
+    source = PackageModel(path=NAME, device="cpu")
+    said = source.first_time()
+    assert said.startswith(f"{NAME}: converted once, a few seconds, and kept in {tmp_path / 'cache' / 'pdtrim-core' / 'models'}/")
+    source.open()
+    assert source.first_time() == ""
+    assert Path(said.rpartition(" ")[2]).is_dir()
+
+
 def test_a_sound_copy_is_kept(copy: Path) -> None:
     before = (copy / "model.safetensors").stat()
     opened_right()

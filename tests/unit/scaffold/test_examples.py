@@ -74,6 +74,13 @@ def test_plugins_are_imported_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_notebook_is_one_for_jupytext() -> None:
+    text = (EXAMPLES / "python_api.py").read_text()
+    assert text.startswith("# ---\n# jupyter:\n#   jupytext:\n")
+    assert text.count("\n# %%\n") >= 8
+    assert text.count("\n# %% [markdown]\n") >= 6
+
+
 @pytest.mark.model
 def test_the_notebook_sized_example_runs(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -1,0 +1,127 @@
+"""What a run tells while it works where nobody watches: an object of JSON a line, or nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from pdtrim_core.api.hookspecs import hookimpl
+from pdtrim_core.cli.heartbeat import SECONDS, Heartbeat
+from pdtrim_core.cli.terminal import say
+
+if TYPE_CHECKING:
+    from pdtrim_core.data.readings import Candidate
+    from pdtrim_core.plan.elements import Merge
+    from pdtrim_core.results.recovery import RecoveryResult
+    from pdtrim_core.results.task_results import TaskResult
+
+
+class JsonDisplay:
+    """Writes each event of a run as an object on a line of its own: `event`, `time` (seconds since the start) and its facts.
+
+    Where nothing happens for half a minute an event `working` repeats where the run stands.
+    """
+
+    def __init__(self, stream: TextIO, seconds: float = SECONDS) -> None:
+        self._stream = stream
+        self._begun = time.monotonic()
+        self._at: dict[str, Any] = {}
+        self._heartbeat = Heartbeat(lambda: self._write("working", **self._at), seconds)
+        self._candidates = 0
+
+    def working(self, doing: str = "") -> AbstractContextManager[object]:
+        """Return the context in which the stream is never silent for long."""
+        self._at = {"doing": doing}
+        return self._heartbeat
+
+    def say(self, text: str) -> None:
+        """Write what begins, which is not a step of a run."""
+        self._at = {"doing": text}
+        self._write("said", text=text)
+
+    @hookimpl
+    def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path, steps: Sequence[str]) -> None:
+        """Write the model, the folder and the steps."""
+        self._heartbeat.__enter__()
+        self._write("run_started", model=recipe["model"]["path"], out=str(out), steps=list(steps))
+
+    @hookimpl
+    def pdtrim_step_started(self, step: str, about: int | None) -> None:
+        """Write the step, with how many measurements it takes at most."""
+        self._at, self._candidates = {"step": step, "about": about}, 0
+        self._write("step_started", **self._at)
+
+    @hookimpl
+    def pdtrim_step_finished(self, step: str, seconds: float) -> None:
+        """Write how long the step took."""
+        self._write("step_finished", step=step, seconds=seconds, candidates=self._candidates)
+
+    @hookimpl
+    def pdtrim_note_made(self, note: str) -> None:
+        """Write a note."""
+        self._write("note", text=note)
+
+    @hookimpl
+    def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
+        """Write a candidate's score, None where it was cut short, and the best so far."""
+        self._candidates += 1
+        self._at = {**self._at, "candidates": self._candidates, "best": candidate.best}
+        self._write("candidate", number=candidate.number, score=candidate.reading.score, best=candidate.best)
+
+    @hookimpl
+    def pdtrim_work_advanced(self, what: str, number: int, count: int, share: float) -> None:
+        """Write how far the work of a step is."""
+        self._write("advanced", what=what, number=number, count=count, share=round(share, 4))
+
+    @hookimpl
+    def pdtrim_recovery_advanced(self, name: str, number: int, count: int, share: float) -> None:
+        """Write how far a recovery is."""
+        self._write("advanced", what=name, number=number, count=count, share=round(share, 4))
+
+    @hookimpl
+    def pdtrim_merge_trained(self, merge: Merge, trained: float, untrained: float) -> None:
+        """Write how a merge came out."""
+        self._write("merge", blocks=list(merge.blocks), untrained=untrained, trained=trained)
+
+    @hookimpl
+    def pdtrim_recovery_finished(self, result: RecoveryResult) -> None:
+        """Write how a recovery came out."""
+        kl = {"before": result.before.value, "after": result.after.value}
+        self._write("recovery", name=result.name, **kl, kept=result.kept, seconds=result.seconds)
+
+    @hookimpl
+    def pdtrim_fidelity_measured(self, result: TaskResult) -> None:
+        """Write how near a variant is to the dense model."""
+        self._write("fidelity", variant=result.variant, **{name: metric.value for name, metric in result.metrics.items()})
+
+    @hookimpl
+    def pdtrim_run_ended(self) -> None:
+        """Write that the run is over, finished or not."""
+        if self._heartbeat.inside:
+            self._heartbeat.__exit__(None, None, None)
+            self._write("run_ended")
+
+    def _write(self, event: str, **facts: Any) -> None:
+        self._heartbeat.said()
+        entry = {"event": event, "time": round(time.monotonic() - self._begun, 3), **facts}
+        say(json.dumps(entry), file=self._stream, flush=True)
+
+
+class QuietDisplay:
+    """Tells nothing while a run works; what comes out of it and what goes wrong is printed all the same."""
+
+    def working(self, doing: str = "") -> AbstractContextManager[object]:
+        """Return a context in which nothing is told."""
+        del doing
+        return nullcontext()
+
+    def say(self, text: str) -> None:
+        """Keep silent."""
+
+    @hookimpl
+    def pdtrim_run_ended(self) -> None:
+        """Keep silent."""
