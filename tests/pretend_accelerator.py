@@ -110,7 +110,11 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any], waits: Callable[[Any],
     device = wanted if wanted is not None and wanted.type == KIND else next(iter(devices), None)
     if device is None:
         return found
-    return tree_map(lambda one: PretendTensor(one, device) if isinstance(one, Tensor) else one, found)
+    # A view is an inference tensor where what it is a view of is one.
+    viewed = any(one.alias_info is not None for one in schema.arguments) and bool(tensors)
+    inference = tensors[0].is_inference() if viewed else torch.is_inference_mode_enabled()
+    with torch.inference_mode(inference):
+        return tree_map(lambda one: PretendTensor(one, device) if isinstance(one, Tensor) else one, found)
 
 
 class _Operations(TorchDispatchMode):
@@ -145,6 +149,10 @@ class _FromData(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.tolist:
             return args[0].detach().cpu().tolist() if args[0].device.type == KIND else args[0].tolist()
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].device.type == KIND:
+            at = args[1] if isinstance(args[1], tuple) else (args[1],)
+            at = tuple(torch.tensor(one, dtype=torch.long) if isinstance(one, list) else one for one in at)
+            args = (args[0], at, *args[2:])
         if func in FROM_DATA:
             own = args[0].device if func is torch.Tensor.new_tensor else None
             device = kwargs.pop("device", None) or own

@@ -351,5 +351,7 @@ class BlockModel:
 
 def _apart(result: Tensor, logits_NV: Tensor) -> Tensor:
     """Return a tensor that has no memory in common with logits."""
+    if result.device != logits_NV.device:
+        return result
     shared = result.untyped_storage().data_ptr() == logits_NV.untyped_storage().data_ptr()
     return result.clone() if shared else result
