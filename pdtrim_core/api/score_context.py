@@ -126,7 +126,8 @@ class ScoreContext:
             hidden = [recording.hidden_BTD]
             for index in range(self.block_count):
                 hidden.append(self.model.run(index, hidden[-1], recording.calls))
-            return tuple(hidden)
+            # Whoever compares two of them need not know where the model's blocks are.
+            return tuple(states_BTD.to(self.model.device) for states_BTD in hidden)
 
     def _groups(self) -> Iterator[list[tuple[int, ...]]]:
         group: list[tuple[int, ...]] = []

@@ -166,7 +166,9 @@ def _tokens_of_batch(walked: Walked, way: Way, batch: Any, layer: Layer, depth: 
     none_BT0 = after_BTD.new_empty(*after_BTD.shape[:2], 0)
     channels_BTF, made_BTD = seen or (none_BT0, none_BT0)
     given = (batch.hidden_BTD, batch.dense_BTD, made_BTD, after_BTD, batch.dense_at(depth, keep=True), channels_BTF)
-    return LayerTokens(*(states.flatten(0, -2)[batch.tokens_N] for states in given))
+    # All are where the layer's weights are, with which they are combined.
+    device = next(walked.module(way.stage, layer).parameters()).device
+    return LayerTokens(*(states.flatten(0, -2)[batch.tokens_N.to(states.device)].to(device) for states in given))
 
 
 @contextmanager

@@ -166,8 +166,8 @@ class StagedModel:
         rows: dict[int, Any] = {}
         for start in range(0, len(hidden_ND), step):
             here = ((batch.target_at >= start) & (batch.target_at < start + step)).nonzero()[:, 0]
-            at, targets = (values[here].to(hidden_ND.device) for values in (batch.target_at - start, batch.targets))
             dense_NV = _logprobs(dense, dense_ND[start : start + step])
+            at, targets = (values[here].to(dense_NV.device) for values in (batch.target_at - start, batch.targets))
             found = function(dense_NV, _logprobs(self._model, hidden_ND[start : start + step]), at, targets)
             rows.update(zip(here.tolist(), found.tolist(), strict=True))
         return [rows[number] for number in range(len(batch.targets))]
@@ -251,15 +251,15 @@ class StagedModel:
         # Where the stages differ, decode runs at most one block (`Plan` checks this), so its K/V of the prompt are computed
         # from the hidden states in front of this place, as prefill computes them.
         assert len(decode) <= 1
-        source_PQ, real_N = (index.to(decoded_BTD.device) for index in (prompts.source_PQ, prompts.real_N))
-        at_N = prompts.places.to(decoded_BTD.device)
-        read_PQD = hidden_BTD.flatten(0, 1)[source_PQ]
+        # What goes through a block may come out on another device than what passes it by.
+        read_PQD = hidden_BTD.flatten(0, 1)[prompts.source_PQ.to(hidden_BTD.device)]
         for number, branch in enumerate(prefill):
             if number and place.firsts is not None:
                 # Behind the first of several, each is a block of the model.
                 read_PQD = place.firsts.put(read_PQD, branch[0], prompts.own_firsts)
             read_PQD = self._run((branch,), read_PQD, prepared.prompt_recording.calls)
-        read_ND = read_PQD.flatten(0, 1)[real_N]
+        read_ND = read_PQD.flatten(0, 1)[prompts.real_N.to(read_PQD.device)].to(decoded_BTD.device)
+        at_N = prompts.places.to(decoded_BTD.device)
         return decoded_BTD.flatten(0, 1).index_copy(0, at_N, read_ND).view_as(decoded_BTD)
 
     def decoded(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:

@@ -90,6 +90,12 @@ class BlockModel:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @cached_property
+    def _places(self) -> tuple[torch.device, ...] | None:
+        """The device of each block; None where all are on one."""
+        places = tuple(next(block.parameters()).device for block in self.blocks)
+        return None if set(places) == {self.device} else places
+
     @property
     def attention(self) -> str:
         """How attention is computed, as transformers names it, such as sdpa."""
@@ -180,12 +186,14 @@ class BlockModel:
         """
         inputs: list[Tensor] = []
         calls: list[Call] = []
+        moved: dict[tuple[int, torch.device], Tensor] = {}
 
         def note(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 hidden, call = split_call(args, kwargs)
                 inputs.append(hidden)
-                calls.append(call)
+                # The blocks of a model may be on several devices: what a block is given beside the hidden states waits at its own.
+                calls.append(call if self._places is None else call.on(self._places[index], moved))
                 # One token is enough behind the last block: nobody reads what the head makes of it.
                 last = index == self.block_count - 1
                 return self.wrap(index, hidden.new_zeros(1, 1, self._last_width) if last else hidden)
@@ -200,6 +208,8 @@ class BlockModel:
         """Run one block (or a replacement module) as the model would, on the hidden states given."""
         block = self.blocks[index] if module is None else module
         call = calls[index]
+        if self._places is not None:
+            hidden_BTD = hidden_BTD.to(self._places[index])
         # Training goes on as it is: it changes weights, and keeps what a compiled block would fuse away.
         run = self._compiled_run if self.compiles and torch.is_inference_mode_enabled() else run_block
         try:

@@ -58,6 +58,8 @@ class RotatedBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Run the block with the arguments that the family gives its blocks."""
+        # The block in front may be on another device.
+        hidden_states = hidden_states.to(self.attention_shortcut.device)
         hidden_states = hidden_states @ self.attention_shortcut + self.attended(hidden_states, **kwargs)
         return hidden_states @ self.mlp_shortcut + self.fed(hidden_states)
 
@@ -77,6 +79,10 @@ class Batch(NamedTuple):
 
     hidden_BTD: Tensor
     calls: Sequence[Any]
+
+    def on(self, device: torch.device) -> Batch:
+        """Return the batch with its hidden states on a device."""
+        return Batch(self.hidden_BTD.to(device), self.calls)
 
 
 class Slicer:
@@ -101,6 +107,8 @@ class Slicer:
             blocks = model.get_submodule(self._dense.layout.blocks)
             for index in range(self._dense.block_count):
                 blocks[index] = RotatedBlock(blocks[index], self._hidden)
+                device = next(self._dense.blocks[index].parameters()).device
+                basis_HD, batches = basis_HD.to(device), [batch.on(device) for batch in batches]
                 basis_HD, batches = self._attention(blocks[index], index, basis_HD, batches)
                 basis_HD, batches = self._mlp(blocks[index], index, basis_HD, batches)
         dense = self._dense
@@ -182,7 +190,7 @@ def sliced_again(dense: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel
     for name, weight in weights.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        setattr(module, leaf, _parameter(weight, dense.model.get_input_embeddings().weight))
+        setattr(module, leaf, _parameter(weight, next(module.parameters())))
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
     width = blocks[0].mlp_shortcut.shape[0]
