@@ -87,7 +87,7 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any], waits: Callable[[Any],
             raise RuntimeError(f"Expected all tensors to be on the same device, but found {' and '.join(places)} ({func})")
     on_host = wanted is not None and wanted.type != KIND
     to_host = devices and ((func in COPIES and on_host) or (func is aten.copy_.default and tensors[0].device.type != KIND))
-    by_truth = func in INDEXING and any(one.dtype == torch.bool for one in tensors[1:] if one.device.type == KIND)
+    by_truth = func in INDEXING and any(one.dtype == torch.bool for one in tree_flatten(args[1])[0] if isinstance(one, PretendTensor))
     if devices and (func in WAITS or by_truth or to_host):
         waits(func)
     if func is aten._fused_sdp_choice.default:

@@ -105,20 +105,20 @@ class StagedModel:
         batch = prepared.batch
         hidden_ND = self.hidden_at_targets(prepared)
 
-        def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor]:
             here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
             at = (batch.target_at[here] - start).to(logits_NV.device)
             targets = batch.targets[here].to(logits_NV.device)
             # log_softmax in float32 is off by about 1e-5 a token, always in the same direction; logsumexp is not.
             logprobs = logits_NV[at, targets].float() - normaliser(logits_NV)[at]
             first = likeliest(logits_NV, at, targets) if greedy else torch.zeros_like(at, dtype=torch.bool)
-            return here.cpu(), logprobs.cpu(), first.cpu()
+            # In one piece, for which the host waits once.
+            return here, torch.stack([logprobs, first.float()]).cpu()
 
-        logprobs = torch.empty(len(batch.targets), dtype=torch.float32)
-        firsts = torch.zeros(len(batch.targets), dtype=torch.bool)
-        for here, of_these, firsts_of_these in self._model.map_logits(hidden_ND, scored):
-            logprobs[here], firsts[here] = of_these, firsts_of_these
-        return logprobs, firsts
+        both = torch.zeros(2, len(batch.targets), dtype=torch.float32)
+        for here, of_these in self._model.map_logits(hidden_ND, scored):
+            both[:, here] = of_these
+        return both[0], both[1].bool()
 
     def divergences(self, items: Sequence[Item], along: Along = "both") -> list[float]:
         """Return for each item how far this plan is from the dense model, 0 or more.
@@ -340,6 +340,9 @@ def normaliser(logits_NV: Tensor) -> Tensor:
 
 def likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Tell for each target whether `argmax` over the vocabulary, at its position, is that token."""
+    if logits_NV.device.type != "cpu":
+        # How many are close is known on the device alone.
+        return logits_NV.argmax(dim=-1)[at] == targets
     # A maximum is found many times faster than its index, and most targets are below it.
     first = logits_NV[at, targets] == logits_NV.amax(dim=-1)[at]
     close = first.nonzero()[:, 0]

@@ -316,7 +316,9 @@ class BlockModel:
         with self.patched({**patches, self.block_count - 1: hand_over}):
             # One token a row, so that no mask and no position beyond the first is ever made.
             ids = torch.zeros((len(hidden_ND), 1), dtype=torch.long, device=self.device)
-            return model(input_ids=ids, use_cache=False)
+            # Without a mask the model would look at the positions to make one, which the host would have to wait for.
+            mask = torch.ones((len(hidden_ND), 1, 1, 1), dtype=torch.bool, device=self.device)
+            return model(input_ids=ids, use_cache=False, **self._looks(mask, ids))
 
     @contextmanager
     def patched(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
