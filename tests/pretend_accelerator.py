@@ -49,19 +49,21 @@ class PretendTensor(torch.Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor, device: torch.device) -> Self:
+    def __new__(cls: type[Self], held: Tensor, device: torch.device) -> Self:
         """Wrap a tensor that is in main memory."""
-        made: Self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Self = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=device
         )
         made.held = held
         return made
 
-    def __repr__(self, **_options: Any) -> str:
+    def __repr__(self, **_options: Any) -> str:  # type: ignore[override]
         return f"PretendTensor({self.held!r}, {self.device})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Run an operation where no accelerator is being pretended, such as when a test compares."""
         del types
         return _run(func, args, kwargs or {}, lambda _: None)
@@ -78,48 +80,56 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any], waits: Callable[[Any],
     tensors = [one for one in flat if isinstance(one, Tensor)]
     devices = {one.device for one in tensors if one.device.type == KIND}
     wanted = _indexed(kwargs["device"]) if kwargs.get("device") is not None else None
-    if func not in COPIES:
-        strangers = [one for one in tensors if one.device.type != KIND and one.dim()]
-        if func in INDEXING:
-            strangers = [one for one in strangers if one is tensors[0] or one.dtype not in (torch.long, torch.bool)]
-        if len(devices) > 1 or (devices and strangers):
-            places = sorted({str(one.device) for one in tensors if one.dim()})
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found {' and '.join(places)} ({func})")
+    _check_meeting(func, tensors, devices)
     on_host = wanted is not None and wanted.type != KIND
-    to_host = devices and ((func in COPIES and on_host) or (func is aten.copy_.default and tensors[0].device.type != KIND))
-    by_truth = func in INDEXING and any(one.dtype == torch.bool for one in tree_flatten(args[1])[0] if isinstance(one, PretendTensor))
-    if devices and (func in WAITS or by_truth or to_host):
+    if devices and _is_awaited(func, args, tensors, on_host=on_host):
         waits(func)
     if func is aten._fused_sdp_choice.default:
         return 0  # the way that has no kernel of its own
     inner = [one.held if isinstance(one, PretendTensor) else one for one in flat]
     inner_args, inner_kwargs = tree_unflatten(inner, spec)
-    if wanted is not None and wanted.type == KIND:
+    if wanted is not None and not on_host:
         inner_kwargs["device"] = torch.device("cpu")
-    if func is aten._to_copy.default and devices and wanted is not None and wanted not in devices:
-        # Between devices there is always a copy, though all of these are main memory.
-        inner_kwargs.pop("non_blocking", None)
+    if func is aten.histc.default:
+        inner_args = (inner_args[0].float(), *inner_args[1:])  # the processor has none of whole numbers
     found = func(*inner_args, **inner_kwargs)
-    schema = func._schema
-    changed = [one.name for one in schema.arguments if one.alias_info is not None and one.alias_info.is_write]
-    if changed and len(schema.returns) <= 1:
-        named = {one.name: value for one, value in zip(schema.arguments, args, strict=False)} | dict(kwargs)
+    changed = [one.name for one in func._schema.arguments if one.alias_info is not None and one.alias_info.is_write]
+    if changed and len(func._schema.returns) <= 1:
+        named = {one.name: value for one, value in zip(func._schema.arguments, args, strict=False)} | dict(kwargs)
         return named[changed[0]]
-    if on_host:
-        return found
-    device = wanted if wanted is not None and wanted.type == KIND else next(iter(devices), None)
-    if device is None:
-        return found
-    # A view is an inference tensor where what it is a view of is one.
-    viewed = any(one.alias_info is not None for one in schema.arguments) and bool(tensors)
+    device = wanted if wanted is not None else next(iter(devices), None)
+    return found if device is None or on_host else _wrapped(found, device, func, tensors)
+
+
+def _check_meeting(func: Any, tensors: list[Tensor], devices: set[torch.device]) -> None:
+    """Raise for tensors of several places, but for numbers of the host, and for indices of the host."""
+    if func in COPIES or not devices:
+        return
+    strangers = [one for one in tensors if one.device.type != KIND and one.dim()]
+    if func in INDEXING:
+        strangers = [one for one in strangers if one is tensors[0] or one.dtype not in (torch.long, torch.bool)]
+    if len(devices) > 1 or strangers:
+        places = sorted({str(one.device) for one in tensors if one.dim()})
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found {' and '.join(places)} ({func})")
+
+
+def _is_awaited(func: Any, args: Any, tensors: list[Tensor], *, on_host: bool) -> bool:
+    if func in INDEXING:
+        return any(one.dtype == torch.bool for one in tree_flatten(args[1])[0] if isinstance(one, PretendTensor))
+    return func in WAITS or (func in COPIES and on_host) or (func is aten.copy_.default and tensors[0].device.type != KIND)
+
+
+def _wrapped(found: Any, device: torch.device, func: Any, tensors: list[Tensor]) -> Any:
+    """Return the tensors of a result as tensors of a device; a view is an inference tensor where what it is a view of is one."""
+    viewed = any(one.alias_info is not None for one in func._schema.arguments) and bool(tensors)
     inference = tensors[0].is_inference() if viewed else torch.is_inference_mode_enabled()
     with torch.inference_mode(inference):
         return tree_map(lambda one: PretendTensor(one, device) if isinstance(one, Tensor) else one, found)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, accelerator: PretendAccelerator) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._accelerator = accelerator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,7 +148,9 @@ class _HostGenerator(torch.Generator):
     """Draws on the host what is drawn for a pretended device."""
 
     def __new__(cls, device: Any = "cpu") -> Self:
-        return super().__new__(cls, "cpu" if torch.device(device).type == KIND else device)
+        return super().__new__(  # type: ignore[call-arg]
+            cls, "cpu" if torch.device(device).type == KIND else device
+        )
 
 
 class _FromData(TorchFunctionMode):
@@ -202,9 +214,9 @@ class PretendAccelerator:
         enter = self._entered.enter_context
         enter(mock.patch.object(torch, KIND, module, create=True))
         enter(mock.patch.object(torch, "Generator", _HostGenerator))
-        enter(mock.patch.object(torch.accelerator, "is_available", lambda: True))
-        enter(mock.patch.object(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device(KIND)))
-        enter(mock.patch.object(torch.accelerator, "device_count", lambda: self.count))
+        enter(mock.patch.object(torch.accelerator, "is_available", return_value=True))
+        enter(mock.patch.object(torch.accelerator, "current_accelerator", return_value=torch.device(KIND)))
+        enter(mock.patch.object(torch.accelerator, "device_count", return_value=self.count))
         enter(_FromData())
         enter(_Operations(self))
         return self
