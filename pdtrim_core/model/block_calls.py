@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 
+Moved = dict[tuple[int, torch.device], tuple[Tensor, Tensor]]
+"""Tensors on other devices, with what they are there, by their numbers in this process and the device."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -23,16 +26,16 @@ class Call:
     kwargs: Mapping[str, Any]
     by_keyword: bool
 
-    def on(self, device: torch.device, moved: dict[tuple[int, torch.device], Tensor]) -> Call:
+    def on(self, device: torch.device, moved: Moved) -> Call:
         """Return the same call with its tensors on a device; `moved` remembers which were moved, for blocks that share them."""
 
         def there(tensor: Tensor) -> Tensor:
             if tensor.device == device:
                 return tensor
-            found = moved.get((id(tensor), device))
-            if found is None:
-                found = moved[id(tensor), device] = tensor.to(device)
-            return found
+            # With the tensor itself, since the number of one that is gone may become another one's.
+            if (id(tensor), device) not in moved:
+                moved[id(tensor), device] = tensor, tensor.to(device)
+            return moved[id(tensor), device][1]
 
         kwargs = {name: _changed(value, there) for name, value in self.kwargs.items()}
         return Call(_changed(self.args, there), kwargs, self.by_keyword)

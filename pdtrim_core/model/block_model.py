@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError, reason_of
-from pdtrim_core.model.block_calls import Call, run_block, split_call
+from pdtrim_core.model.block_calls import Call, Moved, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.dtypes import stored_as
 from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
@@ -176,7 +176,7 @@ class BlockModel:
         """
         inputs: list[Tensor] = []
         calls: list[Call] = []
-        moved: dict[tuple[int, torch.device], Tensor] = {}
+        moved: Moved = {}
 
         def note(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:

@@ -129,9 +129,9 @@ class Slicer:
         if dense.weight is self._dense.model.get_output_embeddings().weight:
             return torch.eye(self._hidden, dtype=torch.float64, device=dense.weight.device), batches
         basis_HD = self._axes([batch.hidden_BTD for batch in batches], "before block 0")
-        sliced = nn.Embedding(dense.num_embeddings, self._width, dense.padding_idx, device="meta")
-        sliced.weight = _parameter(dense.weight.double() @ basis_HD, dense.weight)
-        model.set_input_embeddings(sliced)
+        # The copy's own module, which is given its tokens wherever its weights are.
+        sliced = model.get_input_embeddings()
+        sliced.weight, sliced.embedding_dim = _parameter(dense.weight.double() @ basis_HD, dense.weight), self._width
         return basis_HD, [Batch(_rotated(batch.hidden_BTD, basis_HD), batch.calls) for batch in batches]
 
     def _attention(self, block: RotatedBlock, index: int, basis_HD: Tensor, batches: list[Batch]) -> tuple[Tensor, list[Batch]]:
