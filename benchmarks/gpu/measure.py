@@ -168,6 +168,7 @@ class Prunings:
             "candidates": outcome.candidates,
             "plan": {"prefill": str(saved.prefill), "decode": str(saved.decode)},
             "given_back": f"{sum(gain.kept_in_prefill for gain in outcome.gains)} of {len(saved.decode)}",
+            "merges_trained": len(outcome.merges),
             "notes": outcome.notes,
         }
 
@@ -192,6 +193,12 @@ def parts(host: PluginHost, options: argparse.Namespace) -> dict[str, Callable[[
         "pruning cost, ours": {"splitter": gain},
         "refinement of another pruner's plan": {"pruner": "shortgpt", "splitter": {**gain, "unit": "relative"}},
         "pruning cost, SLEB's loop": {"searcher": "sequential", "splitter": "unified"},
+        "one trained merge": {
+            "searcher": "greedy",
+            "splitter": "unified",
+            "distiller": {"use": "mse", "epochs": 1},
+            "prune": {"blocks": 1, "merge_threshold": -1.0},
+        },
     }
     return {
         "table3 bfloat16": lambda: table3(host, shape, options, "bfloat16"),

@@ -109,13 +109,23 @@ class ScoreContext:
 
         They take part in no gradient, and between two of them the thread is in the mode that it was in.
         """
-        lengths, tokens = torch.zeros(self.block_count + 1, dtype=torch.float64), 0
-        for batch in self.token_batches():
+        for states, _ in self._with_places():
+            yield states
+
+    def _with_places(self) -> Iterator[tuple[HiddenStates, Tensor]]:
+        """Yield the batches, each with the places of its real tokens, counted through all rows; these are of the host.
+
+        An accelerator is not waited for in between.
+        """
+        lengths, tokens = torch.zeros(self.block_count + 1, dtype=torch.float64, device=self.model.device), 0
+        for group, batch in zip(self._groups(), self.token_batches(), strict=True):
             hidden = self._hidden(batch)
+            width = batch.ids_BT.shape[1]
+            at_N = torch.cat([torch.arange(row * width, row * width + len(text)) for row, text in enumerate(group)])
             with torch.no_grad():
-                lengths += torch.stack([_total_length(states_BTD, batch.is_token_BT) for states_BTD in hidden]).cpu()
-            tokens += int(batch.is_token_BT.sum())
-            yield HiddenStates(hidden, batch.is_token_BT)
+                lengths += torch.stack([_total_length(states_BTD, at_N) for states_BTD in hidden])
+            tokens += len(at_N)
+            yield HiddenStates(hidden, batch.is_token_BT), at_N
         if tokens:
             self.norms = tuple((lengths / tokens).tolist())
 
@@ -126,7 +136,8 @@ class ScoreContext:
             hidden = [recording.hidden_BTD]
             for index in range(self.block_count):
                 hidden.append(self.model.run(index, hidden[-1], recording.calls))
-            return tuple(hidden)
+            # Whoever compares two of them need not know where the model's blocks are.
+            return tuple(states_BTD.to(self.model.device) for states_BTD in hidden)
 
     def _groups(self) -> Iterator[list[tuple[int, ...]]]:
         group: list[tuple[int, ...]] = []
@@ -158,19 +169,20 @@ class ScoreContext:
 
     def _means(self, similarity: Callable[[Tensor, Tensor], Tensor], lengths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """Return for each length the mean similarity across so many blocks, by the first of them; one pass for all."""
-        found = [torch.zeros(max(0, self.block_count + 1 - length), dtype=torch.float64) for length in lengths]
+        counts = [max(0, self.block_count + 1 - length) for length in lengths]
+        found = [torch.zeros(count, dtype=torch.float64, device=self.model.device) for count in counts]
         tokens = 0
-        for batch in self.batches():
+        for batch, at_N in self._with_places():
             states = [hidden.float() for hidden in batch.hidden]
-            tokens += int(batch.is_token_BT.sum())
+            tokens += len(at_N)
             for length, sums in zip(lengths, found, strict=True):
                 for index in range(len(sums)):
                     alike_BT = similarity(states[index], states[index + length])
-                    sums[index] += alike_BT[batch.is_token_BT].double().sum().item()
+                    sums[index] += alike_BT.flatten()[at_N].double().sum()
         return tuple(tuple((sums / tokens).tolist()) for sums in found)
 
 
-def _total_length(states_BTD: Tensor, is_token_BT: Tensor) -> Tensor:
+def _total_length(states_BTD: Tensor, at_N: Tensor) -> Tensor:
     """Return the sum of the Euclidean norms of all real tokens' states, in float64."""
     lengths_BT: Tensor = states_BTD.float().norm(dim=-1)
-    return lengths_BT[is_token_BT].double().sum()
+    return lengths_BT.flatten()[at_N].double().sum()

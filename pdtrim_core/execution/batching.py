@@ -196,10 +196,10 @@ class RowLayout:
         return Batch(
             rows=rows,
             prompts=self._prompts(segments, places, rows.ids_BT.shape[1], device),
-            at_row=torch.tensor([row for row, _ in looks], device=device),
-            at_column=torch.tensor([column for _, column in looks], device=device),
-            targets=torch.tensor([token for token, _, _ in targets], device=device),
-            target_at=torch.tensor([look for _, look, _ in targets], device=device),
+            at_row=torch.tensor([row for row, _ in looks]),
+            at_column=torch.tensor([column for _, column in looks]),
+            targets=torch.tensor([token for token, _, _ in targets]),
+            target_at=torch.tensor([look for _, look, _ in targets]),
             owners=tuple(owner for _, _, owner in targets),
         )
 

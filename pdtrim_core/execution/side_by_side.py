@@ -52,8 +52,8 @@ def _of_batch(prefix_cache: PrefixCache, models: Sequence[StagedModel], prepared
     rows = [torch.empty(len(batch.targets), 5, dtype=torch.float64) for _ in models]
     for start in range(0, len(dense_ND), step):
         here = ((batch.target_at >= start) & (batch.target_at < start + step)).nonzero()[:, 0]
-        at, targets = (values[here].to(dense_ND.device) for values in (batch.target_at - start, batch.targets))
         (dense_NV,) = dense.logits(dense_ND[start : start + step])
+        at, targets = (values[here].to(dense_NV.device) for values in (batch.target_at - start, batch.targets))
         dense_NV.sub_(normaliser(dense_NV)[:, None])
         top_N, dense_of_targets = dense_NV.argmax(dim=-1), dense_NV[at, targets]
         for own, hidden_ND in zip(rows, hidden, strict=True):
@@ -62,7 +62,7 @@ def _of_batch(prefix_cache: PrefixCache, models: Sequence[StagedModel], prepared
             same_N = likeliest(plan_NV, torch.arange(len(top_N), device=top_N.device), top_N)
             divergence_N, overlap_N = _distances(dense_NV, plan_NV)
             numbers = [divergence_N[at], same_N[at], overlap_N[at], plan_NV[at, targets], dense_of_targets]
-            own[here.cpu()] = torch.stack(numbers, dim=1).double().cpu()
+            own[here] = torch.stack(numbers, dim=1).double().cpu()
     return [own.tolist() for own in rows]
 
 

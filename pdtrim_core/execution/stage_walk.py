@@ -20,6 +20,7 @@ from pdtrim_core.execution.stage_modules import removed_module_of
 from pdtrim_core.execution.walk_ways import Alone, Pair, Way
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.several_devices import device_of
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer, gone_behind
 
@@ -166,7 +167,9 @@ def _tokens_of_batch(walked: Walked, way: Way, batch: Any, layer: Layer, depth: 
     none_BT0 = after_BTD.new_empty(*after_BTD.shape[:2], 0)
     channels_BTF, made_BTD = seen or (none_BT0, none_BT0)
     given = (batch.hidden_BTD, batch.dense_BTD, made_BTD, after_BTD, batch.dense_at(depth, keep=True), channels_BTF)
-    return LayerTokens(*(states.flatten(0, -2)[batch.tokens_N] for states in given))
+    # All are where the layer's weights are, with which they are combined.
+    device = device_of(walked.module(way.stage, layer))
+    return LayerTokens(*(states.flatten(0, -2)[batch.tokens_N.to(states.device)].to(device) for states in given))
 
 
 @contextmanager

@@ -105,20 +105,20 @@ class StagedModel:
         batch = prepared.batch
         hidden_ND = self.hidden_at_targets(prepared)
 
-        def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor]:
             here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
             at = (batch.target_at[here] - start).to(logits_NV.device)
             targets = batch.targets[here].to(logits_NV.device)
             # log_softmax in float32 is off by about 1e-5 a token, always in the same direction; logsumexp is not.
             logprobs = logits_NV[at, targets].float() - normaliser(logits_NV)[at]
             first = likeliest(logits_NV, at, targets) if greedy else torch.zeros_like(at, dtype=torch.bool)
-            return here.cpu(), logprobs.cpu(), first.cpu()
+            # In one piece, for which the host waits once.
+            return here, torch.stack([logprobs, first.float()]).cpu()
 
-        logprobs = torch.empty(len(batch.targets), dtype=torch.float32)
-        firsts = torch.zeros(len(batch.targets), dtype=torch.bool)
-        for here, of_these, firsts_of_these in self._model.map_logits(hidden_ND, scored):
-            logprobs[here], firsts[here] = of_these, firsts_of_these
-        return logprobs, firsts
+        both = torch.zeros(2, len(batch.targets), dtype=torch.float32)
+        for here, of_these in self._model.map_logits(hidden_ND, scored):
+            both[:, here] = of_these
+        return both[0], both[1].bool()
 
     def divergences(self, items: Sequence[Item], along: Along = "both") -> list[float]:
         """Return for each item how far this plan is from the dense model, 0 or more.
@@ -166,8 +166,8 @@ class StagedModel:
         rows: dict[int, Any] = {}
         for start in range(0, len(hidden_ND), step):
             here = ((batch.target_at >= start) & (batch.target_at < start + step)).nonzero()[:, 0]
-            at, targets = (values[here].to(hidden_ND.device) for values in (batch.target_at - start, batch.targets))
             dense_NV = _logprobs(dense, dense_ND[start : start + step])
+            at, targets = (values[here].to(dense_NV.device) for values in (batch.target_at - start, batch.targets))
             found = function(dense_NV, _logprobs(self._model, hidden_ND[start : start + step]), at, targets)
             rows.update(zip(here.tolist(), found.tolist(), strict=True))
         return [rows[number] for number in range(len(batch.targets))]
@@ -251,15 +251,15 @@ class StagedModel:
         # Where the stages differ, decode runs at most one block (`Plan` checks this), so its K/V of the prompt are computed
         # from the hidden states in front of this place, as prefill computes them.
         assert len(decode) <= 1
-        source_PQ, real_N = (index.to(decoded_BTD.device) for index in (prompts.source_PQ, prompts.real_N))
-        at_N = prompts.places.to(decoded_BTD.device)
-        read_PQD = hidden_BTD.flatten(0, 1)[source_PQ]
+        # What goes through a block may come out on another device than what passes it by.
+        read_PQD = hidden_BTD.flatten(0, 1)[prompts.source_PQ.to(hidden_BTD.device)]
         for number, branch in enumerate(prefill):
             if number and place.firsts is not None:
                 # Behind the first of several, each is a block of the model.
                 read_PQD = place.firsts.put(read_PQD, branch[0], prompts.own_firsts)
             read_PQD = self._run((branch,), read_PQD, prepared.prompt_recording.calls)
-        read_ND = read_PQD.flatten(0, 1)[real_N]
+        read_ND = read_PQD.flatten(0, 1)[prompts.real_N.to(read_PQD.device)].to(decoded_BTD.device)
+        at_N = prompts.places.to(decoded_BTD.device)
         return decoded_BTD.flatten(0, 1).index_copy(0, at_N, read_ND).view_as(decoded_BTD)
 
     def decoded(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
@@ -340,6 +340,9 @@ def normaliser(logits_NV: Tensor) -> Tensor:
 
 def likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Tell for each target whether `argmax` over the vocabulary, at its position, is that token."""
+    if logits_NV.device.type != "cpu":
+        # How many are close is known on the device alone.
+        return logits_NV.argmax(dim=-1)[at] == targets
     # A maximum is found many times faster than its index, and most targets are below it.
     first = logits_NV[at, targets] == logits_NV.amax(dim=-1)[at]
     close = first.nonzero()[:, 0]

@@ -130,7 +130,7 @@ class TwoPhaseModel:
                 if count == max_new_tokens or not stay:
                     break
                 if len(stay) < len(running):
-                    rows = torch.tensor(stay, device=tokens_B.device)
+                    rows = torch.tensor(stay)  # of the host, since K/V may be on several devices
                     handed.keep_rows(rows)
                     tokens_B, mask_BT, running = tokens_B[rows], mask_BT[rows], [running[row] for row in stay]
                 mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(running), 1)], dim=1)

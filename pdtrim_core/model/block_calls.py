@@ -5,7 +5,7 @@ Shape suffixes: B batch, T token, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
+
+Moved = dict[tuple[int, torch.device], tuple[Tensor, Tensor]]
+"""Tensors on other devices, with what they are there, by their numbers in this process and the device."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,28 @@ class Call:
     kwargs: Mapping[str, Any]
     by_keyword: bool
 
+    def on(self, device: torch.device, moved: Moved) -> Call:
+        """Return the same call with its tensors on a device; `moved` remembers which were moved, for blocks that share them."""
+
+        def there(tensor: Tensor) -> Tensor:
+            if tensor.device == device:
+                return tensor
+            # With the tensor itself, since the number of one that is gone may become another one's.
+            if (id(tensor), device) not in moved:
+                moved[id(tensor), device] = tensor, tensor.to(device)
+            return moved[id(tensor), device][1]
+
+        kwargs = {name: _changed(value, there) for name, value in self.kwargs.items()}
+        return Call(_changed(self.args, there), kwargs, self.by_keyword)
+
     def to(self, dtype: torch.dtype) -> Call:
         """Return the same call with every floating tensor of it in another number format; masks of truth values stay."""
-        kwargs = {name: _in_format(value, dtype) for name, value in self.kwargs.items()}
-        return Call(_in_format(self.args, dtype), kwargs, self.by_keyword)
+
+        def in_format(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        kwargs = {name: _changed(value, in_format) for name, value in self.kwargs.items()}
+        return Call(_changed(self.args, in_format), kwargs, self.by_keyword)
 
 
 def run_block(
@@ -55,10 +76,10 @@ def hidden_of(output: Any) -> Tensor:
     return tensor
 
 
-def _in_format(value: Any, dtype: torch.dtype) -> Any:
-    """Return a value of a call with its floating tensors in a number format, those within tuples and lists too."""
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a value of a call with its tensors changed, those within tuples and lists too."""
     if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
+        return change(value)
     if type(value) in (tuple, list):
-        return type(value)(_in_format(part, dtype) for part in value)
+        return type(value)(_changed(part, change) for part in value)
     return value

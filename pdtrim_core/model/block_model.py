@@ -8,12 +8,11 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -21,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError, reason_of
-from pdtrim_core.model.block_calls import Call, run_block, split_call
+from pdtrim_core.model.block_calls import Call, Moved, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.dtypes import stored_as
+from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
+from pdtrim_core.model.several_devices import device_of, weights_of
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_config, probe
 from pdtrim_core.plan.costs import ModelSizes
@@ -68,6 +69,8 @@ class BlockModel:
         self.license = license_id
         self.dtypes: Mapping[str, str] = dict(dtypes or {})
         """The number formats of the checkpoint; see `LoadedModel`."""
+        self.files: tuple[Path, ...] = ()
+        """The files that the weights come from, set by who opened them; hashes of the weights are remembered for these."""
         self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(layout.blocks))
         self.config = model.config.get_text_config()
         check_config(model.config, self.config, name)
@@ -87,8 +90,13 @@ class BlockModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return device_of(self.model.get_input_embeddings())
+
+    @cached_property
+    def _places(self) -> tuple[torch.device, ...] | None:
+        """The device of each block; None where all are on one."""
+        places = tuple(device_of(block) for block in self.blocks)
+        return None if set(places) == {self.device} else places
 
     @property
     def attention(self) -> str:
@@ -146,28 +154,16 @@ class BlockModel:
     @cached_property
     def fingerprint(self) -> str:
         """A SHA-256 of names, shapes and weights; the same whatever number format the weights are loaded in."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-            weights = parameter.detach().to(torch.bfloat16).contiguous().cpu().view(torch.uint8)
-            digest.update(memoryview(weights.flatten().numpy()))
-        return digest.hexdigest()
+        return fingerprint_of(self.model, self.files)
 
     @cached_property
     def exact_fingerprint(self) -> str:
         """A SHA-256 of all that decides the model's numbers: its config, and its weights and buffers to the bit."""
-        ignored = ("dtype", "torch_dtype", "transformers_version", "architectures")
-        config = {k: v for k, v in self.model.config.to_dict().items() if not k.startswith("_") and k not in ignored}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, tensor in sorted([*self.model.named_parameters(), *self.model.named_buffers()], key=lambda named: named[0]):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return exact_fingerprint_of(self.model, self.files)
 
     def check_finite(self) -> None:
         """Raise `PdtrimError` naming the first weight that holds a NaN or an infinity."""
-        for name, parameter in self.model.named_parameters():
-            weights = parameter.detach()
+        for name, weights in weights_of(self.model):
             # A sum is quick, and finite only where all weights are; one that is not may be of large weights.
             if not torch.isfinite(weights.sum()) and not torch.isfinite(weights).all():
                 raise PdtrimError(f"{self.name}: the weight {name} holds a NaN or an infinity; the checkpoint is damaged")
@@ -180,12 +176,14 @@ class BlockModel:
         """
         inputs: list[Tensor] = []
         calls: list[Call] = []
+        moved: Moved = {}
 
         def note(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 hidden, call = split_call(args, kwargs)
                 inputs.append(hidden)
-                calls.append(call)
+                # Blocks may be on several devices: what a block is given beside the hidden states waits at its own.
+                calls.append(call if self._places is None else call.on(self._places[index], moved))
                 # One token is enough behind the last block: nobody reads what the head makes of it.
                 last = index == self.block_count - 1
                 return self.wrap(index, hidden.new_zeros(1, 1, self._last_width) if last else hidden)
@@ -200,6 +198,8 @@ class BlockModel:
         """Run one block (or a replacement module) as the model would, on the hidden states given."""
         block = self.blocks[index] if module is None else module
         call = calls[index]
+        if self._places is not None:
+            hidden_BTD = hidden_BTD.to(self._places[index])
         # Training goes on as it is: it changes weights, and keeps what a compiled block would fuse away.
         run = self._compiled_run if self.compiles and torch.is_inference_mode_enabled() else run_block
         try:
@@ -306,7 +306,9 @@ class BlockModel:
         with self.patched({**patches, self.block_count - 1: hand_over}):
             # One token a row, so that no mask and no position beyond the first is ever made.
             ids = torch.zeros((len(hidden_ND), 1), dtype=torch.long, device=self.device)
-            return model(input_ids=ids, use_cache=False)
+            # Without a mask the model would look at the positions to make one, which the host would have to wait for.
+            mask = torch.ones((len(hidden_ND), 1, 1, 1), dtype=torch.bool, device=self.device)
+            return model(input_ids=ids, use_cache=False, **self._looks(mask, ids))
 
     @contextmanager
     def patched(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
@@ -351,5 +353,7 @@ class BlockModel:
 
 def _apart(result: Tensor, logits_NV: Tensor) -> Tensor:
     """Return a tensor that has no memory in common with logits."""
+    if result.device != logits_NV.device:
+        return result
     shared = result.untyped_storage().data_ptr() == logits_NV.untyped_storage().data_ptr()
     return result.clone() if shared else result

@@ -24,8 +24,10 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     """Open a model and find its blocks. Raises `PdtrimError` for a model that cannot be pruned, with the reason."""
     with blame(host.label_of(source)):
         loaded = source.open()
+        files = source.files() or ()
     layout = host.find_blocks(loaded.model, loaded.name)
     model = BlockModel(loaded.model, loaded.tokenizer, layout, name=loaded.name, license_id=loaded.license, dtypes=loaded.dtypes)
+    model.files = tuple(files)
     model.check_finite()
     return model
 

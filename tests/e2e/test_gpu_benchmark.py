@@ -37,13 +37,14 @@ def test_all_parts_run_without_an_installation(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["left_out"] == {}
-    assert len(found["parts"]) == 5
+    assert len(found["parts"]) == 6
     assert found["device"]
     for dtype in ("bfloat16", "float32"):
         by_blocks = found["parts"][f"table3 {dtype}"]
         assert {blocks: len(part["plan"]["decode"]) for blocks, part in by_blocks.items()} == {"1": 1, "3": 3}
         assert all(part["dtype"] == dtype for part in by_blocks.values())
     assert found["parts"]["pruning cost, ours"]["seconds"] > 0
+    assert found["parts"]["one trained merge"]["merges_trained"] >= 1
     assert found["parts"]["refinement of another pruner's plan"]["steps"]["split the stages"] > 0
     assert "Table 3, ms" in done.stdout
 

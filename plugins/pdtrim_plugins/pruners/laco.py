@@ -178,7 +178,7 @@ class Likeness:
             hidden_BTD = self._recording.hidden_BTD
             for run in runs:
                 hidden_BTD = self.model.run(run.first, hidden_BTD, self._recording.calls, run.module)
-            normed_ND = self.model.normed(hidden_BTD[self._is_token_BT]).float()
+            normed_ND = self.model.normed(hidden_BTD[self._is_token_BT.to(hidden_BTD.device)]).float()
             return list(torch.split(normed_ND, self._lengths))
 
 
@@ -212,7 +212,7 @@ def folded_block(blocks: Sequence[nn.Module], way: Way) -> nn.Module:
                 continue
             if way == "laco-paper":
                 start = weight.float()
-                weight.copy_(start + sum(other[name].float() - start for other in others))
+                weight.copy_(start + sum(other[name].to(start) - start for other in others))
             else:
                 weight.copy_(others[-1][name])
     return module

@@ -58,6 +58,8 @@ class RotatedBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Run the block with the arguments that the family gives its blocks."""
+        # The block in front may be on another device.
+        hidden_states = hidden_states.to(self.attention_shortcut.device)
         hidden_states = hidden_states @ self.attention_shortcut + self.attended(hidden_states, **kwargs)
         return hidden_states @ self.mlp_shortcut + self.fed(hidden_states)
 
@@ -77,6 +79,10 @@ class Batch(NamedTuple):
 
     hidden_BTD: Tensor
     calls: Sequence[Any]
+
+    def on(self, device: torch.device) -> Batch:
+        """Return the batch with its hidden states on a device."""
+        return Batch(self.hidden_BTD.to(device), self.calls)
 
 
 class Slicer:
@@ -101,6 +107,8 @@ class Slicer:
             blocks = model.get_submodule(self._dense.layout.blocks)
             for index in range(self._dense.block_count):
                 blocks[index] = RotatedBlock(blocks[index], self._hidden)
+                device = next(self._dense.blocks[index].parameters()).device
+                basis_HD, batches = basis_HD.to(device), [batch.on(device) for batch in batches]
                 basis_HD, batches = self._attention(blocks[index], index, basis_HD, batches)
                 basis_HD, batches = self._mlp(blocks[index], index, basis_HD, batches)
         dense = self._dense
@@ -121,9 +129,9 @@ class Slicer:
         if dense.weight is self._dense.model.get_output_embeddings().weight:
             return torch.eye(self._hidden, dtype=torch.float64, device=dense.weight.device), batches
         basis_HD = self._axes([batch.hidden_BTD for batch in batches], "before block 0")
-        sliced = nn.Embedding(dense.num_embeddings, self._width, dense.padding_idx, device="meta")
-        sliced.weight = _parameter(dense.weight.double() @ basis_HD, dense.weight)
-        model.set_input_embeddings(sliced)
+        # The copy's own module, which is given its tokens wherever its weights are.
+        sliced = model.get_input_embeddings()
+        sliced.weight, sliced.embedding_dim = _parameter(dense.weight.double() @ basis_HD, dense.weight), self._width
         return basis_HD, [Batch(_rotated(batch.hidden_BTD, basis_HD), batch.calls) for batch in batches]
 
     def _attention(self, block: RotatedBlock, index: int, basis_HD: Tensor, batches: list[Batch]) -> tuple[Tensor, list[Batch]]:
@@ -182,7 +190,7 @@ def sliced_again(dense: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel
     for name, weight in weights.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        setattr(module, leaf, _parameter(weight, dense.model.get_input_embeddings().weight))
+        setattr(module, leaf, _parameter(weight, next(module.parameters())))
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
     width = blocks[0].mlp_shortcut.shape[0]

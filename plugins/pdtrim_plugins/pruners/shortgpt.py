@@ -68,14 +68,18 @@ class ShortGpt(Pruner):
         `measure` takes hidden states `[B, T, D]` twice, in float32, and returns `[B, T]`. Raises `PdtrimError` for a mean that
         is not finite.
         """
-        sums = [0.0] * (context.model.block_count + 1 - across)
-        total = 0.0
+        import torch  # noqa: PLC0415 - listings must not import torch
+
+        # Where the hidden states are: an accelerator is not waited for between batches.
+        count, there = context.model.block_count + 1 - across, context.model.device
+        of_blocks, weight = (torch.zeros(size, dtype=torch.float64, device=there) for size in (count, 1))
         for hidden, counts_BT in self._batches(context):
             weights_BT = self._weights(counts_BT)
-            total += weights_BT.sum().item()
-            for first in range(len(sums)):
+            weight += weights_BT.sum()
+            for first in range(count):
                 found_BT = measure(hidden[first].float(), hidden[first + across].float()).double()
-                sums[first] += (weights_BT * found_BT.masked_fill(~counts_BT, 0)).sum().item()
+                of_blocks[first] += (weights_BT * found_BT.masked_fill(~counts_BT, 0)).sum()
+        (total,), sums = weight.tolist(), of_blocks.tolist()
         for first, value in enumerate(sums):
             if not math.isfinite(value):
                 raise PdtrimError(
@@ -126,6 +130,7 @@ def _padded(context: PruneContext) -> Iterator[Batch]:
             hidden = [recording.hidden_BTD]
             for block in range(model.block_count):
                 hidden.append(model.run(block, hidden[-1], recording.calls))
+            hidden = [states_BTD.to(model.device) for states_BTD in hidden]
         # Outside, for the mode is the whole thread's: who takes the batch works in its own.
         yield hidden, torch.ones_like(is_token_BT)
 
