@@ -19,6 +19,7 @@ SHAPE: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 64,
     "pad_token_id": 0,
@@ -102,7 +103,8 @@ def test_two_lists_that_run_in_order_are_named() -> None:
 
 def test_blocks_that_are_run_again_are_refused() -> None:
     assert refusal_of("hrm_text") == (
-        "hrm_text: its architecture has no list of blocks that run once each, in order; it cannot be pruned by blocks"
+        "hrm_text: its architecture has no list of blocks that run once each, in order (model.L_module.layers "
+        "does not); it cannot be pruned by blocks"
     )
 
 
@@ -155,7 +157,6 @@ class Odd(nn.Module):
 def test_a_model_that_cannot_be_tried_is_refused_with_the_reason() -> None:
     with pytest.raises(PdtrimError) as error:
         find_layout(Odd(), "owner/name")
-    assert str(error.value) == (
-        "owner/name: no plugin knows where the architecture 'llama' keeps its blocks, and they cannot be found by trying (nothing "
-        "is here); a plugin can say so with the hook pdtrim_find_blocks"
-    )
+    assert str(error.value).startswith("owner/name: no plugin knows where the architecture 'llama' keeps its blocks, and they cannot be")
+    assert "(nothing is here" in str(error.value)
+    assert str(error.value).endswith("; a plugin can say so with the hook pdtrim_find_blocks")
