@@ -157,6 +157,8 @@ class Odd(nn.Module):
 def test_a_model_that_cannot_be_tried_is_refused_with_the_reason() -> None:
     with pytest.raises(PdtrimError) as error:
         find_layout(Odd(), "owner/name")
-    assert str(error.value).startswith("owner/name: no plugin knows where the architecture 'llama' keeps its blocks, and they cannot be")
+    assert str(error.value).startswith(
+        "owner/name: no plugin knows where the architecture 'llama' keeps its blocks, and they cannot be"
+    )
     assert "(nothing is here" in str(error.value)
     assert str(error.value).endswith("; a plugin can say so with the hook pdtrim_find_blocks")
