@@ -36,8 +36,8 @@ from pdtrim_core.testing.contracts.small_run import run_with_plan, small_run
 from pdtrim_core.testing.models import ByteTokenizer
 
 TRIED = Path(__file__).parents[1] / "docs/results/families/tried.json"
-BLOCKS, SECONDS, BYTES, NEAR = 6, 120, 8 << 30, 1e-3
-"""Blocks of a tiny model, limits of a try, and how far two logits, or log-probabilities, of float32 may be apart."""
+BLOCKS, SECONDS, BYTES, NEAR = 6, 60, 8 << 30, 1e-3
+"""Blocks of a tiny model, limits of a try (seconds of a processor), and how far two logits of float32 may be apart."""
 PLANS = (
     Plan(decode=Removal([Drop(2)])),
     Plan(decode=Removal([Drop(0), Drop(4)])),
@@ -241,10 +241,9 @@ def all_kinds() -> list[str]:
     return [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if not kind.startswith("pdtrim_")]
 
 
-def in_processes(kinds: Sequence[str], host: PluginHost, at_once: int) -> dict[str, dict[str, str]]:
-    """Try types, each in a fork that is ended after a time; the libraries are imported once."""
+def in_processes(kinds: Sequence[str], host: PluginHost, at_once: int) -> Iterator[tuple[str, dict[str, str]]]:
+    """Try types, each in a fork that is ended after a time; the libraries are imported once. Yield each as it comes."""
     small_run()
-    found: dict[str, dict[str, str]] = {}
     running: dict[int, tuple[str, int]] = {}
     waiting = list(kinds)
     while waiting or running:
@@ -260,14 +259,13 @@ def in_processes(kinds: Sequence[str], host: PluginHost, at_once: int) -> dict[s
         kind, out = running.pop(pid)
         with os.fdopen(out) as pipe:
             told = pipe.read()
-        found[kind] = json.loads(told) if told else {"refused": f"it needs more than {SECONDS} s or {BYTES >> 30} GB"}
-        print(f"{kind}: {found[kind].get('refused') or 'tried'}", file=sys.stderr, flush=True)
-    return {kind: found[kind] for kind in sorted(found)}
+        yield kind, json.loads(told) if told else {"refused": f"a try needs more than {SECONDS} s or {BYTES >> 30} GB"}
 
 
 def _in_fork(kind: str, host: PluginHost, into: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(10 * SECONDS)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -281,15 +279,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", help="types to try; all of them if none is named")
     parser.add_argument("--json", type=Path, default=TRIED, help="where to write what was found")
+    parser.add_argument("--more", action="store_true", help="keep what is there already, and try the others")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()
-    with quiet():
-        found = in_processes(options.kinds or all_kinds(), load_plugins(), options.processes)
-    data = {"transformers": importlib.metadata.version("transformers"), "families": found}
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    found = json.loads(options.json.read_text(encoding="utf-8"))["families"] if options.json.is_file() and options.more else {}
+    kinds = [kind for kind in options.kinds or all_kinds() if kind not in found]
+    with quiet():
+        for kind, told in in_processes(kinds, load_plugins(), options.processes):
+            found[kind] = told
+            print(f"{kind}: {told.get('refused') or 'tried'}", file=sys.stderr, flush=True)
+            data = {"transformers": importlib.metadata.version("transformers"), "families": dict(sorted(found.items()))}
+            options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     opened = sum("refused" not in one for one in found.values())
     print(f"{len(found)} types in {time.monotonic() - start:.0f} s: {opened} opened, {len(found) - opened} refused")
 
