@@ -21,6 +21,20 @@ COLUMNS = (
 MARKED = ("GGUF", "vLLM classes", "recovery", "channel pruners")
 """Columns whose reasons repeat from row to row and are said once in the text."""
 
+STRUCTURE = """Where a family keeps its list of blocks, and what a block is made of, is found by structure, on a tiny copy of the
+model: the list whose elements run once each, in order, and the projections that make K, V and the channels of the MLP. What is not
+certain counts as not there: whole blocks of such a family can go, and pruners of heads or channels refuse it. A plugin that answers
+the hook `pdtrim_find_blocks` comes first; the built-in one, `architectures`, does for {known}."""
+TRIES = """`make families` tried {count} types of `AutoModelForCausalLM` of transformers {version} as tiny random models, with the
+defaults of their configs: {opened} open, and {refused} are refused for the reasons below."""
+WORKS = """- scores: log-probabilities are those of the model's own forward
+- one pass = two phases: for several plans, scoring agrees with prefill, hand-over and decode
+- generation: the two phases choose the tokens that the model itself holds likeliest
+- channel pruners: what a plan can remove of a block: K/V heads, MLP channels, or nothing but whole blocks
+- recovery: `fold` finds a projection that it can change
+- export + reload: blocks are renumbered, written, read by transformers, and give the same logits
+- GGUF, vLLM classes: those exporters take the family"""
+
 
 def families_page() -> str:
     """Return the page of families whose blocks are found."""
@@ -38,21 +52,12 @@ def families_page() -> str:
             if found[column].startswith("no") and column not in MARKED
         ]
     known = ", ".join(f"`{family}`" for family in sorted(LAYOUTS))
+    counts = {"count": len(data["families"]), "opened": len(opened), "refused": len(refused)}
     parts = [
         "# Families of models",
-        "Where a family keeps its list of blocks, and what a block is made of, is found by structure: on a tiny copy of the model, "
-        "the list whose elements run once each, in order, and the projections that make K, V and the channels of its MLP. What is not "
-        "certain counts as not there: blocks of such a family can be removed, and pruners of heads or channels refuse it. A plugin that "
-        f"answers the hook `pdtrim_find_blocks` comes first; the built-in one, `architectures`, does for {known}.",
-        f"`make families` tried {len(data['families'])} types of `AutoModelForCausalLM` of transformers {data['transformers']} as tiny "
-        f"random models, with the defaults of their configs: {len(opened)} open, and {len(refused)} are refused for the reasons below.",
-        "- scores: log-probabilities are those of the model's own forward",
-        "- one pass = two phases: for several plans, scoring agrees with prefill, hand-over and decode",
-        "- generation: the two phases choose the tokens that the model itself holds likeliest",
-        "- channel pruners: what a plan can remove of a block; K/V heads, MLP channels, or nothing but whole blocks",
-        "- recovery: `fold` finds a projection that it can change",
-        "- export + reload: blocks are renumbered, written, read by transformers, and give the same logits",
-        "- GGUF, vLLM classes: those exporters take the family",
+        STRUCTURE.format(known=known),
+        TRIES.format(version=data["transformers"], **counts),
+        WORKS,
         table(["model_type", "blocks", *COLUMNS], rows),
     ]
     if notes:
@@ -62,12 +67,7 @@ def families_page() -> str:
         "`check --budget` and `run` say the reason before anything is measured.",
         table(["model_type", "reason"], [[f"`{kind}`", reason] for kind, reason in refused.items()]),
     ]
-    return (
-        "\n\n".join(parts)
-        .replace("\n\n- ", "\n- ")
-        .replace("below.\n- scores", "below.\n\n- scores")
-        .replace("open\n- ", "open\n\n- ")
-    )
+    return "\n\n".join(parts)
 
 
 def _cell(text: str) -> str:
