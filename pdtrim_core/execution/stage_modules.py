@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.renumbering import NUMBER, numbers_in
 from pdtrim_core.plan.elements import Merge, Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
@@ -119,10 +120,11 @@ def as_stage(model: BlockModel, steps: Sequence[Step]) -> Iterator[None]:
 
 def _renumber(model: BlockModel, steps: Sequence[Step]) -> None:
     """Give each step its own entry in the cache, and cut the config's lists of one entry a block to match."""
+    numbers = numbers_in(model.blocks)
     for number, step in enumerate(steps):
-        for module in step.module.modules():
-            if hasattr(module, "layer_idx"):
-                vars(module)["layer_idx"] = number
+        for path, module in step.module.named_modules():
+            for name in {name for of_path, name in numbers if of_path == path} | {NUMBER} & vars(module).keys():
+                vars(module)[name] = number
     config = vars(model.config)
     for key, value in list(config.items()):
         if isinstance(value, list) and len(value) == model.block_count:

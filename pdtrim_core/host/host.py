@@ -215,17 +215,22 @@ class PluginHost:
     def find_blocks(self, model: Any, name: str) -> BlockLayout:
         """Return where a transformers model keeps its blocks; `name` names the model.
 
-        Raises `PdtrimError` if no plugin knows, and `PluginError` if none does and one failed.
+        Where no plugin knows, they are found by structure. Raises `PdtrimError` if that cannot be, with the reason, and
+        `PluginError` if no plugin knows and one failed.
         """
         layout, faults = self._call("pdtrim_find_blocks", model=model)
         if layout is not None:
             return cast("BlockLayout", layout)
         if faults:
             raise PluginError(f"the hook pdtrim_find_blocks of {faults[0].implementation.plugin} failed: {faults[0]}")
-        raise PdtrimError(
-            f"{name}: no plugin knows where the architecture '{model.config.model_type}' keeps its blocks; a plugin can say "
-            "so with the hook pdtrim_find_blocks"
-        )
+        if not hasattr(model, "get_submodule"):
+            raise PdtrimError(
+                f"{name}: no plugin knows where the architecture '{model.config.model_type}' keeps its blocks; a plugin can say "
+                "so with the hook pdtrim_find_blocks"
+            )
+        from pdtrim_core.model.find_layout import find_layout  # noqa: PLC0415 - listings must not import torch
+
+        return find_layout(model, name)
 
     def label_of(self, component: Component) -> str:
         """Return how messages call a component that was made from one of these plugins."""

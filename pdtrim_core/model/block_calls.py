@@ -71,8 +71,8 @@ def split_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor
 
 
 def hidden_of(output: Any) -> Tensor:
-    """Return the hidden states of a block's output, which some blocks return in a tuple."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    """Return the hidden states of a block's output, which some blocks return in a tuple or a list."""
+    tensor: Tensor = output[0] if isinstance(output, tuple | list) else output
     return tensor
 
 

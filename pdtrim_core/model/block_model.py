@@ -9,7 +9,7 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +28,14 @@ from pdtrim_core.model.limits import check_ids, check_length, learned_positions
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.model.several_devices import device_of, weights_of
 from pdtrim_core.model.sizes import sizes_of
-from pdtrim_core.model.supported import check_config, probe
+from pdtrim_core.model.supported import check_config, check_own_weights, probe
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.plan.elements import Shrink
+
+
+class _RecordedError(BaseException):
+    """Ends a forward behind its last block; no handler of errors in a model is meant to see it."""
+
 
 COMPILERS = ("torch._dynamo", "torch._inductor")
 HEAD_NUMBERS = 2**25
@@ -74,6 +79,7 @@ class BlockModel:
         self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(layout.blocks))
         self.config = model.config.get_text_config()
         check_config(model.config, self.config, name)
+        check_own_weights(self.blocks, name)
         one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, layout=layout.blocks)
         self.compiles = False
@@ -184,13 +190,14 @@ class BlockModel:
                 inputs.append(hidden)
                 # Blocks may be on several devices: what a block is given beside the hidden states waits at its own.
                 calls.append(call if self._places is None else call.on(self._places[index], moved))
-                # One token is enough behind the last block: nobody reads what the head makes of it.
-                last = index == self.block_count - 1
-                return self.wrap(index, hidden.new_zeros(1, 1, self._last_width) if last else hidden)
+                if index == self.block_count - 1:
+                    # Nobody reads what is made behind it, which is the most expensive part of it all.
+                    raise _RecordedError
+                return self.wrap(index, hidden)
 
             return forward
 
-        with self.patched({index: note(index) for index in range(self.block_count)}):
+        with self.patched({index: note(index) for index in range(self.block_count)}), suppress(_RecordedError):
             self.model(input_ids=ids_BT, use_cache=False, **self._looks(mask_BTT, positions_BT))
         return Recording(inputs[0], tuple(calls))
 
@@ -332,7 +339,7 @@ class BlockModel:
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = inner(*args, **kwargs)
             hidden = args[0] if args else kwargs["hidden_states"]
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
         return forward
 

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_calls import hidden_of, split_call
+from pdtrim_core.model.block_trace import plain_cache, traces_of
+
+SAID = 6
+"""Blocks that are named one by one."""
 
 
 def check_config(config: Any, text_config: Any, name: str) -> None:
@@ -27,6 +31,14 @@ def check_config(config: Any, text_config: Any, name: str) -> None:
                 f"{name} uses {kind} rotary embeddings, which change with the length of the batch: measurements would "
                 "depend on what else is in the batch"
             )
+    for key in ("head_dim", "num_attention_heads", "num_key_value_heads", "hidden_size"):
+        try:
+            getattr(text_config, key, None)
+        except Exception as error:
+            # transformers has an error of its own for a setting of which each block has another value.
+            raise PdtrimError(
+                f"{name}: its config has a {key} of its own for each block, and only blocks of one size can be renumbered"
+            ) from error
     if getattr(text_config, "num_kv_shared_layers", 0):
         raise PdtrimError(f"{name} shares K/V between blocks, so a single block cannot be removed")
 
@@ -68,8 +80,82 @@ def probe(
             f"{name}: the blocks at {layout} are not a plain sequence in which each takes the output of the one before; this "
             "architecture cannot be pruned by blocks"
         )
-    returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None for _, _, output in seen)
+    returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple | list) else None for _, _, output in seen)
     return returns, hidden_of(seen[-1][2]).shape[-1]
+
+
+def check_text_model(model: Any, path: str, name: str) -> None:
+    """Raise `PdtrimError` for a model whose blocks no plan can be carried out on; it is run, so it should be a tiny one.
+
+    Each block must hand K and V to the cache, once, take the output of the one before, and look at no later token.
+    """
+    blocks = tuple(model.get_submodule(path))
+    check_own_weights(blocks, name)
+    probe(model, blocks, torch.tensor([[1]]), name=name, layout=path)
+    _check_causal(model, blocks, name)
+    _check_cache(model, blocks, name)
+
+
+def check_own_weights(blocks: Sequence[nn.Module], name: str) -> None:
+    """Raise `PdtrimError` where two blocks have a weight in common, or are one."""
+    first: dict[int, int] = {}
+    for number, block in enumerate(blocks):
+        for path, weight in block.named_parameters():
+            other = first.setdefault(id(weight), number)
+            if other != number:
+                raise PdtrimError(
+                    f"{name}: blocks {other} and {number} share the weight {path}, so that neither can be removed or changed "
+                    "alone; this architecture cannot be pruned by blocks"
+                )
+
+
+def _check_causal(model: Any, blocks: Sequence[nn.Module], name: str) -> None:
+    """Raise where what a block makes of a token changes with the tokens behind it."""
+    made: list[Tensor] = []
+    hook = blocks[0].register_forward_hook(lambda _module, _args, output: made.append(hidden_of(output)[0, 0].clone()))
+    try:
+        with torch.inference_mode():
+            for last in (2, 3):
+                model(input_ids=torch.tensor([[1, 1, last]]), use_cache=False)
+    finally:
+        hook.remove()
+    one, other = made
+    if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+        raise PdtrimError(
+            f"{name}: its blocks let a token see those behind it, so that it has no prefill and decode; this is no decoder (its "
+            "config may want is_decoder = true)"
+        )
+
+
+def _check_cache(model: Any, blocks: Sequence[nn.Module], name: str) -> None:
+    """Raise for blocks that keep no K/V for the tokens behind them, or more than that."""
+    handed = _handed(model, blocks, plain_cache())
+    plain = handed is not None
+    if not plain:
+        handed = _handed(model, blocks, plain_cache(model.config.get_text_config()))
+    without = [str(number) for number in range(len(blocks)) if handed is None or not handed[number]]
+    if without:
+        which = f"{', '.join(without[:SAID])}{' ...' * (len(without) > SAID)}"
+        raise PdtrimError(
+            f"{name}: its blocks {which} hand on no K/V, as Mamba, linear attention and convolutions do not; no plan for "
+            "prefill and decode can hand over what they know"
+        )
+    if not plain:
+        raise PdtrimError(
+            f"{name}: its blocks keep more than K and V of earlier tokens (an index or the state of a convolution, for example), "
+            "which no plan for prefill and decode can hand over"
+        )
+    assert handed is not None
+    if any(count > 1 for count in handed):
+        raise PdtrimError(f"{name}: its blocks hand K/V on more than once each, so that no plan can remove a block with its K/V")
+
+
+def _handed(model: Any, blocks: Sequence[nn.Module], cache: Any) -> list[int] | None:
+    """Return how often each block hands K and V to a cache; None where the model does not run with it."""
+    try:
+        return [len(trace.kv) for trace in traces_of(model, blocks, cache)]
+    except Exception:  # noqa: BLE001 - a block with another kind of state trips over the cache in its own way
+        return None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -20,7 +20,7 @@ from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.limits import learned_positions
 from pdtrim_core.model.sizes import sizes_of
-from pdtrim_core.model.supported import check_blocks, check_config
+from pdtrim_core.model.supported import check_blocks, check_config, check_own_weights
 from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.plan.costs import ModelSizes
@@ -100,7 +100,9 @@ def _without_weights(config: Any, host: PluginHost, name: str) -> tuple[Any, Blo
     if empty:
         raise PdtrimError(f"cannot make a model of the config of {name}: a size in it is 0, so {empty[0]} holds no number")
     layout = host.find_blocks(model, name)
-    check_blocks(len(model.get_submodule(layout.blocks)), name)
+    blocks = tuple(model.get_submodule(layout.blocks))
+    check_blocks(len(blocks), name)
+    check_own_weights(blocks, name)
     return model, layout
 
 

@@ -107,19 +107,23 @@ def test_rotary_embeddings_that_depend_on_the_batch(cli: Cli, recipe: Path, chec
     assert error_of(cli, recipe) == (1, message)
 
 
-def test_an_architecture_that_no_plugin_knows(cli: Cli, recipe: Path, tmp_path: Path, checkpoint: Path) -> None:
-    from transformers import AutoModelForCausalLM, GPT2Config
+def test_an_architecture_whose_blocks_hand_on_no_kv(cli: Cli, recipe: Path, tmp_path: Path, checkpoint: Path) -> None:
+    from transformers import AutoModelForCausalLM, MambaConfig
 
-    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 260}
-    AutoModelForCausalLM.from_config(GPT2Config(**shape)).save_pretrained(tmp_path / "gpt2")
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 260}
+    AutoModelForCausalLM.from_config(MambaConfig(**shape)).save_pretrained(tmp_path / "mamba")
     for file in checkpoint.glob("tokenizer*"):
-        shutil.copy(file, tmp_path / "gpt2")
-    done = cli("run", recipe, "--set", "model.path=./gpt2")
-    assert done.code == 1
-    assert done.err.splitlines()[-1] == (
-        "error: ./gpt2: no plugin knows where the architecture 'gpt2' keeps its blocks; a plugin can say so with the hook "
-        "pdtrim_find_blocks"
+        shutil.copy(file, tmp_path / "mamba")
+    refused = (
+        "./mamba: its blocks 0, 1 hand on no K/V, as Mamba, linear attention and convolutions do not; no plan for prefill and "
+        "decode can hand over what they know"
     )
+    for done in (
+        cli("check", recipe, "--budget", "--set", "model.path=./mamba"),
+        cli("run", recipe, "--set", "model.path=./mamba"),
+    ):
+        assert done.code == 1
+        assert refused in done.out + done.err
 
 
 def test_a_hub_id_without_a_network(cli: Cli, recipe: Path) -> None:

@@ -19,7 +19,7 @@ from pdtrim_plugins.exporters.checkpoint_folder import (
     occupied,
     write_checkpoint,
 )
-from pdtrim_plugins.exporters.configs import formed, numbered, ordinary
+from pdtrim_plugins.exporters.configs import formed, numbered, ordinary, uncounted
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Checkpoints(WeightsExporter):
         if facts.replaced:
             return [no_plan(facts)]
         there = occupied(facts.out / "decode", facts.out / "unified")
-        return [*numbered(facts.model, facts.text_config), *other_dtype(facts, self.dtype), *there]
+        found = numbered(facts.model, facts.text_config) or uncounted(facts.model, facts.config)
+        return [*found, *other_dtype(facts, self.dtype), *there]
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write both folders."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api import PdtrimError, reason_of
@@ -73,11 +73,13 @@ def check(model: BlockModel, stored: Sequence[StoredBlock], model_class: type[An
     """Raise `PdtrimError` unless a model made from a config has, block by block, what is stored."""
     for problem in numbered(model.name, model.config):
         raise PdtrimError(problem)
-    blocks = _made(model, model_class, config).get_submodule(model.layout.blocks)
+    from pdtrim_core.api import numbers_in  # noqa: PLC0415 - listings must not import torch
+
+    blocks, numbers = _made(model, model_class, config).get_submodule(model.layout.blocks), numbers_in(model.blocks)
     for block in stored:
         if block.parts is not None:
             continue
-        for difference in _differences(block.make(), blocks[block.index]):
+        for difference in _differences(block.make(), blocks[block.index], numbers):
             raise PdtrimError(
                 f"{model.name}: the config of this family cannot describe block {block.like} as block {block.index} of the "
                 f"checkpoint: {difference}"
@@ -108,7 +110,48 @@ def _renumbered(model: BlockModel, likes: Sequence[int]) -> dict[str, Any]:
         # Which blocks have experts follows from their number; a list of those without experts is independent of the numbers.
         text["mlp_only_layers"] = [number for number, like in enumerate(likes) if not _has_experts(model, like)]
         text["decoder_sparse_step"] = 1
-    return data
+    return _counted(model, data, likes)
+
+
+def _counted(model: BlockModel, data: dict[str, Any], likes: Sequence[int]) -> dict[str, Any]:
+    """Return the config as data with the keys changed that count blocks, where the blocks would be others without."""
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    from pdtrim_core.api import numbers_in, renumbered, traits_of  # noqa: PLC0415 - the same
+
+    nested = model.config is not model.model.config
+    stock = type(model.model)
+    numbers = numbers_in(model.blocks)
+    wanted = {like: traits_of(model.blocks[like], numbers) for like in likes}
+
+    def off(text: dict[str, Any]) -> int:
+        whole = {**data, "text_config": text} if nested else text
+        try:
+            with torch.device("meta"):
+                made = stock(_read(type(model.model.config), copy.deepcopy(whole), model))
+        except Exception:  # noqa: BLE001 - each family checks its settings in its own way, and they are only tried
+            return len(likes)
+        blocks = made.get_submodule(model.layout.blocks)
+        if len(blocks) != len(likes):
+            return len(likes)
+        return sum(traits_of(block, numbers) != wanted[like] for block, like in zip(blocks, likes, strict=True))
+
+    found = renumbered(data["text_config"] if nested else data, likes, model.block_count, off)
+    return {**data, "text_config": found} if nested else found
+
+
+def uncounted(name: str, config: Any) -> list[str]:
+    """Return why blocks of a config cannot be renumbered, by trying."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
+
+    from pdtrim_core.api import uncountable  # noqa: PLC0415 - listings must not import torch
+
+    keys = uncountable(config, lambda tried: AutoModelForCausalLM.from_config(tried, trust_remote_code=False))
+    return (
+        [f"{name}: blocks cannot be renumbered, because of {keys} in its config, and exports need that: leave out the exporter"]
+        if keys
+        else []
+    )
 
 
 def _has_experts(model: BlockModel, block: int) -> bool:
@@ -146,8 +189,8 @@ def _read(config_class: type[Any], data: dict[str, Any], model: BlockModel) -> A
         raise PdtrimError(f"{model.name}: the config of this family cannot be cut to this plan: {reason_of(error)}") from error
 
 
-def _differences(ours: nn.Module, theirs: nn.Module) -> Iterator[str]:
-    """Yield the differences between two blocks: in tensors and in plain attributes of modules."""
+def _differences(ours: nn.Module, theirs: nn.Module, numbers: Collection[tuple[str, str]]) -> Iterator[str]:
+    """Yield the differences between two blocks: in tensors and in plain attributes of modules, but for those with a number."""
     wanted, made = (
         {name: tuple(t.shape) for name, t in block.state_dict().items() if not _in_shadow(name)} for block in (ours, theirs)
     )
@@ -158,7 +201,7 @@ def _differences(ours: nn.Module, theirs: nn.Module) -> Iterator[str]:
     for name, module in ours.named_modules():
         other = modules[name]
         for key, value in vars(module).items():
-            if key.startswith("_") or key in UNCOMPARED or not isinstance(value, Plain):
+            if key.startswith("_") or key in UNCOMPARED or (name, key) in numbers or not isinstance(value, Plain):
                 continue
             if vars(other).get(key, value) != value:
                 yield f"{name}.{key} is {value!r}, and would be {vars(other)[key]!r}".lstrip(".")

@@ -1,0 +1,301 @@
+"""What works of each family of transformers, tried on tiny random models: `make families`.
+
+Every type that `AutoModelForCausalLM` knows is tried in a process of its own, with limits of time and of memory. What comes of
+it becomes docs/reference/families.md with `make docs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from pdtrim_core import PdtrimError, PluginHost, load_plugins
+from pdtrim_core.api import BlockModel, Drop, Exporter, ExportFacts, Item, KvOnly, Plan, Removal, Shrink, reason_of, shortened
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.execution.stage_modules import as_stage, steps_of
+from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.model.small_config import depth_of, small_model
+from pdtrim_core.testing.contexts import recovery_context
+from pdtrim_core.testing.contracts.small_run import run_with_plan, small_run
+from pdtrim_core.testing.models import ByteTokenizer
+
+TRIED = Path(__file__).parents[1] / "docs/results/families/tried.json"
+BLOCKS, SECONDS, BYTES, NEAR = 6, 60, 8 << 30, 1e-3
+"""Blocks of a tiny model, limits of a try (seconds of a processor), and how far two logits of float32 may be apart."""
+PLANS = (
+    Plan(decode=Removal([Drop(2)])),
+    Plan(decode=Removal([Drop(0), Drop(4)])),
+    Plan.unified(Removal([Drop(1), Drop(5)])),
+    Plan(prefill=Removal([KvOnly(4)])),
+)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2, "n_routed_experts": 4},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "hunyuan_v1_dense": {"head_dim": 64},
+    "hunyuan_v1_moe": {"head_dim": 64, "num_experts": 4},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"head_dim": 128, "num_key_value_heads": 8},
+}
+"""Settings without which the config of a type makes no model."""
+
+
+def config_of(kind: str) -> tuple[Any, Any]:
+    """Return a type's config with the sizes that it has by itself, and its class; of a nested one that of its text part."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = CONFIG_MAPPING[kind](**SETTINGS.get(kind, {}))
+    count = depth_of(config)
+    if count is not None and count < BLOCKS:
+        config = CONFIG_MAPPING[kind](**{"num_hidden_layers": BLOCKS, **SETTINGS.get(kind, {})})
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if config.sub_configs.get("text_config") is model_class.config_class:
+        config = config.get_text_config()
+    if getattr(config, "is_decoder", None) is False:
+        config.is_decoder = True
+    return config, model_class
+
+
+def tried(kind: str, host: PluginHost) -> dict[str, str]:
+    """Return what works of a type, "yes" or the reason why not by column; why it is refused where it is."""
+    try:
+        config, model_class = config_of(kind)
+        made = small_model(model_class, config, blocks=BLOCKS)
+    except Exception as error:  # noqa: BLE001 - each architecture trips over its config in its own way
+        return {"refused": f"no tiny model of it can be made of its config's defaults: {reason_of(error)}"}
+    try:
+        layout = host.find_blocks(made, kind)
+        model = BlockModel(made, ByteTokenizer(), layout, name=kind)
+    except PdtrimError as error:
+        return {"refused": str(error).removeprefix(f"{kind}: ")}
+    found = {"blocks": layout.blocks}
+    for column, check in CHECKS.items():
+        try:
+            found[column] = check(model, host) or "yes"
+        except Exception as error:  # noqa: BLE001 - what is not refused in words is found here
+            found[column] = f"no: {reason_of(error, kind=not isinstance(error, PdtrimError))}"
+    return found
+
+
+def some_items(count: int = 3) -> list[Item]:
+    """Return items of random tokens, one with choices of several tokens."""
+    rng = Random(0)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(10, 250) for _ in range(length))
+
+    shapes = [(5, (3, 2)), (9, (2, 2)), (12, (4,))][:count]
+    return [
+        Item((tokens(prompt),), tuple(tokens(length) for length in choices), 0, (1,) * len(choices), f"item {number}")
+        for number, (prompt, choices) in enumerate(shapes)
+    ]
+
+
+def scores(model: BlockModel, host: PluginHost) -> str:
+    """Compare the dense model's log-probabilities with those of the model's own forward."""
+    del host
+    items = some_items()
+    staged = StagedModel(PrefixCache(model, ExecutionOptions()), Plan()).loglikelihoods(items)
+    worst = 0.0
+    for item, sums in zip(items, staged, strict=True):
+        for number, (choice, found) in enumerate(zip(item.choices, sums, strict=True)):
+            prompt = item.prompt_of(number)
+            with torch.inference_mode():
+                logits = model.model(input_ids=torch.tensor([[*prompt, *choice]]), use_cache=False).logits[0].float()
+            logprobs = logits.log_softmax(-1)
+            own = sum(float(logprobs[len(prompt) - 1 + at, token]) for at, token in enumerate(choice))
+            worst = max(worst, abs(own - found))
+    return _near(worst)
+
+
+def phases(model: BlockModel, host: PluginHost, plans: Sequence[Plan] = PLANS) -> str:
+    """Compare scoring in one pass with two phases."""
+    del host
+    items, worst = some_items(2), 0.0
+    cache = PrefixCache(model, ExecutionOptions())
+    for plan in plans:
+        two_phase = TwoPhaseModel(model, plan)
+        for item, sums in zip(items, StagedModel(cache, plan).loglikelihoods(items), strict=True):
+            for number, (choice, found) in enumerate(zip(item.choices, sums, strict=True)):
+                logprobs = two_phase.continuation_logits(item.prompt_of(number), choice).log_softmax(-1)
+                worst = max(worst, abs(sum(float(logprobs[at, token]) for at, token in enumerate(choice)) - found))
+    return _near(worst)
+
+
+def generation(model: BlockModel, host: PluginHost) -> str:
+    """Compare greedy generation of the dense model in two phases with the model's own forward, run again for each token."""
+    del host
+    prompt = list(some_items(1)[0].prompt_of(0))
+    made, text = TwoPhaseModel(model, Plan()).generate(prompt, 5), list(prompt)
+    for token in made:
+        with torch.inference_mode():
+            logits = model.model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
+        if logits.max() - logits[token] > NEAR:
+            return f"no: token {len(text) - len(prompt)} is another one"
+        text.append(token)
+    return ""
+
+
+def pruners(model: BlockModel, host: PluginHost) -> str:
+    """Score a plan that removes heads and channels, in one pass and in two phases."""
+    parts: dict[str, Shrink] = {}
+    for part in ("attention", "mlp"):
+        if model.units(0).has(part) and model.units(0).count(part) > 1:
+            parts[part] = Shrink(1, part, (0,))
+    if not parts:
+        return "no: its projections are fused or those of experts"
+    problem = phases(model, host, [Plan.unified(Removal(list(parts.values())))])
+    return problem or " and ".join({"attention": "heads", "mlp": "channels"}[part] for part in parts)
+
+
+def recovery(model: BlockModel, host: PluginHost) -> str:
+    """Let `fold` make up for a block; where it has no place for it that is no fault."""
+    if not model.layout.mlp:
+        return "no: its MLP has no projection of its own"
+    rng = Random(0)
+    texts = [[rng.randrange(10, 250) for _ in range(20)] for _ in range(max(24, model.config.hidden_size // 4))]
+    notes: list[str] = []
+    context = recovery_context(model, PLANS[0], texts, note=notes.append)
+    fold = host.find("recovery", "fold").component.model_validate({"fit": "map"})
+    fold.recover(context)  # type: ignore[attr-defined]
+    return f"no: {notes[0].partition(': ')[2]}" if notes else ""
+
+
+def export(model: BlockModel, host: PluginHost) -> str:
+    """Write the decode model, read it again, and compare its logits."""
+    from transformers import AutoModelForCausalLM
+
+    plan, ids = Plan.unified(Removal([Drop(1), Drop(3)])), torch.tensor([list(some_items(3)[2].prompt_of(0))])
+    with as_stage(model, steps_of(model, plan, "decode", {})), torch.inference_mode():
+        expected = model.model(input_ids=ids, use_cache=False).logits
+    exporter = host.find("exporter", "checkpoints").component()
+    assert isinstance(exporter, Exporter)
+    with tempfile.TemporaryDirectory() as folder:
+        list(exporter.export(run_with_plan(model, plan, Path(folder)), model, Path(folder)))
+        read = AutoModelForCausalLM.from_pretrained(Path(folder) / "decode", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return _near(float((read(input_ids=ids, use_cache=False).logits - expected).abs().max()))
+
+
+def could(name: str) -> Callable[[BlockModel, PluginHost], str]:
+    """Return a check that asks an exporter whether it takes the model."""
+
+    def ask(model: BlockModel, host: PluginHost) -> str:
+        exporter = host.find("exporter", name).component()
+        assert isinstance(exporter, Exporter)
+        facts = ExportFacts(model.name, Path("nowhere"), lambda: model.model.config)
+        problems = exporter.problems(facts)
+        return f"no: {problems[0].removeprefix(f'{model.name}: ')}" if problems else ""
+
+    return ask
+
+
+CHECKS: dict[str, Callable[[BlockModel, PluginHost], str]] = {
+    "scores": scores,
+    "one pass = two phases": phases,
+    "generation = its own": generation,
+    "channel pruners": pruners,
+    "recovery": recovery,
+    "export + reload": export,
+    "GGUF": could("gguf"),
+    "vLLM classes": could("vllm"),
+}
+
+
+def _near(worst: float) -> str:
+    return "" if worst <= NEAR else f"no: off by {worst:.2g}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what other libraries say of tiny models from the terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def all_kinds() -> list[str]:
+    """Return every type that `AutoModelForCausalLM` knows."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if not kind.startswith("pdtrim_")]
+
+
+def in_processes(kinds: Sequence[str], host: PluginHost, at_once: int) -> Iterator[tuple[str, dict[str, str]]]:
+    """Try types, each in a fork that is ended after a time; the libraries are imported once. Yield each as it comes."""
+    small_run()
+    running: dict[int, tuple[str, int]] = {}
+    waiting = list(kinds)
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            kind = waiting.pop(0)
+            out, into = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                _in_fork(kind, host, into)
+            os.close(into)
+            running[pid] = kind, out
+        pid, _ = os.wait()
+        kind, out = running.pop(pid)
+        with os.fdopen(out) as pipe:
+            told = pipe.read()
+        yield kind, json.loads(told) if told else {"refused": f"a try needs more than {SECONDS} s or {BYTES >> 30} GB"}
+
+
+def _in_fork(kind: str, host: PluginHost, into: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(10 * SECONDS)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    with quiet():
+        found = tried(kind, host)
+    os.write(into, json.dumps({column: shortened(text, 300) for column, text in found.items()}).encode())
+    os._exit(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", help="types to try; all of them if none is named")
+    parser.add_argument("--json", type=Path, default=TRIED, help="where to write what was found")
+    parser.add_argument("--more", action="store_true", help="keep what is there already, and try the others")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    found = json.loads(options.json.read_text(encoding="utf-8"))["families"] if options.json.is_file() and options.more else {}
+    kinds = [kind for kind in options.kinds or all_kinds() if kind not in found]
+    with quiet():
+        for kind, told in in_processes(kinds, load_plugins(), options.processes):
+            found[kind] = told
+            print(f"{kind}: {told.get('refused') or 'tried'}", file=sys.stderr, flush=True)
+            data = {"transformers": importlib.metadata.version("transformers"), "families": dict(sorted(found.items()))}
+            options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    opened = sum("refused" not in one for one in found.values())
+    print(f"{len(found)} types in {time.monotonic() - start:.0f} s: {opened} opened, {len(found) - opened} refused")
+
+
+if __name__ == "__main__":
+    main()
