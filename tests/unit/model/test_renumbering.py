@@ -58,7 +58,7 @@ def test_a_number_and_a_list_of_numbers_follow_the_blocks() -> None:
     text = {"dense": 2, "listed": [2, 5], "heads": 4, "name": "x"}
 
     def off(tried: dict[str, Any]) -> int:
-        return (tried["dense"] != 1) + (tried["listed"] != [1])
+        return int(tried["dense"] != 1) + int(tried["listed"] != [1])
 
     assert renumbered(text, [1, 2], 6, off) == {"dense": 1, "listed": [1], "heads": 4, "name": "x"}
 
