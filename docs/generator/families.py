@@ -21,11 +21,10 @@ COLUMNS = (
 MARKED = ("GGUF", "vLLM classes", "recovery", "channel pruners")
 """Columns whose reasons repeat from row to row and are said once in the text."""
 
-STRUCTURE = """Where a family keeps its list of blocks, and what a block is made of, is found by structure, on a tiny copy
-of the model: the list whose elements run once each, in order, and the projections that make K, V and the channels of the
-MLP. What is not certain counts as not there: whole blocks of such a family can go, and pruners of heads or channels
-refuse it. A plugin that answers the hook `pdtrim_find_blocks` comes first; the built-in one, `architectures`, does for
-{known}."""
+STRUCTURE = """Where a family keeps its list of blocks, and what a block is made of, is found by structure, on a tiny copy of
+the model: the list whose elements run once each, in order, and the projections that make K, V and channels of the MLP. What is
+not certain counts as not there: whole blocks of such a family can go, and pruners of heads or channels refuse it. A plugin that
+answers the hook `pdtrim_find_blocks` comes first; the built-in one, `architectures`, does for {known}."""
 TRIES = """`make families` tried {count} types of `AutoModelForCausalLM` of transformers {version} as tiny random models, with the
 defaults of their configs: {opened} open, and {refused} are refused for the reasons below."""
 WORKS = """- scores: log-probabilities are those of the model's own forward

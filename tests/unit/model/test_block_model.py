@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pdtrim_core.api import BlockLayout, BlockModel
 from pdtrim_core.testing import FAMILIES, tiny_model
 
 pytestmark = pytest.mark.numeric
@@ -97,3 +98,23 @@ def test_a_head_that_is_no_plain_product_is_left_alone(change: str) -> None:
     assert torch.equal(found, expected)
     assert found.requires_grad == (change == "with gradients")
     assert len(calls) == (2 if change == "wrapped" else 0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neo"])
+def test_what_stands_behind_the_last_block_is_not_run_while_calls_are_recorded(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # These give the output of their last block the shape of their input.
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 260}
+    kinds = {"attention_types": [[["global"], 2]]} if kind == "gpt_neo" else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape, **kinds))
+    blocks = BlockModel(model, None, BlockLayout("transformer.h"), name=kind)
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    with torch.inference_mode():
+        recording = blocks.record(ids)
+        hidden = recording.hidden_BTD
+        for index in range(2):
+            hidden = blocks.run(index, hidden, recording.calls)
+        (found,) = blocks.logits(hidden[:, -1])
+        expected = model(input_ids=ids, use_cache=False).logits[:, -1]
+    assert torch.allclose(found, expected, atol=1e-5)
