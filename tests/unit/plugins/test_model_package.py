@@ -54,7 +54,7 @@ def flip(file: Path, bit: int) -> None:
 
 @pytest.mark.usefixtures("packages")
 def test_what_is_converted_once_is_said_before_with_where_it_is_kept(tmp_path: Path) -> None:
-    source = PackageModel(path=NAME, device="cpu")
+    source = PackageModel(path=NAME, placement="cpu")
     said = source.first_time()
     assert said.startswith(f"{NAME}: converted once, a few seconds, and kept in {tmp_path / 'cache' / 'pdtrim-core' / 'models'}/")
     source.open()
