@@ -70,7 +70,7 @@ def _counting(text: dict[str, Any], likes: Sequence[int], count: int) -> Iterato
 
 
 def uncountable(config: Any, make: Callable[[Any], Any]) -> str:
-    """Return which keys of a config keep blocks from being renumbered, "" where all can be.
+    """Return what keeps blocks from being renumbered, keys of a config where these are found, "" where all can be.
 
     Blocks are taken away by trying, one at the front, in the middle and at the end; `make` makes a model of a config. A config of
     which no model can be made says nothing: other checks have the reason.
@@ -85,7 +85,7 @@ def uncountable(config: Any, make: Callable[[Any], Any]) -> str:
         likes = [number for number in range(count) if number != gone]
         if not _describes(config, make, likes, wanted):
             keys = _deciding(config, make, wanted)
-            return ", ".join(keys) or "its blocks differ, and no key of its config tells how"
+            return f"{', '.join(keys)} in its config" if keys else "what its blocks compute with their own number"
     return ""
 
 

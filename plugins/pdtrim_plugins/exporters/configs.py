@@ -148,9 +148,7 @@ def uncounted(name: str, config: Any) -> list[str]:
 
     keys = uncountable(config, lambda tried: AutoModelForCausalLM.from_config(tried, trust_remote_code=False))
     return (
-        [f"{name}: blocks cannot be renumbered, because of {keys} in its config, and exports need that: leave out the exporter"]
-        if keys
-        else []
+        [f"{name}: blocks cannot be renumbered, because of {keys}, and exports need that: leave out the exporter"] if keys else []
     )
 
 
