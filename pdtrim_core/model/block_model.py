@@ -314,8 +314,19 @@ class BlockModel:
             # One token a row, so that no mask and no position beyond the first is ever made.
             ids = torch.zeros((len(hidden_ND), 1), dtype=torch.long, device=self.device)
             # Without a mask the model would look at the positions to make one, which the host would have to wait for.
-            mask = torch.ones((len(hidden_ND), 1, 1, 1), dtype=torch.bool, device=self.device)
+            mask = ids.new_ones((len(ids), 1, 1, 1), dtype=torch.bool) if self._takes_masks else None
             return model(input_ids=ids, use_cache=False, **self._looks(mask, ids))
+
+    @cached_property
+    def _takes_masks(self) -> bool:
+        """Whether the model takes a mask of ours with positions; those that make their own of a plain one, for ALiBi, do not."""
+        ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        try:
+            with torch.inference_mode():
+                self.record(ids, ids.new_ones((1, 1, 1, 1), dtype=torch.bool), ids)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False
+        return True
 
     @contextmanager
     def patched(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
