@@ -73,12 +73,12 @@ def config_of(kind: str) -> tuple[Any, Any]:
 
 
 def tried(kind: str, host: PluginHost) -> dict[str, str]:
-    """Return what works of a type, "yes" or the reason why not by column; why it is refused where it is."""
+    """Return what works of a type, "yes" or the reason why not by column; or why it is refused, or could not be tried."""
     try:
         config, model_class = config_of(kind)
         made = small_model(model_class, config, blocks=BLOCKS)
     except Exception as error:  # noqa: BLE001 - each architecture trips over its config in its own way
-        return {"refused": f"no tiny model of it can be made of its config's defaults: {reason_of(error)}"}
+        return {"not tried": reason_of(error).removeprefix("no tiny model of its architecture can be made and run: ")}
     try:
         layout = host.find_blocks(made, kind)
         model = BlockModel(made, ByteTokenizer(), layout, name=kind)
@@ -259,7 +259,7 @@ def in_processes(kinds: Sequence[str], host: PluginHost, at_once: int) -> Iterat
         kind, out = running.pop(pid)
         with os.fdopen(out) as pipe:
             told = pipe.read()
-        yield kind, json.loads(told) if told else {"refused": f"a try needs more than {SECONDS} s or {BYTES >> 30} GB"}
+        yield kind, json.loads(told) if told else {"not tried": f"it takes more than {SECONDS} s or {BYTES >> 30} GB"}
 
 
 def _in_fork(kind: str, host: PluginHost, into: int) -> None:
@@ -290,11 +290,12 @@ def main() -> None:
     with quiet():
         for kind, told in in_processes(kinds, load_plugins(), options.processes):
             found[kind] = told
-            print(f"{kind}: {told.get('refused') or 'tried'}", file=sys.stderr, flush=True)
+            print(f"{kind}: {told.get('refused') or told.get('not tried') or 'opened'}", file=sys.stderr, flush=True)
             data = {"transformers": importlib.metadata.version("transformers"), "families": dict(sorted(found.items()))}
             options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    opened = sum("refused" not in one for one in found.values())
-    print(f"{len(found)} types in {time.monotonic() - start:.0f} s: {opened} opened, {len(found) - opened} refused")
+    refused, untried = (sum(why in one for one in found.values()) for why in ("refused", "not tried"))
+    opened = len(found) - refused - untried
+    print(f"{len(found)} types in {time.monotonic() - start:.0f} s: {opened} opened, {refused} refused, {untried} not tried")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from generator.markup import table
@@ -41,8 +42,10 @@ def families_page() -> str:
     from pdtrim_plugins.architectures import LAYOUTS  # noqa: PLC0415 - one page is about this one plugin
 
     data = json.loads(TRIED.read_text(encoding="utf-8"))
-    opened = {kind: found for kind, found in data["families"].items() if "refused" not in found}
-    refused = {kind: found["refused"] for kind, found in data["families"].items() if "refused" in found}
+    opened = {kind: found for kind, found in data["families"].items() if "blocks" in found}
+    refused, untried = (
+        {kind: found[why] for kind, found in data["families"].items() if why in found} for why in ("refused", "not tried")
+    )
     rows, notes = [], []
     for kind, found in opened.items():
         rows.append([f"`{kind}`", f"`{found['blocks']}`", *(_cell(found[column]) for column in COLUMNS)])
@@ -52,7 +55,7 @@ def families_page() -> str:
             if found[column].startswith("no") and column not in MARKED
         ]
     known = ", ".join(f"`{family}`" for family in sorted(LAYOUTS))
-    counts = {"count": len(data["families"]), "opened": len(opened), "refused": len(refused)}
+    counts = {"count": len(opened) + len(refused), "opened": len(opened), "refused": len(refused)}
     parts = [
         "# Families of models",
         STRUCTURE.format(known=known),
@@ -65,9 +68,15 @@ def families_page() -> str:
     parts += [
         "## Refused",
         "`check --budget` and `run` say the reason before anything is measured.",
-        table(["model_type", "reason"], [[f"`{kind}`", reason] for kind, reason in refused.items()]),
+        _reasons(refused),
     ]
+    if untried:
+        parts += ["## Not tried", "Of the defaults of these types' configs no tiny model can be made:", _reasons(untried)]
     return "\n\n".join(parts)
+
+
+def _reasons(found: Mapping[str, str]) -> str:
+    return table(["model_type", "reason"], [[f"`{kind}`", reason] for kind, reason in found.items()])
 
 
 def _cell(text: str) -> str:

@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.dtypes import pattern_of
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
-    from pdtrim_core.model.renumbering import numbers_in, renumbered, traits_of, uncountable
+    from pdtrim_core.model.renumbering import numbers_in, renumbered, steps_as_lists, traits_of, uncountable
     from pdtrim_core.model.weights import load_modules, read_module, write_tensors
 
 __all__ = [
@@ -212,6 +212,7 @@ __all__ = [
     "sha256_of",
     "shortened",
     "shown",
+    "steps_as_lists",
     "traits_of",
     "uncountable",
     "visible",
@@ -243,6 +244,7 @@ _LAZY = {
     "narrowed": "pdtrim_core.model.narrowing",
     "numbers_in": "pdtrim_core.model.renumbering",
     "renumbered": "pdtrim_core.model.renumbering",
+    "steps_as_lists": "pdtrim_core.model.renumbering",
     "traits_of": "pdtrim_core.model.renumbering",
     "uncountable": "pdtrim_core.model.renumbering",
     "pattern_of": "pdtrim_core.model.dtypes",

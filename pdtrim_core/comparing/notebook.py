@@ -23,7 +23,7 @@ class Comparison(comparing.Comparison):
 
 def compare(
     paths: Sequence[PathLike],
-    variants: Sequence[Variant] | Mapping[Path, Sequence[Variant]] = ("staged",),
+    variants: Sequence[Variant] | Mapping[PathLike, Sequence[Variant]] = ("staged",),
     tasks: Sequence[str] = (),
 ) -> Comparison:
     """Compare finished runs by the tasks that they were evaluated on, or else by their own objective and their fidelity.
@@ -31,4 +31,5 @@ def compare(
     `variants` are the same for all runs, or given for each; `tasks` are those to show, all without them. Raises `PdtrimError` for
     runs of different models and for runs that have no task in common.
     """
-    return Comparison(**vars(comparing.compare([Path(path) for path in paths], variants, tasks)))
+    chosen = {Path(path): own for path, own in variants.items()} if isinstance(variants, Mapping) else variants
+    return Comparison(**vars(comparing.compare([Path(path) for path in paths], chosen, tasks)))

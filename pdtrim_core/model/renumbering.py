@@ -89,6 +89,16 @@ def uncountable(config: Any, make: Callable[[Any], Any]) -> str:
     return ""
 
 
+def steps_as_lists(text: dict[str, Any], experts: Sequence[bool]) -> None:
+    """Let a config's data name the blocks without experts, where it says instead that every so many blocks have some.
+
+    `experts` tells of each block whether it has some. What follows from a block's number could not be said of other numbers.
+    """
+    if "decoder_sparse_step" in text:
+        text["mlp_only_layers"] = [number for number, has in enumerate(experts) if not has]
+        text["decoder_sparse_step"] = 1
+
+
 def _describes(config: Any, make: Callable[[Any], Any], likes: Sequence[int], wanted: Sequence[dict[str, Any]]) -> bool:
     whole = data_of(config)
     text = text_data(config, whole)
@@ -104,6 +114,7 @@ def _describes(config: Any, make: Callable[[Any], Any], likes: Sequence[int], wa
         return sum(traits != wanted[like] for traits, like in zip(made, likes, strict=True))
 
     cut = cut_to(config, text, likes)
+    steps_as_lists(cut, [any("experts." in name for name in wanted[like]) for like in likes])
     return off(renumbered(cut, likes, len(wanted), off)) == 0
 
 

@@ -16,12 +16,14 @@ RENAMED = {
     "joint": (
         "prune.merge_above = 1.1 is prune.merges = false since 0.2",
         'evaluation.prefill_tail = "full" is evaluation.truncate_prefill = false since 0.2',
+        'model.device = "auto" is model.placement = "auto" since 0.2',
         "searcher.caution = 2.0 is search.caution = 2.0 since 0.2",
         "splitter 'as-found' is 'keep-search-result' since 0.2",
     ),
     "merged": (
         "prune.merge_above = -1.0 is prune.merge_threshold = -1.0 since 0.2",
         'evaluation.prefill_tail = "free" is evaluation.truncate_prefill = true since 0.2',
+        'model.device = "auto" is model.placement = "auto" since 0.2',
         'splitter.unit = "points" is splitter.unit = "score" since 0.2',
     ),
 }

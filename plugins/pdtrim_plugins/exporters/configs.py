@@ -100,16 +100,15 @@ def _made(model: BlockModel, model_class: type[Any], config: Any) -> Any:
 
 def _renumbered(model: BlockModel, likes: Sequence[int]) -> dict[str, Any]:
     """Return the config as data; its lists of one entry per block are cut to the blocks that are kept."""
+    from pdtrim_core.api import steps_as_lists  # noqa: PLC0415 - listings must not import torch
+
     data: dict[str, Any] = copy.deepcopy(model.model.config.to_dict())
     text = data if model.config is model.model.config else data["text_config"]
     for key, value in text.items():
         if isinstance(value, list | tuple) and len(value) == model.block_count and key not in NOT_BY_BLOCK:
             text[key] = [value[like] for like in likes]
     text[_key(model, "num_hidden_layers")] = len(likes)
-    if "decoder_sparse_step" in text:
-        # Which blocks have experts follows from their number; a list of those without experts is independent of the numbers.
-        text["mlp_only_layers"] = [number for number, like in enumerate(likes) if not _has_experts(model, like)]
-        text["decoder_sparse_step"] = 1
+    steps_as_lists(text, [_has_experts(model, like) for like in likes])
     return _counted(model, data, likes)
 
 

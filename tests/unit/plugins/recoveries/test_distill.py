@@ -272,7 +272,8 @@ def test_a_plan_that_loses_nothing_is_left_alone(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_says_what_to_change_and_leaves_all(tmp_path: Path) -> None:
     context = recovery_context(tiny_llama(), folder=tmp_path)
     with pytest.raises(PdtrimError, match=r"not finite at step \d+ of 12, with a learning rate of .*: say a lower lr"):
-        trained(context, lr=1e30, warm_up=0.0)
+        # Logits divided by it are no numbers any more. Weights that grow without bounds are, on some processors.
+        trained(context, temperature=1e-40)
     assert not context.pair.modules
 
 
