@@ -35,6 +35,7 @@ from pdtrim_core.cli import (
     show,
     sweep,
 )
+from pdtrim_core.cli.logs import log_asked_for, write_line
 from pdtrim_core.cli.terminal import say
 from pdtrim_core.cli.usage_errors import told
 from pdtrim_core.errors import PdtrimError, reason_of
@@ -118,7 +119,7 @@ def main() -> None:
             # Without its own error handling typer returns the code of an Exit, and turns Ctrl-C into one or into an Abort.
             code = app(standalone_mode=False, prog_name="pdtrim-core") or 0
         if code == INTERRUPTED:
-            _say(INTERRUPTION)
+            _say(INTERRUPTION, "interrupted")
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - all of them are told
         # The one place where every error ends; what has no words for a user is told as a traceback.
         if "--debug" in sys.argv:
@@ -134,7 +135,7 @@ def _explain(error: BaseException) -> int:
             _say(f"error: {error}")
             return error.exit_code
         case KeyboardInterrupt() | typer.Abort():
-            _say(INTERRUPTION)
+            _say(INTERRUPTION, "interrupted")
             return INTERRUPTED
         case BrokenPipeError():
             # The reader (head, less) went away. Python would complain once more when it closes stdout.
@@ -154,8 +155,14 @@ def _explain(error: BaseException) -> int:
 
 
 def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
-    _say(f"warning: {message}")
+    if log_asked_for(sys.argv[1:]) == "quiet":
+        return
+    _say(f"warning: {message}", "warning")
 
 
-def _say(text: str) -> None:
-    say(text, file=sys.stderr)
+def _say(text: str, event: str = "error") -> None:
+    """Say what went wrong; a machine that reads the lines gets this as one of them, too."""
+    if log_asked_for(sys.argv[1:]) == "json":
+        write_line(sys.stderr, event, text=text.removeprefix(f"{event}: "))
+    else:
+        say(text, file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,6 +21,26 @@ if TYPE_CHECKING:
     from pdtrim_core.results.task_results import TaskResult
 
 
+BEGUN = time.monotonic()
+"""When the command began; all lines of a command count from here."""
+
+
+def write_line(stream: TextIO, event: str, **facts: Any) -> None:
+    """Write an event as an object of JSON on a line of its own."""
+    say(json.dumps({"event": event, "time": round(time.monotonic() - BEGUN, 3), **facts}), file=stream, flush=True)
+
+
+def log_asked_for(arguments: Sequence[str]) -> str:
+    """Return how a command line asks to be told what happens: text, json or quiet.
+
+    It is read from the words themselves, as what is wrong with a command line is told in the same way.
+    """
+    words = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    if "--log-format=json" in words or any(pair == ("--log-format", "json") for pair in pairwise(words)):
+        return "json"
+    return "quiet" if {"--quiet", "-q"} & set(words) else "text"
+
+
 class JsonDisplay:
     """Writes each event of a run as an object on a line of its own: `event`, `time` (seconds since the start) and its facts.
 
@@ -28,7 +49,6 @@ class JsonDisplay:
 
     def __init__(self, stream: TextIO, seconds: float = SECONDS) -> None:
         self._stream = stream
-        self._begun = time.monotonic()
         self._at: dict[str, Any] = {}
         self._heartbeat = Heartbeat(lambda: self._write("working", **self._at), seconds)
         self._candidates = 0
@@ -107,8 +127,7 @@ class JsonDisplay:
 
     def _write(self, event: str, **facts: Any) -> None:
         self._heartbeat.said()
-        entry = {"event": event, "time": round(time.monotonic() - self._begun, 3), **facts}
-        say(json.dumps(entry), file=self._stream, flush=True)
+        write_line(self._stream, event, **facts)
 
 
 class QuietDisplay:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the plugin files (.py) that are named there; only run and sweep do so unasked.")
+    bool,
+    typer.Option("--trust", help="Run the plugin files (.py) that are named there; run, prune, score and sweep do so unasked."),
 ]
 LogFormat = Literal["text", "json"]
 Log = Annotated[

@@ -17,7 +17,9 @@ Placement = str | dict[str, str]
 AUTO, BALANCED, CPU = "auto", "balanced", "cpu"
 WORDS = (AUTO, BALANCED)
 WANTED = 'auto, balanced, a device such as "cpu" or "cuda:0", or a table such as {"0" = "20GiB", cpu = "60GiB"}'
-SIZE = re.compile(r"\d+(\.\d+)? ?([KMGT]i?)?B", re.IGNORECASE)
+SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([KMGT]?)(i?)B", re.IGNORECASE)
+"""A number of bytes in words; B are bytes in either case, as nobody counts memory in bits."""
+PREFIXES = ("", "K", "M", "G", "T")
 FAILURES = (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError, ImportError, OSError)
 """What backends of torch raise, each in its own way, for what they have not."""
 ROOM_LEFT = 0.8
@@ -36,6 +38,15 @@ def checked_placement(value: Any) -> Any:
     return value
 
 
+def bytes_of(size: str) -> int:
+    """Return the bytes of a size such as 20GiB. Raises `ValueError` for what is none."""
+    found = SIZE.fullmatch(size)
+    if found is None:
+        raise ValueError(f"{shown(size)} is no size such as 20GiB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** PREFIXES.index(prefix.upper()))
+
+
 def check_devices(placement: Placement) -> None:
     """Raise `PdtrimError` in one line where a placement names a device that is not here, or that cannot do the sums of a run."""
     if isinstance(placement, str) and placement in (AUTO, CPU):
@@ -44,6 +55,9 @@ def check_devices(placement: Placement) -> None:
         if not _usable_accelerator():
             raise PdtrimError("placement = balanced spreads a model over accelerators, and there is none here: say auto")
         return
+    numbers = [] if isinstance(placement, str) else [name for name in placement if name.isdecimal()]
+    if numbers and not _accelerator_kind():
+        raise PdtrimError(f"placement = {shown(placement)}: {numbers[0]} is the number of an accelerator, and there is none here")
     for name in [placement] if isinstance(placement, str) else _named(placement):
         reason = _unusable(name)
         if reason:
@@ -70,7 +84,8 @@ def loading_options(placement: Placement, weight_bytes: int) -> dict[str, Any]:
     check_devices(placement)
     first = first_device(placement)
     if isinstance(placement, Mapping):
-        room = {int(name) if name.isdecimal() else name: size for name, size in placement.items()}
+        # accelerate knows no TB, and takes gb for bits.
+        room = {int(name) if name.isdecimal() else name: bytes_of(size) for name, size in placement.items()}
         return {"device_map": AUTO, "max_memory": room}
     if first == CPU:
         return {}
@@ -120,21 +135,17 @@ def _named(placement: Mapping[str, str]) -> list[str]:
     return [f"{kind}:{name}" if name.isdecimal() else name for name in placement if name != "disk"]
 
 
-def _accelerator_kind() -> str:
+def _accelerator_kind() -> str | None:
     import torch  # noqa: PLC0415 - listings must not import torch
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found.type if found else "accelerator"
+    return found.type if found else None
 
 
 def _usable_accelerator() -> str | None:
     """Return the kind of accelerator that is here, unless it cannot do the sums of a run."""
-    import torch  # noqa: PLC0415 - listings must not import torch
-
-    if not torch.accelerator.is_available():
-        return None
     kind = _accelerator_kind()
-    return None if _unusable(kind) else kind
+    return None if kind is None or _unusable(kind) else kind
 
 
 def _unusable(name: str) -> str | None:

@@ -45,7 +45,12 @@ def generate(
     if kinds and all(issubclass(kind, int) and kind is not bool for kind in kinds):
         return _listed(pair, [list(cast("Sequence[int]", prompt))], max_new_tokens, options)[0]
     if kinds and all(issubclass(kind, Sequence) for kind in kinds) and str not in kinds:
-        return _listed(pair, [list(one) for one in cast("Sequence[Sequence[int]]", prompt)], max_new_tokens, options)
+        rows = [list(one) for one in cast("Sequence[Sequence[int]]", prompt)]
+        if not all(rows):
+            raise PdtrimError(f"prompt {rows.index([])} has no tokens, so that nothing can follow it")
+        return _listed(pair, rows, max_new_tokens, options)
+    if not kinds and isinstance(prompt, Sequence):
+        raise PdtrimError("there is no prompt: the list is empty")
     what = type(prompt).__name__ if not kinds else f"{type(prompt).__name__} of {', '.join(sorted(k.__name__ for k in kinds))}"
     raise PdtrimError(f"a prompt is a text, a list of tokens, a list of either, or a tensor [batch, token], not {what}")
 

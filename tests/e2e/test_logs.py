@@ -19,7 +19,7 @@ def test_a_machine_reads_each_line_of_a_run(cli: Cli, recipe: Path) -> None:
     fidelity = ("--set", "evaluation.fidelity=true", "--set", "evaluation.answer_tokens=4")
     done = cli("run", recipe, "--out", "r", "--log-format", "json", *merging, *fidelity)
     assert done.code == 0, done.err
-    entries = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
+    entries = [json.loads(line) for line in done.err.splitlines()]
     events = [entry["event"] for entry in entries]
     assert (events[0], events[-1]) == ("run_started", "run_ended")
     assert {"step_started", "step_finished", "candidate", "merge", "fidelity", "advanced"} <= set(events)
@@ -38,10 +38,31 @@ def test_a_quiet_run_tells_its_results_alone_and_errors_all_the_same(cli: Cli, r
     assert done.err.startswith("error: r holds a run of another recipe")
 
 
+@pytest.mark.parametrize("asked", [("--log-format", "json"), ("--log-format=json",)])
+def test_a_machine_reads_errors_and_warnings_too(cli: Cli, recipe: Path, asked: tuple[str, ...]) -> None:
+    for wrong in ("nope.toml", recipe):
+        done = cli("run", wrong, "--out", "r", *asked, "--set", "model.device=cpu", "--set", "prune.blocks=99")
+        assert done.code in (1, 2)
+        entries = [json.loads(line) for line in done.err.splitlines()]
+        assert entries[-1]["event"] == "error"
+        assert not entries[-1]["text"].startswith("error")
+        assert [entry["time"] for entry in entries] == sorted(entry["time"] for entry in entries)
+    assert entries[0]["event"] == "warning"
+    done = cli("run", recipe, *asked, "--banana")
+    assert json.loads(done.err)["text"].startswith("pdtrim-core run has no option --banana")
+
+
+def test_a_quiet_command_warns_of_nothing(cli: Cli, recipe: Path) -> None:
+    loud = cli("run", recipe, "--out", "r", "--set", "model.device=cpu", "--set", "prune.blocks=99")
+    quiet = cli("run", recipe, "--out", "r", "--set", "model.device=cpu", "--set", "prune.blocks=99", "-q")
+    assert loud.err.startswith("warning: ")
+    assert quiet.err.startswith("error: ")
+
+
 def test_a_sweep_tells_the_same_ways(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(f'sweep = 1\nrecipe = "{recipe}"\n[grid]\nseed = [1, 2]\n')
     done = cli("sweep", "sweep.toml", "--log-format", "json")
-    entries = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
+    entries = [json.loads(line) for line in done.err.splitlines()]
     assert [entry["event"] for entry in entries].count("run_ended") == 2
     assert sum(entry["event"] == "said" for entry in entries) == 2
     assert cli("sweep", "sweep.toml", "--quiet").err == ""

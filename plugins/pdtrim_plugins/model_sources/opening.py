@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
@@ -12,6 +13,12 @@ from pdtrim_core.api import PdtrimError, one_line, reason_of, shortened
 
 NO_CODE = {"trust_remote_code": False}
 """What every call of transformers gets that is given a path or an id: code of a checkpoint never runs, and nothing is asked."""
+OURS = "pdtrim_"
+"""How the model types begin that the exporter for vLLM writes."""
+UNKNOWN_TYPE = re.compile(r"has model type `([^`]*)` but Transformers does not recognize")
+NO_LANGUAGE_MODEL = re.compile(
+    r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel: AutoModelForCausalLM"
+)
 HEARD = 20
 """Lines of another library's output that are remembered for the case that it fails."""
 
@@ -37,6 +44,19 @@ def _explained(error: Exception, heard: Heard, name: str) -> str:
         return (
             "it comes with code of its own (auto_map), which pdtrim-core does not run; take a checkpoint of an architecture that "
             "transformers has"
+        )
+    unknown = UNKNOWN_TYPE.search(str(error))
+    if unknown and unknown[1].startswith(OURS):
+        return (
+            "it is the prefill of an export for vLLM, whose blocks only vLLM's plugin runs; take the model that was pruned, or "
+            "the unified model of `export --to checkpoints`"
+        )
+    if unknown:
+        return f"this version of transformers does not know its model_type '{shortened(unknown[1])}': a newer one may"
+    other = NO_LANGUAGE_MODEL.search(str(error))
+    if other:
+        return (
+            f"transformers has no causal language model of {shortened(other[1])} (one that sees or hears, for example, is none)"
         )
     advice = "" if os.path.exists(name) else " (a hub id needs the network once, and `hf auth login` if it is gated)"  # noqa: PTH110
     said = heard.beside(reason)

@@ -12,7 +12,7 @@ import torch
 
 from pdtrim_core import load_plugins
 from pdtrim_core.errors import PdtrimError, RecipeError
-from pdtrim_core.model.placement import check_devices, checked_placement, first_device, loading_options, place
+from pdtrim_core.model.placement import bytes_of, check_devices, checked_placement, first_device, loading_options, place
 from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.old_formats import recipe_of_1
@@ -65,7 +65,7 @@ def test_a_recipe_says_in_one_line_what_is_no_placement(tmp_path: Path) -> None:
         ("gpu", "placement = 'gpu': there is no device gpu: say auto, balanced, a device such as"),
         ("meta", "placement = 'meta': the device meta holds no numbers"),
         ("balanced", "placement = balanced spreads a model over accelerators, and there is none here: say auto"),
-        ({"0": "20GiB"}, "there is no device accelerator:0"),
+        ({"0": "20GiB"}, "0 is the number of an accelerator, and there is none here"),
     ],
 )
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
@@ -95,8 +95,34 @@ def test_a_model_that_one_device_holds_goes_on_one_device(lend: Lend) -> None:
     assert loading_options("balanced", 1) == {"device_map": "balanced"}
     assert loading_options("maia:1", 2 * GIB) == {"device_map": "maia:1"}
     table = {"0": "1GiB", "1": "20 GB", "cpu": "9GiB"}
-    assert loading_options(table, 1) == {"device_map": "auto", "max_memory": {0: "1GiB", 1: "20 GB", "cpu": "9GiB"}}
+    assert loading_options(table, 1) == {"device_map": "auto", "max_memory": {0: GIB, 1: 20 * 10**9, "cpu": 9 * GIB}}
     assert loading_options("cpu", 1) == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ("7B", 7),
+        ("1KB", 1000),
+        ("1 kib", 1024),
+        ("60gb", 60 * 10**9),
+        ("1.5GiB", 3 * GIB // 2),
+        ("2TB", 2 * 10**12),
+        ("1tib", 2**40),
+    ],
+)
+def test_sizes_are_bytes_in_whatever_case_and_however_large(size: str, count: int) -> None:
+    assert bytes_of(size) == count
+    assert checked_placement({"cpu": size}) == {"cpu": size}
+    assert loading_options({"cpu": size}, 1) == {"device_map": "auto", "max_memory": {"cpu": count}}
+
+
+@pytest.mark.parametrize("size", ["99999999999999999999TB", "GB", "-1GB", "1e3GB", "1.GB", "1PB", "20", "20GiB\n"])
+def test_what_is_no_size_is_refused_with_the_recipe(size: str) -> None:
+    with pytest.raises(ValueError, match="a table of placement gives each device a size such as 20GiB, and cpu has"):
+        checked_placement({"cpu": size})
+    with pytest.raises(ValueError, match="is no size such as 20GiB"):
+        bytes_of(size)
 
 
 def test_a_number_beyond_the_last_device_is_refused(lend: Lend) -> None:

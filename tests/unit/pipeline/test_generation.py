@@ -82,6 +82,8 @@ def test_a_token_that_ends_texts_is_the_last(pair: ModelPair) -> None:
         (torch.zeros(3), {}, "a tensor of tokens is [batch, token] of whole numbers, not [3] of torch.float32"),
         ("a", {"num_beams": 2}, "num_beams: a pair makes one continuation of a prompt"),
         ("a", {"max_length": 9}, "max_length counts the prompt, too: say max_new_tokens"),
+        ([], {}, "there is no prompt: the list is empty"),
+        ([[65], []], {}, "prompt 1 has no tokens, so that nothing can follow it"),
         ("a", {"max_new_tokens": 0}, "max_new_tokens is a number of tokens from 1 on, not 0"),
         ("a", {"tempreture": 0.5}, "transformers refuses these options of generate: "),
         ("a", {"attention_mask": torch.ones(1, 1)}, "attention_mask goes with a tensor of tokens"),

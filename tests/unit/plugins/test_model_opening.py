@@ -118,3 +118,21 @@ def test_code_beside_an_architecture_that_transformers_has_is_not_needed(tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "own.Model"}}))
     (tmp_path / "own.py").write_text("raise SystemExit('it ran')\n")
     assert FolderModel(path=str(tmp_path), placement="cpu").open().model.config.model_type == "llama"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("banana", "this version of transformers does not know its model_type 'banana'"),
+        ("pdtrim_llama", "it is the prefill of an export for vLLM"),
+        ("llava", "transformers has no causal language model of LlavaConfig"),
+    ],
+)
+def test_types_that_transformers_does_not_open_are_refused_in_our_own_words(model_type: str, said: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "tiny")
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(PdtrimError) as told:
+        FolderModel(path=str(folder)).open()
+    assert str(told.value).startswith(f"cannot open the model {folder}: {said}")
+    assert "pip install" not in str(told.value)
+    assert "\n" not in str(told.value)

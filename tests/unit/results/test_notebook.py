@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pdtrim_core import Drop, Plan, Removal, SavedPlan, compare
+from pdtrim_core import Drop, PdtrimError, Plan, Removal, SavedPlan, compare
 from pdtrim_core.plan.notebook import ladder
 from tests.browser import runs
 
@@ -80,3 +80,9 @@ def test_names_of_others_are_text(evil: str) -> None:
     page = shown(replace(runs.big(), model=evil, notes=(evil,), objective=evil))
     assert "script" not in page.tags
     assert "\u202e" not in page.text
+
+
+@pytest.mark.parametrize("path", ["runs/a", Path("runs/a")])
+def test_a_single_path_is_told_how_to_be_a_list(path: str | Path) -> None:
+    with pytest.raises(PdtrimError, match=r"compare takes a list of runs: compare\(\['runs/a', ...\]\)"):
+        compare(path)  # type: ignore[arg-type]
