@@ -76,7 +76,6 @@ def test_a_token_that_ends_texts_is_the_last(pair: ModelPair) -> None:
     ("prompt", "options", "said"),
     [
         (None, {}, "generate takes a prompt: a text, tokens, or a list of either"),
-        ([], {}, "a prompt is a text, a list of tokens, a list of either, or a tensor [batch, token], not list"),
         ([1, "a"], {}, "or a tensor [batch, token], not list of int, str"),
         (3.5, {}, "or a tensor [batch, token], not float"),
         (torch.zeros(3), {}, "a tensor of tokens is [batch, token] of whole numbers, not [3] of torch.float32"),
