@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def _tagged(name: str, hub: Any) -> list[str]:
     return sorted(entry.tags) if entry is not None and entry.kind.name == "TAG" else [name]
 
 
+@cache
 def hub_tasks() -> Any:
     """Return the harness' list of its own tasks; reading it takes seconds. Code of a data set never runs."""
     import datasets  # noqa: PLC0415 - heavy
