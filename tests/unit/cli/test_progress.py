@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,15 +104,25 @@ def test_a_log_says_which_recovery_is_at_work_and_how_long_the_rest_will_take() 
     assert display._how_far() == ""
 
 
-def test_the_time_that_is_left_goes_by_the_share_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("advanced", "steps"),
+    [
+        ("pdtrim_recovery_advanced", (("fold", 2, 2, 0.0), ("fold", 2, 2, 0.25))),
+        ("pdtrim_work_advanced", (("merges", 1, 4, 0.0), ("merges", 2, 4, 0.25))),  # over all of them
+    ],
+)
+def test_the_time_that_is_left_goes_by_the_share_that_is_done(
+    advanced: str, steps: Sequence[tuple[str, int, int, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [100.0]
     monkeypatch.setattr("pdtrim_core.cli.progress.time.monotonic", lambda: clock[0])
     display = LineDisplay(io.StringIO())
-    display.pdtrim_recovery_advanced("fold", 2, 2, 0.0)
-    assert display._how_far() == ", fold (2 of 2)"
+    (what, begun, count, none), (_, then, _, share) = steps
+    getattr(display, advanced)(what, begun, count, none)
+    assert display._how_far() == f", {what} ({begun} of {count})"
     clock[0] += 30
-    display.pdtrim_recovery_advanced("fold", 2, 2, 0.25)
-    assert display._how_far() == ", fold (2 of 2), 25 %, about 90 s left"
+    getattr(display, advanced)(what, then, count, share)
+    assert display._how_far() == f", {what} ({then} of {count}), 25 %, about 90 s left"
 
 
 def test_a_recovery_that_was_left_out_is_told_so() -> None:
@@ -212,17 +222,6 @@ def test_times_are_told_as_people_say_them(seconds: float, shown: str) -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (750, "12:30"), (3723, "1:02:03")])
 def test_a_clock_has_minutes_and_seconds(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
-
-
-def test_merges_show_how_many_there_are_and_the_time_left_over_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("pdtrim_core.cli.progress.time.monotonic", lambda: clock[0])
-    display = LineDisplay(io.StringIO())
-    display.pdtrim_work_advanced("merges", 1, 4, 0.0)
-    assert display._how_far() == ", merges (1 of 4)"
-    clock[0] += 30
-    display.pdtrim_work_advanced("merges", 2, 4, 0.25)
-    assert display._how_far() == ", merges (2 of 4), 25 %, about 90 s left"
 
 
 def test_the_bar_of_merges_goes_on_from_one_to_the_next() -> None:
