@@ -14,7 +14,11 @@ from pdtrim_core.api import PdtrimError, one_line, reason_of, shortened
 NO_CODE = {"trust_remote_code": False}
 """What every call of transformers gets that is given a path or an id: code of a checkpoint never runs, and nothing is asked."""
 OURS = "pdtrim_"
-"""How the model types begin that the exporter for vLLM writes."""
+"""How the model types of our own classes begin, which exports have whose blocks differ from one another."""
+OURS_REFUSED = (
+    "it is an export of pdtrim-core whose blocks differ from one another, which cannot be pruned again; take the model that was "
+    "pruned, or the unified model of `export --to checkpoints`"
+)
 UNKNOWN_TYPE = re.compile(r"has model type `([^`]*)` but Transformers does not recognize")
 NO_LANGUAGE_MODEL = re.compile(
     r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel: AutoModelForCausalLM"
@@ -47,10 +51,7 @@ def _explained(error: Exception, heard: Heard, name: str) -> str:
         )
     unknown = UNKNOWN_TYPE.search(str(error))
     if unknown and unknown[1].startswith(OURS):
-        return (
-            "it is the prefill of an export for vLLM, whose blocks only vLLM's plugin runs; take the model that was pruned, or "
-            "the unified model of `export --to checkpoints`"
-        )
+        return OURS_REFUSED
     if unknown:
         return f"this version of transformers does not know its model_type '{shortened(unknown[1])}': a newer one may"
     other = NO_LANGUAGE_MODEL.search(str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pdtrim_core.api import LoadedModel, PdtrimError, Placement, first_device, loading_options
-from pdtrim_plugins.model_sources.opening import NO_CODE, opening
+from pdtrim_plugins.model_sources.opening import NO_CODE, OURS, OURS_REFUSED, opening
 
 
 def load(source: str, name: str, dtype: str, placement: Placement, **options: Any) -> LoadedModel:
@@ -59,7 +59,11 @@ def config_of(source: str, name: str, **options: Any) -> Any:
     from transformers import AutoConfig  # noqa: PLC0415 - slow to import
 
     with opening(name):
-        return AutoConfig.from_pretrained(source, **NO_CODE, **options)
+        config = AutoConfig.from_pretrained(source, **NO_CODE, **options)
+    if str(config.model_type).startswith(OURS):
+        # Known to transformers only in a process that has registered our classes.
+        raise PdtrimError(f"cannot open the model {name}: {OURS_REFUSED}")
+    return config
 
 
 def check_weights(source: str, name: str, **options: Any) -> bool:
