@@ -7,33 +7,38 @@ FLOPs. Then the pair (`staged`) and the decode in both stages (`unified`) are co
 was chosen on: KL along its greedy answers to the items of the benchmarks in DIR, choices that changed, and KL along WikiText-2
 where DIR has it. Standard errors are over items, and differences from the best baseline are paired.
 
-Every run has a folder under `--out` and keeps what was measured; the same command goes on where it was stopped. With 300 items of
-eight benchmarks it takes a day of one core for SmolLM2-135M; `--items 16` takes an hour.
+All pairs are measured together, benchmark by benchmark: the dense model runs once for all of them. Every run has a folder under
+`--out`, and what was measured of a benchmark is kept beside them; the same command goes on where it was stopped. With 300 items
+of eight benchmarks it takes five hours of one core for SmolLM2-135M; `--items 16` takes half an hour.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from paired import Sums, gap, kl_of, sums_of
+from paired import Sums, gap, kl_of
 from subject import environment, write
 
 from pdtrim_core import PdtrimError, load_plugins
 from pdtrim_core.api import Pruner
+from pdtrim_core.data.items import digest_of
+from pdtrim_core.fidelity.measure import Found, Subject, measure_forced
 from pdtrim_core.fidelity.statistics import mcnemar
+from pdtrim_core.files.atomic_files import write_whole
 from pdtrim_core.harness.fidelity_items import benchmark_inputs, tasks_in
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.assemble_outcome import costs_of
 from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.run_cache import RunCache
-from pdtrim_core.pipeline.run_fidelity import RunFidelity
+from pdtrim_core.pipeline.run_keys import dense_code
 from pdtrim_core.recipe.recipe import Recipe
-from pdtrim_core.results.task_results import TaskResult, Variant
+from pdtrim_core.results.task_results import Variant
 
 TASKS = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "mathqa", "mmlu", "piqa", "winogrande", "wikitext")
 TEXT = "wikitext"
@@ -43,28 +48,69 @@ ANSWER_TOKENS = 32
 SHORT = {"decode weight traffic": "decode bytes", "prefill work for 1024 tokens": "prefill FLOPs", "K/V shipped to decode": "K/V"}
 
 
+class Figures(NamedTuple):
+    """What is known of a variant on one benchmark: nats and tokens of each prompt's answer, KL on its texts, changed choices."""
+
+    sums: list[tuple[float, float]]
+    text_kl: tuple[float, float | None]
+    right_to_wrong: int
+    wrong_to_right: int
+
+    @classmethod
+    def of(cls, found: Found) -> Figures:
+        """Return the figures of what was measured."""
+        tokens = [one.values["tokens"] for one in found.answers]
+        changed = (found.metrics.get(name) for name in ("right_to_wrong", "wrong_to_right"))
+        worse, better = (0 if metric is None else round(metric.value * len(tokens)) for metric in changed)
+        sums = [(one.values["kl"] * count, count) for one, count in zip(found.answers, tokens, strict=True)]
+        return cls(sums, (found.metrics["text_kl"].value, found.metrics["text_kl"].error), worse, better)
+
+
 class Row(NamedTuple):
-    """One method in one variant: its costs as shares of the dense model's, and its results by task."""
+    """One method in one variant: its costs as shares of the dense model's, and its figures by benchmark."""
 
     method: str
     variant: Variant
     costs: dict[str, float]
     seconds: float
-    results: Mapping[str, TaskResult]
+    figures: Mapping[str, Figures]
 
     @property
     def sums(self) -> Sums:
         """The KL along answers to all benchmarks, prompt by prompt."""
-        return sums_of(result for task, result in self.results.items() if task != TEXT)
+        answers = ((task, of_task) for task, of_task in self.figures.items() if task != TEXT)
+        return {(task, number): one for task, of_task in answers for number, one in enumerate(of_task.sums)}
 
     def flips(self) -> tuple[int, int, float]:
         """Return how many choices went from right to wrong and back, and McNemar's p."""
-        counts = [0, 0]
-        for result in self.results.values():
-            for place, name in enumerate(("right_to_wrong", "wrong_to_right")):
-                if name in result.metrics:
-                    counts[place] += round(result.metrics[name].value * len(result.answers))
-        return counts[0], counts[1], mcnemar(*counts)
+        worse = sum(of_task.right_to_wrong for of_task in self.figures.values())
+        better = sum(of_task.wrong_to_right for of_task in self.figures.values())
+        return worse, better, mcnemar(worse, better)
+
+
+class Member(NamedTuple):
+    """One method in one variant, ready to be measured."""
+
+    method: str
+    variant: Variant
+    run: LoadedRun
+
+    @property
+    def name(self) -> str:
+        """The name under which its figures are kept: another plan has another one."""
+        return f"{self.method} {self.variant} {self.run.plan_digest(self.variant)}"
+
+    def subject(self) -> Subject:
+        """Return what answers."""
+        run, variant = self.run, self.variant
+        model = run.model_of(variant)
+        return Subject(
+            model,
+            run.plan_of(variant),
+            run.modules_of(variant),
+            first_token=run.outcome.plan.first_token if variant == "staged" else "decode",
+            dense=None if model is run.dense else run.dense,
+        )
 
 
 def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str, Recipe]]:
@@ -91,21 +137,32 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
         yield method, Recipe.from_data(data, where=method, out=options.out / f"{options.fraction:g}-{method}", host=host)
 
 
-def rows_of(method: str, recipe: Recipe, options: argparse.Namespace, shared: RunCache) -> Iterator[Row]:
-    """Run a method, or go on with it, and yield its variants."""
+def members(method: str, recipe: Recipe, shared: RunCache, wanted: Sequence[Variant]) -> Iterator[Member]:
+    """Run a method, unless it was, and yield its variants."""
     if not (recipe.out / "outcome.json").is_file():
         run(recipe, shared=shared)
-    loaded = load_run(recipe.out)
-    outcome = loaded.outcome
-    variants: list[Variant] = ["unified"] if outcome.saved_plan is None else ["unified", "staged"]
-    by_variant: dict[Variant, dict[str, TaskResult]] = {variant: {} for variant in variants}
-    for task in tasks_in(options.data, options.tasks):
-        inputs = benchmark_inputs(options.data, task, loaded.dense.tokenizer, share=0.5, count=options.items)
-        for result in RunFidelity(loaded, inputs=inputs, length=ANSWER_TOKENS).results(["dense", *variants]):
-            if result.variant != "dense":
-                by_variant[result.variant][task] = result
-    for variant, by_task in by_variant.items():
-        yield Row(method, variant, shares_of(loaded, variant), sum(outcome.seconds.values()), by_task)
+    loaded = load_run(recipe.out, shared=shared)
+    for variant in wanted:
+        if variant == "unified" or loaded.outcome.saved_plan is not None:
+            yield Member(method, variant, loaded)
+
+
+def figures_on(task: str, of: Sequence[Member], options: argparse.Namespace) -> dict[str, Figures]:
+    """Return the figures of members on one benchmark by name, from the file of the benchmark where they are known."""
+    dense = of[0].run.dense
+    inputs = benchmark_inputs(options.data, task, dense.tokenizer, share=0.5, count=options.items)
+    code = dense_code(dense)
+    about = {"items": digest_of(inputs.items), "weights": dense.fingerprint, "code": code}
+    path = options.out / f"{task}-{options.items}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = kept["figures"] if kept.get("about") == about else {}
+    missing = [member for member in of if member.name not in known]
+    if missing:
+        subjects = [member.subject() for member in missing]
+        found = measure_forced(subjects, inputs.items, length=ANSWER_TOKENS, code=code)
+        known |= {member.name: Figures.of(one) for member, one in zip(missing, found, strict=True)}
+        write_whole(path, json.dumps({"about": about, "figures": known}) + "\n")
+    return {member.name: Figures(*known[member.name]) for member in of}
 
 
 def shares_of(loaded: LoadedRun, variant: Variant) -> dict[str, float]:
@@ -124,7 +181,7 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
         others = [other for other in rows if other.variant == row.variant and other.method not in OURS]
         best = min(others, key=lambda other: kl_of(other.sums).value, default=row)
         kl, beyond, flips = kl_of(row.sums), gap(row.sums, best.sums), row.flips()
-        text = row.results[TEXT].metrics["text_kl"] if TEXT in row.results else None
+        text = row.figures.get(TEXT)
         found.append(
             {
                 "method": row.method,
@@ -133,7 +190,7 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "kl": [kl.value, kl.error],
                 "beyond_best_baseline": [beyond.value, beyond.error],
                 "share_of_best_baseline": kl.value / kl_of(best.sums).value,
-                "text_kl": None if text is None else [text.value, text.error],
+                "text_kl": None if text is None else [*text.text_kl],
                 "right_to_wrong": flips[0],
                 "wrong_to_right": flips[1],
                 "flips_p": flips[2],
@@ -151,26 +208,40 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.132, help="share of the parameters that go (default: %(default)s)")
     parser.add_argument("--items", type=int, default=300, help="items of each benchmark (default: %(default)s)")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="benchmarks in the folder (default: %(default)s)")
+    parser.add_argument("--variants", nargs="*", default=["unified", "staged"], help="stages (default: %(default)s)")
     parser.add_argument("--methods", nargs="*", help="ours and pruners, by name (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    host, shared, rows = load_plugins(), RunCache(), list[Row]()
+    host, shared, found = load_plugins(), RunCache(), list[Member]()
     for method, recipe in recipes(options, host):
         try:
-            found = list(rows_of(method, recipe, options, shared))
+            found += members(method, recipe, shared, options.variants)
         except PdtrimError as error:
             print(f"{method}: {error}", flush=True)
-            continue
-        rows += found
-        for row in found:
-            kl = kl_of(row.sums)
-            print(f"{method:20} {row.variant:8} KL {kl.value:.4f} +- {kl.error:.4f}  {row.costs}", flush=True)
+    by_task = {}
+    for task in tasks_in(options.data, options.tasks):
+        by_task[task] = figures_on(task, found, options)
+        for member in found:
+            kl = kl_of({(task, number): one for number, one in enumerate(by_task[task][member.name].sums)})
+            print(f"{task:16}{member.method:20} {member.variant:8} KL {kl.value:.4f} +- {kl.error:.4f}", flush=True)
+    rows = [
+        Row(
+            member.method,
+            member.variant,
+            shares_of(member.run, member.variant),
+            sum(member.run.outcome.seconds.values()),
+            {task: of_task[member.name] for task, of_task in by_task.items()},
+        )
+        for member in found
+    ]
     table = figures(rows)
     for line in table:
         print(line)
-    write(options.json, {"benchmark": "quality", "model": options.model, **environment()}, {"rows": table})
+    write(
+        options.json, {"benchmark": "quality", "model": options.model, "items": options.items, **environment()}, {"rows": table}
+    )
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def recipe_of(model: str, seed: int, way: str, options: argparse.Namespace, host
         "recovery": "none",
         "prune": {"fraction": FRACTION, "merges": False},
         "splitter": {"use": "kv-tail", "prefill_at_most": CEILING},
-        "evaluation": {"threads": 1},
+        "evaluation": {"threads": 1, "fidelity": False},
         **WAYS[way],
         "search": {**WAYS[way].get("search", {}), "minutes": options.minutes},
     }
