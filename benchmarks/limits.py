@@ -21,13 +21,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from pdtrim_core.host.discovery import Origin
 from searchers import Found, found_by, recipe_data
 from subject import environment, write
 
 from pdtrim_core import load_plugins
 from pdtrim_core.api import Drop, Removal, Requests, Searcher, SearchSpace, best_of, hookimpl, measure
 from pdtrim_core.data.readings import standard_error
+from pdtrim_core.host.discovery import Origin
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.recipe.recipe import Recipe
 

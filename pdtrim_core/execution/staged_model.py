@@ -21,19 +21,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pdtrim_core.data.items import Along, Item
+from pdtrim_core.execution.distributions import distances, divergence, likeliest, logprobs, normaliser, overlap
 from pdtrim_core.execution.first_tokens import first_tokens_in, kv_of_first
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
 from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv, with_heads
 from pdtrim_core.execution.selected_kv import check_masks, selected_call, unread_in
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
-from pdtrim_core.model.block_model import HEAD_NUMBERS, BlockModel
+from pdtrim_core.model.block_model import HEAD_NUMBERS
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
-
-NORMALISED_AT_ONCE = 2
-"""Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
 
 Replacements = Modules
 Beside = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -144,9 +142,9 @@ class StagedModel:
     def _beside_dense(self, items: Sequence[Item], along: Along, function: Beside) -> list[list[Any]]:
         """Return for each item what a function makes of the two distributions at each token of its continuations.
 
-        The function is given the log-probabilities `[N, V]` of the dense model and of the plan at some positions, which are its
-        own, and of some targets their positions among these and their tokens; it returns a row a target. Other choices are not
-        run.
+        The function is given the log-probabilities `[N, V]` of the dense model and of the plan at some positions, which it does
+        not change, and of some targets their positions among these and their tokens; it returns a row a target. Other choices
+        are not run.
         """
         right = {item: item.continued(along) for item in items}
         found: dict[Item, list[Any]] = {}
@@ -159,16 +157,15 @@ class StagedModel:
 
     def _at_targets(self, prepared: PreparedBatch, function: Beside) -> list[Any]:
         """Return what a function makes of the distributions that each target token of a batch is drawn from; a row a target."""
-        batch, dense_ND, dense = prepared.batch, prepared.dense_hidden, self._prefix_cache.of_dense.model
-        hidden_ND = self.hidden_at_targets(prepared)
+        batch, hidden_ND = prepared.batch, self.hidden_at_targets(prepared)
         # Two sets of logits are held, so each has half the positions that one may have.
         step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
         rows: dict[int, Any] = {}
         for start in range(0, len(hidden_ND), step):
             here = ((batch.target_at >= start) & (batch.target_at < start + step)).nonzero()[:, 0]
-            dense_NV = _logprobs(dense, dense_ND[start : start + step])
+            dense_NV = prepared.dense_logprobs(start, start + step)
             at, targets = (values[here].to(dense_NV.device) for values in (batch.target_at - start, batch.targets))
-            found = function(dense_NV, _logprobs(self._model, hidden_ND[start : start + step]), at, targets)
+            found = function(dense_NV, logprobs(self._model, hidden_ND[start : start + step]), at, targets)
             rows.update(zip(here.tolist(), found.tolist(), strict=True))
         return [rows[number] for number in range(len(batch.targets))]
 
@@ -314,73 +311,20 @@ class StagedModel:
         return hidden_BTD
 
 
-def _logprobs(model: BlockModel, hidden_ND: Tensor) -> Tensor:
-    """Return the log-probabilities `[N, V]` of all tokens behind a few positions, in float32."""
-    (logits_NV,) = model.logits(hidden_ND)
-    return logits_NV.sub_(normaliser(logits_NV)[:, None])
-
-
-def normaliser(logits_NV: Tensor) -> Tensor:
-    """Return the logarithm `[N]` of the sum of exponentials over the vocabulary, in float32.
-
-    On a processor it takes a few positions at a time, in one buffer that stays in the cache: the steps and the results of
-    `torch.logsumexp`, in about half the time.
-    """
-    if logits_NV.device.type != "cpu":
-        return torch.logsumexp(logits_NV.float(), dim=-1)
-    normaliser_N = torch.empty(len(logits_NV))
-    scratch_NV = torch.empty(NORMALISED_AT_ONCE, logits_NV.shape[1])
-    for start in range(0, len(logits_NV), NORMALISED_AT_ONCE):
-        part_NV = logits_NV[start : start + NORMALISED_AT_ONCE]
-        here_NV = scratch_NV[: len(part_NV)].copy_(part_NV)
-        top_N1 = here_NV.amax(dim=-1, keepdim=True)
-        normaliser_N[start : start + len(part_NV)] = here_NV.sub_(top_N1).exp_().sum(dim=-1).log_().add_(top_N1[:, 0])
-    return normaliser_N
-
-
-def likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
-    """Tell for each target whether `argmax` over the vocabulary, at its position, is that token."""
-    if logits_NV.device.type != "cpu":
-        # How many are close is known on the device alone.
-        return logits_NV.argmax(dim=-1)[at] == targets
-    # A maximum is found many times faster than its index, and most targets are below it.
-    first = logits_NV[at, targets] == logits_NV.amax(dim=-1)[at]
-    close = first.nonzero()[:, 0]
-    first[close] = logits_NV[at[close]].argmax(dim=-1) == targets[close]
-    return first
-
-
 def _divergences(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Return KL(dense || plan) at each target."""
     del targets
-    return _divergence(dense_NV, plan_NV)[at]
+    return divergence(dense_NV, plan_NV)[at]
 
 
 def _overlaps(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Return the overlap of the two distributions at each target."""
     del targets
-    return overlap(dense_NV.exp_(), plan_NV.exp_())[at]
+    return overlap(dense_NV, plan_NV)[at]
 
 
 def _comparisons(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Return the numbers of a `ComparedToken` at each target, `[target, 5]` in float64."""
-    logprobs, dense_logprobs = plan_NV[at, targets], dense_NV[at, targets]
     same_N = dense_NV.argmax(dim=-1) == plan_NV.argmax(dim=-1)
-    overlap_N = overlap(dense_NV.exp(), plan_NV.exp())
-    divergence_N = _divergence(dense_NV, plan_NV)
-    return torch.stack([divergence_N[at], same_N[at], overlap_N[at], logprobs, dense_logprobs], dim=1).double()
-
-
-def overlap(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:
-    """Return the sum of the smaller of two probabilities, 0 to 1, at each position; the second tensor is overwritten.
-
-    Taken as what the first has above the second, it is 1 to the last bit where they are the same.
-    """
-    return (1 - torch.sub(dense_NV, plan_NV, out=plan_NV).clamp_(min=0).sum(dim=-1)).clamp_(min=0)
-
-
-def _divergence(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:
-    """Return KL(dense || plan) in nats from log-probabilities; rounding does not take it below 0."""
-    # Overwrites what it is given: these are the largest tensors there are.
-    gap_NV = plan_NV.neg_().add_(dense_NV)
-    return dense_NV.exp_().mul_(gap_NV).sum(dim=-1).clamp(min=0)
+    divergence_N, overlap_N = distances(dense_NV, plan_NV)
+    return torch.stack([divergence_N[at], same_N[at], overlap_N[at], plan_NV[at, targets], dense_NV[at, targets]], dim=1).double()
