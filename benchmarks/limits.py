@@ -77,7 +77,14 @@ def row_of(way: str, found: Found, first: Found) -> dict[str, Any]:
     """Return a way's row: its KL, and by how much it is above that of the default search, paired over items."""
     gaps = [own - other for own, other in zip(found.items, first.items, strict=True)]
     above, error = sum(gaps) / len(gaps), standard_error(gaps)
-    return {"way": way, "decode": found.plan, "kl": found.kl, "above_first": above, "error": error, "measured": found.measured}
+    return {
+        "way": way,
+        "decode": str(found.plan.decode),
+        "kl": found.kl,
+        "above_first": above,
+        "error": error,
+        "measured": found.measured,
+    }
 
 
 def main() -> None:
