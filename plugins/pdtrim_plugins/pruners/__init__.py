@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdtrim_core.api import Pruner, hookimpl
+from pdtrim_plugins.pruners.allocate import Allocate
 from pdtrim_plugins.pruners.flap import Flap
 from pdtrim_plugins.pruners.laco import LaCo
 from pdtrim_plugins.pruners.llm_pruner import LlmPruner
@@ -16,6 +17,7 @@ from pdtrim_plugins.pruners.streamline import Streamline
 from pdtrim_plugins.pruners.torch_pruning_importance import TorchPruning
 
 __all__ = [
+    "Allocate",
     "Flap",
     "LaCo",
     "LlmPruner",
@@ -32,4 +34,16 @@ __all__ = [
 @hookimpl
 def pdtrim_pruners() -> Iterable[type[Pruner]]:
     """Yield the pruners."""
-    yield from (ShortGpt, Sleb, ShortenedPpl, ShortenedTaylor, LlmPruner, TorchPruning, Flap, Streamline, LaCo, SliceGpt)
+    yield from (
+        ShortGpt,
+        Sleb,
+        ShortenedPpl,
+        ShortenedTaylor,
+        LlmPruner,
+        TorchPruning,
+        Flap,
+        Streamline,
+        LaCo,
+        SliceGpt,
+        Allocate,
+    )
