@@ -16,6 +16,7 @@ PLAIN = (
     "fidelity_speed",
     "serve",
     "cache_budget",
+    "streaming",
     "quickstart",
     "searchers",
     "quality",
@@ -94,6 +95,16 @@ def benchmarks_page() -> str:
             "time. By `python benchmarks/cache_budget.py`.",
             ["items", "search", "cache_budget", "kept", "search takes", "less than with none"],
             cache_rows,
+        ),
+        "streaming": (
+            "Weights that stay on the disk",
+            'A model of random weights in bfloat16 with `placement = "stream"`. `Read` counts how often all weights were brought '
+            "into memory, block by block, `from the disk` what the system had to read for it, as far as it had no room to keep "
+            "the files in its own cache. Memory is the peak of the process, files included, less that of Python with all "
+            "libraries loaded. Opening reads all weights to look for damage, and export is not counted as `read`. By "
+            "`python benchmarks/streaming.py`.",
+            ["model", "weights", "tokens", "step", "read", "from the disk", "memory", "seconds", "CPU seconds"],
+            streaming_rows,
         ),
         "fidelity_speed": (
             "Fidelity",
@@ -221,6 +232,24 @@ def cache_rows(result: Mapping[str, Any]) -> list[list[str]]:
             f"{1 - one['search_seconds'] / slowest:.0%}",
         ]
         for one in budgets
+    ]
+
+
+def streaming_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each step of a result of `streaming`."""
+    return [
+        [
+            result["shape"],
+            f"{result['weights'] / 1e9:.1f} GB",
+            f"{result['tokens']:,}",
+            row["step"],
+            f"{row['read'] / result['weights']:.2f} x",
+            f"{row['from_disk'] / 1e9:.1f} GB",
+            f"{row['memory'] / 2**30:.1f} GiB",
+            f"{row['seconds']:.0f}",
+            f"{row['cpu_seconds']:.0f}",
+        ]
+        for row in result["rows"]
     ]
 
 

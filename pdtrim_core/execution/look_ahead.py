@@ -2,8 +2,8 @@
 
 Who asks a plan for something, such as an objective for log-probabilities, wants the answer at once. Where weights are in memory
 it gets it. Where they stay on the disk, all questions are begun, to learn which batches each of them needs under which plan;
-these are carried through the blocks together; and the questions are asked again, with what they need at hand. So a question has to
-be such that it may be asked twice.
+these are carried through the blocks together; and the questions are asked again, with what they need at hand. So a question
+has to be such that it may be asked twice.
 """
 
 from __future__ import annotations

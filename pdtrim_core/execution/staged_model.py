@@ -11,7 +11,7 @@ logits count, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -112,7 +112,7 @@ class StagedModel:
 
     def _hidden_of(self, batches: Sequence[PreparedBatch], *, beside_dense: bool = False) -> Iterator[Tensor]:
         """Return for each batch the hidden states of the plan where logits count, behind those of the dense model if wanted."""
-        passes: dict[tuple[int, Path | None], Pass[Tensor]] = {}
+        passes: dict[Hashable, Pass[Tensor]] = {}
         for prepared in batches:
             if beside_dense:
                 passes[id(prepared), None] = prepared.dense_hidden_pass()

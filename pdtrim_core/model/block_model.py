@@ -9,7 +9,7 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,7 +85,7 @@ class BlockModel:
         self.on_disk = None if mapped is None else BlocksOnDisk(self.blocks, model.get_output_embeddings(), mapped)
         """The blocks of a model whose weights stay in their files; None where all are in memory."""
         one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        with self._one_by_one():
+        with nullcontext() if self.on_disk is None else self.on_disk.as_they_run():
             self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, layout=layout.blocks)
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
@@ -181,23 +181,6 @@ class BlockModel:
         """Free the memory of weights that stay in their files, of a model that has such."""
         if self.on_disk is not None:
             self.on_disk.let_go()
-
-    @contextmanager
-    def _one_by_one(self) -> Iterator[None]:
-        """Let no block that stays on the disk be in memory longer than it runs, where the model's own forward runs them."""
-        if self.on_disk is None:
-            yield
-            return
-        hooks = [
-            block.register_forward_pre_hook(lambda _block, _args, on_disk=self.on_disk, index=index: on_disk.go_to(index))
-            for index, block in enumerate(self.blocks)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.let_go()
 
     def check_finite(self) -> None:
         """Raise `PdtrimError` naming the first weight that holds a NaN or an infinity."""

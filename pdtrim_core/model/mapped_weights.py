@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -104,6 +105,7 @@ class BlocksOnDisk:
 
     def __init__(self, blocks: Sequence[nn.Module], head: nn.Module | None, mapped: MappedWeights) -> None:
         self._mapped = mapped
+        self._modules = blocks
         self._blocks = [list(block.parameters()) for block in blocks]
         self._head = [] if head is None else list(head.parameters())
         self._here: int | None = None
@@ -124,3 +126,18 @@ class BlocksOnDisk:
         """Let go of all weights."""
         self._here = None
         self._mapped.let_go()
+
+    @contextmanager
+    def as_they_run(self) -> Iterator[None]:
+        """Inside the context, follow the model's own forward from block to block."""
+
+        def following(block: int) -> Callable[..., None]:
+            return lambda _module, _args: self.go_to(block)
+
+        hooks = [module.register_forward_pre_hook(following(block)) for block, module in enumerate(self._modules)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.let_go()
