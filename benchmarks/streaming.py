@@ -118,7 +118,7 @@ class Steps:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
         started, cpu, before, disk = time.perf_counter(), time.process_time(), read(), from_disk()
         yield
-        row = {
+        row: dict[str, Any] = {
             "step": name,
             "seconds": round(time.perf_counter() - started, 1),
             "cpu_seconds": round(time.process_time() - cpu, 1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,7 +31,7 @@ class TokenBatch:
     is_token_BT: Tensor
     lengths: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def places(self) -> Tensor:
         """The places of the real tokens, counted through all rows, on the host."""
         width = self.ids_BT.shape[1]

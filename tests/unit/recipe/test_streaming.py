@@ -111,7 +111,8 @@ def test_what_would_read_the_weights_again_and_again_is_refused_in_one_line(name
 def test_what_goes_block_by_block_is_not_refused(changes: dict[str, Any], host: PluginHost) -> None:
     recipe = made(host, **changes)
     assert recipe.streams
-    assert Recipe.from_data(recipe.to_data(), where="x.toml", out=Path("run"), host=host) == recipe
+    again = Recipe.from_data(recipe.to_data(), where="x.toml", out=Path("run"), host=host)
+    assert again.to_data() == recipe.to_data()
 
 
 def test_fidelity_is_no_step_of_such_a_run(host: PluginHost) -> None:
