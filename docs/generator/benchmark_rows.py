@@ -159,3 +159,21 @@ def limit_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """Return the line of one way in a result of `limits`."""
     more = f"{row['above_first']:+.4f} +- {row['error']:.4f}"
     return [result["model"], row["way"], row["decode"], f"{row['kl']:.4f}", more, str(row["measured"])]
+
+
+def streaming_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each step of a result of `streaming`."""
+    return [
+        [
+            result["shape"],
+            f"{result['weights'] / 1e9:.1f} GB",
+            f"{result['tokens']:,}",
+            row["step"],
+            f"{row['read'] / result['weights']:.2f} x",
+            f"{row['from_disk'] / 1e9:.1f} GB",
+            f"{row['memory'] / 2**30:.1f} GiB",
+            f"{row['seconds']:.0f}",
+            f"{row['cpu_seconds']:.0f}",
+        ]
+        for row in result["rows"]
+    ]

@@ -24,6 +24,7 @@ from generator.benchmark_rows import (
     search_row,
     searcher_row,
     serve_rows,
+    streaming_rows,
 )
 from generator.markup import table
 
@@ -33,6 +34,7 @@ PLAIN = (
     "fidelity_speed",
     "serve",
     "cache_budget",
+    "streaming",
     "quickstart",
     "searchers",
     "limits",
@@ -109,6 +111,16 @@ def benchmarks_page() -> str:
             "time. By `python benchmarks/cache_budget.py`.",
             ["items", "search", "cache_budget", "kept", "search takes", "less than with none"],
             cache_rows,
+        ),
+        "streaming": (
+            "Weights that stay on the disk",
+            'A model of random weights in bfloat16 with `placement = "stream"`. `Read` counts how often all weights were brought '
+            "into memory, block by block, `from the disk` what the system had to read for it, as far as it had no room to keep "
+            "the files in its own cache. Memory is the peak of the process, files included, less that of Python with all "
+            "libraries loaded. Opening reads all weights to look for damage, and export is not counted as `read`. By "
+            "`python benchmarks/streaming.py`.",
+            ["model", "weights", "tokens", "step", "read", "from the disk", "memory", "seconds", "CPU seconds"],
+            streaming_rows,
         ),
         "fidelity_speed": (
             "Fidelity",

@@ -21,6 +21,7 @@ from pdtrim_core.execution.distributions import logprobs
 from pdtrim_core.execution.first_tokens import FirstTokens
 from pdtrim_core.execution.grouping import RowShape, group_by_length
 from pdtrim_core.model.block_model import BlockModel, Recording
+from pdtrim_core.model.passes import Pass, result_of
 from pdtrim_core.model.placement import free_memory
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.plan.selections import Selection
@@ -116,6 +117,11 @@ class PrefixCache:
     def batches(self, items: Sequence[Item]) -> list[tuple[tuple[Item, ...], PreparedBatch]]:
         """Return the items in groups with their prepared batches; a group that was seen before comes back as it was."""
         return [(group, self._prepare(group)) for group in self.groups(items)]
+
+    def plans_at_once(self, items: Sequence[Item]) -> int:
+        """Return of how many plans there is room for the hidden states of all items at one depth, at least one."""
+        of_one = sum(prepared.recording.hidden_BTD.nbytes for _, prepared in self.batches(items))
+        return max(1, int(self._budget - self.kept_bytes) // max(1, of_one))
 
     def _prepare(self, group: tuple[Item, ...]) -> PreparedBatch:
         if group not in self._prepared:
@@ -251,11 +257,15 @@ class PreparedBatch:
     @property
     def dense_hidden(self) -> Tensor:
         """The dense model's hidden states `[N, D]` behind the last block where logits count, made on first use and kept."""
+        return result_of(self.dense_hidden_pass())
+
+    def dense_hidden_pass(self) -> Pass[Tensor]:
+        """Return the pass that makes `dense_hidden`."""
         if self._dense_ND is None and self._prefix_cache.of_dense is not self._prefix_cache:
             of_dense = self._prefix_cache.of_dense
-            self._dense_ND = PreparedBatch(of_dense.model, self.batch, of_dense).dense_hidden
+            self._dense_ND = yield from PreparedBatch(of_dense.model, self.batch, of_dense).dense_hidden_pass()
         elif self._dense_ND is None:
-            hidden_BTD = self.dense_at(self._model.block_count)
+            hidden_BTD = yield from self.dense_pass(self._model.block_count)
             self._dense_ND = hidden_BTD[self.batch.at_row, self.batch.at_column]
         return self._dense_ND
 
@@ -276,11 +286,12 @@ class PreparedBatch:
         """How many bytes the dense model's log-probabilities take, where they were asked for."""
         return len(self.batch.at_row) * self._model.config.vocab_size * 4 if self._logprobs else 0
 
-    def dense_at(self, depth: int) -> Tensor:
-        """Return the dense model's hidden states `[B, T, D]` in front of a block."""
+    def dense_pass(self, depth: int) -> Pass[Tensor]:
+        """Return the pass that makes the dense model's hidden states `[B, T, D]` in front of a block."""
         first, hidden_BTD = self.nearest(self._dense_path[:depth])
         for index in range(first, depth):
             self.keep(self._dense_path[:index], hidden_BTD)
+            yield index
             hidden_BTD = self._model.run(index, hidden_BTD, self.recording.calls)
         return hidden_BTD
 

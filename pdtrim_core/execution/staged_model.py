@@ -11,7 +11,7 @@ logits count, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -23,12 +23,14 @@ from torch.utils.checkpoint import checkpoint
 from pdtrim_core.data.items import Along, Item
 from pdtrim_core.execution.distributions import distances, divergence, likeliest, logprobs, normaliser, overlap
 from pdtrim_core.execution.first_tokens import first_tokens_in, kv_of_first
+from pdtrim_core.execution.look_ahead import LookAhead
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
 from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv, with_heads
 from pdtrim_core.execution.selected_kv import check_masks, selected_call, unread_in
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import HEAD_NUMBERS
+from pdtrim_core.model.passes import Pass, result_of, results_of
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
@@ -63,15 +65,24 @@ class ComparedToken(NamedTuple):
 class StagedModel:
     """A model under a plan. Making one is cheap; the prefix cache holds what plans share.
 
-    `replacements` has a module for every merge of the plan. Raises `PlanError` for a plan that does not fit.
+    `replacements` has a module for every merge of the plan. `ahead` has hidden states that were made together with those of other
+    plans (see `look_ahead`). Raises `PlanError` for a plan that does not fit.
     """
 
-    def __init__(self, prefix_cache: PrefixCache, plan: Plan, replacements: Replacements | None = None) -> None:
+    def __init__(
+        self,
+        prefix_cache: PrefixCache,
+        plan: Plan,
+        replacements: Replacements | None = None,
+        *,
+        ahead: LookAhead | None = None,
+    ) -> None:
         plan.check_fits(prefix_cache.model.block_count)
         self.plan = plan
         self._prefix_cache = prefix_cache
         self._model = prefix_cache.model
         self._modules = checked_modules(plan, replacements)
+        self._ahead = ahead
         if plan.selections:
             check_masks(self._model)
 
@@ -85,9 +96,11 @@ class StagedModel:
 
     def _scored(self, items: Sequence[Item], *, greedy: bool) -> list[tuple[Scored, ...]]:
         found: dict[Item, list[Scored]] = {}
-        for group, prepared in self._prefix_cache.batches(items):
+        batches = self._prefix_cache.batches(items)
+        hidden = self._hidden_of([prepared for _, prepared in batches])
+        for group, prepared in batches:
             with torch.inference_mode():
-                logprobs, firsts = self._targets(prepared, greedy=greedy)
+                logprobs, firsts = self._targets(prepared, next(hidden), greedy=greedy)
             of_group = [[Scored(0.0, greedy)] * len(item.choices) for item in group]
             for (item, choice), logprob, first in zip(prepared.batch.owners, logprobs.tolist(), firsts.tolist(), strict=True):
                 before = of_group[item][choice]
@@ -95,13 +108,23 @@ class StagedModel:
             found.update(zip(group, of_group, strict=True))
         return [tuple(found[item]) for item in items]
 
-    def _targets(self, prepared: PreparedBatch, *, greedy: bool) -> tuple[Tensor, Tensor]:
+    def _hidden_of(self, batches: Sequence[PreparedBatch], *, beside_dense: bool = False) -> Iterator[Tensor]:
+        """Return for each batch the hidden states of the plan where logits count, behind those of the dense model if wanted."""
+        passes: dict[Hashable, Pass[Tensor]] = {}
+        for prepared in batches:
+            if beside_dense:
+                passes[id(prepared), None] = prepared.dense_hidden_pass()
+            passes[id(prepared), self.path] = self.targets_pass(prepared)
+        if self._ahead is not None:
+            return self._ahead.results_of(passes)
+        return results_of(passes.values(), together=self._model.streams)
+
+    def _targets(self, prepared: PreparedBatch, hidden_ND: Tensor, *, greedy: bool) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each target token of a batch, in float32, and whether no other is likelier there.
 
         The second is only computed with `greedy`.
         """
         batch = prepared.batch
-        hidden_ND = self.hidden_at_targets(prepared)
 
         def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor]:
             here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
@@ -148,16 +171,19 @@ class StagedModel:
         """
         right = {item: item.continued(along) for item in items}
         found: dict[Item, list[Any]] = {}
-        for group, prepared in self._prefix_cache.batches(list(right.values())):
+        batches = self._prefix_cache.batches(list(right.values()))
+        hidden = self._hidden_of([prepared for _, prepared in batches], beside_dense=True)
+        for group, prepared in batches:
             with torch.inference_mode():
-                of_targets = self._at_targets(prepared, function)
+                next(hidden)  # the dense model's, which the batch keeps
+                of_targets = self._at_targets(prepared, next(hidden), function)
             for number, item in enumerate(group):
                 found[item] = [row for (owner, _), row in zip(prepared.batch.owners, of_targets, strict=True) if owner == number]
         return [found[right[item]] for item in items]
 
-    def _at_targets(self, prepared: PreparedBatch, function: Beside) -> list[Any]:
+    def _at_targets(self, prepared: PreparedBatch, hidden_ND: Tensor, function: Beside) -> list[Any]:
         """Return what a function makes of the distributions that each target token of a batch is drawn from; a row a target."""
-        batch, hidden_ND = prepared.batch, self.hidden_at_targets(prepared)
+        batch = prepared.batch
         # Two sets of logits are held, so each has half the positions that one may have.
         step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
         rows: dict[int, Any] = {}
@@ -174,18 +200,23 @@ class StagedModel:
 
         With `recompute` what gradients need of a block is computed again when they reach it, and not kept until then.
         """
-        return self._hidden(prepared, recompute=recompute)[prepared.batch.at_row, prepared.batch.at_column]
+        return result_of(self.targets_pass(prepared, recompute=recompute))
 
-    def _hidden(self, prepared: PreparedBatch, *, recompute: bool = False) -> Tensor:
-        """Return the hidden states behind the last block that counts, `[B, T, D]`."""
+    def targets_pass(self, prepared: PreparedBatch, *, recompute: bool = False) -> Pass[Tensor]:
+        """Return the pass that makes the hidden states of `hidden_at_targets`."""
+        hidden_BTD = yield from self._pass(prepared, recompute=recompute)
+        return hidden_BTD[prepared.batch.at_row, prepared.batch.at_column]
+
+    def _pass(self, prepared: PreparedBatch, *, recompute: bool = False) -> Pass[Tensor]:
+        """Return the pass that makes the hidden states behind the last block that counts, `[B, T, D]`."""
         path = self.path
         done, hidden = prepared.nearest(path)
         for number in range(done, len(path)):
             prepared.keep(path[:number], hidden)
             if recompute:
-                hidden = checkpoint(self.step, prepared, path[number], hidden, use_reentrant=False, preserve_rng_state=False)
+                hidden = checkpoint(self._step, prepared, path[number], hidden, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden = self.step(prepared, path[number], hidden)
+                hidden = yield from self.step_pass(prepared, path[number], hidden)
         return hidden
 
     @cached_property
@@ -238,10 +269,15 @@ class StagedModel:
                     found[decode[layer.kv_slot].block] = maker
         return found
 
-    def step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
-        """Run one position of the path in both stages: each token takes the branch of its stage."""
+    def _step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
+        return result_of(self.step_pass(prepared, place, hidden_BTD))
+
+    def step_pass(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Pass[Tensor]:
+        """Return the pass through one position of the path in both stages: each token takes the branch of its stage."""
         prefill, decode, prompts = place.prefill, place.decode, prepared.batch.prompts
         hidden_BTD = self._given(prepared, place, hidden_BTD)
+        if decode:
+            yield decode[0][0]
         decoded_BTD = self._decoded(prepared, place, hidden_BTD)
         if prompts is None or (prefill == decode and place.kv is None):
             return decoded_BTD
@@ -254,6 +290,7 @@ class StagedModel:
             if number and place.firsts is not None:
                 # Behind the first of several, each is a block of the model.
                 read_PQD = place.firsts.put(read_PQD, branch[0], prompts.own_firsts)
+            yield branch[0]
             read_PQD = self._run((branch,), read_PQD, prepared.prompt_recording.calls)
         read_ND = read_PQD.flatten(0, 1)[prompts.real_N.to(read_PQD.device)].to(decoded_BTD.device)
         at_N = prompts.places.to(decoded_BTD.device)
