@@ -58,7 +58,7 @@ from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, re
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.placement import Placement, first_device, loading_options, place
 from pdtrim_core.plan.diagram import draw_diagram
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
@@ -101,6 +101,7 @@ __all__ = [
     "CostModel",
     "Distiller",
     "Drop",
+    "DropPart",
     "Edges",
     "Element",
     "ExportFacts",
