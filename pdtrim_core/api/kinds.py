@@ -84,10 +84,12 @@ class Searcher(MakesPlans):
 
     staged: ClassVar[bool] = False
     """Whether it finds what prefill loses, too: a recipe without a `splitter` then gets `keep-search-result`, not the default."""
+    parts: ClassVar[bool] = False
+    """Whether it also searches spaces of parts (`space.parts`), whose elements have unlike sizes: see `SearchSpace.fits`."""
 
     @abstractmethod
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
-        """Measure plans whose decode removes exactly `space.count` blocks; the best one measured is taken.
+        """Measure plans whose decode is of full size (`space.is_full`), `space.count` blocks; the best one measured is taken.
 
         All randomness comes from `rng`. Measuring, remembering and the best so far are the core's work.
         """
@@ -122,6 +124,11 @@ class Pruner(Component):
         False where that is certain not to be; blocks that may differ may also come out alike.
         """
         return True
+
+    @property
+    def drops_parts(self) -> bool:
+        """Whether it may drop the attention or the MLP of a block alone; for exporters, as `narrows` is."""
+        return False
 
     def problems(self, facts: PruneFacts) -> list[str]:
         """Return why a budget or a model is beyond the method, a sentence each, as far as that is certain without the weights.
