@@ -358,6 +358,8 @@ class Exporter(Component):
 
     carries_selections: ClassVar[bool] = False
     """Whether what it writes says which tokens of a prompt blocks of decode read; with False the core refuses such a pair."""
+    carries_parts: ClassVar[bool] = False
+    """Whether it can write blocks without their attention or their MLP; with False the core refuses such a plan."""
 
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return why a run could not be written, a sentence each, as far as that is certain before there is a plan.
@@ -370,7 +372,7 @@ class Exporter(Component):
 
     def check(self, facts: ExportFacts) -> None:
         """Raise `PdtrimError` with all problems; an `export` begins so, with `ExportFacts.of_run(outcome, model, out)`."""
-        problems = [*self.problems(facts), *self.selection_problems(facts)]
+        problems = [*self.problems(facts), *self.selection_problems(facts), *self.part_problems(facts)]
         if problems:
             raise PdtrimError("; also, ".join(problems))
 
@@ -380,6 +382,13 @@ class Exporter(Component):
             return []
         what = "decode may read only some of a prompt's K/V, and checkpoints and engines have no such selection inside a layer"
         return [f"{what}: generate with pdtrim_core.apply, which runs it, or leave out kv_selector"]
+
+    def part_problems(self, facts: ExportFacts) -> list[str]:
+        """Return why a plan that drops parts of blocks could not be written; the core asks beside `problems`."""
+        if not facts.drops_parts or self.carries_parts:
+            return []
+        what = "decode may run blocks without their attention or their MLP, which this format has no word for"
+        return [f"{what}: export it with checkpoints, generate with pdtrim_core.apply, or drop whole blocks alone"]
 
     @abstractmethod
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:

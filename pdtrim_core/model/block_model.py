@@ -264,12 +264,17 @@ class BlockModel:
         `PdtrimError` for a part that the block cannot run without.
         """
         block = self.narrowed(layer.shrinks, outputs) if layer.shrinks else self.blocks[layer.block]
-        if layer.lost is None:
-            return block
-        self.check_parts((layer.lost,))
-        left = self._narrowed.get(key := (id(block), layer.lost))
+        return block if layer.lost is None else self._less(block, layer.lost)
+
+    def without_part(self, index: int, part: Part) -> nn.Module:
+        """Return a block that runs without a part; raises `PdtrimError` where it cannot."""
+        return self._less(self.blocks[index], part)
+
+    def _less(self, block: nn.Module, part: Part) -> nn.Module:
+        self.check_parts((part,))
+        left = self._narrowed.get(key := (id(block), part))
         if left is None:
-            left = self._narrowed[key] = without(block, self.parts.modules[layer.lost])
+            left = self._narrowed[key] = without(block, self.parts.modules[part])
             # An id is that of another module once this one is gone.
             vars(left)["_made_of"] = block
         return left

@@ -129,7 +129,7 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     count = removed_blocks(recipe, sizes, name)
     check_pruner(recipe, sizes, name, text.model_type)
     check_stages(recipe, sizes, name)
-    if lets_parts_go(recipe):
+    if recipe.drops_parts:
         BlockModel(small_copy(model), None, layout, name=name).check_parts(PARTS)
     positions = learned_positions(model, layout.blocks, getattr(text, "max_position_embeddings", None))
     fitting_recoveries(recipe, RecoveryFacts(name, text.model_type, layout), positions)
@@ -140,12 +140,7 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
             name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters, ceilings, has_weights
         )
     share = sizes.share_of_parameters(count)
-    return Budget(name, len(sizes.blocks), count, share, ceilings, has_weights, parts=lets_parts_go(recipe))
-
-
-def lets_parts_go(recipe: Recipe) -> bool:
-    """Tell whether decode may lose the attention or the MLP of a block alone."""
-    return recipe.settings.prune.parts if recipe.pruner is None else recipe.pruner.drops_parts
+    return Budget(name, len(sizes.blocks), count, share, ceilings, has_weights, parts=recipe.drops_parts)
 
 
 def check_pruner(recipe: Recipe, sizes: ModelSizes, model: str, family: str) -> None:
@@ -181,7 +176,7 @@ def _ceilings(recipe: Recipe, sizes: ModelSizes, model: str) -> Iterator[Ceiling
 
 def _stage_facts(recipe: Recipe, sizes: ModelSizes, model: str) -> StageFacts:
     pruner = recipe.pruner
-    whole = not lets_parts_go(recipe) and (pruner is None or not pruner.narrows)
+    whole = not recipe.drops_parts and (pruner is None or not pruner.narrows)
     costs = CostModel(len(sizes.blocks), sizes, recipe.settings.evaluation.truncates_prefill)
     return StageFacts(costs, removed_blocks(recipe, sizes, model) if whole else None)
 

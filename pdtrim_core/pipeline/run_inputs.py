@@ -17,7 +17,7 @@ from pdtrim_core.execution.threads import fitting_threads
 from pdtrim_core.fidelity.dense_answers import beginnings
 from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.pipeline.budget import check_pruner, check_stages, lets_parts_go, removed_blocks
+from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
 from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.pipeline.export import export_problems, facts_of
@@ -62,7 +62,7 @@ def prepare(context: RunContext) -> RunInputs:
         blocks = removed_blocks(recipe, model.sizes, model.name)
         check_pruner(recipe, model.sizes, model.name, model.config.model_type)
         check_stages(recipe, model.sizes, model.name)
-        if lets_parts_go(recipe):
+        if recipe.drops_parts:
             model.check_parts(PARTS)
         fitting = fitting_recoveries(recipe, RecoveryFacts(model.name, model.config.model_type, model.layout), model.positions)
         for line in fitting.left_out:

@@ -145,6 +145,11 @@ class Recipe:
         return ("model", *finders, "distiller", *splitter, *quantizer, *kv_selector, "objective", "calibration")
 
     @property
+    def drops_parts(self) -> bool:
+        """Whether decode may lose the attention or the MLP of a block alone."""
+        return self.settings.prune.parts if self.pruner is None else self.pruner.drops_parts
+
+    @property
     def lists(self) -> dict[str, tuple[Component, ...]]:
         """The components of the kinds of which there may be several."""
         return {"recovery": self.recoveries, "exporter": self.exporters, "report": self.reports}

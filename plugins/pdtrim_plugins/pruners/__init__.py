@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pdtrim_core.api import Pruner, hookimpl
 from pdtrim_plugins.pruners.flap import Flap
 from pdtrim_plugins.pruners.laco import LaCo
+from pdtrim_plugins.pruners.llm_drop import LlmDrop
 from pdtrim_plugins.pruners.llm_pruner import LlmPruner
 from pdtrim_plugins.pruners.shortened import ShortenedPpl, ShortenedTaylor
 from pdtrim_plugins.pruners.shortgpt import ShortGpt
@@ -18,6 +19,7 @@ from pdtrim_plugins.pruners.torch_pruning_importance import TorchPruning
 __all__ = [
     "Flap",
     "LaCo",
+    "LlmDrop",
     "LlmPruner",
     "ShortGpt",
     "ShortenedPpl",
@@ -32,4 +34,4 @@ __all__ = [
 @hookimpl
 def pdtrim_pruners() -> Iterable[type[Pruner]]:
     """Yield the pruners."""
-    yield from (ShortGpt, Sleb, ShortenedPpl, ShortenedTaylor, LlmPruner, TorchPruning, Flap, Streamline, LaCo, SliceGpt)
+    yield from (ShortGpt, Sleb, ShortenedPpl, ShortenedTaylor, LlmPruner, TorchPruning, Flap, Streamline, LaCo, SliceGpt, LlmDrop)
