@@ -13,7 +13,7 @@ from pdtrim_core.errors import PdtrimError, PlanError, PluginError, RecipeError
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.plan.diagram import draw_diagram
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.plan.plan_file import SavedPlan
 from pdtrim_core.recipe.recipe import Recipe
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Drop",
+    "DropPart",
     "Element",
     "KvOnly",
     "LoadedRun",

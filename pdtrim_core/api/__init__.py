@@ -59,7 +59,7 @@ from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.passes import Pass, results_of
 from pdtrim_core.model.placement import Placement, first_device, loading_options, place
 from pdtrim_core.plan.diagram import draw_diagram
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from pdtrim_core.execution.recovered_weights import RecoveredWeights, read_first_tokens
     from pdtrim_core.execution.stage_walk import LayerTokens, WalkedLayer
     from pdtrim_core.model.block_model import BlockModel
+    from pdtrim_core.model.block_parts import PartModule, without
     from pdtrim_core.model.dtypes import pattern_of
     from pdtrim_core.model.mapped_weights import MappedWeights
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
@@ -103,6 +104,7 @@ __all__ = [
     "CostModel",
     "Distiller",
     "Drop",
+    "DropPart",
     "Edges",
     "Element",
     "ExportFacts",
@@ -131,6 +133,7 @@ __all__ = [
     "Objective",
     "Outcome",
     "PairBatch",
+    "PartModule",
     "Pass",
     "PdtrimError",
     "Placement",
@@ -222,6 +225,7 @@ __all__ = [
     "uncountable",
     "visible",
     "whole_folder",
+    "without",
     "write_manifest",
     "write_tensors",
     "write_whole",
@@ -232,6 +236,7 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.api.score_context",
     "PruneContext": "pdtrim_core.api.prune_context",
     "PairBatch": "pdtrim_core.api.recovery_context",
+    "PartModule": "pdtrim_core.model.block_parts",
     "QuantizedWeights": "pdtrim_core.execution.quantized_weights",
     "RecoveredWeights": "pdtrim_core.execution.recovered_weights",
     "RecoveryContext": "pdtrim_core.api.recovery_context",
@@ -255,6 +260,7 @@ _LAZY = {
     "uncountable": "pdtrim_core.model.renumbering",
     "pattern_of": "pdtrim_core.model.dtypes",
     "read_module": "pdtrim_core.model.weights",
+    "without": "pdtrim_core.model.block_parts",
     "write_tensors": "pdtrim_core.model.weights",
     "read_first_tokens": "pdtrim_core.execution.recovered_weights",
 }

@@ -25,7 +25,8 @@ class ExportFacts:
     `first_token` the stage that makes the first token. `replaced` tells that the pruner gives a whole other model, so that
     there is no plan. `narrows` has the parts of blocks that are certain to lose heads or channels; `uniform` is False where it is
     certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of their own.
-    `selects` tells that blocks of decode may read only some of a prompt's K/V. `tokenizer` is None where the model itself was not
+    `selects` tells that blocks of decode may read only some of a prompt's K/V, `drops_parts` that blocks of either stage may run
+    without their attention or their MLP. `tokenizer` is None where the model itself was not
     opened.
     """
 
@@ -38,6 +39,7 @@ class ExportFacts:
     uniform: bool = True
     formats: Mapping[Stage, str] = field(default_factory=dict)
     selects: bool = False
+    drops_parts: bool = False
     tokenizer: Any = None
 
     @classmethod
@@ -51,7 +53,15 @@ class ExportFacts:
         stages: tuple[Stage, ...] = ("prefill", "decode")
         named = {stage: saved.formats.of(stage) for stage in stages} if saved.formats is not None else {}
         formats = {stage: scheme for stage, scheme in named.items() if scheme is not None}
-        return cls(**facts, first_token=saved.first_token, narrows=narrows, formats=formats, selects=bool(saved.plan.selections))
+        parts = (*saved.plan.prefill.dropped_parts, *saved.plan.decode.dropped_parts)
+        return cls(
+            **facts,
+            first_token=saved.first_token,
+            narrows=narrows,
+            formats=formats,
+            selects=bool(saved.plan.selections),
+            drops_parts=bool(parts),
+        )
 
     @cached_property
     def config(self) -> Any:

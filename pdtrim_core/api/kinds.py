@@ -85,10 +85,12 @@ class Searcher(MakesPlans):
 
     staged: ClassVar[bool] = False
     """Whether it finds what prefill loses, too: a recipe without a `splitter` then gets `keep-search-result`, not the default."""
+    parts: ClassVar[bool] = False
+    """Whether it also searches spaces of parts (`space.parts`), whose elements have unlike sizes: see `SearchSpace.fits`."""
 
     @abstractmethod
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
-        """Measure plans whose decode removes exactly `space.count` blocks; the best one measured is taken.
+        """Measure plans whose decode is of full size (`space.is_full`), `space.count` blocks; the best one measured is taken.
 
         All randomness comes from `rng`. Measuring, remembering and the best so far are the core's work.
         """
@@ -123,6 +125,11 @@ class Pruner(Component):
         False where that is certain not to be; blocks that may differ may also come out alike.
         """
         return True
+
+    @property
+    def drops_parts(self) -> bool:
+        """Whether it may drop the attention or the MLP of a block alone; for exporters, as `narrows` is."""
+        return False
 
     def problems(self, facts: PruneFacts) -> list[str]:
         """Return why a budget or a model is beyond the method, a sentence each, as far as that is certain without the weights.
@@ -355,6 +362,8 @@ class Exporter(Component):
 
     carries_selections: ClassVar[bool] = False
     """Whether what it writes says which tokens of a prompt blocks of decode read; with False the core refuses such a pair."""
+    carries_parts: ClassVar[bool] = False
+    """Whether it can write blocks without their attention or their MLP; with False the core refuses such a plan."""
 
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return why a run could not be written, a sentence each, as far as that is certain before there is a plan.
@@ -367,7 +376,7 @@ class Exporter(Component):
 
     def check(self, facts: ExportFacts) -> None:
         """Raise `PdtrimError` with all problems; an `export` begins so, with `ExportFacts.of_run(outcome, model, out)`."""
-        problems = [*self.problems(facts), *self.selection_problems(facts)]
+        problems = [*self.problems(facts), *self.selection_problems(facts), *self.part_problems(facts)]
         if problems:
             raise PdtrimError("; also, ".join(problems))
 
@@ -377,6 +386,13 @@ class Exporter(Component):
             return []
         what = "decode may read only some of a prompt's K/V, and checkpoints and engines have no such selection inside a layer"
         return [f"{what}: generate with pdtrim_core.apply, which runs it, or leave out kv_selector"]
+
+    def part_problems(self, facts: ExportFacts) -> list[str]:
+        """Return why a plan that drops parts of blocks could not be written; the core asks beside `problems`."""
+        if not facts.drops_parts or self.carries_parts:
+            return []
+        what = "decode may run blocks without their attention or their MLP, which this format has no word for"
+        return [f"{what}: export it with checkpoints, generate with pdtrim_core.apply, or drop whole blocks alone"]
 
     @abstractmethod
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:

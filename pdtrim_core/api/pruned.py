@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a pruner found: a removal of drops, merges and shrinks, or a whole other model.
+    """What a pruner found: a removal of drops, of blocks or their parts, of merges and of shrinks, or a whole other model.
 
     `modules` has the merged block of each merge, and for a shrink the projection out of its part, where that is not the dense
     one less the columns of its units. `block_scores` is one number a block where the method has some; higher is safer to

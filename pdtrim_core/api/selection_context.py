@@ -38,8 +38,8 @@ class SelectionContext:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks of decode, from shallow to deep: where its layers are placed, of a merged block the first."""
-        return tuple(layer.block for layer in self.plan.layers("decode", self.model.block_count))
+        """The blocks of decode that have attention, from shallow to deep: where they are placed, of a merged block the first."""
+        return tuple(slot.block for slot in self.plan.slots(self.model.block_count))
 
     @property
     def prompt_tokens(self) -> tuple[int, ...]:

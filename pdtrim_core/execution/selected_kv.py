@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.batching import Span
-from pdtrim_core.execution.stage_modules import Step
+from pdtrim_core.execution.stage_modules import Step, entries_of
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.selections import Selection
@@ -82,7 +82,7 @@ def unread_of(mask_BN: Tensor, selection: Selection) -> Tensor:
 
 def give_selections(model: BlockModel, steps: Sequence[Step], handed: HandedOver) -> None:
     """Let decode's steps look past the K/V that they do not have; `as_stage`, inside which this is called, puts all back."""
-    for number, step in enumerate(steps):
+    for number, step in entries_of(steps):
         if number in handed.unread:
             vars(step.module)["forward"] = _looking_past(model, step, number, handed)
 

@@ -51,10 +51,8 @@ def module_of(model: BlockModel, plan: Plan, stage: Stage, layer: Layer, modules
 
 
 def removed_module_of(model: BlockModel, layer: Layer, modules: Modules) -> nn.Module:
-    """Return what a plan left of a layer: a block of the model, that block less some units, or a merged one."""
-    if layer.merge is not None:
-        return modules[layer.merge]
-    return model.narrowed(layer.shrinks, modules) if layer.shrinks else model.blocks[layer.block]
+    """Return what a plan left of a layer: a block of the model, that block less some units or a part, or a merged one."""
+    return modules[layer.merge] if layer.merge is not None else model.left_of(layer, modules)
 
 
 def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -118,10 +116,15 @@ def as_stage(model: BlockModel, steps: Sequence[Step]) -> Iterator[None]:
             attributes.update(before)
 
 
+def entries_of(steps: Sequence[Step]) -> Iterator[tuple[int, Step]]:
+    """Yield the steps that have K/V, each with the number of its entry in the cache."""
+    return enumerate(step for step in steps if step.layer.has_kv)
+
+
 def _renumber(model: BlockModel, steps: Sequence[Step]) -> None:
-    """Give each step its own entry in the cache, and cut the config's lists of one entry a block to match."""
+    """Give each step that has K/V its own entry in the cache, and cut the config's lists of one entry a block to match."""
     numbers = numbers_in(model.blocks)
-    for number, step in enumerate(steps):
+    for number, step in entries_of(steps):
         for path, module in step.module.named_modules():
             for name in {name for of_path, name in numbers if of_path == path} | {NUMBER} & vars(module).keys():
                 vars(module)[name] = number

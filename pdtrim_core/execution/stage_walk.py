@@ -54,7 +54,7 @@ class LayerTokens(NamedTuple):
     `before_ND` and `after_ND` are the hidden states that the stage has in front of the layer and behind it, `dense_before_ND`
     those of the dense model in front of the layer's first block, and `wanted_ND` those of the dense model in front of what the
     stage runs next. `made_ND` is what the last projection of the layer's MLP gives, and `channels_NF` what it is given; both
-    are empty, `[N, 0]`, where the layer does not run, or where its family has no such projection.
+    are empty, `[N, 0]`, where the layer does not run, or has no such projection.
     """
 
     before_ND: Tensor
@@ -110,10 +110,10 @@ class WalkedLayer:
         """Tell whether what the last projection of its MLP gives is added to the hidden states as it is.
 
         Only then does a linear map of the one fold into the projection. A norm or a factor between them says no, and so does a
-        layer that does not run, or whose family has no such projection. It is tried out on some of the tokens.
+        layer that does not run, or has no such projection. It is tried out on some of the tokens.
         """
         self._check_here()
-        names = self._walked.model.layout.mlp[-1:]
+        names = _last_projection(self._walked, self.layer)
         batch = next((batch for batch in self._way.batches if len(batch.tokens_N)), None)
         if not self.layer.runs or not names or batch is None:
             return False
@@ -163,7 +163,7 @@ def walk(
 
 def _tokens_of_batch(walked: Walked, way: Way, batch: Any, layer: Layer, depth: int) -> LayerTokens:
     module = walked.module(way.stage, layer) if layer.runs else None
-    with _seen_at(module, walked.model.layout.mlp[-1:]) as seen:
+    with _seen_at(module, _last_projection(walked, layer)) as seen:
         after_BTD = way.run(batch, layer)
     none_BT0 = after_BTD.new_empty(*after_BTD.shape[:2], 0)
     channels_BTF, made_BTD = seen or (none_BT0, none_BT0)
@@ -171,6 +171,11 @@ def _tokens_of_batch(walked: Walked, way: Way, batch: Any, layer: Layer, depth: 
     # All are where the layer's weights are, with which they are combined.
     device = device_of(walked.module(way.stage, layer))
     return LayerTokens(*(states.flatten(0, -2)[batch.tokens_N.to(states.device)].to(device) for states in given))
+
+
+def _last_projection(walked: Walked, layer: Layer) -> Sequence[str]:
+    """Return the name of the last projection of a layer's MLP, if it has one."""
+    return () if layer.lost == "mlp" else walked.model.layout.mlp[-1:]
 
 
 @contextmanager

@@ -255,10 +255,11 @@ class StagedModel:
     def _prompt_kv(self, prefill: Sequence[Layer], decode: Sequence[Layer]) -> dict[int, nn.Module]:
         """Return prefill's modules whose weights for K/V were recovered apart from decode's, by the block of decode's layer."""
         found = {}
+        reading = [layer for layer in decode if layer.has_kv]
         for layer in prefill:
             if layer.kv_slot is None:
                 continue
-            ends: tuple[tuple[Stage, Layer], ...] = (("prefill", layer), ("decode", decode[layer.kv_slot]))
+            ends: tuple[tuple[Stage, Layer], ...] = (("prefill", layer), ("decode", reading[layer.kv_slot]))
             if any(LayerOf.at(self.plan, stage, end) in self._modules for stage, end in ends):
                 maker, reader = (module_of(self._model, self.plan, stage, end, self._modules) for stage, end in ends)
                 if layer.sliced_heads:
@@ -266,7 +267,7 @@ class StagedModel:
                     heads = [head for head in range(count) if head not in layer.sliced_places]
                     maker = with_heads(maker, self._model.layout.kv[1:3], heads, count)
                 if not same_kv(maker, reader, self._model.layout.kv):
-                    found[decode[layer.kv_slot].block] = maker
+                    found[reading[layer.kv_slot].block] = maker
         return found
 
     def _step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:

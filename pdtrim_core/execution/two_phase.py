@@ -22,7 +22,7 @@ from pdtrim_core.execution.attention_weights import Seen, attention_weights
 from pdtrim_core.execution.batching import Firsts
 from pdtrim_core.execution.first_tokens import first_tokens_in, give_first_tokens, kv_of_first
 from pdtrim_core.execution.selected_kv import HandedOver, check_masks, give_selections, unread_of
-from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, steps_of
+from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, entries_of, steps_of
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import FirstToken, Plan
 
@@ -86,8 +86,8 @@ class TwoPhaseModel:
 
     @property
     def decode_blocks(self) -> tuple[int, ...]:
-        """Where the layers of decode are placed, in order."""
-        return tuple(layer.block for layer in self.plan.layers("decode", self.model.block_count))
+        """Where the layers of decode that have attention are placed, in order."""
+        return tuple(slot.block for slot in self.plan.slots(self.model.block_count))
 
     def watch(self, prompt: Sequence[int], continuation: Sequence[int], seen: Seen) -> None:
         """Run decode behind a prompt, over a continuation but for its last token, and tell how its layers look.
@@ -272,7 +272,8 @@ class TwoPhaseModel:
         `mask_BT` is 0 where the prompts that prefill read are padded.
         """
         handed = HandedOver(_new_cache())
-        for entry, step in zip(cache.layers, self._prefill_steps, strict=True):
+        for number, step in entries_of(self._prefill_steps):
+            entry = cache.layers[number]
             slot, selection = step.layer.kv_slot, step.layer.selection
             if slot is not None:
                 kept = [head for head in range(entry.keys.shape[1]) if head not in step.layer.sliced_places]

@@ -8,7 +8,7 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.model.block_calls import Call, Moved, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.block_parts import FoundParts, found_parts, without
 from pdtrim_core.model.dtypes import stored_as
 from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
@@ -31,7 +32,8 @@ from pdtrim_core.model.several_devices import device_of, weights_of
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_config, check_own_weights, probe
 from pdtrim_core.plan.costs import ModelSizes
-from pdtrim_core.plan.elements import Shrink
+from pdtrim_core.plan.elements import Part, Shrink
+from pdtrim_core.plan.layers import Layer
 
 
 class _RecordedError(BaseException):
@@ -257,6 +259,42 @@ class BlockModel:
             block = self.blocks[shrinks[0].block]
             thin = self._narrowed[key] = narrowed(block, self.layout, head_dim_of(self.config), shrinks, outputs)
         return thin
+
+    @cached_property
+    def parts(self) -> FoundParts:
+        """The parts that blocks can run without, found by trying when they are first asked for."""
+        tokens = min(3, self.positions or 3)
+        with torch.inference_mode():
+            recording = self.record(torch.arange(tokens, device=self.device)[None] % self.vocabulary)
+        return found_parts(self.blocks, self.layout, recording.hidden_BTD, recording.calls)
+
+    def check_parts(self, parts: Collection[Part]) -> None:
+        """Raise `PdtrimError` where blocks cannot run without one of these parts, with the reason."""
+        for part in sorted(parts):
+            if part in self.parts.refused:
+                raise PdtrimError(f"{self._said}: its blocks cannot run without their {part}: {self.parts.refused[part]}")
+
+    def left_of(self, layer: Layer, outputs: Mapping[Any, nn.Module]) -> nn.Module:
+        """Return what a plan left of a layer's block: the block itself, or what it is less some units or a part.
+
+        It is the same module as long as someone holds it; see `narrowing.narrowed` and `block_parts.without`. Raises
+        `PdtrimError` for a part that the block cannot run without.
+        """
+        block = self.narrowed(layer.shrinks, outputs) if layer.shrinks else self.blocks[layer.block]
+        return block if layer.lost is None else self._less(block, layer.lost)
+
+    def without_part(self, index: int, part: Part) -> nn.Module:
+        """Return a block that runs without a part; raises `PdtrimError` where it cannot."""
+        return self._less(self.blocks[index], part)
+
+    def _less(self, block: nn.Module, part: Part) -> nn.Module:
+        self.check_parts((part,))
+        left = self._narrowed.get(key := (id(block), part))
+        if left is None:
+            left = self._narrowed[key] = without(block, self.parts.modules[part])
+            # An id is that of another module once this one is gone.
+            vars(left)["_made_of"] = block
+        return left
 
     def logits(self, hidden_ND: Tensor) -> Iterator[Tensor]:
         """Yield the logits `[N, V]` of hidden states behind the last block, in float32, some positions at a time."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
 
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.block_parts import part_names
 from pdtrim_core.model.narrowing import Units, head_dim_of
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.plan.elements import PARTS
@@ -31,20 +33,28 @@ def sizes_of(model: Any, layout: BlockLayout) -> ModelSizes:
 def _block_sizes(block: nn.Module, config: Any, layout: BlockLayout) -> BlockSizes:
     heads, head_dim = config.num_attention_heads, head_dim_of(config)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    total = sum(parameter.numel() for parameter in block.parameters())
-    experts = sum(p.numel() for name, p in block.named_parameters() if ".experts." in f".{name}.")
     expert_count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     chosen = getattr(config, "num_experts_per_tok", None) or expert_count
+    share = Fraction(chosen, expert_count)
+    total, active = _numbers_of(block, share)
     units = Units(block, layout, head_dim)
     return BlockSizes(
         parameters=total,
-        active=total - experts + experts * chosen // expert_count,
+        active=active,
         kv_parameters=_kv_parameters(block, layout) or 2 * kv_heads * head_dim * config.hidden_size,
         kv_width=2 * kv_heads * head_dim,
         attention_width=heads * head_dim,
         units={part: (units.count(part), units.parameters(part)) for part in PARTS if units.has(part)},
         kv_norms=_kv_norms(block, layout),
+        parts={part: _numbers_of(block.get_submodule(name), share) for part, name in part_names(block, layout).items()},
     )
+
+
+def _numbers_of(module: nn.Module, share: Fraction) -> tuple[int, int]:
+    """Return how many parameters a module has, and how many a token reads, where it reads this share of its experts."""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    experts = sum(p.numel() for name, p in module.named_parameters() if ".experts." in f".{name}.")
+    return total, total - experts + int(experts * share)
 
 
 def _kv_parameters(block: nn.Module, layout: BlockLayout) -> int:

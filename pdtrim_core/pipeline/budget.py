@@ -18,12 +18,15 @@ from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.errors import PdtrimError, blame, reason_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.limits import learned_positions
 from pdtrim_core.model.sizes import sizes_of
+from pdtrim_core.model.small_config import small_copy
 from pdtrim_core.model.supported import check_blocks, check_config, check_own_weights
 from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.plan.costs import ModelSizes
+from pdtrim_core.plan.elements import PARTS
 from pdtrim_core.recipe.recipe import Recipe
 
 ROUNDING = 1e-9
@@ -56,6 +59,7 @@ class Budget:
 
     `removed` is None for a pruner of heads, channels or hidden sizes, which takes the share from all blocks. `ceilings` are
     those of the searcher and the splitter. `weights` is False for a config without weights, of a model that is only planned.
+    With `parts` the attention and the MLP of blocks go apart, with as many bytes as so many blocks have.
     """
 
     model: str
@@ -64,6 +68,7 @@ class Budget:
     share: float
     ceilings: tuple[Ceiling, ...] = ()
     weights: bool = True
+    parts: bool = False
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -76,6 +81,9 @@ class Budget:
     def __str__(self) -> str:
         if self.removed is None:
             return f"{100 * self.share:.2f} % of the parameters of {self.model} are to go"
+        if self.parts:
+            what = f"parts of the {self.blocks} blocks go, with as many bytes as {self.removed} blocks have"
+            return f"{what}, {100 * self.share:.2f} % of the parameters of {self.model}"
         return f"{self.removed} of {self.blocks} blocks go, {100 * self.share:.2f} % of the parameters of {self.model}"
 
 
@@ -121,6 +129,8 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
     count = removed_blocks(recipe, sizes, name)
     check_pruner(recipe, sizes, name, text.model_type)
     check_stages(recipe, sizes, name)
+    if recipe.drops_parts:
+        BlockModel(small_copy(model), None, layout, name=name).check_parts(PARTS)
     positions = learned_positions(model, layout.blocks, getattr(text, "max_position_embeddings", None))
     fitting_recoveries(recipe, RecoveryFacts(name, text.model_type, layout), positions)
     check_formats(recipe, model, layout, name=name, family=text.model_type)
@@ -129,7 +139,8 @@ def budget_of(recipe: Recipe, host: PluginHost) -> Budget:
         return Budget(
             name, len(sizes.blocks), None, removed_parameters(recipe, sizes, count) / sizes.parameters, ceilings, has_weights
         )
-    return Budget(name, len(sizes.blocks), count, sizes.share_of_parameters(count), ceilings, has_weights)
+    share = sizes.share_of_parameters(count)
+    return Budget(name, len(sizes.blocks), count, share, ceilings, has_weights, parts=recipe.drops_parts)
 
 
 def check_pruner(recipe: Recipe, sizes: ModelSizes, model: str, family: str) -> None:
@@ -165,7 +176,7 @@ def _ceilings(recipe: Recipe, sizes: ModelSizes, model: str) -> Iterator[Ceiling
 
 def _stage_facts(recipe: Recipe, sizes: ModelSizes, model: str) -> StageFacts:
     pruner = recipe.pruner
-    whole = pruner is None or not pruner.narrows
+    whole = not recipe.drops_parts and (pruner is None or not pruner.narrows)
     costs = CostModel(len(sizes.blocks), sizes, recipe.settings.evaluation.truncates_prefill)
     return StageFacts(costs, removed_blocks(recipe, sizes, model) if whole else None)
 

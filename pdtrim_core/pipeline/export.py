@@ -66,6 +66,7 @@ def facts_of(recipe: Recipe, model: BlockModel | None = None, *, configs: dict[s
         uniform=narrowing is None or narrowing.uniform,
         formats={} if recipe.quantizer is None else recipe.quantizer.formats,
         selects=recipe.kv_selector is not None and recipe.kv_selector.selects,
+        drops_parts=recipe.drops_parts,
         tokenizer=None if model is None else model.tokenizer,
     )
 
@@ -75,7 +76,11 @@ def export_problems(exporters: Iterable[Exporter], host: PluginHost, facts: Expo
     found: dict[str, dict[str, None]] = {}
     for exporter in exporters:
         with blame(host.label_of(exporter)):
-            for problem in (*exporter.problems(facts), *exporter.selection_problems(facts)):
+            for problem in (
+                *exporter.problems(facts),
+                *exporter.selection_problems(facts),
+                *exporter.part_problems(facts),
+            ):
                 found.setdefault(problem, {})[f"'{exporter.name}'"] = None
     return [f"exporter {', '.join(names)}: {problem}" for problem, names in found.items()]
 
@@ -87,7 +92,8 @@ def write_exports(
     for exporter in exporters:
         label = host.label_of(exporter)
         with blame(label):
-            problems = exporter.selection_problems(ExportFacts.of_run(outcome, model, out))
+            facts = ExportFacts.of_run(outcome, model, out)
+            problems = [*exporter.selection_problems(facts), *exporter.part_problems(facts)]
             if problems:
                 raise PdtrimError(f"exporter '{exporter.name}': {problems[0]}")
             paths = list(exporter.export(outcome, model, out))

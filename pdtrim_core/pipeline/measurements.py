@@ -34,6 +34,8 @@ from pdtrim_core.search.driver import Exchange, Ledger, Tally, drive, drive_spli
 from pdtrim_core.search.finalists import choose
 from pdtrim_core.search.out_of_time import IsOver, OutOfTime, completed
 
+RUNNING = {"run", "shrunk", "no-attention", "no-mlp"}
+"""States of a block that a stage runs as it is, or less some units or the other part."""
 SEARCHED = ("calibration", "untrained")
 """The parts of the journal that a search measures; in the others all is measured whole."""
 
@@ -224,7 +226,9 @@ class Bench:
             results.setdefault(plan, self.ledger.exact(plan))
             if stopped.best is None:
                 events.search.append(_step(Exchange(plan, self.ledger.latest(plan), None, None, may_win=True)))
-            events.note(_told_of_time(self._context.recipe.settings.search.minutes, measured, plan, filled=stopped.best is None))
+            events.note(
+                _told_of_time(self._context.recipe.settings.search.minutes, measured, plan, space, filled=stopped.best is None)
+            )
         else:
             if best is None:
                 raise PluginError(f"{label} requested no plan")
@@ -352,7 +356,9 @@ class Bench:
             after = self.ledger.known(Plan(prefill=start.prefill.without(element), decode=found.decode))
             if before is not None and after is not None and len(found.decode):
                 error = after.error_of_gain_over(before)
-                runs = all(plan.state("prefill", block) in ("run", "shrunk") for block in element.blocks)
+                states = {plan.state("prefill", block) for block in element.blocks}
+                lost = {(block, part) for block in element.blocks for part in plan.prefill.lost_at(block)}
+                runs = states <= RUNNING and lost.isdisjoint(element.places)
                 kept_in_prefill = runs and element not in plan.prefill
                 gains.append(Gain(str(element), round(after - before, 4), error, kept_in_prefill=kept_in_prefill))
         return tuple(gains)
@@ -401,13 +407,12 @@ def _step(exchange: Exchange) -> SearchStep:
     return SearchStep(prefill, decode, reading.score, reading.ceiling, exchange.floor, exchange.temperature, exchange.may_win)
 
 
-def _told_of_time(minutes: float | None, measured: int, plan: Plan, *, filled: bool) -> str:
+def _told_of_time(minutes: float | None, measured: int, plan: Plan, space: SearchSpace, *, filled: bool) -> str:
     """Return the note on a search that was ended after so many minutes, with that many plans measured."""
     ended = f"search: ended after search.minutes = {minutes:g}, with {measured} plans measured"
     if not filled:
         return f"{ended}; the best of them that is of full size counts"
-    blocks = plan.decode.blocks_removed
-    return f"{ended}, none of them without {blocks} blocks; what it had begun is completed by block scores: {plan.decode}"
+    return f"{ended}, none of them without {space.count} blocks; what it had begun is completed by block scores: {plan.decode}"
 
 
 def _value(score: Score, items: int) -> Value:

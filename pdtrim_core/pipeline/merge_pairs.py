@@ -15,7 +15,7 @@ from pdtrim_core.pipeline.train_merges import Training
 from pdtrim_core.plan.elements import Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult
-from pdtrim_core.search.space import TwoSets, search_space, two_sets
+from pdtrim_core.search.space import TwoSets, part_space, search_space, two_sets
 from pdtrim_core.wording import shortened
 
 
@@ -59,7 +59,10 @@ class MergePairs:
             what = f"no pair is worth merging at prune.merge_threshold = {self._threshold:g}"
             self._events.note(f"{what}: every block is searched as a drop")
         sets = TwoSets(sets.initial, tuple(pairs), sets.drops)
-        space = search_space(self._scores, self._inputs.blocks, sets, self._costs, plan_of=self._plan_of)
+        if self._recipe.settings.prune.parts:
+            space = part_space(self._scores, self._inputs.blocks, self._costs, plan_of=self._plan_of)
+        else:
+            space = search_space(self._scores, self._inputs.blocks, sets, self._costs, plan_of=self._plan_of)
         return Choice(sets, space, self._untrained(pairs) if self._after_search and pairs else self._trained(pairs))
 
     def _plan_of(self, decode: Removal) -> Plan:

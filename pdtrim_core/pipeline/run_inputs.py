@@ -25,6 +25,7 @@ from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_keys import dense_code, keys_of, sources_of
 from pdtrim_core.pipeline.select_kv import check_selector
+from pdtrim_core.plan.elements import PARTS
 from pdtrim_core.results.outcome import Environment, machine, versions
 from pdtrim_core.wording import shortened
 
@@ -61,6 +62,8 @@ def prepare(context: RunContext) -> RunInputs:
         blocks = removed_blocks(recipe, model.sizes, model.name)
         check_pruner(recipe, model.sizes, model.name, model.config.model_type)
         check_stages(recipe, model.sizes, model.name)
+        if recipe.drops_parts:
+            model.check_parts(PARTS)
         fitting = fitting_recoveries(recipe, RecoveryFacts(model.name, model.config.model_type, model.layout), model.positions)
         for line in fitting.left_out:
             context.events.note(line)

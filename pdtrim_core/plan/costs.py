@@ -24,7 +24,8 @@ class BlockSizes:
 
     `kv_parameters` are the K and V projections', `kv_norms` the norms' that K and V take as well, `kv_width` the numbers of K
     and V a token, `attention_width` the query heads times their size. `units` has for each part that can be shrunk how many
-    units it has and how many parameters each of them holds.
+    units it has and how many parameters each of them holds; `parts` for each part that is a module of its own how many parameters
+    it has, and how many of them a token reads.
     """
 
     parameters: int
@@ -34,6 +35,13 @@ class BlockSizes:
     attention_width: int
     units: Mapping[Part, tuple[int, int]] = field(default_factory=dict)
     kv_norms: int = 0
+    parts: Mapping[Part, tuple[int, int]] = field(default_factory=dict)
+
+    def of_part(self, part: Part) -> tuple[int, int]:
+        """Return the parameters of a part, and those that a token reads. Raises `PdtrimError` where they are not known."""
+        if part not in self.parts:
+            raise PdtrimError(f"the cost of a block without its {part} is unknown: this family's {part} is no module of its own")
+        return self.parts[part]
 
     def lost(self, shrinks: Iterable[Shrink]) -> int:
         """Return the parameters that go with the units of some shrinks. Raises `PdtrimError` where a part has no units."""
@@ -85,7 +93,7 @@ class ModelSizes:
         flops = 2 * self.head
         for layer in plan.layers("prefill", len(self.blocks)):
             flops += 2 * tokens * self._kept(layer, "active")
-            if layer.runs:
+            if layer.runs and layer.has_kv:
                 block = self.blocks[layer.like]
                 flops += 2 * tokens * (tokens + 1) * round(block.attention_width * block.heads_kept(layer.shrinks))
         return flops
@@ -108,6 +116,7 @@ class ModelSizes:
         widths = (
             self.blocks[layer.like].kv_width * self.blocks[layer.like].heads_kept(layer.shrinks) * _share_read(layer, tokens)
             for layer in layers
+            if layer.has_kv
         )
         return round(sum(widths)) * self.bytes_per_number
 
@@ -130,7 +139,8 @@ class ModelSizes:
         if not layer.runs:
             return round(block.kv_parameters * block.heads_kept(layer.shrinks)) + block.kv_norms
         whole = block.parameters if what == "parameters" else block.active
-        return whole - block.lost(layer.shrinks)
+        parameters, active = block.of_part(layer.lost) if layer.lost else (0, 0)
+        return whole - block.lost(layer.shrinks) - (parameters if what == "parameters" else active)
 
 
 def _share_read(layer: Layer, tokens: int) -> float:

@@ -7,7 +7,16 @@ from pdtrim_core.plan.plan import Plan, State
 from pdtrim_core.plan.selections import Edges, FirstOnly
 
 STAGES: tuple[Stage, ...] = ("prefill", "decode")
-SIGNS: dict[State, str] = {"run": "#", "gone": ".", "kv-only": "k", "merged": "M", "into": "<", "shrunk": "s"}
+SIGNS: dict[State, str] = {
+    "run": "#",
+    "gone": ".",
+    "kv-only": "k",
+    "merged": "M",
+    "into": "<",
+    "shrunk": "s",
+    "no-mlp": "a",
+    "no-attention": "m",
+}
 MEANING: dict[State, str] = {
     "run": "runs",
     "gone": "gone",
@@ -15,6 +24,8 @@ MEANING: dict[State, str] = {
     "merged": "merged with the next block",
     "into": "merged into the block before",
     "shrunk": "runs with fewer channels",
+    "no-mlp": "attention alone",
+    "no-attention": "MLP alone",
 }
 READ_SIGNS: dict[type, str] = {Edges: "e", FirstOnly: "1"}
 READ_MEANING = {"e": "decode reads the ends of prompts", "1": "decode reads the first token of prompts"}

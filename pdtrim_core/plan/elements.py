@@ -40,6 +40,30 @@ class Drop:
 
 
 @dataclass(frozen=True, order=True)
+class DropPart:
+    """A block that runs without its attention or without its MLP: what the part would add to the hidden states is left out.
+
+    Without attention a stage neither computes nor reads K/V at the block. The norm in front of the part stays.
+    """
+
+    block: int
+    part: Part
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that this element changes, in order."""
+        return (self.block,)
+
+    @property
+    def places(self) -> frozenset[tuple[int, Part]]:
+        """The (block, part) places that this element changes."""
+        return frozenset({(self.block, self.part)})
+
+    def __str__(self) -> str:
+        return f"{self.block}.{self.part}"
+
+
+@dataclass(frozen=True, order=True)
 class Merge:
     """A run of neighbouring blocks, two or more, replaced by one block, which stands where the first of them stood.
 
@@ -132,8 +156,14 @@ class KvOnly:
         return f"kv:{self.slot}"
 
 
-Element = Drop | Merge | Shrink | KvOnly
-_KINDS: dict[str, Callable[..., Element]] = {"drop": Drop, "merge": Merge, "shrink": Shrink, "kv-only": KvOnly}
+Element = Drop | DropPart | Merge | Shrink | KvOnly
+_KINDS: dict[str, Callable[..., Element]] = {
+    "drop": Drop,
+    "drop-part": DropPart,
+    "merge": Merge,
+    "shrink": Shrink,
+    "kv-only": KvOnly,
+}
 _KIND_OF: dict[object, str] = {kind: name for name, kind in _KINDS.items()}
 
 
@@ -207,6 +237,13 @@ class Removal:
         """Return the shrinks of this block."""
         return tuple(element for element in self.at(block) if isinstance(element, Shrink))
 
+    def lost_at(self, block: int) -> frozenset[Part]:
+        """Return the parts that this block loses whole: both where it is dropped."""
+        there = self.at(block)
+        if any(isinstance(element, Drop) for element in there):
+            return frozenset(PARTS)
+        return frozenset(element.part for element in there if isinstance(element, DropPart))
+
     def with_(self, *elements: Element) -> Removal:
         """Return this removal with more elements."""
         return Removal((*self.elements, *elements))
@@ -217,8 +254,15 @@ class Removal:
 
     @property
     def blocks_removed(self) -> int:
-        """How many blocks fewer a stage runs: of a merge all but one; a shrunk block still runs."""
-        return sum(len(e.blocks) - isinstance(e, Merge) for e in self.elements if not isinstance(e, Shrink))
+        """How many blocks fewer a stage runs: of a merge all but one; a block that keeps a part still runs."""
+        whole = sum(len(e.blocks) - isinstance(e, Merge) for e in self.elements if not isinstance(e, Shrink | DropPart))
+        parts = {e.block for e in self.elements if isinstance(e, DropPart)}
+        return whole + sum(len(self.lost_at(block)) == len(PARTS) for block in parts)
+
+    @property
+    def dropped_parts(self) -> tuple[DropPart, ...]:
+        """The parts that go from blocks, in the order of their blocks."""
+        return tuple(element for element in self.elements if isinstance(element, DropPart))
 
 
 def element_to_json(element: Element) -> dict[str, Any]:

@@ -6,16 +6,17 @@ themselves, so that a new kind of element is added only here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.elements import PARTS, KvOnly, Merge, Part, Removal, Shrink, Stage
 from pdtrim_core.plan.selections import Selection
 
-LayerState = Literal["run", "shrunk", "merged", "kv-only", "shadow"]
-"""What a layer is: a block of the model, one with fewer heads or channels, a merged block, only the K/V of decode's layer, or
-the K/V of decode's merged block beside blocks that prefill still runs."""
+LayerState = Literal["run", "shrunk", "no-attention", "no-mlp", "merged", "kv-only", "shadow"]
+"""What a layer is: a block of the model, one with fewer heads or channels, one without its attention or its MLP, a merged block,
+only the K/V of decode's layer, or the K/V of decode's merged block beside blocks that prefill still runs."""
+_WITHOUT: Mapping[Part, LayerState] = {"attention": "no-attention", "mlp": "no-mlp"}
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class Layer:
     """One layer of a stage, in the order in which it runs.
 
     `blocks` are the blocks of the dense model that it covers; it is placed at the first of them. `like` is the block whose
-    mask, layer type and entries of the config it has. `merge` and `shrinks` say how its weights came about: neither for
-    a block as it is. Of prefill's layers, `kv_slot` is the number of the decode layer that is fed with this layer's K/V (None
-    where decode has no use for them), and `sliced_heads` are the K/V heads that decode leaves out of them,
-    by their numbers in the dense model; see `sliced_places`. `selection` says which tokens of a prompt decode's layer reads,
-    None for all; a layer of prefill has that of the decode layer that it feeds.
+    mask, layer type and entries of the config it has. `merge`, `shrinks` and `lost`, the part that is gone, say how its weights
+    came about: none of them for a block as it is. Of prefill's layers, `kv_slot` is the number, among the layers of decode that
+    read K/V, of the one that is fed with this layer's (None where decode has no use for them), and `sliced_heads` are the K/V
+    heads that decode leaves out of them, by their numbers in the dense model; see `sliced_places`. `selection` says which tokens
+    of a prompt decode's layer reads, None for all; a layer of prefill has that of the decode layer that it feeds.
     """
 
     blocks: tuple[int, ...]
@@ -38,6 +39,7 @@ class Layer:
     kv_slot: int | None = None
     sliced_heads: tuple[int, ...] = ()
     selection: Selection | None = None
+    lost: Part | None = None
 
     @property
     def block(self) -> int:
@@ -47,7 +49,12 @@ class Layer:
     @property
     def runs(self) -> bool:
         """Whether the hidden states change here; the other layers compute K/V and hand their input on."""
-        return self.state in ("run", "shrunk", "merged")
+        return self.state not in ("kv-only", "shadow")
+
+    @property
+    def has_kv(self) -> bool:
+        """Whether K/V are computed here; a layer of decode that has none reads none."""
+        return self.lost != "attention"
 
     @property
     def removed_kv_heads(self) -> tuple[int, ...]:
@@ -78,29 +85,28 @@ def gone_behind(layers: Sequence[Layer], number: int, block_count: int) -> range
 
 def _left_by(removal: Removal, block_count: int) -> Iterator[Layer]:
     """Yield what a removal leaves of the blocks, whatever the other stage does."""
-    at: dict[int, list[Element]] = {}
-    for element in removal:
-        for block in element.blocks:
-            at.setdefault(block, []).append(element)
     for block in range(block_count):
-        match at.get(block, []):
-            case []:
+        lost = removal.lost_at(block)
+        match removal.at(block):
+            case ():
                 yield Layer((block,), "run", like=block)
-            case [Drop()]:
+            case _ if len(lost) == len(PARTS):
                 pass
-            case [KvOnly()]:
+            case (KvOnly(),):
                 yield Layer((block,), "kv-only", like=block)
-            case [Merge() as merge]:
+            case (Merge() as merge,):
                 if block == min(merge.keep, merge.drop):
                     yield Layer(merge.blocks, "merged", like=merge.keep, merge=merge)
-            case shrinks:
-                found = tuple(element for element in shrinks if isinstance(element, Shrink))
-                yield Layer((block,), "shrunk", like=block, shrinks=found)
+            case _:
+                part = next(iter(lost), None)
+                state = _WITHOUT[part] if part else "shrunk"
+                yield Layer((block,), state, like=block, shrinks=removal.shrinks_at(block), lost=part)
 
 
 def _feeding(decode_layers: tuple[Layer, ...], prefill_layers: Iterator[Layer]) -> Iterator[Layer]:
     """Yield prefill's layers with the decode layers that they feed, and those that only compute K/V."""
-    slots = {layer.block: (number, layer) for number, layer in enumerate(decode_layers)}
+    reading = (layer for layer in decode_layers if layer.has_kv)
+    slots = {layer.block: (number, layer) for number, layer in enumerate(reading)}
     passed = -1
     for layer in prefill_layers:
         if layer.block <= passed:
@@ -122,6 +128,6 @@ def _feeding(decode_layers: tuple[Layer, ...], prefill_layers: Iterator[Layer]) 
 
 
 def _kv_of(fed: Layer, state: LayerState, slot: int) -> Layer:
-    """Return the layer that computes the K/V of a decode layer and no more: channels of its MLP do not matter."""
+    """Return the layer that computes the K/V of a decode layer and no more: its MLP does not matter."""
     attention = tuple(shrink for shrink in fed.shrinks if shrink.part == "attention")
-    return replace(fed, state=state, shrinks=attention, kv_slot=slot)
+    return replace(fed, state=state, shrinks=attention, lost=None, kv_slot=slot)

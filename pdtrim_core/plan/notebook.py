@@ -16,6 +16,8 @@ LOOKS: dict[State, str] = {
     "merged": "background:#b5520a;color:#fff",
     "into": "border:1px dashed #b5520a;color:#b5520a",
     "shrunk": "background:#6b93e0;color:#fff",
+    "no-mlp": "background:linear-gradient(#1f57c3 50%,#fff 50%);color:#8a93a3;border:1px dashed #8a93a3",
+    "no-attention": "background:linear-gradient(#fff 50%,#1f57c3 50%);color:#8a93a3;border:1px dashed #8a93a3",
 }
 CELL = (
     "display:inline-block;box-sizing:border-box;width:1.7em;height:1.7em;margin:1px;text-align:center;font:11px/1.7em sans-serif"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from pdtrim_core.errors import PlanError
-from pdtrim_core.plan.elements import MOST_BLOCKS, Drop, Element, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.elements import MOST_BLOCKS, PARTS, Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.layers import Layer, LayerState, layers_of
 from pdtrim_core.plan.selections import Selection
 from pdtrim_core.wording import shown
@@ -19,14 +19,14 @@ from pdtrim_core.wording import shown
 FirstToken = Literal["decode", "prefill"]
 MOST_TOLD = 10
 """Breaches of the law that a message names, at most."""
-State = Literal["run", "shrunk", "merged", "into", "kv-only", "gone"]
-"""What a stage does at a block: runs it, runs it narrowed, runs the merged block of the run that begins here, nothing because
-the block is merged into an earlier one, computes only its K/V, nothing at all."""
+State = Literal["run", "shrunk", "no-attention", "no-mlp", "merged", "into", "kv-only", "gone"]
+"""What a stage does at a block: runs it, runs it narrowed, runs it without its attention or its MLP, runs the merged block of the
+run that begins here, nothing because the block is merged into an earlier one, computes only its K/V, nothing at all."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One block of decode: a block of the model, shrunk or not, or the merged block of a pair."""
+    """One block of decode that reads K/V: a block of the model, shrunk or not, or the merged block of a pair."""
 
     block: int
     merge: Merge | None = None
@@ -42,6 +42,7 @@ KvFrom = Literal["run", "kv-only", "merged", "shadow"]
 _KV_FROM: Mapping[LayerState, KvFrom] = {
     "run": "run",
     "shrunk": "run",
+    "no-mlp": "run",
     "merged": "merged",
     "kv-only": "kv-only",
     "shadow": "shadow",
@@ -67,7 +68,7 @@ class KvSource:
 class Plan:
     """A removal for prefill and one for decode, under one law.
 
-    Every block that decode runs finds its K/V in what prefill computed. Raises `PlanError` where it does not:
+    Every block whose attention decode runs finds its K/V in what prefill computed. Raises `PlanError` where it does not:
     transformers and the engines would not notice, and decode would attend to nothing but its own tokens.
 
     `selections` has the blocks of decode that read only some of a prompt's K/V, in order: one a block at most, and only where
@@ -144,12 +145,15 @@ class Plan:
         last = max([*changed, *(selection.block for selection in self.selections)], default=-1)
         if last >= block_count:
             raise PlanError(f"this plan changes block {last}, but the model has blocks 0 to {block_count - 1}")
-        if not self.slots(block_count):
+        if not self.layers("decode", block_count):
             raise PlanError(f"this plan leaves decode none of the {block_count} blocks")
+        if not self.slots(block_count):
+            raise PlanError("this plan leaves decode no attention, so that it could not read the prompt: keep that of a block")
 
     def slots(self, block_count: int) -> tuple[Slot, ...]:
-        """Return the blocks that decode runs, in order; their position is the block index of a decode checkpoint."""
-        return tuple(Slot(layer.block, layer.merge, layer.shrinks) for layer in self.layers("decode", block_count))
+        """Return the blocks whose K/V decode reads, in order; their position is that of their K/V in decode's cache."""
+        layers = self.layers("decode", block_count)
+        return tuple(Slot(layer.block, layer.merge, layer.shrinks) for layer in layers if layer.has_kv)
 
     def kv_map(self, block_count: int) -> tuple[KvSource, ...]:
         """Return for each decode slot, in order, which of prefill's K/V feed it."""
@@ -160,14 +164,14 @@ class Plan:
         )
 
     def prefill_alone(self, block_count: int) -> Removal:
-        """Return what prefill loses as a model of its own: K/V-only blocks are dropped, but decode's last block runs whole."""
+        """Return what prefill loses as a model of its own: K/V-only blocks are dropped, but the last that decode reads is run."""
         last = self.slots(block_count)[-1].block
         return Removal(Drop(e.blocks[0]) if isinstance(e, KvOnly) else e for e in self.prefill if e != KvOnly(last))
 
     def truncated_prefill(self, block_count: int) -> Plan:
         """Return the plan whose prefill computes nothing that no one reads, when decode makes the first token.
 
-        Let j be the last block that decode runs. Prefill needs the input of j and the K/V of j, and nothing after that:
+        Let j be the last block whose K/V decode reads. Prefill needs the input of j and the K/V of j, and nothing after that:
         the rest of j, the blocks behind it, the final norm and the head change no logit. Applied twice it changes nothing.
         """
         slots = self.slots(block_count)
@@ -246,6 +250,8 @@ def _wrong_selections(selections: tuple[Selection, ...], decode: Removal) -> lis
         for element in decode.at(block):
             if isinstance(element, Drop):
                 problems[f"K/V are selected for block {block}, but decode does not run it"] = None
+            if isinstance(element, DropPart) and element.part == "attention":
+                problems[f"K/V are selected for block {block}, but decode runs it without attention"] = None
             if isinstance(element, Merge) and block != element.blocks[0]:
                 what = f"K/V are selected for block {block}, which decode merged: say block {element.blocks[0]}"
                 problems[f"{what}, where the merge {element} is placed"] = None
@@ -254,7 +260,7 @@ def _wrong_selections(selections: tuple[Selection, ...], decode: Removal) -> lis
 
 def _clash_with_merge(element: Element, merge: Merge, prefill: Removal) -> str | None:
     first, *others = merge.blocks
-    if element == merge or (isinstance(element, Shrink) and element.part == "mlp"):
+    if element == merge or (isinstance(element, Shrink | DropPart) and element.part == "mlp"):
         return None
     if isinstance(element, KvOnly) and element.slot == first:
         inside = [str(e) for block in others for e in prefill.at(block)]
@@ -266,17 +272,20 @@ def _clash_with_merge(element: Element, merge: Merge, prefill: Removal) -> str |
 
 
 def _clash(element: Element, block: int, decode: Removal) -> str | None:
-    there = decode.at(block)
-    gone = any(isinstance(e, Drop) for e in there)
+    gone = decode.lost_at(block)
     if isinstance(element, KvOnly):
-        return f"prefill keeps the K/V of block {block}, but decode does not run it: use a drop" if gone else None
-    if gone:
+        what = "it" if len(gone) == len(PARTS) else "its attention"
+        kept = f"prefill keeps the K/V of block {block}, but decode does not run {what}: use a drop"
+        return kept if "attention" in gone else None
+    if isinstance(element, Merge):
+        merged = f"decode runs block {block}, but prefill merges it and computes no K/V for it"
+        return None if len(gone) == len(PARTS) else merged
+    if "attention" in gone or (isinstance(element, Shrink | DropPart) and element.part == "mlp"):
         return None
+    if isinstance(element, DropPart):
+        return f"decode runs the attention of block {block}, but prefill removes it and computes no K/V for it"
     if isinstance(element, Shrink):
-        if element.part == "mlp":
-            return None
-        kept_by_prefill_too = {unit for e in there if isinstance(e, Shrink) and e.part == "attention" for unit in e.units}
+        kept_by_prefill_too = {unit for shrink in decode.shrinks_at(block) if shrink.part == "attention" for unit in shrink.units}
         lost = [unit for unit in element.units if unit not in kept_by_prefill_too]
         return f"decode runs K/V heads {lost} of block {block}, but prefill has removed them" if lost else None
-    verb = "merges" if isinstance(element, Merge) else "removes"
-    return f"decode runs block {block}, but prefill {verb} it and computes no K/V for it"
+    return f"decode runs block {block}, but prefill removes it and computes no K/V for it"

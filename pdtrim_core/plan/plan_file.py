@@ -34,9 +34,10 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
     return Plan(prefill=prefill, decode=decode, selections=selections)
 
 
-PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT, SELECTED_FORMAT = 1, 2, 3, 4
-"""The format of plans, of those whose layers have recovered weights, of those that have number formats of their own, and of those
-with selections of K/V: earlier versions would not look for them."""
+PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT, SELECTED_FORMAT, PARTS_FORMAT = 1, 2, 3, 4, 5
+"""The format of plans, of those whose layers have recovered weights, of those that have number formats of their own, of those
+with selections of K/V, and of those that drop the attention or the MLP of a block alone: earlier versions would not look for
+them, or not know them."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,15 @@ class SavedPlan:
 
     @property
     def _format(self) -> int:
+        if self._has_parts:
+            return PARTS_FORMAT
         if self.plan.selections:
             return SELECTED_FORMAT
         return QUANTIZED_FORMAT if self.formats else RECOVERED_FORMAT if self.recovered else PLAN_FORMAT
+
+    @property
+    def _has_parts(self) -> bool:
+        return any(self.plan.removal(stage).dropped_parts for stage in ("prefill", "decode"))
 
     def to_data(self) -> dict[str, Any]:
         """Return what `plan.json` holds: only lists, dictionaries, texts and numbers."""
@@ -89,16 +96,18 @@ class SavedPlan:
             if not isinstance(data, Mapping):
                 raise TypeError("it is no table")
             found = data["format"]
-            if found not in range(PLAN_FORMAT, SELECTED_FORMAT + 1):
-                raise PlanError(f"it has plan format {shown(found)}, this version reads {SELECTED_FORMAT}: make the plan again")
-            has_formats = found == QUANTIZED_FORMAT or (found == SELECTED_FORMAT and "formats" in data)
+            if found not in range(PLAN_FORMAT, PARTS_FORMAT + 1):
+                raise PlanError(f"it has plan format {shown(found)}, this version reads {PARTS_FORMAT}: make the plan again")
+            has_formats = found == QUANTIZED_FORMAT or (found > QUANTIZED_FORMAT and "formats" in data)
             model, formats = data["model"], Formats.from_data(data["formats"]) if has_formats else None
             has_recovered = found == RECOVERED_FORMAT or (found > RECOVERED_FORMAT and "recovered" in data)
             recovered = data["recovered"] if has_recovered else ""
             made_for = (model["name"], model["fingerprint"], model["blocks"])
             saved = cls(plan_from_json(data), *made_for, data["first_token"], recovered, formats)
-            if bool(saved.plan.selections) != (found == SELECTED_FORMAT):
-                raise PlanError(f"plans of format {SELECTED_FORMAT} have selections of K/V, and no others have")
+            if found < PARTS_FORMAT and bool(saved.plan.selections) != (found == SELECTED_FORMAT):
+                raise PlanError(f"plans of format {SELECTED_FORMAT} have selections of K/V, and no earlier ones have")
+            if saved._has_parts != (found == PARTS_FORMAT):
+                raise PlanError(f"plans of format {PARTS_FORMAT} drop parts of blocks, and no earlier ones do")
             saved._check_types()
             saved.plan.check_fits(saved.block_count)
         except (ValueError, KeyError, TypeError) as error:

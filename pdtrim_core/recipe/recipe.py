@@ -120,6 +120,7 @@ class Recipe:
         parts = parts_of(data, host, problems)
         problems += [*_conflicts(data), *_nothing_to_split(data, parts["pruner"]), *_nothing_to_recover(data, parts["pruner"])]
         problems += _nothing_to_estimate(settings, parts["recovery"])
+        problems += _no_parts(settings, parts, host)
         problems += [*_nothing_to_quantize(data, parts["pruner"]), *_nothing_to_select(data, parts["pruner"])]
         if settings is not None and getattr(parts["model"], "placement", None) == STREAM:
             problems += of_streaming(settings, parts)
@@ -153,6 +154,11 @@ class Recipe:
         return ("model", *finders, "distiller", *splitter, *quantizer, *kv_selector, "objective", "calibration")
 
     @property
+    def drops_parts(self) -> bool:
+        """Whether decode may lose the attention or the MLP of a block alone."""
+        return self.settings.prune.parts if self.pruner is None else self.pruner.drops_parts
+
+    @property
     def lists(self) -> dict[str, tuple[Component, ...]]:
         """The components of the kinds of which there may be several."""
         return {"recovery": self.recoveries, "exporter": self.exporters, "report": self.reports}
@@ -162,7 +168,7 @@ class Recipe:
         data = _without_none(self.settings.model_dump(mode="json"))
         data["out"] = str(self.out)
         if self.pruner is not None:
-            del data["prune"]["merges"]
+            del data["prune"]["merges"], data["prune"]["parts"]
         for kind in self.kinds:
             data[key_of(kind)] = _component_data(self.uses[kind][0], getattr(self, kind))
         for kind, components in self.lists.items():
@@ -190,7 +196,7 @@ def _conflicts(data: Mapping[str, Any]) -> list[str]:
     if "pruner" in data:
         replaced = [kind for kind in REPLACED_BY_PRUNER if kind in data]
         if isinstance(prune, dict):
-            replaced += [f"prune.{key}" for key in ("merges", "merge_threshold") if key in prune]
+            replaced += [f"prune.{key}" for key in ("merges", "merge_threshold", "parts") if key in prune]
         problems += [f"{key}: a pruner finds what decode loses, so leave this out, or leave out pruner" for key in replaced]
     return problems
 
@@ -218,6 +224,20 @@ def _nothing_to_estimate(settings: Settings | None, recoveries: Sequence[Recover
         return []
     what = "no recovery of this recipe can be estimated: list fold or kv-refit under recovery, or leave this out"
     return [f"search.recovered: {what}"]
+
+
+def _no_parts(settings: Settings | None, parts: Mapping[str, Any], host: PluginHost) -> list[str]:
+    """Return why the attention and the MLP of blocks cannot go apart in a recipe that lets them."""
+    if settings is None or not settings.prune.parts or parts["pruner"] is not None:
+        return []
+    problems = ["prune.parts: merges join whole blocks: leave this out, or say prune.merges = false"] * settings.prune.merges
+    searcher = parts["searcher"]
+    if searcher is not None and not searcher.parts:
+        able = [one.component.name for one in host.of_kind("searcher") if getattr(one.component, "parts", False)]
+        problems.append(
+            f"prune.parts: searcher '{searcher.name}' removes whole blocks alone: leave this out, or choose {', '.join(able)}"
+        )
+    return problems
 
 
 def _nothing_to_quantize(data: Mapping[str, Any], pruner: Pruner | None) -> list[str]:

@@ -39,6 +39,10 @@ class Prune(BaseModel):
         description="whether two neighbouring blocks may be merged into one, which is trained first; a recipe that gives "
         "merge_threshold alone means true",
     )
+    parts: bool = Field(
+        default=False,
+        description="whether the attention and the MLP of a block may go apart; blocks, or fraction, are then a budget of bytes",
+    )
     merge_threshold: Threshold | None = Field(
         None,
         description="pair score from which two blocks may be merged, d_T (default: 0.95 for cosines, quantile 0.9 for others)",

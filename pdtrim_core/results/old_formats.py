@@ -80,7 +80,7 @@ def resolved_recipe_of_1(data: Mapping[str, Any], now: Mapping[str, Any]) -> dic
     changed, _ = recipe_of_1(data)
     if isinstance(changed.get("prune"), dict):
         if "pruner" not in changed:
-            changed["prune"] = {"merges": True, **changed["prune"]}
+            changed["prune"] = {"merges": True, "parts": False, **changed["prune"]}
         # Since nothing that 0.1 measured is taken over, a run goes on as this version would begin it.
         if isinstance(changed.get("search", {}), dict):
             changed["search"] = {**SEARCH_SINCE_2, **changed.get("search", {})}

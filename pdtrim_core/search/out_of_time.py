@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.readings import Score
@@ -48,11 +48,11 @@ def completed(stopped: OutOfTime, space: SearchSpace, ceiling: float | None = No
     """
     if candidates := [plan for plan, may_win in stopped.pending if may_win]:
         return max(candidates, key=lambda plan: sum(_safety(element, space) for element in plan.decode))
-    whole = {plan.decode: score for plan, score in stopped.probes.items() if plan.decode.blocks_removed <= space.count}
-    begun = max(whole, key=lambda removal: (removal.blocks_removed, whole[removal]), default=Removal())
+    whole = {plan.decode: score for plan, score in stopped.probes.items() if space.fits(plan.decode)}
+    begun = max(whole, key=lambda removal: (space.size(removal), whole[removal]), default=Removal())
     safest = sorted(space.elements, key=lambda element: (element not in stopped.asked, -_safety(element, space)))
-    removal = _filled_up(begun, safest, space.count)
-    if removal.blocks_removed != space.count:
+    removal = space.filled(begun, safest)
+    if not space.is_full(removal):
         raise PdtrimError(_too_early(space.count, "none can be made of what it had"))
     plan = space.plan_of(removal)
     if ceiling is not None and space.cost(plan, "prefill") > ceiling:
@@ -65,15 +65,6 @@ def _too_early(count: int, why: str) -> str:
         f"the time of the search was over before it had measured a plan that removes {count} blocks, and {why}: give it more "
         "with search.minutes"
     )
-
-
-def _filled_up(removal: Removal, elements: Iterable[Element], count: int) -> Removal:
-    gone = {block for element in removal for block in element.blocks}
-    for element in elements:
-        if removal.blocks_removed < count and gone.isdisjoint(element.blocks):
-            removal = removal.with_(element)
-            gone.update(element.blocks)
-    return removal
 
 
 def _safety(element: Element, space: SearchSpace) -> float:

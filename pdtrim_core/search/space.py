@@ -10,7 +10,7 @@ from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.plan.elements import Drop, Element, Merge, Removal
+from pdtrim_core.plan.elements import PARTS, Drop, DropPart, Element, Merge, Removal
 from pdtrim_core.plan.plan import Plan
 
 DEFAULT_THRESHOLD = 0.95
@@ -98,6 +98,24 @@ def search_space(
     weights = tuple(max(0.0, sum(scale[b] for b in e.blocks) / len(e.blocks)) for e in elements)
     first, costs = sets.first_removal(count), costs or CostModel(len(scores.block))
     return SearchSpace(count, elements, weights, first, scores, costs, plan_of)
+
+
+def part_space(scores: Scores, count: int, costs: CostModel, *, plan_of: Callable[[Removal], Plan] = Plan.unified) -> SearchSpace:
+    """Build the space of a search over the attention and the MLP of every block apart, with the bytes of `count` blocks to go.
+
+    A part has the score of its block. The first removal drops the safest blocks, part by part, as far as they fit. Raises
+    `PdtrimError` where no parts together have so many bytes.
+    """
+    elements = tuple(DropPart(block, part) for block in range(len(scores.block)) for part in PARTS)
+    scale = scores.block if scores.similarity else _ranks(scores)
+    weights = tuple(max(0.0, scale[element.block]) for element in elements)
+    space = SearchSpace(count, elements, weights, Removal(), scores, costs, plan_of, parts=True)
+    first = space.filled(Removal(), (DropPart(block, part) for block in scores.ranking() for part in reversed(PARTS)))
+    if not space.is_full(first):
+        raise PdtrimError(
+            f"prune.parts: no parts of blocks together have the bytes of {count} of {len(scores.block)} blocks: ask for fewer"
+        )
+    return replace(space, first=first)
 
 
 def without_merges(sets: TwoSets, scores: Scores) -> TwoSets:

@@ -43,6 +43,7 @@ from pdtrim_plugins.objectives import Acceptance, Accuracy, Divergence, Margin, 
 from pdtrim_plugins.pruners import (
     Flap,
     LaCo,
+    LlmDrop,
     LlmPruner,
     ShortenedPpl,
     ShortenedTaylor,
@@ -126,6 +127,15 @@ class TestShortGptRun(PrunerContract):
 class TestShortGptPadded(PrunerContract):
     component = ShortGpt
     options: ClassVar[dict[str, Any]] = {"padding": "counted"}
+
+
+class TestLlmDrop(PrunerContract):
+    component = LlmDrop
+
+
+class TestLlmDropOfBoth(PrunerContract):
+    component = LlmDrop
+    options: ClassVar[dict[str, Any]] = {"drop": "both"}
 
 
 class TestSleb(PrunerContract):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from pdtrim_core.api import BlockLayout, Shrink, head_dim_of, narrowed
+from pdtrim_core.api import BlockLayout, PartModule, Shrink, head_dim_of, narrowed, without
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
@@ -35,6 +35,11 @@ def give_form(model: Any, entry: Mapping[str, Any]) -> None:
     head_dim = head_dim_of(model.config.get_text_config())
     for index, widths in entry.get("widths", {}).items():
         blocks[int(index)] = _thin(blocks[int(index)], int(index), widths, layout=layout, head_dim=head_dim)
+    modules = {part: PartModule(*module) for part, module in entry.get("parts", {}).items()}
+    for index, part in entry.get("without", {}).items():
+        blocks[int(index)] = without(blocks[int(index)], modules[part]).requires_grad_()
+    if modules:
+        _number_attention(blocks, [int(index) for index, part in entry["without"].items() if part == "attention"])
     if "decode_index" not in entry:
         return
     for index in entry["shadows"]:
@@ -177,6 +182,15 @@ def _number(blocks: Any, decode_index: Mapping[int, int]) -> None:
         number = next(own) if shared is None else shared
         for module in block.modules():
             if hasattr(module, "layer_idx") and module is not shadow:
+                module.layer_idx = number
+
+
+def _number_attention(blocks: Any, without_attention: Sequence[int]) -> None:
+    """Number the entries of the cache by the blocks that have attention, since its length is that of the first entry."""
+    attending = [block for index, block in enumerate(blocks) if index not in without_attention]
+    for number, block in enumerate(attending):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
                 module.layer_idx = number
 
 

@@ -18,7 +18,8 @@ from pdtrim_plugins.checkpoints.blocks import give_form
 
 CONFIG_KEY = "pdtrim"
 """The entry of a config that describes the plan."""
-FORMAT = 1
+FORMAT, PARTS_FORMAT = 1, 2
+"""The format of the entry, and of one with blocks without their attention or their MLP, which earlier versions do not know."""
 PREFIX = "pdtrim_"
 
 
@@ -51,10 +52,14 @@ def _model_class(stock: type[Any], config: type[Any]) -> type[Any]:
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
             give_form(self, plan_entry(config))
+            self.without_parts = "without" in plan_entry(config)
 
         def forward(self, *args: Any, past_key_values: Any = None, use_cache: bool | None = None, **kwargs: Any) -> Any:
             if past_key_values is None and use_cache is not False:
                 # A cache made from the config has one entry per block, and would cut sliding windows that decode needs whole.
+                past_key_values = DynamicCache()
+            if self.without_parts and past_key_values is not None and not past_key_values.get_seq_length():
+                # Entries stand for the blocks that have attention, and not for those of their numbers.
                 past_key_values = DynamicCache()
             given = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
             known = getattr(self, "first_tokens", None)
@@ -76,9 +81,9 @@ def _model_class(stock: type[Any], config: type[Any]) -> type[Any]:
 def plan_entry(config: Any) -> dict[str, Any]:
     """Return the entry that describes the plan. Raises `PdtrimError` where it is missing or newer than this version."""
     entry: dict[str, Any] = getattr(config, CONFIG_KEY, None) or {}
-    if entry.get("format") != FORMAT:
+    if entry.get("format") not in (FORMAT, PARTS_FORMAT):
         raise PdtrimError(
-            f"the config has {CONFIG_KEY} format {entry.get('format')}, this version reads {FORMAT}: export the run again, or "
-            "install the version that wrote it"
+            f"the config has {CONFIG_KEY} format {entry.get('format')}, this version reads {PARTS_FORMAT}: export the run again, "
+            "or install the version that wrote it"
         )
     return entry

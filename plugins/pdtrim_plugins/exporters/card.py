@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdtrim_core import Drop, Merge, Removal, Shrink, results_in
+from pdtrim_core import Drop, KvOnly, Merge, Removal, Shrink, results_in
 from pdtrim_plugins.exporters.card_picture import PICTURE, has_picture, write_picture
 from pdtrim_plugins.exporters.checkpoint_folder import CARD
 
@@ -122,14 +122,22 @@ def _short(name: str) -> str:
 def _removed(removal: Removal) -> str:
     drops = [str(e) for e in removal if isinstance(e, Drop)]
     merges = [str(e) for e in removal if isinstance(e, Merge)]
-    kv_only = [str(e.blocks[0]) for e in removal if not isinstance(e, Drop | Merge | Shrink)]
+    kv_only = [str(e.slot) for e in removal if isinstance(e, KvOnly)]
     parts = [
         f"removed: {', '.join(drops)}" if drops else "",
         f"merged into one block: {', '.join(merges)}" if merges else "",
         f"K/V only: {', '.join(kv_only)}" if kv_only else "",
+        *_parts(removal),
         *_shrinks([e for e in removal if isinstance(e, Shrink)]),
     ]
     return "; ".join(part for part in parts if part) or "the dense model"
+
+
+def _parts(removal: Removal) -> Iterable[str]:
+    for part, name in (("attention", "attention"), ("mlp", "MLP")):
+        blocks = [str(e.block) for e in removal.dropped_parts if e.part == part]
+        if blocks:
+            yield f"without {name}: {', '.join(blocks)}"
 
 
 def _shrinks(shrinks: Sequence[Shrink]) -> Iterable[str]:

@@ -52,11 +52,12 @@ class Checkpoints(WeightsExporter):
     Both hold the same weights, since a unified model is decode's removal in both stages; the second
     one is made of hard links where the disk allows them. Blocks are renumbered; a merged block is stored as any other block, and
     a recovered layer with its recovered weights, and one that has a number format of its own in the form of compressed-tensors.
-    Where all blocks have one width the checkpoint is an ordinary one of its family; otherwise it needs
+    Where all blocks have one width and both parts the checkpoint is an ordinary one of its family; otherwise it needs
     `import pdtrim_plugins.checkpoints` to be loaded.
     """
 
     name = "checkpoints"
+    carries_parts = True
 
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return what is certain of the model and the folders."""
@@ -133,7 +134,7 @@ def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, An
     try:
         config = ordinary(model, stored)
     except PdtrimError:
-        if not any(block.widths for block in stored):
+        if not any(block.widths or block.lost for block in stored):
             raise
         return formed(model, stored, told)
     config.pdtrim = told
@@ -144,7 +145,9 @@ def _usage(folder: Path) -> str:
     """Return how a checkpoint is loaded."""
     family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"].removeprefix(OUR_PREFIX)
     ours = f'"{OUR_PREFIX}{family}"' in (folder / "config.json").read_text(encoding="utf-8")
-    note = "Its blocks differ in width, so its class comes with pdtrim-core (`pip install pdtrim-core`).\n\n" if ours else ""
+    note = (
+        "Its blocks differ from one another, so its class comes with pdtrim-core (`pip install pdtrim-core`).\n\n" if ours else ""
+    )
     # Importing the package registers the built-in families; the class of a plugin's family is made by `classes_of`.
     known = "import pdtrim_plugins.checkpoints  # registers the class"
     other = f'from pdtrim_plugins.checkpoints import classes_of\n\nclasses_of("{family}")  # registers the class'

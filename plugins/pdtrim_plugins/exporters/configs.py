@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api import PdtrimError, reason_of
-from pdtrim_plugins.exporters.stages import StoredBlock, layout_data, widths_of
+from pdtrim_plugins.exporters.stages import StoredBlock, layout_data, lost_in, widths_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +32,8 @@ def ordinary(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
     first = stored[0].widths
     if any(dict(block.widths) != dict(first) for block in stored) or "bias" in first:
         raise PdtrimError(f"{model.name}: blocks have widths or biases of their own, which no config of this family can describe")
+    if lost_in(stored):
+        raise PdtrimError(f"{model.name}: blocks lack their attention or their MLP, which no config of this family can describe")
     _set_widths(model, first, data)
     config = _read(type(model.model.config), data, model)
     check(model, stored, type(model.model), config)
@@ -46,7 +48,7 @@ def formed(
     Blocks are renumbered, unless `told` names the removed ones. `common` has the widths that all blocks share, which are set
     in the family's own config keys.
     """
-    from pdtrim_plugins.checkpoints import CONFIG_KEY, classes_of  # noqa: PLC0415 - listings must not import torch
+    from pdtrim_plugins.checkpoints import CONFIG_KEY, PARTS_FORMAT, classes_of  # noqa: PLC0415 - listings must not import torch
 
     family = model.model.config.model_type
     config_class, model_class = classes_of(family)
@@ -55,6 +57,9 @@ def formed(
     _set_widths(model, common or {}, data)
     data |= {"model_type": config_class.model_type, "architectures": [model_class.__name__]}
     data[CONFIG_KEY] = {**told, "widths": widths_of(stored), "place": layout_data(model.layout)}
+    if lost := lost_in(stored):
+        modules = {part: list(vars(module).values()) for part, module in model.parts.modules.items() if part in lost.values()}
+        data[CONFIG_KEY] |= {"format": PARTS_FORMAT, "without": lost, "parts": modules}
     config = _read(config_class, data, model)
     check(model, stored, model_class, config)
     return config

@@ -21,7 +21,7 @@ class StoredBlock:
 
     `like` is the block whose entries of the config it takes. `parts` are the parts that are stored, None for all of them;
     `under` is put in front of their names. `quantized` gives for each linear layer in another number format what is stored in
-    place of its weight.
+    place of its weight. `lost` is the part, attention or MLP, that it runs without.
     """
 
     index: int
@@ -31,6 +31,7 @@ class StoredBlock:
     parts: tuple[str, ...] | None = None
     under: str = ""
     quantized: Callable[[], Mapping[str, Mapping[str, Tensor]]] = dict
+    lost: str | None = None
 
     def tensors(self, path: str) -> dict[str, Tensor]:
         """Return what is stored, by full name; `path` is that of the list of blocks."""
@@ -85,16 +86,10 @@ class Parts:
             config.quantization_config = {**found, "ignore": [*found.get("ignore", ()), *outside]}
 
     def left(self, layer: Layer) -> nn.Module:
-        """Return a merged block, a block less some units, or a block as it is."""
-        from pdtrim_core.api import head_dim_of, narrowed  # noqa: PLC0415 - listings must not import torch
-
+        """Return a merged block, a block less some units or a part, or a block as it is."""
         if layer.merge is not None:
             return self._modules([layer.merge])[layer.merge]
-        block = self.model.blocks[layer.block]
-        if not layer.shrinks:
-            return block
-        outputs = {e: module for e, module in self._modules(layer.shrinks).items() if isinstance(e, Shrink)}
-        return narrowed(block, self.model.layout, head_dim_of(self.model.config), layer.shrinks, outputs)
+        return self.model.left_of(layer, self._modules(layer.shrinks))
 
     def widths(self, shrinks: Sequence[Shrink]) -> dict[str, Any]:
         """Return how many K/V heads and MLP channels are left, and which projections out of a part got a bias."""
@@ -135,13 +130,14 @@ def prefill_blocks(parts: Parts, plan: Plan) -> Prefill:
     count = parts.model.block_count
     prefill, decode = plan.layers("prefill", count), plan.layers("decode", count)
     layouts = {layer.block for layer in prefill}
+    reading = [layer for layer in decode if layer.has_kv]
     fed_by = {layer.kv_slot: layer for layer in prefill if layer.kv_slot is not None}
     told = {
         "block_count": count,
         "removed": [block for block in range(count) if block not in layouts],
         "kv_only": [layer.block for layer in prefill if layer.state == "kv-only"],
         "shadows": [layer.block for layer in prefill if layer.state == "shadow"],
-        "merged": {str(fed.block): _told_of(fed.merge, fed_by[slot]) for slot, fed in enumerate(decode) if fed.merge},
+        "merged": {str(fed.block): _told_of(fed.merge, fed_by[slot]) for slot, fed in enumerate(reading) if fed.merge},
         "decode_index": {str(layer.block): slot for slot, layer in fed_by.items()},
         "decode_layers": len(decode),
         "tail": _tail(prefill, count),
@@ -161,12 +157,18 @@ def _stored(parts: Parts, stage: Stage, index: int, layer: Layer) -> StoredBlock
         kept,
         under,
         lambda: parts.stored(stage, layer),
+        layer.lost,
     )
 
 
 def widths_of(stored: Sequence[StoredBlock]) -> dict[str, Any]:
     """Return the widths of the blocks that have others than the dense ones, by number."""
     return {str(block.index): dict(block.widths) for block in stored if block.widths}
+
+
+def lost_in(stored: Sequence[StoredBlock]) -> dict[str, str]:
+    """Return the parts that blocks run without, by number."""
+    return {str(block.index): block.lost for block in stored if block.lost}
 
 
 def layout_data(layout: BlockLayout) -> dict[str, Any]:

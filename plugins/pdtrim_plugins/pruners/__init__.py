@@ -8,6 +8,7 @@ from pdtrim_core.api import Pruner, hookimpl
 from pdtrim_plugins.pruners.allocate import Allocate
 from pdtrim_plugins.pruners.flap import Flap
 from pdtrim_plugins.pruners.laco import LaCo
+from pdtrim_plugins.pruners.llm_drop import LlmDrop
 from pdtrim_plugins.pruners.llm_pruner import LlmPruner
 from pdtrim_plugins.pruners.shortened import ShortenedPpl, ShortenedTaylor
 from pdtrim_plugins.pruners.shortgpt import ShortGpt
@@ -20,6 +21,7 @@ __all__ = [
     "Allocate",
     "Flap",
     "LaCo",
+    "LlmDrop",
     "LlmPruner",
     "ShortGpt",
     "ShortenedPpl",
@@ -45,5 +47,6 @@ def pdtrim_pruners() -> Iterable[type[Pruner]]:
         Streamline,
         LaCo,
         SliceGpt,
+        LlmDrop,
         Allocate,
     )

@@ -61,10 +61,16 @@ class Fold(LayerRecovery):
         return layer.runs and bool(gone)
 
     def recover(self, context: RecoveryContext) -> None:
-        """Fold the runs of each stage; say of one at the beginning of the model that nothing is in front of it."""
+        """Fold the runs of each stage; say of one at the beginning of the model that nothing is in front of it, and of parts."""
         for stage in self.stages():
             first = next((layer.block for layer in context.layers(stage) if layer.runs), 0)
-            if first and not (context.unified and stage == "prefill"):
+            if context.unified and stage == "prefill":
+                continue
+            parts = sorted(layer.block for layer in context.layers(stage) if layer.lost)
+            if parts:
+                what = f"fold of {stage}'s blocks without attention or MLP ({', '.join(map(str, parts))})"
+                context.note(f"{what}: only whole blocks are made up for, so these parts are not")
+            if first:
                 context.note(f"{_run(stage, range(first))}: no block is left in front of them, so they are not folded")
         super().recover(context)
 
@@ -73,6 +79,7 @@ class Fold(LayerRecovery):
         run, name = _run(layer.stage, layer.gone), layer.layout.mlp[-1]
         if not layer.adds_what_it_makes():
             why = f"what {name} gives is not added to the hidden states as it is (a norm or a factor stands between)"
+            why = "there is no MLP" if layer.layer.lost == "mlp" else why
             layer.note(f"{run}: in block {layer.layer.blocks[-1]} in front of them, {why}, so they are not folded")
             return {}
         out, sums = layer.module.get_submodule(name), RidgeSums()

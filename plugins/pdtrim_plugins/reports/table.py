@@ -54,12 +54,16 @@ def _headline(outcome: Outcome) -> str:
         return f"{outcome.model}: replaced as a whole by pruner {outcome.recipe['pruner']['use']}, the same in both stages"
     plan = outcome.plan.plan
     removed, shrunk = plan.decode.blocks_removed, [element for element in plan.decode if isinstance(element, Shrink)]
-    losses = [f"{removed} of {outcome.block_count} blocks"] if removed or not shrunk else []
+    parts = [part for part in plan.decode.dropped_parts if len(plan.decode.lost_at(part.block)) == 1]
+    losses = [f"{removed} of {outcome.block_count} blocks"] if removed or not (shrunk or parts) else []
+    for part, name in (("attention", "the attention"), ("mlp", "the MLP")):
+        if count := sum(one.part == part for one in parts):
+            losses.append(f"{name} of {count} of {outcome.block_count} blocks")
     if shrunk:
         losses.append(f"heads or channels of {len({shrink.block for shrink in shrunk})} of {outcome.block_count} blocks")
-    text = f"{outcome.model}: decode loses {' and '.join(losses)}"
+    text = f"{outcome.model}: decode loses {', '.join(losses[:-1])}{' and ' * (len(losses) > 1)}{losses[-1]}"
     kept_in_prefill = sum(gain.kept_in_prefill for gain in outcome.gains)
-    what = f"{kept_in_prefill} of the {len(outcome.gains)} parts" if shrunk else f"{kept_in_prefill} of them"
+    what = f"{kept_in_prefill} of the {len(outcome.gains)} parts" if shrunk or parts else f"{kept_in_prefill} of them"
     text = f"{text}; prefill keeps {what}" if kept_in_prefill else text
     text = f"{text}; formats: {outcome.plan.formats}" if outcome.plan.formats else text
     return f"{text}; {len(plan.selections)} blocks of decode read only some of a prompt" if plan.selections else text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from random import Random
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -52,6 +52,7 @@ class Annealing(Searcher):
     """Simulated annealing over removals that all cut the same number of blocks."""
 
     name = "annealing"
+    parts: ClassVar[bool] = True
     cites = "PDTrim, Sec. 3.2, Eq. 8-11 (arXiv:2509.04467)"
 
     t0: float = Field(15.0, gt=0, description="initial temperature T_0, in points")
@@ -75,6 +76,7 @@ class Restarts(Searcher):
     """
 
     name = "restarts"
+    parts: ClassVar[bool] = True
     cites = "PDTrim, Sec. 3.2, Eq. 8-11 (arXiv:2509.04467), each walk"
 
     chains: int = Field(4, gt=0, description="number of walks (the paper: 1)")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from random import Random
+from typing import ClassVar
 
 from pydantic import Field
 
-from pdtrim_core.api import Element, PdtrimError, Probe, Removal, Requests, Searcher, SearchSpace, best_of, measure
+from pdtrim_core.api import Element, PdtrimError, Probe, Removal, Requests, Score, Searcher, SearchSpace, best_of, measure
 
 KEPT = 4
 """Removals of the last size that are measured whole at least, so that fresh items have something to decide between."""
@@ -18,12 +19,13 @@ class Sequential(Searcher):
     """Removes one block after the other, each time the one that costs least on top of those already gone."""
 
     name = "sequential"
+    parts: ClassVar[bool] = True
     cites = "SLEB (arXiv:2402.09025)"
 
     candidates: int | None = Field(
         None,
         gt=0,
-        description="elements that are tried after the first step, the best ones alone (default: all, as SLEB)",
+        description="elements that are tried after the first step, the best ones alone (default: all, as SLEB; and of parts)",
     )
     swaps: int = Field(
         0, ge=0, description="rounds in which one element may be swapped for another, once all are chosen (SLEB: 0)"
@@ -32,18 +34,24 @@ class Sequential(Searcher):
     protect_last: int = Field(1, ge=0, description="number of last blocks that are never removed")
 
     def search(self, space: SearchSpace, rng: Random) -> Requests[None]:
-        """Measure every removal with one more element, keep the best (ties: the lower block), and so on; then swap."""
+        """Measure every removal with one more element, keep the best (ties: the lower block), and so on; then swap.
+
+        Of parts of blocks, the best is the one that costs least for the bytes that go with it.
+        """
         del rng
         elements = _unprotected(space, self.protect_first, self.protect_last)
         _check_enough(self.name, space, elements)
-        best = yield from _grow(space, elements, 1, candidates=self.candidates)
+        grow = _grow_by_rate(space, elements) if space.parts else _grow(space, elements, 1, candidates=self.candidates)
+        best = yield from grow
         for _ in range(self.swaps):
             before, best = best, (yield from _swap(space, elements, best))
             if best == before:
                 break
 
     def steps(self, space: SearchSpace) -> int | None:
-        """Return the sum, over the steps, of the elements that are left; then all swaps that there can be."""
+        """Return the sum, over the steps, of the elements that are left; then all swaps that there can be. Unknown for parts."""
+        if space.parts:
+            return None
         count = len(_unprotected(space, self.protect_first, self.protect_last))
         left = count if self.candidates is None else min(count, max(self.candidates, space.count))
         swaps = self.swaps * space.count * max(0, count - space.count)
@@ -101,11 +109,39 @@ def _grow(space: SearchSpace, elements: Sequence[Element], width: int, *, candid
     return best[0]
 
 
+def _grow_by_rate(space: SearchSpace, elements: Sequence[Element]) -> Requests[Removal]:
+    """Ask for all removals with one part more; go on from the one that loses least of the score for its size, to full size."""
+    current, score = Removal(), (yield from measure(Probe(space.plan_of(Removal()))))
+    ends: dict[Removal, Score] = {}
+    while not space.is_full(current):
+        grown = [larger for element in elements if element not in current and space.fits(larger := current.with_(element))]
+        if not grown:
+            raise PdtrimError(_stuck(space, current))
+        scores = yield from measure([Probe(space.plan_of(removal)) for removal in grown])
+        before, size = score, space.size(current)
+        rates = [(before - reached) / (space.size(removal) - size) for removal, reached in zip(grown, scores, strict=True)]
+        best = min(range(len(grown)), key=lambda number: (rates[number], number))
+        ends = {removal: reached for removal, reached in zip(grown, scores, strict=True) if space.is_full(removal)}
+        current, score = grown[best], scores[best]
+    # The best of the last step, which are measured already, are what fresh items decide between.
+    others = sorted(ends, key=ends.__getitem__, reverse=True)[:KEPT]
+    yield from measure([space.plan_of(removal) for removal in dict.fromkeys((current, *others))])
+    return current
+
+
+def _stuck(space: SearchSpace, current: Removal) -> str:
+    return (
+        f"searcher 'sequential' has removed as many bytes as {space.size(current):.2f} blocks have, and {space.count} are asked "
+        "for, but no part that is left fits: lower searcher.protect_first or searcher.protect_last, or ask for another number"
+    )
+
+
 def _swap(space: SearchSpace, elements: list[Element], current: Removal) -> Requests[Removal]:
     """Ask for all removals with another element in place of one; return the best, which is `current` where none is better."""
     inside = [element for element in current if element in elements]
     outside = [element for element in elements if element not in current]
-    removals = [current, *(current.without(leaving).with_(entering) for leaving in inside for entering in outside)]
+    swapped = (current.without(leaving).with_(entering) for leaving in inside for entering in outside)
+    removals = [current, *(removal for removal in swapped if space.is_full(removal))]
     scores = yield from best_of([space.plan_of(removal) for removal in removals], min(KEPT, len(removals)))
     measured = [(score, -number) for number, score in enumerate(scores) if score is not None]
     return removals[-max(measured)[1]]
@@ -121,7 +157,7 @@ def _unprotected(space: SearchSpace, protect_first: int, protect_last: int) -> l
 
 
 def _check_enough(name: str, space: SearchSpace, elements: list[Element]) -> None:
-    if len(elements) < space.count:
+    if not space.parts and len(elements) < space.count:
         raise PdtrimError(
             f"searcher '{name}' is to remove {space.count} blocks, but only {len(elements)} of {len(space.elements)} elements "
             "are not protected: lower searcher.protect_first or searcher.protect_last, or ask for fewer blocks"

@@ -153,9 +153,9 @@ class Pop(_KvTail):
 
 
 def _tail(decode: Removal, block_count: int) -> list[Drop | KvOnly]:
-    """Return what the tail of prefill can be made of, the deepest first: K/V where decode has a block, nothing elsewhere."""
+    """Return what the tail of prefill can be made of, the deepest first: K/V where decode reads some, nothing elsewhere."""
     kept = [KvOnly(slot.block) for slot in Plan(decode=decode).slots(block_count)]
-    lost = [element for element in decode if isinstance(element, Drop)]
+    lost = [Drop(block) for block in range(block_count) if "attention" in decode.lost_at(block)]
     return sorted([*kept, *lost], key=lambda element: -element.blocks[0])
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pdtrim_core import PluginHost
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Part, Removal, Shrink, Stage
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Part, Removal, Shrink, Stage
 from pdtrim_core.plan.plan import Plan
 from tests.unit.examples import given
 
@@ -161,6 +161,28 @@ def test_a_shrunk_block_costs_what_its_units_leave() -> None:
     assert sizes.kept_parameters(plan([KvOnly(0)], thin), "prefill") == 10 + 100
 
 
+def test_a_block_without_a_part_costs_what_the_other_one_does() -> None:
+    block = BlockSizes(110, 90, kv_parameters=20, kv_width=8, attention_width=6, parts={"attention": (40, 40), "mlp": (60, 40)})
+    sizes = ModelSizes((block, block), parameters=220, head=0, bytes_per_number=2)
+    no_attention: list[Element] = [DropPart(0, "attention")]
+    no_mlp: list[Element] = [DropPart(0, "mlp")]
+    assert [sizes.kept_parameters(plan([], gone), "decode") for gone in (no_attention, no_mlp)] == [180, 160]
+    # Of the experts of its MLP a token reads fewer than there are.
+    assert [sizes.decode_bytes(plan([], gone)) for gone in (no_attention, no_mlp)] == [2 * 140, 2 * 140]
+    assert [sizes.kv_bytes(plan([], gone)) for gone in (no_attention, no_mlp)] == [2 * 8, 2 * 16]
+    assert sizes.step_bytes(plan([], no_attention), batch=3, context=1000) == 2 * 140 + 3 * 1000 * 2 * 8
+    dense = sizes.prefill_flops(Plan(), 10)
+    assert dense - sizes.prefill_flops(plan(no_attention, no_attention), 10) == 2 * 10 * 40 + 2 * 10 * 11 * 6
+    assert dense - sizes.prefill_flops(plan(no_mlp, no_mlp), 10) == 2 * 10 * 40
+    assert sizes.kept_parameters(plan([Drop(0)], no_attention), "prefill") == 110
+
+
+def test_the_cost_of_a_part_that_is_no_module_is_refused() -> None:
+    with pytest.raises(PdtrimError) as caught:
+        TINY.decode_bytes(plan([], [DropPart(1, "mlp")]))
+    assert str(caught.value) == "the cost of a block without its mlp is unknown: this family's mlp is no module of its own"
+
+
 @given(st.floats(min_value=0, max_value=0.99))
 def test_the_count_of_a_fraction_is_the_nearest(fraction: float) -> None:
     nearest = min(abs(TINY.share_of_parameters(count) - fraction) for count in range(3))
@@ -181,18 +203,29 @@ def test_a_mixture_of_experts_reads_its_chosen_experts() -> None:
     sizes = tiny_model("mixtral").sizes
     rest = attention + norms + router
     heads: dict[Part, tuple[int, int]] = {"attention": (2, attention // 2)}
-    assert sizes.blocks == (BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads, kv_norms=32),) * 6
+    parts: dict[Part, tuple[int, int]] = {
+        "attention": (attention, attention),
+        "mlp": (router + 4 * expert, router + 2 * expert),
+    }
+    block = BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads, kv_norms=32, parts=parts)
+    assert sizes.blocks == (block,) * 6
     assert sizes.decode_bytes(Plan()) == 4 * (6 * (rest + 2 * expert) + 260 * 32)
 
 
 def test_many_small_experts_are_counted_too() -> None:
     from pdtrim_core.testing import tiny_model
 
-    rest = 2 * 32 * 32 + 2 * 32 * 16 + 2 * 32 + 2 * 8 + 4 * 32
+    attention, norms, router = 2 * 32 * 32 + 2 * 32 * 16 + 2 * 8, 2 * 32, 4 * 32
+    rest = attention + norms + router
     expert = 3 * 32 * 24
     heads: dict[Part, tuple[int, int]] = {"attention": (2, 32 * 32 + 32 * 16)}
     sizes = tiny_model("qwen3-moe").sizes
-    assert sizes.blocks[0] == BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads, kv_norms=32 + 8)
+    parts: dict[Part, tuple[int, int]] = {
+        "attention": (attention, attention),
+        "mlp": (router + 4 * expert, router + 2 * expert),
+    }
+    block = BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads, kv_norms=32 + 8, parts=parts)
+    assert sizes.blocks[0] == block
 
 
 def test_tied_weights_count_once_as_parameters_and_are_still_read_as_head(host: PluginHost) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pdtrim_core.plan.diagram import MEANING, SIGNS, draw_diagram
-from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink, Stage
+from pdtrim_core.plan.elements import Drop, DropPart, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.plan import Plan, State
 
 ALL_STATES = Plan(
@@ -66,3 +66,10 @@ def test_the_diagram_is_ascii_and_fits_a_terminal() -> None:
     text = draw_diagram(ALL_STATES, 130)
     assert text.isascii()
     assert max(len(line) for line in text.splitlines()[:-1]) <= 80
+
+
+def test_a_block_without_a_part_is_drawn_as_the_other_one() -> None:
+    plan = Plan(Removal([DropPart(1, "mlp")]), Removal([DropPart(0, "attention"), DropPart(1, "mlp"), DropPart(2, "mlp")]))
+    assert draw_diagram(plan, 4) == (
+        "block    0\nprefill  #a##\ndecode   maa#\n         # runs   a attention alone   m MLP alone"
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pdtrim_core.errors import PlanError
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink, element_from_json, element_to_json
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink, element_from_json, element_to_json
 
 ONE_OF_EACH: tuple[Element, ...] = (
     Drop(0),
@@ -17,6 +17,8 @@ ONE_OF_EACH: tuple[Element, ...] = (
     Shrink(5, "attention", (0, 2)),
     Shrink(5, "mlp", (7,)),
     KvOnly(6),
+    DropPart(7, "attention"),
+    DropPart(8, "mlp"),
 )
 
 
@@ -30,8 +32,22 @@ def test_an_element_changes_places_in_its_own_blocks_only(element: Element) -> N
     assert {block for block, _ in element.places} == set(element.blocks)
 
 
-def test_a_shrink_changes_one_part_and_all_others_change_both() -> None:
-    assert [len(element.places) // len(element.blocks) for element in ONE_OF_EACH] == [2, 2, 2, 1, 1, 2]
+def test_elements_of_a_part_change_it_alone_and_all_others_change_both() -> None:
+    assert [len(element.places) // len(element.blocks) for element in ONE_OF_EACH] == [2, 2, 2, 1, 1, 2, 1, 1]
+
+
+def test_a_block_goes_where_both_of_its_parts_do() -> None:
+    one, both = (Removal([DropPart(3, "mlp"), *more, Drop(5)]) for more in ((), (DropPart(3, "attention"),)))
+    assert (one.blocks_removed, both.blocks_removed) == (1, 2)
+    assert [sorted(both.lost_at(block)) for block in (3, 4, 5)] == [["attention", "mlp"], [], ["attention", "mlp"]]
+    assert sorted(one.lost_at(3)) == ["mlp"]
+
+
+def test_a_part_that_is_gone_has_no_units_to_lose() -> None:
+    assert len(Removal([DropPart(3, "mlp"), Shrink(3, "attention", (0,))])) == 2
+    with pytest.raises(PlanError) as caught:
+        Removal([DropPart(3, "mlp"), Shrink(3, "mlp", (0,))])
+    assert str(caught.value) == "block 3 is changed twice in one removal: 3.mlp and 3.mlp-1"
 
 
 def test_a_merge_has_its_blocks_in_order_whichever_is_trained() -> None:
@@ -40,8 +56,17 @@ def test_a_merge_has_its_blocks_in_order_whichever_is_trained() -> None:
 
 
 def test_elements_have_short_names() -> None:
-    assert [str(element) for element in ONE_OF_EACH] == ["0", "1+2", "3+4", "5.attention-2", "5.mlp-1", "kv:6"]
-    assert str(Removal(ONE_OF_EACH)) == "{0, 1+2, 3+4, 5.attention-2, 5.mlp-1, kv:6}"
+    assert [str(element) for element in ONE_OF_EACH] == [
+        "0",
+        "1+2",
+        "3+4",
+        "5.attention-2",
+        "5.mlp-1",
+        "kv:6",
+        "7.attention",
+        "8.mlp",
+    ]
+    assert str(Removal(ONE_OF_EACH)) == "{0, 1+2, 3+4, 5.attention-2, 5.mlp-1, kv:6, 7.attention, 8.mlp}"
 
 
 def test_a_merge_takes_two_blocks_or_more() -> None:

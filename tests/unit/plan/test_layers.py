@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Shrink, Stage
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Shrink, Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
 from tests.unit.examples import given
 from tests.unit.plan.plans import lawful, plan
 
 HEADS, CHANNELS = Shrink(1, "attention", (0, 2)), Shrink(1, "mlp", (3,))
+NO_ATTENTION, NO_MLP = DropPart(1, "attention"), DropPart(1, "mlp")
 MERGE, FROZEN, THREE = Merge(2, 1), Merge(1, 2, "frozen"), Merge(3, 1)
 
 
@@ -37,6 +38,16 @@ MERGE, FROZEN, THREE = Merge(2, 1), Merge(1, 2, "frozen"), Merge(3, 1)
         ([KvOnly(1)], [MERGE], "prefill", [Layer((1, 2), "kv-only", 2, MERGE, kv_slot=1)]),
         ([], [FROZEN], "prefill", [Layer((1,), "run", 1, kv_slot=1), Layer((2,), "run", 2)]),
         ([KvOnly(1)], [THREE], "prefill", [Layer((1, 2, 3), "kv-only", 3, THREE, kv_slot=1)]),
+        ([], [NO_MLP], "decode", [Layer((1,), "no-mlp", 1, lost="mlp")]),
+        ([NO_MLP], [], "prefill", [Layer((1,), "no-mlp", 1, kv_slot=1, lost="mlp")]),
+        ([KvOnly(1)], [NO_MLP, HEADS], "prefill", [Layer((1,), "kv-only", 1, None, (HEADS,), 1)]),
+        ([], [NO_ATTENTION], "decode", [Layer((1,), "no-attention", 1, lost="attention")]),
+        ([], [NO_ATTENTION], "prefill", [Layer((1,), "run", 1)]),
+        ([NO_ATTENTION], [NO_ATTENTION], "prefill", [Layer((1,), "no-attention", 1, lost="attention")]),
+        ([], [NO_ATTENTION, CHANNELS], "decode", [Layer((1,), "no-attention", 1, shrinks=(CHANNELS,), lost="attention")]),
+        ([], [NO_ATTENTION, NO_MLP], "decode", []),
+        ([NO_ATTENTION], [NO_ATTENTION, Drop(0)], "decode", [Layer((1,), "no-attention", 1, lost="attention")]),
+        ([], [DropPart(0, "attention")], "prefill", [Layer((0,), "run", 0)]),
     ],
     ids=str,
 )
@@ -49,7 +60,7 @@ def test_every_element_has_its_layers(prefill: list[Element], decode: list[Eleme
 @given(lawful())
 def test_each_layer_of_decode_is_fed_by_one_of_prefill_at_the_same_place(drawn: tuple[Plan, int]) -> None:
     for a_plan in (drawn[0], drawn[0].truncated_prefill(drawn[1])):
-        decode = a_plan.layers("decode", drawn[1])
+        decode = [layer for layer in a_plan.layers("decode", drawn[1]) if layer.has_kv]
         feeding = [layer for layer in a_plan.layers("prefill", drawn[1]) if layer.kv_slot is not None]
         assert [layer.kv_slot for layer in feeding] == list(range(len(decode)))
         assert [layer.block for layer in feeding] == [layer.block for layer in decode]
@@ -79,9 +90,15 @@ def test_layers_do_not_depend_on_the_blocks_behind_them(drawn: tuple[Plan, int])
 @given(lawful())
 def test_costs_count_what_the_layers_hold(drawn: tuple[Plan, int]) -> None:
     a_plan, block_count = drawn
-    # Each block has its own sizes; 4 K/V heads, of which each holds 10 of K and V and 30 in all, and 8 channels of 5.
+    # Each block has its own sizes; 4 K/V heads, of which each holds 10 of K and V and 30 in all, and 8 channels of 5. The parts
+    # have more than their units.
     blocks = tuple(
-        BlockSizes(10**6 + index, 10**6, 40, 8, 16, {"attention": (4, 30), "mlp": (8, 5)}, kv_norms=3)
+        BlockSizes(
+            *(10**6 + index, 10**6, 40, 8, 16),
+            {"attention": (4, 30), "mlp": (8, 5)},
+            kv_norms=3,
+            parts={"attention": (200, 150), "mlp": (100, 70)},
+        )
         for index in range(block_count)
     )
     sizes = ModelSizes(blocks, sum(block.parameters for block in blocks) + 7, 5, 4)
@@ -90,6 +107,7 @@ def test_costs_count_what_the_layers_hold(drawn: tuple[Plan, int]) -> None:
         for layer in a_plan.layers(stage, block_count):
             lost = {shrink.part: len(shrink.units) for shrink in layer.shrinks}
             if layer.runs:
+                expected -= {"attention": 200, "mlp": 100, None: 0}[layer.lost]
                 expected += 10**6 + layer.like - 30 * lost.get("attention", 0) - 5 * lost.get("mlp", 0)
             else:
                 expected += 40 - 10 * lost.get("attention", 0) + 3

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core.errors import PlanError
-from pdtrim_core.plan.elements import Drop, Element, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.plan import KvSource, Plan, Slot
 from tests.unit.examples import given
 from tests.unit.plan.plans import BLOCKS, decodes, lawful, plan
@@ -61,6 +61,33 @@ LAW = "this plan breaks the K/V law: "
             [Shrink(1, "mlp", (0,))],
             "decode runs K/V heads [0] of block 1, but prefill has removed them",
         ),
+        (
+            [DropPart(2, "attention")],
+            [DropPart(2, "mlp")],
+            "decode runs the attention of block 2, but prefill removes it and computes no K/V for it",
+        ),
+        ([Drop(2)], [DropPart(2, "mlp")], "decode runs block 2, but prefill removes it and computes no K/V for it"),
+        (
+            [KvOnly(2)],
+            [DropPart(2, "attention")],
+            "prefill keeps the K/V of block 2, but decode does not run its attention: use a drop",
+        ),
+        (
+            [KvOnly(2)],
+            [DropPart(2, "attention"), DropPart(2, "mlp")],
+            "prefill keeps the K/V of block 2, but decode does not run it: use a drop",
+        ),
+        (
+            [Merge(2, 3)],
+            [DropPart(2, "attention"), Drop(3)],
+            "decode runs block 2, but prefill merges it and computes no K/V for it",
+        ),
+        ([DropPart(5, "attention")], [Merge(4, 5)], "{merge}5.attention"),
+        (
+            [Shrink(1, "attention", (0,))],
+            [DropPart(1, "mlp")],
+            "decode runs K/V heads [0] of block 1, but prefill has removed them",
+        ),
     ],
     ids=str,
 )
@@ -94,6 +121,17 @@ def test_prefill_may_not_remove_what_decode_reads(prefill: list[Element], decode
         ([Shrink(2, "mlp", (0,))], [Shrink(2, "mlp", (5,))]),
         ([Shrink(2, "attention", (1,))], [Shrink(2, "attention", (0, 1))]),
         ([Shrink(2, "attention", (1,))], [Drop(2)]),
+        ([DropPart(2, "mlp")], []),
+        ([DropPart(2, "mlp")], [Merge(3, 2)]),
+        ([DropPart(2, "mlp")], [DropPart(2, "attention")]),
+        ([DropPart(2, "attention")], [DropPart(2, "attention")]),
+        ([DropPart(2, "attention")], [Drop(2)]),
+        ([DropPart(2, "attention"), DropPart(2, "mlp")], [DropPart(2, "attention")]),
+        ([Drop(2)], [DropPart(2, "attention")]),
+        ([Drop(2)], [DropPart(2, "attention"), DropPart(2, "mlp")]),
+        ([KvOnly(2)], [DropPart(2, "mlp")]),
+        ([Shrink(2, "attention", (1,))], [DropPart(2, "attention")]),
+        ([Merge(2, 3)], [DropPart(2, "attention"), DropPart(2, "mlp"), Drop(3)]),
     ],
     ids=str,
 )
@@ -260,3 +298,28 @@ def test_a_plan_is_shown_by_stage() -> None:
 
 
 # JSON
+
+
+# Parts
+
+
+def test_kv_are_shipped_for_the_blocks_whose_attention_decode_runs() -> None:
+    a_plan = plan([], [DropPart(0, "attention"), DropPart(2, "mlp"), Drop(3)])
+    assert [slot.block for slot in a_plan.slots(5)] == [1, 2, 4]
+    assert a_plan.kv_map(5) == (KvSource(0, 1, "run"), KvSource(1, 2, "run"), KvSource(2, 4, "run"))
+
+
+def test_prefill_ends_with_the_last_block_whose_kv_decode_reads() -> None:
+    a_plan = plan([], [DropPart(3, "attention"), DropPart(4, "attention")]).truncated_prefill(5)
+    assert a_plan.prefill == Removal([KvOnly(2), Drop(3), Drop(4)])
+    assert a_plan.truncated_prefill(5) == a_plan
+    assert a_plan.states("decode", 5) == ("run", "run", "run", "no-attention", "no-attention")
+
+
+def test_decode_needs_attention_in_a_block() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan([], [Drop(0), DropPart(1, "attention")]).check_fits(2)
+    assert str(caught.value) == "this plan leaves decode no attention, so that it could not read the prompt: keep that of a block"
+    with pytest.raises(PlanError) as caught:
+        plan([], [Drop(0), DropPart(1, "attention"), DropPart(1, "mlp")]).check_fits(2)
+    assert str(caught.value) == "this plan leaves decode none of the 2 blocks"

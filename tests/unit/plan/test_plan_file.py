@@ -9,9 +9,11 @@ import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core.errors import PlanError
-from pdtrim_core.plan.elements import Drop, KvOnly, Shrink
+from pdtrim_core.plan.elements import Drop, DropPart, KvOnly, Shrink
+from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
+from pdtrim_core.plan.selections import FirstOnly
 from tests.unit.examples import given
 from tests.unit.plan.plans import lawful, plan
 
@@ -71,8 +73,9 @@ def changed(**keys: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (changed(format=5), "p.json: it has plan format 5, this version reads 4: make the plan again"),
-        (changed(format=4), "p.json: plans of format 4 have selections of K/V, and no others have"),
+        (changed(format=6), "p.json: it has plan format 6, this version reads 5: make the plan again"),
+        (changed(format=5), "p.json: plans of format 5 drop parts of blocks, and no earlier ones do"),
+        (changed(format=4), "p.json: plans of format 4 have selections of K/V, and no earlier ones have"),
         (changed(format=3), "p.json is not a plan: it has no 'formats'"),
         (changed(format=2), "p.json is not a plan: it has no 'recovered'"),
         (changed(format=2, recovered=5), f"p.json is not a plan: {NO_MODEL}"),
@@ -135,3 +138,15 @@ def test_another_model_is_refused() -> None:
         "this plan was made for tiny (aaaaaaaaaaaa), but other has other weights (bbbbbbbbbbbb): "
         "run the recipe again on this model"
     )
+
+
+@pytest.mark.parametrize("more", [{}, {"recovered": "abc"}, {"formats": Formats("rtn", None, "W4A16", "abc")}], ids=str)
+@pytest.mark.parametrize("selections", [(), (FirstOnly(1),)], ids=str)
+def test_a_plan_that_drops_parts_has_a_format_of_its_own(more: dict[str, Any], selections: tuple[FirstOnly, ...]) -> None:
+    a_plan = plan([DropPart(2, "mlp")], [DropPart(0, "attention"), DropPart(2, "mlp")]).selecting(selections)
+    before = SavedPlan(a_plan, "tiny", "abc", 3, **more)
+    assert before.to_data()["format"] == 5
+    assert [source["block"] for source in before.to_data()["kv_map"]] == [1, 2]
+    assert SavedPlan.from_json(before.to_json()) == before
+    with pytest.raises(PlanError, match="plans of format 5 drop parts of blocks, and no earlier ones do"):
+        SavedPlan.from_data({**SavedPlan(a_plan.unselected, "tiny", "abc", 3).to_data(), "format": 1})

@@ -8,7 +8,7 @@ import pytest
 from pdtrim_core.errors import PlanError
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.plan.diagram import draw_diagram
-from pdtrim_core.plan.elements import Drop, KvOnly, Merge, Removal, Shrink
+from pdtrim_core.plan.elements import Drop, DropPart, KvOnly, Merge, Removal, Shrink
 from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan import FirstTokensOf, LayerOf, Plan
 from pdtrim_core.plan.plan_file import SavedPlan
@@ -126,7 +126,7 @@ def test_what_is_no_selection_is_no_plan(selections: Any) -> None:
 
 
 def test_a_plan_of_an_older_format_has_no_selections() -> None:
-    with pytest.raises(PlanError, match="plans of format 4 have selections of K/V, and no others have"):
+    with pytest.raises(PlanError, match="plans of format 4 have selections of K/V, and no earlier ones have"):
         SavedPlan.from_data({**saved().to_data(), "format": 1})
 
 
@@ -150,3 +150,9 @@ def test_the_diagram_says_what_is_read() -> None:
     assert drawn[1:4] == ["prefill  #k####", "decode   ##.###", "prompts   e  1"]
     assert "e decode reads the ends of prompts" in drawn[-1]
     assert "prompts" not in draw_diagram(PLAN.unselected, 6)
+
+
+def test_nothing_is_selected_where_decode_has_no_attention() -> None:
+    with pytest.raises(PlanError, match="K/V are selected for block 1, but decode runs it without attention"):
+        Plan(decode=Removal([DropPart(1, "attention")]), selections=(FirstOnly(1),))
+    assert Plan(decode=Removal([DropPart(1, "mlp")]), selections=(FirstOnly(1),)).selections

@@ -13,6 +13,8 @@ STAGES = ("prefill", "decode")
 MEANING: Mapping[str, str] = {
     "run": "runs",
     "shrunk": "runs with fewer heads or channels",
+    "no-mlp": "attention alone (upper half)",
+    "no-attention": "MLP alone (lower half)",
     "merged": "merged into one",
     "kv-only": "K/V only",
     "gone": "gone",
@@ -85,11 +87,15 @@ def _draw(sheet: Sheet, plan: Plan, block_count: int) -> None:
 _STYLES: Mapping[str, Mapping[str, Any]] = {
     "run": {"facecolor": ACCENT, "edgecolor": ACCENT},
     "shrunk": {"facecolor": TINT, "edgecolor": ACCENT},
+    "no-mlp": {"facecolor": ACCENT, "edgecolor": QUIET, "linestyle": (0, (2.5, 2))},
+    "no-attention": {"facecolor": ACCENT, "edgecolor": QUIET, "linestyle": (0, (2.5, 2))},
     "merged": {"facecolor": WARM, "edgecolor": WARM},
     "kv-only": {"facecolor": TINT, "edgecolor": TINT},
     "gone": {"facecolor": "none", "edgecolor": QUIET, "linestyle": (0, (2.5, 2))},
 }
-_NUMBER_COLOUR = {"run": SURFACE, "shrunk": INK, "merged": SURFACE, "kv-only": INK, "gone": QUIET}
+_NUMBER_COLOUR = {"run": SURFACE, "no-mlp": SURFACE, "no-attention": SURFACE, "merged": SURFACE, "gone": QUIET}
+HALF = {"no-mlp": 0.0, "no-attention": 0.5}
+"""Where the half of a cell begins, from its top, that stands for the part that runs: attention above the MLP."""
 
 
 def _cell(axes: Any, place: tuple[float, float, float, float], states: list[str], block: int, *, first: int, stop: int) -> None:
@@ -104,7 +110,13 @@ def _cell(axes: Any, place: tuple[float, float, float, float], states: list[str]
     style = dict(_STYLES[state])
     if joins_left or joins_right:
         style["edgecolor"] = "none"
-    axes.add_patch(Rectangle((left, top), width, height, linewidth=1, clip_on=False, **style))
+    if state in HALF:
+        # The part that is gone is drawn as a block that is gone, and the other one over its half.
+        axes.add_patch(Rectangle((left, top), width, height, linewidth=1, clip_on=False, **_STYLES["gone"]))
+        top_of_half = top + HALF[state] * height
+        axes.add_patch(Rectangle((left, top_of_half), width, height / 2, linewidth=0, clip_on=False, facecolor=ACCENT))
+    else:
+        axes.add_patch(Rectangle((left, top), width, height, linewidth=1, clip_on=False, **style))
     size = SMALL - 1 if place[2] > 20 else SMALL - 2
-    middle = top + height * 0.52
-    axes.text(left + width / 2, middle, str(block), ha="center", va="center", fontsize=size, color=_NUMBER_COLOUR[state])
+    middle = top + height * (HALF[state] + 0.26 if state in HALF else 0.52)
+    axes.text(left + width / 2, middle, str(block), ha="center", va="center", fontsize=size, color=_NUMBER_COLOUR.get(state, INK))

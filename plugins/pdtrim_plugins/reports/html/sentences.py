@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pdtrim_core import Drop, Element, KvOnly, Merge, Outcome, Plan, RunRecord, Shrink
+from pdtrim_core import Drop, DropPart, Element, KvOnly, Merge, Outcome, Plan, RunRecord, Shrink
 from pdtrim_plugins.reports import nearness
 from pdtrim_plugins.reports.html.wording import counted, element, joined, ranges
 
@@ -41,6 +41,7 @@ def _losses(elements: Iterable[Element], block_count: int) -> str:
     drops = [e.block for e in elements if isinstance(e, Drop)]
     merges = [e for e in elements if isinstance(e, Merge)]
     shrunk = sorted({e.block for e in elements if isinstance(e, Shrink)})
+    parts = [e for e in elements if isinstance(e, DropPart)]
     clauses = []
     if drops:
         clauses.append(f"runs without {counted(len(drops), 'block')} of {block_count} ({_which(drops)})")
@@ -48,6 +49,10 @@ def _losses(elements: Iterable[Element], block_count: int) -> str:
         clauses.append(
             f"runs {joined([f'blocks {ranges(merge.blocks)}' for merge in merges])} as one{' each' * (len(merges) > 1)}"
         )
+    for part, name in (("attention", "attention"), ("mlp", "MLP")):
+        blocks = [e.block for e in parts if e.part == part]
+        if blocks:
+            clauses.append(f"runs without the {name} of {counted(len(blocks), 'block')} of {block_count} ({_which(blocks)})")
     if shrunk:
         clauses.append(f"runs {len(shrunk)} of {block_count} blocks with fewer heads or channels")
     return joined(clauses) if clauses else "loses nothing"
