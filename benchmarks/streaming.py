@@ -67,7 +67,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 COUNT = 5
 """Blocks that go."""
-SHARD = 2 * 10**9
+SHARD = 10**9
 NOISE = 2**24
 WORDS = 256
 """Tokens of the items: those of the tiny tokenizer."""
