@@ -4,8 +4,9 @@
 
 Every method prunes on the same 64 items of `mini`, but for one of ours, half of whose items are prose; prefill is that of the
 splitter `kv-tail` at four fifths of the dense FLOPs. Then the pair (`staged`) and the decode in both stages (`unified`) are
-compared with the dense model on items that nothing was chosen on: KL along its greedy answers to the items of the benchmarks in DIR, choices that changed, and KL along WikiText-2
-where DIR has it. Standard errors are over items, and differences from the best baseline are paired.
+compared with the dense model on items that nothing was chosen on: KL along its greedy answers to the items of the benchmarks in
+DIR, choices that changed, and KL along WikiText-2 where DIR has it. Standard errors are over items, and differences from the best
+baseline are paired.
 
 All pairs are measured together, benchmark by benchmark: the dense model runs once for all of them. Every run has a folder under
 `--out`, and what was measured of a benchmark is kept beside them; the same command goes on where it was stopped. With 300 items
