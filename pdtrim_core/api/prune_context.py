@@ -15,7 +15,7 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.elements import Merge, Removal
 
 LossOf = Callable[[Sequence[Sequence[int]]], Callable[[Removal], float]]
-"""Gives, for token sequences, the function that measures the loss of a removal on them, or its divergence."""
+"""Gives, for token sequences, the function that measures the loss of a removal on them."""
 Train = Callable[[Merge], tuple[Merge, nn.Module]]
 """Gives a merge as the recipe's distiller makes it, and the block that it trained for it."""
 
@@ -32,8 +32,7 @@ class PruneContext:
     are to go, or `parameters` how many weights, whichever a method counts in: both are the same budget. All randomness comes
     from `rng`. `batch_tokens` is how many tokens a batch has, None what suits the device. `note` says something to the user.
 
-    A run sets `losses`, `divergences` and `train`, which `loss_of`, `divergence_of` and `trained` call. A context that is made
-    by hand may leave them out:
+    A run sets `losses` and `train`, which `loss_of` and `trained` call. A context that is made by hand may leave them out:
     `pdtrim_core.testing.prune_context` makes one that measures losses.
     """
 
@@ -45,7 +44,6 @@ class PruneContext:
     batch_tokens: int | None = None
     note: Callable[[str], None] = _say_nothing
     losses: LossOf | None = None
-    divergences: LossOf | None = None
     train: Train | None = None
 
     @property
@@ -93,14 +91,3 @@ class PruneContext:
                 "this context measures no losses: make it with pdtrim_core.testing.prune_context, or give it losses"
             )
         return self.losses(sequences)
-
-    def divergence_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
-        """Return the function that gives the divergence of a removal from both stages: KL(dense || removal) in nats a token.
-
-        In all else it is as `loss_of`.
-        """
-        if self.divergences is None:
-            raise PdtrimError(
-                "this context measures no divergences: make it with pdtrim_core.testing.prune_context, or give it divergences"
-            )
-        return self.divergences(sequences)

@@ -21,7 +21,7 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.weights import MODULES, REPLACED, added_biases, save_modules, save_replaced
 from pdtrim_core.pipeline.budget import removed_parameters
 from pdtrim_core.pipeline.found_removal import FoundRemoval
-from pdtrim_core.pipeline.losses import divergences_of, losses_of
+from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.pipeline.measurements import ModuleSet, open_bench
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.run_context import RunContext
@@ -97,7 +97,12 @@ def _context_of(context: RunContext, inputs: RunInputs, parameters: int, trainin
         key, count = losses_key(context.recipe, inputs.model.exact_fingerprint), len(measurement.items)
         return context.ledger(part, measurement, by=lambda _plan: key, items=count, has_best=False)
 
-    options = ExecutionOptions(batch_tokens=evaluation.batch_tokens, budget=evaluation.cache_budget)
+    losses = losses_of(
+        inputs.model,
+        ExecutionOptions(batch_tokens=evaluation.batch_tokens, budget=evaluation.cache_budget),
+        note=context.events.note,
+        ledger=ledger,
+    )
     return PruneContext(
         inputs.model,
         [item.tokens for item in inputs.calibration.items],
@@ -106,8 +111,7 @@ def _context_of(context: RunContext, inputs: RunInputs, parameters: int, trainin
         rng=context.rng("pruner"),
         batch_tokens=evaluation.batch_tokens,
         note=context.events.note,
-        losses=losses_of(inputs.model, options, note=context.events.note, ledger=ledger),
-        divergences=divergences_of(inputs.model, options, note=context.events.note, ledger=ledger),
+        losses=losses,
         train=_train(context, training),
     )
 

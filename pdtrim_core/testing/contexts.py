@@ -18,7 +18,7 @@ from pdtrim_core.data.items import Item
 from pdtrim_core.execution.prefix_cache import ExecutionOptions
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.pipeline.losses import divergences_of, losses_of
+from pdtrim_core.pipeline.losses import losses_of
 from pdtrim_core.plan.plan import FirstToken, Plan
 
 
@@ -31,13 +31,12 @@ def prune_context(
     note: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> PruneContext:
-    """Return the context of a pruner on a model and token sequences; losses and divergences are measured and kept nowhere.
+    """Return the context of a pruner on a model and token sequences, with losses that are measured and kept nowhere.
 
     `options` are other fields of `PruneContext`; without an `rng` there is one with seed 0.
     """
-    execution = ExecutionOptions(batch_tokens=options.get("batch_tokens"))
-    measured = {"losses": losses_of(model, execution, note=note), "divergences": divergences_of(model, execution, note=note)}
-    given = {"rng": Random(0), **measured, **options}  # noqa: S311 - reproducible draws, nothing secret
+    losses = losses_of(model, ExecutionOptions(batch_tokens=options.get("batch_tokens")), note=note)
+    given = {"rng": Random(0), "losses": losses, **options}  # noqa: S311 - reproducible draws, nothing secret
     return PruneContext(model, sequences, blocks, parameters, note=note, **given)
 
 

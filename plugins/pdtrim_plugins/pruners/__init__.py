@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdtrim_core.api import Pruner, hookimpl
-from pdtrim_plugins.pruners.allocate import Allocate
 from pdtrim_plugins.pruners.flap import Flap
 from pdtrim_plugins.pruners.laco import LaCo
 from pdtrim_plugins.pruners.llm_drop import LlmDrop
@@ -18,7 +17,6 @@ from pdtrim_plugins.pruners.streamline import Streamline
 from pdtrim_plugins.pruners.torch_pruning_importance import TorchPruning
 
 __all__ = [
-    "Allocate",
     "Flap",
     "LaCo",
     "LlmDrop",
@@ -48,5 +46,4 @@ def pdtrim_pruners() -> Iterable[type[Pruner]]:
         LaCo,
         SliceGpt,
         LlmDrop,
-        Allocate,
     )

@@ -86,21 +86,21 @@ class Flap(Pruner):
         if not context.parameters:
             return Pruned(Removal())
         self.check(context.facts)
-        for part in sorted({*PARTS} - {part for _, part in places_of(model.sizes)}):
+        for part in sorted({*PARTS} - {part for _, part in _places(model.sizes)}):
             context.note(f"pruner 'flap' keeps the {part} of this family whole, because its projections are fused or experts")
-        inputs = self.inputs(model, self.windows_of(context), context.batch_tokens)
+        inputs = self.inputs(model, self._windows(context), context.batch_tokens)
         scores = {
-            place: unit_scores(self.channel_scores(model, place, seen), units_of(model, place)[0]).tolist()
+            place: unit_scores(self.channel_scores(model, place, seen), _sizes(model, place)[0]).tolist()
             for place, seen in inputs.items()
         }
         choose = _adaptive if self.structure == "AL-AM" else _uniform
         shrinks = [
             Shrink(*place, tuple(sorted(units))) for place, units in choose(model, scores, context.parameters).items() if units
         ]
-        with_bias = shrinks if self.compensate else []
+        compensated = shrinks if self.compensate else []
         return Pruned(
             Removal(shrinks),
-            {shrink: compensated(model, shrink, inputs[shrink.block, shrink.part].mean_C) for shrink in with_bias},
+            {shrink: _compensated(model, shrink, inputs[shrink.block, shrink.part].mean_C) for shrink in compensated},
         )
 
     def inputs(self, model: BlockModel, windows: Sequence[Sequence[int]], batch_tokens: int | None = None) -> dict[Place, Inputs]:
@@ -110,7 +110,7 @@ class Flap(Pruner):
         """
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        found = {place: Inputs(self.compat) for place in places_of(model.sizes)}
+        found = {place: Inputs(self.compat) for place in _places(model.sizes)}
         at_once = max(1, (batch_tokens or model.fitting_batch) // len(windows[0]))
         starts = range(0, len(windows), at_once)
         with torch.no_grad(), _watched(model, found, len(windows[0])):
@@ -132,8 +132,7 @@ class Flap(Pruner):
                 metric_C = weight_OC.abs().mean(0) * seen.norm()
         return metric_C.square() if self.compat == "peer" and place[1] == "attention" else metric_C
 
-    def windows_of(self, context: PruneContext) -> list[tuple[int, ...]]:
-        """Return the windows that statistics are taken over. Raises `PdtrimError` where they are too few."""
+    def _windows(self, context: PruneContext) -> list[tuple[int, ...]]:
         windows = context.windows(self.tokens, self.windows)
         if len(windows) < LEAST_WINDOWS:
             given = sum(map(len, context.sequences))
@@ -231,7 +230,7 @@ def lowest(scores: Sequence[float], costs: Sequence[float], budget: float) -> li
 def _adaptive(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int) -> dict[Place, list[int]]:
     """Return the units to remove from each part, by one ranking of all units."""
     units = [(place, unit) for place, of_part in scores.items() for unit in lowest(of_part, [1] * len(of_part), len(of_part) - 1)]
-    costs = [units_of(model, place)[1] for place, _ in units]
+    costs = [_sizes(model, place)[1] for place, _ in units]
     chosen: dict[Place, list[int]] = {place: [] for place in scores}
     for index in lowest([scores[place][unit] for place, unit in units], costs, budget):
         place, unit = units[index]
@@ -244,20 +243,20 @@ def _uniform(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget:
 
     The last part of a block makes up for the rounding to whole heads.
     """
-    share = budget / sum(count * cost for count, cost in (units_of(model, place) for place in scores))
+    share = budget / sum(count * cost for count, cost in (_sizes(model, place) for place in scores))
     chosen: dict[Place, list[int]] = {}
     for block in sorted({block for block, _ in scores}):
         places = [(block, part) for part in PARTS if (block, part) in scores]
-        owed = share * sum(count * cost for count, cost in (units_of(model, place) for place in places))
+        owed = share * sum(count * cost for count, cost in (_sizes(model, place) for place in places))
         for place in places:
-            count, cost = units_of(model, place)
+            count, cost = _sizes(model, place)
             number = round(owed / cost) if place == places[-1] else int(share * count)
             chosen[place] = lowest(scores[place], [1] * count, min(number, count - 1))
             owed -= len(chosen[place]) * cost
     return chosen
 
 
-def compensated(model: BlockModel, shrink: Shrink, mean_C: Tensor) -> nn.Module:
+def _compensated(model: BlockModel, shrink: Shrink, mean_C: Tensor) -> nn.Module:
     """Return the output projection of a narrowed part; its bias has the mean output of the removed channels."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
@@ -288,12 +287,12 @@ def _watched(model: BlockModel, inputs: Mapping[Place, Inputs], length: int) -> 
         yield
 
 
-def places_of(sizes: ModelSizes) -> list[Place]:
+def _places(sizes: ModelSizes) -> list[Place]:
     """Return the parts that have units, in the order of the blocks."""
     return [(block, part) for block, of_block in enumerate(sizes.blocks) for part in PARTS if part in of_block.units]
 
 
-def units_of(model: BlockModel, place: Place) -> tuple[int, int]:
+def _sizes(model: BlockModel, place: Place) -> tuple[int, int]:
     """Return how many units a part has and how many weights one of them holds."""
     return model.sizes.blocks[place[0]].units[place[1]]
 
@@ -306,7 +305,7 @@ def _out(model: BlockModel, place: Place) -> nn.Linear:
 
 def _problems(facts: PruneFacts) -> Iterator[str]:
     """Yield why a model has no units, or too few of them for the budget."""
-    units = [facts.sizes.blocks[block].units[part] for block, part in places_of(facts.sizes)]
+    units = [facts.sizes.blocks[block].units[part] for block, part in _places(facts.sizes)]
     most = sum((count - 1) * cost for count, cost in units)
     if not units:
         yield (
