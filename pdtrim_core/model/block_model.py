@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.model.block_calls import Call, Moved, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
-from pdtrim_core.model.block_parts import FoundParts, found_parts, without
+from pdtrim_core.model.block_parts import FoundParts, found_parts, without_part
 from pdtrim_core.model.dtypes import stored_as
 from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
@@ -260,7 +260,7 @@ class BlockModel:
     def left_of(self, layer: Layer, outputs: Mapping[Any, nn.Module]) -> nn.Module:
         """Return what a plan left of a layer's block: the block itself, or what it is less some units or a part.
 
-        It is the same module as long as someone holds it; see `narrowing.narrowed` and `block_parts.without`. Raises
+        It is the same module as long as someone holds it; see `narrowing.narrowed` and `block_parts.without_part`. Raises
         `PdtrimError` for a part that the block cannot run without.
         """
         block = self.narrowed(layer.shrinks, outputs) if layer.shrinks else self.blocks[layer.block]
@@ -274,7 +274,7 @@ class BlockModel:
         self.check_parts((part,))
         left = self._narrowed.get(key := (id(block), part))
         if left is None:
-            left = self._narrowed[key] = without(block, self.parts.modules[part])
+            left = self._narrowed[key] = without_part(block, self.parts.modules[part])
             # An id is that of another module once this one is gone.
             vars(left)["_made_of"] = block
         return left

@@ -77,7 +77,7 @@ def part_names(block: nn.Module, layout: BlockLayout) -> dict[Part, str]:
     return {"attention": attention[0], **({"mlp": others[0]} if len(others) == 1 else {})}
 
 
-def without(block: nn.Module, module: PartModule) -> nn.Module:
+def without_part(block: nn.Module, module: PartModule) -> nn.Module:
     """Return a block in which a part gives zeros; all weights that are left are shared with the block."""
     shared = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
     changed = copy.deepcopy(block, shared)
@@ -139,7 +139,7 @@ def _values(block: nn.Module, name: str, hidden_BTD: Tensor, call: Call) -> int:
 
 def _problem(block: nn.Module, call: Call, part: Part, module: PartModule, hidden_BTD: Tensor) -> str:
     """Return why a block cannot run without a part, "" where it can."""
-    left = without(block, module)
+    left = without_part(block, module)
     zeros = {
         f"{name}.{path}": torch.zeros_like(parameter)
         for name, child in left.named_children()
