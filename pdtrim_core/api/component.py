@@ -16,6 +16,10 @@ class Component(BaseModel, ABC):
 
     `name` is what recipes say: lower-case words joined by hyphens. `cites` is the source of the method. The first line of
     the docstring is what listings show.
+
+    `streams` says whether it suits a model whose weights stay on the disk (`placement = "stream"`): what runs blocks says True
+    where it runs each for all texts before it goes to the next one. A recipe is refused where a component that runs blocks says
+    False; others need not say anything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -23,3 +27,4 @@ class Component(BaseModel, ABC):
     kind: ClassVar[str] = ""
     name: ClassVar[str] = ""
     cites: ClassVar[str] = ""
+    streams: ClassVar[bool] = False

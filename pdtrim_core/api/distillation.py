@@ -15,6 +15,7 @@ from pdtrim_core.data.items import Item
 from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
 from pdtrim_core.model.block_calls import Call, run_block
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.passes import Pass, results_of
 from pdtrim_core.plan.elements import Merge
 
 
@@ -78,7 +79,8 @@ class TeacherBatches:
     def __init__(self, prefix_cache: PrefixCache, items: Sequence[Item], merge: Merge) -> None:
         self._model = prefix_cache.model
         with torch.no_grad():
-            self._batches = [self._batch(prepared, merge) for _, prepared in prefix_cache.batches(items)]
+            passes = [self._pass(prepared, merge) for _, prepared in prefix_cache.batches(items)]
+            self._batches = list(results_of(passes, together=self._model.streams))
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -87,10 +89,11 @@ class TeacherBatches:
         # A batch at a time: all of them in float32 would take twice the memory.
         return (replace(b, before_BTD=b.before_BTD.float(), after_BTD=b.after_BTD.float()) for b in self._batches)
 
-    def _batch(self, prepared: PreparedBatch, merge: Merge) -> TeacherBatch:
-        before = prepared.dense_at(merge.blocks[0])
+    def _pass(self, prepared: PreparedBatch, merge: Merge) -> Pass[TeacherBatch]:
+        before = yield from prepared.dense_pass(merge.blocks[0])
         after = before
         for index in merge.blocks:
+            yield index
             after = self._model.run(index, after, prepared.recording.calls)
         return TeacherBatch(before, after, prepared.recording.calls)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.pruned import Pruned
     from pdtrim_core.api.score_context import ScoreContext
     from pdtrim_core.model.block_model import BlockModel
+    from pdtrim_core.model.mapped_weights import MappedWeights
     from pdtrim_core.results.outcome import Outcome
     from pdtrim_core.results.record import RunRecord
 
@@ -290,7 +291,8 @@ class LoadedModel:
     """A causal language model of transformers with its tokenizer, and what is known of its origin.
 
     `dtypes` has the number formats that exports keep, as torch names them: under "" that of most tensors, and under the names
-    of others theirs, with `*` in place of numbers. Without it exports have the format that the model is in.
+    of others theirs, with `*` in place of numbers. Without it exports have the format that the model is in. `mapped` are the
+    weights that stay in their files, for `placement = "stream"`.
     """
 
     model: Any
@@ -298,6 +300,7 @@ class LoadedModel:
     name: str
     license: str = ""
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    mapped: MappedWeights | None = None
 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -313,7 +316,8 @@ class ModelSource(Component):
     placement: Annotated[Placement, BeforeValidator(checked_placement)] = Field(
         "auto",
         description="where the weights are: auto takes one accelerator if there is one and it has room, and else several; "
-        "balanced spreads them over all; a device as torch names it; or a table of the memory that devices may give",
+        "balanced spreads them over all; stream leaves them in their files, and one block at a time is in memory; a device as "
+        "torch names it; or a table of the memory that devices may give",
     )
 
     @classmethod

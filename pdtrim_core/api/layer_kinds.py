@@ -89,6 +89,8 @@ class LayerRecovery(Recovery):
     dense model's hidden states.
     """
 
+    streams: ClassVar[bool] = True
+
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages whose layers it goes through, in order; of a pair that is one model, decode stands for both."""
         return "prefill", "decode"

@@ -6,23 +6,36 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.passes import Pass, result_of, results_of
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Token ids of one batch, padded on the right; `is_token_BT` is False on padding."""
+    """Token ids of one batch, padded on the right; `is_token_BT` is False on padding.
+
+    `lengths` are the tokens of each row, which are known without waiting for an accelerator.
+    """
 
     ids_BT: Tensor
     is_token_BT: Tensor
+    lengths: tuple[int, ...] = ()
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The places of the real tokens, counted through all rows, on the host."""
+        width = self.ids_BT.shape[1]
+        return torch.cat([torch.arange(row * width, row * width + length) for row, length in enumerate(self.lengths)])
 
 
 @dataclass(frozen=True)
@@ -36,11 +49,16 @@ class HiddenStates:
     is_token_BT: Tensor
 
 
+Look = Callable[[TokenBatch, int, int, Tensor, Tensor], None]
+"""What is called with hidden states in front of some neighbouring blocks and behind them; see `ScoreContext.look`."""
+
+
 class ScoreContext:
     """The dense model and the token sequences that block scores are taken over.
 
-    Only one batch of hidden states is in memory at a time. Once all batches have been looked at, `norms` has the mean length
-    of the states in front of each block and behind the last one (L + 1 numbers), over all real tokens.
+    Only one batch of hidden states is in memory at a time, unless the weights stay on the disk. Once all batches have been looked
+    at, `norms` has the mean length of the states in front of each block and behind the last one (L + 1 numbers), over all real
+    tokens.
 
     With `gradients`, which a scorer requests by `needs_gradients`, the context is entered (`with context:`) while the scorer
     works: parameters then take gradients, and `loss` gives what to differentiate. When it is left, the gradients are gone and
@@ -82,7 +100,7 @@ class ScoreContext:
             width = len(group[-1])
             ids_BT = torch.tensor([[*s, *[0] * (width - len(s))] for s in group], device=self.model.device)
             is_token_BT = torch.tensor([[t < len(s) for t in range(width)] for s in group], device=self.model.device)
-            yield TokenBatch(ids_BT, is_token_BT)
+            yield TokenBatch(ids_BT, is_token_BT, tuple(map(len, group)))
 
     def loss(self, batch: TokenBatch) -> Tensor:
         """Return a batch's share of the mean cross entropy of the next token (nats) over all sequences, to differentiate.
@@ -107,37 +125,58 @@ class ScoreContext:
     def batches(self) -> Iterator[HiddenStates]:
         """Yield the hidden states of all sequences, batch by batch, sorted by length and padded on the right.
 
-        They take part in no gradient, and between two of them the thread is in the mode that it was in.
+        They take part in no gradient, and between two of them the thread is in the mode that it was in. Where weights stay on the
+        disk they are read once for each batch: `look` reads them once.
         """
-        for states, _ in self._with_places():
-            yield states
+        norms = _Norms(self)
+        for batch in self.token_batches():
+            hidden: dict[int, Tensor] = {}
+            with self._mode():
+                result_of(self._pass(batch, norms, hidden.__setitem__))
+            yield HiddenStates(tuple(hidden.values()), batch.is_token_BT)
+        norms.found()
 
-    def _with_places(self) -> Iterator[tuple[HiddenStates, Tensor]]:
-        """Yield the batches, each with the places of its real tokens, counted through all rows; these are of the host.
+    def look(self, function: Look, lengths: Sequence[int]) -> None:
+        """Call a function with the hidden states in front of and behind each `length` neighbouring blocks, for each batch.
 
-        An accelerator is not waited for in between.
+        It is given the batch, the first of the blocks, their number, and the two hidden states `[B, T, D]`. Of all that it is
+        called for, the calls for the same blocks come in the order of the batches.
         """
-        lengths, tokens = torch.zeros(self.block_count + 1, dtype=torch.float64, device=self.model.device), 0
-        for group, batch in zip(self._groups(), self.token_batches(), strict=True):
-            hidden = self._hidden(batch)
-            width = batch.ids_BT.shape[1]
-            at_N = torch.cat([torch.arange(row * width, row * width + len(text)) for row, text in enumerate(group)])
-            with torch.no_grad():
-                lengths += torch.stack([_total_length(states_BTD, at_N) for states_BTD in hidden])
-            tokens += len(at_N)
-            yield HiddenStates(hidden, batch.is_token_BT), at_N
-        if tokens:
-            self.norms = tuple((lengths / tokens).tolist())
+        norms, most = _Norms(self), max(lengths)
 
-    def _hidden(self, batch: TokenBatch) -> tuple[Tensor, ...]:
+        def looking(batch: TokenBatch) -> Pass[None]:
+            latest: dict[int, Tensor] = {}
+
+            def look(depth: int, states_BTD: Tensor) -> None:
+                latest[depth] = states_BTD
+                for length in lengths:
+                    if depth >= length:
+                        function(batch, depth - length, length, latest[depth - length], states_BTD)
+                latest.pop(depth - most, None)
+
+            return self._pass(batch, norms, look)
+
+        with self._mode():
+            for _ in results_of(map(looking, self.token_batches()), together=self.model.streams):
+                pass
+        norms.found()
+
+    def _pass(self, batch: TokenBatch, norms: _Norms, look: Callable[[int, Tensor], None]) -> Pass[None]:
+        """Return the pass of a batch through all blocks; `look` is given the states in front of each, and the last ones."""
+        # Whoever compares two of them need not know where the model's blocks are.
+        recording, at_N = self.model.record(batch.ids_BT), batch.places
+        hidden_BTD = recording.hidden_BTD
+        for depth in range(self.block_count + 1):
+            if depth:
+                yield depth - 1
+                hidden_BTD = self.model.run(depth - 1, hidden_BTD, recording.calls)
+            states_BTD = hidden_BTD.to(self.model.device)
+            norms.add(depth, states_BTD, at_N)
+            look(depth, states_BTD)
+
+    def _mode(self) -> AbstractContextManager[Any]:
         # What inference mode makes can take no part in a gradient ever after, so a scorer that wants some gets other tensors.
-        with torch.no_grad() if self._gradients else torch.inference_mode():
-            recording = self.model.record(batch.ids_BT)
-            hidden = [recording.hidden_BTD]
-            for index in range(self.block_count):
-                hidden.append(self.model.run(index, hidden[-1], recording.calls))
-            # Whoever compares two of them need not know where the model's blocks are.
-            return tuple(states_BTD.to(self.model.device) for states_BTD in hidden)
+        return torch.no_grad() if self._gradients else torch.inference_mode()
 
     def _groups(self) -> Iterator[list[tuple[int, ...]]]:
         group: list[tuple[int, ...]] = []
@@ -169,20 +208,33 @@ class ScoreContext:
 
     def _means(self, similarity: Callable[[Tensor, Tensor], Tensor], lengths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """Return for each length the mean similarity across so many blocks, by the first of them; one pass for all."""
-        counts = [max(0, self.block_count + 1 - length) for length in lengths]
-        found = [torch.zeros(count, dtype=torch.float64, device=self.model.device) for count in counts]
-        tokens = 0
-        for batch, at_N in self._with_places():
-            states = [hidden.float() for hidden in batch.hidden]
-            tokens += len(at_N)
-            for length, sums in zip(lengths, found, strict=True):
-                for index in range(len(sums)):
-                    alike_BT = similarity(states[index], states[index + length])
-                    sums[index] += alike_BT.flatten()[at_N].double().sum()
-        return tuple(tuple((sums / tokens).tolist()) for sums in found)
+        counts = {length: max(0, self.block_count + 1 - length) for length in lengths}
+        found = {length: torch.zeros(count, dtype=torch.float64, device=self.model.device) for length, count in counts.items()}
+
+        def add(batch: TokenBatch, first: int, length: int, before_BTD: Tensor, after_BTD: Tensor) -> None:
+            alike_BT = similarity(before_BTD.float(), after_BTD.float())
+            found[length][first] += alike_BT.flatten()[batch.places].double().sum()
+
+        self.look(add, lengths)
+        tokens = sum(map(len, self._sequences))
+        return tuple(tuple((sums / tokens).tolist()) for sums in found.values())
 
 
-def _total_length(states_BTD: Tensor, at_N: Tensor) -> Tensor:
-    """Return the sum of the Euclidean norms of all real tokens' states, in float64."""
-    lengths_BT: Tensor = states_BTD.float().norm(dim=-1)
-    return lengths_BT.flatten()[at_N].double().sum()
+class _Norms:
+    """The mean length of hidden states at each depth, over all real tokens of the batches that went through."""
+
+    def __init__(self, context: ScoreContext) -> None:
+        self._context = context
+        self._lengths = torch.zeros(context.block_count + 1, dtype=torch.float64, device=context.model.device)
+        self._tokens = 0
+
+    def add(self, depth: int, states_BTD: Tensor, at_N: Tensor) -> None:
+        """Add a batch at a depth."""
+        self._tokens += len(at_N) if depth == 0 else 0
+        with torch.no_grad():
+            self._lengths[depth] += states_BTD.float().norm(dim=-1).flatten()[at_N].double().sum()
+
+    def found(self) -> None:
+        """Tell the context what was found."""
+        if self._tokens:
+            self._context.norms = tuple((self._lengths / self._tokens).tolist())

@@ -21,6 +21,7 @@ class SimilarityScorer(Scorer):
     """
 
     is_similarity: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
 
     @abstractmethod
     def similarity(self, before: Tensor, after: Tensor) -> Tensor:

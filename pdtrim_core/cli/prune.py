@@ -58,7 +58,7 @@ def prune(
     dtype: Annotated[str | None, typer.Option(help="The number format of the weights.", show_default=False)] = None,
     placement: Annotated[
         str | None,
-        typer.Option(help="Where the weights are: auto, balanced, or a device as torch names it.", show_default=False),
+        typer.Option(help="Where the weights are: auto, balanced, stream, or a device as torch names it.", show_default=False),
     ] = None,
     device: Annotated[str | None, typer.Option(hidden=True)] = None,
     settings: Annotated[

@@ -16,6 +16,7 @@ from pdtrim_core.execution.stage_walk import WalkedLayer, say_nothing
 from pdtrim_core.execution.walk_ways import Alone, Batch, recorded
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.passes import Pass
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
@@ -70,7 +71,7 @@ class _DenseBatch(Batch):
         self.dense_BTD = states[place.layer.block]
         self._states = states
 
-    def dense_at(self, depth: int, *, keep: bool = False) -> Tensor:
-        """Return the dense model's hidden states in front of a block."""
-        del keep
+    def dense_pass(self, depth: int) -> Pass[Tensor]:
+        """Return the pass that makes the dense model's hidden states in front of a block: they are there."""
+        yield from ()
         return self._states[depth]

@@ -15,6 +15,7 @@ from pdtrim_core.execution.batching import Firsts
 from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv
 from pdtrim_core.execution.stage_modules import Modules, Step, module_of, removed_module_of
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.passes import Pass, results_of
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import FirstTokensOf, LayerOf, Plan
 
@@ -102,22 +103,27 @@ def first_tokens_of(model: BlockModel, tokens: Iterable[int], depths: Sequence[i
     tokens = sorted(set(tokens))
     model.check_ids(tokens, "a table of first tokens")
     ids_K = torch.tensor(tokens, device=model.device)
-    parts = []
     with torch.inference_mode():
-        for ids_B in torch.split(ids_K, model.fitting_batch):
-            recording = model.record(ids_B[:, None])
-            states_BTD, states = recording.hidden_BTD, []
-            for depth, before in zip(depths, (0, *depths), strict=False):
-                for block in range(before, depth):
-                    states_BTD = model.run(block, states_BTD, recording.calls)
-                states.append(states_BTD[:, 0].to(model.device))
-            parts.append(torch.stack(states))
+        passes = (_states_pass(model, ids_B, depths) for ids_B in torch.split(ids_K, model.fitting_batch))
+        parts = list(results_of(passes, together=model.streams))
     # A clone outside inference mode: gradients may flow through what is computed from it.
     states_LKD = torch.cat(parts, dim=1).clone()
     if others:
         ids_K = torch.cat([ids_K.new_tensor([OTHERS]), ids_K])
         states_LKD = torch.cat([states_LKD.mean(dim=1, keepdim=True), states_LKD], dim=1)
     return FirstTokens(ids_K, torch.tensor(depths), states_LKD)
+
+
+def _states_pass(model: BlockModel, ids_B: Tensor, depths: Sequence[int]) -> Pass[Tensor]:
+    """Return the pass that makes the states `[L, B, D]` of some tokens in front of some blocks."""
+    recording = model.record(ids_B[:, None])
+    states_BTD, states = recording.hidden_BTD, []
+    for depth, before in zip(depths, (0, *depths), strict=False):
+        for block in range(before, depth):
+            yield block
+            states_BTD = model.run(block, states_BTD, recording.calls)
+        states.append(states_BTD[:, 0].to(model.device))
+    return torch.stack(states)
 
 
 def kv_of_first(model: BlockModel, plan: Plan, layer: Layer, modules: Modules) -> nn.Module | None:

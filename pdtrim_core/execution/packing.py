@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.execution.look_ahead import LookAhead, answers_of
 from pdtrim_core.execution.prefix_cache import PACKING_TOLERANCE, ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.block_model import BlockModel
@@ -21,12 +24,16 @@ def packing_agrees(model: BlockModel, items: tuple[Item, ...], *, batch_tokens: 
     ]
     group = prefix_caches[0].groups(forked or items)[0]
     try:
-        packed, single = (StagedModel(prefix_cache, Plan()).loglikelihoods(group) for prefix_cache in prefix_caches)
+        packed, single = answers_of(model, [partial(_loglikelihoods, group, prefix_cache) for prefix_cache in prefix_caches])
     except (RuntimeError, TypeError, ValueError, IndexError, PdtrimError):
         # A family that cannot take a mask or positions of ours says so in its own way; its choices get rows of their own.
         return False
     gaps = [abs(a - b) for one, other in zip(packed, single, strict=True) for a, b in zip(one, other, strict=True)]
     return max(gaps) <= PACKING_TOLERANCE * _scale(model)
+
+
+def _loglikelihoods(items: tuple[Item, ...], cache: PrefixCache, ahead: LookAhead | None) -> list[tuple[float, ...]]:
+    return StagedModel(cache, Plan(), ahead=ahead).loglikelihoods(items)
 
 
 def _scale(model: BlockModel) -> float:

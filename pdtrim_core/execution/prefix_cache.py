@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.batching import ROW_TOKENS, Batch, RowLayout, Rows
+from pdtrim_core.execution.distributions import logprobs
 from pdtrim_core.execution.first_tokens import FirstTokens
 from pdtrim_core.execution.grouping import RowShape, group_by_length
 from pdtrim_core.model.block_model import BlockModel, Recording
+from pdtrim_core.model.passes import Pass, result_of
 from pdtrim_core.model.placement import free_memory
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.plan.selections import Selection
@@ -62,10 +64,11 @@ class ExecutionOptions:
     """How items are laid out in batches, and how much is kept of them; nothing here but `first_token` changes a number.
 
     `first_token` is the stage that makes the first output token. `batch_tokens` are the tokens a batch, None what suits the
-    device. `budget` are the bytes for hidden states that plans share; with `reuse_plans` what the dense model leaves of it holds
-    those of the plans that were measured last. None is a quarter of the free memory, and never more than the dense model's at
-    all depths and as much again for each of two plans: more brings little. `packed` lets the choices of an item, and
-    several items, share a row, `shared_tokens` the tokens that choices begin with.
+    device. `budget` are the bytes for hidden states that plans share, and for the dense model's log-probabilities; with
+    `reuse_plans` what the dense model leaves of it holds the hidden states of the plans that were measured last. None is a
+    quarter of the free memory; of hidden states then no more are kept than the dense model's at all depths and as much again
+    for each of two plans: more brings little. `packed` lets the choices of an item, and several items, share a row,
+    `shared_tokens` the tokens that choices begin with.
     """
 
     first_token: FirstToken = "decode"
@@ -96,7 +99,7 @@ class PrefixCache:
         self._reuse_plans = options.reuse_plans
         self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if options.budget is None else options.budget)
         self._plans_at_most = PLANS_BY_DEFAULT if options.budget is None else math.inf
-        self._spent = 0
+        self._spent = self._on_logprobs = 0
         self._prepared: dict[tuple[Item, ...], PreparedBatch] = {}
         self.of_plans = PlanStates()
         of_dense = ExecutionOptions(batch_tokens=options.batch_tokens, budget=0)
@@ -115,6 +118,11 @@ class PrefixCache:
         """Return the items in groups with their prepared batches; a group that was seen before comes back as it was."""
         return [(group, self._prepare(group)) for group in self.groups(items)]
 
+    def plans_at_once(self, items: Sequence[Item]) -> int:
+        """Return of how many plans there is room for the hidden states of all items at one depth, at least one."""
+        of_one = sum(prepared.recording.hidden_BTD.nbytes for _, prepared in self.batches(items))
+        return max(1, int(self._budget - self.kept_bytes) // max(1, of_one))
+
     def _prepare(self, group: tuple[Item, ...]) -> PreparedBatch:
         if group not in self._prepared:
             batch = self._layout(group[0]).batch(group, self.model.device)
@@ -131,7 +139,7 @@ class PrefixCache:
         """Forget all batches and everything kept of them."""
         self._prepared.clear()
         self.of_plans.clear()
-        self._spent = 0
+        self._spent = self._on_logprobs = 0
 
     def halve_batches(self) -> None:
         """Forget everything kept and lay items out in batches half as large from now on."""
@@ -145,20 +153,32 @@ class PrefixCache:
         self._spent += granted * wanted
         return granted
 
+    def grant_logprobs(self, wanted: int) -> bool:
+        """Return whether a batch may keep so many bytes of the dense model's log-probabilities, and reserve them.
+
+        They may take half of what the hidden states of the dense model leave; the rest is for those of plans.
+        """
+        granted = self._on_logprobs + wanted <= (self._budget - self._spent) // 2
+        self._on_logprobs += wanted if granted else 0
+        return granted
+
     @property
     def room_for_plans(self) -> int:
-        """How many bytes the hidden states of plans may take: what the dense model's leave of the budget, or less by default."""
-        return int(min(self._budget - self._spent, self._plans_at_most * self._spent)) if self._reuse_plans else 0
+        """How many bytes the hidden states of plans may take: what the dense model leaves of the budget, or less by default."""
+        left = self._budget - self._spent - self._on_logprobs
+        return int(min(left, self._plans_at_most * self._spent)) if self._reuse_plans else 0
 
     @property
     def most_bytes(self) -> int:
-        """How many bytes hidden states of the batches that were laid out until now may take in all."""
-        return self._spent + self.room_for_plans
+        """How many bytes may be kept in all of the batches that were laid out until now."""
+        of_logprobs = sum(prepared.logprob_bytes for prepared in self._prepared.values())
+        most = self._spent + self.room_for_plans + of_logprobs
+        return min(self._budget, most)
 
     @property
     def kept_bytes(self) -> int:
-        """How many bytes hidden states take now: those reserved for the dense model's, and the plans'."""
-        return self._spent + self.of_plans.nbytes
+        """How many bytes are kept now: what is reserved for the dense model, and the hidden states of plans."""
+        return self._spent + self._on_logprobs + self.of_plans.nbytes
 
 
 class PlanStates:
@@ -209,6 +229,7 @@ class PreparedBatch:
         self._dense_ND: Tensor | None = None
         self._dense_path: Path = tuple(Place(block, ((block, None),), ((block, None),)) for block in range(model.block_count))
         self._dense: dict[int, Tensor] = {0: self.recording.hidden_BTD}
+        self._logprobs: dict[int, Tensor | None] = {}
 
     @cached_property
     def _stride(self) -> int:
@@ -236,19 +257,41 @@ class PreparedBatch:
     @property
     def dense_hidden(self) -> Tensor:
         """The dense model's hidden states `[N, D]` behind the last block where logits count, made on first use and kept."""
+        return result_of(self.dense_hidden_pass())
+
+    def dense_hidden_pass(self) -> Pass[Tensor]:
+        """Return the pass that makes `dense_hidden`."""
         if self._dense_ND is None and self._prefix_cache.of_dense is not self._prefix_cache:
             of_dense = self._prefix_cache.of_dense
-            self._dense_ND = PreparedBatch(of_dense.model, self.batch, of_dense).dense_hidden
+            self._dense_ND = yield from PreparedBatch(of_dense.model, self.batch, of_dense).dense_hidden_pass()
         elif self._dense_ND is None:
-            hidden_BTD = self.dense_at(self._model.block_count)
+            hidden_BTD = yield from self.dense_pass(self._model.block_count)
             self._dense_ND = hidden_BTD[self.batch.at_row, self.batch.at_column]
         return self._dense_ND
 
-    def dense_at(self, depth: int) -> Tensor:
-        """Return the dense model's hidden states `[B, T, D]` in front of a block."""
+    def dense_logprobs(self, start: int, stop: int) -> Tensor:
+        """Return the dense model's log-probabilities `[n, V]` at some of the positions where logits count; they must not change.
+
+        Asked for again they are kept, if the budget has room: to make them is as much work as to make a plan's.
+        """
+        kept = self._logprobs.get(start)
+        if kept is None:
+            kept = logprobs(self._prefix_cache.of_dense.model, self.dense_hidden[start:stop])
+            again = start in self._logprobs
+            self._logprobs[start] = kept if again and self._prefix_cache.grant_logprobs(kept.nbytes) else None
+        return kept
+
+    @property
+    def logprob_bytes(self) -> int:
+        """How many bytes the dense model's log-probabilities take, where they were asked for."""
+        return len(self.batch.at_row) * self._model.config.vocab_size * 4 if self._logprobs else 0
+
+    def dense_pass(self, depth: int) -> Pass[Tensor]:
+        """Return the pass that makes the dense model's hidden states `[B, T, D]` in front of a block."""
         first, hidden_BTD = self.nearest(self._dense_path[:depth])
         for index in range(first, depth):
             self.keep(self._dense_path[:index], hidden_BTD)
+            yield index
             hidden_BTD = self._model.run(index, hidden_BTD, self.recording.calls)
         return hidden_BTD
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from pdtrim_core.data.items import Item
+from pdtrim_core.execution.distributions import distances, likeliest, logprobs
 from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
-from pdtrim_core.execution.staged_model import ComparedToken, StagedModel, likeliest, normaliser, overlap
+from pdtrim_core.execution.staged_model import ComparedToken, StagedModel
 from pdtrim_core.model.block_model import HEAD_NUMBERS
 
 LOGITS_HELD = 4
 """Tensors of logits or of what is made of them that are held at once: two of the dense model's, two of a plan's."""
-IN_CACHE = 4
-"""Positions whose distributions a processor's cache holds beside each other."""
 
 ComparedChoices = tuple[tuple[ComparedToken, ...], ...]
 """For each choice of an item its tokens."""
@@ -52,26 +50,13 @@ def _of_batch(prefix_cache: PrefixCache, models: Sequence[StagedModel], prepared
     rows = [torch.empty(len(batch.targets), 5, dtype=torch.float64) for _ in models]
     for start in range(0, len(dense_ND), step):
         here = ((batch.target_at >= start) & (batch.target_at < start + step)).nonzero()[:, 0]
-        (dense_NV,) = dense.logits(dense_ND[start : start + step])
+        dense_NV = logprobs(dense, dense_ND[start : start + step])
         at, targets = (values[here].to(dense_NV.device) for values in (batch.target_at - start, batch.targets))
-        dense_NV.sub_(normaliser(dense_NV)[:, None])
         top_N, dense_of_targets = dense_NV.argmax(dim=-1), dense_NV[at, targets]
         for own, hidden_ND in zip(rows, hidden, strict=True):
-            (plan_NV,) = prefix_cache.model.logits(hidden_ND[start : start + step])
-            plan_NV.sub_(normaliser(plan_NV)[:, None])
+            plan_NV = logprobs(prefix_cache.model, hidden_ND[start : start + step])
             same_N = likeliest(plan_NV, torch.arange(len(top_N), device=top_N.device), top_N)
-            divergence_N, overlap_N = _distances(dense_NV, plan_NV)
+            divergence_N, overlap_N = distances(dense_NV, plan_NV)
             numbers = [divergence_N[at], same_N[at], overlap_N[at], plan_NV[at, targets], dense_of_targets]
             own[here] = torch.stack(numbers, dim=1).double().cpu()
     return [own.tolist() for own in rows]
-
-
-def _distances(dense_NV: Tensor, plan_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return KL(dense || plan) in nats, which rounding does not take below 0, and the overlap of the two, at each position."""
-    size = IN_CACHE if dense_NV.device.type == "cpu" else len(dense_NV)
-    divergences, overlaps = [], []
-    for dense_PV, plan_PV in zip(torch.split(dense_NV, size), torch.split(plan_NV, size), strict=True):
-        shares_PV = dense_PV.exp()
-        divergences.append((dense_PV - plan_PV).mul_(shares_PV).sum(dim=-1).clamp_(min=0))
-        overlaps.append(overlap(shares_PV, plan_PV.exp()))
-    return torch.cat(divergences), torch.cat(overlaps)

@@ -99,6 +99,7 @@ class WalkedLayer:
     def tokens(self) -> Iterator[LayerTokens]:
         """Yield the tokens of the stage, a batch at a time; they may be gone through again while the walk is at the layer."""
         self._check_here()
+        self._way.look_ahead(self.gone.stop)
         for batch in self._way.batches:
             if len(batch.tokens_N):
                 with torch.inference_mode():
@@ -166,7 +167,7 @@ def _tokens_of_batch(walked: Walked, way: Way, batch: Any, layer: Layer, depth: 
         after_BTD = way.run(batch, layer)
     none_BT0 = after_BTD.new_empty(*after_BTD.shape[:2], 0)
     channels_BTF, made_BTD = seen or (none_BT0, none_BT0)
-    given = (batch.hidden_BTD, batch.dense_BTD, made_BTD, after_BTD, batch.dense_at(depth, keep=True), channels_BTF)
+    given = (batch.hidden_BTD, batch.dense_BTD, made_BTD, after_BTD, batch.dense_at(depth), channels_BTF)
     # All are where the layer's weights are, with which they are combined.
     device = device_of(walked.module(way.stage, layer))
     return LayerTokens(*(states.flatten(0, -2)[batch.tokens_N.to(states.device)].to(device) for states in given))

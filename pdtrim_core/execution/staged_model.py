@@ -11,7 +11,7 @@ logits count, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pdtrim_core.data.items import Along, Item
+from pdtrim_core.execution.distributions import distances, divergence, likeliest, logprobs, normaliser, overlap
 from pdtrim_core.execution.first_tokens import first_tokens_in, kv_of_first
+from pdtrim_core.execution.look_ahead import LookAhead
 from pdtrim_core.execution.prefix_cache import Branch, Path, Place, PrefixCache, PreparedBatch
 from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv, with_heads
 from pdtrim_core.execution.selected_kv import check_masks, selected_call, unread_in
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
-from pdtrim_core.model.block_model import HEAD_NUMBERS, BlockModel
+from pdtrim_core.model.block_model import HEAD_NUMBERS
+from pdtrim_core.model.passes import Pass, result_of, results_of
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
-
-NORMALISED_AT_ONCE = 2
-"""Positions, each with logits over the whole vocabulary, that a processor's cache holds beside each other."""
 
 Replacements = Modules
 Beside = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -65,15 +65,24 @@ class ComparedToken(NamedTuple):
 class StagedModel:
     """A model under a plan. Making one is cheap; the prefix cache holds what plans share.
 
-    `replacements` has a module for every merge of the plan. Raises `PlanError` for a plan that does not fit.
+    `replacements` has a module for every merge of the plan. `ahead` has hidden states that were made together with those of other
+    plans (see `look_ahead`). Raises `PlanError` for a plan that does not fit.
     """
 
-    def __init__(self, prefix_cache: PrefixCache, plan: Plan, replacements: Replacements | None = None) -> None:
+    def __init__(
+        self,
+        prefix_cache: PrefixCache,
+        plan: Plan,
+        replacements: Replacements | None = None,
+        *,
+        ahead: LookAhead | None = None,
+    ) -> None:
         plan.check_fits(prefix_cache.model.block_count)
         self.plan = plan
         self._prefix_cache = prefix_cache
         self._model = prefix_cache.model
         self._modules = checked_modules(plan, replacements)
+        self._ahead = ahead
         if plan.selections:
             check_masks(self._model)
 
@@ -87,9 +96,11 @@ class StagedModel:
 
     def _scored(self, items: Sequence[Item], *, greedy: bool) -> list[tuple[Scored, ...]]:
         found: dict[Item, list[Scored]] = {}
-        for group, prepared in self._prefix_cache.batches(items):
+        batches = self._prefix_cache.batches(items)
+        hidden = self._hidden_of([prepared for _, prepared in batches])
+        for group, prepared in batches:
             with torch.inference_mode():
-                logprobs, firsts = self._targets(prepared, greedy=greedy)
+                logprobs, firsts = self._targets(prepared, next(hidden), greedy=greedy)
             of_group = [[Scored(0.0, greedy)] * len(item.choices) for item in group]
             for (item, choice), logprob, first in zip(prepared.batch.owners, logprobs.tolist(), firsts.tolist(), strict=True):
                 before = of_group[item][choice]
@@ -97,13 +108,23 @@ class StagedModel:
             found.update(zip(group, of_group, strict=True))
         return [tuple(found[item]) for item in items]
 
-    def _targets(self, prepared: PreparedBatch, *, greedy: bool) -> tuple[Tensor, Tensor]:
+    def _hidden_of(self, batches: Sequence[PreparedBatch], *, beside_dense: bool = False) -> Iterator[Tensor]:
+        """Return for each batch the hidden states of the plan where logits count, behind those of the dense model if wanted."""
+        passes: dict[Hashable, Pass[Tensor]] = {}
+        for prepared in batches:
+            if beside_dense:
+                passes[id(prepared), None] = prepared.dense_hidden_pass()
+            passes[id(prepared), self.path] = self.targets_pass(prepared)
+        if self._ahead is not None:
+            return self._ahead.results_of(passes)
+        return results_of(passes.values(), together=self._model.streams)
+
+    def _targets(self, prepared: PreparedBatch, hidden_ND: Tensor, *, greedy: bool) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each target token of a batch, in float32, and whether no other is likelier there.
 
         The second is only computed with `greedy`.
         """
         batch = prepared.batch
-        hidden_ND = self.hidden_at_targets(prepared)
 
         def scored(logits_NV: Tensor, start: int) -> tuple[Tensor, Tensor]:
             here = (batch.target_at >= start) & (batch.target_at < start + len(logits_NV))
@@ -144,31 +165,33 @@ class StagedModel:
     def _beside_dense(self, items: Sequence[Item], along: Along, function: Beside) -> list[list[Any]]:
         """Return for each item what a function makes of the two distributions at each token of its continuations.
 
-        The function is given the log-probabilities `[N, V]` of the dense model and of the plan at some positions, which are its
-        own, and of some targets their positions among these and their tokens; it returns a row a target. Other choices are not
-        run.
+        The function is given the log-probabilities `[N, V]` of the dense model and of the plan at some positions, which it does
+        not change, and of some targets their positions among these and their tokens; it returns a row a target. Other choices
+        are not run.
         """
         right = {item: item.continued(along) for item in items}
         found: dict[Item, list[Any]] = {}
-        for group, prepared in self._prefix_cache.batches(list(right.values())):
+        batches = self._prefix_cache.batches(list(right.values()))
+        hidden = self._hidden_of([prepared for _, prepared in batches], beside_dense=True)
+        for group, prepared in batches:
             with torch.inference_mode():
-                of_targets = self._at_targets(prepared, function)
+                next(hidden)  # the dense model's, which the batch keeps
+                of_targets = self._at_targets(prepared, next(hidden), function)
             for number, item in enumerate(group):
                 found[item] = [row for (owner, _), row in zip(prepared.batch.owners, of_targets, strict=True) if owner == number]
         return [found[right[item]] for item in items]
 
-    def _at_targets(self, prepared: PreparedBatch, function: Beside) -> list[Any]:
+    def _at_targets(self, prepared: PreparedBatch, hidden_ND: Tensor, function: Beside) -> list[Any]:
         """Return what a function makes of the distributions that each target token of a batch is drawn from; a row a target."""
-        batch, dense_ND, dense = prepared.batch, prepared.dense_hidden, self._prefix_cache.of_dense.model
-        hidden_ND = self.hidden_at_targets(prepared)
+        batch = prepared.batch
         # Two sets of logits are held, so each has half the positions that one may have.
         step = max(1, HEAD_NUMBERS // self._model.config.vocab_size // 2)
         rows: dict[int, Any] = {}
         for start in range(0, len(hidden_ND), step):
             here = ((batch.target_at >= start) & (batch.target_at < start + step)).nonzero()[:, 0]
-            dense_NV = _logprobs(dense, dense_ND[start : start + step])
+            dense_NV = prepared.dense_logprobs(start, start + step)
             at, targets = (values[here].to(dense_NV.device) for values in (batch.target_at - start, batch.targets))
-            found = function(dense_NV, _logprobs(self._model, hidden_ND[start : start + step]), at, targets)
+            found = function(dense_NV, logprobs(self._model, hidden_ND[start : start + step]), at, targets)
             rows.update(zip(here.tolist(), found.tolist(), strict=True))
         return [rows[number] for number in range(len(batch.targets))]
 
@@ -177,18 +200,23 @@ class StagedModel:
 
         With `recompute` what gradients need of a block is computed again when they reach it, and not kept until then.
         """
-        return self._hidden(prepared, recompute=recompute)[prepared.batch.at_row, prepared.batch.at_column]
+        return result_of(self.targets_pass(prepared, recompute=recompute))
 
-    def _hidden(self, prepared: PreparedBatch, *, recompute: bool = False) -> Tensor:
-        """Return the hidden states behind the last block that counts, `[B, T, D]`."""
+    def targets_pass(self, prepared: PreparedBatch, *, recompute: bool = False) -> Pass[Tensor]:
+        """Return the pass that makes the hidden states of `hidden_at_targets`."""
+        hidden_BTD = yield from self._pass(prepared, recompute=recompute)
+        return hidden_BTD[prepared.batch.at_row, prepared.batch.at_column]
+
+    def _pass(self, prepared: PreparedBatch, *, recompute: bool = False) -> Pass[Tensor]:
+        """Return the pass that makes the hidden states behind the last block that counts, `[B, T, D]`."""
         path = self.path
         done, hidden = prepared.nearest(path)
         for number in range(done, len(path)):
             prepared.keep(path[:number], hidden)
             if recompute:
-                hidden = checkpoint(self.step, prepared, path[number], hidden, use_reentrant=False, preserve_rng_state=False)
+                hidden = checkpoint(self._step, prepared, path[number], hidden, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden = self.step(prepared, path[number], hidden)
+                hidden = yield from self.step_pass(prepared, path[number], hidden)
         return hidden
 
     @cached_property
@@ -242,10 +270,15 @@ class StagedModel:
                     found[reading[layer.kv_slot].block] = maker
         return found
 
-    def step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
-        """Run one position of the path in both stages: each token takes the branch of its stage."""
+    def _step(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
+        return result_of(self.step_pass(prepared, place, hidden_BTD))
+
+    def step_pass(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Pass[Tensor]:
+        """Return the pass through one position of the path in both stages: each token takes the branch of its stage."""
         prefill, decode, prompts = place.prefill, place.decode, prepared.batch.prompts
         hidden_BTD = self._given(prepared, place, hidden_BTD)
+        if decode:
+            yield decode[0][0]
         decoded_BTD = self._decoded(prepared, place, hidden_BTD)
         if prompts is None or (prefill == decode and place.kv is None):
             return decoded_BTD
@@ -258,6 +291,7 @@ class StagedModel:
             if number and place.firsts is not None:
                 # Behind the first of several, each is a block of the model.
                 read_PQD = place.firsts.put(read_PQD, branch[0], prompts.own_firsts)
+            yield branch[0]
             read_PQD = self._run((branch,), read_PQD, prepared.prompt_recording.calls)
         read_ND = read_PQD.flatten(0, 1)[prompts.real_N.to(read_PQD.device)].to(decoded_BTD.device)
         at_N = prompts.places.to(decoded_BTD.device)
@@ -315,73 +349,20 @@ class StagedModel:
         return hidden_BTD
 
 
-def _logprobs(model: BlockModel, hidden_ND: Tensor) -> Tensor:
-    """Return the log-probabilities `[N, V]` of all tokens behind a few positions, in float32."""
-    (logits_NV,) = model.logits(hidden_ND)
-    return logits_NV.sub_(normaliser(logits_NV)[:, None])
-
-
-def normaliser(logits_NV: Tensor) -> Tensor:
-    """Return the logarithm `[N]` of the sum of exponentials over the vocabulary, in float32.
-
-    On a processor it takes a few positions at a time, in one buffer that stays in the cache: the steps and the results of
-    `torch.logsumexp`, in about half the time.
-    """
-    if logits_NV.device.type != "cpu":
-        return torch.logsumexp(logits_NV.float(), dim=-1)
-    normaliser_N = torch.empty(len(logits_NV))
-    scratch_NV = torch.empty(NORMALISED_AT_ONCE, logits_NV.shape[1])
-    for start in range(0, len(logits_NV), NORMALISED_AT_ONCE):
-        part_NV = logits_NV[start : start + NORMALISED_AT_ONCE]
-        here_NV = scratch_NV[: len(part_NV)].copy_(part_NV)
-        top_N1 = here_NV.amax(dim=-1, keepdim=True)
-        normaliser_N[start : start + len(part_NV)] = here_NV.sub_(top_N1).exp_().sum(dim=-1).log_().add_(top_N1[:, 0])
-    return normaliser_N
-
-
-def likeliest(logits_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
-    """Tell for each target whether `argmax` over the vocabulary, at its position, is that token."""
-    if logits_NV.device.type != "cpu":
-        # How many are close is known on the device alone.
-        return logits_NV.argmax(dim=-1)[at] == targets
-    # A maximum is found many times faster than its index, and most targets are below it.
-    first = logits_NV[at, targets] == logits_NV.amax(dim=-1)[at]
-    close = first.nonzero()[:, 0]
-    first[close] = logits_NV[at[close]].argmax(dim=-1) == targets[close]
-    return first
-
-
 def _divergences(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Return KL(dense || plan) at each target."""
     del targets
-    return _divergence(dense_NV, plan_NV)[at]
+    return divergence(dense_NV, plan_NV)[at]
 
 
 def _overlaps(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Return the overlap of the two distributions at each target."""
     del targets
-    return overlap(dense_NV.exp_(), plan_NV.exp_())[at]
+    return overlap(dense_NV, plan_NV)[at]
 
 
 def _comparisons(dense_NV: Tensor, plan_NV: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Return the numbers of a `ComparedToken` at each target, `[target, 5]` in float64."""
-    logprobs, dense_logprobs = plan_NV[at, targets], dense_NV[at, targets]
     same_N = dense_NV.argmax(dim=-1) == plan_NV.argmax(dim=-1)
-    overlap_N = overlap(dense_NV.exp(), plan_NV.exp())
-    divergence_N = _divergence(dense_NV, plan_NV)
-    return torch.stack([divergence_N[at], same_N[at], overlap_N[at], logprobs, dense_logprobs], dim=1).double()
-
-
-def overlap(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:
-    """Return the sum of the smaller of two probabilities, 0 to 1, at each position; the second tensor is overwritten.
-
-    Taken as what the first has above the second, it is 1 to the last bit where they are the same.
-    """
-    return (1 - torch.sub(dense_NV, plan_NV, out=plan_NV).clamp_(min=0).sum(dim=-1)).clamp_(min=0)
-
-
-def _divergence(dense_NV: Tensor, plan_NV: Tensor) -> Tensor:
-    """Return KL(dense || plan) in nats from log-probabilities; rounding does not take it below 0."""
-    # Overwrites what it is given: these are the largest tensors there are.
-    gap_NV = plan_NV.neg_().add_(dense_NV)
-    return dense_NV.exp_().mul_(gap_NV).sum(dim=-1).clamp(min=0)
+    divergence_N, overlap_N = distances(dense_NV, plan_NV)
+    return torch.stack([divergence_N[at], same_N[at], overlap_N[at], plan_NV[at, targets], dense_NV[at, targets]], dim=1).double()

@@ -6,7 +6,7 @@ Shape suffixes: B batch, T token, D hidden, N tokens of the stage.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_calls import Call
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.passes import Pass, result_of, results_of
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer
 
@@ -35,19 +36,24 @@ class Batch:
         self.depth = 0
         self._ahead: tuple[int, Tensor] | None = None
 
-    def dense_at(self, depth: int, *, keep: bool = False) -> Tensor:
-        """Return the dense model's hidden states in front of a block at or behind this depth; with `keep` for the next call."""
-        if self._ahead is not None and self._ahead[0] == depth:
-            return self._ahead[1]
-        dense_BTD = self.dense_BTD
-        for block in range(self.depth, depth):
-            dense_BTD = self._model.run(block, dense_BTD, self.calls)
-        self._ahead = (depth, dense_BTD) if keep else None
-        return dense_BTD
+    def dense_at(self, depth: int) -> Tensor:
+        """Return the dense model's hidden states in front of a block at or behind this depth, and keep them for the next call."""
+        return result_of(self.dense_pass(depth))
 
-    def go_to(self, depth: int) -> None:
-        """Take the dense model's hidden states to a depth."""
-        self.dense_BTD, self.depth, self._ahead = self.dense_at(depth), depth, None
+    def dense_pass(self, depth: int) -> Pass[Tensor]:
+        """Return the pass that makes what `dense_at` returns."""
+        if self._ahead is None or self._ahead[0] != depth:
+            dense_BTD = self.dense_BTD
+            for block in range(self.depth, depth):
+                yield block
+                dense_BTD = self._model.run(block, dense_BTD, self.calls)
+            self._ahead = depth, dense_BTD
+        return self._ahead[1]
+
+    def go_to(self, depth: int) -> Pass[None]:
+        """Return the pass that takes the dense model's hidden states to a depth."""
+        self.dense_BTD = yield from self.dense_pass(depth)
+        self.depth, self._ahead = depth, None
 
 
 class Way(ABC):
@@ -63,8 +69,25 @@ class Way(ABC):
 
     def reach(self, layer: Layer) -> None:
         """Go on to a layer."""
-        for batch in self.batches:
-            batch.go_to(layer.block)
+        self._carry(batch.go_to(layer.block) for batch in self.batches)
+
+    def look_ahead(self, depth: int) -> None:
+        """Take the dense model's hidden states to a depth of the tokens that are going to be looked at, where that saves reading.
+
+        Elsewhere each batch's are taken there when its tokens are.
+        """
+        if self._model.streams:
+            self._carry(batch.dense_pass(depth) for batch in self.batches)
+
+    def _carry(self, passes: Iterable[Pass[Any]]) -> None:
+        with torch.inference_mode():
+            for _ in results_of(passes, together=self._model.streams):
+                pass
+
+    @property
+    @abstractmethod
+    def _model(self) -> BlockModel:
+        """The dense model."""
 
     @abstractmethod
     def leave(self, layer: Layer, depth: int) -> None:
@@ -78,6 +101,10 @@ class Alone(Way):
         self.stage = stage
         self._walked = walked
         self.batches = list(recorded(walked) if batches is None else batches)
+
+    @property
+    def _model(self) -> BlockModel:
+        return self._walked.model
 
     def reach(self, layer: Layer) -> None:
         """Go on to a layer, with the first tokens that a table has."""
@@ -98,15 +125,17 @@ class Alone(Way):
 
     def leave(self, layer: Layer, depth: int) -> None:
         """Run the layer; where it is the dense model's on its hidden states, what that gave is taken."""
-        own = layer.state == "run" and self._walked.module(self.stage, layer) is self._walked.model.blocks[layer.block]
-        with torch.inference_mode():
-            for batch in self.batches:
-                same = batch.hidden_BTD is batch.dense_BTD
-                if same and own and depth == layer.block + 1:
-                    batch.go_to(depth)
-                    batch.hidden_BTD = batch.dense_BTD
-                else:
-                    batch.hidden_BTD = self.run(batch, layer)
+        own = layer.state == "run" and self._walked.module(self.stage, layer) is self._model.blocks[layer.block]
+        dense = own and depth == layer.block + 1
+        self._carry(self._leaving(batch, layer, depth if dense else None) for batch in self.batches)
+
+    def _leaving(self, batch: Batch, layer: Layer, dense_to: int | None) -> Pass[None]:
+        if dense_to is not None and batch.hidden_BTD is batch.dense_BTD:
+            yield from batch.go_to(dense_to)
+            batch.hidden_BTD = batch.dense_BTD
+        else:
+            yield layer.like
+            batch.hidden_BTD = self.run(batch, layer)
 
 
 class Pair(Way):
@@ -121,6 +150,10 @@ class Pair(Way):
         with torch.inference_mode():
             self.batches = [_PairBatch(walked.model, group, prepared) for group, prepared in self._cache.batches(walked.items)]
         self._number = 0
+
+    @property
+    def _model(self) -> BlockModel:
+        return self._walked.model
 
     @property
     def _staged(self) -> StagedModel:
@@ -147,14 +180,15 @@ class Pair(Way):
 
     def _step(self, staged: StagedModel, place: Place) -> None:
         dense = place == Place(place.block, ((place.block, None),), ((place.block, None),))
-        with torch.inference_mode():
-            for batch in self.batches:
-                if dense and batch.hidden_BTD is batch.dense_BTD:
-                    batch.go_to(place.block + 1)
-                    batch.hidden_BTD = batch.dense_BTD
-                else:
-                    batch.hidden_BTD = staged.step(batch.prepared, place, batch.hidden_BTD)
+        self._carry(self._stepping(staged, batch, place, dense=dense) for batch in self.batches)
         self._number += 1
+
+    def _stepping(self, staged: StagedModel, batch: _PairBatch, place: Place, *, dense: bool) -> Pass[None]:
+        if dense and batch.hidden_BTD is batch.dense_BTD:
+            yield from batch.go_to(place.block + 1)
+            batch.hidden_BTD = batch.dense_BTD
+        else:
+            batch.hidden_BTD = yield from staged.step_pass(batch.prepared, place, batch.hidden_BTD)
 
 
 class _AloneBatch(Batch):

@@ -9,7 +9,7 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from pdtrim_core.model.block_parts import FoundParts, found_parts, without_part
 from pdtrim_core.model.dtypes import stored_as
 from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
+from pdtrim_core.model.mapped_weights import BlocksOnDisk, MappedWeights
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.model.several_devices import device_of, weights_of
 from pdtrim_core.model.sizes import sizes_of
@@ -59,7 +60,7 @@ class BlockModel:
     batch.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each thing that is known of a model's origin
         self,
         model: Any,
         tokenizer: Any,
@@ -68,6 +69,7 @@ class BlockModel:
         name: str = "",
         license_id: str = "",
         dtypes: Mapping[str, str] | None = None,
+        mapped: MappedWeights | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = tokenizer
@@ -82,8 +84,11 @@ class BlockModel:
         self.config = model.config.get_text_config()
         check_config(model.config, self.config, name)
         check_own_weights(self.blocks, name)
+        self.on_disk = None if mapped is None else BlocksOnDisk(self.blocks, model.get_output_embeddings(), mapped)
+        """The blocks of a model whose weights stay in their files; None where all are in memory."""
         one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, layout=layout.blocks)
+        with nullcontext() if self.on_disk is None else self.on_disk.as_they_run():
+            self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, layout=layout.blocks)
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
         self._logits: Tensor | None = None
@@ -105,6 +110,11 @@ class BlockModel:
         """The device of each block; None where all are on one."""
         places = tuple(device_of(block) for block in self.blocks)
         return None if set(places) == {self.device} else places
+
+    @property
+    def streams(self) -> bool:
+        """Whether its weights stay on the disk, so that all that is to be run should be run block by block (see `passes`)."""
+        return self.on_disk is not None
 
     @property
     def attention(self) -> str:
@@ -162,16 +172,21 @@ class BlockModel:
     @cached_property
     def fingerprint(self) -> str:
         """A SHA-256 of names, shapes and weights; the same whatever number format the weights are loaded in."""
-        return fingerprint_of(self.model, self.files)
+        return fingerprint_of(self.model, self.files, self.let_go)
 
     @cached_property
     def exact_fingerprint(self) -> str:
         """A SHA-256 of all that decides the model's numbers: its config, and its weights and buffers to the bit."""
-        return exact_fingerprint_of(self.model, self.files)
+        return exact_fingerprint_of(self.model, self.files, self.let_go)
+
+    def let_go(self) -> None:
+        """Free the memory of weights that stay in their files, of a model that has such."""
+        if self.on_disk is not None:
+            self.on_disk.let_go()
 
     def check_finite(self) -> None:
         """Raise `PdtrimError` naming the first weight that holds a NaN or an infinity."""
-        for name, weights in weights_of(self.model):
+        for name, weights in weights_of(self.model, behind=self.let_go):
             # A sum is quick, and finite only where all weights are; one that is not may be of large weights.
             if not torch.isfinite(weights.sum()) and not torch.isfinite(weights).all():
                 raise PdtrimError(f"{self.name}: the weight {name} holds a NaN or an infinity; the checkpoint is damaged")
@@ -207,6 +222,8 @@ class BlockModel:
         """Run one block (or a replacement module) as the model would, on the hidden states given."""
         block = self.blocks[index] if module is None else module
         call = calls[index]
+        if self.on_disk is not None:
+            self.on_disk.go_to(index)
         if self._places is not None:
             hidden_BTD = hidden_BTD.to(self._places[index])
         # Training goes on as it is: it changes weights, and keeps what a compiled block would fuse away.
@@ -304,6 +321,8 @@ class BlockModel:
         return found
 
     def _at_once(self, hidden_ND: Tensor) -> tuple[Tensor, ...]:
+        if self.on_disk is not None:
+            self.on_disk.go_to(self.block_count)
         return torch.split(hidden_ND, max(1, HEAD_NUMBERS // self.config.vocab_size))
 
     @contextmanager

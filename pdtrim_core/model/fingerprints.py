@@ -26,15 +26,15 @@ IGNORED = ("dtype", "torch_dtype", "transformers_version", "architectures")
 """What a config says that decides no number."""
 
 
-def fingerprint_of(model: Any, files: Sequence[Path] = ()) -> str:
+def fingerprint_of(model: Any, files: Sequence[Path] = (), behind: Callable[[], None] = lambda: None) -> str:
     """Return a SHA-256 of names, shapes and weights; the same whatever number format the weights are loaded in.
 
-    `files` are those that the weights come from, and no others may.
+    `files` are those that the weights come from, and no others may. `behind` is called behind each weight that is read.
     """
 
     def make() -> str:
         digest = hashlib.sha256()
-        for name, weights in weights_of(model):
+        for name, weights in weights_of(model, behind=behind):
             digest.update(f"{name} {tuple(weights.shape)}\n".encode())
             rounded = weights.to(torch.bfloat16).contiguous().cpu().view(torch.uint8)
             digest.update(rounded.flatten().numpy().data)
@@ -43,12 +43,12 @@ def fingerprint_of(model: Any, files: Sequence[Path] = ()) -> str:
     return _remembered(model, files, "weights", make)
 
 
-def exact_fingerprint_of(model: Any, files: Sequence[Path] = ()) -> str:
+def exact_fingerprint_of(model: Any, files: Sequence[Path] = (), behind: Callable[[], None] = lambda: None) -> str:
     """Return a SHA-256 of all that decides a model's numbers: its config, and its weights and buffers to the bit."""
 
     def make() -> str:
         digest = hashlib.sha256(_config_of(model).encode())
-        for name, tensor in weights_of(model, buffers=True):
+        for name, tensor in weights_of(model, buffers=True, behind=behind):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

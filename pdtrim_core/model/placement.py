@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 Placement = str | dict[str, str]
-"""`auto`, `balanced`, a device as torch names it, or the memory that devices may give by their numbers or names."""
-AUTO, BALANCED, CPU = "auto", "balanced", "cpu"
-WORDS = (AUTO, BALANCED)
-WANTED = 'auto, balanced, a device such as "cpu" or "cuda:0", or a table such as {"0" = "20GiB", cpu = "60GiB"}'
+"""`auto`, `balanced`, `stream`, a device as torch names it, or the memory that devices may give by their numbers or names."""
+AUTO, BALANCED, STREAM, CPU = "auto", "balanced", "stream", "cpu"
+WORDS = (AUTO, BALANCED, STREAM)
+WANTED = 'auto, balanced, stream, a device such as "cpu" or "cuda:0", or a table such as {"0" = "20GiB", cpu = "60GiB"}'
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([KMGT]?)(i?)B", re.IGNORECASE)
 """A number of bytes in words; B are bytes in either case, as nobody counts memory in bits."""
 PREFIXES = ("", "K", "M", "G", "T")
@@ -49,7 +49,7 @@ def bytes_of(size: str) -> int:
 
 def check_devices(placement: Placement) -> None:
     """Raise `PdtrimError` in one line where a placement names a device that is not here, or that cannot do the sums of a run."""
-    if isinstance(placement, str) and placement in (AUTO, CPU):
+    if isinstance(placement, str) and placement in (AUTO, STREAM, CPU):
         return
     if placement == BALANCED:
         if not _usable_accelerator():
@@ -68,7 +68,7 @@ def first_device(placement: Placement) -> str:
     """Return the device that token ids go to, by its name."""
     if isinstance(placement, str) and placement not in (*WORDS, CPU):
         return placement
-    if placement == CPU:
+    if placement in (STREAM, CPU):
         return CPU
     accelerator = _usable_accelerator()
     if isinstance(placement, Mapping) and all(name in (CPU, "disk") for name in _named(placement)):
@@ -112,7 +112,12 @@ def free_memory(device: torch.device | str) -> int:
 
 
 def place(model: Any, placement: Placement) -> Any:
-    """Return a model of transformers whose weights are in memory with them placed on their devices."""
+    """Return a model of transformers whose weights are in memory with them placed on their devices.
+
+    Raises `PdtrimError` where a device is not here, and for weights that are to stay in their files.
+    """
+    if placement == STREAM:
+        raise PdtrimError(f"placement = {STREAM}: these weights are in memory, not in safetensors files that they could stay in")
     weights = sum(parameter.nbytes for parameter in model.parameters())
     options = loading_options(placement, weights)
     if not options:

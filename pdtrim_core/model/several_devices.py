@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,14 +23,17 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def weights_of(model: nn.Module, *, buffers: bool = False) -> Iterator[tuple[str, Tensor]]:
+def weights_of(
+    model: nn.Module, *, buffers: bool = False, behind: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of a model by name, sorted, with their numbers; those that are offloaded are read one at a time.
 
-    With `buffers` the tables that it computes with come, too.
+    With `buffers` the tables that it computes with come, too. `behind` is called behind each of them.
     """
     named = [*model.named_parameters(), *(model.named_buffers() if buffers else ())]
     for name, tensor in sorted(named, key=lambda pair: pair[0]):
         yield name, _offloaded(model, name) if tensor.is_meta else tensor.detach()
+        behind()
 
 
 def _offloaded(model: nn.Module, name: str) -> Tensor:

@@ -180,11 +180,11 @@ class Bench:
         return self.ledger.exact(Plan()) if known is None else known
 
     def _note_memory(self) -> None:
-        """Say how much memory hidden states will take where that is much and nobody asked for it."""
+        """Say how much memory the prefix cache will take where that is much and nobody asked for it."""
         most = self._prefix_cache.most_bytes
         if self._context.recipe.settings.evaluation.cache_budget is None and most > MUCH_MEMORY:
             self._context.events.note(
-                f"hidden states of the items, kept between measurements, will take up to {most / 1e9:.1f} GB: "
+                f"what is kept of the items between measurements will take up to {most / 1e9:.1f} GB: "
                 "evaluation.cache_budget sets a limit in bytes, which changes no number; with none kept a search takes about "
                 "half as long again"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from random import Random
 from time import monotonic
 
@@ -13,6 +14,7 @@ from pdtrim_core.api.kinds import Objective
 from pdtrim_core.data.items import Item
 from pdtrim_core.data.readings import DIGITS, Reading, Underway
 from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.execution.look_ahead import LookAhead, answers_of
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import StagedModel
@@ -173,6 +175,8 @@ class Measurement:
         """
         stop = WHOLE if self._error is None else stop
         ordered = sorted(plans, key=self._depth_first)
+        if self._prefix_cache().model.streams:
+            self._look_ahead({plan: started.get(plan) for plan in ordered})
         step = max(1, len(plans)) if stop.keep and self._error else SIDE_BY_SIDE
         for start in range(0, len(plans), step):
             values = {plan: self._values_in(started.get(plan)) for plan in ordered[start : start + step]}
@@ -250,6 +254,24 @@ class Measurement:
             ):
                 # Worse than others is all that is known: on the items left it could still have any score.
                 yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
+
+    def _look_ahead(self, plans: Mapping[Plan, Reading | None]) -> None:
+        """Measure plans whole, as many together as there is memory for: what gives one up early would save less than it reads."""
+        cache = self._prefix_cache()
+        groups = [group for of_round in self._rounds for group in cache.groups(of_round)]
+        open_items = {plan: self._values_in(started) for plan, started in plans.items()}
+        step = cache.plans_at_once(self.items)
+        for start in range(0, len(plans), step):
+            questions = [
+                partial(self._ahead_of, plan, group)
+                for group in groups
+                for plan in list(plans)[start : start + step]
+                if any(open_items[plan][self._place[item]] is None for item in group)
+            ]
+            answers_of(cache.model, questions)
+
+    def _ahead_of(self, plan: Plan, group: Sequence[Item], ahead: LookAhead | None) -> None:
+        self._values_of(StagedModel(self._prefix_cache(), plan, self._modules_of(plan), ahead=ahead), group)
 
     def _depth_first(self, plan: Plan) -> tuple[tuple[str, str], ...]:
         """Return what plans that begin alike begin alike in."""

@@ -63,7 +63,7 @@ def run(
         plan = select_kv(context, inputs.model, inputs.calibration, plan, {**modules, **quantized.layers})
         rows = evaluate(context, found, plan, recovered, quantized)
         done = Finished(found, plan, recovered, rows, quantized)
-        fidelity = measure_fidelity(context, inputs, done) if recipe.settings.evaluation.fidelity else None
+        fidelity = measure_fidelity(context, inputs, done) if "fidelity" in steps_of(recipe) else None
         outcome, written = write(context, inputs, done, fidelity)
         context.spent.end(made_from=made, files=written)
         host.tell("pdtrim_run_finished", outcome=outcome)

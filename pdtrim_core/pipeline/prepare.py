@@ -26,7 +26,15 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
         loaded = source.open()
         files = source.files() or ()
     layout = host.find_blocks(loaded.model, loaded.name)
-    model = BlockModel(loaded.model, loaded.tokenizer, layout, name=loaded.name, license_id=loaded.license, dtypes=loaded.dtypes)
+    model = BlockModel(
+        loaded.model,
+        loaded.tokenizer,
+        layout,
+        name=loaded.name,
+        license_id=loaded.license,
+        dtypes=loaded.dtypes,
+        mapped=loaded.mapped,
+    )
     model.files = tuple(files)
     model.check_finite()
     return model

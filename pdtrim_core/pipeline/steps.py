@@ -37,6 +37,6 @@ def _steps(recipe: Recipe) -> Iterator[str]:
     if recipe.kv_selector is not None:
         yield "select K/V"
     yield "evaluate"
-    if recipe.settings.evaluation.fidelity:
+    if recipe.settings.evaluation.fidelity and not recipe.streams:
         yield "fidelity"
     yield "write"

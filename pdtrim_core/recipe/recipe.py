@@ -30,8 +30,10 @@ from pdtrim_core.errors import RecipeError
 from pdtrim_core.files.paths import PathLike, as_text
 from pdtrim_core.files.reading import problem_in
 from pdtrim_core.host.host import PluginHost, load_plugins
+from pdtrim_core.model.placement import STREAM
 from pdtrim_core.recipe.parts import parts_of, uses_of
 from pdtrim_core.recipe.settings import Settings
+from pdtrim_core.recipe.streaming import of_streaming
 from pdtrim_core.recipe.toml_data import NONE, change, load, plugin_files
 from pdtrim_core.recipe.unused import unused
 from pdtrim_core.recipe.validation import checked
@@ -120,6 +122,8 @@ class Recipe:
         problems += _nothing_to_estimate(settings, parts["recovery"])
         problems += _no_parts(settings, parts, host)
         problems += [*_nothing_to_quantize(data, parts["pruner"]), *_nothing_to_select(data, parts["pruner"])]
+        if settings is not None and getattr(parts["model"], "placement", None) == STREAM:
+            problems += of_streaming(settings, parts)
         if problems or settings is None:
             raise RecipeError(where, problems)
         return cls(
@@ -134,6 +138,11 @@ class Recipe:
             reports=tuple(parts.pop("report")),
             **parts,
         )
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model's weights stay on the disk."""
+        return self.model.placement == STREAM
 
     @property
     def kinds(self) -> tuple[str, ...]:

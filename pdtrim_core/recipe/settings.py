@@ -146,8 +146,8 @@ class Evaluation(BaseModel):
     cache_budget: int | None = Field(
         None,
         ge=0,
-        description="bytes for hidden states kept between measurements (default: those of three plans, at most a quarter of the "
-        "free memory)",
+        description="bytes for what is kept between measurements: hidden states, and the dense model's log-probabilities "
+        "(default: hidden states of three plans, at most a quarter of the free memory in all)",
     )
     threads: int | None = Field(
         None, gt=0, le=1024, description="CPU threads of torch (default: its own number or one, whichever is faster at the start)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class Mse(Distiller):
 
     name = "mse"
     cites = "PDTrim, Sec. 3.1 and App. C (arXiv:2509.04467)"
+    streams: ClassVar[bool] = True
 
     lr: float = LR
     epochs: int = EPOCHS
@@ -37,6 +38,7 @@ class CosineLoss(Distiller):
     """One minus the cosine of the hidden states after the pair."""
 
     name = "cosine-loss"
+    streams: ClassVar[bool] = True
 
     lr: float = LR
     epochs: int = EPOCHS
@@ -50,6 +52,7 @@ class MseCosine(Distiller):
     """Mean squared difference plus one minus the cosine."""
 
     name = "mse+cosine"
+    streams: ClassVar[bool] = True
 
     lr: float = LR
     epochs: int = EPOCHS

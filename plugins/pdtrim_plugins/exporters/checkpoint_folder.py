@@ -108,7 +108,10 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
     _write_tokenizer(model.tokenizer, folder)
     quantized: set[str] = set()
     writer = ShardWriter(
-        folder, storage.shard_bytes, lambda name: None if name in quantized else storage.number_format(model, name)
+        folder,
+        storage.shard_bytes,
+        lambda name: None if name in quantized else storage.number_format(model, name),
+        behind=model.let_go,
     )
     # The state dict refers to the model's tensors; nothing is copied yet.
     writer.add(_on_disk(model, outside(model, head=head), stock=stock))

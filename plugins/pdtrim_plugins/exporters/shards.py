@@ -50,11 +50,14 @@ class ShardWriter:
     """Takes tensors one by one and writes a file whenever they reach `shard_bytes`.
 
     Weights in floating point are stored in the format that `formats` gives their names, and as they are where that is None or
-    there are none.
+    there are none. `behind` is called behind each tensor that is written.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int, formats: Formats | None = None) -> None:
+    def __init__(
+        self, folder: Path, shard_bytes: int, formats: Formats | None = None, behind: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = folder
+        self._behind = behind
         self._shard_bytes = shard_bytes
         self._formats = formats
         self._waiting: dict[str, Tensor] = {}
@@ -90,7 +93,7 @@ class ShardWriter:
         (self._folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:
-        write_tensors(self._part(len(self._shards)), self._waiting, self._formats)
+        write_tensors(self._part(len(self._shards)), self._waiting, self._formats, self._behind)
         self._shards.append(list(self._waiting))
         self._waiting, self._bytes = {}, 0
 
@@ -98,8 +101,13 @@ class ShardWriter:
         return self._folder / f"part-{number}"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], formats: Formats | None = None) -> None:
-    """Write one safetensors file, its tensors aligned as far as the format allows; no more than one is copied at a time."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], formats: Formats | None = None, behind: Callable[[], None] = lambda: None
+) -> None:
+    """Write one safetensors file, its tensors aligned as far as the format allows; no more than one is copied at a time.
+
+    `behind` is called behind each tensor.
+    """
     import torch  # noqa: PLC0415 - listings must not import torch
 
     ordered = dict(sorted(tensors.items(), key=lambda named: -_alignment(_stored_bytes(named[0], named[1], formats))))
@@ -110,6 +118,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], formats: Formats | 
             if numbers.dtype == torch.float16 and not torch.isfinite(numbers).all():
                 raise PdtrimError(f"the tensor {name} has numbers that float16 cannot hold: export with --dtype bfloat16")
             file.write(numbers.reshape(-1).view(torch.uint8).numpy().data)
+            behind()
 
 
 def _head(tensors: Mapping[str, Tensor], formats: Formats | None) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
@@ -14,6 +14,7 @@ class FolderModel(ModelSource):
     """A folder with a transformers checkpoint."""
 
     name = "folder"
+    streams: ClassVar[bool] = True
 
     @classmethod
     def accepts(cls, path: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ class HubModel(ModelSource):
     """A model of the Hugging Face hub, by its id."""
 
     name = "hub"
+    streams: ClassVar[bool] = True
 
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
 

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pdtrim_core.api import (
     MANIFEST,
@@ -43,6 +43,7 @@ class PackageModel(ModelSource):
     """A model whose GGUF file is in an installed Python package: package:NAME."""
 
     name = "package"
+    streams: ClassVar[bool] = True
 
     @classmethod
     def accepts(cls, path: str) -> bool:

@@ -21,6 +21,8 @@ def load(source: str, name: str, dtype: str, placement: Placement, **options: An
     _refuse(config, name)
     check_stored(source, config, name, **options)
     tokenizer = _tokenizer_of(source, name, **options)
+    if placement == "stream":
+        return _mapped(source, config, name, dtype, tokenizer, **options)
     placed = loading_options(placement, _weight_bytes(config, name, dtype) if placement == "auto" else 0)
     with opening(name):
         # Tensors of another shape are refused below, by name.
@@ -31,6 +33,47 @@ def load(source: str, name: str, dtype: str, placement: Placement, **options: An
     check_report(report, model, name)
     stored = dtypes_in(source, config, name, **options) if dtype == "auto" else {"": dtype}
     return LoadedModel(model, tokenizer, name, dtypes=stored)
+
+
+def _mapped(source: str, config: Any, name: str, dtype: str, tokenizer: Any, **options: Any) -> LoadedModel:
+    """Return a model whose weights stay in the files of its checkpoint, in the number format that they have there."""
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    from pdtrim_core.api import MappedWeights  # noqa: PLC0415 - imports torch
+    from pdtrim_plugins.model_sources.tensors import (  # noqa: PLC0415 - imports torch
+        check_report,
+        dtypes_in,
+        files_of,
+        without_weights,
+    )
+
+    with opening(name):
+        files = files_of(source, config, name, **options)
+    stored = dtypes_in(source, config, name, **options)
+    most = stored.get("", "")
+    if dtype not in ("auto", most):
+        raise PdtrimError(
+            f"{name}: with placement = stream weights stay as they are in their files, in {most}: say dtype = auto, or convert "
+            f"the checkpoint to {dtype}"
+        )
+    mapped = MappedWeights(files)
+    with opening(name):
+        model, report = type(without_weights(config, name)).from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(mapped.tensors),
+            dtype=getattr(torch, most),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    check_report(report, model, name)
+    copied = [key for key, weight in model.named_parameters() if weight.dim() > 1 and not mapped.has(weight)]
+    if copied:
+        raise PdtrimError(
+            f"{name}: {copied[0]} is put together from several tensors of its files or is in another number format there, so it "
+            f"cannot stay in them: choose another placement than stream"
+        )
+    return LoadedModel(model, tokenizer, name, dtypes=stored, mapped=mapped)
 
 
 def format_of(dtype: str, placement: Placement) -> Any:

@@ -98,6 +98,27 @@ def stored_in(folder: Path, config: Any, name: str) -> dict[str, StoredTensor] |
     return found
 
 
+def files_of(source: str, config: Any, name: str, **options: Any) -> list[Path]:
+    """Return the files that hold a checkpoint's tensors; those of the hub are brought to this machine.
+
+    Raises `PdtrimError` where they are no safetensors files, in which alone weights can stay.
+    """
+    folder = folder_of(source, options.get("revision"))
+    if folder is None or _first_file(folder, config) is None:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - comes with transformers
+
+        patterns = [SAFETENSORS, f"{SAFETENSORS}{INDEX}", "*.safetensors", "config.json"]
+        folder = Path(snapshot_download(source, revision=options.get("revision"), allow_patterns=patterns))
+    first = _first_file(folder, config)
+    files = [] if first is None else _named_by(first, name) if first.name.endswith(INDEX) else [first]
+    if not files or any(file.suffix != ".safetensors" for file in files):
+        raise PdtrimError(
+            f"{name}: its weights are in no safetensors files, and only in such can they stay (placement = stream): convert it, "
+            "or choose another placement"
+        )
+    return files
+
+
 def _first_file(folder: Path, config: Any) -> Path | None:
     """Return the file that transformers begins with, weights or the index of their files; None where there is none."""
     chosen = getattr(config, "transformers_weights", None)

@@ -34,4 +34,16 @@ __all__ = [
 @hookimpl
 def pdtrim_pruners() -> Iterable[type[Pruner]]:
     """Yield the pruners."""
-    yield from (ShortGpt, Sleb, ShortenedPpl, ShortenedTaylor, LlmPruner, TorchPruning, Flap, Streamline, LaCo, SliceGpt, LlmDrop)
+    yield from (
+        ShortGpt,
+        Sleb,
+        ShortenedPpl,
+        ShortenedTaylor,
+        LlmPruner,
+        TorchPruning,
+        Flap,
+        Streamline,
+        LaCo,
+        SliceGpt,
+        LlmDrop,
+    )

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import PdtrimError, Pruned, Pruner, Removal, Shrink
+from pdtrim_core.api import Pass, PdtrimError, Pruned, Pruner, Removal, Shrink, results_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Flap(Pruner):
 
     name = "flap"
     cites = "FLAP (arXiv:2312.11983)"
+    streams: ClassVar[bool] = True
 
     structure: Literal["AL-AM", "UL-UM"] = Field(
         "AL-AM",
@@ -111,12 +112,10 @@ class Flap(Pruner):
 
         found = {place: Inputs(self.compat) for place in _places(model.sizes)}
         at_once = max(1, (batch_tokens or model.fitting_batch) // len(windows[0]))
+        starts = range(0, len(windows), at_once)
         with torch.no_grad(), _watched(model, found, len(windows[0])):
-            for start in range(0, len(windows), at_once):
-                recording = model.record(torch.tensor(windows[start : start + at_once], device=model.device))
-                hidden_BTD = recording.hidden_BTD
-                for block in range(model.block_count):
-                    hidden_BTD = model.run(block, hidden_BTD, recording.calls)
+            for _ in results_of((_pass(model, windows[start : start + at_once]) for start in starts), together=model.streams):
+                pass
         for (block, part), seen in found.items():
             seen.check(f"the {part} of block {block}")
         return found
@@ -142,6 +141,17 @@ class Flap(Pruner):
                 "calibration.samples, or lower pruner.tokens"
             )
         return windows
+
+
+def _pass(model: BlockModel, windows: Sequence[Sequence[int]]) -> Pass[None]:
+    """Return the pass of some windows through all blocks."""
+    import torch  # noqa: PLC0415 - listings must not import torch
+
+    recording = model.record(torch.tensor(windows, device=model.device))
+    hidden_BTD = recording.hidden_BTD
+    for block in range(model.block_count):
+        yield block
+        hidden_BTD = model.run(block, hidden_BTD, recording.calls)
 
 
 class Inputs:

@@ -6,20 +6,21 @@ Shape suffixes: B batch, T token, D hidden.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pdtrim_core.api import Drop, PdtrimError, Pruned, Pruner, Removal
+from pdtrim_core.api import Drop, Pass, PdtrimError, Pruned, Pruner, Removal, results_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pdtrim_core.api import PruneContext
 
-    Batch = tuple[list[Tensor], Tensor]
-    """The hidden states `[B, T, D]` before each block and after the last one, and which positions count `[B, T]`."""
+    Add = Callable[[Tensor, int, Tensor, Tensor], None]
+    """Takes which positions of a batch count `[B, T]`, a block, and the hidden states before it and across."""
 
 PADDED_BATCH = 8
 """Number of sequences that the code compared with pads to one length."""
@@ -33,6 +34,7 @@ class ShortGpt(Pruner):
 
     name = "shortgpt"
     cites = "ShortGPT, Eq. 1 (arXiv:2403.03853)"
+    streams: ClassVar[bool] = True
 
     choose: Literal["blocks", "run"] = Field(
         "blocks",
@@ -73,12 +75,20 @@ class ShortGpt(Pruner):
         # Where the hidden states are: an accelerator is not waited for between batches.
         count, there = context.model.block_count + 1 - across, context.model.device
         of_blocks, weight = (torch.zeros(size, dtype=torch.float64, device=there) for size in (count, 1))
-        for hidden, counts_BT in self._batches(context):
+
+        def add(counts_BT: Tensor, first: int, before_BTD: Tensor, after_BTD: Tensor) -> None:
+            if first + across == context.model.block_count and self.last_block == "behind-norm":
+                after_BTD = context.model.normed(after_BTD.flatten(0, 1)).view(after_BTD.shape)
             weights_BT = self._weights(counts_BT)
-            weight += weights_BT.sum()
-            for first in range(count):
-                found_BT = measure(hidden[first].float(), hidden[first + across].float()).double()
-                of_blocks[first] += (weights_BT * found_BT.masked_fill(~counts_BT, 0)).sum()
+            if first == 0:
+                weight.add_(weights_BT.sum())
+            found_BT = measure(before_BTD.float(), after_BTD.float()).double()
+            of_blocks[first] += (weights_BT * found_BT.masked_fill(~counts_BT, 0)).sum()
+
+        if self.padding == "counted":
+            _look_padded(context, add, across)
+        else:
+            context.states.look(lambda batch, first, _, *hidden: add(batch.is_token_BT, first, *hidden), [across])
         (total,), sums = weight.tolist(), of_blocks.tolist()
         for first, value in enumerate(sums):
             if not math.isfinite(value):
@@ -97,42 +107,39 @@ class ShortGpt(Pruner):
             return counts_BT.double() / lengths_B1
         return (counts_BT & (counts_BT.cumsum(dim=1) == lengths_B1)).double()
 
-    def _batches(self, context: PruneContext) -> Iterator[Batch]:
-        if self.padding == "counted":
-            batches = _padded(context)
-        else:
-            batches = ((list(batch.hidden), batch.is_token_BT) for batch in context.states.batches())
-        for hidden, counts_BT in batches:
-            if self.last_block == "behind-norm":
-                hidden[-1] = context.model.normed(hidden[-1].flatten(0, 1)).view(hidden[-1].shape)
-            yield hidden, counts_BT
 
-
-def _padded(context: PruneContext) -> Iterator[Batch]:
-    """Yield the hidden states of batches of sequences in their order, padded on the right; every position counts.
+def _look_padded(context: PruneContext, add: Add, across: int) -> None:
+    """Call a function with the hidden states across blocks, for sequences in their order, padded on the right; all counts.
 
     The padding is the end-of-text token, follows its sequence, and attends to that sequence only.
     """
     import torch  # noqa: PLC0415 - listings must not import torch
 
+    starts = range(0, len(context.sequences), PADDED_BATCH)
+    with torch.inference_mode():
+        passes = (_padded(context, context.sequences[start : start + PADDED_BATCH], add, across) for start in starts)
+        for _ in results_of(passes, together=context.model.streams):
+            pass
+
+
+def _padded(context: PruneContext, group: Sequence[Sequence[int]], add: Add, across: int) -> Pass[None]:
+    import torch  # noqa: PLC0415 - listings must not import torch
+
     model, ending = context.model, getattr(context.model.tokenizer, "eos_token_id", None) or 0
     # Some tokenizers have more tokens than the embedding has rows. What the padding is does not matter to what attends elsewhere.
     filler = ending if ending < model.vocabulary else 0
-    for start in range(0, len(context.sequences), PADDED_BATCH):
-        group = context.sequences[start : start + PADDED_BATCH]
-        width = max(map(len, group))
-        ids_BT = torch.tensor([[*s, *[filler] * (width - len(s))] for s in group], device=model.device)
-        position_T = torch.arange(width, device=model.device)
-        is_token_BT = position_T < torch.tensor([[len(s)] for s in group], device=model.device)
-        attends_BTT = is_token_BT[:, None, None] & (position_T <= position_T[:, None])
-        with torch.inference_mode():
-            recording = model.record(ids_BT, attends_BTT, position_T.expand(len(group), -1))
-            hidden = [recording.hidden_BTD]
-            for block in range(model.block_count):
-                hidden.append(model.run(block, hidden[-1], recording.calls))
-            hidden = [states_BTD.to(model.device) for states_BTD in hidden]
-        # Outside, for the mode is the whole thread's: who takes the batch works in its own.
-        yield hidden, torch.ones_like(is_token_BT)
+    width = max(map(len, group))
+    ids_BT = torch.tensor([[*s, *[filler] * (width - len(s))] for s in group], device=model.device)
+    position_T = torch.arange(width, device=model.device)
+    is_token_BT = position_T < torch.tensor([[len(s)] for s in group], device=model.device)
+    attends_BTT = is_token_BT[:, None, None] & (position_T <= position_T[:, None])
+    recording = model.record(ids_BT, attends_BTT, position_T.expand(len(group), -1))
+    hidden = deque([recording.hidden_BTD], maxlen=across + 1)
+    for block in range(model.block_count):
+        yield block
+        hidden.append(model.run(block, hidden[-1], recording.calls))
+        if len(hidden) > across:
+            add(torch.ones_like(is_token_BT), block + 1 - across, hidden[0].to(model.device), hidden[-1].to(model.device))
 
 
 def _cosine(before: Tensor, after: Tensor) -> Tensor:

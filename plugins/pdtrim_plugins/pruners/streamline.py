@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pdtrim_core.api import Merge, PdtrimError, Pruned, Pruner, Removal
 
@@ -22,6 +22,7 @@ class Streamline(Pruner):
 
     name = "streamline"
     cites = "LLM-Streamline, Sec. 3 (arXiv:2403.19135)"
+    streams: ClassVar[bool] = True
 
     def problems(self, facts: PruneFacts) -> list[str]:
         """Return why the model has no run that long."""

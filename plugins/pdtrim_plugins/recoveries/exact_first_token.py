@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ class ExactFirstToken(Recovery):
     """
 
     name = "exact-first-token"
+    streams: ClassVar[bool] = True
 
     tokens: int = Field(4096, gt=0, description="tokens of text whose first ones are looked at")
     others: Literal["auto", "mean", "approximate"] = Field(

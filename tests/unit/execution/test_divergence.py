@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 
 from pdtrim_core.api import Along, Drop, Item, KvOnly, PdtrimError, Plan, Removal
 from pdtrim_core.execution import staged_model as stages
+from pdtrim_core.execution.distributions import divergence, overlap
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache, PreparedBatch
-from pdtrim_core.execution.staged_model import StagedModel, overlap
+from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model import block_model as model
 from pdtrim_core.testing import tiny_llama, tiny_model
@@ -102,7 +104,7 @@ def test_rounding_takes_no_divergence_below_0() -> None:
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(500, 300, generator=generator).log_softmax(-1)
     nearly = dense + 1e-7 * torch.randn(500, 300, generator=generator)
-    values = stages._divergence(dense.clone(), nearly.clone())
+    values = divergence(dense, nearly)
     assert ((dense.exp() * (dense - nearly)).sum(-1) < 0).any()
     assert (values >= 0).all()
 
@@ -237,7 +239,7 @@ def test_overlaps_are_the_means_of_what_is_compared_token_by_token() -> None:
 def test_an_overlap_is_the_sum_of_the_smaller_probabilities_and_never_below_nothing() -> None:
     dense = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
     plan = torch.tensor([[0.25, 0.5, 0.25], [0.0, 0.5, 0.5], [0.2, 0.3, 0.5]])
-    assert overlap(dense, plan).tolist() == [0.75, 0.0, 1.0]
+    assert overlap(dense.log(), plan.log()).tolist() == pytest.approx([0.75, 0.0, 1.0], abs=1e-7)
 
 
 def answered_items(dense: BlockModel, length: int = 9) -> list[Item]:
@@ -282,3 +284,26 @@ def test_items_without_an_answer_are_compared_along_the_right_choice() -> None:
     assert staged.divergences(some_items()) == staged.divergences(some_items(), "right")
     with pytest.raises(PdtrimError, match=r"^the item 'item 0' has no answer of the dense model: "):
         staged.divergences(some_items(), "answers")
+
+
+def test_the_dense_head_runs_twice_and_then_its_log_probabilities_are_kept() -> None:
+    items, plans = some_items(), [Plan.unified(Removal([Drop(block)])) for block in range(1, 5)]
+    counts, found = {}, {}
+    for budget in (None, 0):
+        model = tiny_llama()
+        prefix_cache = PrefixCache(model, ExecutionOptions(batch_tokens=64, budget=budget))
+        head = Mock(wraps=model.logits)
+        with patch.object(model, "logits", head):
+            found[budget] = [StagedModel(prefix_cache, plan).divergences(items) for plan in plans]
+        batches = len(prefix_cache.batches([item.continued("both") for item in items]))
+        counts[budget] = head.call_count / batches
+    assert found[None] == found[0]  # to the last bit
+    assert counts == {None: 2 + len(plans), 0: 2 * len(plans)}
+
+
+def test_log_probabilities_leave_room_for_hidden_states() -> None:
+    items = some_items()
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=64, budget=40_000))
+    for block in range(1, 5):
+        StagedModel(prefix_cache, Plan.unified(Removal([Drop(block)]))).divergences(items)
+        assert prefix_cache.kept_bytes <= prefix_cache.most_bytes <= 40_000

@@ -15,6 +15,7 @@ from pdtrim_core.api import Drop, Item, KvOnly, Merge, PdtrimError, Plan, Remova
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.model.passes import result_of
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 from pdtrim_core.testing.rounding import ROUNDING, units_apart
 
@@ -165,7 +166,7 @@ def stream_of_two_phases(model: BlockModel, staged: StagedModel, item: Item) -> 
     finally:
         hook.remove()
     ((_, prepared),) = staged._prefix_cache.batches([Item(item.prompts[:1], item.choices[:1], 0, (1,))])
-    stream = staged._hidden(prepared)[0, len(item.prompts[0]) - 1 :]
+    stream = result_of(staged._pass(prepared))[0, len(item.prompts[0]) - 1 :]
     cached = torch.cat(seen)[-len(item.choices[0]) :]
     return float((stream[-len(cached) :] - cached).abs().max())
 

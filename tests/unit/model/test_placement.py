@@ -46,7 +46,7 @@ def lend(monkeypatch: pytest.MonkeyPatch) -> Lend:
 
 @pytest.mark.parametrize("wrong", [{}, {"0": 20}, {"0": "much"}, 3, "", True, ["cpu"]])
 def test_what_is_no_placement_is_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"placement gives each device a size|must be auto, balanced, a device"):
+    with pytest.raises(ValueError, match=r"placement gives each device a size|must be auto, balanced, stream, a device"):
         checked_placement(wrong)
 
 
@@ -62,7 +62,7 @@ def test_a_recipe_says_in_one_line_what_is_no_placement(tmp_path: Path) -> None:
     ("placement", "problem"),
     [
         ("cuda", "placement = 'cuda': the device cuda is not here (Torch not compiled with CUDA enabled)"),
-        ("gpu", "placement = 'gpu': there is no device gpu: say auto, balanced, a device such as"),
+        ("gpu", "placement = 'gpu': there is no device gpu: say auto, balanced, stream, a device such as"),
         ("meta", "placement = 'meta': the device meta holds no numbers"),
         ("balanced", "placement = balanced spreads a model over accelerators, and there is none here: say auto"),
         ({"0": "20GiB"}, "0 is the number of an accelerator, and there is none here"),

@@ -95,7 +95,7 @@ def test_much_memory_for_hidden_states_is_told_unless_the_recipe_gives_it(begin:
     for context in (told, given):
         bench_of(context)[0].dense()
     assert [len(context.events.notes) for context in (quiet, told, given)] == [0, 1, 0]
-    assert told.events.notes[0].startswith("hidden states of the items, kept between measurements, will take up to 0.0 GB: ")
+    assert told.events.notes[0].startswith("what is kept of the items between measurements will take up to 0.0 GB: ")
 
 
 def test_items_that_the_objective_cannot_measure_are_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
