@@ -266,7 +266,16 @@ class BlockModel:
         tokens = min(3, self.positions or 3)
         with torch.inference_mode():
             recording = self.record(torch.arange(tokens, device=self.device)[None] % self.vocabulary)
-        return found_parts(self.blocks, self.layout, recording.hidden_BTD, recording.calls)
+        return found_parts(self._one_by_one(), self.layout, recording.hidden_BTD, recording.calls)
+
+    def _one_by_one(self) -> Iterator[nn.Module]:
+        """Yield the blocks, each in memory only until the next one where their weights stay on the disk."""
+        for index, block in enumerate(self.blocks):
+            if self.on_disk is not None:
+                self.on_disk.go_to(index)
+            yield block
+        if self.on_disk is not None:
+            self.on_disk.let_go()
 
     def check_parts(self, parts: Collection[Part]) -> None:
         """Raise `PdtrimError` where blocks cannot run without one of these parts, with the reason."""
