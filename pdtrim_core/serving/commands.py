@@ -26,8 +26,8 @@ CPU_BLOCK = 32
 """Tokens of a cache block on a processor: vLLM's attention there takes multiples of this."""
 CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
 """On a processor both servers share the cores, and take 1 GiB of cache each by default."""
-
-
+DTYPES = ("float32", "float16", "bfloat16")
+"""Number formats of checkpoints that vLLM computes in."""
 SIDE_CHANNEL = "VLLM_NIXL_SIDE_CHANNEL_PORT"
 
 
@@ -48,6 +48,12 @@ class Export:
         """Return the `--kv-transfer-config` that the export has for a stage."""
         suffix = "" if connector == "nixl" else f"-{connector}"
         return _json_of(self.folder / "serve" / f"{stage}{suffix}.json")
+
+    def dtype(self, stage: str) -> str | None:
+        """Return the number format that a stage's checkpoint is in, None where it does not say one that vLLM computes in."""
+        config = _json_of(self.folder / stage / "config.json")
+        told = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+        return told if told in DTYPES else None
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,7 @@ def _server(export: Export, engine: Engine, stage: str, ports: tuple[int, int], 
             *("--served-model-name", export.name, export.checked_name),
             *("--host", "127.0.0.1", "--port", str(port)),
             *("--kv-transfer-config", json.dumps(_transfer(export, engine, stage, storage))),
+            *_dtype_flag(export, engine, stage),
             *_stage_flags(stage, engine),
             *engine.arguments.get("both", ()),
             *engine.arguments.get(stage, ()),
@@ -193,6 +200,14 @@ def _transfer(export: Export, engine: Engine, stage: str, storage: Path) -> dict
             "shared_storage_path": str(storage),
         }
     return config
+
+
+def _dtype_flag(export: Export, engine: Engine, stage: str) -> Iterator[str]:
+    """Yield the checkpoint's number format: by itself vLLM would take float32 for bfloat16, which is not what was measured."""
+    given = (*engine.arguments.get("both", ()), *engine.arguments.get(stage, ()))
+    dtype = export.dtype(stage)
+    if dtype and not any(word.partition("=")[0] == "--dtype" for word in given):
+        yield from ("--dtype", dtype)
 
 
 def _stage_flags(stage: str, engine: Engine) -> Iterator[str]:

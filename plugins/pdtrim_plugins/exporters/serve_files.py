@@ -58,6 +58,7 @@ SCRIPT = r"""#!/bin/sh
 #   PDTRIM_DEVICE=cpu      without an accelerator (one is expected otherwise)
 #   PREFILL_GPU, DECODE_GPU    which accelerator each one takes (0 and 1)
 #   PREFILL_PORT, DECODE_PORT, PORT    8100, 8200, and 8000 for the router
+#   DTYPE      the number format that both servers compute in (that of the checkpoints)
 #
 # Two machines: run the part "prefill" on one and "decode" on the other. On each, set VLLM_NIXL_SIDE_CHANNEL_HOST to that
 # machine's own address, which the other one must reach on the side channel's port, and change --host to it. Let the router's
@@ -75,6 +76,12 @@ fi
 
 # Both servers have a second name that contains the plan, which the router uses: a server of another plan answers 404.
 names="pdtrim pdtrim@$(hash_of "$here/../decode/config.json" | cut -c1-12)"
+
+# Without being told, vLLM computes in bfloat16 where a checkpoint is in float32: another model than was measured.
+dtype_of() {
+    found=${DTYPE:-$(sed -n 's/^  "\(torch_\)\{0,1\}dtype": *"\([a-z0-9]*\)".*/\2/p' "$1" | head -n 1)}
+    [ -z "$found" ] || echo "--dtype $found"
+}
 
 prefill_kv=$(cat "$here/prefill.json")
 decode_kv=$(cat "$here/decode.json")
@@ -96,14 +103,16 @@ trap 'exit 130' INT TERM
 # prefill: pdtrim-core is installed here and gives vLLM the model class and the connector.
 CUDA_VISIBLE_DEVICES=${PREFILL_GPU:-0} VLLM_NIXL_SIDE_CHANNEL_HOST=${PREFILL_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5600 \
     python -m vllm.entrypoints.openai.api_server --model "$here/../prefill" --served-model-name $names \
-    --host 127.0.0.1 --port "$PREFILL_PORT" --kv-transfer-config "$prefill_kv" $more $prefill_more &
+    --host 127.0.0.1 --port "$PREFILL_PORT" --kv-transfer-config "$prefill_kv" \
+    $(dtype_of "$here/../prefill/config.json") $more $prefill_more &
 started="$started $!"
 
 # decode: stock. No prefix caching: decode's K/V of earlier answers in a chat would replace those that prefill computes.
 CUDA_VISIBLE_DEVICES=${DECODE_GPU:-1} VLLM_NIXL_SIDE_CHANNEL_HOST=${DECODE_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5601 \
     VLLM_PLUGINS="" \
     python -m vllm.entrypoints.openai.api_server --model "$here/../decode" --served-model-name $names \
-    --host 127.0.0.1 --port "$DECODE_PORT" --no-enable-prefix-caching --kv-transfer-config "$decode_kv" $more &
+    --host 127.0.0.1 --port "$DECODE_PORT" --no-enable-prefix-caching --kv-transfer-config "$decode_kv" \
+    $(dtype_of "$here/../decode/config.json") $more &
 started="$started $!"
 
 # router: a request goes to prefill for one token, which is dropped, and then to decode with the address of its K/V.

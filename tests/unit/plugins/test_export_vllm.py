@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from itertools import islice
 from pathlib import Path
@@ -179,6 +180,11 @@ def test_the_script_starts_both_servers_and_the_router(device: str, tmp_path: Pa
     assert started.count(f"--served-model-name pdtrim pdtrim@{plan[:12]} ") == 2
     assert started.count('--compilation-config {"cudagraph_mode":"NONE"}') == (0 if device else 1)
     assert started.count("--no-enable-prefix-caching") == 1
+    assert started.count(" --dtype float32") == 2
+    (tmp_path / "log").unlink()
+    run_in = {**told, "DTYPE": "float16"}
+    subprocess.run([tmp_path / "serve" / "serve.sh"], env=run_in, capture_output=True, timeout=20, check=True)
+    assert re.findall("--dtype [a-z0-9]+", (tmp_path / "log").read_text()) == ["--dtype float16"] * 2
     (tmp_path / "decode" / "config.json").write_text('{"pdtrim": {"plan_hash": "0"}}')
     ran = subprocess.run([tmp_path / "serve" / "serve.sh"], env=told, capture_output=True, text=True, timeout=20, check=False)
     assert (ran.returncode, ran.stderr) == (1, "prefill/ and decode/ are from different exports: export the run again\n")

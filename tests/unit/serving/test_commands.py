@@ -96,6 +96,26 @@ def test_ports_and_settings_go_where_they_belong(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("told", [{"dtype": "float16"}, {"torch_dtype": "float16"}, {"dtype": "torch.float16"}])
+def test_both_servers_compute_in_the_number_format_of_their_checkpoint(told: dict[str, str], tmp_path: Path) -> None:
+    stages = ("prefill", "decode")
+    export = open_export(write(tmp_path, {f"{stage}/config.json": {**CONFIG, **told} for stage in stages}))
+    found = commands_for(export, engine(), Ports(), tmp_path)
+    assert [command.words.count("--dtype") for command in found] == [1, 1, 0]
+    assert [command.words[command.words.index("--dtype") + 1] for command in found[:2]] == ["float16"] * 2
+    for words in (("--dtype", "bfloat16"), ("--dtype=bfloat16",)):
+        for command in commands_for(export, engine(both=words), Ports(), tmp_path)[:2]:
+            assert "float16" not in command.words
+        of_one = commands_for(export, engine(decode=words), Ports(), tmp_path)[:2]
+        assert ["float16" in command.words for command in of_one] == [True, False]
+
+
+@pytest.mark.parametrize("told", [{}, {"dtype": None}, {"dtype": "float64"}, {"dtype": ["float16"]}])
+def test_a_checkpoint_that_names_no_format_of_the_engine_leaves_it_to_the_engine(told: dict[str, Any], tmp_path: Path) -> None:
+    export = open_export(write(tmp_path, {"decode/config.json": {**CONFIG, **told}}))
+    assert all("--dtype" not in command.words for command in commands_for(export, engine(), Ports(), tmp_path))
+
+
 def test_a_processor_needs_its_own_buffers_and_blocks(tmp_path: Path) -> None:
     on_cpu, elsewhere = made(tmp_path, engine(cpu=True)), made(tmp_path, engine())
     for stage in ("prefill", "decode"):
