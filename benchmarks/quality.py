@@ -2,10 +2,11 @@
 
     python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--items 300] [--out DIR] [--json FILE]
 
-Every method prunes on the same 64 items of `mini`, and prefill is that of the splitter `kv-tail` at four fifths of the dense
-FLOPs. Then the pair (`staged`) and the decode in both stages (`unified`) are compared with the dense model on items that nothing
-was chosen on: KL along its greedy answers to the items of the benchmarks in DIR, choices that changed, and KL along WikiText-2
-where DIR has it. Standard errors are over items, and differences from the best baseline are paired.
+Every method prunes on the same 64 items of `mini`, but for one of ours, half of whose items are prose; prefill is that of the
+splitter `kv-tail` at four fifths of the dense FLOPs. Then the pair (`staged`) and the decode in both stages (`unified`) are
+compared with the dense model on items that nothing was chosen on: KL along its greedy answers to the items of the benchmarks in
+DIR, choices that changed, and KL along WikiText-2 where DIR has it. Standard errors are over items, and differences from the best
+baseline are paired.
 
 All pairs are measured together, benchmark by benchmark: the dense model runs once for all of them. Every run has a folder under
 `--out`, and what was measured of a benchmark is kept beside them; the same command goes on where it was stopped. With 300 items
@@ -43,7 +44,10 @@ from pdtrim_core.results.task_results import Variant
 TASKS = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "mathqa", "mmlu", "piqa", "winogrande", "wikitext")
 TEXT = "wikitext"
 CEILING = 0.8
-OURS: dict[str, dict[str, Any]] = {"ours": {}}
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours, half prose": {"calibration": {"use": "mini", "samples": 64, "prose": 0.5}},
+}
 ANSWER_TOKENS = 32
 SHORT = {"decode weight traffic": "decode bytes", "prefill work for 1024 tokens": "prefill FLOPs", "K/V shipped to decode": "K/V"}
 
@@ -134,7 +138,8 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             del data["splitter"]
         if pruner is None:
             data["prune"]["merges"] = False
-        yield method, Recipe.from_data(data, where=method, out=options.out / f"{options.fraction:g}-{method}", host=host)
+        folder = options.out / f"{options.fraction:g}-{method}".replace(", ", "-").replace(" ", "-")
+        yield method, Recipe.from_data(data, where=method, out=folder, host=host)
 
 
 def members(method: str, recipe: Recipe, shared: RunCache, wanted: Sequence[Variant]) -> Iterator[Member]:

@@ -67,7 +67,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 COUNT = 5
 """Blocks that go."""
-SHARD = 2 * 10**9
+SHARD = 10**9
 NOISE = 2**24
 WORDS = 256
 """Tokens of the items: those of the tiny tokenizer."""
@@ -106,10 +106,11 @@ def from_disk() -> int:
 
 
 class Steps:
-    """The figures of the steps, each beyond what the interpreter took at the start."""
+    """The figures of the steps, each beyond what the interpreter took at the start; `written` is called behind each."""
 
-    def __init__(self) -> None:
+    def __init__(self, written: Callable[[list[dict[str, Any]]], None]) -> None:
         self.rows: list[dict[str, Any]] = []
+        self._written = written
         self._empty = status("VmRSS")
 
     @contextmanager
@@ -127,6 +128,7 @@ class Steps:
             "memory": status("VmHWM") - self._empty,
         }
         self.rows.append(row)
+        self._written(self.rows)
         gigabytes = "  ".join(f"{row[key] / 1e9:8.2f} GB" for key in ("read", "from_disk", "memory"))
         print(f"{name:32}{row['seconds']:9.1f} s{gigabytes}", flush=True)
 
@@ -143,17 +145,22 @@ def some_items(count: int) -> list[Item]:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Take the model through all steps."""
-    host, steps, items = load_plugins(), Steps(), some_items(options.items)
-    opened: list[BlockModel] = []
+    host, items = load_plugins(), some_items(options.items)
+    sequences, opened = [item.tokens for item in items], list[BlockModel]()
+    found: dict[str, Any] = {"shape": options.shape, "tokens": sum(map(len, sequences))}
+
+    def written(rows: list[dict[str, Any]]) -> None:
+        found.update(rows=rows, weights=sum(parameter.nbytes for parameter in opened[0].model.parameters()))
+        write(options.json, environment(), {"benchmark": "streaming", **found})
 
     def read() -> int:
         on_disk = opened[0].on_disk if opened else None
         return on_disk.bytes_read if on_disk else 0
 
+    steps = Steps(written)
     with steps.step("open", read):
         opened.append(open_model(FolderModel(path=str(folder), placement="stream"), host))
     model = opened[0]
-    sequences = [item.tokens for item in items]
     with steps.step("score", read):
         scores = Cosine().score(ScoreContext(model, sequences)).block
     ranked = sorted(range(1, model.block_count), key=lambda block: -scores[block])
@@ -161,7 +168,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     cache, known = PrefixCache(model, ExecutionOptions(budget=options.budget)), dict[Any, float]()
     measurement = Measurement(lambda: cache, ObjectiveOnItems(Margin(), items, "margin"), known=lambda _: known)
     with steps.step(f"measure {len(plans)} plans", read):
-        readings = dict(measurement.together(plans, Stop(), {}))
+        list(measurement.together(plans, Stop(), {}))
     cache.forget()
     plan = Plan.unified(Removal([Drop(block) for block in ranked[:COUNT]]))
     pair = Walked(model, plan, {}, items)
@@ -172,15 +179,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         out = folder / "decode"
         out.mkdir()
         write_checkpoint(out, model, ordinary(model, stored), stored, Storage("auto", SHARD))
-    weights = sum(parameter.nbytes for parameter in model.model.parameters())
-    return {
-        "shape": options.shape,
-        "weights": weights,
-        "tokens": sum(map(len, sequences)),
-        "plans": len(readings),
-        "folded": len(pair.modules) // 2,
-        "rows": steps.rows,
-    }
+    return found
 
 
 def main() -> None:
@@ -208,7 +207,6 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     read = {row["step"].split()[0]: row["read"] / found["weights"] for row in found["rows"]}
     print(json.dumps({step: round(share, 2) for step, share in read.items()}))
-    write(options.json, environment(), {"benchmark": "streaming", **found})
     if read["score"] + read["fold"] > 2:
         sys.exit("scores and fold together read more than twice the weights")
 

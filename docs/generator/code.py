@@ -21,7 +21,7 @@ ABOUT_NAMES = {
     "Along": 'Along which texts an item\'s models are compared: `"both"`, `"answers"` or `"right"`.',
     "Result": "What a searcher or splitter is sent back for a `Request`: a `Score`, a list of them, or None below a floor.",
     "Request": "What a searcher or splitter may yield: a `Plan`, a list of plans, `AtLeast(plan, floor)` or a `Note`.",
-    "Element": "Anything that a removal is made of: `Drop`, `Merge`, `Shrink` or `KvOnly`.",
+    "Element": "Anything that a removal is made of: `Drop`, `DropPart`, `Merge`, `Shrink` or `KvOnly`.",
     "hookimpl": "The decorator that marks a function of a plugin as the implementation of a hook.",
 }
 """Names that can carry no docstring of their own."""

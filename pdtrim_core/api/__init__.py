@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from pdtrim_core.execution.recovered_weights import RecoveredWeights, read_first_tokens
     from pdtrim_core.execution.stage_walk import LayerTokens, WalkedLayer
     from pdtrim_core.model.block_model import BlockModel
-    from pdtrim_core.model.block_parts import PartModule, without
+    from pdtrim_core.model.block_parts import PartModule, without_part
     from pdtrim_core.model.dtypes import pattern_of
     from pdtrim_core.model.mapped_weights import MappedWeights
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
@@ -225,7 +225,7 @@ __all__ = [
     "uncountable",
     "visible",
     "whole_folder",
-    "without",
+    "without_part",
     "write_manifest",
     "write_tensors",
     "write_whole",
@@ -260,7 +260,7 @@ _LAZY = {
     "uncountable": "pdtrim_core.model.renumbering",
     "pattern_of": "pdtrim_core.model.dtypes",
     "read_module": "pdtrim_core.model.weights",
-    "without": "pdtrim_core.model.block_parts",
+    "without_part": "pdtrim_core.model.block_parts",
     "write_tensors": "pdtrim_core.model.weights",
     "read_first_tokens": "pdtrim_core.execution.recovered_weights",
 }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.model.block_calls import Call, Moved, run_block, split_call
 from pdtrim_core.model.block_layout import BlockLayout
-from pdtrim_core.model.block_parts import FoundParts, found_parts, without
+from pdtrim_core.model.block_parts import FoundParts, found_parts, without_part
 from pdtrim_core.model.dtypes import stored_as
 from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
@@ -266,7 +266,16 @@ class BlockModel:
         tokens = min(3, self.positions or 3)
         with torch.inference_mode():
             recording = self.record(torch.arange(tokens, device=self.device)[None] % self.vocabulary)
-        return found_parts(self.blocks, self.layout, recording.hidden_BTD, recording.calls)
+        return found_parts(self._one_by_one(), self.layout, recording.hidden_BTD, recording.calls)
+
+    def _one_by_one(self) -> Iterator[nn.Module]:
+        """Yield the blocks, each in memory only until the next one where their weights stay on the disk."""
+        for index, block in enumerate(self.blocks):
+            if self.on_disk is not None:
+                self.on_disk.go_to(index)
+            yield block
+        if self.on_disk is not None:
+            self.on_disk.let_go()
 
     def check_parts(self, parts: Collection[Part]) -> None:
         """Raise `PdtrimError` where blocks cannot run without one of these parts, with the reason."""
@@ -277,7 +286,7 @@ class BlockModel:
     def left_of(self, layer: Layer, outputs: Mapping[Any, nn.Module]) -> nn.Module:
         """Return what a plan left of a layer's block: the block itself, or what it is less some units or a part.
 
-        It is the same module as long as someone holds it; see `narrowing.narrowed` and `block_parts.without`. Raises
+        It is the same module as long as someone holds it; see `narrowing.narrowed` and `block_parts.without_part`. Raises
         `PdtrimError` for a part that the block cannot run without.
         """
         block = self.narrowed(layer.shrinks, outputs) if layer.shrinks else self.blocks[layer.block]
@@ -291,7 +300,7 @@ class BlockModel:
         self.check_parts((part,))
         left = self._narrowed.get(key := (id(block), part))
         if left is None:
-            left = self._narrowed[key] = without(block, self.parts.modules[part])
+            left = self._narrowed[key] = without_part(block, self.parts.modules[part])
             # An id is that of another module once this one is gone.
             vars(left)["_made_of"] = block
         return left

@@ -6,7 +6,7 @@ Shape suffixes: B batch, T token, D hidden.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from pdtrim_core.plan.elements import PARTS, Part
 NEAR = 1e-3
 """How far two tensors may be apart, as a share of their length, and count as the same: more than rounding in bfloat16 sums."""
 NO_MODULE = "it is no module of its own in a block"
+UNLIKE = "it is another sort of module from block to block"
 NOT_ADDED = "what it gives is not simply added to the hidden states, so that nothing is not the same as zeros"
 STILL_MIXES = "without it tokens still look at others"
 
@@ -77,7 +78,7 @@ def part_names(block: nn.Module, layout: BlockLayout) -> dict[Part, str]:
     return {"attention": attention[0], **({"mlp": others[0]} if len(others) == 1 else {})}
 
 
-def without(block: nn.Module, module: PartModule) -> nn.Module:
+def without_part(block: nn.Module, module: PartModule) -> nn.Module:
     """Return a block in which a part gives zeros; all weights that are left are shared with the block."""
     shared = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
     changed = copy.deepcopy(block, shared)
@@ -85,31 +86,33 @@ def without(block: nn.Module, module: PartModule) -> nn.Module:
     return changed
 
 
-def found_parts(blocks: Sequence[nn.Module], layout: BlockLayout, hidden_BTD: Tensor, calls: Sequence[Call]) -> FoundParts:
+def found_parts(blocks: Iterable[nn.Module], layout: BlockLayout, hidden_BTD: Tensor, calls: Sequence[Call]) -> FoundParts:
     """Find the parts of blocks and try out that each block can run without them, on some hidden states of several tokens.
 
     A part can be left out where a block that lacks it, and whose other weights are all zero, hands on what it was given: the
     hidden states pass it by. Without attention no token may look at another one.
     """
-    names = [part_names(block, layout) for block in blocks]
     modules: dict[Part, PartModule] = {}
     refused: dict[Part, str] = {}
-    for part in PARTS:
-        if any(part not in of_block for of_block in names) or len({of_block[part] for of_block in names}) != 1:
-            refused[part] = NO_MODULE
-            continue
-        try:
-            with torch.inference_mode(), quietly():
-                values = {_values(block, names[0][part], hidden_BTD, call) for block, call in zip(blocks, calls, strict=True)}
-                modules[part] = PartModule(names[0][part], min(values))
-                problems = (_problem(*given, part, modules[part], hidden_BTD) for given in zip(blocks, calls, strict=True))
-                problem = next(filter(None, problems), "")
-        except Exception as error:  # noqa: BLE001 - each architecture trips over a missing part in its own way
-            problem = reason_of(error, kind=True)
-        if problem:
-            modules.pop(part, None)
-            refused[part] = problem
-    return FoundParts(modules, refused)
+    for block, call in zip(blocks, calls, strict=True):
+        names = part_names(block, layout)
+        for part in PARTS:
+            if part in refused:
+                continue
+            if part not in names:
+                refused[part] = NO_MODULE
+                continue
+            try:
+                with torch.inference_mode(), quietly():
+                    module = PartModule(names[part], _values(block, names[part], hidden_BTD, call))
+                    problem = _problem(block, call, part, module, hidden_BTD)
+            except Exception as error:  # noqa: BLE001 - each architecture trips over a missing part in its own way
+                problem = reason_of(error, kind=True)
+            if not problem and modules.setdefault(part, module) != module:
+                problem = UNLIKE
+            if problem:
+                refused[part] = problem
+    return FoundParts({part: module for part, module in modules.items() if part not in refused}, refused)
 
 
 def _has_matrices(module: nn.Module) -> bool:
@@ -139,7 +142,7 @@ def _values(block: nn.Module, name: str, hidden_BTD: Tensor, call: Call) -> int:
 
 def _problem(block: nn.Module, call: Call, part: Part, module: PartModule, hidden_BTD: Tensor) -> str:
     """Return why a block cannot run without a part, "" where it can."""
-    left = without(block, module)
+    left = without_part(block, module)
     zeros = {
         f"{name}.{path}": torch.zeros_like(parameter)
         for name, child in left.named_children()

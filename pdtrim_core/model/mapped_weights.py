@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pdtrim_core.files.paths import PathLike
+
 FORMATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -40,10 +42,10 @@ class MappedWeights:
     The maps are made here and not by safetensors, which gives no hold on its own: without one, no page can be let go of.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[PathLike]) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._maps: list[tuple[int, mmap.mmap]] = []
-        for file in files:
+        for file in map(Path, files):
             with file.open("rb") as opened:
                 # A private copy that nobody writes to; torch wants memory that it could write to.
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from pdtrim_core.api import BlockLayout, PartModule, Shrink, head_dim_of, narrowed, without
+from pdtrim_core.api import BlockLayout, PartModule, Shrink, head_dim_of, narrowed, without_part
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
@@ -37,7 +37,7 @@ def give_form(model: Any, entry: Mapping[str, Any]) -> None:
         blocks[int(index)] = _thin(blocks[int(index)], int(index), widths, layout=layout, head_dim=head_dim)
     modules = {part: PartModule(*module) for part, module in entry.get("parts", {}).items()}
     for index, part in entry.get("without", {}).items():
-        blocks[int(index)] = without(blocks[int(index)], modules[part]).requires_grad_()
+        blocks[int(index)] = without_part(blocks[int(index)], modules[part]).requires_grad_()
     if modules:
         _number_attention(blocks, [int(index) for index, part in entry["without"].items() if part == "attention"])
     if "decode_index" not in entry:

@@ -173,3 +173,24 @@ def test_norms_are_not_known_before_all_batches_were_seen() -> None:
     context = ScoreContext(tiny_llama(), SEQUENCES, batch_tokens=1)
     next(context.batches())
     assert context.norms == ()
+
+
+def test_a_look_is_given_the_states_on_both_sides_of_neighbouring_blocks() -> None:
+    model = tiny_llama()
+    context = ScoreContext(model, SEQUENCES, batch_tokens=8)
+    batches = list(context.batches())
+    norms, seen = context.norms, []
+    context.look(lambda batch, first, length, before, after: seen.append((batch.lengths, first, length, before, after)), (1, 3))
+    assert context.norms == norms
+    expected = [
+        (batch, first, length)
+        for batch in batches
+        for first in range(model.block_count)
+        for length in (1, 3)
+        if first + length <= model.block_count
+    ]
+    assert len(seen) == len(expected)
+    for lengths, first, length, before, after in seen:
+        (batch,) = [one for one in batches if tuple(one.is_token_BT.sum(dim=1).tolist()) == lengths]
+        assert torch.equal(before, batch.hidden[first])
+        assert torch.equal(after, batch.hidden[first + length])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pdtrim_core import Drop, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_diagram
+from pdtrim_core import Drop, DropPart, Element, Outcome, Plan, Removal, SavedPlan, Shrink, draw_diagram
 from pdtrim_core.api import AnswerSample, Edges, Fidelity, FirstOnly, Formats, Metric
 from pdtrim_core.results.outcome import Cost, Gain, Row, Value
 from pdtrim_core.testing.contracts import small_run
@@ -51,6 +51,18 @@ def test_the_headline_tells_blocks_that_lose_a_part_of_themselves(tmp_path: Path
     kept = "; prefill keeps 1 of the 2 parts"
     assert headline(*thin) == "tiny: decode loses heads or channels of 2 of 6 blocks" + kept
     assert headline(*thin, Drop(5)) == "tiny: decode loses 1 of 6 blocks and heads or channels of 2 of 6 blocks" + kept
+
+
+def test_the_headline_counts_parts_that_go_from_blocks_alone(tmp_path: Path) -> None:
+    def headline(*elements: Element) -> str:
+        saved = json.loads(SavedPlan(Plan(decode=Removal(elements)), "tiny", "0" * 64, 6).to_json())
+        return parts(outcome_with(saved_plan=saved, gains=(), model="tiny"), tmp_path)[0]
+
+    attention, both = [DropPart(1, "attention"), DropPart(2, "attention")], [DropPart(4, "attention"), DropPart(4, "mlp")]
+    assert headline(*attention) == "tiny: decode loses the attention of 2 of 6 blocks"
+    assert headline(*attention, DropPart(3, "mlp"), *both) == (
+        "tiny: decode loses 1 of 6 blocks, the attention of 2 of 6 blocks and the MLP of 1 of 6 blocks"
+    )
 
 
 def test_the_block_diagram_shows_the_plan(tmp_path: Path) -> None:

@@ -163,7 +163,10 @@ def test_an_unknown_key_does_not_hide_that_the_budget_is_missing(host: PluginHos
         ({"scorrer": "dot"}, "scorrer: unknown key; did you mean 'scorer'?"),
         ({"zzz": 1}, "zzz: unknown key"),
         ({"prune": {"blocks": 1, "merge_abov": 1}}, "prune.merge_abov: unknown key; did you mean 'merges'?"),
-        ({"prune": {"blocks": 1, "zzz": 1}}, "prune.zzz: unknown key; there are blocks, fraction, merge_threshold, merges"),
+        (
+            {"prune": {"blocks": 1, "zzz": 1}},
+            "prune.zzz: unknown key; there are blocks, fraction, merge_threshold, merges, parts",
+        ),
         ({"evaluation": {"thread": 1}}, "evaluation.thread: unknown key; did you mean 'threads'?"),
         ({"searcher": {"use": "random", "trys": 1}}, "searcher.trys: unknown key; did you mean 'tries'?"),
         ({"searcher": {"use": "greedy", "trys": 1}}, "searcher.trys: unknown key"),
@@ -183,6 +186,18 @@ def test_an_unknown_key_does_not_hide_that_the_budget_is_missing(host: PluginHos
         ({"prune": None}, "prune.blocks: required key is missing (or give prune.fraction)"),
         ({"prune": {}}, "prune.blocks: required key is missing (or give prune.fraction)"),
         ({"prune": {"blocks": 1, "fraction": 0.1}}, "prune: say blocks or fraction, not both"),
+        (
+            {"prune": {"blocks": 1, "parts": True}, "searcher": "joint"},
+            "prune.parts: searcher 'joint' removes whole blocks alone: leave this out, or choose annealing, sequential, restarts",
+        ),
+        (
+            {"prune": {"blocks": 1, "parts": True, "merges": True}},
+            "prune.parts: merges join whole blocks: leave this out, or say prune.merges = false",
+        ),
+        (
+            {"prune": {"blocks": 1, "parts": True}, "pruner": "llm-drop"},
+            "prune.parts: a pruner finds what decode loses, so leave this out, or leave out pruner",
+        ),
         ({"prune": {"fraction": 1.0}}, "prune.fraction: must be less than 1 (got 1.0)"),
         ({"prune": {"fraction": -0.1}}, "prune.fraction: must be greater than or equal to 0 (got -0.1)"),
         ({"prune": {"blocks": "five"}}, "prune.blocks: must be a valid integer (got 'five')"),

@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
 
 
 def element(text: str) -> str:
-    """Return an element of a plan as the page names it: a block, those of a merge, or a part of a block, gone or narrowed."""
+    """Return an element of a plan as the page names it: a block, the blocks of a merge, or a part of a block, gone or thinner."""
     block, dot, part = text.partition(".")
     if not dot:
         return f"block{'s' if '+' in text else ''} {text}"
