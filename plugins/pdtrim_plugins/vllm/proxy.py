@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import aiohttp
@@ -22,7 +24,9 @@ from aiohttp import web
 from pdtrim_core import PdtrimError
 from pdtrim_plugins.vllm.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
 from pdtrim_plugins.vllm.incoming import LARGEST_REQUEST, RUNNER, RequestError, object_in, passed_on
-from pdtrim_plugins.vllm.upstream import Answer, BrokenError, Limits, Upstream, object_of, shown
+from pdtrim_plugins.vllm.metrics import CONTENT_TYPE, Metrics
+from pdtrim_plugins.vllm.outgoing import begun, error_of, problem_of, refusal, sent, told
+from pdtrim_plugins.vllm.upstream import BrokenError, Limits, Upstream, object_of, shown
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 KEY = "VLLM_API_KEY"
@@ -33,8 +37,9 @@ TRIAL_SECONDS = 2.0
 """How long a health check of the proxy waits for it."""
 
 
-class ClientLeftError(Exception):
-    """The client closed its connection; there is nobody to tell."""
+DRAINING = "the proxy is stopping and takes no new requests"
+CLIENT_LEFT = 499
+"""The status that is counted where a client closed its connection."""
 
 
 class Proxy:
@@ -45,14 +50,21 @@ class Proxy:
         self._decode = Upstream("decode", decode, limits)
         self._storage = storage
         self._limits = limits
+        self._metrics = Metrics()
+        self._begun: dict[int, float] = {}
+        self._cut: set[int] = set()
+        """Open requests, by `id`: when each began, and those whose stream was cut."""
+        self._draining = False
         self._names: dict[str, str] = {}
         self._trial: asyncio.Task[str] | None = None
 
     def app(self) -> web.Application:
         """Return the application that serves the proxy; run it with `RUNNER`."""
-        app = web.Application(client_max_size=LARGEST_REQUEST, middlewares=[_told])
-        app.add_routes([web.post(path, self._generate) for path in PATHS])
+        app = web.Application(client_max_size=LARGEST_REQUEST, middlewares=[told])
+        app.add_routes([web.post(path, self._counted) for path in PATHS])
         app.add_routes([web.get("/v1/models", self._models), web.get("/health", self._health)])
+        app.add_routes([web.get("/v1/models/{name:.+}", self._model), web.get("/version", self._version)])
+        app.add_routes([web.post("/tokenize", self._tokenize), web.get("/metrics", self._counts)])
         app.cleanup_ctx.append(self._connections)
         return app
 
@@ -69,6 +81,38 @@ class Proxy:
             if self._trial is not None:
                 self._trial.cancel()
 
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, and wait until the open ones have ended, at most so many seconds."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._metrics.open:  # noqa: ASYNC110 - a count, which ends on its own
+                    await asyncio.sleep(0.05)
+
+    async def _counted(self, request: web.Request) -> web.StreamResponse:
+        if self._draining:
+            refused = error_of(503, DRAINING)
+            refused.force_close()
+            return refused
+        status = CLIENT_LEFT
+        self._begun[id(request)] = asyncio.get_running_loop().time()
+        self._metrics.open += 1
+        try:
+            response = await self._generate(request)
+            status = 502 if id(request) in self._cut else response.status
+        except RequestError as error:
+            status = error.status
+            raise
+        finally:
+            self._metrics.open -= 1
+            del self._begun[id(request)]
+            self._cut.discard(id(request))
+            self._metrics.requests[status] += 1
+        return response
+
+    def _first(self, request: web.Request) -> None:
+        self._metrics.first_token(asyncio.get_running_loop().time() - self._begun[id(request)])
+
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await object_in(request, self._limits.body)
         headers = passed_on(request)
@@ -79,26 +123,28 @@ class Proxy:
         try:
             model = await self._model_of(body)
         except PdtrimError as error:
-            return _error(503, f"{error}")
+            return error_of(503, f"{error}")
         if model is None:
-            return _error(404, f"the model '{shown(body['model'].encode())}' does not exist; there is {', '.join(self._names)}")
+            return error_of(404, f"the model '{shown(body['model'].encode())}' does not exist; there is {', '.join(self._names)}")
         answer = await self._prefilled(request.path, for_prefill(body, model, storage=self._storage), headers)
         if isinstance(answer, web.Response):
             return answer
         try:
             body = for_decode(body, model, answer, storage=self._storage)
         except HandOverError as error:
-            return _error(502, f"{error}")
+            return error_of(502, f"{error}")
+        self._metrics.handovers += 1
         return await self._decoded(request, body, headers)
 
     async def _prefilled(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any] | web.Response:
         """Return prefill's answer, or the response to the client where there is none."""
         try:
             async with self._prefill.asked(path, body, headers) as answer:
-                return await answer.object() if answer.status == 200 else await _refusal("prefill", answer)
+                return await answer.object() if answer.status == 200 else await refusal("prefill", answer)
         except BrokenError as error:
             self._forget()
-            return _error(502, f"prefill did not answer: {error}")
+            self._metrics.failures["prefill"] += 1
+            return error_of(502, f"prefill did not answer: {error}")
 
     async def _decoded(self, request: web.Request, body: Mapping[str, Any], headers: Mapping[str, str]) -> web.StreamResponse:
         """Pass decode's answer on, a stream as it comes."""
@@ -106,24 +152,34 @@ class Proxy:
         try:
             async with self._decode.asked(request.path, body, headers) as answer:
                 if answer.status != 200:
-                    return await _refusal("decode", answer)
+                    return await refusal("decode", answer)
                 if not body.get("stream"):
                     found = await answer.object()
                     if not isinstance(found.get("choices"), list):
                         raise BrokenError("it has no choices")
+                    self._first(request)
+                    self._metrics.tokens += tokens_in(found) or 0
                     return web.json_response(found)
-                async for data, _ in answer.events():
-                    response = response or await _begun(request)
-                    await _sent(response, data)
-            response = response or await _begun(request)
-            await _sent(response, b"[DONE]")
+                events, tokens = 0, None
+                async for data, event in answer.events():
+                    if response is None:
+                        self._first(request)
+                        response = await begun(request)
+                    await sent(response, data)
+                    events += bool(event.get("choices"))
+                    tokens = tokens_in(event) or tokens
+                self._metrics.tokens += events if tokens is None else tokens
+            response = response or await begun(request)
+            await sent(response, b"[DONE]")
         except BrokenError as error:
             self._forget()
+            self._metrics.failures["decode"] += 1
             message = f"decode did not answer to the end: {error}"
             if response is None:
-                return _error(502, message)
+                return error_of(502, message)
+            self._cut.add(id(request))
             # The client has part of the answer; an event says that it ended with an error, and [DONE] is not sent.
-            await _sent(response, json.dumps(_problem(502, message)).encode())
+            await sent(response, json.dumps(problem_of(502, message)).encode())
         await response.write_eof()
         return response
 
@@ -163,12 +219,45 @@ class Proxy:
         try:
             async with self._decode.asked("/v1/models", headers=passed_on(request)) as answer:
                 if answer.status != 200:
-                    return await _refusal("decode", answer)
+                    return await refusal("decode", answer)
                 return web.json_response(await answer.object())
         except BrokenError as error:
-            return _error(503, f"decode did not answer: {error}")
+            return error_of(503, f"decode did not answer: {error}")
+
+    async def _model(self, request: web.Request) -> web.Response:
+        response = await self._models(request)
+        name = request.match_info["name"]
+        if response.status != 200:
+            return response
+        for model in _list_in(object_of(_bytes(response)).get("data")):
+            if isinstance(model, dict) and model.get("id") == name:
+                return web.json_response(model)
+        return error_of(404, f"the model '{shown(name.encode())}' does not exist")
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return await self._passed("/version", None, passed_on(request), {"pdtrim_core": version("pdtrim-core")})
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        return await self._passed("/tokenize", await object_in(request, self._limits.body), passed_on(request), {})
+
+    async def _passed(
+        self, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str], more: Mapping[str, Any]
+    ) -> web.Response:
+        """Ask decode, which has the whole tokenizer, and return its answer with something more."""
+        try:
+            async with self._decode.asked(path, body, headers) as answer:
+                if answer.status != 200:
+                    return await refusal("decode", answer)
+                return web.json_response({**await answer.object(), **more})
+        except BrokenError as error:
+            return error_of(502, f"decode did not answer: {error}")
+
+    async def _counts(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.text().encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _health(self, _: web.Request) -> web.Response:
+        if self._draining:
+            return error_of(503, DRAINING)
         try:
             for server in (self._prefill, self._decode):
                 async with server.asked("/health") as answer:
@@ -178,9 +267,9 @@ class Proxy:
         except PdtrimError as error:
             # When it is back it may be another process, which has not passed a trial yet.
             self._forget()
-            return _error(503, f"{error}")
+            return error_of(503, f"{error}")
         problem = await self._tried()
-        return _error(503, problem) if problem else web.json_response({"models": self._names})
+        return error_of(503, problem) if problem else web.json_response({"models": self._names})
 
     async def _tried(self) -> str:
         """Return why prompts cannot be handed over, empty once one was; a failed trial is repeated at the next check."""
@@ -217,60 +306,20 @@ def _own_key() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def tokens_in(answer: Mapping[str, Any]) -> int | None:
+    """Return how many tokens an answer says that it generated, None where it does not say."""
+    usage = answer.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) and tokens >= 0 else None
+
+
+def _bytes(response: web.Response) -> bytes:
+    assert isinstance(response.body, bytes)
+    return response.body
+
+
 def _list_in(found: object) -> list[Any]:
     return found if isinstance(found, list) else []
-
-
-@web.middleware
-async def _told(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-    """Answer every refusal in one form."""
-    try:
-        return await handler(request)
-    except RequestError as error:
-        response = _error(error.status, f"{error}")
-        if request.can_read_body and not request.content.is_eof():
-            # Nobody waits for the rest of what was refused.
-            response.force_close()
-        return response
-    except web.HTTPException as error:
-        return _error(error.status, f"{request.method} {shown(request.path.encode())}: {error.reason}")
-    except ClientLeftError:
-        return web.Response(status=499)
-
-
-async def _refusal(stage: str, answer: Answer) -> web.Response:
-    """Return what a client is told of a status other than 200: a server's own words where it refused, 502 where it failed."""
-    content = await answer.content()
-    if 400 <= answer.status < 500:
-        try:
-            return web.json_response(object_of(content), status=answer.status)
-        except BrokenError:
-            return _error(answer.status, f"{stage} refused: {shown(content)}")
-    return _error(502, f"{stage} failed ({answer.status}): {shown(content)}")
-
-
-async def _begun(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    try:
-        await response.prepare(request)
-    except OSError as error:
-        raise ClientLeftError from error
-    return response
-
-
-async def _sent(response: web.StreamResponse, data: bytes) -> None:
-    try:
-        await response.write(b"data: " + data + b"\n\n")
-    except (OSError, aiohttp.ClientError) as error:
-        raise ClientLeftError from error
-
-
-def _problem(code: int, message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error" if code < 500 else "server_error", "code": code}}
-
-
-def _error(code: int, message: str) -> web.Response:
-    return web.json_response(_problem(code, message), status=code)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -298,24 +347,45 @@ def main(words: Sequence[str] | None = None) -> None:
         "--body-seconds", type=_seconds, default=limits.body, metavar="S",
         help="time that the body of a request may take to arrive (default: %(default)g)",
     )  # fmt: skip
+    parser.add_argument(
+        "--drain-seconds", type=_seconds, default=30.0, metavar="S",
+        help="time that open requests have to end after SIGTERM, while new ones get 503 (default: %(default)g)",
+    )  # fmt: skip
     options = parser.parse_args(words)
     limits = Limits(options.health_seconds, options.token_seconds, options.request_seconds, options.body_seconds)
-    app = Proxy(options.prefill, options.decode, storage=options.storage, limits=limits).app()
-    asyncio.run(_serve(app, options.host, options.port))
+    proxy = Proxy(options.prefill, options.decode, storage=options.storage, limits=limits)
+    asyncio.run(serve(proxy, options.host, options.port, options.drain_seconds))
 
 
-async def _serve(app: web.Application, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    runner = web.AppRunner(app, handler_cancellation=True, **RUNNER, shutdown_timeout=1.0)
+async def serve(proxy: Proxy, host: str, port: int, drain_seconds: float) -> None:
+    """Serve until SIGTERM, which lets open requests end, or SIGINT or a second SIGTERM, which does not."""
+    draining, stopped = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, stopped.set)
+
+    def end() -> None:
+        (stopped if draining.is_set() else draining).set()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    runner = web.AppRunner(proxy.app(), handler_cancellation=True, **RUNNER, shutdown_timeout=1.0)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
-        await stopped.wait()
+
+        async def drained() -> None:
+            await draining.wait()
+            await proxy.drain(drain_seconds)
+
+        ends = {asyncio.create_task(drained()), asyncio.create_task(_until(stopped))}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
     finally:
         await runner.cleanup()
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _seconds(text: str) -> float:
