@@ -49,9 +49,18 @@ def check(request: Mapping[str, Any]) -> None:
         raise RefusedError("kv_transfer_params: the proxy makes them itself; leave them out")
     if request.get("prompt_embeds") is not None:
         raise RefusedError("prompt_embeds: a pair takes text or token ids")
-    prompt = request.get("prompt")
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+    _check_prompt(request.get("prompt"))
+
+
+def _check_prompt(prompt: object) -> None:
+    if prompt is None or isinstance(prompt, str):
+        return
+    if not isinstance(prompt, list) or not prompt:
+        raise RefusedError("prompt: give a text, or a list of token ids that is not empty")
+    if all(isinstance(part, (str, list)) for part in prompt):
         raise RefusedError(f"{len(prompt)} prompts in one request: send one request for each")
+    if not all(isinstance(part, int) for part in prompt):
+        raise RefusedError("prompt: give a text, or a list of token ids that is not empty")
 
 
 def for_prefill(request: Mapping[str, Any], model: str, *, storage: bool = False) -> Request:
@@ -77,7 +86,11 @@ def for_decode(request: Mapping[str, Any], model: str, answer: Mapping[str, Any]
     """
     body = {**request, "model": model}
     if storage:
-        if answer.get("usage", {}).get("prompt_tokens", 2) < 2:
+        usage = answer.get("usage")
+        tokens = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+        if not isinstance(tokens, int):
+            raise HandOverError("prefill answered without usage.prompt_tokens")
+        if tokens < 2:
             # Decode would look for a negative number of tokens, and end (seen in vLLM 0.32).
             raise HandOverError("vLLM's example connector cannot take a prompt of one token: use NIXL")
         return body
@@ -85,6 +98,10 @@ def for_decode(request: Mapping[str, Any], model: str, answer: Mapping[str, Any]
     if not isinstance(params, Mapping):
         raise HandOverError("prefill answered without kv_transfer_params: it runs with no connector, or the request was aborted")
     missing = [key for key in NEEDED if params.get(key) is None]
-    if missing or not params.get("do_remote_prefill") or not any(params.get("remote_block_ids") or ()):
+    if missing or not params.get("do_remote_prefill") or not _some(params.get("remote_block_ids")):
         raise HandOverError(f"prefill's kv_transfer_params name no K/V to fetch (without: {', '.join(missing) or 'blocks'})")
     return {**body, "kv_transfer_params": dict(params)}
+
+
+def _some(blocks: object) -> bool:
+    return isinstance(blocks, list) and any(blocks)

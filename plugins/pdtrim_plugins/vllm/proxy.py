@@ -12,7 +12,8 @@ import argparse
 import asyncio
 import json
 import os
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -20,108 +21,109 @@ from aiohttp import web
 
 from pdtrim_core import PdtrimError
 from pdtrim_plugins.vllm.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
+from pdtrim_plugins.vllm.incoming import LARGEST_REQUEST, RUNNER, RequestError, object_in, passed_on
+from pdtrim_plugins.vllm.upstream import Answer, BrokenError, Limits, Upstream, object_of, shown
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
-LARGEST_REQUEST = 64 * 2**20
-HEADERS = ("Authorization", "X-Request-Id")
-"""Headers of a client that are passed on."""
 KEY = "VLLM_API_KEY"
 """The environment variable that vLLM reads its API key from. The proxy uses it for its own requests only; clients send theirs."""
 TRIAL = {"prompt": [1, 2, 3, 4], "max_tokens": 1, "temperature": 0}
 """A first request that tests the hand-over: healthy servers say nothing about the connection between them."""
 TRIAL_SECONDS = 2.0
 """How long a health check of the proxy waits for it."""
-UNREACHABLE = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection; there is nobody to tell."""
 
 
 class Proxy:
     """The proxy of one pair."""
 
-    def __init__(self, prefill: str, decode: str, *, storage: bool = False) -> None:
-        self._urls = {"prefill": prefill.rstrip("/"), "decode": decode.rstrip("/")}
+    def __init__(self, prefill: str, decode: str, *, storage: bool = False, limits: Limits = Limits()) -> None:  # noqa: B008
+        self._prefill = Upstream("prefill", prefill, limits)
+        self._decode = Upstream("decode", decode, limits)
         self._storage = storage
-        self._session: aiohttp.ClientSession | None = None
+        self._limits = limits
         self._names: dict[str, str] = {}
         self._trial: asyncio.Task[str] | None = None
 
     def app(self) -> web.Application:
-        """Return the application that serves the proxy."""
-        app = web.Application(client_max_size=LARGEST_REQUEST)
+        """Return the application that serves the proxy; run it with `RUNNER`."""
+        app = web.Application(client_max_size=LARGEST_REQUEST, middlewares=[_told])
         app.add_routes([web.post(path, self._generate) for path in PATHS])
         app.add_routes([web.get("/v1/models", self._models), web.get("/health", self._health)])
         app.cleanup_ctx.append(self._connections)
         return app
 
     async def _connections(self, _: web.Application) -> Any:
-        # Answers may take any time; a server that is down should be noticed at once.
+        # A server that is down should be noticed at once; how long answers may take is the servers' limits.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         # A connection for each request: the server may close a kept one just as a request is sent on it.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as session:
+            self._prefill.session = self._decode.session = session
             yield
+            for server in (self._prefill, self._decode):
+                server.close()
             if self._trial is not None:
                 self._trial.cancel()
 
-    @property
-    def _client(self) -> aiohttp.ClientSession:
-        assert self._session is not None
-        return self._session
-
     async def _generate(self, request: web.Request) -> web.StreamResponse:
+        body = await object_in(request, self._limits.body)
+        headers = passed_on(request)
         try:
-            body = await request.json()
-            if not isinstance(body, dict):
-                raise RefusedError("a request is a JSON object")
             check(body)
+        except RefusedError as error:
+            raise RequestError(400, f"{error}") from None
+        try:
             model = await self._model_of(body)
-        except (ValueError, RefusedError) as error:
-            return _error(400, f"{error}")
-        except (*UNREACHABLE, PdtrimError) as error:
-            return _error(503, _words(error))
+        except PdtrimError as error:
+            return _error(503, f"{error}")
         if model is None:
-            return _error(404, f"the model '{body.get('model')}' does not exist; there is {', '.join(self._names)}")
-        headers = _passed_on(request)
-        answer = await self._prefill(request.path, for_prefill(body, model, storage=self._storage), headers)
+            return _error(404, f"the model '{shown(body['model'].encode())}' does not exist; there is {', '.join(self._names)}")
+        answer = await self._prefilled(request.path, for_prefill(body, model, storage=self._storage), headers)
         if isinstance(answer, web.Response):
             return answer
         try:
             body = for_decode(body, model, answer, storage=self._storage)
         except HandOverError as error:
             return _error(502, f"{error}")
-        return await self._decode(request, body, headers)
+        return await self._decoded(request, body, headers)
 
-    async def _prefill(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any] | web.Response:
+    async def _prefilled(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any] | web.Response:
         """Return prefill's answer, or the response to the client where there is none."""
         try:
-            async with self._client.post(self._urls["prefill"] + path, json=body, headers=headers) as answer:
-                if answer.status != 200:
-                    return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
-                found: dict[str, Any] = await answer.json()
-                return found
-        except (*UNREACHABLE, ValueError) as error:
+            async with self._prefill.asked(path, body, headers) as answer:
+                return await answer.object() if answer.status == 200 else await _refusal("prefill", answer)
+        except BrokenError as error:
             self._forget()
-            return _error(502, f"prefill did not answer: {_words(error)}")
+            return _error(502, f"prefill did not answer: {error}")
 
-    async def _decode(self, request: web.Request, body: Mapping[str, Any], headers: Mapping[str, str]) -> web.StreamResponse:
-        """Pass decode's answer on as it comes."""
+    async def _decoded(self, request: web.Request, body: Mapping[str, Any], headers: Mapping[str, str]) -> web.StreamResponse:
+        """Pass decode's answer on, a stream as it comes."""
         response: web.StreamResponse | None = None
         try:
-            async with self._client.post(self._urls["decode"] + request.path, json=body, headers=headers) as answer:
-                if not body.get("stream") or answer.status != 200:
-                    return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
-                response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-                await response.prepare(request)
-                async for chunk in answer.content.iter_any():
-                    await response.write(chunk)
-        except UNREACHABLE as error:
+            async with self._decode.asked(request.path, body, headers) as answer:
+                if answer.status != 200:
+                    return await _refusal("decode", answer)
+                if not body.get("stream"):
+                    found = await answer.object()
+                    if not isinstance(found.get("choices"), list):
+                        raise BrokenError("it has no choices")
+                    return web.json_response(found)
+                async for data, _ in answer.events():
+                    response = response or await _begun(request)
+                    await _sent(response, data)
+            response = response or await _begun(request)
+            await _sent(response, b"[DONE]")
+        except BrokenError as error:
             self._forget()
-            message = f"decode did not answer to the end: {_words(error)}"
+            message = f"decode did not answer to the end: {error}"
             if response is None:
                 return _error(502, message)
-            if request.transport is not None and not request.transport.is_closing():
-                # The client has part of the answer; an event says that it ended with an error, and [DONE] is not sent.
-                await response.write(f"data: {json.dumps(_problem(502, message))}\n\n".encode())
-        assert response is not None
+            # The client has part of the answer; an event says that it ended with an error, and [DONE] is not sent.
+            await _sent(response, json.dumps(_problem(502, message)).encode())
         await response.write_eof()
         return response
 
@@ -136,7 +138,7 @@ class Proxy:
 
     async def _common_names(self) -> dict[str, str]:
         """Return each model's name with its name of the form MODEL@PLAN, which both servers must have."""
-        prefill, decode = await self._names_at("prefill"), await self._names_at("decode")
+        prefill, decode = await self._names_at(self._prefill), await self._names_at(self._decode)
         both = [name for name in prefill if name in decode and "@" in name]
         if not both:
             raise PdtrimError(
@@ -145,30 +147,38 @@ class Proxy:
             )
         return {name.rpartition("@")[0]: name for name in both}
 
-    async def _names_at(self, stage: str) -> list[str]:
-        async with self._client.get(f"{self._urls[stage]}/v1/models", headers=_own_key()) as answer:
+    async def _names_at(self, server: Upstream) -> list[str]:
+        async with server.asked("/v1/models", headers=_own_key()) as answer:
             if answer.status != 200:
-                raise PdtrimError(f"{stage} does not say which models it has ({answer.status}); has it an API key? Set {KEY}")
-            return [str(model["id"]) for model in (await answer.json())["data"]]
+                raise PdtrimError(
+                    f"{server.stage} does not say which models it has ({answer.status}); has it an API key? Set {KEY}"
+                )
+            content = await answer.content()
+        names = [model.get("id") if isinstance(model, dict) else None for model in _list_in(object_of(content).get("data"))]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise PdtrimError(f"{server.stage} does not say which models it has, but {shown(content)}")
+        return [f"{name}" for name in names]
 
     async def _models(self, request: web.Request) -> web.Response:
         try:
-            async with self._client.get(f"{self._urls['decode']}/v1/models", headers=_passed_on(request)) as answer:
-                return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
-        except UNREACHABLE as error:
-            return _error(503, f"decode did not answer: {_words(error)}")
+            async with self._decode.asked("/v1/models", headers=passed_on(request)) as answer:
+                if answer.status != 200:
+                    return await _refusal("decode", answer)
+                return web.json_response(await answer.object())
+        except BrokenError as error:
+            return _error(503, f"decode did not answer: {error}")
 
     async def _health(self, _: web.Request) -> web.Response:
         try:
-            for stage, url in self._urls.items():
-                async with self._client.get(f"{url}/health") as answer:
+            for server in (self._prefill, self._decode):
+                async with server.asked("/health") as answer:
                     if answer.status != 200:
-                        raise PdtrimError(f"{stage} is not healthy ({answer.status})")
+                        raise PdtrimError(f"{server.stage} is not healthy ({answer.status})")
             self._names = await self._common_names()
-        except (*UNREACHABLE, PdtrimError) as error:
+        except PdtrimError as error:
             # When it is back it may be another process, which has not passed a trial yet.
             self._forget()
-            return _error(503, _words(error))
+            return _error(503, f"{error}")
         problem = await self._tried()
         return _error(503, problem) if problem else web.json_response({"models": self._names})
 
@@ -186,15 +196,15 @@ class Proxy:
 
     async def _try(self, model: str) -> str:
         """Hand a first prompt over, and return the error, empty if there is none."""
-        answer = await self._prefill(PATHS[0], for_prefill(TRIAL, model, storage=self._storage), _own_key())
+        answer = await self._prefilled(PATHS[0], for_prefill(TRIAL, model, storage=self._storage), _own_key())
         if isinstance(answer, web.Response):
             return f"prefill took no first prompt: {answer.text}"
         try:
             body = for_decode(TRIAL, model, answer, storage=self._storage)
-            async with self._client.post(self._urls["decode"] + PATHS[0], json=body, headers=_own_key()) as last:
-                return "" if last.status == 200 else f"decode took no first prompt: {await last.text()}"
-        except (*UNREACHABLE, HandOverError) as error:
-            return f"no first prompt came to decode: {_words(error)}"
+            async with self._decode.asked(PATHS[0], body, _own_key()) as last:
+                return "" if last.status == 200 else f"decode took no first prompt: {shown(await last.content())}"
+        except (BrokenError, HandOverError) as error:
+            return f"no first prompt came to decode: {error}"
 
     def _forget(self) -> None:
         """Forget the names and the trial, because a server may have been replaced."""
@@ -207,8 +217,52 @@ def _own_key() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _passed_on(request: web.Request) -> dict[str, str]:
-    return {name: request.headers[name] for name in HEADERS if name in request.headers}
+def _list_in(found: object) -> list[Any]:
+    return found if isinstance(found, list) else []
+
+
+@web.middleware
+async def _told(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    """Answer every refusal in one form."""
+    try:
+        return await handler(request)
+    except RequestError as error:
+        response = _error(error.status, f"{error}")
+        if request.can_read_body and not request.content.is_eof():
+            # Nobody waits for the rest of what was refused.
+            response.force_close()
+        return response
+    except web.HTTPException as error:
+        return _error(error.status, f"{request.method} {shown(request.path.encode())}: {error.reason}")
+    except ClientLeftError:
+        return web.Response(status=499)
+
+
+async def _refusal(stage: str, answer: Answer) -> web.Response:
+    """Return what a client is told of a status other than 200: a server's own words where it refused, 502 where it failed."""
+    content = await answer.content()
+    if 400 <= answer.status < 500:
+        try:
+            return web.json_response(object_of(content), status=answer.status)
+        except BrokenError:
+            return _error(answer.status, f"{stage} refused: {shown(content)}")
+    return _error(502, f"{stage} failed ({answer.status}): {shown(content)}")
+
+
+async def _begun(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    try:
+        await response.prepare(request)
+    except OSError as error:
+        raise ClientLeftError from error
+    return response
+
+
+async def _sent(response: web.StreamResponse, data: bytes) -> None:
+    try:
+        await response.write(b"data: " + data + b"\n\n")
+    except (OSError, aiohttp.ClientError) as error:
+        raise ClientLeftError from error
 
 
 def _problem(code: int, message: str) -> dict[str, Any]:
@@ -219,10 +273,6 @@ def _error(code: int, message: str) -> web.Response:
     return web.json_response(_problem(code, message), status=code)
 
 
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Serve until stopped."""
     parser = argparse.ArgumentParser(prog="python -m pdtrim_plugins.vllm.proxy", description="A proxy in front of a pair.")
@@ -231,10 +281,48 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument("--storage", action="store_true", help="K/V go through files (the example connector)")
+    limits = Limits()
+    parser.add_argument(
+        "--health-seconds", type=_seconds, default=limits.health, metavar="S",
+        help="a server that is silent about its health for so long is gone; its requests get an error (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--token-seconds", type=_seconds, default=limits.token, metavar="S",
+        help="time between two pieces of a stream at most (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--request-seconds", type=_seconds, default=limits.whole, metavar="S",
+        help="time that each server may take for a request at most (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--body-seconds", type=_seconds, default=limits.body, metavar="S",
+        help="time that the body of a request may take to arrive (default: %(default)g)",
+    )  # fmt: skip
     options = parser.parse_args(words)
-    app = Proxy(options.prefill, options.decode, storage=options.storage).app()
-    # When a client disconnects, its request is cancelled at both servers.
-    web.run_app(app, host=options.host, port=options.port, handler_cancellation=True, print=None)
+    limits = Limits(options.health_seconds, options.token_seconds, options.request_seconds, options.body_seconds)
+    app = Proxy(options.prefill, options.decode, storage=options.storage, limits=limits).app()
+    asyncio.run(_serve(app, options.host, options.port))
+
+
+async def _serve(app: web.Application, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    runner = web.AppRunner(app, handler_cancellation=True, **RUNNER, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        await stopped.wait()
+    finally:
+        await runner.cleanup()
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time: give seconds, more than 0")
+    return value
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Fake:
         self.headers.append(request.headers)
         if not self.asked[-1].get("stream"):
             return web.json_response(self.answer[1], status=self.answer[0])
-        response = web.StreamResponse()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for number in range(3):
             await response.write(f'data: {{"number": {number}}}\n\n'.encode())
@@ -202,7 +202,7 @@ def test_servers_of_two_plans_are_not_served() -> None:
         ({**ASKED, "echo": True}, 400, "echo: a pair does not return the prompt; put it in front of the answer yourself"),
         ({**ASKED, "model": "other"}, 404, "the model 'other' does not exist; there is m"),
         ([1], 400, "a request is a JSON object"),
-        ("{", 400, "Expecting property name"),
+        ("{", 400, "the request is no JSON: Expecting property name"),
     ],
 )
 def test_requests_that_are_refused(asked: Any, status: int, message: str) -> None:
@@ -231,7 +231,7 @@ def test_a_request_may_leave_the_model_out_or_name_its_plan() -> None:
 
 def test_files_need_no_transfer_parameters() -> None:
     prefill, decode = Fake(), Fake()
-    prefill.answer = (200, {"choices": []})
+    prefill.answer = (200, {"choices": [], "usage": {"prompt_tokens": 5}})
 
     async def what(client: TestClient[Any, Any]) -> None:
         assert (await client.post("/v1/completions", json=ASKED)).status == 200
