@@ -53,14 +53,13 @@ class ExportFacts:
         stages: tuple[Stage, ...] = ("prefill", "decode")
         named = {stage: saved.formats.of(stage) for stage in stages} if saved.formats is not None else {}
         formats = {stage: scheme for stage, scheme in named.items() if scheme is not None}
-        parts = (*saved.plan.prefill.dropped_parts, *saved.plan.decode.dropped_parts)
         return cls(
             **facts,
             first_token=saved.first_token,
             narrows=narrows,
             formats=formats,
             selects=bool(saved.plan.selections),
-            drops_parts=bool(parts),
+            drops_parts=saved.plan.drops_parts,
         )
 
     @cached_property

@@ -104,6 +104,11 @@ class Plan:
         """This plan where decode reads all of every prompt."""
         return self.selecting(()) if self.selections else self
 
+    @property
+    def drops_parts(self) -> bool:
+        """Whether blocks of either stage run without their attention or their MLP."""
+        return bool(self.prefill.dropped_parts or self.decode.dropped_parts)
+
     def removal(self, stage: Stage) -> Removal:
         """Return what one stage loses."""
         return self.prefill if stage == "prefill" else self.decode

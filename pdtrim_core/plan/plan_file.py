@@ -63,15 +63,11 @@ class SavedPlan:
 
     @property
     def _format(self) -> int:
-        if self._has_parts:
+        if self.plan.drops_parts:
             return PARTS_FORMAT
         if self.plan.selections:
             return SELECTED_FORMAT
         return QUANTIZED_FORMAT if self.formats else RECOVERED_FORMAT if self.recovered else PLAN_FORMAT
-
-    @property
-    def _has_parts(self) -> bool:
-        return any(self.plan.removal(stage).dropped_parts for stage in ("prefill", "decode"))
 
     def to_data(self) -> dict[str, Any]:
         """Return what `plan.json` holds: only lists, dictionaries, texts and numbers."""
@@ -106,7 +102,7 @@ class SavedPlan:
             saved = cls(plan_from_json(data), *made_for, data["first_token"], recovered, formats)
             if found < PARTS_FORMAT and bool(saved.plan.selections) != (found == SELECTED_FORMAT):
                 raise PlanError(f"plans of format {SELECTED_FORMAT} have selections of K/V, and no earlier ones have")
-            if saved._has_parts != (found == PARTS_FORMAT):
+            if saved.plan.drops_parts != (found == PARTS_FORMAT):
                 raise PlanError(f"plans of format {PARTS_FORMAT} drop parts of blocks, and no earlier ones do")
             saved._check_types()
             saved.plan.check_fits(saved.block_count)

@@ -254,7 +254,12 @@ def _next(outcome: Outcome, out: Path) -> str:
     seed = outcome.recipe["seed"] + 1
     plan = f"{out}/plan.json, " if outcome.saved_plan is not None else ""
     again = f"pdtrim-core run {out}/recipe.toml --set seed={seed} --out {out}-seed{seed}"
-    pair = f"\n       pdtrim-core export {out} --to vllm && pdtrim-core serve {out}" if outcome.saved_plan is not None else ""
+    pair = ""
+    if outcome.saved_plan is not None:
+        # No engine runs blocks without a part.
+        parts = outcome.plan.plan.drops_parts
+        then = f"export {out} --to checkpoints" if parts else f"export {out} --to vllm && pdtrim-core serve {out}"
+        pair = f"\n       pdtrim-core {then}"
     return f"files: {plan}{out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}{pair}"
 
 

@@ -60,6 +60,9 @@ def test_the_headline_counts_parts_that_go_from_blocks_alone(tmp_path: Path) -> 
 
     attention, both = [DropPart(1, "attention"), DropPart(2, "attention")], [DropPart(4, "attention"), DropPart(4, "mlp")]
     assert headline(*attention) == "tiny: decode loses the attention of 2 of 6 blocks"
+    saved = json.loads(SavedPlan(Plan(decode=Removal(attention)), "tiny", "0" * 64, 6).to_json())
+    end = parts(outcome_with(saved_plan=saved, gains=()), tmp_path)[-1]
+    assert end.endswith(f"pdtrim-core export {tmp_path} --to checkpoints")
     assert headline(*attention, DropPart(3, "mlp"), *both) == (
         "tiny: decode loses 1 of 6 blocks, the attention of 2 of 6 blocks and the MLP of 1 of 6 blocks"
     )

@@ -197,6 +197,9 @@ def serve_section(record: RunRecord) -> Section:
     if record.outcome is None or record.outcome.saved_plan is None:
         what = "has not finished" if record.outcome is None else "replaced the whole model and has no plan of two stages"
         return Section("serve", "Serve it", f"There is no pair to serve: this run {what}.")
+    if record.outcome.plan.plan.drops_parts:
+        what = "No engine runs blocks without their attention or their MLP. Write a checkpoint for transformers:"
+        return Section("serve", "Serve it", what, [Text(f"pdtrim-core export {path} --to checkpoints")])
     commands = f"pdtrim-core export {path} --to vllm\npdtrim-core serve {path}"
     return Section("serve", "Serve it", "Write the two models for vLLM, and serve them:", [Text(commands)])
 
