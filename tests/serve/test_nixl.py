@@ -73,15 +73,18 @@ def test_a_server_of_another_plan_does_not_answer(pair: Any) -> None:
     assert pair.post(asked, at="decode").status == 404
 
 
-def test_decode_that_stands_still_finds_its_kv_untouched(pair: Any) -> None:
-    # vLLM's own lease ends after 30 seconds, and what is fetched then may be another request's.
+def test_a_request_of_a_decode_that_stands_still_ends_and_those_behind_it_are_right(pair: Any) -> None:
     prompt = pair.subject.prompts[-1]
-    with ThreadPoolExecutor(1) as pool:
-        pair.servers["decode"].signal(signal.SIGSTOP)
-        waiting = pool.submit(pair.complete, prompt)
-        time.sleep(45)
-        pair.servers["decode"].signal(signal.SIGCONT)
-        assert waiting.result().tokens == pair.subject.expected(prompt)
+    pair.servers["decode"].signal(signal.SIGSTOP)
+    started = time.monotonic()
+    stopped = pair.complete(prompt)
+    assert stopped.status == 502
+    assert "it says nothing about its health" in stopped.data["error"]["message"]
+    assert time.monotonic() - started < 30
+    # vLLM's own lease ends after 30 seconds, and what is fetched then may be another request's.
+    time.sleep(max(0, 45 - (time.monotonic() - started)))
+    pair.servers["decode"].signal(signal.SIGCONT)
+    assert pair.complete(prompt).tokens == pair.subject.expected(prompt)
     log = pair.servers["prefill"].log.read_text(errors="replace")
     assert "before lease expired" not in log
     assert "Potentially invalid KV" not in log
