@@ -60,6 +60,9 @@ class Fisher(Pruner):
     take_over: bool = Field(
         default=True, description="solve for the weights of kept channels anew; if not, only the removed ones' mean is a bias"
     )
+    multiple: int = Field(
+        8, gt=0, description="how many channels are left of an MLP is a multiple of this, as the kernels of accelerators want it"
+    )
     ridge: float = Field(
         0.01, gt=0, description="how strongly the solved weights are held at the old ones, as a share of the inputs' mean square"
     )
@@ -100,7 +103,7 @@ class Fisher(Pruner):
         means = self._means(model, batches)
         worth = self._worth(model, batches, means, context.rng.randrange(2**32))
         scores = {place: (of_units / size_of(model, place)[1]).tolist() for place, of_units in worth.items()}
-        chosen = adaptive(model, scores, context.parameters)
+        chosen = adaptive(model, scores, context.parameters, multiple=self.multiple)
         shrinks = {place: Shrink(*place, tuple(sorted(units))) for place, units in chosen.items() if units}
         outputs = self._outputs(model, batches, means, shrinks)
         return Pruned(Removal(shrinks.values()), {shrink: outputs[place] for place, shrink in shrinks.items()})

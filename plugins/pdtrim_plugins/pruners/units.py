@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -23,15 +23,27 @@ def lowest(scores: Sequence[float], costs: Sequence[float], budget: float) -> li
     return order[: min(range(len(sums)), key=lambda count: (abs(sums[count] - budget), count))]
 
 
-def adaptive(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int) -> dict[Place, list[int]]:
-    """Return the units to remove from each part, by one ranking of all units."""
-    units = [(place, unit) for place, of_part in scores.items() for unit in lowest(of_part, [1] * len(of_part), len(of_part) - 1)]
-    costs = [size_of(model, place)[1] for place, _ in units]
+def adaptive(
+    model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int, *, multiple: int = 1
+) -> dict[Place, list[int]]:
+    """Return the units to remove from each part, by one ranking of all units.
+
+    Channels go in steps after which a multiple of so many is left, each ranked by the mean of its scores.
+    """
+    steps = [(place, step) for place, of_part in scores.items() for step in _steps(of_part, multiple if place[1] == "mlp" else 1)]
+    means = [sum(scores[place][unit] for unit in step) / len(step) for place, step in steps]
     chosen: dict[Place, list[int]] = {place: [] for place in scores}
-    for index in lowest([scores[place][unit] for place, unit in units], costs, budget):
-        place, unit = units[index]
-        chosen[place].append(unit)
+    for index in lowest(means, [len(step) * size_of(model, place)[1] for place, step in steps], budget):
+        place, step = steps[index]
+        chosen[place] += step
     return chosen
+
+
+def _steps(scores: Sequence[float], multiple: int) -> list[list[int]]:
+    """Return the units of a part in the steps in which they go, the lowest scores first; the best unit never does."""
+    order = lowest(scores, [1] * len(scores), len(scores) - 1)
+    ends = range(len(scores) % multiple or multiple, len(order) + 1, multiple)
+    return [order[start:end] for start, end in pairwise([0, *ends])]
 
 
 def places_of(sizes: ModelSizes) -> list[Place]:

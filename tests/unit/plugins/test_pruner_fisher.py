@@ -27,7 +27,7 @@ def context(model: BlockModel, share: float = 0.1, **more: Any) -> PruneContext:
 
 
 def pruned_by(model: BlockModel, share: float = 0.1, **options: Any) -> Pruned:
-    return Fisher(**{"texts": 24, "beginning": 4, **options}).prune(context(model, share))
+    return Fisher(**{"texts": 24, "beginning": 4, "multiple": 1, **options}).prune(context(model, share))
 
 
 def out_of(model: BlockModel, block: int, part: str) -> Any:
@@ -112,7 +112,7 @@ def test_what_gives_nothing_goes_first() -> None:
     with torch.no_grad():
         up.weight[[3, 9]] = 0
     cost = model.units(2).parameters("mlp")
-    pruned = Fisher(texts=8, beginning=4).prune(prune_context(model, TEXTS, blocks=1, parameters=2 * cost))
+    pruned = Fisher(texts=8, beginning=4, multiple=1).prune(prune_context(model, TEXTS, blocks=1, parameters=2 * cost))
     assert list(pruned.removal) == [Shrink(2, "mlp", (3, 9))]
 
 
@@ -126,6 +126,17 @@ def test_the_budget_is_met_and_the_model_left_as_it_was() -> None:
     assert model.exact_fingerprint == before
     assert not any(weight.requires_grad or weight.grad is not None for weight in model.model.parameters())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.model.modules())
+
+
+@pytest.mark.parametrize("multiple", [8, 20, 1000])
+def test_a_multiple_of_channels_is_left_of_each_mlp(multiple: int) -> None:
+    model = tiny_llama()
+    channels = model.units(0).count("mlp")
+    left = [
+        channels - len(shrink.units) for shrink in shrinks_of(pruned_by(model, 0.2, multiple=multiple)) if shrink.part == "mlp"
+    ]
+    assert all(count % multiple == 0 for count in left)
+    assert bool(left) == (multiple < channels)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3", "opt"])
