@@ -2,11 +2,11 @@
 
     python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--items 300] [--out DIR] [--json FILE]
 
-Every method prunes on the same 64 items of `mini`, but for one of ours, half of whose items are prose; prefill is that of the
-splitter `kv-tail` at four fifths of the dense FLOPs. Then the pair (`staged`) and the decode in both stages (`unified`) are
-compared with the dense model on items that nothing was chosen on: KL along its greedy answers to the items of the benchmarks in
-DIR, choices that changed, and KL along WikiText-2 where DIR has it. Standard errors are over items, and differences from the best
-baseline are paired.
+Every method prunes on the same 64 items of `mini`, but for two of ours: half of the items of one are prose, and `fisher` has the
+dense model write texts for it, as recoveries do. Prefill is that of the splitter `kv-tail` at four fifths of the dense FLOPs.
+Then the pair (`staged`) and the decode in both stages (`unified`) are compared with the dense model on items that nothing was
+chosen on: KL along its greedy answers to the items of the benchmarks in DIR, choices that changed, and KL along WikiText-2 where
+DIR has it. Standard errors are over items, and differences from the best baseline are paired.
 
 All pairs are measured together, benchmark by benchmark: the dense model runs once for all of them. Every run has a folder under
 `--out`, and what was measured of a benchmark is kept beside them; the same command goes on where it was stopped. With 300 items
@@ -47,6 +47,7 @@ CEILING = 0.8
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, half prose": {"calibration": {"use": "mini", "samples": 64, "prose": 0.5}},
+    "fisher": {"pruner": "fisher"},
 }
 ANSWER_TOKENS = 32
 SHORT = {"decode weight traffic": "decode bytes", "prefill work for 1024 tokens": "prefill FLOPs", "K/V shipped to decode": "K/V"}
