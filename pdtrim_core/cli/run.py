@@ -53,9 +53,7 @@ def run(
     carry_out(wanted, str(recipe), display, by, dry_run=dry_run, fresh=fresh, as_json=as_json)
 
 
-def carry_out(
-    recipe: Recipe, where: str, display: Display, by: Executed, *, dry_run: bool, fresh: bool, as_json: bool
-) -> None:
+def carry_out(recipe: Recipe, where: str, display: Display, by: Executed, *, dry_run: bool, fresh: bool, as_json: bool) -> None:
     """Run a recipe, while a display shows how far it is, and print what came out; or only say what would run.
 
     `where` names the recipe in errors.

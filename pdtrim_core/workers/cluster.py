@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from pdtrim_core.errors import PdtrimError, reason_of
@@ -107,7 +108,7 @@ def _machines(ray: Any) -> list[Machine]:
 def _started(ray: Any, room: Room) -> Any:
     """Start a worker, and return it once it has answered and has the same code as this process."""
     kind = ray.remote(num_cpus=room.processors, num_gpus=room.accelerators, max_restarts=0)(Worker)
-    worker = kind.remote(room.processors)
+    worker = kind.remote(room.processors, str(Path.cwd()))
     try:
         about: About = ray.get(worker.about.remote(), timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError:

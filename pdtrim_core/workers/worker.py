@@ -6,6 +6,7 @@ import os
 import platform
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,10 +38,13 @@ class Failed:
 
 
 class Worker:
-    """Does jobs with so many CPU threads."""
+    """Does jobs with so many CPU threads, in a folder from which relative paths lead where they lead in the driver."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, folder: str) -> None:
         import torch  # noqa: PLC0415 - the driver reads this module, too
+
+        with suppress(OSError):  # on another machine it need not be there
+            os.chdir(folder)
 
         torch.set_num_threads(threads)
         self._cache = RunCache()
