@@ -35,7 +35,7 @@ def room_for(wanted: int | None, machines: Sequence[Machine]) -> Room:
     Raises `PdtrimError` where there are more workers than processors.
     """
     processors, accelerators = sum(one.processors for one in machines), sum(one.accelerators for one in machines)
-    count = wanted or accelerators or min(processors, max(FEW, processors // PROCESSORS_EACH))
+    count = wanted or accelerators or max(1, min(processors, max(FEW, processors // PROCESSORS_EACH)))
     if count > processors:
         where = "this machine" if len(machines) == 1 else f"the cluster of {len(machines)} machines"
         raise PdtrimError(f"--workers {count}: {where} has {processors} processors, and each worker needs one: ask for fewer")
