@@ -23,6 +23,8 @@ STORE_BYTES = 2**28
 """Ray's shared memory on a machine where we start it: what does not fit goes to the disk, and little is sent."""
 ANSWER_SECONDS = 10.0
 """How long a cluster may take to answer at all."""
+STARTS = 2
+"""How often Ray is started on this machine: where it is busy, one of Ray's own parts may be too late for the others."""
 START_SECONDS = 300.0
 """How long a worker may take to start: on a busy machine torch alone takes a minute to load."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_agent_register_timeout_ms": "120000"}
@@ -44,7 +46,13 @@ def ray_workers(
     with _connected(address) as ray:
         room = room_for(count, _machines(ray))
         try:
-            executor = RayExecutor(lambda: _started(ray, room), room.workers, room.processors, say)
+            executor = RayExecutor(
+                lambda: _started(ray, room),
+                lambda worker: _check_started(ray, room, worker),
+                count=room.workers,
+                threads=room.processors,
+                say=say,
+            )
         except RuntimeError as error:  # Ray's own, when it is shut down meanwhile
             raise PdtrimError(f"no workers can be started: {reason_of(error)}") from error
         try:
@@ -69,13 +77,18 @@ def _connected(address: str | None) -> Iterator[Any]:
         return
     own: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": STORE_BYTES}
     own["num_cpus"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        ray.init(**(own if address is None else {"address": address}), log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # whatever Ray raises, it is why there is no cluster
-        with suppress(Exception):  # the same
-            ray.shutdown()
-        where = "Ray cannot be started on this machine" if address is None else f"the Ray cluster at {address} cannot be used"
-        raise PdtrimError(f"{where}: {reason_of(error)}") from error
+    options = {**(own if address is None else {"address": address}), "log_to_driver": False, "logging_level": logging.ERROR}
+    for attempt in range(STARTS if address is None else 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # whatever Ray raises, it is why there is no cluster
+            with suppress(Exception):  # the same
+                ray.shutdown()
+            if address is None and attempt + 1 < STARTS:
+                continue
+            what = "Ray cannot be started on this machine" if address is None else f"the Ray cluster at {address} cannot be used"
+            raise PdtrimError(f"{what}: {reason_of(error)}") from error
     try:
         yield ray
     finally:
@@ -106,9 +119,13 @@ def _machines(ray: Any) -> list[Machine]:
 
 
 def _started(ray: Any, room: Room) -> Any:
-    """Start a worker, and return it once it has answered and has the same code as this process."""
+    """Begin to start a worker."""
     kind = ray.remote(num_cpus=room.processors, num_gpus=room.accelerators, max_restarts=0)(Worker)
-    worker = kind.remote(room.processors, str(Path.cwd()))
+    return kind.remote(room.processors, str(Path.cwd()))
+
+
+def _check_started(ray: Any, room: Room, worker: Any) -> None:
+    """Wait for a worker. Raises `PdtrimError` where it does not come, or has other code than this process."""
     try:
         about: About = ray.get(worker.about.remote(), timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError:
@@ -132,7 +149,6 @@ def _started(ray: Any, room: Room) -> Any:
     if others:
         ray.kill(worker)
         raise PdtrimError(f"the worker on {about.machine} has {', '.join(others)}: install the same versions everywhere")
-    return worker
 
 
 def _told(room: Room) -> str:

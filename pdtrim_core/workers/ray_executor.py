@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
@@ -23,6 +23,10 @@ class JobError(RuntimeError):
     """A job failed in a way that only a bug can cause; the text is the traceback of the worker."""
 
 
+class WorkerLostError(Exception):
+    """A worker is there no more."""
+
+
 class RayParcel:
     """Bytes in Ray's object store."""
 
@@ -38,21 +42,32 @@ class RayParcel:
 
 
 class RayExecutor:
-    """So many workers, each with so many CPU threads. `start` starts one, and raises `PdtrimError` where there is no room for it.
+    """So many workers, each with so many CPU threads.
 
-    `say` is told of workers that are lost, and now and then how many jobs each has done.
+    `start` begins to start one; `check` waits until it is there, and raises `PdtrimError` where there is no room for it. `say`
+    is told of workers that are lost, and now and then how many jobs each has done.
     """
 
-    def __init__(self, start: Callable[[], Any], count: int, threads: int, say: Callable[[str], None]) -> None:
-        self._start = start
+    def __init__(
+        self,
+        start: Callable[[], Any],
+        check: Callable[[Any], None],
+        *,
+        count: int,
+        threads: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._start, self._check = start, check
         self._threads = threads
         self._say = say
         self._tasks = TaskQueue()
         self._done, self._told, self._lock = [0] * count, [0] * count, Lock()
         self._told_at = time.monotonic()
         self._working = set(range(count))
-        with ThreadPoolExecutor(count) as side_by_side:
-            self.workers = list(side_by_side.map(lambda _: start(), range(count)))
+        self.workers = [start() for _ in range(count)]
+        """The actors."""
+        for worker in self.workers:
+            check(worker)
         self._closed = False
         for number in range(count):
             # They end with the process, whatever a worker is doing.
@@ -106,23 +121,25 @@ class RayExecutor:
                 continue
             try:
                 found = self._done_by(number, task)
-            except PdtrimError as lost:
-                if not self._closed and not self._replace(number, task, lost):
+            except WorkerLostError as lost:
+                if self._closed or not self._replace(number, task, lost):
                     return
+            except Exception as error:  # noqa: BLE001 - such as arguments that cannot be sent: who waits must learn of it
+                task.future.set_exception(error)
             else:
                 self._count(number)
                 _settle(task.future, found)
 
     def _done_by(self, number: int, task: Task) -> Any:
-        """Return what a worker makes of a task. Raises `PdtrimError` where the worker is lost."""
+        """Return what a worker makes of a task. Raises `WorkerLostError` where the worker is lost."""
         import ray  # noqa: PLC0415 - an extra, slow to import
 
         try:
             return ray.get(self.workers[number].do.remote(task.job, task.arguments))
         except ray.exceptions.RayError as error:
-            raise PdtrimError(str(error).strip().partition("\n")[0]) from error
+            raise WorkerLostError(str(error).strip().partition("\n")[0]) from error
 
-    def _replace(self, number: int, task: Task, lost: PdtrimError) -> bool:
+    def _replace(self, number: int, task: Task, lost: WorkerLostError) -> bool:
         """Put a worker in the place of a lost one, and its task back; tell whether that could be done."""
         task.losses += 1
         if task.losses < MOST_LOSSES:
@@ -134,13 +151,14 @@ class RayExecutor:
         self._say("a worker was lost; what it was at is measured again by another")
         try:
             self.workers[number] = self._start()
-        except PdtrimError as error:
+            self._check(self.workers[number])
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises where it is being shut down
             if not self._closed:
                 self._retire(number, error)
             return False
         return True
 
-    def _retire(self, number: int, error: PdtrimError) -> None:
+    def _retire(self, number: int, error: Exception) -> None:
         with self._lock:
             self._working.discard(number)
         self._say(f"going on with {len(self._working)} workers: {error}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -86,14 +85,14 @@ def begin(recipe: Path, out: str) -> subprocess.Popen[str]:
 
 def workers_at_work(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Wait until workers measure plans of the search; return their processes."""
-    journal = Path(str(process.args[4])) / "journal.jsonl"  # type: ignore[index]
-    del journal
     while process.poll() is None:
         try:
-            found = [one for one in psutil.Process(process.pid).children(recursive=True) if "ray::Worker" in one.name()]
+            found = [
+                one for one in psutil.Process(process.pid).children(recursive=True) if "ray::Worker" in " ".join(one.cmdline())
+            ]
             if len(found) == 2 and any("Worker.do" in " ".join(one.cmdline()) for one in found):
                 return found
         except psutil.Error:
             pass
         time.sleep(0.01)
-    raise AssertionError(f"the program ended by itself: {process.communicate()[1]}, {os.getpid()}")
+    raise AssertionError(f"the program ended by itself: {process.communicate()[1]}")

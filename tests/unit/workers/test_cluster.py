@@ -34,7 +34,8 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(PdtrimError) as error, ray_workers(2, address):
         pass
     assert str(error.value) == (
-        f"--address {address}: give the head of a Ray cluster as host:port, such as 10.0.0.5:6379, or say auto on one of its machines"
+        f"--address {address}: give the head of a Ray cluster as host:port, such as 10.0.0.5:6379, or say auto on one of its "
+        "machines"
     )
 
 
@@ -44,9 +45,10 @@ def test_an_address_at_which_nothing_answers_is_said_at_once() -> None:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     started = time.monotonic()
-    with pytest.raises(PdtrimError, match=f"^no Ray cluster answers at {address} .*: start one with ray start --head, or leave"):
-        with ray_workers(2, address):
-            pass
+    with pytest.raises(PdtrimError) as error, ray_workers(2, address):
+        pass
+    assert str(error.value).startswith(f"no Ray cluster answers at {address} (")
+    assert str(error.value).endswith("): start one with ray start --head, or leave out --address")
     assert time.monotonic() - started < cluster.ANSWER_SECONDS + 5
 
 
@@ -94,7 +96,7 @@ def test_workers_do_jobs_and_are_replaced_when_they_are_lost(tmp_path: Path) -> 
         assert executor.submit(dies_once, str(tmp_path / "mark")).result() == "done"
         assert said[1:] == ["a worker was lost; what it was at is measured again by another"]
         with pytest.raises(
-            PdtrimError, match="^3 workers were lost at the same work, perhaps for want of memory; the last one: "
+            PdtrimError, match=r"^3 workers were lost at the same work, perhaps for want of memory; the last one: "
         ):
             executor.submit(always_dies).result()
         assert [future.result()[1] for future in executor.everywhere(where)] == [executor.threads] * 2
