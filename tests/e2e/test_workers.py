@@ -79,7 +79,7 @@ def test_the_runs_of_a_sweep_go_side_by_side_and_are_those_that_go_one_by_one(pr
 
 
 def begin(recipe: Path, out: str) -> subprocess.Popen[str]:
-    command = [PROGRAM, "run", str(recipe), "--out", out, *LONG, *WORKERS]
+    command = [str(PROGRAM), "run", str(recipe), "--out", out, *LONG, *WORKERS]
     return subprocess.Popen(command, cwd=recipe.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
