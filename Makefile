@@ -93,7 +93,7 @@ $(VENV)/.docs-tools: pyproject.toml constraints.txt | $(VENV)/.venv
 	touch $@
 
 $(VENV)/.test-tools: pyproject.toml constraints.txt | $(VENV)/.dependencies
-	$(PIP) pytest pytest-xdist hypothesis sybil latex2mathml ruff mypy import-linter aiohttp peft compressed-tensors 'lm-eval[ifeval]'
+	$(PIP) pytest pytest-xdist hypothesis sybil latex2mathml ruff mypy import-linter aiohttp peft compressed-tensors ray 'lm-eval[ifeval]'
 	touch $@
 
 # The torchvision and others that it pulls are not of the same build as torch, and importing them fails. NIXL's own package

@@ -12,8 +12,9 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from pdtrim_core.cli.executing import Executed, check_executor, executed_by
 from pdtrim_core.cli.fidelity_inputs import LEAST_TOKENS, FidelityInputs
-from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.options import Address, ExecutedBy, Trust, Workers
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
@@ -96,6 +97,9 @@ def eval(  # noqa: A001 - a command is named as its function is
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    executor: ExecutedBy = "local",
+    workers: Workers = None,
+    address: Address = None,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -114,8 +118,12 @@ def eval(  # noqa: A001 - a command is named as its function is
         _check_needed({"--text": text, "--prompt-tokens": prompt_tokens, "--answer-tokens": answer_tokens})
         if items is not None and data is None:
             raise PdtrimError("--items chooses among the items of files: name their folder with --data, or use --limit")
+    by = Executed(executor, workers, address)
+    check_executor(by)
     if names:
         check_installed()
+    elif executor != "local":
+        raise PdtrimError("--executor ray: workers evaluate tasks, and none is named: leave it out, or say --tasks")
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
     from pdtrim_core.pipeline.run_fidelity import RunFidelity  # noqa: PLC0415 - the same
 
@@ -148,11 +156,10 @@ def eval(  # noqa: A001 - a command is named as its function is
         batch_size=batch_size,
         runs_code=unsafe_code,
     )
-    evaluation = Evaluation(loaded, options, display.say)
-    evaluation.check(names)
-    with display.working("evaluating"):
+    Evaluation(loaded, options).check(names)
+    with executed_by(by, display) as found, display.working("evaluating"):
         compare()
-        results += evaluation.results(names, wanted, fresh=fresh)
+        results += Evaluation(loaded, options, display.say, executor=found).results(names, wanted, fresh=fresh)
     _show(run, results, wanted, as_json=as_json)
 
 

@@ -61,6 +61,10 @@ class JsonDisplay:
     def say(self, text: str) -> None:
         """Write what begins, which is not a step of a run."""
         self._at = {"doing": text}
+        self.tell(text)
+
+    def tell(self, text: str) -> None:
+        """Write something beside what is being done."""
         self._write("said", text=text)
 
     @hookimpl
@@ -139,6 +143,9 @@ class QuietDisplay:
         return nullcontext()
 
     def say(self, text: str) -> None:
+        """Keep silent."""
+
+    def tell(self, text: str) -> None:
         """Keep silent."""
 
     @hookimpl

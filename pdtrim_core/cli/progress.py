@@ -52,6 +52,9 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """Tell what begins, which is not a step of a run."""
 
+    def tell(self, text: str) -> None:
+        """Tell something beside what is being done."""
+
 
 class LineDisplay:
     """Writes one line a step, and one a note; in a step that takes long, where it stands at least every half minute."""
@@ -76,6 +79,10 @@ class LineDisplay:
     def say(self, text: str) -> None:
         """Write what begins, which is not a step of a run."""
         self._begin(text)
+        self._write(text)
+
+    def tell(self, text: str) -> None:
+        """Write something beside what is being done."""
         self._write(text)
 
     @hookimpl
@@ -235,6 +242,10 @@ class LiveDisplay:
     def say(self, text: str) -> None:
         """Print what begins, which is not a step of a run."""
         self._console.print(text, soft_wrap=True)
+
+    def tell(self, text: str) -> None:
+        """Print something beside what is being done, above the bar."""
+        self.say(text)
 
     @hookimpl
     def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path, steps: Sequence[str]) -> None:

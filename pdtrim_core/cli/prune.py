@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pdtrim_core.cli.options import Log, Quiet, Trust
+from pdtrim_core.cli.executing import Executed
+from pdtrim_core.cli.options import Address, ExecutedBy, Log, Quiet, Trust, Workers
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.run import carry_out
 from pdtrim_core.errors import RecipeError
@@ -67,6 +68,9 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe instead of running it.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folder has.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    executor: ExecutedBy = "local",
+    workers: Workers = None,
+    address: Address = None,
     log: Log = "text",
     quiet: Quiet = False,
     trust: Trust = False,
@@ -104,7 +108,8 @@ def prune(
         trust=trust or not dry_run,
     )
     display = progress_display(sys.stderr, log, quiet=quiet)
-    carry_out(recipe, "prune", display, dry_run=dry_run, fresh=fresh, as_json=as_json)
+    by = Executed(executor, workers, address)
+    carry_out(recipe, "prune", display, by, dry_run=dry_run, fresh=fresh, as_json=as_json)
 
 
 def _placement(given: str | None) -> Any:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli import reporting
-from pdtrim_core.cli.options import Log, Quiet, Trust
+from pdtrim_core.cli.executing import Executed, check_executor, executed_by
+from pdtrim_core.cli.options import Address, ExecutedBy, Log, Quiet, Trust, Workers
 from pdtrim_core.cli.progress import Display, progress_display
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError
@@ -31,6 +32,9 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what would run.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folder has.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    executor: ExecutedBy = "local",
+    workers: Workers = None,
+    address: Address = None,
     log: Log = "text",
     quiet: Quiet = False,
     trust: Trust = False,
@@ -45,14 +49,16 @@ def run(
         data, changes=parse_settings(settings or ()), where=str(recipe), out=out, trust=trust or not dry_run
     )
     display = progress_display(sys.stderr, log, quiet=quiet)
-    carry_out(wanted, str(recipe), display, dry_run=dry_run, fresh=fresh, as_json=as_json)
+    by = Executed(executor, workers, address)
+    carry_out(wanted, str(recipe), display, by, dry_run=dry_run, fresh=fresh, as_json=as_json)
 
 
-def carry_out(recipe: Recipe, where: str, display: Display, *, dry_run: bool, fresh: bool, as_json: bool) -> None:
+def carry_out(recipe: Recipe, where: str, display: Display, by: Executed, *, dry_run: bool, fresh: bool, as_json: bool) -> None:
     """Run a recipe, while a display shows how far it is, and print what came out; or only say what would run.
 
     `where` names the recipe in errors.
     """
+    check_executor(by)
     if dry_run:
         say_data(reporting.as_toml(recipe))
         return
@@ -67,7 +73,8 @@ def carry_out(recipe: Recipe, where: str, display: Display, *, dry_run: bool, fr
     recipe.host.register(display, Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.pipeline import run as run_pipeline  # noqa: PLC0415 - imports torch
 
-    outcome = run_pipeline(recipe, fresh=fresh)
+    with executed_by(by, display) as executor:
+        outcome = run_pipeline(recipe, fresh=fresh, executor=executor)
     if as_json:
         say_data(outcome.to_json(), end="")
         return

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pdtrim_core.cli.options import Log, Quiet, Trust
+from pdtrim_core.cli.executing import Executed, check_executor, executed_by
+from pdtrim_core.cli.options import Address, ExecutedBy, Log, Quiet, Trust, Workers
 from pdtrim_core.cli.progress import Display, progress_display
 from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import PdtrimError, RecipeError
@@ -23,7 +24,7 @@ from pdtrim_core.sweeping.table import table_of
 if TYPE_CHECKING:
     from pdtrim_core.comparing.compare import Comparison
     from pdtrim_core.results.task_results import Variant
-    from pdtrim_core.sweeping.running import Ended
+    from pdtrim_core.sweeping.one_run import Ended
 
 
 def sweep(
@@ -39,6 +40,9 @@ def sweep(
         bool, typer.Option("--confirm-run-unsafe-code", help="Allow benchmarks that run programs which a model wrote.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    executor: ExecutedBy = "local",
+    workers: Workers = None,
+    address: Address = None,
     log: Log = "text",
     quiet: Quiet = False,
     trust: Trust = False,
@@ -50,11 +54,13 @@ def sweep(
         raise RecipeError(str(file), ["the key sweep = 1 is missing: a recipe is carried out by pdtrim-core run"])
     changes = Changes(parse_settings(settings or ()), out, data, unsafe_code)
     wanted = read_sweep(file, changes=changes, need_data=not dry_run, trust=trust or not dry_run)
+    by = Executed(executor, workers, address)
+    check_executor(by)
     if dry_run:
         _print_plan(wanted, as_json=as_json)
         return
     display = progress_display(sys.stderr, log, quiet=quiet)
-    ended = _carry_out(wanted, display, fresh=fresh, debug=debug)
+    ended = _carry_out(wanted, display, by, fresh=fresh, debug=debug)
     _print_results(wanted, ended, as_json=as_json)
     failed = [end for end in ended if end.problem]
     if failed:
@@ -62,7 +68,7 @@ def sweep(
         raise PdtrimError(f"{len(failed)} of {len(ended)} runs failed; mend this and run the same command again{causes}")
 
 
-def _carry_out(wanted: Sweep, display: Display, *, fresh: bool, debug: bool) -> list[Ended]:
+def _carry_out(wanted: Sweep, display: Display, by: Executed, *, fresh: bool, debug: bool) -> list[Ended]:
     from pdtrim_core.sweeping.running import Begins, carry_out  # noqa: PLC0415 - imports torch
 
     wanted.host.register(display, Origin("progress", "pdtrim-core"))
@@ -70,8 +76,8 @@ def _carry_out(wanted: Sweep, display: Display, *, fresh: bool, debug: bool) -> 
         # Where benchmarks are to run: their harness draws bars even without a terminal.
         os.environ.setdefault("TQDM_DISABLE", "1")
     ended: list[Ended] = []
-    with display.working():
-        for event in carry_out(wanted, fresh=fresh, say=display.say):
+    with executed_by(by, display) as executor, display.working():
+        for event in carry_out(wanted, fresh=fresh, say=display.say, executor=executor):
             if isinstance(event, Begins):
                 display.say(f"[{event.number}/{event.count}] {event.run.point.name}")
                 continue

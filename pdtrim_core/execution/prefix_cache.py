@@ -67,13 +67,15 @@ class ExecutionOptions:
     device. `budget` are the bytes for hidden states that plans share, and for the dense model's log-probabilities; with
     `reuse_plans` what the dense model leaves of it holds the hidden states of the plans that were measured last. None is a
     quarter of the free memory; of hidden states then no more are kept than the dense model's at all depths and as much again
-    for each of two plans: more brings little. `packed` lets the choices of an item, and several items, share a row,
+    for each of two plans: more brings little. `share` is the part of all that which is taken: processes side by side have one
+    memory. `packed` lets the choices of an item, and several items, share a row,
     `shared_tokens` the tokens that choices begin with.
     """
 
     first_token: FirstToken = "decode"
     batch_tokens: int | None = None
     budget: int | None = None
+    share: float = 1.0
     packed: bool = False
     shared_tokens: bool = True
     reuse_plans: bool = True
@@ -97,7 +99,8 @@ class PrefixCache:
         width = int(min(ROW_TOKENS, self._window - 1))
         self._packed = RowLayout(options.first_token, width, options.shared_tokens) if options.packed else self._apart
         self._reuse_plans = options.reuse_plans
-        self._budget = int(free_memory(model.device) * SHARE_OF_FREE_MEMORY if options.budget is None else options.budget)
+        budget = free_memory(model.device) * SHARE_OF_FREE_MEMORY if options.budget is None else options.budget
+        self._budget = int(budget * options.share)
         self._plans_at_most = PLANS_BY_DEFAULT if options.budget is None else math.inf
         self._spent = self._on_logprobs = 0
         self._prepared: dict[tuple[Item, ...], PreparedBatch] = {}
@@ -109,6 +112,11 @@ class PrefixCache:
     def of_dense(self) -> PrefixCache:
         """The prefix cache of the dense model, which is this one unless `model` has replaced it."""
         return self if self._replaced is None else self._replaced
+
+    @property
+    def packs(self) -> bool:
+        """Whether choices and items may share a row."""
+        return self._packed is not self._apart
 
     def groups(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         """Return the items in groups that run as one batch each; a group's own grouping is itself."""

@@ -13,9 +13,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,10 @@ from pdtrim_core.harness.overrides import overridden
 from pdtrim_core.harness.results import answers_of, main_of, metrics_of, with_errors
 from pdtrim_core.harness.tasks import Source
 from pdtrim_core.host.sources import changes, engine
-from pdtrim_core.pipeline.open_run import LoadedRun
+from pdtrim_core.pipeline.executor import Executor
+from pdtrim_core.pipeline.open_run import LoadedRun, load_run
+from pdtrim_core.pipeline.run_cache import RunCache
+from pdtrim_core.pipeline.seen_folders import check_read
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.results.outcome import versions
 from pdtrim_core.results.task_results import CODE, PAIRS, TaskResult, Variant, find_result, write_result
@@ -51,12 +56,24 @@ class Options:
 
 
 class Evaluation:
-    """Evaluates one run; `say` is called with what begins and what was found."""
+    """Evaluates one run; `say` is called with what begins and what was found.
 
-    def __init__(self, run: LoadedRun, options: Options, say: Callable[[str], None] = lambda text: None) -> None:
+    The workers of an `executor` measure tasks side by side; they read the folder of the run, and all is written here.
+    """
+
+    def __init__(
+        self,
+        run: LoadedRun,
+        options: Options,
+        say: Callable[[str], None] = lambda text: None,
+        *,
+        executor: Executor | None = None,
+    ) -> None:
         self._run = run
         self._options = options
         self._say = say
+        self._executor = executor
+        self._coming: dict[tuple[str, Variant], Future[TaskResult]] = {}
         self._place = ""
         self._models: dict[Variant, PdtrimLM] = {}
 
@@ -82,12 +99,25 @@ class Evaluation:
             known = self._known(names)
             for variant in variants:
                 self._run.plan_of(variant)
+            if self._executor is not None:
+                self._ask(self._executor, known, variants, fresh=fresh)
             for row, task in enumerate(known):
                 done: dict[Variant, TaskResult] = {}
                 for column, variant in enumerate(variants, start=1):
                     self._place = f"{row * len(variants) + column} of {len(known) * len(variants)}"
                     done[variant] = self._result(task, variant, done, fresh=fresh)
                     yield done[variant]
+
+    def _ask(self, executor: Executor, names: Sequence[str], variants: Sequence[Variant], *, fresh: bool) -> None:
+        """Have workers measure what is not known; what runs the same as another variant is measured once."""
+        folders = [self._run.path, *([self._options.source.data] if self._options.source.data else [])]
+        check_read(executor, folders)
+        for task, variant in product(names, variants):
+            settings, same = self.settings(task, variant), self._run.same_as(variant)
+            known = not fresh and any(self._find(task, other, settings) for other in same)
+            if not known and not any((task, other) in self._coming for other in same):
+                sent = (str(self._run.path), self._options, task, variant, settings)
+                self._coming[task, variant] = executor.submit(measured_in_worker, *sent, near=variant)
 
     def _result(self, task: str, variant: Variant, done: Mapping[Variant, TaskResult], *, fresh: bool) -> TaskResult:
         """Return the result of a variant: `done` by one that runs the same, in a file (not if `fresh`), or measured now."""
@@ -98,7 +128,8 @@ class Evaluation:
                 self._say(f"{task}, {variant}: known" if same == variant else f"{task}, {variant}: known, the same as {same}")
                 return self._keep(replace(found, variant=variant, settings=settings), fresh=fresh)
         self._say(f"{task}, {variant}: running, {self._place}")
-        return self._keep(self._measure(task, variant, settings), fresh=fresh)
+        coming = self._coming.pop((task, variant), None)
+        return self._keep(self.measure(task, variant, settings) if coming is None else coming.result(), fresh=fresh)
 
     def _places(self, variant: Variant) -> tuple[Path, ...]:
         """Return the folders in which results of a variant are kept."""
@@ -189,7 +220,8 @@ class Evaluation:
             raise PdtrimError(f"the tokenizer of {model.blocks.name} has no chat template: leave out --apply-chat-template")
         return json.dumps(template)
 
-    def _measure(self, task: str, variant: Variant, settings: dict[str, Any]) -> TaskResult:
+    def measure(self, task: str, variant: Variant, settings: dict[str, Any]) -> TaskResult:
+        """Return the result of a task on a variant, measured now in this process; `settings` are those of both."""
         from lm_eval import simple_evaluate  # noqa: PLC0415 - heavy
         from lm_eval.tasks import TaskManager  # noqa: PLC0415 - the same
 
@@ -220,6 +252,24 @@ class Evaluation:
             seconds=round(time.perf_counter() - started, 2),
             notes=(*loaded.notes, *model.notes),
         )
+
+
+def measured_in_worker(  # noqa: PLR0917 - what tells a measurement from others
+    cache: RunCache, path: str, options: Options, task: str, variant: Variant, settings: dict[str, Any]
+) -> TaskResult:
+    """Measure a task on a variant of a run. Raises `PdtrimError` where the same settings are not the same here."""
+
+    # Plugins that the run names were allowed where it was asked for.
+    def make() -> Evaluation:
+        return Evaluation(load_run(path, shared=cache, trust=True), options)
+
+    evaluation = cache.latest("evaluation", (f"evaluation of {path}", repr(options)), make)
+    with _quiet():
+        own = evaluation.settings(task, variant)
+        others = [name for name, value in settings.items() if own.get(name) != value]
+        if others:
+            raise PdtrimError(f"a worker would measure {task} with other {', '.join(others)}: give all workers the same")
+        return evaluation.measure(task, variant, settings)
 
 
 def _words_of(tokenizer: Any) -> str:

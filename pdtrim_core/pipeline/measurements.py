@@ -10,6 +10,8 @@ from itertools import product
 from time import monotonic
 from typing import Any
 
+import torch
+
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.search_space import SearchSpace
@@ -22,6 +24,7 @@ from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.beyond_dense import remark
 from pdtrim_core.pipeline.estimated_recovery import EstimatedRecovery
+from pdtrim_core.pipeline.measured_elsewhere import MeasuredElsewhere, Subject
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.pipeline.run_context import RunContext
@@ -131,6 +134,26 @@ class Bench:
         )
         return PrefixCache(self._model, options, dense=None if self._replaced is None else dense)
 
+    @cached_property
+    def _elsewhere(self) -> MeasuredElsewhere | None:
+        """The workers that measure; None where this process does, which also measures a model that replaced the dense one."""
+        if self._context.executor is None or self._replaced is not None:
+            return None
+        return MeasuredElsewhere(self._context.executor, self._subject, self._model)
+
+    def _subject(self) -> Subject:
+        """Return what workers need to know now: batches become smaller where a device runs out of memory."""
+        assert self._context.executor is not None
+        cache = self._prefix_cache
+        return Subject(
+            self._context.recipe.to_data(),
+            self._model.exact_fingerprint,
+            packed=cache.packs,
+            batch_tokens=cache.batch_tokens,
+            threads=torch.get_num_threads(),
+            share=1 / self._context.executor.count,
+        )
+
     def _ledger(self, part: str, items: tuple[Item, ...]) -> Ledger:
         context, objective = self._context, self._context.recipe.objective
         part = part if self._replaced is None else f"replaced {part}"
@@ -144,6 +167,7 @@ class Bench:
             error=self._error if part in SEARCHED else 0.0,
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
+            elsewhere=self._elsewhere,
         )
         # The digest of the items does not have the fresh ones: those of a folder that 0.1 wrote would then be others.
         own = digest_of(items) if part.endswith("fresh") else ""

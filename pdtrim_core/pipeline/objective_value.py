@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from random import Random
 from time import monotonic
@@ -18,6 +19,8 @@ from pdtrim_core.execution.look_ahead import LookAhead, answers_of
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.pipeline.item_values import item_values
+from pdtrim_core.pipeline.measured_elsewhere import MeasuredElsewhere
 from pdtrim_core.pipeline.run_cache import Values
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.stopping import WHOLE, Stop, interval
@@ -49,19 +52,7 @@ class ObjectiveOnItems:
 
     def values(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
         """Return the values of some items under a plan. Raises `PluginError` for values that cannot be."""
-        try:
-            with blame(self._label):
-                values = [float(value) for value in self._objective.item_values(staged, group)]
-        except PluginError as error:
-            if isinstance(error.__cause__, torch.OutOfMemoryError):
-                # Not the plugin's fault: the model ran inside it.
-                raise error.__cause__ from None
-            raise
-        if len(values) != len(group):
-            raise PluginError(f"{self._label} gave {len(values)} values for {len(group)} items")
-        if not all(math.isfinite(value) for value in values):
-            raise PluginError(f"{self._label} gave a value that is not finite on the plan {staged.plan}")
-        return values
+        return item_values(self._objective, self._label, staged, group)
 
     def ceiling(self, values: Sequence[float | None]) -> float:
         """Return the highest score that a plan can still reach if every open item is as good as an item can be."""
@@ -136,9 +127,11 @@ class Measurement:
     With `error` 0 a plan is given up once it certainly is not what it is measured for, with None never. Above 0 it also is once
     that is likely enough: wrong with this probability at most for what is requested at once (see `search.stopping`). Items are
     then measured in rounds that are drawn at random.
+
+    `elsewhere` are workers that measure; what is decided by the values is decided here, as without them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each thing that a run sets
         self,
         prefix_cache: Callable[[], PrefixCache],
         objective: ObjectiveOnItems,
@@ -147,6 +140,7 @@ class Measurement:
         error: float | None = 0.0,
         note: Callable[[str], None] = lambda text: None,
         known: Callable[[Plan], Values] = lambda plan: {},
+        elsewhere: MeasuredElsewhere | None = None,
     ) -> None:
         self._prefix_cache = prefix_cache
         self._objective = objective
@@ -156,6 +150,8 @@ class Measurement:
         self._place = {item: number for number, item in enumerate(self.items)}
         self._note = note
         self._known = known
+        self._elsewhere = elsewhere
+        self._side_by_side = SIDE_BY_SIDE * (1 if elsewhere is None else elsewhere.count)
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -177,7 +173,7 @@ class Measurement:
         ordered = sorted(plans, key=self._depth_first)
         if self._prefix_cache().model.streams:
             self._look_ahead({plan: started.get(plan) for plan in ordered})
-        step = max(1, len(plans)) if stop.keep and self._error else SIDE_BY_SIDE
+        step = max(1, len(plans)) if stop.keep and self._error else self._side_by_side
         for start in range(0, len(plans), step):
             values = {plan: self._values_in(started.get(plan)) for plan in ordered[start : start + step]}
             yield from self._measure(values, stop)
@@ -211,8 +207,9 @@ class Measurement:
         done: list[Item] = []
         kept_at, grown = monotonic(), set[Plan]()
         for of_round in self._rounds:
-            for group in self._prefix_cache().groups(of_round):
-                for plan, values in list(open_plans.items()):
+            groups = self._prefix_cache().groups(of_round)
+            with self._asked(open_plans, groups):
+                for group, (plan, values) in ((group, one) for group in groups for one in list(open_plans.items())):
                     ceiling = self._objective.ceiling(values)
                     if stop.floor is not None and ceiling < stop.floor:
                         yield plan, Reading(None, None, tuple(values), ceiling=ceiling)
@@ -260,6 +257,11 @@ class Measurement:
         cache = self._prefix_cache()
         groups = [group for of_round in self._rounds for group in cache.groups(of_round)]
         open_items = {plan: self._values_in(started) for plan, started in plans.items()}
+        if self._elsewhere is not None:
+            with self._asked(open_items, groups, whole=True):
+                for group, (plan, values) in ((group, one) for group in groups for one in open_items.items()):
+                    self._fill_in(values, plan, group)
+            return
         step = cache.plans_at_once(self.items)
         for start in range(0, len(plans), step):
             questions = [
@@ -269,6 +271,19 @@ class Measurement:
                 if any(open_items[plan][self._place[item]] is None for item in group)
             ]
             answers_of(cache.model, questions)
+
+    def _asked(
+        self, open_plans: Mapping[Plan, PartialValues], groups: Sequence[tuple[Item, ...]], *, whole: bool = False
+    ) -> AbstractContextManager[None]:
+        """Return the context in which workers measure what plans have no values of yet; an empty one without workers."""
+        if self._elsewhere is None:
+            return nullcontext()
+        wanted = {group: [plan for plan, values in open_plans.items() if self._wants(plan, values, group)] for group in groups}
+        return self._elsewhere.asked(wanted, self._modules_of, whole=whole)
+
+    def _wants(self, plan: Plan, values: PartialValues, group: Sequence[Item]) -> bool:
+        known = self._known(plan)
+        return any(values[self._place[item]] is None and (plan, item) not in known for item in group)
 
     def _ahead_of(self, plan: Plan, group: Sequence[Item], ahead: LookAhead | None) -> None:
         self._values_of(StagedModel(self._prefix_cache(), plan, self._modules_of(plan), ahead=ahead), group)
@@ -293,7 +308,9 @@ class Measurement:
     def _values_of(self, staged: StagedModel, group: Sequence[Item]) -> list[float]:
         known = self._known(staged.plan)
         if not all((staged.plan, item) in known for item in group):
-            known.update(zip([(staged.plan, item) for item in group], self._objective.values(staged, group), strict=True))
+            values = None if self._elsewhere is None else self._elsewhere.values(staged.plan, tuple(group))
+            values = self._objective.values(staged, group) if values is None else values
+            known.update(zip([(staged.plan, item) for item in group], values, strict=True))
         return [known[staged.plan, item] for item in group]
 
 

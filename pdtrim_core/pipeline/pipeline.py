@@ -5,6 +5,7 @@ from __future__ import annotations
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome
 from pdtrim_core.pipeline.dense_comparison import compare_with_dense, variants_at_end
+from pdtrim_core.pipeline.executor import Executor
 from pdtrim_core.pipeline.export import remarks_on, write_exports
 from pdtrim_core.pipeline.finished import Finished
 from pdtrim_core.pipeline.found_removal import FoundRemoval
@@ -34,11 +35,13 @@ def run(
     fresh: bool = False,
     shared: RunCache | None = None,
     progress: Progress = False,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Carry out a recipe and return what came out; the run folder has it all.
 
     `host` has the plugins, which are those that the recipe was made with unless others are given. `progress` is a function that
-    is given a line whenever a step begins or ends, such as `print`; with True the lines go to stderr.
+    is given a line whenever a step begins or ends, such as `print`; with True the lines go to stderr. `executor` are workers that
+    measure plans (see `pdtrim_core.workers`); with the same number of threads the outcome is the same as without.
 
     An interrupted run of the same recipe in the same folder goes on where it stopped, and of one that is finished the outcome
     is returned as it is, unless `fresh`. Runs that are given
@@ -50,7 +53,7 @@ def run(
     if kept is not None:
         return kept
     host = host or recipe.host
-    with telling(host, progress), open_run_context(recipe, host, fresh=fresh, cache=shared) as context:
+    with telling(host, progress), open_run_context(recipe, host, fresh=fresh, cache=shared, executor=executor) as context:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out, steps=steps_of(recipe))
         inputs = prepare(context)
         made = made_from(recipe)

@@ -12,6 +12,7 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.threads import threads
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.events import RunEvents
+from pdtrim_core.pipeline.executor import Executor
 from pdtrim_core.pipeline.run_cache import Key, RunCache
 from pdtrim_core.pipeline.run_keys import digest_of
 from pdtrim_core.pipeline.spent import Spent
@@ -23,7 +24,10 @@ from pdtrim_core.search.driver import Ledger, Measure, MeasureTogether
 
 @dataclass(frozen=True)
 class RunContext:
-    """The recipe of a run, the host of its plugins, its folder, its events, the cache that runs share, and what was spent."""
+    """The recipe of a run, the host of its plugins, its folder, its events, the cache that runs share, and what was spent.
+
+    `executor` are the workers that measure its plans; without one they are measured here.
+    """
 
     recipe: Recipe
     host: PluginHost
@@ -33,6 +37,7 @@ class RunContext:
     spent: Spent
     fresh: bool = False
     """Whether nothing that earlier runs stored is used, but for the converted model."""
+    executor: Executor | None = None
 
     def rng(self, step: str) -> Random:
         """Return the random numbers of a step, which depend only on the recipe's seed and on the step's name."""
@@ -72,15 +77,20 @@ class RunContext:
 
 @contextmanager
 def open_run_context(
-    recipe: Recipe, host: PluginHost, *, fresh: bool = False, cache: RunCache | None = None
+    recipe: Recipe,
+    host: PluginHost,
+    *,
+    fresh: bool = False,
+    cache: RunCache | None = None,
+    executor: Executor | None = None,
 ) -> Iterator[RunContext]:
-    """Open the folder of a run, to begin it or to go on with it, with the threads that the recipe sets.
+    """Open the folder of a run, to begin it or to go on with it, with the threads that the recipe sets, or that workers have.
 
     Raises `PdtrimError` when it holds a run of another recipe (unless `fresh`), or when a run is working in it now.
     """
     with (
         open_run_folder(recipe.out, recipe.to_data(), fresh=fresh) as folder,
-        threads(recipe.settings.evaluation.threads),
+        threads(recipe.settings.evaluation.threads or (None if executor is None else executor.threads)),
         RunEvents(host) as events,
     ):
         for line in folder.lost:
@@ -88,7 +98,7 @@ def open_run_context(
         spent = Spent(folder.path, events)
         events.saved = spent.save
         try:
-            yield RunContext(recipe, host, folder, events, cache or RunCache(), spent, fresh)
+            yield RunContext(recipe, host, folder, events, cache or RunCache(), spent, fresh, executor)
         except BaseException:
             # A disk that is full has been told already.
             with suppress(PdtrimError):

@@ -20,6 +20,7 @@ from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
 from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
+from pdtrim_core.pipeline.elsewhere_opened import Opening
 from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
@@ -58,6 +59,7 @@ def prepare(context: RunContext) -> RunInputs:
             first_time = recipe.model.first_time()
         if first_time:
             context.events.preview(first_time)
+        elsewhere = None if context.executor is None else Opening(context.executor, recipe)
         model = context.cache.latest("model", keys.model, lambda: open_model(recipe.model, context.host))
         blocks = removed_blocks(recipe, model.sizes, model.name)
         check_pruner(recipe, model.sizes, model.name, model.config.model_type)
@@ -72,7 +74,9 @@ def prepare(context: RunContext) -> RunInputs:
         if problems:
             raise RecipeError(str(recipe.out), problems)
         model.compiles = evaluation.compile
-        if evaluation.threads is None:
+        if elsewhere is not None:
+            elsewhere.check(model)
+        elif evaluation.threads is None:
             # Put back by the context around the run.
             torch.set_num_threads(fitting_threads(model, evaluation.batch_tokens))
     with context.events.step("calibrate"):

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from pdtrim_core.errors import PdtrimError, reason_of
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.host.sources import changes
-from pdtrim_core.pipeline import pipeline
-from pdtrim_core.pipeline.open_run import load_run
+from pdtrim_core.pipeline.executor import Executor
 from pdtrim_core.pipeline.run_cache import Key, RunCache
 from pdtrim_core.pipeline.run_keys import keys_of, sources_of
+from pdtrim_core.pipeline.seen_folders import check_shared
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.results.run_folder import changed_keys, load_outcome
-from pdtrim_core.sweeping import evaluating
+from pdtrim_core.sweeping.one_run import (
+    Benchmarks,
+    DoneElsewhere,
+    Ended,
+    SentRun,
+    carried_out,
+    done_in_worker,
+    ended_elsewhere,
+)
 from pdtrim_core.sweeping.sweep import PlannedRun, Sweep
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A run of a sweep that is over: its outcome, or why it or its evaluations have none, and where that came from.
-
-    The traceback is text, since an exception would keep alive what the run had in memory.
-    """
-
-    run: PlannedRun
-    outcome: Outcome | None
-    problem: str = ""
-    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,13 +41,17 @@ class Begins:
     count: int
 
 
-def carry_out(sweep: Sweep, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None) -> Iterator[Begins | Ended]:
+def carry_out(
+    sweep: Sweep, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None, executor: Executor | None = None
+) -> Iterator[Begins | Ended]:
     """Yield every run of a sweep when it ends, evaluated if the sweep says so, and those that are not done yet when they begin.
 
-    A run that fails does not stop the others. Runs that were done before are read from their folders, unless `fresh`.
+    A run that fails does not stop the others. Runs that were done before are read from their folders, unless `fresh`. With an
+    `executor` its workers carry out whole runs, side by side, and evaluate them; what is only to be evaluated is done here.
     """
     shared, todo = RunCache(), []
-    evaluated = Evaluator(sweep, shared, say)
+    benchmarks = Benchmarks(sweep.evaluate, sweep.runs_code)
+    benchmarks.check()
     for run in sweep.runs:
         done = None if fresh else finished(run.recipe)
         stale = changes(done.environment.sources, sources_of(run.recipe)) if done and done.environment.sources else []
@@ -59,47 +60,45 @@ def carry_out(sweep: Sweep, *, fresh: bool = False, say: Callable[[str], None] =
             if stale:
                 say(f"{run.point.name} is carried out again: {'; '.join(stale)}")
         else:
-            yield evaluated(Ended(run, done))
+            yield benchmarks.evaluated(Ended(run, done), shared, say)
+    if executor is not None:
+        yield from _side_by_side(neighbours(todo), sweep.out, benchmarks, executor, fresh=fresh, say=say)
+        return
     for number, run in enumerate(neighbours(todo), start=1):
         yield Begins(run, number, len(todo))
-        yield evaluated(_carry_out(run, shared, fresh=fresh))
+        yield benchmarks.evaluated(carried_out(run, shared, fresh=fresh), shared, say)
 
 
-class Evaluator:
-    """Evaluates runs of a sweep that are over, on the model that they share; without benchmarks it leaves them as they are.
-
-    Raises `PdtrimError` for tasks that cannot be evaluated, before any run begins.
-    """
-
-    def __init__(self, sweep: Sweep, shared: RunCache, say: Callable[[str], None]) -> None:
-        self._parts = (sweep.host, shared, say)
-        self._wanted = sweep.evaluate
-        self._runs_code = sweep.runs_code
-        if self._wanted is not None:
-            evaluating.check(self._wanted, runs_code=self._runs_code)
-
-    def __call__(self, end: Ended) -> Ended:
-        """Evaluate a run; what was measured before is read. Returns it with the problem where that fails."""
-        if self._wanted is None or end.outcome is None:
-            return end
-        host, shared, say = self._parts
+def _side_by_side(
+    runs: Sequence[PlannedRun],
+    folder: Path,
+    benchmarks: Benchmarks,
+    executor: Executor,
+    *,
+    fresh: bool,
+    say: Callable[[str], None],
+) -> Iterator[Ended]:
+    """Yield runs as workers have carried them out. Each has its own folder and journal, which all machines must see."""
+    if not runs:
+        return
+    check_shared(executor, folder)
+    say(f"{len(runs)} runs by {executor.count} workers, side by side")
+    coming: dict[Future[DoneElsewhere], PlannedRun] = {}
+    for run in runs:
+        sent = SentRun(run.point, run.recipe.to_data(), fresh, benchmarks)
+        coming[executor.submit(done_in_worker, sent, near=keys_of(run.recipe).model)] = run
+    for number, future in enumerate(as_completed(coming), start=1):
+        run = coming[future]
         try:
-            run, variants = load_run(end.run.recipe.out, host, shared), end.run.point.variants
-            evaluating.evaluate(run, self._wanted, variants, say, runs_code=self._runs_code)
+            done = future.result()
         except PdtrimError as error:
-            return replace(end, problem=str(error), traceback=traceback.format_exc())
-        except Exception as error:  # noqa: BLE001 - a run that cannot be evaluated does not stop the others; it is named at the end
-            return replace(end, problem=reason_of(error, kind=True), traceback=traceback.format_exc())
-        return end
-
-
-def _carry_out(run: PlannedRun, shared: RunCache, *, fresh: bool) -> Ended:
-    try:
-        return Ended(run, pipeline.run(run.recipe, fresh=fresh, shared=shared))
-    except PdtrimError as error:
-        return Ended(run, None, str(error), traceback.format_exc())
-    except Exception as error:  # noqa: BLE001 - whatever ends one run, the others are still wanted; it is named at the end
-        return Ended(run, None, reason_of(error, kind=True), traceback.format_exc())
+            end = Ended(run, None, str(error), traceback.format_exc())
+        else:
+            for line in done.said:
+                say(line)
+            end = ended_elsewhere(run, done)
+        say(f"{run.point.name} has ended, {number} of {len(runs)}")
+        yield end
 
 
 def finished(recipe: Recipe) -> Outcome | None:

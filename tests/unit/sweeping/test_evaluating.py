@@ -17,7 +17,8 @@ from pdtrim_core.results.task_results import Metric
 from pdtrim_core.sweeping import evaluating
 from pdtrim_core.sweeping.evaluate_table import Evaluate
 from pdtrim_core.sweeping.evaluating import variants_of
-from pdtrim_core.sweeping.running import Begins, Ended, carry_out, results
+from pdtrim_core.sweeping.one_run import Ended
+from pdtrim_core.sweeping.running import Begins, carry_out, results
 from pdtrim_core.sweeping.sweep import Changes, Sweep, read_sweep
 from pdtrim_core.testing.contracts.small_run import small_run, tiny_host
 
