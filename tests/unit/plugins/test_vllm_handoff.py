@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pdtrim_plugins.vllm.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
+from pdtrim_plugins.vllm.proxy.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
 
 ASKED = {"model": "m", "prompt": "Hello", "max_tokens": 9}
 PARAMS = {

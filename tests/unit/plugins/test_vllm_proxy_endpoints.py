@@ -10,83 +10,40 @@ from typing import Any
 import pytest
 
 pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
-from aiohttp import ClientSession, web
-from aiohttp.test_utils import TestClient, TestServer, unused_port
+from aiohttp import ClientSession
+from aiohttp.test_utils import unused_port
 
-from pdtrim_plugins.vllm.proxy import Proxy, serve
-
-PARAMS = {
-    "do_remote_prefill": True,
-    "remote_block_ids": [[1]],
-    "remote_engine_id": "e",
-    "remote_request_id": "r",
-    "remote_host": "h",
-    "remote_port": 1,
-}
-ASKED = {"model": "m", "prompt": "Hello"}
-
-
-def server(seconds: float = 0.0) -> TestServer:
-    """Return a server that is prefill and decode in one, and takes so many seconds for an answer."""
-
-    async def generate(request: web.Request) -> web.StreamResponse:
-        asked = await request.json()
-        await asyncio.sleep(seconds)
-        if not asked.get("stream"):
-            return web.json_response({"choices": [], "usage": {"completion_tokens": 7}, "kv_transfer_params": PARAMS})
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(b'data: {"choices": [{}]}\n\n' * 2 + b"data: [DONE]\n\n")
-        return response
-
-    async def names(_: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "m"}, {"id": "m@1", "max_model_len": 9}]})
-
-    async def told(request: web.Request) -> web.Response:
-        return web.json_response({"tokens": [1, 2], "asked": await request.json()})
-
-    async def version(_: web.Request) -> web.Response:
-        return web.json_response({"version": "0.32"})
-
-    async def well(_: web.Request) -> web.Response:
-        return web.Response()
-
-    app = web.Application()
-    app.add_routes([web.post("/v1/completions", generate), web.post("/tokenize", told), web.get("/v1/models", names)])
-    app.add_routes([web.get("/version", version), web.get("/health", well)])
-    return TestServer(app)
+from pdtrim_plugins.vllm.proxy.app import Proxy
+from pdtrim_plugins.vllm.proxy.running import serve
+from tests.unit.plugins.vllm_servers import ASKED, Fake, proxied
 
 
 def test_models_versions_and_tokens_are_those_of_decode() -> None:
     async def run() -> None:
-        async with server() as one:
-            url = str(one.make_url(""))
-            async with TestClient(TestServer(Proxy(url, url).app())) as client:
-                assert await (await client.get("/v1/models/m@1")).json() == {"id": "m@1", "max_model_len": 9}
-                missing = await client.get("/v1/models/a/b")
-                assert (missing.status, (await missing.json())["error"]["message"]) == (404, "the model 'a/b' does not exist")
-                told = await (await client.get("/version")).json()
-                assert told.keys() == {"version", "pdtrim_core"}
-                assert told["version"] == "0.32"
-                tokens = await (await client.post("/tokenize", json={"prompt": "x"})).json()
-                assert tokens == {"tokens": [1, 2], "asked": {"prompt": "x"}}
-                assert (await client.post("/tokenize", data=b"[")).status == 400
+        async with proxied(Fake(), Fake()) as (client, _):
+            assert await (await client.get("/v1/models/m@1")).json() == {"id": "m@1", "max_model_len": 9}
+            missing = await client.get("/v1/models/a/b")
+            assert (missing.status, (await missing.json())["error"]["message"]) == (404, "the model 'a/b' does not exist")
+            told = await (await client.get("/version")).json()
+            assert told.keys() == {"version", "pdtrim_core"}
+            assert told["version"] == "0.32"
+            tokens = await (await client.post("/tokenize", json={"prompt": "x"})).json()
+            assert tokens == {"tokens": [1, 2], "asked": {"prompt": "x"}}
+            assert (await client.post("/tokenize", data=b"[")).status == 400
 
     asyncio.run(run())
 
 
 def test_requests_handovers_failures_and_tokens_are_counted() -> None:
     async def run() -> None:
-        async with server() as prefill, server() as decode:
-            proxy = Proxy(str(prefill.make_url("")), str(decode.make_url("")))
-            async with TestClient(TestServer(proxy.app())) as client:
-                for more in ({}, {"stream": True}, {"echo": True}):
-                    await (await client.post("/v1/completions", json={**ASKED, **more})).read()
-                await decode.close()
-                assert (await client.post("/v1/completions", json=ASKED)).status == 502
-                answer = await client.get("/metrics")
-                assert answer.content_type == "text/plain"
-                lines = (await answer.text()).splitlines()
+        async with proxied(Fake(), Fake()) as (client, servers):
+            for more in ({}, {"stream": True}, {"echo": True}):
+                await (await client.post("/v1/completions", json={**ASKED, **more})).read()
+            await servers["decode"].close()
+            assert (await client.post("/v1/completions", json=ASKED)).status == 502
+            answer = await client.get("/metrics")
+            assert answer.content_type == "text/plain"
+            lines = (await answer.text()).splitlines()
         for line in (
             'requests_total{status="200"} 2',
             'requests_total{status="400"} 1',
@@ -116,7 +73,9 @@ def test_sigterm_lets_open_requests_end_up_to_a_limit(limit: float, status: int 
             return None, None
 
     async def run() -> None:
-        async with server(1.0) as one, ClientSession() as session:
+        fake = Fake()
+        fake.seconds = 0.5
+        async with fake.server() as one, ClientSession() as session:
             behind, port = str(one.make_url("")), unused_port()
             proxy = Proxy(behind, behind)
             serving = asyncio.create_task(serve(proxy, "127.0.0.1", port, limit))

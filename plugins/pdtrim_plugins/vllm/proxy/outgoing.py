@@ -8,8 +8,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from pdtrim_plugins.vllm.incoming import RequestError
-from pdtrim_plugins.vllm.upstream import Answer, BrokenError, object_of, shown
+from pdtrim_plugins.vllm.proxy.incoming import RequestError
+from pdtrim_plugins.vllm.proxy.upstream import Answer, BrokenError, object_of, shown
 
 
 class ClientLeftError(Exception):

@@ -1,20 +1,12 @@
-"""A small proxy in front of a pair: prefill first, then decode with the K/V that prefill made.
-
-    python -m pdtrim_plugins.vllm.proxy --prefill http://HOST:PORT --decode http://HOST:PORT [--host HOST] [--port PORT]
-
-Both servers have a second model name, MODEL@PLAN, which requests use, so that a server of another plan answers 404. Any failure
-between the two is an error for the client: no request reaches decode without K/V from prefill.
-"""
+"""The proxy of a pair as an application: prefill first, then decode with the K/V that prefill made."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
-import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -22,11 +14,11 @@ import aiohttp
 from aiohttp import web
 
 from pdtrim_core import PdtrimError
-from pdtrim_plugins.vllm.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
-from pdtrim_plugins.vllm.incoming import LARGEST_REQUEST, RUNNER, RequestError, object_in, passed_on
-from pdtrim_plugins.vllm.metrics import CONTENT_TYPE, Metrics
-from pdtrim_plugins.vllm.outgoing import begun, error_of, problem_of, refusal, sent, told
-from pdtrim_plugins.vllm.upstream import BrokenError, Limits, Upstream, object_of, shown
+from pdtrim_plugins.vllm.proxy.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
+from pdtrim_plugins.vllm.proxy.incoming import LARGEST_REQUEST, RequestError, object_in, passed_on
+from pdtrim_plugins.vllm.proxy.metrics import CONTENT_TYPE, Metrics
+from pdtrim_plugins.vllm.proxy.outgoing import begun, error_of, problem_of, refusal, sent, told
+from pdtrim_plugins.vllm.proxy.upstream import BrokenError, Limits, Upstream, object_of, shown
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 KEY = "VLLM_API_KEY"
@@ -59,7 +51,7 @@ class Proxy:
         self._trial: asyncio.Task[str] | None = None
 
     def app(self) -> web.Application:
-        """Return the application that serves the proxy; run it with `RUNNER`."""
+        """Return the application that serves the proxy; run it with `incoming.RUNNER`."""
         app = web.Application(client_max_size=LARGEST_REQUEST, middlewares=[told])
         app.add_routes([web.post(path, self._counted) for path in PATHS])
         app.add_routes([web.get("/v1/models", self._models), web.get("/health", self._health)])
@@ -320,80 +312,3 @@ def _bytes(response: web.Response) -> bytes:
 
 def _list_in(found: object) -> list[Any]:
     return found if isinstance(found, list) else []
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """Serve until stopped."""
-    parser = argparse.ArgumentParser(prog="python -m pdtrim_plugins.vllm.proxy", description="A proxy in front of a pair.")
-    parser.add_argument("--prefill", required=True, metavar="URL", help="vLLM with the prefill checkpoint")
-    parser.add_argument("--decode", required=True, metavar="URL", help="vLLM with the decode checkpoint")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--storage", action="store_true", help="K/V go through files (the example connector)")
-    limits = Limits()
-    parser.add_argument(
-        "--health-seconds", type=_seconds, default=limits.health, metavar="S",
-        help="a server that is silent about its health for so long is gone; its requests get an error (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--token-seconds", type=_seconds, default=limits.token, metavar="S",
-        help="time between two pieces of a stream at most (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--request-seconds", type=_seconds, default=limits.whole, metavar="S",
-        help="time that each server may take for a request at most (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--body-seconds", type=_seconds, default=limits.body, metavar="S",
-        help="time that the body of a request may take to arrive (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--drain-seconds", type=_seconds, default=30.0, metavar="S",
-        help="time that open requests have to end after SIGTERM, while new ones get 503 (default: %(default)g)",
-    )  # fmt: skip
-    options = parser.parse_args(words)
-    limits = Limits(options.health_seconds, options.token_seconds, options.request_seconds, options.body_seconds)
-    proxy = Proxy(options.prefill, options.decode, storage=options.storage, limits=limits)
-    asyncio.run(serve(proxy, options.host, options.port, options.drain_seconds))
-
-
-async def serve(proxy: Proxy, host: str, port: int, drain_seconds: float) -> None:
-    """Serve until SIGTERM, which lets open requests end, or SIGINT or a second SIGTERM, which does not."""
-    draining, stopped = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, stopped.set)
-
-    def end() -> None:
-        (stopped if draining.is_set() else draining).set()
-
-    loop.add_signal_handler(signal.SIGTERM, end)
-    runner = web.AppRunner(proxy.app(), handler_cancellation=True, **RUNNER, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-
-        async def drained() -> None:
-            await draining.wait()
-            await proxy.drain(drain_seconds)
-
-        ends = {asyncio.create_task(drained()), asyncio.create_task(_until(stopped))}
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for task in ends:
-            task.cancel()
-    finally:
-        await runner.cleanup()
-
-
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no time: give seconds, more than 0")
-    return value
-
-
-if __name__ == "__main__":
-    main()
