@@ -257,7 +257,7 @@ def test_two_who_ask_for_its_health_at_once_hear_of_the_same_failure() -> None:
 
 
 def test_a_first_prompt_may_take_longer_than_a_question_for_health(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdtrim_plugins.vllm.proxy.app.TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr("pdtrim_plugins.vllm.proxy.trial.SECONDS", 0.0)
     decode = Fake()
 
     async def what(client: Client) -> None:

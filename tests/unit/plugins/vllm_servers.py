@@ -126,7 +126,7 @@ async def proxied(prefill: Fake, decode: Fake, **options: Any) -> AsyncIterator[
     servers = {"prefill": prefill.server(), "decode": decode.server()}
     for server in servers.values():
         await server.start_server(shutdown_timeout=0.0)
-    proxy = TestServer(Proxy(*(str(server.make_url("")) for server in servers.values()), **options).app())
+    proxy = TestServer(Proxy(*([str(server.make_url(""))] for server in servers.values()), **options).app())
     await proxy.start_server(**RUNNER)
     try:
         async with TestClient(proxy) as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,16 @@ FAILED_CHECKS = 2
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that things may take: an answer about health, the next piece of a stream, a request, the arrival of its body."""
+    """Seconds that things may take: an answer about health, the next piece of a stream, a request, the arrival of its body.
+
+    `at_once` is how many prompts are with the servers at most; more wait in the order in which they came.
+    """
 
     health: float = 10.0
     token: float = 120.0
     whole: float = 3600.0
     body: float = 60.0
+    at_once: int = 256
 
 
 class BrokenError(PdtrimError):
@@ -74,7 +78,7 @@ class Answer:
         """Return the JSON object that it is."""
         return object_of(await self.content())
 
-    async def events(self) -> AsyncIterator[tuple[bytes, dict[str, Any]]]:
+    async def events(self) -> AsyncGenerator[tuple[bytes, dict[str, Any]]]:
         """Yield each event of a stream as it came and as its object; return behind [DONE], and only there."""
         if not self.is_stream:
             raise BrokenError(f"no stream of events came, but {shown(await self.content())}")
@@ -112,10 +116,25 @@ class Upstream:
     def __init__(self, stage: str, url: str, limits: Limits) -> None:
         self.stage = stage
         self.url = url.rstrip("/")
+        self.names: tuple[str, ...] = ()
+        """The models that it serves while requests go to it; empty while they do not, for the reason `problem`."""
+        self.problem = ""
+        self.tried = False
+        """Whether it took part in a hand-over since then."""
+        self.looked = float("-inf")
+        """When it was last looked at, in the loop's time."""
         self.session: aiohttp.ClientSession | None = None
         self._limits = limits
         self._calls: dict[int, Call] = {}
         self._watcher: asyncio.Task[None] | None = None
+        self._stopped = ""
+
+    def cut(self, reason: str) -> None:
+        """End all open requests with an error, and those that come."""
+        self._stopped = reason
+        for call in self._calls.values():
+            call.gone = True
+            call.end(reason)
 
     def close(self) -> None:
         """Stop watching."""
@@ -131,6 +150,8 @@ class Upstream:
         Raises `BrokenError`, also out of whatever is done with the answer, once the server is gone or too slow.
         """
         assert self.session is not None
+        if self._stopped:
+            raise BrokenError(self._stopped)
         # As it is, never packed: a small answer would become a large one here.
         told = {"Accept-Encoding": "identity", **(headers or {})}
         method = "GET" if body is None else "POST"
