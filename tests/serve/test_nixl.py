@@ -56,8 +56,7 @@ def test_what_a_pair_cannot_do_is_refused(pair: Any) -> None:
     refused: tuple[dict[str, Any], ...] = (
         {"prompt_logprobs": 1},
         {"echo": True},
-        {"n": 2},
-        {"prompt": [[1], [2]]},
+        {"best_of": 2},
         {"kv_transfer_params": {}},
     )
     for more in refused:
@@ -65,6 +64,28 @@ def test_what_a_pair_cannot_do_is_refused(pair: Any) -> None:
         assert answer.status == 400, more
         assert next(iter(more)).split("_")[0] in answer.data["error"]["message"]
     assert pair.post({**asked, "model": "other"}).status == 404
+
+
+def test_several_prompts_with_several_answers_are_each_handed_over(pair: Any) -> None:
+    prompts = [list(prompt) for prompt in pair.subject.prompts[-8:]]
+    wanted = [pair.subject.expected(prompt) for prompt in prompts for _ in range(2)]
+    before = pair.metric("vllm:nixl_bytes_transferred_sum")
+    asked = {**pair.question(prompts[0]), "prompt": prompts, "n": 2}
+    answer = pair.post(asked)
+    assert answer.status == 200, answer.data
+    assert [choice["token_ids"] for choice in answer.data["choices"]] == wanted
+    assert answer.data["usage"]["prompt_tokens"] == sum(map(len, prompts))
+    assert answer.data["usage"]["completion_tokens"] == sum(map(len, wanted))
+    moved = pair.metric("vllm:nixl_bytes_transferred_sum") - before
+    assert moved == 2 * pair.subject.bytes_a_block * _blocks(prompts)
+    found: dict[int, list[int]] = {number: [] for number in range(16)}
+    events = list(pair.stream({**asked, "stream_options": {"include_usage": True}}))
+    assert events.pop() == "[DONE]"
+    assert events.pop()["usage"] == answer.data["usage"]
+    for event in events:
+        for choice in event["choices"]:
+            found[choice["index"]] += choice["token_ids"]
+    assert list(found.values()) == wanted
 
 
 def test_a_server_of_another_plan_does_not_answer(pair: Any) -> None:
