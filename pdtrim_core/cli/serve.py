@@ -69,6 +69,7 @@ def serve(
     at_once: Annotated[int, typer.Option(help="Prompts with the servers; others wait.")] = PROXY.at_once,
     timeout: Annotated[float, typer.Option(help="Seconds until all must be up.")] = 900.0,
     logs: Annotated[Path | None, typer.Option(help="Folder for logs, instead of a temporary one.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the pair with its run before it is used.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -94,15 +95,21 @@ def serve(
             say(command)
         return
     assert found is not None
+    if verify and not (path / "outcome.json").is_file():
+        raise PdtrimError(
+            f"--verify compares with a run, and {path} is an export alone: use pdtrim-core verify, and name its run"
+        )
     servers.check_engine(python, found, wants_nixl=connector == "nixl")
     with _temporary_storage() as storage:
         commands = commands_for(export, engine, ports, storage, options)
         servers.check_free(commands)
         with _log_folder(logs) as folder:
-            _serve(export, commands, folder, timeout, drain_seconds)
+            _serve(export, commands, folder, timeout, options, path if verify else None)
 
 
-def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: float, drain_seconds: float) -> None:
+def _serve(
+    export: Export, commands: Sequence[Command], logs: Path, timeout: float, options: ProxyOptions, verified: Path | None
+) -> None:
     _say(f"serving {export.checked_name} from {export.folder}; logs are in {logs}")
     proxy = commands[-1]
     try:
@@ -110,17 +117,32 @@ def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: flo
             servers.wait_until_healthy(started[:-1], timeout, _say)
             # The proxy is well when both servers are, when both serve the same plan, and when a prompt was handed over.
             servers.wait_until_healthy(started[-1:], PROXY_SECONDS, _say)
+            if verified is not None:
+                _verify(verified, commands, options)
             _say(f"prefill and decode are both of plan {export.plan_hash[:HASH_SHOWN]}; stop with Ctrl-C")
             say(example_request(export, proxy.url, key=bool(os.environ.get(KEY))), flush=True)
             try:
                 servers.watch(started)
             except _TerminatedError:
-                _say(f"open requests have up to {drain_seconds:g} s to end, Ctrl-C ends them at once")
-                servers.drain(started[-1], drain_seconds)
+                _say(f"open requests have up to {options.drain_seconds:g} s to end, Ctrl-C ends them at once")
+                servers.drain(started[-1], options.drain_seconds)
     except KeyboardInterrupt:
         _say("stopped")
     else:
         _say("stopped")
+
+
+def _verify(run: Path, commands: Sequence[Command], options: ProxyOptions) -> None:
+    """Raise `PdtrimError` where the pair is not that of the run."""
+    from pdtrim_core.cli.verify import verified  # noqa: PLC0415 - as below
+    from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
+    from pdtrim_core.serving.reference import expected_of_run  # noqa: PLC0415 - the same
+
+    prefill, decode, proxy = commands
+    where = proxy.url, [prefill.url, *options.prefill], [decode.url, *options.decode]
+    checks = verified(where, expected_of_run(load_run(run), run / "decode"))
+    if any(check.ok is False for check in checks):
+        raise PdtrimError("the pair that is served is not the one of the run; see above")
 
 
 class _TerminatedError(KeyboardInterrupt):

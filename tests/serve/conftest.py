@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core import Drop, KvOnly, Merge, Plan, Removal, SavedPlan, Shrink
-from pdtrim_core.serving.commands import CPU_BLOCK, Connector, Engine, Export, Ports, commands_for, open_export
+from pdtrim_core.serving.commands import CPU_BLOCK, Connector, Engine, Export, Ports, ProxyOptions, commands_for, open_export
 from pdtrim_core.serving.servers import Server, stop, wait_until_healthy
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ NARROWED = Plan(
     decode=Removal([Drop(0), *(Shrink(block, "mlp", tuple(range(64))) for block in range(1, 8))]),
 )
 """All blocks of decode have as many channels, as stock vLLM wants it; of prefill's, two have fewer than the others."""
+PROXY = ProxyOptions(health_seconds=30)
+"""Servers on a busy machine may be silent for longer than the default allows."""
 SERVER_ARGS = ("--dtype", "float32", "--max-model-len", "640", "--max-num-seqs", "16")
 
 
@@ -101,7 +103,7 @@ class Pair:
         self.subject = subject
         self.folder = folder
         ports = _free_ports(4)
-        found = commands_for(subject.export, engine, Ports(*ports), folder / "storage")
+        found = commands_for(subject.export, engine, Ports(*ports), folder / "storage", PROXY)
         (folder / "storage").mkdir()
         self.commands = {command.name: command for command in found}
         self.servers: dict[str, Server] = {}

@@ -78,6 +78,16 @@ def test_requests_of_a_server_that_goes_away_end_soon(how: str, stage: str, stre
     talk(what, Limits(health=1.0))
 
 
+def test_a_server_that_is_slow_to_tell_its_health_but_answers_is_not_gone() -> None:
+    async def what(client: Client, fakes: dict[str, Fake], _: dict[str, TestServer]) -> None:
+        fakes["decode"].frozen, fakes["decode"].pause = True, 0.3
+        fakes["decode"].events = lambda _: [{"choices": [{"text": "one"}]}] * 8
+        answer = await client.post("/v1/completions", json={**ASKED, "stream": True})
+        assert (await answer.text()).endswith("data: [DONE]\n\n")
+
+    talk(what, Limits(health=1.0))
+
+
 def test_a_stream_that_hangs_while_its_server_is_well_ends() -> None:
     async def what(client: Client, fakes: dict[str, Fake], _: dict[str, TestServer]) -> None:
         fakes["decode"].hangs = "stream"

@@ -48,7 +48,8 @@ class Fake:
         ]
         self.hangs = ""
         self.broken = self.undone = self.frozen = False
-        self.seconds = 0.0
+        self.seconds = self.pause = 0.0
+        """How long an answer takes, and how long lies between two events of a stream."""
         self.health = 200
         self.key = ""
         self.open = self.most = 0
@@ -107,6 +108,7 @@ class Fake:
         await response.prepare(request)
         for event in self.events(asked):
             await response.write(f"data: {json.dumps(event)}\n\n".encode())
+            await asyncio.sleep(self.pause)
             if self.broken:
                 assert request.transport is not None
                 request.transport.abort()

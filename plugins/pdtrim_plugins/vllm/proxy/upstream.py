@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,17 +58,19 @@ class Call:
 class Answer:
     """What a server answers, read within limits. All methods raise `BrokenError`."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, call: Call, limits: Limits) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, call: Call, limits: Limits, hear: Callable[[], None]) -> None:
         self.status = answer.status
         self.is_stream = answer.content_type == "text/event-stream"
         self._answer = answer
         self._call = call
         self._limits = limits
+        self._hear = hear
 
     async def content(self) -> bytes:
         """Return the whole of it."""
         found = bytearray()
         async for chunk in self._answer.content.iter_any():
+            self._hear()
             found += chunk
             if len(found) > LARGEST_ANSWER:
                 raise BrokenError(f"more than {LARGEST_ANSWER} bytes came")
@@ -85,6 +87,7 @@ class Answer:
         rest, begun = b"", False
         while chunk := await self._piece(begun=begun):
             begun = True
+            self._hear()
             *events, rest = (rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
             for data in (event.removeprefix(b"data:").strip() for event in events if event.startswith(b"data:")):
                 if data == b"[DONE]":
@@ -128,6 +131,8 @@ class Upstream:
         self._calls: dict[int, Call] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._stopped = ""
+        self._heard = 0.0
+        """When a piece of an answer came, in the loop's time."""
 
     def cut(self, reason: str) -> None:
         """End all open requests with an error, and those that come."""
@@ -135,6 +140,10 @@ class Upstream:
         for call in self._calls.values():
             call.gone = True
             call.end(reason)
+
+    def hear(self) -> None:
+        """Note that something came: a server that answers requests is there, though it may be slow to say so."""
+        self._heard = asyncio.get_running_loop().time()
 
     def close(self) -> None:
         """Stop watching."""
@@ -164,7 +173,8 @@ class Upstream:
                 try:
                     url = self.url + path
                     async with self.session.request(method, url, json=body, headers=told, allow_redirects=False) as answer:
-                        yield Answer(answer, call, self._limits)
+                        self.hear()
+                        yield Answer(answer, call, self._limits, self.hear)
                 finally:
                     del self._calls[id(scope)]
         except (TimeoutError, *UNREACHABLE) as error:
@@ -192,6 +202,8 @@ class Upstream:
             async with self.session.get(f"{self.url}/health", timeout=limit) as answer:
                 return ("" if answer.status == 200 else f"its health became {answer.status}"), False
         except TimeoutError:
+            if asyncio.get_running_loop().time() - self._heard < self._limits.health:
+                return "", False
             return f"it says nothing about its health for {self._limits.health:g} s", True
         except UNREACHABLE as error:
             return f"it went away ({words(error)})", False
