@@ -38,7 +38,8 @@ class Pretended:
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return what the pair answers, and count it."""
-        prompt, made = list(body["prompt"]), []
+        prompt: list[int] = list(body["prompt"])
+        made: list[int] = []
         wrong = self.fault in ("shifted", "partner")
         for _ in range(body["max_tokens"]):
             made.append((next_token([*prompt, *made]) + wrong) % 500)
