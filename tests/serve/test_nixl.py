@@ -81,7 +81,10 @@ def test_several_prompts_with_several_answers_are_each_handed_over(pair: Any) ->
     found: dict[int, list[int]] = {number: [] for number in range(16)}
     events = list(pair.stream({**asked, "stream_options": {"include_usage": True}}))
     assert events.pop() == "[DONE]"
-    assert events.pop()["usage"] == answer.data["usage"]
+    usage = events.pop()["usage"]
+    assert {key: usage[key] for key in usage if usage[key]} == {
+        key: value for key, value in answer.data["usage"].items() if value
+    }
     for event in events:
         for choice in event["choices"]:
             found[choice["index"]] += choice["token_ids"]
@@ -114,7 +117,8 @@ def test_a_request_of_a_decode_that_stands_still_ends_and_those_behind_it_are_ri
 def test_decode_that_dies_gives_an_error_and_the_next_request_is_right(pair: Any) -> None:
     subject = pair.subject
     prompt = subject.prompts[-1]
-    forever = {**pair.question(prompt, 600 - len(prompt)), "ignore_eos": True}
+    # Far from its end when its first token is here, also where this test gets less of the processor than the servers.
+    forever = {**pair.question(subject.prompts[0], 600), "ignore_eos": True}
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(pair.post, forever)
         events = []
