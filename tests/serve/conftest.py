@@ -23,7 +23,7 @@ import pytest
 
 from pdtrim_core import Drop, KvOnly, Merge, Plan, Removal, SavedPlan, Shrink
 from pdtrim_core.serving.commands import CPU_BLOCK, Connector, Engine, Export, Ports, ProxyOptions, commands_for, open_export
-from pdtrim_core.serving.servers import Server, stop, wait_until_healthy
+from pdtrim_core.serving.servers import Server, look_at, stop, wait_until_healthy
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
@@ -52,6 +52,13 @@ NARROWED = Plan(
 PROXY = ProxyOptions(health_seconds=30)
 """Servers on a busy machine may be silent for longer than the default allows."""
 SERVER_ARGS = ("--dtype", "float32", "--max-model-len", "640", "--max-num-seqs", "16")
+
+
+def pytest_report_header() -> str:
+    """Name the engine that these tests run."""
+    python = os.environ.get("PDTRIM_SERVE_PYTHON")
+    found = look_at(python).vllm if python else None
+    return f"vLLM: {found or 'none, tests/serve is skipped'}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from pdtrim_plugins.exporters.checkpoint_folder import write_json
 if TYPE_CHECKING:
     from pdtrim_core import SavedPlan
 
-MODULE = "pdtrim_plugins.vllm.connector"
+MODULES = "pdtrim_plugins.vllm"
 STORAGE = "/tmp/pdtrim-kv"  # noqa: S108 - an example, which the user changes
 
 LEASE = 600
@@ -34,17 +34,19 @@ def connector_files(decode_layers: int) -> dict[str, dict[str, Any]]:
     # The two models differ by design, so the engine's own check that they are the same is off; plan_hash replaces it.
     nixl: dict[str, Any] = {"enforce_handshake_compat": False}
     stored = {"shared_storage_path": STORAGE}
-    ours = {"kv_connector_module_path": MODULE, "kv_role": "kv_producer", "kv_load_failure_policy": "fail"}
+    ours = {"kv_role": "kv_producer", "kv_load_failure_policy": "fail"}
     stock = {"kv_role": "kv_consumer", "kv_load_failure_policy": "fail"}
     return {
         "prefill.json": {
             "kv_connector": "PDTrimNixlConnector",
+            "kv_connector_module_path": f"{MODULES}.connector",
             **ours,
             "kv_connector_extra_config": {**nixl, "kv_lease_duration": LEASE, "shared_layers": shared},
         },
         "decode.json": {"kv_connector": "NixlConnector", **stock, "kv_connector_extra_config": nixl},
         "prefill-example.json": {
             "kv_connector": "PDTrimExampleConnector",
+            "kv_connector_module_path": f"{MODULES}.example_connector",
             **ours,
             "kv_connector_extra_config": {**stored, "shared_layers": shared},
         },
