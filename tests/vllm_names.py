@@ -34,11 +34,18 @@ def imported() -> Iterator[tuple[str, str, str]]:
                 yield from ((file.relative_to(PLUGIN).as_posix(), str(node.module), alias.name) for alias in node.names)
 
 
-def names_in(source: str) -> set[str]:
-    """Return the names that a module has at its top, also those of branches, and those that it gives lazily."""
+def names_in(module: str, source: Source) -> set[str] | None:
+    """Return the names that a module has, also those of branches, and those that it gives lazily; None where there is none."""
+    path = module.replace(".", "/")
+    text = source(f"{path}.py") or source(f"{path}/__init__.py")
+    if text is None:
+        return None
+    package = module if source(f"{path}.py") is None else module.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(text)):
         match node:
+            case ast.ImportFrom(module=str() as other, names=[ast.alias(name="*")], level=level):
+                found |= names_in(f"{package}.{other}" if level else other, source) or set()
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 found.add(node.name)
             case ast.ImportFrom() | ast.Import():
@@ -55,11 +62,10 @@ def missing(source: Source) -> list[str]:
     """Return a line for each name that is not there."""
     lines = []
     for file, module, name in imported():
-        path = module.replace(".", "/")
-        text = source(f"{path}.py") or source(f"{path}/__init__.py")
-        if text is None:
+        names = names_in(module, source)
+        if names is None:
             lines.append(f"{file}: there is no module {module}")
-        elif name not in names_in(text):
+        elif name not in names:
             lines.append(f"{file}: {module} has no {name}")
     return lines
 
