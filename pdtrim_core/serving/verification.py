@@ -84,7 +84,9 @@ def verify(pair: Pair, expected: Expected, *, seed: int, lengths: Sequence[int] 
     if not lengths:
         raise PdtrimError(f"the servers take {most} tokens at most: too few for a prompt of 2 and {NEW_TOKENS} behind it")
     rounds = [[[draw.randrange(expected.vocabulary) for _ in range(length)] for length in lengths] for _ in range(2)]
-    before = [served.counts() for served in pair.decode]
+    # What others asked before is surely counted once another answer is here.
+    pair.front.answer(model, [draw.randrange(expected.vocabulary) for _ in range(lengths[0])], NEW_TOKENS)
+    before = [_settled(served) for served in pair.decode]
     fallen, answers = _asked_one_by_one(pair, model, rounds[0])
     moved = _moved(pair, before, expected.shape, rounds[0])
     with ThreadPoolExecutor(AT_ONCE) as pool:
