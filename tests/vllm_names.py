@@ -52,9 +52,9 @@ def names_in(module: str, source: Source) -> set[str] | None:
                 found.update(alias.asname or alias.name for alias in node.names)
             case ast.Name(ctx=ast.Store()):
                 found.add(node.id)
-            case ast.Constant(value=str()):
+            case ast.Constant(value=str() as text):
                 # vLLM's own package names what it imports lazily in a table of texts.
-                found.add(node.value)
+                found.add(text)
     return found
 
 
