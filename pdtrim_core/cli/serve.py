@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -22,16 +23,19 @@ from pdtrim_core.serving import servers
 from pdtrim_core.serving.commands import (
     CPU_ENVIRONMENT,
     HASH_SHOWN,
+    KEY,
     Command,
     Connector,
     Engine,
     Export,
     Ports,
+    ProxyOptions,
     commands_for,
     example_request,
     open_export,
 )
 
+PROXY = ProxyOptions()
 PROXY_SECONDS = 300.0
 """How long the proxy may take, which hands a first prompt over before it says that it is well."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,8 +56,20 @@ def serve(
     prefill_env: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="For prefill; may be repeated.")] = None,
     decode_env: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="For decode; may be repeated.")] = None,
     cpu: Annotated[bool | None, typer.Option("--cpu/--no-cpu", help="vLLM computes on the processor [default: look].")] = None,
+    host: Annotated[str, typer.Option(help="The address that the proxy listens at.")] = PROXY.host,
+    more_prefill: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Prefill elsewhere, too; may be repeated.")
+    ] = None,
+    more_decode: Annotated[list[str] | None, typer.Option(metavar="URL", help="Decode elsewhere; may be repeated.")] = None,
+    health_seconds: Annotated[float, typer.Option(help="Silence about its health ends a server.")] = PROXY.health_seconds,
+    token_seconds: Annotated[float, typer.Option(help="Between two pieces of a stream.")] = PROXY.token_seconds,
+    request_seconds: Annotated[float, typer.Option(help="Of a server for a request.")] = PROXY.request_seconds,
+    body_seconds: Annotated[float, typer.Option(help="For a request to arrive.")] = PROXY.body_seconds,
+    drain_seconds: Annotated[float, typer.Option(help="For open requests after SIGTERM.")] = PROXY.drain_seconds,
+    at_once: Annotated[int, typer.Option(help="Prompts with the servers; others wait.")] = PROXY.at_once,
     timeout: Annotated[float, typer.Option(help="Seconds until all must be up.")] = 900.0,
     logs: Annotated[Path | None, typer.Option(help="Folder for logs, instead of a temporary one.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the pair with its run before it is used.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -69,20 +85,31 @@ def serve(
         connector,
     )
     ports = Ports(port, prefill_port, decode_port, nixl_port)
+    options = ProxyOptions(
+        *(host, health_seconds, token_seconds, request_seconds, body_seconds, drain_seconds, at_once),
+        *(tuple(more_prefill or ()), tuple(more_decode or ())),
+    )
     if dry_run:
         storage = Path(tempfile.gettempdir()) / "pdtrim-serve" / "storage"
-        for command in commands_for(export, engine, ports, storage):
+        for command in commands_for(export, engine, ports, storage, options):
             say(command)
         return
     assert found is not None
+    if verify and not (path / "outcome.json").is_file():
+        raise PdtrimError(
+            f"--verify compares with a run, and {path} is an export alone: use pdtrim-core verify, and name its run"
+        )
     servers.check_engine(python, found, wants_nixl=connector == "nixl")
-    folder = logs or Path(tempfile.mkdtemp(prefix="pdtrim-serve-"))
     with _temporary_storage() as storage:
-        _serve(export, commands_for(export, engine, ports, storage), folder, timeout)
+        commands = commands_for(export, engine, ports, storage, options)
+        servers.check_free(commands)
+        with _log_folder(logs) as folder:
+            _serve(export, commands, folder, timeout, options, path if verify else None)
 
 
-def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: float) -> None:
-    servers.check_free(commands)
+def _serve(
+    export: Export, commands: Sequence[Command], logs: Path, timeout: float, options: ProxyOptions, verified: Path | None
+) -> None:
     _say(f"serving {export.checked_name} from {export.folder}; logs are in {logs}")
     proxy = commands[-1]
     try:
@@ -90,11 +117,50 @@ def _serve(export: Export, commands: Sequence[Command], logs: Path, timeout: flo
             servers.wait_until_healthy(started[:-1], timeout, _say)
             # The proxy is well when both servers are, when both serve the same plan, and when a prompt was handed over.
             servers.wait_until_healthy(started[-1:], PROXY_SECONDS, _say)
+            if verified is not None:
+                _verify(verified, commands, options)
             _say(f"prefill and decode are both of plan {export.plan_hash[:HASH_SHOWN]}; stop with Ctrl-C")
-            say(example_request(export, proxy.url), flush=True)
-            servers.watch(started)
+            say(example_request(export, proxy.url, key=bool(os.environ.get(KEY))), flush=True)
+            try:
+                servers.watch(started)
+            except _TerminatedError:
+                _say(f"open requests have up to {options.drain_seconds:g} s to end, Ctrl-C ends them at once")
+                servers.drain(started[-1], options.drain_seconds)
     except KeyboardInterrupt:
         _say("stopped")
+    else:
+        _say("stopped")
+
+
+def _verify(run: Path, commands: Sequence[Command], options: ProxyOptions) -> None:
+    """Raise `PdtrimError` where the pair is not that of the run."""
+    from pdtrim_core.cli.verify import verified  # noqa: PLC0415 - as below
+    from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
+    from pdtrim_core.serving.reference import expected_of_run  # noqa: PLC0415 - the same
+
+    prefill, decode, proxy = commands
+    where = proxy.url, [prefill.url, *options.prefill], [decode.url, *options.decode]
+    checks = verified(where, expected_of_run(load_run(run), run / "decode"))
+    if any(check.ok is False for check in checks):
+        raise PdtrimError("the pair that is served is not the one of the run; see above")
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM: what is open may end, other than with Ctrl-C."""
+
+
+@contextmanager
+def _log_folder(logs: Path | None) -> Iterator[Path]:
+    """Lend the folder for logs; a temporary one is gone afterwards where there are none in it."""
+    if logs is not None:
+        yield logs
+        return
+    folder = Path(tempfile.mkdtemp(prefix="pdtrim-serve-"))
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager
@@ -111,8 +177,8 @@ def _temporary_storage() -> Iterator[Path]:
 def _stopped_by_signals() -> Iterator[None]:
     """Let the signals that end a program do what Ctrl-C does, so that no server is left behind."""
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise _TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in ENDING}
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ Connector = Literal["nixl", "example"]
 HASH_SHOWN = 12
 SERVED = "vllm"
 """The exporter that writes what is served."""
+KEY = "VLLM_API_KEY"
+"""The environment variable with the key that all three require of clients."""
 OWN_FLAGS = ("--model", "--host", "--port", "--served-model-name", "--kv-transfer-config")
 CPU_BLOCK = 32
 """Tokens of a cache block on a processor: vLLM's attention there takes multiples of this."""
@@ -28,6 +30,7 @@ CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPAC
 """On a processor both servers share the cores, and take 1 GiB of cache each by default."""
 DTYPES = ("float32", "float16", "bfloat16")
 """Number formats of checkpoints that vLLM computes in."""
+EVERYWHERE = ("0.0.0.0", "::", "localhost")  # noqa: S104 - what a user may say
 SIDE_CHANNEL = "VLLM_NIXL_SIDE_CHANNEL_PORT"
 
 
@@ -64,6 +67,35 @@ class Ports:
     prefill: int = 8100
     decode: int = 8200
     nixl: int = 5600
+
+
+@dataclass(frozen=True)
+class ProxyOptions:
+    """What the proxy may be told beside the servers of this machine; each field is one of its own options, with its default."""
+
+    host: str = "127.0.0.1"
+    health_seconds: float = 10.0
+    token_seconds: float = 120.0
+    request_seconds: float = 3600.0
+    body_seconds: float = 60.0
+    drain_seconds: float = 30.0
+    at_once: int = 256
+    prefill: tuple[str, ...] = ()
+    decode: tuple[str, ...] = ()
+    """Servers elsewhere that take turns with those of this machine."""
+
+    def words(self) -> Iterator[str]:
+        """Yield what is not the default. Raises `PdtrimError` for what the proxy would refuse."""
+        for field in fields(self):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value == field.default:
+                continue
+            if isinstance(value, (float, int)) and not 0 < value < float("inf"):
+                raise PdtrimError(f"{flag} is {value:g}: give a number that is more than 0")
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(value, tuple) and not one.startswith(("http://", "https://")):
+                    raise PdtrimError(f"--more{flag[1:]} is {one}: give an address like http://HOST:PORT")
+                yield from (flag, f"{one:g}" if isinstance(one, float) else str(one))
 
 
 @dataclass(frozen=True)
@@ -146,7 +178,9 @@ def _short(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf").replace(" ", "-")
 
 
-def commands_for(export: Export, engine: Engine, ports: Ports, storage: Path) -> tuple[Command, ...]:
+def commands_for(
+    export: Export, engine: Engine, ports: Ports, storage: Path, options: ProxyOptions = ProxyOptions()
+) -> tuple[Command, ...]:
     """Return what to start, in order: prefill, decode, proxy. `storage` is where the example connector keeps K/V.
 
     Raises `PdtrimError` for arguments that only this module may give, and for ports that are named twice.
@@ -154,13 +188,19 @@ def commands_for(export: Export, engine: Engine, ports: Ports, storage: Path) ->
     _check_ports(ports)
     for words in engine.arguments.values():
         for word in words:
+            if word.partition("=")[0] == "--api-key":
+                raise PdtrimError(
+                    f"--api-key: set the variable {KEY} instead, which the proxy reads, too, and no list of processes shows"
+                )
             if word.partition("=")[0] in OWN_FLAGS:
                 raise PdtrimError(f"{word.partition('=')[0]} is not yours to give: pdtrim-core serve sets it, see its options")
     prefill = _server(export, engine, "prefill", (ports.prefill, ports.nixl), storage)
     decode = _server(export, engine, "decode", (ports.decode, ports.nixl + 1), storage)
     proxy = [engine.python, "-m", "pdtrim_plugins.vllm.proxy", "--prefill", prefill.url, "--decode", decode.url]
-    proxy += ["--port", str(ports.proxy), *(["--storage"] if engine.connector == "example" else [])]
-    return prefill, decode, Command("proxy", tuple(proxy), {}, f"http://127.0.0.1:{ports.proxy}")
+    proxy += ["--port", str(ports.proxy), *options.words(), *(["--storage"] if engine.connector == "example" else [])]
+    host = "127.0.0.1" if options.host in EVERYWHERE else options.host
+    url = f"http://[{host}]:{ports.proxy}" if ":" in host else f"http://{host}:{ports.proxy}"
+    return prefill, decode, Command("proxy", tuple(proxy), {}, url)
 
 
 def _server(export: Export, engine: Engine, stage: str, ports: tuple[int, int], storage: Path) -> Command:
@@ -232,10 +272,11 @@ def _check_ports(ports: Ports) -> None:
             )
 
 
-def example_request(export: Export, url: str) -> str:
-    """Return a command that sends the pair a request."""
+def example_request(export: Export, url: str, *, key: bool = False) -> str:
+    """Return a command that sends the pair a request; with `key` it sends the API key of the environment."""
     body = json.dumps({"model": export.name, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0})
-    return f"curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    more = f' -H "Authorization: Bearer ${KEY}"' if key else ""
+    return f"curl {url}/v1/completions{more} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _json_of(file: Path) -> dict[str, Any]:

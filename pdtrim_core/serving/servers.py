@@ -22,11 +22,15 @@ from pathlib import Path
 from pdtrim_core.errors import PdtrimError, reason_of
 from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.serving.commands import Command
+from pdtrim_core.serving.progress import Progress
 from pdtrim_core.wording import COLOURS, one_line, shortened
 
 STOP_SECONDS = 20
 POLL_SECONDS = 0.5
+FRONT_SECONDS = 5
+"""What the proxy gets beyond its own limits, before it is not waited for any more."""
 LOG_LINES = 15
+LOG_BYTES = 2**18
 PR_SET_PDEATHSIG = 1
 PROBE = """
 import importlib.metadata as m, importlib.util as u, json
@@ -119,8 +123,13 @@ class Server:
 
     def tail(self) -> str:
         """Return the last lines of the log, without colours."""
-        log = COLOURS.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
-        return "\n".join(log.splitlines()[-LOG_LINES:])
+        return "\n".join(self.text().splitlines()[-LOG_LINES:])
+
+    def text(self) -> str:
+        """Return the end of the log, without colours."""
+        with self.log.open("rb") as log:
+            log.seek(max(0, self.log.stat().st_size - LOG_BYTES))
+            return COLOURS.sub("", log.read().decode("utf-8", errors="replace"))
 
     def healthy(self) -> bool:
         """Tell whether it answers that it is well."""
@@ -187,8 +196,20 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def drain(proxy: Server, seconds: float) -> None:
+    """Let the proxy answer what it has begun, for so many seconds, while the servers behind it are still there."""
+    proxy.signal(signal.SIGTERM)
+    proxy.wait(time.monotonic() + seconds + FRONT_SECONDS)
+
+
 def stop(servers: Sequence[Server]) -> None:
-    """Ask all servers to end, the last one first; any left after a while is killed with everything that it started."""
+    """Ask all servers to end, the last one first; any left after a while is killed with everything that it started.
+
+    The last one gets a moment to tell its clients that it was stopped: the others end what they answer like a whole answer.
+    """
+    if len(servers) > 1:
+        servers[-1].signal(signal.SIGINT)
+        servers[-1].wait(time.monotonic() + FRONT_SECONDS)
     for server in reversed(servers):
         server.signal(signal.SIGTERM)
     until = time.monotonic() + STOP_SECONDS
@@ -201,21 +222,27 @@ def stop(servers: Sequence[Server]) -> None:
 
 
 def wait_until_healthy(servers: Sequence[Server], seconds: float, say: Callable[[str], None] = lambda _: None) -> None:
-    """Wait for all to be well. Raises `PdtrimError` when one ends, or when it takes longer than so many seconds."""
+    """Wait for all to be well, and say what each one does meanwhile.
+
+    Raises `PdtrimError` when one ends, or when it takes longer than so many seconds.
+    """
     begun = time.monotonic()
-    waiting = list(servers)
+    waiting = {server: Progress(begun) for server in servers}
     while waiting:
         for server in servers:
             server.check()
         for server in [server for server in waiting if server.healthy()]:
             say(f"{server.command.name} is up after {time.monotonic() - begun:.0f} s")
-            waiting.remove(server)
+            del waiting[server]
         if waiting and time.monotonic() - begun > seconds:
-            late = waiting[0]
+            late = next(iter(waiting))
             raise PdtrimError(
                 f"{late.command.name} is not well after {seconds:.0f} s: see {late.log}, or wait longer with --timeout; its "
                 f"end:\n{late.problem or late.tail()}"
             )
+        for server, progress in waiting.items():
+            for text in progress.news(server.text(), server.problem, time.monotonic()):
+                say(f"{server.command.name}: {text}")
         if waiting:
             time.sleep(POLL_SECONDS)
 

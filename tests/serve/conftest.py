@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pdtrim_core import Drop, KvOnly, Merge, Plan, Removal, SavedPlan, Shrink
-from pdtrim_core.serving.commands import CPU_BLOCK, Connector, Engine, Export, Ports, commands_for, open_export
-from pdtrim_core.serving.servers import Server, stop, wait_until_healthy
+from pdtrim_core.serving.commands import CPU_BLOCK, Connector, Engine, Export, Ports, ProxyOptions, commands_for, open_export
+from pdtrim_core.serving.servers import Server, look_at, stop, wait_until_healthy
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel
@@ -49,7 +49,16 @@ NARROWED = Plan(
     decode=Removal([Drop(0), *(Shrink(block, "mlp", tuple(range(64))) for block in range(1, 8))]),
 )
 """All blocks of decode have as many channels, as stock vLLM wants it; of prefill's, two have fewer than the others."""
+PROXY = ProxyOptions(health_seconds=30)
+"""Servers on a busy machine may be silent for longer than the default allows."""
 SERVER_ARGS = ("--dtype", "float32", "--max-model-len", "640", "--max-num-seqs", "16")
+
+
+def pytest_report_header() -> str:
+    """Name the engine that these tests run."""
+    python = os.environ.get("PDTRIM_SERVE_PYTHON")
+    found = look_at(python).vllm if python else None
+    return f"vLLM: {found or 'none, tests/serve is skipped'}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -101,7 +110,7 @@ class Pair:
         self.subject = subject
         self.folder = folder
         ports = _free_ports(4)
-        found = commands_for(subject.export, engine, Ports(*ports), folder / "storage")
+        found = commands_for(subject.export, engine, Ports(*ports), folder / "storage", PROXY)
         (folder / "storage").mkdir()
         self.commands = {command.name: command for command in found}
         self.servers: dict[str, Server] = {}

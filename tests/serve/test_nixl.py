@@ -56,8 +56,7 @@ def test_what_a_pair_cannot_do_is_refused(pair: Any) -> None:
     refused: tuple[dict[str, Any], ...] = (
         {"prompt_logprobs": 1},
         {"echo": True},
-        {"n": 2},
-        {"prompt": [[1], [2]]},
+        {"best_of": 2},
         {"kv_transfer_params": {}},
     )
     for more in refused:
@@ -65,6 +64,31 @@ def test_what_a_pair_cannot_do_is_refused(pair: Any) -> None:
         assert answer.status == 400, more
         assert next(iter(more)).split("_")[0] in answer.data["error"]["message"]
     assert pair.post({**asked, "model": "other"}).status == 404
+
+
+def test_several_prompts_with_several_answers_are_each_handed_over(pair: Any) -> None:
+    prompts = [list(prompt) for prompt in pair.subject.prompts[-8:]]
+    wanted = [pair.subject.expected(prompt) for prompt in prompts for _ in range(2)]
+    before = pair.metric("vllm:nixl_bytes_transferred_sum")
+    asked = {**pair.question(prompts[0]), "prompt": prompts, "n": 2}
+    answer = pair.post(asked)
+    assert answer.status == 200, answer.data
+    assert [choice["token_ids"] for choice in answer.data["choices"]] == wanted
+    assert answer.data["usage"]["prompt_tokens"] == sum(map(len, prompts))
+    assert answer.data["usage"]["completion_tokens"] == sum(map(len, wanted))
+    moved = pair.metric("vllm:nixl_bytes_transferred_sum") - before
+    assert moved == 2 * pair.subject.bytes_a_block * _blocks(prompts)
+    found: dict[int, list[int]] = {number: [] for number in range(16)}
+    events = list(pair.stream({**asked, "stream_options": {"include_usage": True}}))
+    assert events.pop() == "[DONE]"
+    usage = events.pop()["usage"]
+    assert {key: usage[key] for key in usage if usage[key]} == {
+        key: value for key, value in answer.data["usage"].items() if value
+    }
+    for event in events:
+        for choice in event["choices"]:
+            found[choice["index"]] += choice["token_ids"]
+    assert list(found.values()) == wanted
 
 
 def test_a_server_of_another_plan_does_not_answer(pair: Any) -> None:
@@ -80,9 +104,9 @@ def test_a_request_of_a_decode_that_stands_still_ends_and_those_behind_it_are_ri
     stopped = pair.complete(prompt)
     assert stopped.status == 502
     assert "it says nothing about its health" in stopped.data["error"]["message"]
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
     # vLLM's own lease ends after 30 seconds, and what is fetched then may be another request's.
-    time.sleep(max(0, 45 - (time.monotonic() - started)))
+    time.sleep(max(0, 75 - (time.monotonic() - started)))
     pair.servers["decode"].signal(signal.SIGCONT)
     assert pair.complete(prompt).tokens == pair.subject.expected(prompt)
     log = pair.servers["prefill"].log.read_text(errors="replace")
@@ -93,7 +117,8 @@ def test_a_request_of_a_decode_that_stands_still_ends_and_those_behind_it_are_ri
 def test_decode_that_dies_gives_an_error_and_the_next_request_is_right(pair: Any) -> None:
     subject = pair.subject
     prompt = subject.prompts[-1]
-    forever = {**pair.question(prompt, 600 - len(prompt)), "ignore_eos": True}
+    # Far from its end when its first token is here, also where this test gets less of the processor than the servers.
+    forever = {**pair.question(subject.prompts[0], 600), "ignore_eos": True}
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(pair.post, forever)
         events = []

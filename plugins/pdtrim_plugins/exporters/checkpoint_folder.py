@@ -101,7 +101,7 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
     number_format = storage.number_format(model)
     config.dtype = number_format
     config.architectures = [type(model.model).__name__] if stock else config.architectures
-    (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+    write_json(folder / "config.json", with_older_keys(json.loads(config.to_json_string())))
     generation = getattr(model.model, "generation_config", None)
     if generation is not None:
         (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
@@ -172,6 +172,34 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     except Exception as error:
         # The tokenizers library raises its own error for a full disk.
         raise PdtrimError(f"cannot write the tokenizer to {folder}: {reason_of(error)}") from error
+
+
+def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the keys, too, by which transformers 4 and readers like it know number format and rotary embedding.
+
+    They ignore `dtype` and `rope_parameters` without a word, and compute with their defaults.
+    """
+    found = dict(config)
+    if isinstance(config.get("text_config"), dict):
+        found["text_config"] = with_older_keys(config["text_config"])
+    if isinstance(config.get("dtype"), str):
+        found["torch_dtype"] = config["dtype"]
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return found
+    if isinstance(rope.get("sliding_attention"), dict):
+        # Gemma 3: local blocks have a base of their own.
+        found["rope_local_base_freq"] = rope["sliding_attention"].get("rope_theta")
+    whole = rope.get("full_attention", rope)
+    if not isinstance(whole, dict) or "rope_theta" not in whole:
+        return found
+    found["rope_theta"] = whole["rope_theta"]
+    scaling = {key: value for key, value in whole.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    if scaling.get("rope_type", "default") != "default":
+        found["rope_scaling"] = scaling
+    if "partial_rotary_factor" in whole:
+        found["partial_rotary_factor"] = whole["partial_rotary_factor"]
+    return found
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -10,7 +10,7 @@ from pdtrim_plugins.exporters.checkpoint_folder import write_json
 if TYPE_CHECKING:
     from pdtrim_core import SavedPlan
 
-MODULE = "pdtrim_plugins.vllm.connector"
+MODULES = "pdtrim_plugins.vllm"
 STORAGE = "/tmp/pdtrim-kv"  # noqa: S108 - an example, which the user changes
 
 LEASE = 600
@@ -34,17 +34,19 @@ def connector_files(decode_layers: int) -> dict[str, dict[str, Any]]:
     # The two models differ by design, so the engine's own check that they are the same is off; plan_hash replaces it.
     nixl: dict[str, Any] = {"enforce_handshake_compat": False}
     stored = {"shared_storage_path": STORAGE}
-    ours = {"kv_connector_module_path": MODULE, "kv_role": "kv_producer", "kv_load_failure_policy": "fail"}
+    ours = {"kv_role": "kv_producer", "kv_load_failure_policy": "fail"}
     stock = {"kv_role": "kv_consumer", "kv_load_failure_policy": "fail"}
     return {
         "prefill.json": {
             "kv_connector": "PDTrimNixlConnector",
+            "kv_connector_module_path": f"{MODULES}.connector",
             **ours,
             "kv_connector_extra_config": {**nixl, "kv_lease_duration": LEASE, "shared_layers": shared},
         },
         "decode.json": {"kv_connector": "NixlConnector", **stock, "kv_connector_extra_config": nixl},
         "prefill-example.json": {
             "kv_connector": "PDTrimExampleConnector",
+            "kv_connector_module_path": f"{MODULES}.example_connector",
             **ours,
             "kv_connector_extra_config": {**stored, "shared_layers": shared},
         },
@@ -58,6 +60,7 @@ SCRIPT = r"""#!/bin/sh
 #   PDTRIM_DEVICE=cpu      without an accelerator (one is expected otherwise)
 #   PREFILL_GPU, DECODE_GPU    which accelerator each one takes (0 and 1)
 #   PREFILL_PORT, DECODE_PORT, PORT    8100, 8200, and 8000 for the router
+#   NAME       what clients call the model (the last part of its own name)
 #   DTYPE      the number format that both servers compute in (that of the checkpoints)
 #
 # Two machines: run the part "prefill" on one and "decode" on the other. On each, set VLLM_NIXL_SIDE_CHANNEL_HOST to that
@@ -75,7 +78,12 @@ if [ "$(hash_of "$here/../prefill/config.json")" != "$(hash_of "$here/../decode/
 fi
 
 # Both servers have a second name that contains the plan, which the router uses: a server of another plan answers 404.
-names="pdtrim pdtrim@$(hash_of "$here/../decode/config.json" | cut -c1-12)"
+told=$(sed -n '/"model": *{/,/}/ s/.*"name": *"\(.*\)".*/\1/p' "$here/plan.json" | head -n 1)
+NAME=${NAME:-$(printf %s "$told" | sed 's|/*$||; s|.*/||; s|.*:||; s|\.gguf$||; s| |-|g')}
+case $NAME in
+    "" | *[@[:space:]]*) echo "'$NAME' cannot be a model's name here: set NAME to one without @ and spaces" >&2; exit 1 ;;
+esac
+names="$NAME $NAME@$(hash_of "$here/../decode/config.json" | cut -c1-12)"
 
 # Without being told, vLLM computes in bfloat16 where a checkpoint is in float32: another model than was measured.
 dtype_of() {
@@ -92,8 +100,8 @@ if [ "${PDTRIM_DEVICE:-}" = cpu ]; then
     prefill_kv=$(printf %s "$prefill_kv" | sed '1s/{/{"kv_buffer_device": "cpu",/')
     decode_kv=$(printf %s "$decode_kv" | sed '1s/{/{"kv_buffer_device": "cpu",/')
     more="--block-size 32" prefill_more=
-    export VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-4}"
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    export VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-nobind}"
+    export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
 fi
 
 started=
@@ -121,6 +129,6 @@ python -m pdtrim_plugins.vllm.proxy --prefill "http://127.0.0.1:$PREFILL_PORT" -
 started="$started $!"
 echo "when all three say that they are ready:" >&2
 echo "curl http://127.0.0.1:$PORT/v1/completions -H 'Content-Type: application/json'" \
-    "-d '{\"model\": \"pdtrim\", \"prompt\": \"Hello\", \"max_tokens\": 16}'" >&2
+    "-d '{\"model\": \"$NAME\", \"prompt\": \"Hello\", \"max_tokens\": 16}'" >&2
 wait
 """

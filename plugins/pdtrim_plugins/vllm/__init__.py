@@ -6,7 +6,13 @@ and it imports vLLM only where vLLM is running. How to serve a pair is in `docs/
 
 from __future__ import annotations
 
-MODELS = ("PDTrimLlamaForCausalLM", "PDTrimMistralForCausalLM", "PDTrimQwen2ForCausalLM", "PDTrimQwen3ForCausalLM")
+MODELS = {
+    "PDTrimLlamaForCausalLM": "llama",
+    "PDTrimMistralForCausalLM": "mistral",
+    "PDTrimQwen2ForCausalLM": "qwen2",
+    "PDTrimQwen3ForCausalLM": "qwen3",
+}
+"""Architectures, and the module of each: what vLLM renames in one family does not keep the others from being served."""
 
 
 def register() -> None:
@@ -16,6 +22,6 @@ def register() -> None:
     from pdtrim_plugins import checkpoints  # noqa: PLC0415 - imports transformers
 
     checkpoints.register()
-    for name in MODELS:
+    for name, module in MODELS.items():
         # By name: the class, and all that needs an accelerator, is imported only when a model is made.
-        ModelRegistry.register_model(name, f"pdtrim_plugins.vllm.models:{name}")
+        ModelRegistry.register_model(name, f"pdtrim_plugins.vllm.{module}:{name}")

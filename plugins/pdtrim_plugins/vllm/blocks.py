@@ -16,8 +16,8 @@ from vllm.model_executor.layers.linear import QKVParallelLinear
 
 from pdtrim_core import PdtrimError
 from pdtrim_plugins.vllm.first_tokens import KEYS, STATES, VALUES, FirstTokens, put, table
-from pdtrim_plugins.vllm.keeping import after, keep_kv
 from pdtrim_plugins.vllm.layout import Layout
+from pdtrim_plugins.vllm.ordering import after
 
 Hidden = tuple[Tensor, Tensor | None]
 """What vLLM hands from block to block: the last block's output and the residual to add it to, None before block 0."""
@@ -116,7 +116,11 @@ class KvOnlyAttention(nn.Module):
         self.k_norm = getattr(attention, "k_norm", None)
         self.rotary_emb = attention.rotary_emb
         self.attn = attention.attn
-        self._attends = _way(self.attn) == "attention"
+        self._keep_kv: Any = None
+        if _way(self.attn) == "cache":
+            from pdtrim_plugins.vllm.keeping import keep_kv  # noqa: PLC0415 - what it imports of vLLM is not public
+
+            self._keep_kv = keep_kv
 
     def forward(self, positions: Tensor, normed_ND: Tensor, tables: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
         """Write K/V to the cache; return a tensor that depends on it.
@@ -131,7 +135,7 @@ class KvOnlyAttention(nn.Module):
             rows_N, keys_KX, values_KX = tables
             key, value = put(rows_N, key, keys_KX), put(rows_N, value, values_KX)
         key, _ = self.rotary_emb(positions, key.contiguous(), None)
-        keep = self._attend if self._attends else self._keep
+        keep = self._attend if self._keep_kv is None else self._keep
         return keep(key, value.contiguous())
 
     def _attend(self, key: Tensor, value: Tensor) -> Tensor:
@@ -142,7 +146,7 @@ class KvOnlyAttention(nn.Module):
 
     def _keep(self, key: Tensor, value: Tensor) -> Tensor:
         key_NHE, value_NHE = (kv.view(-1, self.attn.num_kv_heads, self.attn.head_size) for kv in (key, value))
-        done: Tensor = keep_kv(key_NHE, value_NHE, self.attn.layer_name)
+        done: Tensor = self._keep_kv(key_NHE, value_NHE, self.attn.layer_name)
         return done
 
 

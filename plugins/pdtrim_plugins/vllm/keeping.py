@@ -1,6 +1,6 @@
-"""Operations that write K/V to the engine's cache without attending, and that a compiler cannot remove.
+"""Writes K/V to the engine's cache without attending, by operations of vLLM that are not public.
 
-Shape suffixes: N token, D hidden, H K/V heads, E head size.
+Shape suffixes: N token, H K/V heads, E head size.
 """
 
 from __future__ import annotations
@@ -28,19 +28,3 @@ def keep_kv(key_NHE: Tensor, value_NHE: Tensor, layer_name: str) -> Tensor:
 def _(key_NHE: Tensor, value_NHE: Tensor, layer_name: str) -> Tensor:
     del value_NHE, layer_name
     return key_NHE.new_empty(0)
-
-
-@torch.library.custom_op("pdtrim::after", mutates_args=())
-def after(hidden_ND: Tensor, done: Tensor) -> Tensor:
-    """Return the hidden states unchanged, but only after `done` was computed.
-
-    A compiler removes unused results, and nothing in prefill reads these K/V: so the hidden states are made to depend on them.
-    """
-    del done
-    return hidden_ND.clone()
-
-
-@after.register_fake
-def _(hidden_ND: Tensor, done: Tensor) -> Tensor:
-    del done
-    return torch.empty_like(hidden_ND)

@@ -1,4 +1,4 @@
-"""vLLM's models of the families, with the blocks of a prefill checkpoint instead of their own."""
+"""What the models of all families have in common: the blocks of a prefill checkpoint instead of vLLM's own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
-from vllm.model_executor.models.mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
-from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
-from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import maybe_prefix
 
 from pdtrim_core import PdtrimError
-from pdtrim_plugins.vllm.blocks import KvOnlyAttention, block, give_rows
+from pdtrim_plugins.vllm.blocks import KvOnlyAttention, give_rows
 from pdtrim_plugins.vllm.first_tokens import FirstTokens
 from pdtrim_plugins.vllm.layout import Layout, missing_tensors
 
@@ -100,34 +96,6 @@ def _noting(weights: Iterable[tuple[str, Tensor]], found: set[str]) -> Iterator[
         yield name, tensor
 
 
-class _Qwen3Model(Qwen3Model):  # type: ignore[misc]
-    decoder_layer_type = staticmethod(functools.partial(block, Qwen3DecoderLayer))
-
-
-def _with(model: Any, **hook: Any) -> Any:
+def with_blocks(model: Any, **hook: Any) -> Any:
     """Return vLLM's model of a family with another class of blocks, as a static method."""
     return staticmethod(functools.partial(model, **hook))
-
-
-class PDTrimLlamaForCausalLM(PrefillModel, LlamaForCausalLM):  # type: ignore[misc]
-    """Llama."""
-
-    inner = _with(LlamaModel, layer_type=functools.partial(block, LlamaDecoderLayer))
-
-
-class PDTrimMistralForCausalLM(PrefillModel, MistralForCausalLM):  # type: ignore[misc]
-    """Mistral."""
-
-    inner = _with(MistralModel, layer_type=functools.partial(block, MistralDecoderLayer))
-
-
-class PDTrimQwen2ForCausalLM(PrefillModel, Qwen2ForCausalLM):  # type: ignore[misc]
-    """Qwen2 and Qwen2.5."""
-
-    inner = _with(Qwen2Model, decoder_layer_type=functools.partial(block, Qwen2DecoderLayer))
-
-
-class PDTrimQwen3ForCausalLM(PrefillModel, Qwen3ForCausalLM):  # type: ignore[misc]
-    """Qwen3."""
-
-    inner = _with(_Qwen3Model)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vllm.distributed.kv_transfer.kv_connector.v1.mooncake.mooncake_connector import MooncakeConnector
 
-from pdtrim_plugins.vllm.connector import SharedLayersMixin
+from pdtrim_plugins.vllm.shared_layers import SharedLayersMixin
 
 
 class PDTrimMooncakeConnector(SharedLayersMixin, MooncakeConnector):  # type: ignore[misc]

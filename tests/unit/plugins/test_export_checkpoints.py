@@ -233,6 +233,37 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
         assert AutoTokenizer.from_pretrained(tmp_path / "out" / folder)("a b")["input_ids"] == model.tokenizer("a b")["input_ids"]
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 7e5}, LLAMA3])
+def test_older_readers_find_the_same_number_format_and_rotary_embedding(rope: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model("llama", rope_parameters=rope)
+    export(Checkpoints(), model, [Drop(1)], tmp_path)
+    told = json.loads((tmp_path / "decode" / "config.json").read_text())
+    assert (told["rope_theta"], told["torch_dtype"]) == (rope["rope_theta"], told["dtype"])
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    assert told.get("rope_scaling") == (scaling if rope is LLAMA3 else None)
+    assert read_back(tmp_path / "decode").config.rope_parameters == model.config.rope_parameters
+
+
+def test_local_blocks_have_their_own_base_for_older_readers(tmp_path: Path) -> None:
+    model = tiny_model("gemma3")
+    export(Checkpoints(), model, [Drop(1)], tmp_path)
+    told = json.loads((tmp_path / "decode" / "config.json").read_text())
+    ropes = model.config.rope_parameters
+    assert told["rope_theta"] == ropes["full_attention"]["rope_theta"]
+    assert told["rope_local_base_freq"] == ropes["sliding_attention"]["rope_theta"]
+    assert read_back(tmp_path / "decode").config.rope_parameters == ropes
+
+
 def test_an_earlier_export_is_replaced_and_another_folder_is_not(tmp_path: Path) -> None:
     model = tiny_llama()
     for gone in (1, 2):

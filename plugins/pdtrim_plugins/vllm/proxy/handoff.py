@@ -33,34 +33,21 @@ class HandOverError(PdtrimError):
 
 
 def check(request: Mapping[str, Any]) -> None:
-    """Raise `RefusedError` for requests that need prefill's logits, or more than one hand-over of the same K/V."""
+    """Raise `RefusedError` for requests that need prefill's logits, or K/V that a client or beams would share."""
     if request.get("prompt_logprobs") is not None:
         raise RefusedError(
             "prompt_logprobs: prefill is a pruned model without a head, so a pair has no log-probabilities of a prompt"
         )
     if request.get("echo"):
         raise RefusedError("echo: a pair does not return the prompt; put it in front of the answer yourself")
-    for key in ("n", "best_of"):
-        if (request.get(key) or 1) != 1:
-            raise RefusedError(f"{key} = {request[key]}: the K/V of a prompt are handed over once; send {request[key]} requests")
+    if (request.get("best_of") or 1) != 1:
+        raise RefusedError("best_of: a pair does not choose among answers; ask for several with n")
     if request.get("use_beam_search"):
         raise RefusedError("use_beam_search: the K/V of a prompt are handed over once, beams need them several times")
     if request.get("kv_transfer_params") is not None:
         raise RefusedError("kv_transfer_params: the proxy makes them itself; leave them out")
     if request.get("prompt_embeds") is not None:
         raise RefusedError("prompt_embeds: a pair takes text or token ids")
-    _check_prompt(request.get("prompt"))
-
-
-def _check_prompt(prompt: object) -> None:
-    if prompt is None or isinstance(prompt, str):
-        return
-    if not isinstance(prompt, list) or not prompt:
-        raise RefusedError("prompt: give a text, or a list of token ids that is not empty")
-    if all(isinstance(part, (str, list)) for part in prompt):
-        raise RefusedError(f"{len(prompt)} prompts in one request: send one request for each")
-    if not all(isinstance(part, int) for part in prompt):
-        raise RefusedError("prompt: give a text, or a list of token ids that is not empty")
 
 
 def for_prefill(request: Mapping[str, Any], model: str, *, storage: bool = False) -> Request:

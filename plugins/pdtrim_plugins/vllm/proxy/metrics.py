@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -28,11 +28,11 @@ class Metrics:
         self._seconds[sum(seconds > end for end in BUCKETS)] += 1
         self._total += seconds
 
-    def text(self) -> str:
-        """Return all of them as a scraper reads them."""
-        return "\n".join(self._lines()) + "\n"
+    def text(self, well: Mapping[str, int]) -> str:
+        """Return all of them as a scraper reads them; `well` is how many servers of each stage get requests."""
+        return "\n".join(self._lines(well)) + "\n"
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, well: Mapping[str, int]) -> Iterator[str]:
         yield from _head("requests_total", "counter", "Completions and chats that ended, by the status that the client got.")
         yield from (f'pdtrim_proxy_requests_total{{status="{code}"}} {n}' for code, n in sorted(self.requests.items()))
         yield from _head("requests_open", "gauge", "Completions and chats that are being answered.")
@@ -41,6 +41,8 @@ class Metrics:
         yield f"pdtrim_proxy_handovers_total {self.handovers}"
         yield from _head("failures_total", "counter", "Requests that ended because a server failed, by the server.")
         yield from (f'pdtrim_proxy_failures_total{{server="{stage}"}} {self.failures[stage]}' for stage in ("prefill", "decode"))
+        yield from _head("servers_well", "gauge", "Servers that get requests, by their stage.")
+        yield from (f'pdtrim_proxy_servers_well{{server="{stage}"}} {number}' for stage, number in well.items())
         yield from _head("tokens_total", "counter", "Generated tokens by the servers' usage; in streams without it, events.")
         yield f"pdtrim_proxy_tokens_total {self.tokens}"
         yield from _head(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,16 @@ FAILED_CHECKS = 2
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that things may take: an answer about health, the next piece of a stream, a request, the arrival of its body."""
+    """Seconds that things may take: an answer about health, the next piece of a stream, a request, the arrival of its body.
+
+    `at_once` is how many prompts are with the servers at most; more wait in the order in which they came.
+    """
 
     health: float = 10.0
     token: float = 120.0
     whole: float = 3600.0
     body: float = 60.0
+    at_once: int = 256
 
 
 class BrokenError(PdtrimError):
@@ -54,17 +58,19 @@ class Call:
 class Answer:
     """What a server answers, read within limits. All methods raise `BrokenError`."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, call: Call, limits: Limits) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, call: Call, limits: Limits, hear: Callable[[], None]) -> None:
         self.status = answer.status
         self.is_stream = answer.content_type == "text/event-stream"
         self._answer = answer
         self._call = call
         self._limits = limits
+        self._hear = hear
 
     async def content(self) -> bytes:
         """Return the whole of it."""
         found = bytearray()
         async for chunk in self._answer.content.iter_any():
+            self._hear()
             found += chunk
             if len(found) > LARGEST_ANSWER:
                 raise BrokenError(f"more than {LARGEST_ANSWER} bytes came")
@@ -74,13 +80,14 @@ class Answer:
         """Return the JSON object that it is."""
         return object_of(await self.content())
 
-    async def events(self) -> AsyncIterator[tuple[bytes, dict[str, Any]]]:
+    async def events(self) -> AsyncGenerator[tuple[bytes, dict[str, Any]]]:
         """Yield each event of a stream as it came and as its object; return behind [DONE], and only there."""
         if not self.is_stream:
             raise BrokenError(f"no stream of events came, but {shown(await self.content())}")
         rest, begun = b"", False
         while chunk := await self._piece(begun=begun):
             begun = True
+            self._hear()
             *events, rest = (rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
             for data in (event.removeprefix(b"data:").strip() for event in events if event.startswith(b"data:")):
                 if data == b"[DONE]":
@@ -112,10 +119,31 @@ class Upstream:
     def __init__(self, stage: str, url: str, limits: Limits) -> None:
         self.stage = stage
         self.url = url.rstrip("/")
+        self.names: tuple[str, ...] = ()
+        """The models that it serves while requests go to it; empty while they do not, for the reason `problem`."""
+        self.problem = ""
+        self.tried = False
+        """Whether it took part in a hand-over since then."""
+        self.looked = float("-inf")
+        """When it was last looked at, in the loop's time."""
         self.session: aiohttp.ClientSession | None = None
         self._limits = limits
         self._calls: dict[int, Call] = {}
         self._watcher: asyncio.Task[None] | None = None
+        self._stopped = ""
+        self._heard = 0.0
+        """When a piece of an answer came, in the loop's time."""
+
+    def cut(self, reason: str) -> None:
+        """End all open requests with an error, and those that come."""
+        self._stopped = reason
+        for call in self._calls.values():
+            call.gone = True
+            call.end(reason)
+
+    def hear(self) -> None:
+        """Note that something came: a server that answers requests is there, though it may be slow to say so."""
+        self._heard = asyncio.get_running_loop().time()
 
     def close(self) -> None:
         """Stop watching."""
@@ -131,6 +159,8 @@ class Upstream:
         Raises `BrokenError`, also out of whatever is done with the answer, once the server is gone or too slow.
         """
         assert self.session is not None
+        if self._stopped:
+            raise BrokenError(self._stopped)
         # As it is, never packed: a small answer would become a large one here.
         told = {"Accept-Encoding": "identity", **(headers or {})}
         method = "GET" if body is None else "POST"
@@ -143,7 +173,8 @@ class Upstream:
                 try:
                     url = self.url + path
                     async with self.session.request(method, url, json=body, headers=told, allow_redirects=False) as answer:
-                        yield Answer(answer, call, self._limits)
+                        self.hear()
+                        yield Answer(answer, call, self._limits, self.hear)
                 finally:
                     del self._calls[id(scope)]
         except (TimeoutError, *UNREACHABLE) as error:
@@ -171,6 +202,8 @@ class Upstream:
             async with self.session.get(f"{self.url}/health", timeout=limit) as answer:
                 return ("" if answer.status == 200 else f"its health became {answer.status}"), False
         except TimeoutError:
+            if asyncio.get_running_loop().time() - self._heard < self._limits.health:
+                return "", False
             return f"it says nothing about its health for {self._limits.health:g} s", True
         except UNREACHABLE as error:
             return f"it went away ({words(error)})", False
