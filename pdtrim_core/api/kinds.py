@@ -347,6 +347,13 @@ class ModelSource(Component):
         `open` must refuse what this refuses. A source that cannot tell without reading the weights leaves this as it is.
         """
 
+    def block_count(self) -> int | None:
+        """Return how many blocks the model has, as its files say within milliseconds; None where that is not known.
+
+        `pdtrim-core check` asks it of every recipe, and opens the config only of one that asks for too many blocks.
+        """
+        return None
+
     def first_time(self) -> str:
         """Return what `open` is going to do this once, and where it keeps the result; nothing where it just reads.
 

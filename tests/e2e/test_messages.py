@@ -115,6 +115,16 @@ def test_check_refuses_a_fraction_out_of_reach_of_a_model_that_is_here(cli: Cli,
     assert json.loads(cli("check", recipe, "--json").out)[0]["exit_code"] == 1
 
 
+def test_check_knows_how_many_blocks_a_model_that_is_here_has(cli: Cli, recipe: Path) -> None:
+    done = cli("check", recipe, "--set", "prune.blocks=6")
+    assert done.code == 1
+    assert "cannot remove 6 of the 6 blocks of " in done.out
+    assert "(prune.blocks can be 0 to 5)" in done.out
+    assert cli("check", recipe, "--set", "prune.blocks=5").code == 0
+    # Of a model that is elsewhere nothing is known.
+    assert cli("check", recipe, "--set", "prune.blocks=600", "--set", "model=package:nowhere").code == 0
+
+
 @pytest.mark.parametrize(
     ("evaluate", "problem"),
     [

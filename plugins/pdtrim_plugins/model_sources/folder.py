@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
+from pdtrim_plugins.model_sources.block_counts import blocks_in_config
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
 
@@ -33,6 +34,10 @@ class FolderModel(ModelSource):
     def files(self) -> list[Path]:
         """Return what is in the folder."""
         return sorted(file for file in self._folder().iterdir() if file.is_file())
+
+    def block_count(self) -> int | None:
+        """Return what config.json says."""
+        return blocks_in_config(self._folder() / "config.json")
 
     def check_weights(self) -> bool:
         """Compare the headers of the files of weights with the config; return False where there are none."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError, place
+from pdtrim_plugins.model_sources.block_counts import blocks_in_gguf
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 from pdtrim_plugins.model_sources.reading import config_of
 
@@ -39,6 +40,10 @@ class GgufModel(ModelSource):
     def files(self) -> list[Path]:
         """Return the file."""
         return [existing_gguf(Path(self.path))]
+
+    def block_count(self) -> int | None:
+        """Return what the file's first values say."""
+        return blocks_in_gguf(Path(self.path))
 
     def check_weights(self) -> None:
         """Compare the file's table of tensors with its config."""

@@ -23,6 +23,7 @@ from pdtrim_core.api import (
     whole_folder,
     write_manifest,
 )
+from pdtrim_plugins.model_sources.block_counts import blocks_in_gguf
 from pdtrim_plugins.model_sources.gguf_file import PACKAGE, GgufModel, check_gguf, existing_gguf, gguf_config, read_gguf
 from pdtrim_plugins.model_sources.opening import quietly
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
@@ -84,6 +85,10 @@ class PackageModel(ModelSource):
     def files(self) -> list[Path] | None:
         """Return the GGUF file of the package; None where it is not installed."""
         return [self.file()] if self._spec is not None else None
+
+    def block_count(self) -> int | None:
+        """Return what the first values of the GGUF file say."""
+        return blocks_in_gguf(self.file()) if self._spec is not None else None
 
     def first_time(self) -> str:
         """Tell of the copy that transformers can read, which is made once."""
