@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -328,6 +328,14 @@ class ModelSource(Component):
     @abstractmethod
     def open(self) -> LoadedModel:
         """Load weights and tokenizer. Raises `PdtrimError` that names the path and what is wrong with it."""
+
+    def open_telling(self, told: Callable[[str, float], None]) -> LoadedModel:
+        """Load as `open` does, and tell what takes long with the share of it that is done: `told("download", 0.4)`.
+
+        A run calls this. A source that cannot tell leaves it as it is.
+        """
+        del told
+        return self.open()
 
     @abstractmethod
     def open_config(self) -> Any:

@@ -144,6 +144,7 @@ class Bench:
             error=self._error if part in SEARCHED else 0.0,
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
+            advanced=self._tell_share,
         )
         # The digest of the items does not have the fresh ones: those of a folder that 0.1 wrote would then be others.
         own = digest_of(items) if part.endswith("fresh") else ""
@@ -152,6 +153,9 @@ class Bench:
             return (*self._key_of(plan), own)
 
         return context.ledger(part, measurement, by=by, items=len(items), together=measurement.together)
+
+    def _tell_share(self, plans: int, share: float) -> None:
+        self._context.host.tell("pdtrim_work_advanced", what="candidates", number=0, count=plans, share=share)
 
     @property
     def _error(self) -> float | None:

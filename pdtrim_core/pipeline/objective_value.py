@@ -27,6 +27,8 @@ SIDE_BY_SIDE = 8
 FEWEST_IN_ROUND, MOST_ROUNDS = 16, 8
 KEPT_AFTER = 10.0
 """Seconds after which values are yielded though their plans are not done: what a run that is killed loses, and a batch."""
+TOLD_AFTER = 0.5
+"""Seconds after which it is told again how far plans that are measured side by side are."""
 PartialValues = list[float | None]
 """One value an item; None where it was not measured."""
 
@@ -131,14 +133,15 @@ class Measurement:
     `prefix_cache` gives the hidden states that plans share; it is called when something is measured. `modules_of` gives what the
     elements and layers of a plan run, where that is not the model's own. When memory runs out on
     the device the batch is halved, `note` says so, and measuring goes on. `known` gives the values of items that earlier runs
-    have measured under a plan, and takes new ones.
+    have measured under a plan, and takes new ones. `advanced` is told which share of the items is done of how many plans that are
+    measured side by side.
 
     With `error` 0 a plan is given up once it certainly is not what it is measured for, with None never. Above 0 it also is once
     that is likely enough: wrong with this probability at most for what is requested at once (see `search.stopping`). Items are
     then measured in rounds that are drawn at random.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each thing that a value depends on, and two that are told
         self,
         prefix_cache: Callable[[], PrefixCache],
         objective: ObjectiveOnItems,
@@ -147,6 +150,7 @@ class Measurement:
         error: float | None = 0.0,
         note: Callable[[str], None] = lambda text: None,
         known: Callable[[Plan], Values] = lambda plan: {},
+        advanced: Callable[[int, float], None] = lambda plans, share: None,
     ) -> None:
         self._prefix_cache = prefix_cache
         self._objective = objective
@@ -156,6 +160,7 @@ class Measurement:
         self._place = {item: number for number, item in enumerate(self.items)}
         self._note = note
         self._known = known
+        self._advanced = advanced
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -210,9 +215,11 @@ class Measurement:
         """
         done: list[Item] = []
         kept_at, grown = monotonic(), set[Plan]()
+        count, through, told_at = len(open_plans), 0, monotonic()
         for of_round in self._rounds:
             for group in self._prefix_cache().groups(of_round):
-                for plan, values in list(open_plans.items()):
+                plans = list(open_plans.items())
+                for number, (plan, values) in enumerate(plans, start=1):
                     ceiling = self._objective.ceiling(values)
                     if stop.floor is not None and ceiling < stop.floor:
                         yield plan, Reading(None, None, tuple(values), ceiling=ceiling)
@@ -221,6 +228,10 @@ class Measurement:
                     if grown and monotonic() - kept_at >= KEPT_AFTER:
                         yield from self._underway({one: known for one, known in open_plans.items() if one in grown})
                         kept_at, grown = monotonic(), set()
+                    if monotonic() - told_at >= TOLD_AFTER:
+                        told_at = monotonic()
+                        self._advanced(count, (through + len(group) * number / len(plans)) / len(self.items))
+                through += len(group)
             done += of_round
             if self._error and len(done) < len(self.items):
                 yield from self._surely_out(open_plans, stop, [self._place[item] for item in done], error)

@@ -23,7 +23,9 @@ from pdtrim_core.search.space import DEFAULT_QUANTILE, DEFAULT_THRESHOLD, quanti
 def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     """Open a model and find its blocks. Raises `PdtrimError` for a model that cannot be pruned, with the reason."""
     with blame(host.label_of(source)):
-        loaded = source.open()
+        loaded = source.open_telling(
+            lambda what, share: host.tell("pdtrim_work_advanced", what=what, number=0, count=0, share=share)
+        )
         files = source.files() or ()
     layout = host.find_blocks(loaded.model, loaded.name)
     model = BlockModel(

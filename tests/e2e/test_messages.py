@@ -56,6 +56,12 @@ def test_help_has_a_short_name(cli: Cli, words: tuple[str, ...]) -> None:
     assert short.out == cli(*words[:-1], "--help").out
 
 
+def test_the_command_alone_shows_what_there_is(cli: Cli) -> None:
+    alone = cli()
+    assert (alone.code, alone.err) == (0, "")
+    assert alone.out == cli("--help").out
+
+
 @pytest.mark.parametrize("module", ["pdtrim_core", "pdtrim_core.cli"])
 def test_the_package_is_the_command(module: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", module, "run", "--nope"]

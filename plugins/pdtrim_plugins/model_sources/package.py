@@ -23,6 +23,7 @@ from pdtrim_core.api import (
     whole_folder,
     write_manifest,
 )
+from pdtrim_plugins.model_sources.bars import Told, nobody
 from pdtrim_plugins.model_sources.block_counts import blocks_in_gguf
 from pdtrim_plugins.model_sources.gguf_file import PACKAGE, GgufModel, check_gguf, existing_gguf, gguf_config, read_gguf
 from pdtrim_plugins.model_sources.opening import quietly
@@ -56,6 +57,10 @@ class PackageModel(ModelSource):
 
         The copy's checksums are compared every time; a damaged one is made again, with a warning.
         """
+        return self.open_telling(nobody)
+
+    def open_telling(self, told: Told) -> LoadedModel:
+        """Load it so, and tell how far the conversion is, or how much of the copy is read."""
         file = self.file()
         _, expected, license_id = KNOWN_PACKAGES.get(self._package, ("", "", ""))
         copy = _copy_of(file)
@@ -67,12 +72,12 @@ class PackageModel(ModelSource):
         if _damage(copy):
             try:
                 with alone(copy):
-                    _mend(file, copy, self.path)
+                    _mend(file, copy, self.path, told)
             except PdtrimError as error:
                 if isinstance(error.__cause__, OSError):
                     raise PdtrimError(_cannot_write(copy, error)) from error
                 raise
-        return replace(load(str(copy), self.path, self.dtype, self.placement), license=license_id)
+        return replace(load(str(copy), self.path, self.dtype, self.placement, told), license=license_id)
 
     def open_config(self) -> Any:
         """Return the config of the converted copy, or else the one stored in the GGUF file."""
@@ -124,7 +129,7 @@ class PackageModel(ModelSource):
         return files[0]
 
 
-def _mend(file: Path, copy: Path, name: str) -> None:
+def _mend(file: Path, copy: Path, name: str, told: Told) -> None:
     """Make the converted copy of a GGUF file unless another process has done so meanwhile; say so where one is damaged."""
     wrong = _damage(copy)
     if not wrong:
@@ -133,7 +138,7 @@ def _mend(file: Path, copy: Path, name: str) -> None:
         # Version 0.1 wrote into folders of these names, and left them there when it was killed.
         shutil.rmtree(left, ignore_errors=True)
     before = copy.exists()
-    _convert(file, copy, name)
+    _convert(file, copy, name, told)
     if before:
         why = "had no checksums" if wrong == [MANIFEST] else f"was damaged ({', '.join(wrong)})"
         warnings.warn(f"{name}: the converted copy {copy} {why} and was made again", stacklevel=3)
@@ -144,9 +149,9 @@ def _damage(copy: Path) -> list[str]:
     return damaged(copy) or [name for name in EVERY_COPY if not any(copy.glob(name))]
 
 
-def _convert(file: Path, copy: Path, name: str) -> None:
+def _convert(file: Path, copy: Path, name: str, told: Told) -> None:
     """Write a GGUF file as a transformers checkpoint with its checksums, whole or not at all."""
-    model, tokenizer = read_gguf(file, name)
+    model, tokenizer = read_gguf(file, name, told)
     with quietly() as heard:
         try:
             with whole_folder(copy) as folder:
