@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from pdtrim_core.api.component import Component
 from pdtrim_core.api.cost_model import CostModel
@@ -320,6 +320,8 @@ class ModelSource(Component):
         "torch names it; or a table of the memory that devices may give",
     )
 
+    _told: Callable[[str, float], None] = PrivateAttr(default=lambda what, share: None)
+
     @classmethod
     @abstractmethod
     def accepts(cls, path: str) -> bool:
@@ -329,13 +331,18 @@ class ModelSource(Component):
     def open(self) -> LoadedModel:
         """Load weights and tokenizer. Raises `PdtrimError` that names the path and what is wrong with it."""
 
-    def open_telling(self, told: Callable[[str, float], None]) -> LoadedModel:
-        """Load as `open` does, and tell what takes long with the share of it that is done: `told("download", 0.4)`.
+    def tell(self, what: str, share: float) -> None:
+        """Tell, from within `open`, what takes long and the share of it that is done: `self.tell("download", 0.4)`.
 
-        A run calls this. A source that cannot tell leaves it as it is.
+        A run shows it with the time left.
         """
-        del told
-        return self.open()
+        self._told(what, share)
+
+    def telling(self, told: Callable[[str, float], None]) -> Self:
+        """Return the same source, whose `open` tells `told` what takes long, if it tells at all."""
+        source = self.model_copy()
+        source._told = told  # noqa: SLF001 - of the same class
+        return source
 
     @abstractmethod
     def open_config(self) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
-from pdtrim_plugins.model_sources.bars import Told, nobody
 from pdtrim_plugins.model_sources.block_counts import blocks_in_config
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
@@ -26,11 +25,7 @@ class FolderModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the checkpoint."""
-        return self.open_telling(nobody)
-
-    def open_telling(self, told: Told) -> LoadedModel:
-        """Load the checkpoint, and tell how much of it is read."""
-        return load(str(self._folder()), self.path, self.dtype, self.placement, told)
+        return load(str(self._folder()), self.path, self.dtype, self.placement, self.tell)
 
     def open_config(self) -> Any:
         """Return the checkpoint's config."""

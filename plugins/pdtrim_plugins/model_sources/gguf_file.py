@@ -27,13 +27,9 @@ class GgufModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the file through transformers' GGUF reader into a plain float model."""
-        return self.open_telling(nobody)
-
-    def open_telling(self, told: Told) -> LoadedModel:
-        """Load the file, and tell how many of its tensors are converted."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        model, tokenizer = read_gguf(Path(self.path), self.path, told)
+        model, tokenizer = read_gguf(Path(self.path), self.path, self.tell)
         dtype = "float32" if self.dtype == "auto" else self.dtype
         model = place(model.to(dtype=getattr(torch, dtype)), self.placement)
         return LoadedModel(model, tokenizer, self.path, dtypes={"": dtype})

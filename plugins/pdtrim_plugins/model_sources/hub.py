@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from pdtrim_core.api import LoadedModel, ModelSource
-from pdtrim_plugins.model_sources.bars import Told, nobody
 from pdtrim_plugins.model_sources.block_counts import blocks_in_config
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
@@ -28,11 +27,7 @@ class HubModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the model, from the hub's cache if it is there already."""
-        return self.open_telling(nobody)
-
-    def open_telling(self, told: Told) -> LoadedModel:
-        """Load the model, and tell how much of it is fetched."""
-        return load(self.path, self.path, self.dtype, self.placement, told, revision=self.revision)
+        return load(self.path, self.path, self.dtype, self.placement, self.tell, revision=self.revision)
 
     def open_config(self) -> Any:
         """Return the model's config."""

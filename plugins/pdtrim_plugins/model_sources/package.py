@@ -23,7 +23,7 @@ from pdtrim_core.api import (
     whole_folder,
     write_manifest,
 )
-from pdtrim_plugins.model_sources.bars import Told, nobody
+from pdtrim_plugins.model_sources.bars import Told
 from pdtrim_plugins.model_sources.block_counts import blocks_in_gguf
 from pdtrim_plugins.model_sources.gguf_file import PACKAGE, GgufModel, check_gguf, existing_gguf, gguf_config, read_gguf
 from pdtrim_plugins.model_sources.opening import quietly
@@ -57,10 +57,6 @@ class PackageModel(ModelSource):
 
         The copy's checksums are compared every time; a damaged one is made again, with a warning.
         """
-        return self.open_telling(nobody)
-
-    def open_telling(self, told: Told) -> LoadedModel:
-        """Load it so, and tell how far the conversion is, or how much of the copy is read."""
         file = self.file()
         _, expected, license_id = KNOWN_PACKAGES.get(self._package, ("", "", ""))
         copy = _copy_of(file)
@@ -72,12 +68,12 @@ class PackageModel(ModelSource):
         if _damage(copy):
             try:
                 with alone(copy):
-                    _mend(file, copy, self.path, told)
+                    _mend(file, copy, self.path, self.tell)
             except PdtrimError as error:
                 if isinstance(error.__cause__, OSError):
                     raise PdtrimError(_cannot_write(copy, error)) from error
                 raise
-        return replace(load(str(copy), self.path, self.dtype, self.placement, told), license=license_id)
+        return replace(load(str(copy), self.path, self.dtype, self.placement, self.tell), license=license_id)
 
     def open_config(self) -> Any:
         """Return the config of the converted copy, or else the one stored in the GGUF file."""

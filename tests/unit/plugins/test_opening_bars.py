@@ -23,7 +23,7 @@ def test_a_checkpoint_is_told_as_it_is_read(tmp_path: Path, capsys: pytest.Captu
     heard: Heard = []
     folder = save_tiny_model(tmp_path / "tiny")
     capsys.readouterr()
-    FolderModel(path=str(folder), placement="cpu").open_telling(lambda *what: heard.append(what))
+    FolderModel(path=str(folder), placement="cpu").telling(lambda *what: heard.append(what)).open()
     assert heard[0] == ("weights", 0.0)
     assert heard[-1] == ("weights", 1.0)
     assert capsys.readouterr().err == ""
@@ -33,7 +33,7 @@ def test_a_gguf_file_is_told_as_it_is_converted(tmp_path: Path) -> None:
     heard: Heard = []
     file = tmp_path / "m.gguf"
     write_gguf(file)
-    GgufModel(path=str(file), placement="cpu").open_telling(lambda *what: heard.append(what))
+    GgufModel(path=str(file), placement="cpu").telling(lambda *what: heard.append(what)).open()
     shares = [share for what, share in heard if what == "conversion"]
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert shares == sorted(shares)
