@@ -320,7 +320,7 @@ class ModelSource(Component):
         "torch names it; or a table of the memory that devices may give",
     )
 
-    _told: Callable[[str, float], None] = PrivateAttr(default=lambda what, share: None)
+    _told: Callable[[str, float], None] | None = PrivateAttr(default=None)
 
     @classmethod
     @abstractmethod
@@ -336,7 +336,8 @@ class ModelSource(Component):
 
         A run shows it with the time left.
         """
-        self._told(what, share)
+        if self._told is not None:
+            self._told(what, share)
 
     def telling(self, told: Callable[[str, float], None]) -> Self:
         """Return the same source, whose `open` tells `told` what takes long, if it tells at all."""
