@@ -155,7 +155,7 @@ class LineDisplay:
 
     def _still(self) -> None:
         taken = time.monotonic() - self._since
-        line = step_line(f"{self._steps.words()}{self._doing}", taken, self._count, self._best, self._about)
+        line = step_line(f"{self._steps.words()}{self._doing or 'beginning'}", taken, self._count, self._best, self._about)
         self._write(f"still: {line}{self._how_far() or _left(taken, self._count, self._about)}")
 
     def _how_far(self) -> str:

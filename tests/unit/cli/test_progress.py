@@ -179,11 +179,11 @@ def test_a_log_says_which_step_it_is_at_and_how_long_the_search_will_take() -> N
     display.pdtrim_step_started("search", 40)
     display.pdtrim_candidate_measured(candidate(60.0))
     display.pdtrim_candidate_measured(candidate(None))
-    until(lambda: "still: step 3 of 4: search: 0." in stream.getvalue())
+    until(lambda: " s, 2 of at most 40 candidates, best 60.00, about " in stream.getvalue())
     display.pdtrim_step_finished("search", 1.0)
     display.pdtrim_run_ended()
-    still = next(line for line in stream.getvalue().splitlines() if line.startswith("still"))
-    assert " s, 2 of at most 40 candidates, best 60.00, about " in still
+    still = next(line for line in stream.getvalue().splitlines() if "2 of at most 40" in line)
+    assert still.startswith("still: step 3 of 4: search: ")
     assert still.endswith(" left")
 
 
