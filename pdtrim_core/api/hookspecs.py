@@ -166,7 +166,8 @@ def pdtrim_work_advanced(what: str, number: int, count: int, share: float) -> No
     """Work inside a step has done this share of all that it will do: 0 when it begins, 1 at its end.
 
     `what` tells it from other work of the step, such as `merges`; the part at work is the number-th of so many, counted from 1,
-    with a number of 0 where there are no parts. What recoveries do is told by `pdtrim_recovery_advanced`.
+    with a number of 0 where there are no parts: of `candidates`, `count` are measured side by side. What recoveries do is told by
+    `pdtrim_recovery_advanced`.
     """
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from pdtrim_core.api.component import Component
 from pdtrim_core.api.cost_model import CostModel
@@ -320,6 +320,8 @@ class ModelSource(Component):
         "torch names it; or a table of the memory that devices may give",
     )
 
+    _told: Callable[[str, float], None] | None = PrivateAttr(default=None)
+
     @classmethod
     @abstractmethod
     def accepts(cls, path: str) -> bool:
@@ -328,6 +330,20 @@ class ModelSource(Component):
     @abstractmethod
     def open(self) -> LoadedModel:
         """Load weights and tokenizer. Raises `PdtrimError` that names the path and what is wrong with it."""
+
+    def tell(self, what: str, share: float) -> None:
+        """Tell, from within `open`, what takes long and the share of it that is done: `self.tell("download", 0.4)`.
+
+        A run shows it with the time left.
+        """
+        if self._told is not None:
+            self._told(what, share)
+
+    def telling(self, told: Callable[[str, float], None]) -> Self:
+        """Return the same source, whose `open` tells `told` what takes long, if it tells at all."""
+        source = self.model_copy()
+        source._told = told  # noqa: SLF001 - of the same class
+        return source
 
     @abstractmethod
     def open_config(self) -> Any:
@@ -346,6 +362,13 @@ class ModelSource(Component):
         Return False for a config that stands alone, of a model that is only planned: sizes can be told, and `open` will fail.
         `open` must refuse what this refuses. A source that cannot tell without reading the weights leaves this as it is.
         """
+
+    def block_count(self) -> int | None:
+        """Return how many blocks the model has, as its files say within milliseconds; None where that is not known.
+
+        `pdtrim-core check` asks it of every recipe, and opens the config only of one that asks for too many blocks.
+        """
+        return None
 
     def first_time(self) -> str:
         """Return what `open` is going to do this once, and where it keeps the result; nothing where it just reads.

@@ -47,7 +47,6 @@ INTERRUPTION = "interrupted; what was measured is kept: run the same command aga
 
 app = typer.Typer(
     name="pdtrim-core",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -102,14 +101,17 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with 
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Prune a language model twice, once for prefill and once for decode."""
     del version
+    if context.invoked_subcommand is None:
+        say(context.get_help())
 
 
 def main() -> None:

@@ -61,8 +61,8 @@ def _check(path: Path, settings: list[str], names: list[str], *, budget: bool, t
             result["unknown"] = unknown
             result["text"] += f"; whether it can be exported is not known: {unknown}"
         for recipe in () if budget else wanted.values():
-            if recipe.settings.prune.fraction is not None and _is_near(recipe):
-                # How much of a model a block holds stands in its config.
+            if _asks_too_much(recipe) or (recipe.settings.prune.fraction is not None and _is_near(recipe)):
+                # How much of a model a block holds stands in its config, which takes seconds to open.
                 _budget_of(recipe)
         if budget:
             found = {name: _budget_of(recipe) for name, recipe in wanted.items()}
@@ -89,6 +89,16 @@ def _check_there(path: Path, recipes: Mapping[str | None, Recipe]) -> None:
     found = [f"{run}: {problem}" if run else problem for run, recipe in recipes.items() for problem in missing(recipe)]
     if found:
         raise RecipeError(str(path), found)
+
+
+def _asks_too_much(recipe: Recipe) -> bool:
+    """Tell whether a recipe takes as many blocks as the files of its model say that there are, or more."""
+    wanted = recipe.settings.prune.blocks
+    if wanted is None:
+        return False
+    with blame(recipe.host.label_of(recipe.model)):
+        there = recipe.model.block_count()
+    return there is not None and wanted >= there
 
 
 def _is_near(recipe: Recipe) -> bool:

@@ -102,6 +102,8 @@ def _amount(answer: str) -> str:
     """Return a share or a number of blocks as a line of a recipe. Raises `RecipeError` for anything else."""
     if re.fullmatch(r"[1-9][0-9]{0,5}", answer):
         return f"blocks = {answer}"
-    if re.fullmatch(r"0?\.[0-9]*[1-9][0-9]*", answer):
-        return f"fraction = {float(answer):g}".ljust(34) + "# of all parameters"
+    percent = re.fullmatch(r"([1-9][0-9]?(?:\.[0-9]+)?) ?%", answer)
+    if percent or re.fullmatch(r"0?\.[0-9]*[1-9][0-9]*", answer):
+        share = float(percent[1]) / 100 if percent else float(answer)
+        return f"fraction = {share:g}".ljust(34) + "# of all parameters"
     raise RecipeError("init", [f"'{answer[:20]}' is no amount: say a share such as {MUCH}, or a number of blocks such as 5"])

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 WIDE = 100
 """Columns from which on a terminal has room for a bar and whole words."""
+CANDIDATES = "candidates"
+"""The work that candidates are which are measured side by side."""
 SHORT = 120
 """Seconds up to which a time is told in seconds."""
 
@@ -89,8 +91,8 @@ class LineDisplay:
     def pdtrim_run_started(self, recipe: Mapping[str, Any], out: Path, steps: Sequence[str]) -> None:
         """Say where the run goes."""
         self._steps.begin(steps)
-        self._running.enter_context(self._heartbeat)
         self._write(f"run {recipe['model']['path']} -> {out}")
+        self._running.enter_context(self._heartbeat)
 
     @hookimpl
     def pdtrim_run_ended(self) -> None:
@@ -138,6 +140,8 @@ class LineDisplay:
     def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
         """Count."""
         self._count += 1
+        if self._at_work_on == CANDIDATES:
+            self._at_work = ""
         self._best = self._best if candidate.best is None else candidate.best
 
     @hookimpl
@@ -158,7 +162,7 @@ class LineDisplay:
 
     def _still(self) -> None:
         taken = time.monotonic() - self._since
-        line = step_line(f"{self._steps.words()}{self._doing}", taken, self._count, self._best, self._about)
+        line = step_line(f"{self._steps.words()}{self._doing or 'beginning'}", taken, self._count, self._best, self._about)
         self._write(f"still: {line}{self._how_far() or _left(taken, self._count, self._about)}")
 
     def _how_far(self) -> str:
@@ -280,7 +284,10 @@ class LiveDisplay:
 
     @hookimpl
     def pdtrim_work_advanced(self, what: str, number: int, count: int, share: float) -> None:
-        """Move the bar of what is at work, which is one for all its parts."""
+        """Move the bar of what is at work, one for all its parts; candidates side by side are a part of all candidates."""
+        if what == CANDIDATES:
+            self._within(count, share)
+            return
         self._advance(what, _part_of(what, number, count), share)
 
     def _advance(self, what: str, words: str, share: float) -> None:
@@ -305,8 +312,21 @@ class LiveDisplay:
             # Finalists are measured again on other items, where nothing is the best.
             self._best = self._best if candidate.best is None else candidate.best
             total = "" if self._about is None else f"/{self._about}"
-            best = "" if self._narrow and self._about is not None and self._about > 99 else best_words(self._best)
-            self._progress.update(self._task, advance=1, figures=f"{self._count}{total}{best}")
+            figures = f"{self._count}{total}{self._best_words()}"
+            self._progress.update(self._task, completed=self._count, figures=figures)
+
+    def _within(self, count: int, share: float) -> None:
+        """Move the bar by candidates of which this share is done; where nobody knows how many there will be, tell it."""
+        if self._task is None:
+            return
+        if self._about is None:
+            self._progress.update(self._task, figures=f"{self._count}, {100 * share:.0f} % of {count} more")
+            return
+        done = min(self._about, self._count + share * count)
+        self._progress.update(self._task, completed=done, figures=f"{done:.0f}/{self._about}{self._best_words()}")
+
+    def _best_words(self) -> str:
+        return "" if self._narrow and self._about is not None and self._about > 99 else best_words(self._best)
 
     @hookimpl
     def pdtrim_fidelity_measured(self, result: TaskResult) -> None:

@@ -53,7 +53,8 @@ def _fitted_line(line: str, width: int) -> str:
         replace_whitespace=False,
         expand_tabs=False,
     )
-    return "\n".join(wrapper.wrap(line))
+    # A question ends with a space, behind which the answer is typed.
+    return "\n".join(wrapper.wrap(line)) + line[len(line.rstrip()) :]
 
 
 def print_table(table: Table) -> None:

@@ -130,10 +130,12 @@ class TwoPhaseModel:
                     mask_BT = torch.ones(1, start + ids_BT.shape[1], dtype=torch.long, device=ids_BT.device)
                     self._read(ids_BT, mask_BT, handed.cache)
 
-    def greedy_batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def greedy_batch(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_step: Callable[[], None] = lambda: None
+    ) -> list[list[int]]:
         """Return the greedy continuations of prompts that run together, as `generate` returns that of one.
 
-        A text that has ended is run no further.
+        A text that has ended is run no further. `on_step` is called whenever all that still run have another token.
         """
         for prompt in prompts:
             self.model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
@@ -146,6 +148,7 @@ class TwoPhaseModel:
                 tokens_B = logits_BV.float().argmax(dim=-1)
                 for number, token in zip(running, tokens_B.tolist(), strict=True):
                     made[number].append(token)
+                on_step()
                 stay = [row for row, number in enumerate(running) if made[number][-1] not in stops]
                 if count == max_new_tokens or not stay:
                     break

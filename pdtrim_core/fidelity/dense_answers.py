@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.files.atomic_files import alone, cache_folder, write_whole
@@ -24,12 +25,12 @@ def dense_answers(
     *,
     code: Mapping[str, str],
     fresh: bool = False,
-    answered: Callable[[int], None] = lambda count: None,
+    answered: Callable[[float], None] = lambda count: None,
 ) -> list[list[int]]:
     """Return the dense model's greedy answers of at most so many tokens, from the cache where the same code made them before.
 
     `code` is what made them, by name. Answers that another process is making are waited for. `answered` is told how many more
-    prompts have their answer.
+    prompts have their answer, where half the answers of two prompts count as one.
     """
     what = [model.exact_fingerprint, repr(model.layout), str(model.dtype), [list(p) for p in prompts], length, dict(code)]
     path = cache_folder() / "answers" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.json"
@@ -49,7 +50,7 @@ def beginnings(
     *,
     code: Mapping[str, str],
     fresh: bool = False,
-    answered: Callable[[int], None] = lambda count: None,
+    answered: Callable[[float], None] = lambda count: None,
 ) -> dict[tuple[int, ...], tuple[int, ...]]:
     """Return the beginning of the dense model's greedy answer to each prompt, of so many tokens at most.
 
@@ -68,14 +69,30 @@ def beginnings(
 
 
 def answers(
-    pair: TwoPhaseModel, prompts: Prompts, length: int, answered: Callable[[int], None] = lambda count: None
+    pair: TwoPhaseModel, prompts: Prompts, length: int, answered: Callable[[float], None] = lambda count: None
 ) -> list[list[int]]:
     """Return a pair's greedy answers to prompts, each up to its end-of-text token, which counts, or to so many tokens."""
     found: dict[int, list[int]] = {}
     for group in _groups(prompts, length):
-        found.update(zip(group, pair.greedy_batch([prompts[number] for number in group], length), strict=True))
-        answered(len(group))
+        each = len(group) / length
+        steps = Steps(partial(answered, each))
+        made = pair.greedy_batch([prompts[number] for number in group], length, steps)
+        answered(len(group) - each * steps.count)
+        found.update(zip(group, made, strict=True))
     return [found[number] for number in range(len(prompts))]
+
+
+class Steps:
+    """Counts how often it is called, and tells it on."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self.count = 0
+        self._told = told
+
+    def __call__(self) -> None:
+        """Count and tell."""
+        self.count += 1
+        self._told()
 
 
 def _groups(prompts: Prompts, length: int) -> list[list[int]]:

@@ -168,6 +168,7 @@ class Bench:
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
             elsewhere=self._elsewhere,
+            advanced=self._tell_share,
         )
         # The digest of the items does not have the fresh ones: those of a folder that 0.1 wrote would then be others.
         own = digest_of(items) if part.endswith("fresh") else ""
@@ -176,6 +177,9 @@ class Bench:
             return (*self._key_of(plan), own)
 
         return context.ledger(part, measurement, by=by, items=len(items), together=measurement.together)
+
+    def _tell_share(self, plans: int, share: float) -> None:
+        self._context.host.tell("pdtrim_work_advanced", what="candidates", number=0, count=plans, share=share)
 
     @property
     def _error(self) -> float | None:

@@ -30,6 +30,8 @@ SIDE_BY_SIDE = 8
 FEWEST_IN_ROUND, MOST_ROUNDS = 16, 8
 KEPT_AFTER = 10.0
 """Seconds after which values are yielded though their plans are not done: what a run that is killed loses, and a batch."""
+TOLD_AFTER = 0.5
+"""Seconds after which it is told again how far plans that are measured side by side are."""
 PartialValues = list[float | None]
 """One value an item; None where it was not measured."""
 
@@ -122,7 +124,8 @@ class Measurement:
     `prefix_cache` gives the hidden states that plans share; it is called when something is measured. `modules_of` gives what the
     elements and layers of a plan run, where that is not the model's own. When memory runs out on
     the device the batch is halved, `note` says so, and measuring goes on. `known` gives the values of items that earlier runs
-    have measured under a plan, and takes new ones.
+    have measured under a plan, and takes new ones. `advanced` is told which share of the items is done of how many plans that are
+    measured side by side.
 
     With `error` 0 a plan is given up once it certainly is not what it is measured for, with None never. Above 0 it also is once
     that is likely enough: wrong with this probability at most for what is requested at once (see `search.stopping`). Items are
@@ -131,7 +134,7 @@ class Measurement:
     `elsewhere` are workers that measure; what is decided by the values is decided here, as without them.
     """
 
-    def __init__(  # noqa: PLR0913 - one for each thing that a run sets
+    def __init__(  # noqa: PLR0913 - one for each thing that a value depends on, those that measure, and what is told
         self,
         prefix_cache: Callable[[], PrefixCache],
         objective: ObjectiveOnItems,
@@ -141,6 +144,7 @@ class Measurement:
         note: Callable[[str], None] = lambda text: None,
         known: Callable[[Plan], Values] = lambda plan: {},
         elsewhere: MeasuredElsewhere | None = None,
+        advanced: Callable[[int, float], None] = lambda plans, share: None,
     ) -> None:
         self._prefix_cache = prefix_cache
         self._objective = objective
@@ -152,6 +156,7 @@ class Measurement:
         self._known = known
         self._elsewhere = elsewhere
         self._side_by_side = SIDE_BY_SIDE * (1 if elsewhere is None else elsewhere.count)
+        self._advanced = advanced
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -206,10 +211,11 @@ class Measurement:
         """
         done: list[Item] = []
         kept_at, grown = monotonic(), set[Plan]()
+        count, told_at = len(open_plans), monotonic()
         for of_round in self._rounds:
             groups = self._prefix_cache().groups(of_round)
             with self._asked(open_plans, groups):
-                for group, (plan, values) in ((group, one) for group in groups for one in list(open_plans.items())):
+                for group, plan, values, through in _turns(groups, open_plans):
                     ceiling = self._objective.ceiling(values)
                     if stop.floor is not None and ceiling < stop.floor:
                         yield plan, Reading(None, None, tuple(values), ceiling=ceiling)
@@ -218,6 +224,9 @@ class Measurement:
                     if grown and monotonic() - kept_at >= KEPT_AFTER:
                         yield from self._underway({one: known for one, known in open_plans.items() if one in grown})
                         kept_at, grown = monotonic(), set()
+                    if monotonic() - told_at >= TOLD_AFTER:
+                        told_at = monotonic()
+                        self._advanced(count, (len(done) + through) / len(self.items))
             done += of_round
             if self._error and len(done) < len(self.items):
                 yield from self._surely_out(open_plans, stop, [self._place[item] for item in done], error)
@@ -328,3 +337,15 @@ def in_rounds(items: Sequence[Item]) -> list[tuple[Item, ...]]:
     Random("rounds").shuffle(shuffled)  # noqa: S311 - a reproducible order, nothing secret
     count = max(1, min(MOST_ROUNDS, len(items) // FEWEST_IN_ROUND))
     return [tuple(shuffled[start::count]) for start in range(count)]
+
+
+def _turns(
+    groups: Sequence[Sequence[Item]], open_plans: Mapping[Plan, PartialValues]
+) -> Iterator[tuple[Sequence[Item], Plan, PartialValues, float]]:
+    """Yield each group of items with each plan that is then open, and how many items are through behind it."""
+    through = 0
+    for group in groups:
+        plans = list(open_plans.items())
+        for number, (plan, values) in enumerate(plans, start=1):
+            yield group, plan, values, through + len(group) * number / len(plans)
+        through += len(group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from random import Random
 
@@ -23,7 +24,7 @@ from pdtrim_core.search.space import DEFAULT_QUANTILE, DEFAULT_THRESHOLD, quanti
 def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     """Open a model and find its blocks. Raises `PdtrimError` for a model that cannot be pruned, with the reason."""
     with blame(host.label_of(source)):
-        loaded = source.open()
+        loaded = source.telling(partial(_tell_opening, host)).open()
         files = source.files() or ()
     layout = host.find_blocks(loaded.model, loaded.name)
     model = BlockModel(
@@ -38,6 +39,10 @@ def open_model(source: ModelSource, host: PluginHost) -> BlockModel:
     model.files = tuple(files)
     model.check_finite()
     return model
+
+
+def _tell_opening(host: PluginHost, what: str, share: float) -> None:
+    host.tell("pdtrim_work_advanced", what=what, number=0, count=0, share=share)
 
 
 def draw(recipe: Recipe, host: PluginHost, model: BlockModel) -> Calibration:

@@ -106,12 +106,12 @@ def answered(context: RunContext, model: BlockModel, calibration: Calibration) -
 
     def make() -> Calibration:
         prompts = [item.prompt_of(item.answer) for item in (*calibration.items, *calibration.held_out, *calibration.fresh)]
-        done, count = 0, len(set(prompts))
+        done, count = 0.0, len(set(prompts))
 
-        def answered_more(more: int) -> None:
+        def answered_more(more: float) -> None:
             nonlocal done
             done += more
-            context.host.tell("pdtrim_work_advanced", what="answers", number=0, count=0, share=done / count)
+            context.host.tell("pdtrim_work_advanced", what="answers", number=0, count=0, share=min(1.0, done / count))
 
         answered = beginnings(model, prompts, length, code=dense_code(model), fresh=context.fresh, answered=answered_more)
         return calibration.answered(answered)

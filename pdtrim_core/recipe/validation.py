@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pdtrim_core.errors import MOST_PROBLEMS, did_you_mean
 from pdtrim_core.files.reading import problem_in
+from pdtrim_core.results.old_formats import NOW_CALLED
 from pdtrim_core.wording import shortened, shown
 
 M = TypeVar("M", bound=BaseModel)
@@ -42,6 +43,9 @@ def _sentence(model: type[BaseModel], detail: Mapping[str, Any], place: str, als
     location = [shortened(str(part)) for part in detail["loc"] if not str(part).startswith("tag:")]
     key = ".".join([place, *location] if place else location)
     if detail["type"] == "extra_forbidden":
+        now = NOW_CALLED.get(".".join(part for part in key.split(".") if not part.isdecimal()))
+        if now is not None:
+            return f"{key}: this is {now} since 0.2, which is given as well: leave {key} out"
         return f"{key}: unknown key{did_you_mean(location[-1], _keys_at(model, location[:-1], also))}"
     if detail["type"] == "missing":
         return f"{key}: required key is missing"

@@ -63,11 +63,11 @@ def sweep_of_1(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     The recipes of its runs are read as recipes are, by `recipe_of_1`.
     """
     changed, notes = dict(data), []
-    if isinstance(data.get("evaluate"), dict) and "sides" in data["evaluate"]:
+    if _has_old_sides(data.get("evaluate")):
         changed["evaluate"] = _variants_of_1(data["evaluate"])
         notes.append("evaluate.sides is evaluate.variants since 0.2")
-    if isinstance(data.get("runs"), list) and any(isinstance(run, dict) and "sides" in run for run in data["runs"]):
-        changed["runs"] = [_variants_of_1(run) if isinstance(run, dict) else run for run in data["runs"]]
+    if isinstance(data.get("runs"), list) and any(map(_has_old_sides, data["runs"])):
+        changed["runs"] = [_variants_of_1(run) if _has_old_sides(run) else run for run in data["runs"]]
         notes.append("runs.sides is runs.variants since 0.2")
     return changed, notes
 
@@ -106,6 +106,10 @@ def _splitter_of_1(given: Any) -> tuple[Any, list[str]]:
     return options if isinstance(given, dict) else options["use"], notes
 
 
+def _has_old_sides(table: Any) -> bool:
+    return isinstance(table, dict) and "sides" in table and "variants" not in table
+
+
 def _variants_of_1(table: Mapping[str, Any]) -> dict[str, Any]:
     return {"variants" if key == "sides" else key: value for key, value in table.items()}
 
@@ -130,6 +134,15 @@ RECIPE_KEYS_OF_1: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] =
     ("model", "device", _placement_of_1),
 )
 """Tables of a recipe, keys that they had in 0.1, and what such a key's value says now."""
+NOW_CALLED: Mapping[str, str] = {
+    "prune.merge_above": "prune.merge_threshold",
+    "evaluation.prefill_tail": "evaluation.truncate_prefill",
+    "model.device": "model.placement",
+    "searcher.caution": "search.caution",
+    "evaluate.sides": "evaluate.variants",
+    "runs.sides": "runs.variants",
+}
+"""Keys of 0.1 in recipes and sweeps, and what each is called now; they are left as they are where the data have both."""
 SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05, "recovered": False, "recovered_tokens": 4096}
 OPTIONS_SINCE_2: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("objective", "margin", {"per": "byte"}),

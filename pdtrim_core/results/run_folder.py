@@ -45,6 +45,8 @@ OWN_FILES = (
     "state.json",
     "report.html",
 )
+BEGINNING = ("recipe.toml", "environment.json", "journal.jsonl", "state.json")
+"""Files of a run that has opened its model at most; with an empty journal they hold nothing that took time."""
 OWN_FOLDERS = ("merges", "replaced", "recovered", "recovery-work", "formats", "evaluations")
 SETTLE_SECONDS = 1.0
 """How long a measurement may be on its way to the disk: what a machine that loses power may lose."""
@@ -144,7 +146,7 @@ def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = Fals
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PdtrimError(f"another run is working in {path}: wait for it, or choose another folder with --out") from None
-        if fresh:
+        if fresh or (_holds_nothing(path) and _keys_of_other_recipe(path, recipe)):
             journal.truncate(0)
             _clear(path)
         else:
@@ -157,6 +159,12 @@ def open_run_folder(path: Path, recipe: Mapping[str, Any], *, fresh: bool = Fals
             folder.settle()
 
 
+def _holds_nothing(path: Path) -> bool:
+    """Tell whether a run was begun and has left nothing that took time, so that one of another recipe may have the folder."""
+    there = [path / name for name in (*OWN_FILES, *OWN_FOLDERS) if name not in BEGINNING]
+    return (path / "journal.jsonl").stat().st_size == 0 and not any(map(os.path.lexists, there))
+
+
 def _clear(path: Path) -> None:
     for name in OWN_FILES:
         if name != "journal.jsonl":
@@ -165,15 +173,20 @@ def _clear(path: Path) -> None:
         shutil.rmtree(path / name, ignore_errors=True)
 
 
-def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
+def _keys_of_other_recipe(path: Path, recipe: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which the recipe of the run in a folder is another one."""
     try:
         before = read_toml(path / "recipe.toml")
     except FileNotFoundError:
-        return
+        return []
     except UnreadableError as error:
         raise PdtrimError(f"{error}: start anew with --fresh") from None
     now = parse_toml(tomli_w.dumps(dict(recipe)))
-    changed = changed_keys(resolved_recipe_of_1(before, now), now)
+    return changed_keys(resolved_recipe_of_1(before, now), now)
+
+
+def _refuse_other_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
+    changed = _keys_of_other_recipe(path, recipe)
     if changed:
         raise PdtrimError(
             f"{path} holds a run of another recipe, which differs in {', '.join(changed)}: start anew with --fresh, or "

@@ -85,7 +85,7 @@ out = "runs/{name}"
 QUICK = """\
 searcher = "greedy"               # one candidate instead of a search
 objective = "margin"              # smoother than accuracy on few items
-recovery = "none"                 # the layers that are left stay as they are: a few minutes less
+recovery = "none"                 # the layers that are left stay as they are
 """
 TABLES = """
 [model]

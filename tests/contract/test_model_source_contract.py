@@ -109,6 +109,13 @@ class NamesOtherFilesEachTime(Memory):
         return there if self._turn else there[::-1]
 
 
+class CountsOneMore(Memory):
+    """Says that there is a block more than there is."""
+
+    def block_count(self) -> int:
+        return int(self.open_config().num_hidden_layers) + 1
+
+
 def test_a_good_model_source_passes_every_test(failing: Failing) -> None:
     assert failing(ModelSourceContract, Memory, path="memory:llama", missing="memory:lama") == set()
 
@@ -123,6 +130,7 @@ def test_a_good_model_source_passes_every_test(failing: Failing) -> None:
         (DoubtsItsWeights, "test_it_finds_nothing_wrong_with_the_weights_it_opens"),
         (NamesFilesThatAreNot, "test_the_files_that_it_names_are_there"),
         (NamesOtherFilesEachTime, "test_the_files_that_it_names_are_there"),
+        (CountsOneMore, "test_it_has_as_many_blocks_as_it_says_before_it_is_opened"),
         (LeaksItsErrors, "test_a_path_with_nothing_there_is_named"),
     ],
 )

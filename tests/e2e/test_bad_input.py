@@ -130,8 +130,8 @@ def test_a_hub_id_without_a_network(cli: Cli, recipe: Path) -> None:
     done = cli("run", recipe, "--set", "model.path=nobody/nothing-135m")
     assert done.code == 1
     line = done.err.splitlines()[-1]
-    assert line.startswith("error: cannot open the model nobody/nothing-135m: ")
-    assert line.endswith("(a hub id needs the network once, and `hf auth login` if it is gated)")
+    assert line.startswith("error: cannot open the model nobody/nothing-135m: the hub ")
+    assert line.endswith(", and its cache on this machine does not have it")
 
 
 def test_a_package_that_is_not_installed(cli: Cli, recipe: Path) -> None:

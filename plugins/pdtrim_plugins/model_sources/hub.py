@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from pdtrim_core.api import LoadedModel, ModelSource
+from pdtrim_plugins.model_sources.block_counts import blocks_in_config
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
 
@@ -26,7 +27,7 @@ class HubModel(ModelSource):
 
     def open(self) -> LoadedModel:
         """Load the model, from the hub's cache if it is there already."""
-        return load(self.path, self.path, self.dtype, self.placement, revision=self.revision)
+        return load(self.path, self.path, self.dtype, self.placement, self.tell, revision=self.revision)
 
     def open_config(self) -> Any:
         """Return the model's config."""
@@ -42,6 +43,10 @@ class HubModel(ModelSource):
         except (LocalEntryNotFoundError, HfHubHTTPError, ValueError, OSError):
             return None
         return sorted(file for file in Path(folder).rglob("*") if file.is_file())
+
+    def block_count(self) -> int | None:
+        """Return what config.json in the hub's cache says; None where it is not there. The hub is not asked."""
+        return next((blocks_in_config(file) for file in self.files() or () if file.name == "config.json"), None)
 
     def check_weights(self) -> None:
         """Compare the headers of the files of weights with the config, where the hub's cache has them."""

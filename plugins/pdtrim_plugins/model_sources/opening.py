@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
 from pdtrim_core.api import PdtrimError, one_line, reason_of, shortened
+from pdtrim_plugins.model_sources.hub_problems import hub_problem
 
 NO_CODE = {"trust_remote_code": False}
 """What every call of transformers gets that is given a path or an id: code of a checkpoint never runs, and nothing is asked."""
@@ -59,6 +60,9 @@ def _explained(error: Exception, heard: Heard, name: str) -> str:
         return (
             f"transformers has no causal language model of {shortened(other[1])} (one that sees or hears, for example, is none)"
         )
+    from_hub = hub_problem(error, name)
+    if from_hub:
+        return from_hub
     advice = "" if os.path.exists(name) else " (a hub id needs the network once, and `hf auth login` if it is gated)"  # noqa: PTH110
     said = heard.beside(reason)
     return f"{reason}{advice}{f'; it said before: {said}' if said else ''}"

@@ -23,6 +23,8 @@ from pdtrim_core.api import (
     whole_folder,
     write_manifest,
 )
+from pdtrim_plugins.model_sources.bars import Told
+from pdtrim_plugins.model_sources.block_counts import blocks_in_gguf
 from pdtrim_plugins.model_sources.gguf_file import PACKAGE, GgufModel, check_gguf, existing_gguf, gguf_config, read_gguf
 from pdtrim_plugins.model_sources.opening import quietly
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
@@ -66,12 +68,12 @@ class PackageModel(ModelSource):
         if _damage(copy):
             try:
                 with alone(copy):
-                    _mend(file, copy, self.path)
+                    _mend(file, copy, self.path, self.tell)
             except PdtrimError as error:
                 if isinstance(error.__cause__, OSError):
                     raise PdtrimError(_cannot_write(copy, error)) from error
                 raise
-        return replace(load(str(copy), self.path, self.dtype, self.placement), license=license_id)
+        return replace(load(str(copy), self.path, self.dtype, self.placement, self.tell), license=license_id)
 
     def open_config(self) -> Any:
         """Return the config of the converted copy, or else the one stored in the GGUF file."""
@@ -84,6 +86,10 @@ class PackageModel(ModelSource):
     def files(self) -> list[Path] | None:
         """Return the GGUF file of the package; None where it is not installed."""
         return [self.file()] if self._spec is not None else None
+
+    def block_count(self) -> int | None:
+        """Return what the first values of the GGUF file say."""
+        return blocks_in_gguf(self.file()) if self._spec is not None else None
 
     def first_time(self) -> str:
         """Tell of the copy that transformers can read, which is made once."""
@@ -119,7 +125,7 @@ class PackageModel(ModelSource):
         return files[0]
 
 
-def _mend(file: Path, copy: Path, name: str) -> None:
+def _mend(file: Path, copy: Path, name: str, told: Told) -> None:
     """Make the converted copy of a GGUF file unless another process has done so meanwhile; say so where one is damaged."""
     wrong = _damage(copy)
     if not wrong:
@@ -128,7 +134,7 @@ def _mend(file: Path, copy: Path, name: str) -> None:
         # Version 0.1 wrote into folders of these names, and left them there when it was killed.
         shutil.rmtree(left, ignore_errors=True)
     before = copy.exists()
-    _convert(file, copy, name)
+    _convert(file, copy, name, told)
     if before:
         why = "had no checksums" if wrong == [MANIFEST] else f"was damaged ({', '.join(wrong)})"
         warnings.warn(f"{name}: the converted copy {copy} {why} and was made again", stacklevel=3)
@@ -139,9 +145,9 @@ def _damage(copy: Path) -> list[str]:
     return damaged(copy) or [name for name in EVERY_COPY if not any(copy.glob(name))]
 
 
-def _convert(file: Path, copy: Path, name: str) -> None:
+def _convert(file: Path, copy: Path, name: str, told: Told) -> None:
     """Write a GGUF file as a transformers checkpoint with its checksums, whole or not at all."""
-    model, tokenizer = read_gguf(file, name)
+    model, tokenizer = read_gguf(file, name, told)
     with quietly() as heard:
         try:
             with whole_folder(copy) as folder:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from pdtrim_core.api import LoadedModel, PdtrimError, Placement, first_device, loading_options
+from pdtrim_plugins.model_sources.bars import Told, bars_told, nobody
 from pdtrim_plugins.model_sources.opening import NO_CODE, OURS, OURS_REFUSED, opening
 
 
-def load(source: str, name: str, dtype: str, placement: Placement, **options: Any) -> LoadedModel:
+def load(source: str, name: str, dtype: str, placement: Placement, told: Told = nobody, **options: Any) -> LoadedModel:
     """Return a checkpoint's model, tokenizer and number formats; `source` is a path or hub id, `name` its name in messages.
+
+    `told` hears how much is fetched and read.
 
     Raises `PdtrimError` where it cannot be read, lacks tensors or cannot be pruned.
     """
@@ -24,9 +27,9 @@ def load(source: str, name: str, dtype: str, placement: Placement, **options: An
     if placement == "stream":
         return _mapped(source, config, name, dtype, tokenizer, **options)
     placed = loading_options(placement, _weight_bytes(config, name, dtype) if placement == "auto" else 0)
-    with opening(name):
+    with opening(name), bars_told(told) as bars:
         # Tensors of another shape are refused below, by name.
-        reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        reported = {"output_loading_info": True, "ignore_mismatched_sizes": True, **bars}
         model, report = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=format_of(dtype, placement), **reported, **placed, **NO_CODE, **options
         )

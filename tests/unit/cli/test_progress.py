@@ -179,11 +179,11 @@ def test_a_log_says_which_step_it_is_at_and_how_long_the_search_will_take() -> N
     display.pdtrim_step_started("search", 40)
     display.pdtrim_candidate_measured(candidate(60.0))
     display.pdtrim_candidate_measured(candidate(None))
-    until(lambda: "still: step 3 of 4: search: 0." in stream.getvalue())
+    until(lambda: " s, 2 of at most 40 candidates, best 60.00, about " in stream.getvalue())
     display.pdtrim_step_finished("search", 1.0)
     display.pdtrim_run_ended()
-    still = next(line for line in stream.getvalue().splitlines() if line.startswith("still"))
-    assert " s, 2 of at most 40 candidates, best 60.00, about " in still
+    still = next(line for line in stream.getvalue().splitlines() if "2 of at most 40" in line)
+    assert still.startswith("still: step 3 of 4: search: ")
     assert still.endswith(" left")
 
 
@@ -233,4 +233,44 @@ def test_the_bar_of_merges_goes_on_from_one_to_the_next() -> None:
     display.pdtrim_work_advanced("merges", 2, 2, 0.5)
     (task,) = display._progress.tasks
     assert (task.completed, task.total, task.fields["figures"]) == (0.5, 1.0, "merges (2 of 2)")
+    display.pdtrim_run_ended()
+
+
+def test_the_bar_moves_while_candidates_are_measured_side_by_side() -> None:
+    stream = io.StringIO()
+    screen = Console(file=stream, force_terminal=True, width=60)
+    display = LiveDisplay(screen)
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ("search",))
+    display.pdtrim_step_started("search", 10)
+    task = display._progress.tasks[0]
+    display.pdtrim_work_advanced("candidates", 0, 8, 0.5)
+    assert (task.completed, task.total, task.fields["figures"]) == (4, 10, "4/10")
+    measured = Candidate(1, Plan(), Reading(50.0, 0.5), 50.0, remembered=False, seconds=1.0)
+    for _ in range(8):
+        display.pdtrim_candidate_measured(measured)
+    assert (task.completed, task.fields["figures"]) == (8, "8/10, best 50.00")
+    display.pdtrim_work_advanced("candidates", 0, 8, 1.0)
+    assert task.completed == 10
+    display.pdtrim_run_ended()
+
+
+def test_without_a_total_it_is_told_how_far_the_next_candidates_are() -> None:
+    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, width=60))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ("search",))
+    display.pdtrim_step_started("search", None)
+    task = display._progress.tasks[0]
+    display.pdtrim_work_advanced("candidates", 0, 8, 0.5)
+    assert (task.total, task.fields["figures"]) == (None, "0, 50 % of 8 more")
+    display.pdtrim_candidate_measured(Candidate(1, Plan(), Reading(50.0, 0.5), 50.0, remembered=False, seconds=1.0))
+    assert (task.completed, task.total) == (1, None)
+    display.pdtrim_run_ended()
+
+
+def test_a_log_says_how_far_candidates_side_by_side_are() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.05)
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
+    display.pdtrim_step_started("search", 10)
+    display.pdtrim_work_advanced("candidates", 0, 8, 0.5)
+    until(lambda: ", candidates, 50 %, about " in stream.getvalue())
     display.pdtrim_run_ended()

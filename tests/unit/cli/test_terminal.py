@@ -138,6 +138,10 @@ def test_lines_are_broken_between_words(text: str, shown: str) -> None:
     assert fitted(text, 20) == shown
 
 
+def test_a_question_that_is_broken_still_ends_with_a_space() -> None:
+    assert fitted("How much of it goes? [0.13]: ", 20) == "How much of it goes?\n    [0.13]: "
+
+
 def test_what_goes_into_a_file_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     pipe, terminal = io.StringIO(), Terminal()

@@ -153,7 +153,7 @@ def test_device_of_older_recipes_is_placement() -> None:
     assert recipe_of_1(both) == (both, [])
 
 
-def test_device_given_beside_placement_is_an_unknown_key(tmp_path: Path) -> None:
+def test_device_given_beside_placement_is_one_too_many(tmp_path: Path) -> None:
     data = {"model": {"path": "package:none", "device": "cpu", "placement": "auto"}, "prune": {"blocks": 1}}
-    with pytest.raises(RecipeError, match=r"model\.device: unknown key"):
+    with pytest.raises(RecipeError, match=r"this is model\.placement since 0\.2, which is given as well"):
         Recipe.from_data(data, out=tmp_path, host=load_plugins())

@@ -18,7 +18,7 @@ from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.threads import fitting_threads, threads
 from pdtrim_core.pipeline import objective_value
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems, in_rounds
-from pdtrim_core.search.stopping import Stop
+from pdtrim_core.search.stopping import WHOLE, Stop
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items
 
@@ -344,6 +344,21 @@ def test_a_plan_alone_is_measured_to_its_end_though_it_is_kept_on_the_way(monkey
     monkeypatch.setattr(objective_value, "monotonic", lambda: next(now))
     (plan,) = values
     assert measurement_of(values)(plan, None, None).score is not None
+
+
+def test_plans_side_by_side_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = count(step=1.0)
+    monkeypatch.setattr(objective_value, "monotonic", lambda: next(now))
+    heard: list[tuple[int, float]] = []
+    PerPlan.values = plans_worth(0.6, 0.5)
+    prefix_cache = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=16))
+    on_items = ObjectiveOnItems(PerPlan(), many_items(64), "objective 'per-plan'")
+    measure = Measurement(lambda: prefix_cache, on_items, advanced=lambda *what: heard.append(what))
+    assert len([one for _, one in measure.together(list(PerPlan.values), WHOLE, {}) if one.score is not None]) == 2
+    assert {plans for plans, _ in heard} == {2}
+    shares = [share for _, share in heard]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] == 1
 
 
 def consume(found: Iterator[tuple[Plan, Reading]], readings: dict[Plan, Reading]) -> None:

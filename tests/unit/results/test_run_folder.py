@@ -281,6 +281,22 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path, changed: di
     assert (journal.read_text(), (tmp_path / "recipe.toml").read_text()) == before
 
 
+def test_a_run_that_left_nothing_gives_way_to_another_recipe(tmp_path: Path) -> None:
+    begun = ("recipe.toml", "journal.jsonl", "environment.json", "state.json")
+    assert known_in(tmp_path) == {}
+    for name in begun[2:]:
+        (tmp_path / name).write_text("{}")
+    other = {**RECIPE, "seed": 7}
+    assert known_in(tmp_path, other) == {}
+    assert tomli.loads((tmp_path / "recipe.toml").read_text()) == other
+    # What the other run spent is none of this one's.
+    assert not (tmp_path / "state.json").exists()
+    # Scores took time, and are kept for their own recipe.
+    (tmp_path / "scores.json").write_text("{}")
+    with pytest.raises(PdtrimError, match="holds a run of another recipe, which differs in seed"):
+        known_in(tmp_path)
+
+
 def test_a_recipe_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     write_journal(tmp_path)
     (tmp_path / "recipe.toml").write_text("seed =\n")
