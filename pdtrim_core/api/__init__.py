@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.block_parts import PartModule, without_part
     from pdtrim_core.model.dtypes import pattern_of
+    from pdtrim_core.model.experts import experts_in
     from pdtrim_core.model.mapped_weights import MappedWeights
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.renumbering import numbers_in, renumbered, steps_as_lists, traits_of, uncountable
@@ -192,6 +193,7 @@ __all__ = [
     "damaged",
     "draw_diagram",
     "encode",
+    "experts_in",
     "first_device",
     "head_dim_of",
     "hookimpl",
@@ -250,6 +252,7 @@ _LAZY = {
     "LayerTokens": "pdtrim_core.execution.stage_walk",
     "WalkedLayer": "pdtrim_core.execution.stage_walk",
     "MappedWeights": "pdtrim_core.model.mapped_weights",
+    "experts_in": "pdtrim_core.model.experts",
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",
