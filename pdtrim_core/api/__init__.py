@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.distillation import Student, TeacherBatch, TeacherBatches
     from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.recovery_context import PairBatch, RecoveryContext
+    from pdtrim_core.api.routed_tokens import RoutedTokens
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
     from pdtrim_core.api.selection_context import SelectionContext
     from pdtrim_core.execution.first_tokens import FirstTokens
@@ -160,6 +161,7 @@ __all__ = [
     "Request",
     "Requests",
     "Result",
+    "RoutedTokens",
     "RunRecord",
     "Sample",
     "SavedPlan",
@@ -238,6 +240,7 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.api.score_context",
     "PruneContext": "pdtrim_core.api.prune_context",
     "PairBatch": "pdtrim_core.api.recovery_context",
+    "RoutedTokens": "pdtrim_core.api.routed_tokens",
     "PartModule": "pdtrim_core.model.block_parts",
     "QuantizedWeights": "pdtrim_core.execution.quantized_weights",
     "RecoveredWeights": "pdtrim_core.execution.recovered_weights",

@@ -24,10 +24,9 @@ class ExportFacts:
     `model` is the model's name in messages, and `open_config` opens its config. `out` is the folder to write under, and
     `first_token` the stage that makes the first token. `replaced` tells that the pruner gives a whole other model, so that
     there is no plan. `narrows` has the parts of blocks that are certain to lose heads, channels or experts; `uniform` is False
-    where it is certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of their own.
-    `selects` tells that blocks of decode may read only some of a prompt's K/V, `drops_parts` that blocks of either stage may run
-    without their attention or their MLP. `tokenizer` is None where the model itself was not
-    opened.
+    where it is certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of
+    their own. `selects` tells that blocks of decode may read only some of a prompt's K/V, `drops_parts` that blocks of either
+    stage may run without their attention or their MLP. `tokenizer` is None where the model itself was not opened.
     """
 
     model: str

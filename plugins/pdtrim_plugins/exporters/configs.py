@@ -195,7 +195,7 @@ def _common(model: BlockModel, stored: Sequence[StoredBlock]) -> dict[str, Any] 
     experts = {block.widths.get("experts", dense[block.index]) for block in stored if block.index in dense}
     if len(experts) > 1:
         return None
-    return {**first, **{"experts": count for count in experts if count not in dense.values()}}
+    return {**first, "experts": experts.pop()} if experts - set(dense.values()) else first
 
 
 def _key(model: BlockModel, name: str) -> str:
