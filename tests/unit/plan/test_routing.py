@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
@@ -72,3 +74,27 @@ def test_a_batch_reads_more_experts_than_a_token_and_fewer_where_there_are_fewer
     assert SIZES.step_bytes(Plan(), batch=2, context=0) == one + 2 * 2 * 1500
     without = Plan(decode=Removal([DropPart(0, "mlp"), DropPart(1, "mlp")]))
     assert SIZES.step_bytes(without, batch=10_000, context=0) == SIZES.decode_bytes(without)
+
+
+def test_the_table_of_the_page_on_experts_is_right() -> None:
+    """Half of the experts of a Qwen3-MoE of 30 billion weights are gone from decode, at a context of 1024."""
+    expert, hidden, head = 3 * 2048 * 768, 2048, 151936 * 2048
+    rest = 2 * 4096 * hidden + 2 * 512 * hidden + 2 * hidden + 2 * 128
+    block = BlockSizes(
+        parameters=rest + 128 * (expert + hidden),
+        active=rest + 128 * hidden + 8 * expert,
+        kv_parameters=2 * 512 * hidden,
+        kv_width=2 * 512,
+        attention_width=4096,
+        units={"experts": (128, expert + hidden)},
+        routing=Routing(8, hidden),
+    )
+    sizes = ModelSizes((block,) * 48, 48 * block.parameters + 2 * head + hidden, head, 2)
+    half = Plan(decode=Removal(Shrink(number, "experts", tuple(range(64))) for number in range(48)))
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "prune-experts.md").read_text(encoding="utf-8")
+    kept = (2 * sizes.kept_parameters(plan, "decode") / 1e9 for plan in (Plan(), half))
+    rows = [f"| weights of decode | {' | '.join(f'{value:.1f}' for value in kept)} |"]
+    for batch, name in ((1, "read for a step of 1 sequence"), (8, "of 8 sequences"), (32, "of 32 sequences")):
+        read = (sizes.step_bytes(plan, batch=batch, context=1024) / 1e9 for plan in (Plan(), half))
+        rows.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in read)} |")
+    assert "\n".join(rows) in page
