@@ -4,9 +4,9 @@
 
 For each length of prompts, attention is looked at in windows of the Python reference's prose of that length, once for all
 values of keep and gamma. What comes out is measured on needle tests of that length (a number is told at five depths of a prompt,
-and asked for at its end) beside the dense model: KL along its answers, the share of its tokens that would be accepted, needles
-found. The pair is that of a finished run, or else the dense model in both stages. Values of gamma that select the same blocks are
-measured once.
+and asked for at its end) beside the dense model, in two phases: KL along its answers, the share of its tokens that would be
+accepted, needles found. The pair is that of a finished run, or else the dense model in both stages. All ways to select decode
+from the same prefill, which runs once a prompt, and values of gamma that select the same blocks are measured once.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from subject import environment, write
+from torch import Tensor
 
 from pdtrim_core import Plan, load_plugins
 from pdtrim_core.api import BlockModel, Edges, FirstOnly, Item, PdtrimError, Selection, SelectionContext, python_reference
 from pdtrim_core.data.tokens import tokens_of
+from pdtrim_core.execution.distributions import distances
 from pdtrim_core.execution.stage_modules import Modules
-from pdtrim_core.fidelity.measure import Found, Subject, measure_all
+from pdtrim_core.execution.staged_model import ComparedToken
+from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.fidelity.forced import along_answers
+from pdtrim_core.fidelity.inputs import Inputs
 from pdtrim_core.fidelity.needle import needle_inputs
+from pdtrim_core.fidelity.retrieved import retrieved
 from pdtrim_core.pipeline.open_run import load_run
 from pdtrim_core.pipeline.prepare import open_model
-from pdtrim_core.pipeline.run_keys import dense_code
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.recipe.recipe import Recipe
 
@@ -79,17 +85,55 @@ def ways(context: SelectionContext, keeps: Sequence[float], gammas: Sequence[flo
             yield Way(f"keep {keep:g} gamma {gamma:g}", tuple(one for one in of_keep if means[one] >= gamma))
 
 
-def row_of(way: Way, found: Found, pair: Pair, tokens: int) -> dict[str, Any]:
+class Answered(NamedTuple):
+    """A prompt of a needle test under one way: the dense model's answer token by token, and whether its own has the needle."""
+
+    along: tuple[ComparedToken, ...]
+    has: bool
+
+
+def answered(pair: Pair, selections: Sequence[tuple[Selection, ...]], inputs: Inputs, length: int) -> list[list[Answered]]:
+    """Return for each way to select how it answers each prompt, all behind one prefill a prompt."""
+    dense = TwoPhaseModel(pair.model, Plan())
+    whole = TwoPhaseModel(pair.model, pair.plan, pair.modules, first_token=pair.first_token)
+    ways = [
+        TwoPhaseModel(pair.model, pair.plan.selecting(of_way), pair.modules, first_token=pair.first_token)
+        for of_way in selections
+    ]
+    found: list[list[Answered]] = [[] for _ in ways]
+    for item, needle in zip(inputs.items, inputs.needles, strict=True):
+        prompt = item.prompt_of(item.answer)
+        prefilled = whole.prefill(prompt)
+        of_dense = prefilled if pair.plan == Plan() else dense.prefill(prompt)
+        answer = dense.generate(prompt, length, prefilled=of_dense)
+        dense_TV = dense.continuation_logits(prompt, answer, prefilled=of_dense).log_softmax(dim=-1)
+        for own, way in zip(found, ways, strict=True):
+            way_TV = way.continuation_logits(prompt, answer, prefilled=prefilled).log_softmax(dim=-1)
+            made = way.generate(prompt, length, prefilled=prefilled)
+            own.append(Answered(compared(dense_TV, way_TV, answer), needle.text in pair.model.tokenizer.decode(made)))
+    return found
+
+
+def compared(dense_TV: Tensor, way_TV: Tensor, answer: Sequence[int]) -> tuple[ComparedToken, ...]:
+    """Return how a way differs from the dense model at each token of an answer, from their log-probabilities."""
+    divergence_T, overlap_T = distances(dense_TV, way_TV)
+    same_T = dense_TV.argmax(dim=-1) == way_TV.argmax(dim=-1)
+    of_tokens = (values_TV.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist() for values_TV in (way_TV, dense_TV))
+    return tuple(map(ComparedToken, divergence_T.tolist(), same_T.tolist(), overlap_T.tolist(), *of_tokens))
+
+
+def row_of(way: Way, found: Sequence[Answered], pair: Pair, inputs: Inputs, tokens: int) -> dict[str, Any]:
     """Return a way's line of the table: its blocks, how many times fewer bytes of K/V than dense, and how near the pair stays."""
     sizes = pair.model.sizes
     shipped, dense = (sizes.kv_bytes(plan, tokens) for plan in (pair.plan.selecting(way.selections), Plan()))
-    figures = {name: [found.metrics[name].value, found.metrics[name].error] for name in FIGURES if name in found.metrics}
+    metrics = along_answers([one.along for one in found])
+    metrics |= retrieved(inputs.needles, [one.has for one in found], [True] * len(found))
     return {
         "way": way.name,
         "blocks": [one.block for one in way.selections],
         "kv_bytes_a_token": shipped,
         "times_fewer": round(dense / shipped, 2),
-        **figures,
+        **{name: [metrics[name].value, metrics[name].error] for name in FIGURES},
     }
 
 
@@ -100,14 +144,11 @@ def measured(pair: Pair, tokens: int, options: argparse.Namespace) -> Iterator[d
     texts = windows(text, tokens, options.texts)
     context = SelectionContext(model, pair.plan, pair.modules, texts, "the Python reference", pair.first_token)
     inputs = needle_inputs(model, tokens, count=options.needles)
-    known: dict[tuple[Selection, ...], Found] = {}
-    for way in ways(context, options.keep, options.gamma):
-        if way.selections not in known:
-            subject = Subject(model, pair.plan.selecting(way.selections), pair.modules, pair.first_token)
-            (known[way.selections],) = measure_all(
-                [subject], inputs.items, length=options.answer_tokens, code=dense_code(model), needles=inputs.needles
-            )
-        yield {"tokens": tokens, **row_of(way, known[way.selections], pair, tokens)}
+    of_ways = list(ways(context, options.keep, options.gamma))
+    different = list(dict.fromkeys(way.selections for way in of_ways))
+    found = dict(zip(different, answered(pair, different, inputs, options.answer_tokens), strict=True))
+    for way in of_ways:
+        yield {"tokens": tokens, **row_of(way, found[way.selections], pair, inputs, tokens)}
 
 
 def pair_of(options: argparse.Namespace) -> Pair:

@@ -26,7 +26,9 @@ from pdtrim_core.api.kinds import KINDS
 
 FOLDER = Path(__file__).parent / "reference"
 README = Path(__file__).parents[1] / "README.md"
-WITH_RESULTS = [Path(__file__).parent / "explanation" / name for name in ("paper.md", "joint-search.md", "formats.md")]
+WITH_RESULTS = [
+    Path(__file__).parent / "explanation" / name for name in ("paper.md", "joint-search.md", "formats.md", "kv-selection.md")
+]
 MARK = "<!-- Made by docs/generate.py from the package: do not edit. -->"
 WIDTH = "100"
 

@@ -31,6 +31,8 @@ def results(text: str) -> str:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data.get("benchmark") == "joint":
             shown_table = joint_table(data)
+        elif data.get("benchmark") == "kv_selection":
+            shown_table = kv_selection_table(data)
         elif data.get("benchmark") == "formats":
             shown_table = formats_table(data, found[2].strip())
         else:
@@ -55,6 +57,25 @@ def joint_table(data: Mapping[str, Any]) -> str:
         for one in data["differences"]
     ]
     return f"{table(header, rows)}\n\n{data['dtype']}, {data['machine']}; {versions_of(data)}."
+
+
+def kv_selection_table(data: Mapping[str, Any]) -> str:
+    """Return a row for each way to select K/V and length of prompts; ways that select nothing stand in the row of all."""
+    header = ["tokens", "decode reads", "blocks that read less", "times fewer bytes", "KL, nats", "acceptance", "needles"]
+    rows = [
+        [
+            f"{row['tokens']:,}",
+            row["way"],
+            str(len(row["blocks"])),
+            f"{row['times_fewer']:.2f}",
+            f"{row['kl'][0]:.3f} +- {row['kl'][1]:.3f}",
+            f"{row['acceptance'][0]:.0%}",
+            f"{row['needle'][0]:.0%}",
+        ]
+        for row in data["rows"]
+        if row["blocks"] or row["way"] == "all"
+    ]
+    return f"{table(header, rows)}\n\n{data['machine']}; {versions_of(data)}."
 
 
 def comparisons(data: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 from torch import nn
@@ -19,6 +20,8 @@ LossOf = Callable[[Sequence[Sequence[int]]], Callable[[Removal], float]]
 """Gives, for token sequences, the function that measures the loss of a removal on them."""
 Train = Callable[[Merge], tuple[Merge, nn.Module]]
 """Gives a merge as the recipe's distiller makes it, and the block that it trained for it."""
+Write = Callable[[int], Iterable[Sequence[int]]]
+"""Gives so many texts and more that the dense model writes, as tokens, all of one length."""
 
 
 def _say_nothing(text: str) -> None:
@@ -35,8 +38,8 @@ class PruneContext:
     `decode_from` has for each sequence the first token that decode runs, which is the last one of its prompt where decode makes
     the first token; empty where that is not known, and all tokens count as decode's.
 
-    A run sets `losses` and `train`, which `loss_of` and `trained` call. A context that is made by hand may leave them out:
-    `pdtrim_core.testing.prune_context` makes one that measures losses.
+    A run sets `losses`, `train` and `write`, which `loss_of`, `trained` and `written_texts` call. A context that is made by hand
+    may leave them out: `pdtrim_core.testing.prune_context` makes one that measures losses and writes texts.
     """
 
     model: BlockModel
@@ -48,6 +51,7 @@ class PruneContext:
     note: Callable[[str], None] = _say_nothing
     losses: LossOf | None = None
     train: Train | None = None
+    write: Write | None = None
     decode_from: Sequence[int] = ()
 
     @property
@@ -96,6 +100,16 @@ class PruneContext:
         A context without `train` trains nothing: the merged block is then the block that training would start from.
         """
         return (merge, self.model.blocks[merge.keep]) if self.train is None else self.train(merge)
+
+    def written_texts(self, count: int) -> list[tuple[int, ...]]:
+        """Return so many texts that the dense model wrote, as tokens, all of one length; none of them measures.
+
+        They are those that recoveries learn from (see `recovery_data`), and are kept in the user's cache. Raises `PdtrimError`
+        for a context without `write`, and where there is nothing that the model could go on from.
+        """
+        if self.write is None:
+            raise PdtrimError("this context writes no texts: make it with pdtrim_core.testing.prune_context, or give it write")
+        return [tuple(text) for text in islice(self.write(count), count)]
 
     def loss_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
         """Return the function that gives the loss of a removal from both stages: nats a token, behind the first of a sequence.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +29,15 @@ from pdtrim_core.plan.plan import FirstToken, Plan
 
 WATCHED_AT_ONCE = 128
 """Tokens whose attention weights are there at a time."""
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A prompt as prefill has read it: all of prefill's K/V, and the logits `[V]` behind what was read."""
+
+    tokens: tuple[int, ...]
+    cache: Any
+    logits_V: Tensor
 
 
 class TwoPhaseModel:
@@ -54,18 +64,20 @@ class TwoPhaseModel:
         max_new_tokens: int,
         *,
         recompute: int | None = None,
+        prefilled: Prefilled | None = None,
         on_token: Callable[[int], None] = lambda token: None,
     ) -> list[int]:
         """Return the greedy continuation of a prompt; it ends early at the model's end-of-sequence token.
 
         `recompute` is how many prompt tokens decode runs again: 1 where decode makes the first token (engines that hand
-        over whole cache blocks run more), 0 where prefill makes it. `on_token` is told each token as soon as it is made.
+        over whole cache blocks run more), 0 where prefill makes it. `prefilled` is the prompt as `prefill` has read it, of this
+        or of another pair with the same prefill. `on_token` is told each token as soon as it is made.
         """
         # The last token that is made is never read.
         self.model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
         stops = stop_tokens(self.model)
         made: list[int] = []
-        with torch.inference_mode(), self._decoding(prompt, recompute) as (handed, behind_prompt_V):
+        with torch.inference_mode(), self._decoding(prompt, recompute, prefilled) as (handed, behind_prompt_V):
             logits_V = behind_prompt_V
             while len(made) < max_new_tokens:
                 made.append(int(logits_V.argmax()))
@@ -75,14 +87,22 @@ class TwoPhaseModel:
                 logits_V = self._forward(made[-1:], handed.cache)
         return made
 
-    def continuation_logits(self, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:
+    def continuation_logits(
+        self, prompt: Sequence[int], continuation: Sequence[int], *, prefilled: Prefilled | None = None
+    ) -> Tensor:
         """Return the logits `[token, V]` behind the prompt and each token but the last of a continuation.
 
-        This is the reference that scoring in one pass agrees with: one decode step a token.
+        This is the reference that scoring in one pass agrees with: one decode step a token. `prefilled` is as for `generate`.
         """
         self.model.check_tokens([*prompt, *continuation], "the prompt with its continuation", more=-1)
-        with torch.inference_mode(), self._decoding(prompt, None) as (handed, logits_V):
+        with torch.inference_mode(), self._decoding(prompt, None, prefilled) as (handed, logits_V):
             return torch.stack([logits_V, *(self._forward([token], handed.cache) for token in continuation[:-1])])
+
+    def prefill(self, prompt: Sequence[int]) -> Prefilled:
+        """Return a prompt as prefill reads it, for pairs that differ in decode alone: it is not read again for each of them."""
+        self.model.check_tokens(prompt, "the prompt")
+        with torch.inference_mode():
+            return self._prefill(prompt[: len(prompt) - self._recomputed(None)])
 
     @property
     def decode_blocks(self) -> tuple[int, ...]:
@@ -99,7 +119,7 @@ class TwoPhaseModel:
         read = [*prompt, *continuation[:-1]]
         handed_over, blocks = len(prompt) - self._recomputed(None), self.decode_blocks
         with torch.inference_mode():
-            handed, _ = self._prefill(read[:handed_over])
+            handed = self.hand_over(self._prefill(read[:handed_over]))
             with (
                 self._as_decode(handed),
                 attention_weights(self.model, lambda number, weights: seen(blocks[number], weights)),
@@ -200,12 +220,17 @@ class TwoPhaseModel:
             yield
 
     @contextmanager
-    def _decoding(self, prompt: Sequence[int], recompute: int | None) -> Iterator[tuple[HandedOver, Tensor]]:
-        """Run prefill; inside, the model is decode. Gives what decode starts from, and the logits behind the prompt."""
-        again = self._recomputed(recompute)
-        handed, logits_V = self._prefill(prompt[: len(prompt) - again])
+    def _decoding(
+        self, prompt: Sequence[int], recompute: int | None, prefilled: Prefilled | None
+    ) -> Iterator[tuple[HandedOver, Tensor]]:
+        """Run prefill, unless it has run; inside, the model is decode. Gives what it starts from and the prompt's last logits."""
+        handed_over = tuple(prompt[: len(prompt) - self._recomputed(recompute)])
+        read = self._prefill(handed_over) if prefilled is None else prefilled
+        assert read.tokens == handed_over
+        handed, logits_V, again = self.hand_over(read), read.logits_V, prompt[len(handed_over) :]
+        del read  # with K/V as large as those that decode now has
         with self._as_decode(handed):
-            yield handed, self._forward(prompt[len(prompt) - again :], handed.cache) if again else logits_V
+            yield handed, self._forward(again, handed.cache) if again else logits_V
 
     @contextmanager
     def _decoding_batch(self, ids_BT: Tensor, mask_BT: Tensor) -> Iterator[tuple[HandedOver, Tensor]]:
@@ -215,7 +240,7 @@ class TwoPhaseModel:
         if width:
             with self._as_prefill(ids_BT[:, :width], mask_BT[:, :width]):
                 logits_BV = self._read(ids_BT[:, :width], mask_BT[:, :width], handed.cache)
-            handed = self._hand_over(handed.cache, mask_BT[:, :width])
+            handed = self._selected(handed.cache, mask_BT[:, :width])
         with self._as_decode(handed):
             yield handed, self._read(ids_BT[:, width:], mask_BT, handed.cache) if again else logits_BV
 
@@ -227,16 +252,20 @@ class TwoPhaseModel:
             raise PdtrimError(f"recompute = {recompute} does not go with first_token = '{self.first_token}'")
         return recompute
 
-    def _prefill(self, tokens: Sequence[int]) -> tuple[HandedOver, Tensor]:
-        """Run prefill; return what decode starts from, and prefill's logits behind its last token."""
-        cache = _new_cache()
-        if not tokens:
-            return HandedOver(cache), torch.empty(0)
-        ids_BT = torch.tensor([list(tokens)], device=self.model.device)
-        mask_BT = torch.ones_like(ids_BT)
-        with self._as_prefill(ids_BT, mask_BT):
-            logits_V = self._forward(tokens, cache)
-        return self._hand_over(cache, mask_BT), logits_V
+    def _prefill(self, tokens: Sequence[int]) -> Prefilled:
+        """Run prefill."""
+        cache, logits_V = _new_cache(), torch.empty(0)
+        if tokens:
+            ids_BT = torch.tensor([list(tokens)], device=self.model.device)
+            with self._as_prefill(ids_BT, torch.ones_like(ids_BT)):
+                logits_V = self._forward(tokens, cache)
+        return Prefilled(tuple(tokens), cache, logits_V)
+
+    def hand_over(self, prefilled: Prefilled) -> HandedOver:
+        """Return what decode starts from: its own copy."""
+        if not prefilled.tokens:
+            return HandedOver(_new_cache())
+        return self._selected(prefilled.cache, torch.ones(1, len(prefilled.tokens), dtype=torch.long, device=self.model.device))
 
     def _prefill_batch(self, ids_BT: Tensor, mask_BT: Tensor, options: dict[str, Any]) -> tuple[Tensor, HandedOver]:
         """Run prefill; return the prompts, with their first token where prefill makes it, and what decode starts from."""
@@ -250,7 +279,7 @@ class TwoPhaseModel:
                 ids_BT = self.model.model.generate(ids_BT, attention_mask=mask_BT, past_key_values=cache, **one_more)
             else:
                 self._read(ids_BT[:, :read], mask_BT[:, :read], cache)
-        return ids_BT, self._hand_over(cache, mask_BT[:, :read])
+        return ids_BT, self._selected(cache, mask_BT[:, :read])
 
     def _read(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
         """Run padded texts on top of a cache, and return the logits `[B, V]` behind them.
@@ -261,12 +290,11 @@ class TwoPhaseModel:
         positions: dict[str, Tensor] = {}
         if "position_ids" in inspect.signature(model.forward).parameters:
             positions["position_ids"] = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-        # One position of the head is the least that models compute.
         given = {"input_ids": ids_BT, "attention_mask": mask_BT, "past_key_values": cache, **positions}
         logits_BV: Tensor = model(use_cache=True, logits_to_keep=1, **given).logits[:, -1]
         return logits_BV
 
-    def _hand_over(self, cache: Any, mask_BT: Tensor) -> HandedOver:
+    def _selected(self, cache: Any, mask_BT: Tensor) -> HandedOver:
         """Return what decode starts from: of prefill's K/V, those of the blocks that decode keeps, and of the tokens it reads.
 
         `mask_BT` is 0 where the prompts that prefill read are padded.
@@ -288,7 +316,8 @@ class TwoPhaseModel:
     def _forward(self, tokens: Sequence[int], cache: Any) -> Tensor:
         """Run tokens on top of a cache; return the logits behind the last one, in float32."""
         ids = torch.tensor([list(tokens)], device=self.model.device)
-        logits: Tensor = self.model.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        # One position of the head is the least that models compute.
+        logits: Tensor = self.model.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[0, -1].float().cpu()
 
 

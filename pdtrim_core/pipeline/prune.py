@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model, with_training, write_environment
 from pdtrim_core.pipeline.run_keys import losses_key
 from pdtrim_core.pipeline.train_merges import Training
+from pdtrim_core.pipeline.training_tokens import TrainingTokens
+from pdtrim_core.pipeline.written_texts import WrittenTexts
 from pdtrim_core.plan.elements import Merge, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult, Sets
@@ -60,14 +62,15 @@ def prune(context: RunContext, inputs: RunInputs) -> PrunedRemoval:
     if not context.folder.has_measurements:
         # Before anything is measured: a pruner's readings are in the journal too, and must not be taken for another model's.
         write_environment(context, inputs.environment)
-    training = Training(context, inputs, otherwise="use another pruner")
+    training, texts = Training(context, inputs, otherwise="use another pruner"), _Texts(context, inputs)
     wanted = removed_parameters(recipe, model.sizes, inputs.blocks)
     with context.events.step("prune"):
-        pruned = _ask(pruner, _context_of(context, inputs, wanted, training), context.host.label_of(pruner))
+        pruned = _ask(pruner, _context_of(context, inputs, wanted, training, texts), context.host.label_of(pruner))
         for line in _notes_on(pruned, context.host.label_of(pruner), model, wanted):
             context.events.note(line)
     environment = with_training(context, inputs.environment, training.digest, decides=bool(training.digest))
-    digest = digest_of(pruner, context.host.source_of(pruner), budget=(inputs.blocks, wanted), training=training.digest)
+    learned = training.digest + texts.digest
+    digest = digest_of(pruner, context.host.source_of(pruner), budget=(inputs.blocks, wanted), training=learned)
     return PrunedRemoval(
         plan=Plan.unified(pruned.removal),
         costs=cost_model(context, model),
@@ -88,7 +91,28 @@ def digest_of(pruner: Pruner, source: str, *, budget: tuple[int, int], training:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _context_of(context: RunContext, inputs: RunInputs, parameters: int, training: Training) -> PruneContext:
+class _Texts:
+    """The texts that the dense model writes for a pruner, and a hash of those that it took."""
+
+    def __init__(self, context: RunContext, inputs: RunInputs) -> None:
+        self._written = WrittenTexts(TrainingTokens(context, inputs), context.recipe.settings.recovery_data)
+        self._taken = hashlib.sha256()
+        self._any = False
+
+    @property
+    def digest(self) -> str:
+        """A hash of the texts that were taken; empty where none was."""
+        return self._taken.hexdigest() if self._any else ""
+
+    def write(self, count: int) -> Iterator[Sequence[int]]:
+        """Yield so many texts and more."""
+        for text in self._written.texts(count):
+            self._taken.update(json.dumps(text).encode())
+            self._any = True
+            yield text
+
+
+def _context_of(context: RunContext, inputs: RunInputs, parameters: int, training: Training, texts: _Texts) -> PruneContext:
     """Return what the pruner is given."""
     evaluation = context.recipe.settings.evaluation
 
@@ -116,6 +140,7 @@ def _context_of(context: RunContext, inputs: RunInputs, parameters: int, trainin
         decode_from=[
             max(0, len(item.prompt_of(item.answer)) - (evaluation.first_token == "decode")) for item in inputs.calibration.items
         ],
+        write=texts.write,
     )
 
 

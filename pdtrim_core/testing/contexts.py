@@ -16,6 +16,7 @@ from pdtrim_core.api.recovery_context import RecoveryContext
 from pdtrim_core.api.selection_context import SelectionContext
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.prefix_cache import ExecutionOptions
+from pdtrim_core.execution.sampling import sampled
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.losses import losses_of
@@ -33,10 +34,16 @@ def prune_context(
 ) -> PruneContext:
     """Return the context of a pruner on a model and token sequences, with losses that are measured and kept nowhere.
 
+    The texts that it writes go on from the first token of each sequence in turn, and are as long as the longest sequence.
     `options` are other fields of `PruneContext`; without an `rng` there is one with seed 0.
     """
     losses = losses_of(model, ExecutionOptions(batch_tokens=options.get("batch_tokens")), note=note)
-    given = {"rng": Random(0), "losses": losses, **options}  # noqa: S311 - reproducible draws, nothing secret
+    length = max(2, *map(len, sequences))
+
+    def write(count: int) -> list[tuple[int, ...]]:
+        return sampled(model, [sequences[number % len(sequences)][:1] for number in range(count)], length, seed=0)
+
+    given = {"rng": Random(0), "losses": losses, "write": write, **options}  # noqa: S311 - reproducible draws, nothing secret
     return PruneContext(model, sequences, blocks, parameters, note=note, **given)
 
 

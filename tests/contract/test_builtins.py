@@ -41,6 +41,7 @@ from pdtrim_plugins.kv_selectors.plain import All, FirstOnlySelector
 from pdtrim_plugins.model_sources import FolderModel, GgufModel, HubModel, PackageModel
 from pdtrim_plugins.objectives import Acceptance, Accuracy, Divergence, Margin, Perplexity
 from pdtrim_plugins.pruners import (
+    Fisher,
     Flap,
     Frequency,
     LaCo,
@@ -106,6 +107,11 @@ class TestFlap(PrunerContract):
 class TestUniformFlap(PrunerContract):
     component = Flap
     options: ClassVar[dict[str, Any]] = {"tokens": 16, "structure": "UL-UM", "compat": "paper", "metric": "WIFN"}
+
+
+class TestFisher(PrunerContract):
+    component = Fisher
+    options: ClassVar[dict[str, Any]] = {"texts": 8, "beginning": 4}
 
 
 class TestLaCo(PrunerContract):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdtrim_core.api import Pruner, hookimpl
+from pdtrim_plugins.pruners.fisher import Fisher
 from pdtrim_plugins.pruners.flap import Flap
 from pdtrim_plugins.pruners.laco import LaCo
 from pdtrim_plugins.pruners.llm_drop import LlmDrop
@@ -18,6 +19,7 @@ from pdtrim_plugins.pruners.streamline import Streamline
 from pdtrim_plugins.pruners.torch_pruning_importance import TorchPruning
 
 __all__ = [
+    "Fisher",
     "Flap",
     "Frequency",
     "LaCo",
@@ -45,6 +47,7 @@ def pdtrim_pruners() -> Iterable[type[Pruner]]:
         LlmPruner,
         TorchPruning,
         Flap,
+        Fisher,
         Streamline,
         LaCo,
         SliceGpt,

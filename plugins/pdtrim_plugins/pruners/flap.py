@@ -7,21 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pdtrim_core.api import Pass, PdtrimError, Pruned, Pruner, Removal, Shrink, results_of
+from pdtrim_plugins.pruners.units import (
+    PARTS,
+    Part,
+    Place,
+    adaptive,
+    fused_parts,
+    lowest,
+    output_of,
+    places_of,
+    problems_of,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pdtrim_core.api import BlockModel, ModelSizes, PruneContext, PruneFacts
+    from pdtrim_core.api import BlockModel, PruneContext, PruneFacts
 
-Part = Literal["attention", "mlp", "experts"]  # what a Shrink may be of; of experts none is removed here
-Place = tuple[int, Part]
-PARTS: tuple[Part, ...] = ("attention", "mlp")
 LEAST_WINDOWS = 2
 """The fluctuation of an input between windows cannot be measured on one."""
 
@@ -78,7 +86,7 @@ class Flap(Pruner):
 
     def problems(self, facts: PruneFacts) -> list[str]:
         """Return why this budget is beyond the model's units."""
-        return list(_problems(facts)) if facts.parameters else []
+        return list(problems_of(self.name, facts)) if facts.parameters else []
 
     def prune(self, context: PruneContext) -> Pruned:
         """Return shrinks of both parts; the biases are in the projections that belong to them."""
@@ -86,14 +94,14 @@ class Flap(Pruner):
         if not context.parameters:
             return Pruned(Removal())
         self.check(context.facts)
-        for part in sorted({*PARTS} - {part for _, part in _places(model.sizes)}):
+        for part in fused_parts(model.sizes):
             context.note(f"pruner 'flap' keeps the {part} of this family whole, because its projections are fused or experts")
         inputs = self.inputs(model, self._windows(context), context.batch_tokens)
         scores = {
-            place: unit_scores(self.channel_scores(model, place, seen), _sizes(model, place)[0]).tolist()
+            place: unit_scores(self.channel_scores(model, place, seen), size_of(model, place)[0]).tolist()
             for place, seen in inputs.items()
         }
-        choose = _adaptive if self.structure == "AL-AM" else _uniform
+        choose = adaptive if self.structure == "AL-AM" else _uniform
         shrinks = [
             Shrink(*place, tuple(sorted(units))) for place, units in choose(model, scores, context.parameters).items() if units
         ]
@@ -110,7 +118,7 @@ class Flap(Pruner):
         """
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        found = {place: Inputs(self.compat) for place in _places(model.sizes)}
+        found = {place: Inputs(self.compat) for place in places_of(model.sizes)}
         at_once = max(1, (batch_tokens or model.fitting_batch) // len(windows[0]))
         starts = range(0, len(windows), at_once)
         with torch.no_grad(), _watched(model, found, len(windows[0])):
@@ -122,7 +130,7 @@ class Flap(Pruner):
 
     def channel_scores(self, model: BlockModel, place: Place, seen: Inputs) -> Tensor:
         """Return the metric of each channel `[C]` of a part; higher is more important."""
-        weight_OC = _out(model, place).weight.detach().float()
+        weight_OC = output_of(model, place).weight.detach().float()
         match self.metric:
             case "WIFV":
                 metric_C = seen.fluctuation() * weight_OC.square().sum(0)
@@ -220,36 +228,18 @@ def unit_scores(metric_C: Tensor, units: int) -> Tensor:
     return standard_C.view(units, -1).mean(1)
 
 
-def lowest(scores: Sequence[float], costs: Sequence[float], budget: float) -> list[int]:
-    """Return the positions of the lowest scores whose summed costs are closest to a budget; ties take the earlier, and fewer."""
-    order = sorted(range(len(scores)), key=lambda index: (scores[index], index))
-    sums = [0.0, *accumulate(costs[index] for index in order)]
-    return order[: min(range(len(sums)), key=lambda count: (abs(sums[count] - budget), count))]
-
-
-def _adaptive(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int) -> dict[Place, list[int]]:
-    """Return the units to remove from each part, by one ranking of all units."""
-    units = [(place, unit) for place, of_part in scores.items() for unit in lowest(of_part, [1] * len(of_part), len(of_part) - 1)]
-    costs = [_sizes(model, place)[1] for place, _ in units]
-    chosen: dict[Place, list[int]] = {place: [] for place in scores}
-    for index in lowest([scores[place][unit] for place, unit in units], costs, budget):
-        place, unit = units[index]
-        chosen[place].append(unit)
-    return chosen
-
-
 def _uniform(model: BlockModel, scores: Mapping[Place, Sequence[float]], budget: int) -> dict[Place, list[int]]:
     """Return the units to remove from each part, the same share of every block.
 
     The last part of a block makes up for the rounding to whole heads.
     """
-    share = budget / sum(count * cost for count, cost in (_sizes(model, place) for place in scores))
+    share = budget / sum(count * cost for count, cost in (size_of(model, place) for place in scores))
     chosen: dict[Place, list[int]] = {}
     for block in sorted({block for block, _ in scores}):
         places = [(block, part) for part in PARTS if (block, part) in scores]
-        owed = share * sum(count * cost for count, cost in (_sizes(model, place) for place in places))
+        owed = share * sum(count * cost for count, cost in (size_of(model, place) for place in places))
         for place in places:
-            count, cost = _sizes(model, place)
+            count, cost = size_of(model, place)
             number = round(owed / cost) if place == places[-1] else int(share * count)
             chosen[place] = lowest(scores[place], [1] * count, min(number, count - 1))
             owed -= len(chosen[place]) * cost
@@ -260,7 +250,7 @@ def _compensated(model: BlockModel, shrink: Shrink, mean_C: Tensor) -> nn.Module
     """Return the output projection of a narrowed part; its bias has the mean output of the removed channels."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
-    out, units = _out(model, (shrink.block, shrink.part)), model.units(shrink.block)
+    out, units = output_of(model, (shrink.block, shrink.part)), model.units(shrink.block)
     removed = units.numbers(out, shrink.part, shrink.units, out=True)
     kept = sorted(set(range(out.in_features)) - set(removed))
     weight_OC = out.weight.detach()
@@ -283,38 +273,5 @@ def _watched(model: BlockModel, inputs: Mapping[Place, Inputs], length: int) -> 
                 # Some families flatten windows and tokens before their MLP.
                 seen.add(args[0].reshape(-1, length, args[0].shape[-1]))
 
-            hooks.callback(_out(model, place).register_forward_pre_hook(take).remove)
+            hooks.callback(output_of(model, place).register_forward_pre_hook(take).remove)
         yield
-
-
-def _places(sizes: ModelSizes) -> list[Place]:
-    """Return the parts that have units, in the order of the blocks."""
-    return [(block, part) for block, of_block in enumerate(sizes.blocks) for part in PARTS if part in of_block.units]
-
-
-def _sizes(model: BlockModel, place: Place) -> tuple[int, int]:
-    """Return how many units a part has and how many weights one of them holds."""
-    return model.sizes.blocks[place[0]].units[place[1]]
-
-
-def _out(model: BlockModel, place: Place) -> nn.Linear:
-    out: Any = model.units(place[0]).projections(place[1])[-1]
-    linear: nn.Linear = out
-    return linear
-
-
-def _problems(facts: PruneFacts) -> Iterator[str]:
-    """Yield why a model has no units, or too few of them for the budget."""
-    units = [facts.sizes.blocks[block].units[part] for block, part in _places(facts.sizes)]
-    most = sum((count - 1) * cost for count, cost in units)
-    if not units:
-        yield (
-            f"pruner 'flap' removes heads and MLP channels, but the projections of {facts.model} are fused or experts: choose a "
-            "method that removes whole blocks, such as 'shortgpt'"
-        )
-    elif facts.parameters > most:
-        reach, wanted = (100 * number / facts.sizes.parameters for number in (most, facts.parameters))
-        yield (
-            f"pruner 'flap' can remove {reach:.1f} % of the parameters of {facts.model} at most, as each part keeps a unit, and "
-            f"{wanted:.1f} % were asked for: lower prune.blocks or prune.fraction"
-        )

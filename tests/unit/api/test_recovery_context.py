@@ -72,13 +72,15 @@ def of_two_phases(trial: RecoveryContext, texts: list[Item], first_token: FirstT
         prompt, continuation = text.prompt_of(0), text.choices[0]
         again = 1 if first_token == "decode" else 0
         with torch.no_grad():
-            handed, first_V = pair._prefill(prompt[: len(prompt) - again])
+            prefilled = pair._prefill(prompt[: len(prompt) - again])
             dense_NV = model(input_ids=torch.tensor([[*prompt, *continuation[:-1]]])).logits[0, len(prompt) - 1 :]
         read = [*prompt[len(prompt) - again :], *continuation[:-1]]
         with as_stage(trial.model, pair._decode_steps):
-            pair_NV = model(input_ids=torch.tensor([read]), past_key_values=handed.cache, use_cache=True).logits[0]
+            pair_NV = model(
+                input_ids=torch.tensor([read]), past_key_values=pair.hand_over(prefilled).cache, use_cache=True
+            ).logits[0]
         if first_token == "prefill":
-            pair_NV = torch.cat([first_V[None], pair_NV])
+            pair_NV = torch.cat([prefilled.logits_V[None], pair_NV])
         loss(dense_NV, pair_NV).backward()  # type: ignore[no-untyped-call]
     return gradients(trial)
 

@@ -96,7 +96,8 @@ def test_prompts_that_are_read_together_know_their_first_tokens_as_prompts_alone
 def prefill_s_kv(model: BlockModel, plan: Plan, modules: Mapping[Any, nn.Module], prompt: list[int]) -> list[torch.Tensor]:
     """The K and V `[head, token, 2 * head size]` that decode is handed over, a layer each."""
     with torch.inference_mode():
-        cache = TwoPhaseModel(model, plan, modules)._prefill(prompt)[0].cache
+        pair = TwoPhaseModel(model, plan, modules)
+        cache = pair.hand_over(pair._prefill(prompt)).cache
     return [torch.cat([entry.keys, entry.values], dim=-1)[0] for entry in cache.layers]
 
 

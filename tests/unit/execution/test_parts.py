@@ -176,8 +176,7 @@ def test_a_part_goes_beside_units_and_merges(part: Part) -> None:
 def test_decode_hands_over_no_kv_where_it_has_no_attention() -> None:
     model = model_of("llama")
     two_phase = TwoPhaseModel(model, Plan(decode=Removal([DropPart(0, "attention"), DropPart(2, "mlp"), Drop(3)])))
-    handed, _ = two_phase._prefill([1, 2, 3, 4])
-    assert len(handed.cache.layers) == 2
+    assert len(two_phase.hand_over(two_phase.prefill([1, 2, 3, 4])).cache.layers) == 2
     assert two_phase.decode_blocks == (1, 2)
 
 

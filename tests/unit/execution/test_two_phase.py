@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pdtrim_core.api import Drop, Merge, PdtrimError, Plan, Removal
+from pdtrim_core.api import Drop, Edges, KvOnly, Merge, PdtrimError, Plan, Removal
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
@@ -94,6 +94,22 @@ def test_with_the_first_token_by_prefill_decode_does_not_change_it() -> None:
     assert torch.equal(by_prefill[0], dense[0])
     assert not torch.allclose(by_prefill[1], dense[1], atol=0.1)
     assert not torch.allclose(by_decode[0], dense[0], atol=0.1)
+
+
+@pytest.mark.parametrize("first_token", ["decode", "prefill"])
+def test_pairs_with_one_prefill_decode_from_one_reading_of_a_prompt(first_token: FirstToken) -> None:
+    model, prompt, answer = tiny_llama(), [5, 9, 60, 3, 7] * 8, [11, 4, 30]
+    prefill = Removal([KvOnly(0)])
+    selecting = Plan(prefill).selecting([Edges(2, 0.1, 0.1)])
+    plans = [Plan(prefill), Plan(prefill, Removal([Drop(1)])), selecting]
+    pairs = [TwoPhaseModel(model, plan, first_token=first_token) for plan in plans]
+    prefilled = pairs[0].prefill(prompt)
+    assert not torch.equal(pairs[0].continuation_logits(prompt, answer), pairs[2].continuation_logits(prompt, answer))
+    for _ in range(2):  # decoding leaves it as it was
+        for pair in pairs:
+            alone = pair.continuation_logits(prompt, answer)
+            assert torch.equal(pair.continuation_logits(prompt, answer, prefilled=prefilled), alone)
+            assert pair.generate(prompt, 6, prefilled=prefilled) == pair.generate(prompt, 6)
 
 
 def test_a_merge_without_its_module_is_refused() -> None:

@@ -18,7 +18,8 @@ from pdtrim_core.results.run_folder import load_plan
 from pdtrim_core.testing import prune_context, tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import tiny_host
 from pdtrim_plugins.pruners import Flap
-from pdtrim_plugins.pruners.flap import Inputs, lowest, unit_scores
+from pdtrim_plugins.pruners.flap import Inputs, unit_scores
+from pdtrim_plugins.pruners.units import lowest
 from tests.reference import reference, reference_text
 
 if TYPE_CHECKING:
