@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.distillation import Student, TeacherBatch, TeacherBatches
     from pdtrim_core.api.prune_context import PruneContext
     from pdtrim_core.api.recovery_context import PairBatch, RecoveryContext
+    from pdtrim_core.api.routed_tokens import RoutedTokens
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
     from pdtrim_core.api.selection_context import SelectionContext
     from pdtrim_core.execution.first_tokens import FirstTokens
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.block_parts import PartModule, without_part
     from pdtrim_core.model.dtypes import pattern_of
+    from pdtrim_core.model.experts import experts_in
     from pdtrim_core.model.mapped_weights import MappedWeights
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
     from pdtrim_core.model.renumbering import numbers_in, renumbered, steps_as_lists, traits_of, uncountable
@@ -159,6 +161,7 @@ __all__ = [
     "Request",
     "Requests",
     "Result",
+    "RoutedTokens",
     "RunRecord",
     "Sample",
     "SavedPlan",
@@ -192,6 +195,7 @@ __all__ = [
     "damaged",
     "draw_diagram",
     "encode",
+    "experts_in",
     "first_device",
     "head_dim_of",
     "hookimpl",
@@ -236,6 +240,7 @@ _LAZY = {
     "HiddenStates": "pdtrim_core.api.score_context",
     "PruneContext": "pdtrim_core.api.prune_context",
     "PairBatch": "pdtrim_core.api.recovery_context",
+    "RoutedTokens": "pdtrim_core.api.routed_tokens",
     "PartModule": "pdtrim_core.model.block_parts",
     "QuantizedWeights": "pdtrim_core.execution.quantized_weights",
     "RecoveredWeights": "pdtrim_core.execution.recovered_weights",
@@ -250,6 +255,7 @@ _LAZY = {
     "LayerTokens": "pdtrim_core.execution.stage_walk",
     "WalkedLayer": "pdtrim_core.execution.stage_walk",
     "MappedWeights": "pdtrim_core.model.mapped_weights",
+    "experts_in": "pdtrim_core.model.experts",
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",

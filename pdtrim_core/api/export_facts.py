@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pdtrim_core.files.paths import PathLike
-from pdtrim_core.plan.elements import Part, Shrink, Stage
+from pdtrim_core.plan.elements import Shrink, ShrunkPart, Stage
 from pdtrim_core.plan.plan import FirstToken
 
 if TYPE_CHECKING:
@@ -23,11 +23,10 @@ class ExportFacts:
 
     `model` is the model's name in messages, and `open_config` opens its config. `out` is the folder to write under, and
     `first_token` the stage that makes the first token. `replaced` tells that the pruner gives a whole other model, so that
-    there is no plan. `narrows` has the parts of blocks that are certain to lose heads or channels; `uniform` is False where it is
-    certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of their own.
-    `selects` tells that blocks of decode may read only some of a prompt's K/V, `drops_parts` that blocks of either stage may run
-    without their attention or their MLP. `tokenizer` is None where the model itself was not
-    opened.
+    there is no plan. `narrows` has the parts of blocks that are certain to lose heads, channels or experts; `uniform` is False
+    where it is certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of
+    their own. `selects` tells that blocks of decode may read only some of a prompt's K/V, `drops_parts` that blocks of either
+    stage may run without their attention or their MLP. `tokenizer` is None where the model itself was not opened.
     """
 
     model: str
@@ -35,7 +34,7 @@ class ExportFacts:
     open_config: Callable[[], Any]
     first_token: FirstToken = "decode"
     replaced: bool = False
-    narrows: frozenset[Part] = frozenset()
+    narrows: frozenset[ShrunkPart] = frozenset()
     uniform: bool = True
     formats: Mapping[Stage, str] = field(default_factory=dict)
     selects: bool = False

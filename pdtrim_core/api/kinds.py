@@ -26,7 +26,7 @@ from pdtrim_core.data.texts import python_reference
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.files.paths import as_text
 from pdtrim_core.model.placement import Placement, checked_placement
-from pdtrim_core.plan.elements import Part, Removal
+from pdtrim_core.plan.elements import Removal, ShrunkPart
 from pdtrim_core.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class Pruner(Component):
     """Whether it returns a whole other model, `Pruned(replaced=...)`, and no removal: a recipe then has nothing to split."""
 
     @property
-    def narrows(self) -> frozenset[Part]:
-        """The parts of blocks that may lose K/V heads ("attention") or channels ("mlp"); empty where whole blocks go.
+    def narrows(self) -> frozenset[ShrunkPart]:
+        """The parts of blocks that may lose K/V heads ("attention"), channels ("mlp") or experts; empty where whole blocks go.
 
         It is for exporters, which say before a run what they could not write after it. They are told of a part that is the only
         one: of two, the plan found may narrow either.

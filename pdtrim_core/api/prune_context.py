@@ -10,6 +10,7 @@ from random import Random
 from torch import nn
 
 from pdtrim_core.api.prune_facts import PruneFacts
+from pdtrim_core.api.routed_tokens import RoutedTokens, look_at_routers
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
@@ -34,6 +35,8 @@ class PruneContext:
     `sequences` are the tokens of the calibration items, each prompt with its right continuation. `blocks` is how many blocks
     are to go, or `parameters` how many weights, whichever a method counts in: both are the same budget. All randomness comes
     from `rng`. `batch_tokens` is how many tokens a batch has, None what suits the device. `note` says something to the user.
+    `decode_from` has for each sequence the first token that decode runs, which is the last one of its prompt where decode makes
+    the first token; empty where that is not known, and all tokens count as decode's.
 
     A run sets `losses`, `train` and `write`, which `loss_of`, `trained` and `written_texts` call. A context that is made by hand
     may leave them out: `pdtrim_core.testing.prune_context` makes one that measures losses and writes texts.
@@ -49,6 +52,7 @@ class PruneContext:
     losses: LossOf | None = None
     train: Train | None = None
     write: Write | None = None
+    decode_from: Sequence[int] = ()
 
     @property
     def facts(self) -> PruneFacts:
@@ -60,6 +64,21 @@ class PruneContext:
     def states(self) -> ScoreContext:
         """The dense model's hidden states over the sequences."""
         return ScoreContext(self.model, self.sequences, batch_tokens=self.batch_tokens)
+
+    def look_at_routers(self, function: Callable[[RoutedTokens], None]) -> None:
+        """Call a function with what the router of each block chose in the dense model, for the tokens that decode runs.
+
+        These are the tokens of each sequence from `decode_from` on, but for the last, which decode never reads. Calls for one
+        block come in the order of the batches. Raises `PdtrimError` where decode runs no token of any sequence.
+        """
+        starts = self.decode_from or [0] * len(self.sequences)
+        runs = [range(start, len(sequence) - 1) for start, sequence in zip(starts, self.sequences, strict=True)]
+        if not any(runs):
+            raise PdtrimError(
+                "decode runs no token of the calibration items, so that no router can be seen: take items with longer answers, "
+                'or evaluation.first_token = "decode", whose decode runs the last token of a prompt, too'
+            )
+        look_at_routers(self.states, runs, function)
 
     def windows(self, length: int, count: int | None = None) -> list[tuple[int, ...]]:
         """Return the sequences joined and cut into windows of one length, `count` of them at most; the rest is left out.

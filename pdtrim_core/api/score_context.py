@@ -24,12 +24,14 @@ from pdtrim_core.model.passes import Pass, result_of, results_of
 class TokenBatch:
     """Token ids of one batch, padded on the right; `is_token_BT` is False on padding.
 
-    `lengths` are the tokens of each row, which are known without waiting for an accelerator.
+    `lengths` are the tokens of each row, which are known without waiting for an accelerator, and `rows` the numbers of the
+    sequences.
     """
 
     ids_BT: Tensor
     is_token_BT: Tensor
     lengths: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
 
     @cached_property
     def places(self) -> Tensor:
@@ -96,11 +98,12 @@ class ScoreContext:
 
     def token_batches(self) -> Iterator[TokenBatch]:
         """Yield the token ids of all sequences, batch by batch, sorted by length and padded on the right."""
-        for group in self._groups():
+        for rows in self._groups():
+            group = [self._sequences[row] for row in rows]
             width = len(group[-1])
             ids_BT = torch.tensor([[*s, *[0] * (width - len(s))] for s in group], device=self.model.device)
             is_token_BT = torch.tensor([[t < len(s) for t in range(width)] for s in group], device=self.model.device)
-            yield TokenBatch(ids_BT, is_token_BT, tuple(map(len, group)))
+            yield TokenBatch(ids_BT, is_token_BT, tuple(map(len, group)), rows)
 
     def loss(self, batch: TokenBatch) -> Tensor:
         """Return a batch's share of the mean cross entropy of the next token (nats) over all sequences, to differentiate.
@@ -178,15 +181,15 @@ class ScoreContext:
         # What inference mode makes can take no part in a gradient ever after, so a scorer that wants some gets other tensors.
         return torch.no_grad() if self._gradients else torch.inference_mode()
 
-    def _groups(self) -> Iterator[list[tuple[int, ...]]]:
-        group: list[tuple[int, ...]] = []
-        for sequence in sorted(self._sequences, key=lambda s: (len(s), s)):
-            if group and (len(group) + 1) * len(sequence) > self._batch_tokens:
-                yield group
+    def _groups(self) -> Iterator[tuple[int, ...]]:
+        group: list[int] = []
+        for row in sorted(range(len(self._sequences)), key=lambda row: (len(self._sequences[row]), self._sequences[row])):
+            if group and (len(group) + 1) * len(self._sequences[row]) > self._batch_tokens:
+                yield tuple(group)
                 group = []
-            group.append(sequence)
+            group.append(row)
         if group:
-            yield group
+            yield tuple(group)
 
     def mean_over_tokens(self, similarity: Callable[[Tensor, Tensor], Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean of a similarity across each block (L numbers) and across each two neighbours (L - 1).

@@ -245,7 +245,7 @@ class BlockModel:
         return compiled
 
     def units(self, block: int) -> Units:
-        """Return the heads and channels of a block."""
+        """Return the heads, channels and experts of a block."""
         return Units(self.blocks[block], self.layout, head_dim_of(self.config))
 
     def narrowed(self, shrinks: Sequence[Shrink], outputs: Mapping[Any, nn.Module]) -> nn.Module:

@@ -1,9 +1,10 @@
-"""Blocks with fewer channels, cut from the dense model's own blocks."""
+"""Blocks with fewer heads, channels or experts, cut from the dense model's own blocks."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,11 +12,22 @@ from torch import nn
 
 from pdtrim_core.errors import PlanError
 from pdtrim_core.model.block_layout import BlockLayout
+from pdtrim_core.model.experts import Experts, experts_in, keep_experts
 from pdtrim_core.model.quantized_linear import QuantizedLinear
-from pdtrim_core.plan.elements import Shrink
+from pdtrim_core.plan.elements import Shrink, ShrunkPart
 
 COUNTS = {"attention": ("num_heads", "num_key_value_heads"), "mlp": ("intermediate_size",)}
 """Attributes by which some families' modules say how many heads or channels they have."""
+
+
+UNITS: Mapping[ShrunkPart, str] = {"attention": "K/V heads", "mlp": "MLP channels", "experts": "experts"}
+"""What the units of a part are called."""
+_FUSED = "this family's projections are fused, or are experts; choose a method that removes whole blocks"
+_WHY_NONE: Mapping[ShrunkPart, str] = {
+    "attention": _FUSED,
+    "mlp": _FUSED,
+    "experts": "it has none among which a router chooses, or it is not certain which these are",
+}
 
 
 def head_dim_of(config: Any) -> int:
@@ -24,10 +36,11 @@ def head_dim_of(config: Any) -> int:
 
 
 class Units:
-    """The heads and channels that a block's parts have, and what each of them holds.
+    """The heads, channels and experts that a block has, and what each of them holds.
 
     A unit of `attention` is a K/V head with the query heads that read it, one of `mlp` a channel: a row of each projection
-    into it and a column of the one out of it. A part is missing where a family's projections are fused or are experts.
+    into it and a column of the one out of it. A part is missing where a family's projections are fused or are experts. A unit of
+    `experts` is one that a router chooses, with its row of the router; they are missing where it is not certain which these are.
     """
 
     def __init__(self, block: nn.Module, layout: BlockLayout, head_dim: int) -> None:
@@ -37,7 +50,14 @@ class Units:
 
     def has(self, part: str) -> bool:
         """Tell whether units of a part can go."""
+        if part == "experts":
+            return self.experts is not None
         return bool(self._names[part]) and all(isinstance(linear, nn.Linear) for linear in self.projections(part))
+
+    @cached_property
+    def experts(self) -> Experts | None:
+        """The block's experts, where there are some; see `experts_in`."""
+        return experts_in(self._block)
 
     def projections(self, part: str) -> list[nn.Module]:
         """Return the projections of a part: those into its units, and last the one out of them."""
@@ -45,10 +65,15 @@ class Units:
 
     def count(self, part: str) -> int:
         """Return how many units a part has."""
+        if part == "experts" and self.experts is not None:
+            return self.experts.count
         return self._first(part).out_features // self._size(part)
 
     def parameters(self, part: str) -> int:
         """Return how many parameters one unit holds."""
+        if part == "experts" and self.experts is not None:
+            numbers = sum(weight.numel() for weight in self._block.get_submodule(self.experts.name).parameters())
+            return numbers // self.experts.count + self.experts.routing.parameters
         *into, out = self.projections(part)
         linears = [linear for linear in into if isinstance(linear, nn.Linear)]
         rows = sum(linear.out_features * (linear.in_features + (linear.bias is not None)) for linear in linears)
@@ -84,6 +109,9 @@ def narrowed(
     thin = copy.deepcopy(block, shared)
     for shrink in shrinks:
         kept = _kept(units, shrink)
+        if shrink.part == "experts" and units.experts is not None:
+            keep_experts(thin, units.experts, kept)
+            continue
         names = layout.attention if shrink.part == "attention" else layout.mlp
         for name in names:
             out = name == names[-1]
@@ -98,18 +126,19 @@ def narrowed(
 
 
 def _kept(units: Units, shrink: Shrink) -> list[int]:
-    what = "K/V heads" if shrink.part == "attention" else "MLP channels"
+    what = UNITS[shrink.part]
     if not units.has(shrink.part):
-        raise PlanError(
-            f"block {shrink.block} cannot lose {what}: this family's projections are fused, or are experts; choose a method that "
-            "removes whole blocks"
-        )
+        raise PlanError(f"block {shrink.block} cannot lose {what}: {_WHY_NONE[shrink.part]}")
     count = units.count(shrink.part)
     if shrink.units[-1] >= count:
         raise PlanError(f"block {shrink.block} has {what} 0 to {count - 1}, and the plan removes {shrink.units[-1]}")
     kept = [unit for unit in range(count) if unit not in set(shrink.units)]
     if not kept:
         raise PlanError(f"block {shrink.block} would lose all of its {count} {what}: drop the block, or keep one")
+    if shrink.part == "experts" and units.experts is not None:
+        problem = units.experts.routing.problem(count, shrink.units)
+        if problem:
+            raise PlanError(f"block {shrink.block} {problem}")
     return kept
 
 

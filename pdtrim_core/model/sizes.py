@@ -9,9 +9,8 @@ from torch import nn
 
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.block_parts import part_names
-from pdtrim_core.model.narrowing import Units, head_dim_of
+from pdtrim_core.model.narrowing import UNITS, Units, head_dim_of
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
-from pdtrim_core.plan.elements import PARTS
 
 
 def sizes_of(model: Any, layout: BlockLayout) -> ModelSizes:
@@ -44,9 +43,10 @@ def _block_sizes(block: nn.Module, config: Any, layout: BlockLayout) -> BlockSiz
         kv_parameters=_kv_parameters(block, layout) or 2 * kv_heads * head_dim * config.hidden_size,
         kv_width=2 * kv_heads * head_dim,
         attention_width=heads * head_dim,
-        units={part: (units.count(part), units.parameters(part)) for part in PARTS if units.has(part)},
+        units={part: (units.count(part), units.parameters(part)) for part in UNITS if units.has(part)},
         kv_norms=_kv_norms(block, layout),
         parts={part: _numbers_of(block.get_submodule(name), share) for part, name in part_names(block, layout).items()},
+        routing=None if units.experts is None else units.experts.routing,
     )
 
 

@@ -137,6 +137,9 @@ def _context_of(context: RunContext, inputs: RunInputs, parameters: int, trainin
         note=context.events.note,
         losses=losses,
         train=_train(context, training),
+        decode_from=[
+            max(0, len(item.prompt_of(item.answer)) - (evaluation.first_token == "decode")) for item in inputs.calibration.items
+        ],
         write=texts.write,
     )
 

@@ -6,16 +6,19 @@ need be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.plan.elements import Part, Shrink, Stage
+from pdtrim_core.plan.elements import Part, Shrink, ShrunkPart, Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.routing import Routing
 
 PREFILL_TOKENS = 1024
+What = Literal["parameters", "active"]
+"""All numbers of a block, or those that one token reads."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class BlockSizes:
     `kv_parameters` are the K and V projections', `kv_norms` the norms' that K and V take as well, `kv_width` the numbers of K
     and V a token, `attention_width` the query heads times their size. `units` has for each part that can be shrunk how many
     units it has and how many parameters each of them holds; `parts` for each part that is a module of its own how many parameters
-    it has, and how many of them a token reads.
+    it has, and how many of them a token reads. `routing` says how a token gets to its experts, where there are some.
     """
 
     parameters: int
@@ -33,9 +36,10 @@ class BlockSizes:
     kv_parameters: int
     kv_width: int
     attention_width: int
-    units: Mapping[Part, tuple[int, int]] = field(default_factory=dict)
+    units: Mapping[ShrunkPart, tuple[int, int]] = field(default_factory=dict)
     kv_norms: int = 0
     parts: Mapping[Part, tuple[int, int]] = field(default_factory=dict)
+    routing: Routing | None = None
 
     def of_part(self, part: Part) -> tuple[int, int]:
         """Return the parameters of a part, and those that a token reads. Raises `PdtrimError` where they are not known."""
@@ -43,12 +47,30 @@ class BlockSizes:
             raise PdtrimError(f"the cost of a block without its {part} is unknown: this family's {part} is no module of its own")
         return self.parts[part]
 
-    def lost(self, shrinks: Iterable[Shrink]) -> int:
-        """Return the parameters that go with the units of some shrinks. Raises `PdtrimError` where a part has no units."""
+    def lost(self, shrinks: Sequence[Shrink], what: What = "parameters") -> int:
+        """Return the parameters that go with the units of some shrinks. Raises `PdtrimError` where a part has no units.
+
+        Of experts a token reads as many as before: with those that are gone it only saves their rows of the router.
+        """
         for shrink in shrinks:
             if shrink.part not in self.units:
                 raise PdtrimError(f"the cost of a shrunk block (block {shrink.block}) is unknown: its {shrink.part} has no units")
-        return sum(len(shrink.units) * self.units[shrink.part][1] for shrink in shrinks)
+        return sum(len(shrink.units) * self._each(shrink.part, what) for shrink in shrinks)
+
+    def experts_read(self, shrinks: Sequence[Shrink], tokens: int) -> float:
+        """Return how many experts so many tokens of one step read together, 0 where there are none.
+
+        It is the mean for a router that chooses all experts alike often, and anew for each token. Real ones repeat themselves.
+        """
+        if self.routing is None:
+            return 0.0
+        kept = self.units["experts"][0] - sum(len(shrink.units) for shrink in shrinks if shrink.part == "experts")
+        return kept * (1 - (1 - self.routing.top_k / kept) ** tokens)
+
+    def _each(self, part: ShrunkPart, what: What) -> int:
+        return (
+            self.routing.parameters if self.routing is not None and (part, what) == ("experts", "active") else self.units[part][1]
+        )
 
     def heads_kept(self, shrinks: Iterable[Shrink]) -> float:
         """Return the share of the K/V heads that some shrinks leave, as a fraction of 1."""
@@ -123,9 +145,10 @@ class ModelSizes:
     def step_bytes(self, plan: Plan, *, batch: int, context: int) -> int:
         """Return the bytes that decode reads for one token of each sequence in a batch: weights once, K/V of every sequence.
 
-        The context counts as a prompt, of which K/V may be selected.
+        The context counts as a prompt, of which K/V may be selected. Each sequence has experts of its own: see `experts_read`.
         """
-        return self.decode_bytes(plan) + batch * context * self.kv_bytes(plan, context)
+        weights = self.decode_bytes(plan) + round(self._more_experts(plan, batch)) * self.bytes_per_number
+        return weights + batch * context * self.kv_bytes(plan, context)
 
     def cost(self, plan: Plan, stage: Stage) -> float:
         """Return a stage's cost as a share of the dense model's: FLOPs of prefill, bytes a token of decode."""
@@ -133,14 +156,24 @@ class ModelSizes:
             return self.prefill_flops(plan) / self.prefill_flops(Plan())
         return self.decode_bytes(plan) / self.decode_bytes(Plan())
 
-    def _kept(self, layer: Layer, what: Literal["parameters", "active"]) -> int:
+    def _more_experts(self, plan: Plan, batch: int) -> float:
+        """Return the parameters of the experts that decode reads for a batch, beyond those of one token."""
+        numbers = 0.0
+        for layer in plan.layers("decode", len(self.blocks)):
+            block = self.blocks[layer.like]
+            if block.routing is not None and layer.lost != "mlp":
+                more = block.experts_read(layer.shrinks, batch) - block.routing.top_k
+                numbers += more * (block.units["experts"][1] - block.routing.parameters)
+        return numbers
+
+    def _kept(self, layer: Layer, what: What) -> int:
         """Return what a stage has of one layer: what its units leave of all parameters, or what makes its K/V."""
         block = self.blocks[layer.like]
         if not layer.runs:
             return round(block.kv_parameters * block.heads_kept(layer.shrinks)) + block.kv_norms
         whole = block.parameters if what == "parameters" else block.active
         parameters, active = block.of_part(layer.lost) if layer.lost else (0, 0)
-        return whole - block.lost(layer.shrinks) - (parameters if what == "parameters" else active)
+        return whole - block.lost(layer.shrinks, what) - (parameters if what == "parameters" else active)
 
 
 def _share_read(layer: Layer, tokens: int) -> float:

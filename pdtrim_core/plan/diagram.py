@@ -23,7 +23,7 @@ MEANING: dict[State, str] = {
     "kv-only": "K/V only",
     "merged": "merged with the next block",
     "into": "merged into the block before",
-    "shrunk": "runs with fewer channels",
+    "shrunk": "runs with fewer heads, channels or experts",
     "no-mlp": "attention alone",
     "no-attention": "MLP alone",
 }

@@ -13,6 +13,8 @@ from pdtrim_core.wording import shown
 Part = Literal["attention", "mlp"]
 Stage = Literal["prefill", "decode"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
+ShrunkPart = Literal["attention", "mlp", "experts"]
+"""What loses units in a `Shrink`: the experts are those of a mixture, which is the MLP of its block."""
 MOST_BLOCKS = 1000
 """Blocks of a model at most: several times as many as the deepest that was published. A plan lists them one by one."""
 MOST_UNITS = 10_000_000
@@ -104,13 +106,13 @@ class Merge:
 
 @dataclass(frozen=True, order=True)
 class Shrink:
-    """A block whose attention or MLP part loses units: K/V heads with their query heads, or MLP channels.
+    """A block that loses units: K/V heads with their query heads, MLP channels, or experts with their rows of the router.
 
-    Units count from 0 in the dense block.
+    Units count from 0 in the dense block. The experts that all tokens go to (shared ones) are no units, and stay.
     """
 
     block: int
-    part: Part
+    part: ShrunkPart
     units: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -127,7 +129,7 @@ class Shrink:
     @property
     def places(self) -> frozenset[tuple[int, Part]]:
         """The (block, part) places that this element changes."""
-        return frozenset({(self.block, self.part)})
+        return frozenset({(self.block, "mlp" if self.part == "experts" else self.part)})
 
     def __str__(self) -> str:
         return f"{self.block}.{self.part}-{len(self.units)}"
@@ -258,6 +260,11 @@ class Removal:
         whole = sum(len(e.blocks) - isinstance(e, Merge) for e in self.elements if not isinstance(e, Shrink | DropPart))
         parts = {e.block for e in self.elements if isinstance(e, DropPart)}
         return whole + sum(len(self.lost_at(block)) == len(PARTS) for block in parts)
+
+    @property
+    def shrinks_experts(self) -> bool:
+        """Whether a block has fewer experts."""
+        return any(isinstance(element, Shrink) and element.part == "experts" for element in self.elements)
 
     @property
     def dropped_parts(self) -> tuple[DropPart, ...]:

@@ -14,8 +14,8 @@ from pdtrim_core.plan.elements import PARTS, KvOnly, Merge, Part, Removal, Shrin
 from pdtrim_core.plan.selections import Selection
 
 LayerState = Literal["run", "shrunk", "no-attention", "no-mlp", "merged", "kv-only", "shadow"]
-"""What a layer is: a block of the model, one with fewer heads or channels, one without its attention or its MLP, a merged block,
-only the K/V of decode's layer, or the K/V of decode's merged block beside blocks that prefill still runs."""
+"""What a layer is: a block of the model, one with fewer heads, channels or experts, one without its attention or its MLP, a
+merged block, only the K/V of decode's layer, or the K/V of decode's merged block beside blocks that prefill still runs."""
 _WITHOUT: Mapping[Part, LayerState] = {"attention": "no-attention", "mlp": "no-mlp"}
 
 

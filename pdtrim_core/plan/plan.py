@@ -109,6 +109,11 @@ class Plan:
         """Whether blocks of either stage run without their attention or their MLP."""
         return bool(self.prefill.dropped_parts or self.decode.dropped_parts)
 
+    @property
+    def shrinks_experts(self) -> bool:
+        """Whether blocks of either stage have fewer experts."""
+        return self.prefill.shrinks_experts or self.decode.shrinks_experts
+
     def removal(self, stage: Stage) -> Removal:
         """Return what one stage loses."""
         return self.prefill if stage == "prefill" else self.decode
@@ -265,7 +270,7 @@ def _wrong_selections(selections: tuple[Selection, ...], decode: Removal) -> lis
 
 def _clash_with_merge(element: Element, merge: Merge, prefill: Removal) -> str | None:
     first, *others = merge.blocks
-    if element == merge or (isinstance(element, Shrink | DropPart) and element.part == "mlp"):
+    if element == merge or (isinstance(element, Shrink | DropPart) and element.part != "attention"):
         return None
     if isinstance(element, KvOnly) and element.slot == first:
         inside = [str(e) for block in others for e in prefill.at(block)]
@@ -285,7 +290,7 @@ def _clash(element: Element, block: int, decode: Removal) -> str | None:
     if isinstance(element, Merge):
         merged = f"decode runs block {block}, but prefill merges it and computes no K/V for it"
         return None if len(gone) == len(PARTS) else merged
-    if "attention" in gone or (isinstance(element, Shrink | DropPart) and element.part == "mlp"):
+    if "attention" in gone or (isinstance(element, Shrink | DropPart) and element.part != "attention"):
         return None
     if isinstance(element, DropPart):
         return f"decode runs the attention of block {block}, but prefill removes it and computes no K/V for it"

@@ -34,10 +34,10 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
     return Plan(prefill=prefill, decode=decode, selections=selections)
 
 
-PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT, SELECTED_FORMAT, PARTS_FORMAT = 1, 2, 3, 4, 5
+PLAN_FORMAT, RECOVERED_FORMAT, QUANTIZED_FORMAT, SELECTED_FORMAT, PARTS_FORMAT, EXPERTS_FORMAT = 1, 2, 3, 4, 5, 6
 """The format of plans, of those whose layers have recovered weights, of those that have number formats of their own, of those
-with selections of K/V, and of those that drop the attention or the MLP of a block alone: earlier versions would not look for
-them, or not know them."""
+with selections of K/V, of those that drop the attention or the MLP of a block alone, and of those with fewer experts: earlier
+versions would not look for them, or not know them."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class SavedPlan:
 
     @property
     def _format(self) -> int:
+        if self.plan.shrinks_experts:
+            return EXPERTS_FORMAT
         if self.plan.drops_parts:
             return PARTS_FORMAT
         if self.plan.selections:
@@ -92,8 +94,8 @@ class SavedPlan:
             if not isinstance(data, Mapping):
                 raise TypeError("it is no table")
             found = data["format"]
-            if found not in range(PLAN_FORMAT, PARTS_FORMAT + 1):
-                raise PlanError(f"it has plan format {shown(found)}, this version reads {PARTS_FORMAT}: make the plan again")
+            if found not in range(PLAN_FORMAT, EXPERTS_FORMAT + 1):
+                raise PlanError(f"it has plan format {shown(found)}, this version reads {EXPERTS_FORMAT}: make the plan again")
             has_formats = found == QUANTIZED_FORMAT or (found > QUANTIZED_FORMAT and "formats" in data)
             model, formats = data["model"], Formats.from_data(data["formats"]) if has_formats else None
             has_recovered = found == RECOVERED_FORMAT or (found > RECOVERED_FORMAT and "recovered" in data)
@@ -102,7 +104,9 @@ class SavedPlan:
             saved = cls(plan_from_json(data), *made_for, data["first_token"], recovered, formats)
             if found < PARTS_FORMAT and bool(saved.plan.selections) != (found == SELECTED_FORMAT):
                 raise PlanError(f"plans of format {SELECTED_FORMAT} have selections of K/V, and no earlier ones have")
-            if saved.plan.drops_parts != (found == PARTS_FORMAT):
+            if saved.plan.shrinks_experts != (found == EXPERTS_FORMAT):
+                raise PlanError(f"plans of format {EXPERTS_FORMAT} have blocks with fewer experts, and no earlier ones do")
+            if found <= PARTS_FORMAT and saved.plan.drops_parts != (found == PARTS_FORMAT):
                 raise PlanError(f"plans of format {PARTS_FORMAT} drop parts of blocks, and no earlier ones do")
             saved._check_types()
             saved.plan.check_fits(saved.block_count)

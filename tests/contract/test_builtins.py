@@ -43,9 +43,11 @@ from pdtrim_plugins.objectives import Acceptance, Accuracy, Divergence, Margin, 
 from pdtrim_plugins.pruners import (
     Fisher,
     Flap,
+    Frequency,
     LaCo,
     LlmDrop,
     LlmPruner,
+    Reap,
     ShortenedPpl,
     ShortenedTaylor,
     ShortGpt,
@@ -142,6 +144,29 @@ class TestLlmDrop(PrunerContract):
 class TestLlmDropOfBoth(PrunerContract):
     component = LlmDrop
     options: ClassVar[dict[str, Any]] = {"drop": "both"}
+
+
+EIGHT: dict[str, Any] = {"num_local_experts": 8}
+"""Of six blocks with so many experts, as many parameters as two blocks have can go in experts."""
+
+
+class TestReap(PrunerContract):
+    component = Reap
+    family = "mixtral"
+    settings = EIGHT
+
+
+class TestReapPerBlock(PrunerContract):
+    component = Reap
+    options: ClassVar[dict[str, Any]] = {"width": "per-block"}
+    family = "mixtral"
+    settings = EIGHT
+
+
+class TestFrequency(PrunerContract):
+    component = Frequency
+    family = "mixtral"
+    settings = EIGHT
 
 
 class TestSleb(PrunerContract):

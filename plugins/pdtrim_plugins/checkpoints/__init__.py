@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pdtrim_plugins.checkpoints.classes import CONFIG_KEY, FORMAT, PARTS_FORMAT, classes_of, register
+from pdtrim_plugins.checkpoints.classes import CONFIG_KEY, EXPERTS_FORMAT, FORMAT, PARTS_FORMAT, classes_of, register
 
-__all__ = ["CONFIG_KEY", "FORMAT", "PARTS_FORMAT", "classes_of", "register"]
+__all__ = ["CONFIG_KEY", "EXPERTS_FORMAT", "FORMAT", "PARTS_FORMAT", "classes_of", "register"]
 
 register()

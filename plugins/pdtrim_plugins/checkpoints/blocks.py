@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from pdtrim_core.api import BlockLayout, PartModule, Shrink, head_dim_of, narrowed, without_part
+from pdtrim_core.api import BlockLayout, PartModule, Shrink, experts_in, head_dim_of, narrowed, without_part
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
@@ -195,7 +195,7 @@ def _number_attention(blocks: Any, without_attention: Sequence[int]) -> None:
 
 
 def _thin(block: nn.Module, index: int, widths: Mapping[str, Any], *, layout: BlockLayout, head_dim: int) -> nn.Module:
-    """Return a block with the K/V heads, MLP channels and biases that `widths` gives."""
+    """Return a block with the K/V heads, MLP channels, experts and biases that `widths` gives."""
     shrinks = []
     for part in PARTS:
         names = layout.attention if part == "attention" else layout.mlp
@@ -205,6 +205,12 @@ def _thin(block: nn.Module, index: int, widths: Mapping[str, Any], *, layout: Bl
             dense = int(rows) // (head_dim if part == "attention" else 1)  # type: ignore[arg-type]
             if widths[part] < dense:
                 shrinks.append(Shrink(index, part, tuple(range(widths[part], dense))))
+    experts = experts_in(block) if "experts" in widths else None
+    if experts is not None:
+        # Which ones go does not matter before there are weights, but routers want groups of one size.
+        groups = experts.routing.groups_of(experts.count)
+        gone = [expert for group in groups for expert in group[widths["experts"] // len(groups) :]]
+        shrinks.append(Shrink(index, "experts", tuple(gone)))
     thin = narrowed(block, layout, head_dim, shrinks, {}) if shrinks else block
     for part in widths.get("bias", ()):
         out = thin.get_submodule((layout.attention if part == "attention" else layout.mlp)[-1])

@@ -18,8 +18,9 @@ from pdtrim_plugins.checkpoints.blocks import give_form
 
 CONFIG_KEY = "pdtrim"
 """The entry of a config that describes the plan."""
-FORMAT, PARTS_FORMAT = 1, 2
-"""The format of the entry, and of one with blocks without their attention or their MLP, which earlier versions do not know."""
+FORMAT, PARTS_FORMAT, EXPERTS_FORMAT = 1, 2, 3
+"""The format of the entry, of one with blocks without their attention or their MLP, and of one with blocks that have fewer
+experts than others: earlier versions do not know these."""
 PREFIX = "pdtrim_"
 
 
@@ -81,9 +82,9 @@ def _model_class(stock: type[Any], config: type[Any]) -> type[Any]:
 def plan_entry(config: Any) -> dict[str, Any]:
     """Return the entry that describes the plan. Raises `PdtrimError` where it is missing or newer than this version."""
     entry: dict[str, Any] = getattr(config, CONFIG_KEY, None) or {}
-    if entry.get("format") not in (FORMAT, PARTS_FORMAT):
+    if entry.get("format") not in (FORMAT, PARTS_FORMAT, EXPERTS_FORMAT):
         raise PdtrimError(
-            f"the config has {CONFIG_KEY} format {entry.get('format')}, this version reads {PARTS_FORMAT}: export the run again, "
-            "or install the version that wrote it"
+            f"the config has {CONFIG_KEY} format {entry.get('format')}, this version reads {EXPERTS_FORMAT}: export the run "
+            "again, or install the version that wrote it"
         )
     return entry

@@ -141,7 +141,7 @@ def _parts(removal: Removal) -> Iterable[str]:
 
 
 def _shrinks(shrinks: Sequence[Shrink]) -> Iterable[str]:
-    for part, unit in (("attention", "K/V heads"), ("mlp", "MLP channels")):
+    for part, unit in (("attention", "K/V heads"), ("mlp", "MLP channels"), ("experts", "experts")):
         counts = [f"{len(e.units)} in block {e.block}" for e in shrinks if e.part == part]
         if counts:
             yield f"fewer {unit}: {', '.join(counts)}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NOT_BY_BLOCK = {"architectures", "eos_token_id", "bos_token_id", "pad_token_id", "mlp_only_layers"}
 """Lists of a config that do not have one entry per block, whatever their length."""
 CHANNELS = ("intermediate_size", "ffn_dim")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
 """Settings that make a block compute with its own number, so that it cannot be renumbered."""
 UNCOMPARED = {"training", "layer_idx", "config", "gradient_checkpointing"}
@@ -29,12 +30,12 @@ def ordinary(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
     Raises `PdtrimError` with the reason where the family's config cannot describe the blocks.
     """
     data = _renumbered(model, [block.like for block in stored])
-    first = stored[0].widths
-    if any(dict(block.widths) != dict(first) for block in stored) or "bias" in first:
+    common = _common(model, stored)
+    if common is None:
         raise PdtrimError(f"{model.name}: blocks have widths or biases of their own, which no config of this family can describe")
     if lost_in(stored):
         raise PdtrimError(f"{model.name}: blocks lack their attention or their MLP, which no config of this family can describe")
-    _set_widths(model, first, data)
+    _set_widths(model, common, data)
     config = _read(type(model.model.config), data, model)
     check(model, stored, type(model.model), config)
     return config
@@ -48,7 +49,12 @@ def formed(
     Blocks are renumbered, unless `told` names the removed ones. `common` has the widths that all blocks share, which are set
     in the family's own config keys.
     """
-    from pdtrim_plugins.checkpoints import CONFIG_KEY, PARTS_FORMAT, classes_of  # noqa: PLC0415 - listings must not import torch
+    from pdtrim_plugins.checkpoints import (  # noqa: PLC0415 - listings must not import torch
+        CONFIG_KEY,
+        EXPERTS_FORMAT,
+        PARTS_FORMAT,
+        classes_of,
+    )
 
     family = model.model.config.model_type
     config_class, model_class = classes_of(family)
@@ -60,6 +66,8 @@ def formed(
     if lost := lost_in(stored):
         modules = {part: list(vars(module).values()) for part, module in model.parts.modules.items() if part in lost.values()}
         data[CONFIG_KEY] |= {"format": PARTS_FORMAT, "without": lost, "parts": modules}
+    if any("experts" in block.widths for block in stored):
+        data[CONFIG_KEY] |= {"format": EXPERTS_FORMAT}
     config = _read(config_class, data, model)
     check(model, stored, model_class, config)
     return config
@@ -174,6 +182,20 @@ def _set_widths(model: BlockModel, widths: Mapping[str, int], data: dict[str, An
     if "mlp" in widths:
         (key,) = [key for key in CHANNELS if key in text]
         text[key] = widths["mlp"]
+    if "experts" in widths:
+        text |= dict.fromkeys((key for key in EXPERTS if key in text), widths["experts"])
+
+
+def _common(model: BlockModel, stored: Sequence[StoredBlock]) -> dict[str, Any] | None:
+    """Return the widths that all blocks have; None where they have none in common. Blocks without experts may have any number."""
+    first, *others = ({part: width for part, width in block.widths.items() if part != "experts"} for block in stored)
+    if "bias" in first or any(widths != first for widths in others):
+        return None
+    dense = {block.index: model.units(block.like).count("experts") for block in stored if model.units(block.like).has("experts")}
+    experts = {block.widths.get("experts", dense[block.index]) for block in stored if block.index in dense}
+    if len(experts) > 1:
+        return None
+    return {**first, "experts": experts.pop()} if experts - set(dense.values()) else first
 
 
 def _key(model: BlockModel, name: str) -> str:

@@ -92,7 +92,7 @@ class Parts:
         return self.model.left_of(layer, self._modules(layer.shrinks))
 
     def widths(self, shrinks: Sequence[Shrink]) -> dict[str, Any]:
-        """Return how many K/V heads and MLP channels are left, and which projections out of a part got a bias."""
+        """Return how many K/V heads, MLP channels and experts are left, and which projections out of a part got a bias."""
         if not shrinks:
             return {}
         units = self.model.units(shrinks[0].block)

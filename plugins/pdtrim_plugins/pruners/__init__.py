@@ -10,6 +10,7 @@ from pdtrim_plugins.pruners.flap import Flap
 from pdtrim_plugins.pruners.laco import LaCo
 from pdtrim_plugins.pruners.llm_drop import LlmDrop
 from pdtrim_plugins.pruners.llm_pruner import LlmPruner
+from pdtrim_plugins.pruners.reap import Frequency, Reap
 from pdtrim_plugins.pruners.shortened import ShortenedPpl, ShortenedTaylor
 from pdtrim_plugins.pruners.shortgpt import ShortGpt
 from pdtrim_plugins.pruners.sleb import Sleb
@@ -20,9 +21,11 @@ from pdtrim_plugins.pruners.torch_pruning_importance import TorchPruning
 __all__ = [
     "Fisher",
     "Flap",
+    "Frequency",
     "LaCo",
     "LlmDrop",
     "LlmPruner",
+    "Reap",
     "ShortGpt",
     "ShortenedPpl",
     "ShortenedTaylor",
@@ -49,4 +52,6 @@ def pdtrim_pruners() -> Iterable[type[Pruner]]:
         LaCo,
         SliceGpt,
         LlmDrop,
+        Reap,
+        Frequency,
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from pdtrim_core.api import BlockModel, ModelSizes, PruneFacts
 
-Part = Literal["attention", "mlp"]
+Part = Literal["attention", "mlp", "experts"]  # what a Shrink may be of; of experts none is removed here
 Place = tuple[int, Part]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
 

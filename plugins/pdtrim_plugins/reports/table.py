@@ -59,8 +59,9 @@ def _headline(outcome: Outcome) -> str:
     for part, name in (("attention", "the attention"), ("mlp", "the MLP")):
         if count := sum(one.part == part for one in parts):
             losses.append(f"{name} of {count} of {outcome.block_count} blocks")
-    if shrunk:
-        losses.append(f"heads or channels of {len({shrink.block for shrink in shrunk})} of {outcome.block_count} blocks")
+    for experts, name in ((False, "heads or channels"), (True, "experts")):
+        if blocks := {shrink.block for shrink in shrunk if (shrink.part == "experts") == experts}:
+            losses.append(f"{name} of {len(blocks)} of {outcome.block_count} blocks")
     text = f"{outcome.model}: decode loses {', '.join(losses[:-1])}{' and ' * (len(losses) > 1)}{losses[-1]}"
     kept_in_prefill = sum(gain.kept_in_prefill for gain in outcome.gains)
     what = f"{kept_in_prefill} of the {len(outcome.gains)} parts" if shrunk or parts else f"{kept_in_prefill} of them"
@@ -256,8 +257,8 @@ def _next(outcome: Outcome, out: Path) -> str:
     again = f"pdtrim-core run {out}/recipe.toml --set seed={seed} --out {out}-seed{seed}"
     pair = ""
     if outcome.saved_plan is not None:
-        # No engine runs blocks without a part.
-        parts = outcome.plan.plan.drops_parts
+        # No engine runs blocks without a part, and none a pair of mixtures of experts.
+        parts = outcome.plan.plan.drops_parts or outcome.plan.plan.shrinks_experts
         then = f"export {out} --to checkpoints" if parts else f"export {out} --to vllm && pdtrim-core serve {out}"
         pair = f"\n       pdtrim-core {then}"
     return f"files: {plan}{out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}{pair}"

@@ -30,9 +30,10 @@ def decodes(draw: st.DrawFn, block_count: int) -> list[Element]:
         elif state == "drop":
             elements.append(Drop(block))
         elif state == "shrink":
-            part = draw(st.sampled_from(["attention", "mlp", "both"]))
-            elements += [Shrink(block, "attention", (0, 2))] if part != "mlp" else []
-            elements += [Shrink(block, "mlp", (1, 5))] if part != "attention" else []
+            part = draw(st.sampled_from(["attention", "mlp", "both", "experts"]))
+            elements += [Shrink(block, "attention", (0, 2))] if part in ("attention", "both") else []
+            elements += [Shrink(block, "mlp", (1, 5))] if part in ("mlp", "both") else []
+            elements += [Shrink(block, "experts", (1, 5))] if part == "experts" else []
         elif state == "part":
             elements += [DropPart(block, part) for part in draw(st.sampled_from([PARTS, PARTS[:1], PARTS[1:]]))]
         block += 1

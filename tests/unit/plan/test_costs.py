@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pdtrim_core import PluginHost
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
-from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Part, Removal, Shrink, Stage
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Part, Removal, Shrink, ShrunkPart, Stage
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.plan.routing import Routing
 from tests.unit.examples import given
 
 # Three blocks that can be told apart. Active is less than all, as in a mixture of experts.
@@ -202,12 +203,14 @@ def test_a_mixture_of_experts_reads_its_chosen_experts() -> None:
     attention, norms, router, expert = 2 * 32 * 32 + 2 * 32 * 16, 2 * 32, 4 * 32, 3 * 32 * 48
     sizes = tiny_model("mixtral").sizes
     rest = attention + norms + router
-    heads: dict[Part, tuple[int, int]] = {"attention": (2, attention // 2)}
+    units: dict[ShrunkPart, tuple[int, int]] = {"attention": (2, attention // 2), "experts": (4, expert + 32)}
     parts: dict[Part, tuple[int, int]] = {
         "attention": (attention, attention),
         "mlp": (router + 4 * expert, router + 2 * expert),
     }
-    block = BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads, kv_norms=32, parts=parts)
+    block = BlockSizes(
+        rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, units, kv_norms=32, parts=parts, routing=Routing(2, 32)
+    )
     assert sizes.blocks == (block,) * 6
     assert sizes.decode_bytes(Plan()) == 4 * (6 * (rest + 2 * expert) + 260 * 32)
 
@@ -218,13 +221,15 @@ def test_many_small_experts_are_counted_too() -> None:
     attention, norms, router = 2 * 32 * 32 + 2 * 32 * 16 + 2 * 8, 2 * 32, 4 * 32
     rest = attention + norms + router
     expert = 3 * 32 * 24
-    heads: dict[Part, tuple[int, int]] = {"attention": (2, 32 * 32 + 32 * 16)}
+    units: dict[ShrunkPart, tuple[int, int]] = {"attention": (2, 32 * 32 + 32 * 16), "experts": (4, expert + 32)}
     sizes = tiny_model("qwen3-moe").sizes
     parts: dict[Part, tuple[int, int]] = {
         "attention": (attention, attention),
         "mlp": (router + 4 * expert, router + 2 * expert),
     }
-    block = BlockSizes(rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, heads, kv_norms=32 + 8, parts=parts)
+    block = BlockSizes(
+        rest + 4 * expert, rest + 2 * expert, 2 * 32 * 16, 32, 32, units, kv_norms=32 + 8, parts=parts, routing=Routing(2, 32)
+    )
     assert sizes.blocks[0] == block
 
 

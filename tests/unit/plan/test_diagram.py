@@ -18,7 +18,7 @@ def test_thirty_blocks_in_every_state() -> None:
         "prefill  ###.####M< ##k<###### k####s####\n"
         "decode   ###.#.##M< ##M<###### #####s####\n"
         "         # runs   . gone   k K/V only   M merged with the next block   < merged into the block before   "
-        "s runs with fewer channels"
+        "s runs with fewer heads, channels or experts"
     )
 
 

@@ -16,6 +16,7 @@ ONE_OF_EACH: tuple[Element, ...] = (
     Merge(3, 4, kv="frozen"),
     Shrink(5, "attention", (0, 2)),
     Shrink(5, "mlp", (7,)),
+    Shrink(9, "experts", (0, 3)),
     KvOnly(6),
     DropPart(7, "attention"),
     DropPart(8, "mlp"),
@@ -33,7 +34,7 @@ def test_an_element_changes_places_in_its_own_blocks_only(element: Element) -> N
 
 
 def test_elements_of_a_part_change_it_alone_and_all_others_change_both() -> None:
-    assert [len(element.places) // len(element.blocks) for element in ONE_OF_EACH] == [2, 2, 2, 1, 1, 2, 1, 1]
+    assert [len(element.places) // len(element.blocks) for element in ONE_OF_EACH] == [2, 2, 2, 1, 1, 1, 2, 1, 1]
 
 
 def test_a_block_goes_where_both_of_its_parts_do() -> None:
@@ -50,6 +51,15 @@ def test_a_part_that_is_gone_has_no_units_to_lose() -> None:
     assert str(caught.value) == "block 3 is changed twice in one removal: 3.mlp and 3.mlp-1"
 
 
+def test_experts_are_the_mlp_of_their_block() -> None:
+    assert Removal([Shrink(3, "experts", (0,)), Shrink(3, "attention", (0,))]).shrinks_experts
+    assert not Removal([Shrink(3, "mlp", (0,))]).shrinks_experts
+    for other in (DropPart(3, "mlp"), Shrink(3, "mlp", (0,)), Drop(3)):
+        with pytest.raises(PlanError) as caught:
+            Removal([other, Shrink(3, "experts", (0,))])
+        assert "block 3 is changed twice in one removal" in str(caught.value)
+
+
 def test_a_merge_has_its_blocks_in_order_whichever_is_trained() -> None:
     assert Merge(4, 3).blocks == Merge(3, 4).blocks == (3, 4)
     assert Merge(4, 3) != Merge(3, 4)
@@ -62,11 +72,12 @@ def test_elements_have_short_names() -> None:
         "3+4",
         "5.attention-2",
         "5.mlp-1",
+        "9.experts-2",
         "kv:6",
         "7.attention",
         "8.mlp",
     ]
-    assert str(Removal(ONE_OF_EACH)) == "{0, 1+2, 3+4, 5.attention-2, 5.mlp-1, kv:6, 7.attention, 8.mlp}"
+    assert str(Removal(ONE_OF_EACH)) == "{0, 1+2, 3+4, 5.attention-2, 5.mlp-1, kv:6, 7.attention, 8.mlp, 9.experts-2}"
 
 
 def test_a_merge_takes_two_blocks_or_more() -> None:

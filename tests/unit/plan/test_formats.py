@@ -65,5 +65,5 @@ def test_what_is_no_formats_is_no_plan(formats: Any) -> None:
 
 
 def test_a_plan_of_a_later_format_is_refused_with_the_one_that_is_read() -> None:
-    with pytest.raises(PlanError, match="it has plan format 6, this version reads 5"):
-        SavedPlan.from_data({**saved().to_data(), "format": 6})
+    with pytest.raises(PlanError, match="it has plan format 7, this version reads 6"):
+        SavedPlan.from_data({**saved().to_data(), "format": 7})

@@ -95,7 +95,7 @@ def test_costs_count_what_the_layers_hold(drawn: tuple[Plan, int]) -> None:
     blocks = tuple(
         BlockSizes(
             *(10**6 + index, 10**6, 40, 8, 16),
-            {"attention": (4, 30), "mlp": (8, 5)},
+            {"attention": (4, 30), "mlp": (8, 5), "experts": (8, 4)},
             kv_norms=3,
             parts={"attention": (200, 150), "mlp": (100, 70)},
         )
@@ -109,6 +109,7 @@ def test_costs_count_what_the_layers_hold(drawn: tuple[Plan, int]) -> None:
             if layer.runs:
                 expected -= {"attention": 200, "mlp": 100, None: 0}[layer.lost]
                 expected += 10**6 + layer.like - 30 * lost.get("attention", 0) - 5 * lost.get("mlp", 0)
+                expected -= 4 * lost.get("experts", 0)
             else:
                 expected += 40 - 10 * lost.get("attention", 0) + 3
         assert sizes.kept_parameters(a_plan, stage) == expected

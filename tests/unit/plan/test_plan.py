@@ -132,6 +132,12 @@ def test_prefill_may_not_remove_what_decode_reads(prefill: list[Element], decode
         ([KvOnly(2)], [DropPart(2, "mlp")]),
         ([Shrink(2, "attention", (1,))], [DropPart(2, "attention")]),
         ([Merge(2, 3)], [DropPart(2, "attention"), DropPart(2, "mlp"), Drop(3)]),
+        ([], [Shrink(2, "experts", (0,))]),
+        ([Shrink(2, "experts", (0,))], []),
+        ([Shrink(2, "experts", (0,))], [Shrink(2, "experts", (1, 2))]),
+        ([Shrink(2, "experts", (0,))], [Drop(2)]),
+        ([Shrink(2, "experts", (0,))], [Merge(2, 3)]),
+        ([KvOnly(2)], [Shrink(2, "experts", (0,))]),
     ],
     ids=str,
 )

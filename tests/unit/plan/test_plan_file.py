@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pdtrim_core.errors import PlanError
-from pdtrim_core.plan.elements import Drop, DropPart, KvOnly, Shrink
+from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Shrink
 from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.plan import FirstToken, Plan
 from pdtrim_core.plan.plan_file import SavedPlan, plan_from_json, plan_to_json
@@ -73,7 +73,8 @@ def changed(**keys: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (changed(format=6), "p.json: it has plan format 6, this version reads 5: make the plan again"),
+        (changed(format=7), "p.json: it has plan format 7, this version reads 6: make the plan again"),
+        (changed(format=6), "p.json: plans of format 6 have blocks with fewer experts, and no earlier ones do"),
         (changed(format=5), "p.json: plans of format 5 drop parts of blocks, and no earlier ones do"),
         (changed(format=4), "p.json: plans of format 4 have selections of K/V, and no earlier ones have"),
         (changed(format=3), "p.json is not a plan: it has no 'formats'"),
@@ -150,3 +151,18 @@ def test_a_plan_that_drops_parts_has_a_format_of_its_own(more: dict[str, Any], s
     assert SavedPlan.from_json(before.to_json()) == before
     with pytest.raises(PlanError, match="plans of format 5 drop parts of blocks, and no earlier ones do"):
         SavedPlan.from_data({**SavedPlan(a_plan.unselected, "tiny", "abc", 3).to_data(), "format": 1})
+
+
+@pytest.mark.parametrize("more", [{}, {"recovered": "abc"}, {"formats": Formats("rtn", None, "W4A16", "abc")}], ids=str)
+@pytest.mark.parametrize("selections", [(), (FirstOnly(1),)], ids=str)
+@pytest.mark.parametrize("parts", [[], [DropPart(0, "attention")]], ids=str)
+def test_a_plan_with_fewer_experts_has_a_format_of_its_own(
+    more: dict[str, Any], selections: tuple[FirstOnly, ...], parts: list[Element]
+) -> None:
+    a_plan = plan([Shrink(2, "experts", (1,))], [*parts, Shrink(2, "experts", (0, 3))]).selecting(selections)
+    before = SavedPlan(a_plan, "tiny", "abc", 3, **more)
+    assert before.to_data()["format"] == 6
+    assert before.to_data()["prefill"] == [{"kind": "shrink", "block": 2, "part": "experts", "units": [1]}]
+    assert SavedPlan.from_json(before.to_json()) == before
+    with pytest.raises(PlanError, match="plans of format 6 have blocks with fewer experts, and no earlier ones do"):
+        SavedPlan.from_data({**SavedPlan(plan([], [Shrink(2, "experts", (0,))]), "tiny", "abc", 3).to_data(), "format": 1})

@@ -12,7 +12,7 @@ from pdtrim_plugins.reports.html.wording import ranges
 STAGES = ("prefill", "decode")
 MEANING: Mapping[str, str] = {
     "run": "runs",
-    "shrunk": "runs with fewer heads or channels",
+    "shrunk": "runs with fewer heads, channels or experts",
     "no-mlp": "attention alone (upper half)",
     "no-attention": "MLP alone (lower half)",
     "merged": "merged into one",

@@ -200,6 +200,9 @@ def serve_section(record: RunRecord) -> Section:
     if record.outcome.plan.plan.drops_parts:
         what = "No engine runs blocks without their attention or their MLP. Write a checkpoint for transformers:"
         return Section("serve", "Serve it", what, [Text(f"pdtrim-core export {path} --to checkpoints")])
+    if record.outcome.plan.plan.shrinks_experts:
+        what = "Pairs of mixtures of experts are not served yet. Write a checkpoint, which stands for both stages:"
+        return Section("serve", "Serve it", what, [Text(f"pdtrim-core export {path} --to checkpoints")])
     commands = f"pdtrim-core export {path} --to vllm\npdtrim-core serve {path}"
     return Section("serve", "Serve it", "Write the two models for vLLM, and serve them:", [Text(commands)])
 

@@ -40,7 +40,7 @@ def _losses(elements: Iterable[Element], block_count: int) -> str:
     elements = tuple(elements)
     drops = [e.block for e in elements if isinstance(e, Drop)]
     merges = [e for e in elements if isinstance(e, Merge)]
-    shrunk = sorted({e.block for e in elements if isinstance(e, Shrink)})
+    shrinks = [e for e in elements if isinstance(e, Shrink)]
     parts = [e for e in elements if isinstance(e, DropPart)]
     clauses = []
     if drops:
@@ -53,8 +53,9 @@ def _losses(elements: Iterable[Element], block_count: int) -> str:
         blocks = [e.block for e in parts if e.part == part]
         if blocks:
             clauses.append(f"runs without the {name} of {counted(len(blocks), 'block')} of {block_count} ({_which(blocks)})")
-    if shrunk:
-        clauses.append(f"runs {len(shrunk)} of {block_count} blocks with fewer heads or channels")
+    for experts, name in ((False, "heads or channels"), (True, "experts")):
+        if shrunk := {e.block for e in shrinks if (e.part == "experts") == experts}:
+            clauses.append(f"runs {len(shrunk)} of {block_count} blocks with fewer {name}")
     return joined(clauses) if clauses else "loses nothing"
 
 
