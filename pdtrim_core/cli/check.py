@@ -61,7 +61,7 @@ def _check(path: Path, settings: list[str], names: list[str], *, budget: bool, t
             result["unknown"] = unknown
             result["text"] += f"; whether it can be exported is not known: {unknown}"
         for recipe in () if budget else wanted.values():
-            if _asks_too_much(recipe) or (recipe.settings.prune.fraction is not None and _is_near(recipe)):
+            if _asks_too_much(recipe) or (_depends_on_sizes(recipe) and _is_near(recipe)):
                 # How much of a model a block holds stands in its config, which takes seconds to open.
                 _budget_of(recipe)
         if budget:
@@ -99,6 +99,11 @@ def _asks_too_much(recipe: Recipe) -> bool:
     with blame(recipe.host.label_of(recipe.model)):
         there = recipe.model.block_count()
     return there is not None and wanted >= there
+
+
+def _depends_on_sizes(recipe: Recipe) -> bool:
+    """Tell whether the sizes of a model decide if a recipe can be carried out: a share of it, and groups of weights."""
+    return recipe.settings.prune.fraction is not None or (recipe.quantizer is not None and bool(recipe.quantizer.formats))
 
 
 def _is_near(recipe: Recipe) -> bool:

@@ -109,6 +109,13 @@ def test_data_that_are_not_there_are_known_before_a_model_is_opened(cli: Cli, re
     assert not (tmp_path / "runs").exists()
 
 
+def test_check_refuses_groups_that_do_not_divide_a_model_that_is_here(cli: Cli, recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + '\n[formats]\ndecode = "W4A16"\ngroup_size = 40\n')
+    done = cli("check", recipe)
+    assert done.code == 1
+    assert "formats: groups of 40 weights do not divide" in done.out
+
+
 def test_check_refuses_a_fraction_out_of_reach_of_a_model_that_is_here(cli: Cli, recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("blocks = 2", "fraction = 0.95"))
     done = cli("check", recipe)
