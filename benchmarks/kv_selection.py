@@ -95,11 +95,10 @@ class Answered(NamedTuple):
 def answered(pair: Pair, selections: Sequence[tuple[Selection, ...]], inputs: Inputs, length: int) -> list[list[Answered]]:
     """Return for each way to select how it answers each prompt, all behind one prefill a prompt."""
     dense = TwoPhaseModel(pair.model, Plan())
-    whole = TwoPhaseModel(pair.model, pair.plan, pair.modules, first_token=pair.first_token)
-    ways = [
+    whole, *ways = (
         TwoPhaseModel(pair.model, pair.plan.selecting(of_way), pair.modules, first_token=pair.first_token)
-        for of_way in selections
-    ]
+        for of_way in ((), *selections)
+    )
     found: list[list[Answered]] = [[] for _ in ways]
     for item, needle in zip(inputs.items, inputs.needles, strict=True):
         prompt = item.prompt_of(item.answer)

@@ -5,6 +5,8 @@ Shape suffixes: M tokens that are sent to an expert, D hidden.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pdtrim_core.api import Pruned, Pruner, Removal
@@ -16,7 +18,40 @@ if TYPE_CHECKING:
     from pdtrim_core.api import PruneContext, PruneFacts, RoutedTokens
 
 
-class Reap(Pruner):
+class OfExperts(Pruner):
+    """What pruners of experts have in common: those of the lowest scores go."""
+
+    streams: ClassVar[bool] = True
+
+    width: ex.Width = "uniform"
+
+    @property
+    def narrows(self) -> frozenset[Literal["experts"]]:
+        """Experts alone."""
+        return ex.NARROWS
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks keep the same number."""
+        return self.width == "uniform"
+
+    def problems(self, facts: PruneFacts) -> list[str]:
+        """Return why so much cannot go in experts."""
+        return ex.problems(self.name, facts, self.width)
+
+    def prune(self, context: PruneContext) -> Pruned:
+        """Return what each block loses; ties go to the lower expert."""
+        self.check(context.facts)
+        if not context.parameters:
+            return Pruned(Removal())
+        return Pruned(ex.lowest(context.model.sizes, self.scores(context), context.parameters, self.width))
+
+    @abstractmethod
+    def scores(self, context: PruneContext) -> Mapping[int, Sequence[float]]:
+        """Return a score for each expert of each block that has some; lower goes first."""
+
+
+class Reap(OfExperts):
     """Removes the experts whose weighted output is shortest, on average over the tokens of decode that are sent to them.
 
     The score of an expert is the mean of g |f|: f is its output, and g the weight with which the block takes it, as the model
@@ -26,62 +61,20 @@ class Reap(Pruner):
 
     name = "reap"
     cites = "REAP (arXiv:2510.13999)"
-    streams: ClassVar[bool] = True
 
-    width: ex.Width = "uniform"
-
-    @property
-    def narrows(self) -> frozenset[Literal["experts"]]:
-        """Experts alone."""
-        return ex.NARROWS
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all blocks keep the same number."""
-        return self.width == "uniform"
-
-    def problems(self, facts: PruneFacts) -> list[str]:
-        """Return why so much cannot go in experts."""
-        return ex.problems(self.name, facts, self.width)
-
-    def prune(self, context: PruneContext) -> Pruned:
-        """Return what each block loses; ties go to the lower expert."""
-        self.check(context.facts)
-        if not context.parameters:
-            return Pruned(Removal())
-        scores = ex.scores_of(context, _weighted_norms, mean=True)
-        return Pruned(ex.lowest(context.model.sizes, scores, context.parameters, self.width))
+    def scores(self, context: PruneContext) -> Mapping[int, Sequence[float]]:
+        """Return the mean of each expert's weighted output's length."""
+        return ex.scores_of(context, _weighted_norms, mean=True)
 
 
-class Frequency(Pruner):
+class Frequency(OfExperts):
     """Removes the experts that routers choose least often for the tokens of decode."""
 
     name = "frequency"
-    streams: ClassVar[bool] = True
 
-    width: ex.Width = "uniform"
-
-    @property
-    def narrows(self) -> frozenset[Literal["experts"]]:
-        """Experts alone."""
-        return ex.NARROWS
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all blocks keep the same number."""
-        return self.width == "uniform"
-
-    def problems(self, facts: PruneFacts) -> list[str]:
-        """Return why so much cannot go in experts."""
-        return ex.problems(self.name, facts, self.width)
-
-    def prune(self, context: PruneContext) -> Pruned:
-        """Return what each block loses; ties go to the lower expert."""
-        self.check(context.facts)
-        if not context.parameters:
-            return Pruned(Removal())
-        scores = ex.scores_of(context, lambda _seen, _expert, at_M2: at_M2.new_ones(len(at_M2)), mean=False)
-        return Pruned(ex.lowest(context.model.sizes, scores, context.parameters, self.width))
+    def scores(self, context: PruneContext) -> Mapping[int, Sequence[float]]:
+        """Return how often each expert is chosen."""
+        return ex.scores_of(context, lambda _seen, _expert, at_M2: at_M2.new_ones(len(at_M2)), mean=False)
 
 
 def _weighted_norms(seen: RoutedTokens, expert: int, at_M2: Tensor) -> Tensor:

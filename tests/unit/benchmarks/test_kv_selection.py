@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from pdtrim_core.api import Drop, Edges, FirstOnly, Metric, PdtrimError, Plan, Removal
-from pdtrim_core.fidelity.measure import Found
+from pdtrim_core.api import Drop, Edges, FirstOnly, KvOnly, PdtrimError, Plan, Removal
+from pdtrim_core.execution.staged_model import ComparedToken
+from pdtrim_core.fidelity.measure import Subject, measure_forced
+from pdtrim_core.fidelity.needle import needle_inputs
 from pdtrim_core.testing import selection_context, tiny_llama
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
@@ -51,31 +53,46 @@ def test_a_larger_gamma_selects_fewer_blocks_and_the_rest_is_compared_with(bench
 
 
 def test_a_line_tells_what_is_saved_by_the_length_of_prompts(benchmark_of: Any) -> None:
-    pair = benchmark_of.Pair(tiny_llama(), Plan(decode=Removal([Drop(0), Drop(1)])), {}, "decode")
+    model = tiny_llama()
+    pair = benchmark_of.Pair(model, Plan(decode=Removal([Drop(0), Drop(1)])), {}, "decode")
     way = benchmark_of.Way("keep 0.3 gamma 0", tuple(Edges(block, 0.15, 0.15) for block in (2, 3, 4, 5)))
-    row = benchmark_of.row_of(way, Found({"kl": Metric(0.25, 0.01)}, ()), pair, 8192)
+    along = (ComparedToken(0.25, same=True, overlap=0.75, logprob=-1.0, dense_logprob=-1.0),) * 3
+    found = [benchmark_of.Answered(along, True), benchmark_of.Answered(along, False)]
+    row = benchmark_of.row_of(way, found, pair, needle_inputs(model, 400, count=2), 8192)
     # A third of the blocks is gone, and 30 % of the rest is shipped; so few numbers a token are rounded to whole ones.
     assert row["times_fewer"] == pytest.approx(5.0, abs=0.1)
-    assert row["kl"] == [0.25, 0.01]
-    assert "needle" not in row
+    assert (row["kl"], row["acceptance"], row["needle"][0]) == ([0.25, 0.0], [0.75, 0.0], 0.5)
     assert f"4 blocks   {row['times_fewer']} x  kl 0.250" in benchmark_of.line({"tokens": 8192, **row})
 
 
+def test_ways_are_measured_as_pairs_by_themselves_are(benchmark_of: Any) -> None:
+    model, plan = tiny_llama(), Plan(Removal([KvOnly(0)]), Removal([Drop(2)]))
+    pair = benchmark_of.Pair(model, plan, {}, "decode")
+    inputs, selections = needle_inputs(model, 400, count=2), ((), (Edges(3, 0.1, 0.1), FirstOnly(5)))
+    found = benchmark_of.answered(pair, selections, inputs, 4)
+    for selected, of_way in zip(selections, found, strict=True):
+        (alone,) = measure_forced([Subject(model, plan.selecting(selected))], inputs.items, length=4, code={})
+        kl = [sum(token.divergence for token in one.along) / len(one.along) for one in of_way]
+        assert kl == pytest.approx([one.values["kl"] for one in alone.answers], abs=1e-4)
+    assert found[0] != found[1]
+
+
 def test_the_same_selections_are_measured_once(benchmark_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Plan] = []
+    asked: list[Any] = []
+    answered = benchmark_of.answered
 
-    def measure_all(subjects: Any, items: Any, **options: Any) -> list[Found]:
-        del options
-        asked.append(subjects[0].plan)
-        return [Found({"kl": Metric(0.1 * len(asked), None), "needle": Metric(float(len(items)), None)}, ())]
+    def recorded(pair: Any, selections: Any, *rest: Any) -> Any:
+        asked.extend(selections)
+        return answered(pair, selections, *rest)
 
-    monkeypatch.setattr(benchmark_of, "measure_all", measure_all)
+    monkeypatch.setattr(benchmark_of, "answered", recorded)
     monkeypatch.setattr(benchmark_of, "pair_of", lambda options: benchmark_of.Pair(tiny_llama(), Plan(), {}, "decode"))
     file = tmp_path / "found.json"
-    options = ["--tokens", "400", "--keep", "0.3", "--gamma", "0,0,1.1", "--texts", "1", "--needles", "5", "--json", str(file)]
-    benchmark_of.main(options)
+    options = ["--tokens", "400", "--keep", "0.3", "--gamma", "0,0,1.1", "--texts", "1", "--needles", "2", "--json", str(file)]
+    benchmark_of.main([*options, "--answer-tokens", "3"])
     rows = json.loads(file.read_text())["rows"]
     assert [row["way"] for row in rows] == ["all", "first-only 0.25", *(f"keep 0.3 gamma {gamma}" for gamma in ("0", "0", "1.1"))]
     assert len(asked) == len(set(asked)) == 3
-    assert rows[0]["kl"] == rows[4]["kl"]
-    assert [row["times_fewer"] for row in rows][:1] == [1.0]
+    assert rows[0]["kl"] == rows[4]["kl"] == [0.0, 0.0]
+    assert rows[2]["kl"] == rows[3]["kl"] != rows[0]["kl"]
+    assert rows[0]["times_fewer"] == 1.0
