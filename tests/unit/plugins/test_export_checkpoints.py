@@ -329,9 +329,9 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     model = tiny_llama()
     export(Checkpoints(), model, [Shrink(2, "mlp", (3,))], tmp_path)
     config = json.loads((tmp_path / "decode" / "config.json").read_text())
-    config["pdtrim"]["format"] = 3
+    config["pdtrim"]["format"] = 4
     (tmp_path / "decode" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PdtrimError, match="the config has pdtrim format 3, this version reads 2: export the run again"):
+    with pytest.raises(PdtrimError, match="the config has pdtrim format 4, this version reads 3: export the run again"):
         read_back(tmp_path / "decode")
 
 
