@@ -199,8 +199,8 @@ def benchmarks_page() -> str:
         "quality": (
             "Pairs of all pruners",
             "Pairs with the same decode bytes, and what decode runs in both stages (`unified`): KL to the dense model along its "
-            "answers to items of eight benchmarks, 16 of each, in nats a token, and beyond that of the best pruner that is not ours, "
-            "paired over items; `ours` is the default search over blocks. By `python benchmarks/quality.py --items 16`.",
+            "answers to items of eight benchmarks, 16 of each, in nats a token, and beyond that of the best pruner that is not "
+            "ours, paired over items; `ours` is the default search over blocks. By `python benchmarks/quality.py --items 16`.",
             [
                 "model",
                 "method",
