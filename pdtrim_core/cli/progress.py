@@ -127,8 +127,9 @@ class LineDisplay:
 
     @hookimpl
     def pdtrim_work_advanced(self, what: str, number: int, count: int, share: float) -> None:
-        """Remember which work is done, and how far it has come."""
-        self._advance(_part_of(what, number, count), share, since=what)
+        """Remember which work is done, and how far it has come; candidates side by side are counted once they are through."""
+        words = f"the next {count}" if what == CANDIDATES else _part_of(what, number, count)
+        self._advance(words, share, since=what)
 
     @hookimpl
     def pdtrim_recovery_finished(self, result: RecoveryResult) -> None:

@@ -272,5 +272,5 @@ def test_a_log_says_how_far_candidates_side_by_side_are() -> None:
     display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
     display.pdtrim_step_started("search", 10)
     display.pdtrim_work_advanced("candidates", 0, 8, 0.5)
-    until(lambda: ", candidates, 50 %, about " in stream.getvalue())
+    until(lambda: ", the next 8, 50 %, about " in stream.getvalue())
     display.pdtrim_run_ended()
