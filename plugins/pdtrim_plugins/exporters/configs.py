@@ -154,11 +154,9 @@ def _counted(model: BlockModel, data: dict[str, Any], likes: Sequence[int]) -> d
 
 def uncounted(name: str, config: Any) -> list[str]:
     """Return why blocks of a config cannot be renumbered, by trying."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
+    from pdtrim_core.api import auto_class_of, uncountable  # noqa: PLC0415 - listings must not import torch
 
-    from pdtrim_core.api import uncountable  # noqa: PLC0415 - listings must not import torch
-
-    keys = uncountable(config, lambda tried: AutoModelForCausalLM.from_config(tried, trust_remote_code=False))
+    keys = uncountable(config, lambda tried: auto_class_of(tried).from_config(tried, trust_remote_code=False))
     return (
         [f"{name}: blocks cannot be renumbered, because of {keys}, and exports need that: leave out the exporter"] if keys else []
     )

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 from pdtrim_core.api import StageSplitter, hookimpl
 from pdtrim_plugins.splitters.ceiling import Budget, KvTail, Pop
+from pdtrim_plugins.splitters.experts import Experts
 from pdtrim_plugins.splitters.fixed import DensePrefill, KeepSearchResult, Unified
 from pdtrim_plugins.splitters.gain import Gain
 
-__all__ = ["Budget", "DensePrefill", "Gain", "KeepSearchResult", "KvTail", "Pop", "Unified", "pdtrim_splitters"]
+__all__ = ["Budget", "DensePrefill", "Experts", "Gain", "KeepSearchResult", "KvTail", "Pop", "Unified", "pdtrim_splitters"]
 
 
 @hookimpl
 def pdtrim_splitters() -> Iterable[type[StageSplitter]]:
     """Yield the splitters."""
-    yield from (Gain, Unified, DensePrefill, Budget, KvTail, Pop, KeepSearchResult)
+    yield from (Gain, Unified, DensePrefill, Budget, KvTail, Pop, Experts, KeepSearchResult)
