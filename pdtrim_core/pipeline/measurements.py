@@ -330,7 +330,9 @@ class Bench:
         again = evaluation.first_token == "decode"
         prompts = list(dict.fromkeys(prompt for item in items if len(prompt := item.prompt_of(item.answer)) > again))
         if not prompts:
-            raise PdtrimError("prefill runs no token of the calibration items, so that no router can be seen: take longer prompts")
+            raise PdtrimError(
+                "prefill runs no token of the calibration items, so that no router can be seen: take longer prompts"
+            )
         states = ScoreContext(self._inputs.model, prompts, batch_tokens=evaluation.batch_tokens)
         look_at_routers(states, [range(len(prompt) - again) for prompt in prompts], function)
 

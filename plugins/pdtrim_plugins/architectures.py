@@ -40,7 +40,8 @@ def pdtrim_find_blocks(model: Any) -> BlockLayout | None:
     """Return the block layout of a family in `LAYOUTS`, or the one that an export of ours says."""
     from pdtrim_core.api import BlockLayout  # noqa: PLC0415 - listings must not import torch
 
-    told = (getattr(model.config, "pdtrim", None) or {}).get("place")
+    entry = getattr(model.config, "pdtrim", None)
+    told = entry.get("place") if isinstance(entry, dict) else None
     if told is not None:
         return BlockLayout(told["blocks"], *(tuple(told[key]) for key in ("kv", "attention", "mlp")))
     layout = LAYOUTS.get(model.config.model_type)

@@ -112,12 +112,11 @@ def config_of(source: str, name: str, **options: Any) -> Any:
         data, _ = PretrainedConfig.get_config_dict(source, **NO_CODE, **options)
         kind = str(data.get("model_type"))
         if kind.startswith(OURS):
-            _know_ours(kind, data)
-        config = AutoConfig.from_pretrained(source, **NO_CODE, **options)
-    return config
+            _know_ours(kind, data, name)
+        return AutoConfig.from_pretrained(source, **NO_CODE, **options)
 
 
-def _know_ours(kind: str, data: dict[str, Any]) -> None:
+def _know_ours(kind: str, data: dict[str, Any], name: str) -> None:
     """Let transformers know the class of an export of ours. Raises `PdtrimError` for one that cannot be pruned again."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415 - slow to import
 
@@ -125,11 +124,11 @@ def _know_ours(kind: str, data: dict[str, Any]) -> None:
 
     family, entry = kind.removeprefix(OURS), data.get(CONFIG_KEY)
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not isinstance(entry, dict) or "place" not in entry:
-        raise PdtrimError(OURS_DAMAGED)
+        raise PdtrimError(f"cannot open the model {name}: {OURS_DAMAGED}")
     if "decode_index" in entry:
-        raise PdtrimError(OURS_PREFILL)
+        raise PdtrimError(f"cannot open the model {name}: {OURS_PREFILL}")
     if "without" in entry:
-        raise PdtrimError(OURS_WITHOUT_PARTS)
+        raise PdtrimError(f"cannot open the model {name}: {OURS_WITHOUT_PARTS}")
     classes_of(family)
 
 

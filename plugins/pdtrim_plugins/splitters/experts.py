@@ -44,7 +44,9 @@ class Experts(StageSplitter):
         trials = list(dict.fromkeys(trials))
         scores = yield from measure(trials)
         # The digits that scores have: 4.1 - 3.1 must be a loss of 1.
-        return max((trial for trial, score in zip(trials, scores, strict=True) if round(scores[0] - score, 4) <= self.loss), key=_gone)
+        return max(
+            (trial for trial, score in zip(trials, scores, strict=True) if round(scores[0] - score, 4) <= self.loss), key=_gone
+        )
 
     def _rounds(self, lost: Sequence[Shrink], costs: CostModel) -> dict[int, list[tuple[int, ...]]]:
         """Return what of each block may go, first what prompts need least: an expert, or one of each group of experts."""
