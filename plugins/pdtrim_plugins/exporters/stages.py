@@ -128,7 +128,7 @@ def decode_blocks(parts: Parts, plan: Plan) -> list[StoredBlock]:
 
 
 def own_prefill_blocks(parts: Parts, plan: Plan) -> list[StoredBlock]:
-    """Return the blocks of a prefill that is a model of its own: one with some of the experts, whose K/V are decode's as they are.
+    """Return the blocks of a prefill that is a model of its own: one with some of the experts, and decode's K/V.
 
     Empty where prefill has all experts, those of decode, or other K/V. A truncated prefill runs the last block that decode
     reads, too, with decode's experts, which changes no K/V.

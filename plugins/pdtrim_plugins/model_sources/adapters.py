@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,13 +74,14 @@ def merged(loaded: LoadedModel, folder: Path, name: str) -> LoadedModel:
     """Return a model with an adapter added to its weights, which are changed in place."""
     from peft import PeftModel  # noqa: PLC0415 - an optional package
 
-    with opening(name):
+    with opening(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how PEFT calls transformers
         adapted = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
         if not hasattr(adapted, "merge_and_unload"):
             kind = next(iter(adapted.peft_config.values())).peft_type
             raise PdtrimError(
-                f"cannot open the model {name}: an adapter of the sort {getattr(kind, 'value', kind)} is no change of weights, so "
-                "that it cannot be merged"
+                f"cannot open the model {name}: an adapter of the sort {getattr(kind, 'value', kind)} is no change of weights, "
+                "so that it cannot be merged"
             )
         model = adapted.merge_and_unload(safe_merge=True)
     return LoadedModel(model.eval().requires_grad_(requires_grad=False), loaded.tokenizer, name, dtypes=loaded.dtypes)

@@ -22,7 +22,7 @@ class FolderModel(ModelSource):
     streams: ClassVar[bool] = True
 
     merge_adapter: bool = Field(
-        False,
+        default=False,
         description="whether an adapter of PEFT in the folder is merged into its weights; without, such a folder is refused",
     )
 

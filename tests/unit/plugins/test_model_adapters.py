@@ -15,6 +15,7 @@ from pdtrim_core.api import Drop
 from pdtrim_core.testing.models import save_tiny_model
 from pdtrim_plugins.model_sources.folder import FolderModel
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 peft = pytest.importorskip("peft")
 IDS = torch.arange(12)[None]
 
