@@ -52,8 +52,6 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"head_dim": 16, "lru_width": 64, "attention_window_size": 16},
     "rwkv": {"attention_hidden_size": 64},
     "xlstm": {"num_heads": 4},
-    "zamba2": {"mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_headdim": 16, "mamba_d_state": 16, "hybrid_layer_ids": [1, 3]},
-    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "n_mamba_heads": 2, "mamba_d_state": 8},
 }
 SAID = ("hand on no K/V", "keep more than K and V", "cannot be found by trying", "share the weight", "share a cache")
 
