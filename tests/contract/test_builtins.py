@@ -62,7 +62,7 @@ from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
-from pdtrim_plugins.splitters import Budget, DensePrefill, Gain, KeepSearchResult, KvTail, MixedTail, Pop, Unified
+from pdtrim_plugins.splitters import Budget, DensePrefill, Experts, Gain, KeepSearchResult, KvTail, MixedTail, Pop, Unified
 from tests.unit.plugins.gguf_files import signs_of_bytes, write_gguf
 
 if TYPE_CHECKING:
@@ -309,6 +309,13 @@ class TestDensePrefill(SplitterContract):
     component = DensePrefill
     departs: ClassVar[dict[str, str]] = {
         "test_a_silent_block_stays_out_of_prefill": "its prefill runs every block, useful or not",
+    }
+
+
+class TestExperts(SplitterContract):
+    component = Experts
+    departs: ClassVar[dict[str, str]] = {
+        "test_a_silent_block_stays_out_of_prefill": "its prefill runs every block, and loses experts alone",
     }
 
 
