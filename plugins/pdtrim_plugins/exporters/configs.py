@@ -175,7 +175,8 @@ def uncounted(name: str, config: Any) -> list[str]:
     from pdtrim_core.api import auto_class_of, uncountable  # noqa: PLC0415 - listings must not import torch
 
     if str(config.model_type).startswith(OURS):
-        config = type(config).__bases__[0].from_dict(_stock_data(config))
+        stock: Any = type(config).__bases__[0]
+        config = stock.from_dict(_stock_data(config))
     keys = uncountable(config, lambda tried: auto_class_of(tried).from_config(tried, trust_remote_code=False))
     return (
         [f"{name}: blocks cannot be renumbered, because of {keys}, and exports need that: leave out the exporter"] if keys else []

@@ -62,7 +62,7 @@ def scores_of(
     """
     seen = scores_from(context.look_at_routers, context.model.sizes, score_of, mean=mean)
     if seen.unchosen:
-        what = f"{seen.unchosen} of {seen.count} experts were sent no token of decode"
+        what = f"{seen.unchosen} of {seen.experts} experts were sent no token of decode"
         context.note(f"{what}, and are the first to go: more samples tell more")
     return seen.scores
 
@@ -71,7 +71,7 @@ class Seen(NamedTuple):
     """The scores of the experts of each block, how many experts there are, and how many of them were sent no token."""
 
     scores: dict[int, list[float]]
-    count: int
+    experts: int
     unchosen: int
 
 

@@ -15,7 +15,8 @@ from pdtrim_core.api import BlockModel, CostModel, PdtrimError, Plan, Removal, S
 from pdtrim_core.api.routed_tokens import look_at_routers
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.execution.two_phase import TwoPhaseModel
-from pdtrim_core.search.driver import Note
+from pdtrim_core.search.driver import Ledger, drive
+from pdtrim_core.testing.contracts import Table
 from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from pdtrim_plugins.splitters import Experts
 from tests.unit.mixtures import EXPERTS, GROUPED, SHAPES, experts_of, mixture
@@ -32,19 +33,11 @@ def costs_of(model: BlockModel) -> CostModel:
 
 
 def split(splitter: Experts, decode: Removal, costs: CostModel, value: Callable[[Plan], float]) -> tuple[Plan, list[Plan]]:
-    """Return the plan of a splitter and all that it requested, where a plan has the value that a function says."""
-    requests, asked, answer = splitter.split(Plan.unified(decode), costs, Random(0)), list[Plan](), None
-    while True:
-        try:
-            request: Any = requests.send(answer)
-        except StopIteration as end:
-            return end.value, asked
-        if isinstance(request, Note):
-            answer = None
-            continue
-        plans = request if isinstance(request, list) else [request]
-        asked += plans
-        answer = [value(plan) for plan in plans] if isinstance(request, list) else value(request)
+    """Return the plan of a splitter and all that it asked for, where a plan has the value that a function says."""
+    asked: list[Plan] = []
+    ledger = Ledger(Table(value), notify=lambda candidate: asked.append(candidate.plan))
+    _, final = drive(splitter.split(Plan.unified(decode), costs, Random(0)), ledger, label=splitter.name)
+    return final, asked
 
 
 def gone(plan: Plan) -> int:
