@@ -12,9 +12,12 @@ from pdtrim_core.host.host import Provided, load_plugins
 from pdtrim_core.recipe import presets
 from pdtrim_core.recipe.settings import Settings
 from pdtrim_core.recipe.toml_data import LISTS
+from pdtrim_core.wording import one_line
 
 PRESET = "preset"
 """What is said in place of a kind for a recipe that ships; no kind of components has this name."""
+LONGEST = 60
+"""Characters of what a word means; typer breaks longer texts at the width of the terminal."""
 Words = list[tuple[str, str]]
 """Words that may stand there, each with what it means, which zsh and fish show."""
 
@@ -80,5 +83,11 @@ def _beginning(incomplete: str, words: Iterable[tuple[str, str]]) -> Words:
     found: dict[str, str] = {}
     for word, about in words:
         if word.startswith(incomplete):
-            found.setdefault(word, about)
+            found.setdefault(word, _brief(about))
     return list(found.items())
+
+
+def _brief(about: str) -> str:
+    """Return the beginning of a text, short enough that no shell is given it on two lines: each line is a word of its own."""
+    line = one_line(about)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST].rsplit(maxsplit=1)[0]} ..."
