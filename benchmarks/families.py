@@ -25,7 +25,20 @@ from typing import Any
 import torch
 
 from pdtrim_core import PdtrimError, PluginHost, load_plugins
-from pdtrim_core.api import BlockModel, Drop, Exporter, ExportFacts, Item, KvOnly, Plan, Removal, Shrink, reason_of, shortened
+from pdtrim_core.api import (
+    BlockModel,
+    Drop,
+    DropPart,
+    Exporter,
+    ExportFacts,
+    Item,
+    KvOnly,
+    Plan,
+    Removal,
+    Shrink,
+    reason_of,
+    shortened,
+)
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.stage_modules import as_stage, steps_of
 from pdtrim_core.execution.staged_model import StagedModel
@@ -164,6 +177,42 @@ def pruners(model: BlockModel, host: PluginHost) -> str:
     return problem or " and ".join({"attention": "heads", "mlp": "channels"}[part] for part in parts)
 
 
+def parts(model: BlockModel, host: PluginHost) -> str:
+    """Score plans that drop the attention or the MLP of blocks alone, in one pass and in two phases."""
+    found = model.parts
+    if not found.modules:
+        return f"no: {next(iter(found.refused.values()))}"
+    plans = [
+        plan
+        for part in found.modules
+        for plan in (Plan.unified(Removal([DropPart(1, part)])), Plan(decode=Removal([DropPart(0, part), DropPart(3, part)])))
+    ]
+    return phases(model, host, plans) or " and ".join({"attention": "attention", "mlp": "MLP"}[part] for part in found.modules)
+
+
+def experts(model: BlockModel, host: PluginHost) -> str:
+    """Score plans that remove experts: as many from both stages, and more from decode, in one pass and in two phases."""
+    named = [number for number, block in enumerate(model.blocks) if any("expert" in name for name, _ in block.named_parameters())]
+    if not named:
+        return "none"
+    gone: list[tuple[Shrink, Shrink]] = []
+    for block in named:
+        known = model.units(block).experts
+        if known is None:
+            return "no: it is not certain which module holds them, and which is their router"
+        groups = known.routing.groups_of(known.count)
+        some, more = (
+            tuple(expert for group in groups for expert in group[: min(count, len(group) - known.routing.least)])
+            for count in (1, 2)
+        )
+        if some:
+            gone.append((Shrink(block, "experts", some), Shrink(block, "experts", more)))
+    if not gone:
+        return "no: each token goes to all of them"
+    few, many = (Removal(of_stage) for of_stage in zip(*gone, strict=True))
+    return phases(model, host, [Plan.unified(few), Plan(decode=few), Plan(prefill=few, decode=many)])
+
+
 def recovery(model: BlockModel, host: PluginHost) -> str:
     """Let `fold` make up for a block; where it has no place for it that is no fault."""
     if not model.layout.mlp:
@@ -211,6 +260,8 @@ CHECKS: dict[str, Callable[[BlockModel, PluginHost], str]] = {
     "one pass = two phases": phases,
     "generation = its own": generation,
     "channel pruners": pruners,
+    "parts": parts,
+    "experts": experts,
     "recovery": recovery,
     "export + reload": export,
     "GGUF": could("gguf"),

@@ -3,7 +3,8 @@
     python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--items 300] [--out DIR] [--json FILE]
 
 Every method prunes on the same 64 items of `mini`, but for two of ours: half of the items of one are prose, and `fisher` has the
-dense model write texts for it, as recoveries do. Prefill is that of the splitter `kv-tail` at four fifths of the dense FLOPs.
+dense model write texts for it, as recoveries do. Prefill is that of the splitter `kv-tail` at four fifths of the dense FLOPs, and
+that of `mixed-tail` under the same ceiling for `ours, channels`, which is `fisher` with a splitter of ours.
 Then the pair (`staged`) and the decode in both stages (`unified`) are compared with the dense model on items that nothing was
 chosen on: KL along its greedy answers to the items of the benchmarks in DIR, choices that changed, and KL along WikiText-2 where
 DIR has it. Standard errors are over items, and differences from the best baseline are paired.
@@ -47,7 +48,7 @@ CEILING = 0.8
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, half prose": {"calibration": {"use": "mini", "samples": 64, "prose": 0.5}},
-    "fisher": {"pruner": "fisher"},
+    "ours, channels": {"pruner": "fisher", "splitter": {"use": "mixed-tail", "prefill_at_most": CEILING}},
 }
 ANSWER_TOKENS = 32
 SHORT = {"decode weight traffic": "decode bytes", "prefill work for 1024 tokens": "prefill FLOPs", "K/V shipped to decode": "K/V"}
@@ -134,7 +135,7 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             "evaluation": {"threads": 1, "fidelity": False},
             **parts,
         }
-        pruner = host.find("pruner", method).component if "pruner" in parts else None
+        pruner = host.find("pruner", parts["pruner"]).component if "pruner" in parts else None
         if pruner is not None and issubclass(pruner, Pruner) and pruner.replaces_model:
             del data["splitter"]
         if pruner is None:

@@ -14,12 +14,14 @@ COLUMNS = (
     "one pass = two phases",
     "generation = its own",
     "channel pruners",
+    "parts",
+    "experts",
     "recovery",
     "export + reload",
     "GGUF",
     "vLLM classes",
 )
-MARKED = ("GGUF", "vLLM classes", "recovery", "channel pruners")
+MARKED = ("GGUF", "vLLM classes", "recovery", "channel pruners", "parts", "experts")
 """Columns whose reasons repeat from row to row and are said once in the text."""
 
 STRUCTURE = """Where a family keeps its list of blocks, and what a block is made of, is found by structure, on a tiny copy of
@@ -32,6 +34,8 @@ WORKS = """- scores: log-probabilities are those of the model's own forward
 - one pass = two phases: for several plans, scoring agrees with prefill, hand-over and decode
 - generation: the two phases choose the tokens that the model itself holds likeliest
 - channel pruners: what a plan can remove of a block: K/V heads, MLP channels, or nothing but whole blocks
+- parts: what plans can drop of a block alone, attention or MLP
+- experts: yes where plans can remove experts, prefill fewer than decode; none where the type has no experts
 - recovery: `fold` finds a projection that it can change
 - export + reload: blocks are renumbered, written, read by transformers, and give the same logits
 - GGUF, vLLM classes: those exporters take the family"""

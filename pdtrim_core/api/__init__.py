@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from pdtrim_core.execution.quantized_weights import QuantizedWeights
     from pdtrim_core.execution.recovered_weights import RecoveredWeights, read_first_tokens
     from pdtrim_core.execution.stage_walk import LayerTokens, WalkedLayer
+    from pdtrim_core.model.auto_class import auto_class_of
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.block_parts import PartModule, without_part
     from pdtrim_core.model.dtypes import pattern_of
@@ -190,6 +191,7 @@ __all__ = [
     "Value",
     "WalkedLayer",
     "alone",
+    "auto_class_of",
     "best_of",
     "cache_folder",
     "damaged",
@@ -255,6 +257,7 @@ _LAZY = {
     "LayerTokens": "pdtrim_core.execution.stage_walk",
     "WalkedLayer": "pdtrim_core.execution.stage_walk",
     "MappedWeights": "pdtrim_core.model.mapped_weights",
+    "auto_class_of": "pdtrim_core.model.auto_class",
     "experts_in": "pdtrim_core.model.experts",
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",

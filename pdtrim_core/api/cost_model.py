@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.costs import ModelSizes
@@ -19,13 +20,16 @@ class CostModel:
     """What a plan costs on a model of so many blocks, as shares of what the dense model costs.
 
     With `truncated_prefill` prefill computes nothing behind the last K/V that decode reads, and what it leaves out there costs
-    nothing. `model` is the dense model for a splitter that says `needs_model`, to time it; None for all others.
+    nothing. `model` is the dense model for a splitter that says `needs_model`, to time it; None for all others. For one that
+    says `sees_routers`, `look_at_prompts` calls a function with what the routers of the dense model choose for the tokens that
+    prefill runs, as `RoutedTokens`.
     """
 
     block_count: int
     sizes: ModelSizes | None = field(default=None, repr=False)
     truncated_prefill: bool = False
     model: BlockModel | None = field(default=None, repr=False)
+    look_at_prompts: Callable[[Callable[[Any], None]], None] | None = field(default=None, repr=False, compare=False)
 
     def cost(self, plan: Plan, stage: Stage) -> float:
         """Return a stage's cost as a share of the dense model's: FLOPs of prefill, weight bytes a token of decode.

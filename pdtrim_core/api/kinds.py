@@ -191,6 +191,8 @@ class StageSplitter(MakesPlans):
 
     needs_model: ClassVar[bool] = False
     """Whether it needs the model itself, to time it: `costs.model` is then the dense one."""
+    sees_routers: ClassVar[bool] = False
+    """Whether it looks at what the routers of a mixture of experts choose in prefill: `costs.look_at_prompts` is then there."""
 
     def plan_for(self, decode: Removal, costs: CostModel) -> Plan | None:
         """Return the plan that a split of this removal would end with, where that is told without measuring; else None.

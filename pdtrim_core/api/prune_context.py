@@ -21,7 +21,7 @@ LossOf = Callable[[Sequence[Sequence[int]]], Callable[[Removal], float]]
 Train = Callable[[Merge], tuple[Merge, nn.Module]]
 """Gives a merge as the recipe's distiller makes it, and the block that it trained for it."""
 Write = Callable[[int], Iterable[Sequence[int]]]
-"""Gives so many texts and more that the dense model writes, as tokens, all of one length."""
+"""Gives so many texts that the dense model writes, as tokens."""
 
 
 def _say_nothing(text: str) -> None:
@@ -38,8 +38,9 @@ class PruneContext:
     `decode_from` has for each sequence the first token that decode runs, which is the last one of its prompt where decode makes
     the first token; empty where that is not known, and all tokens count as decode's.
 
-    A run sets `losses`, `train` and `write`, which `loss_of`, `trained` and `written_texts` call. A context that is made by hand
-    may leave them out: `pdtrim_core.testing.prune_context` makes one that measures losses and writes texts.
+    A run sets `losses`, `train`, `write` and `answer`, which `loss_of`, `trained`, `written_texts` and `answered_prompts` call. A
+    context that is made by hand may leave them out: `pdtrim_core.testing.prune_context` makes one that measures losses and
+    writes texts.
     """
 
     model: BlockModel
@@ -52,6 +53,7 @@ class PruneContext:
     losses: LossOf | None = None
     train: Train | None = None
     write: Write | None = None
+    answer: Write | None = None
     decode_from: Sequence[int] = ()
 
     @property
@@ -110,6 +112,14 @@ class PruneContext:
         if self.write is None:
             raise PdtrimError("this context writes no texts: make it with pdtrim_core.testing.prune_context, or give it write")
         return [tuple(text) for text in islice(self.write(count), count)]
+
+    def answered_prompts(self, count: int) -> list[tuple[int, ...]]:
+        """Return so many prompts of the calibration's training part, or as many as there are, each with the dense model's answer.
+
+        The answers are greedy, of `recovery_data.answer_tokens` tokens at most, and kept in the user's cache. None of these texts
+        measures. A context without `answer` has none.
+        """
+        return [] if self.answer is None else [tuple(text) for text in islice(self.answer(count), count)]
 
     def loss_of(self, sequences: Sequence[Sequence[int]]) -> Callable[[Removal], float]:
         """Return the function that gives the loss of a removal from both stages: nats a token, behind the first of a sequence.

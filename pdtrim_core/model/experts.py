@@ -72,7 +72,12 @@ def keep_experts(block: nn.Module, experts: Experts, kept: Sequence[int]) -> Non
             setattr(module, path, nn.Parameter(_of(weight, kept), requires_grad=False))
         for path, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, path, _of(buffer, kept))
-    for module in block.get_submodule(experts.parent).modules():
+    mixture = block.get_submodule(experts.parent)
+    for path, buffer in list(mixture.named_buffers(recurse=False)):
+        # Some families keep the corrections of their router beside it.
+        if buffer.shape == (experts.count,):
+            setattr(mixture, path, _of(buffer, kept))
+    for module in mixture.modules():
         for attribute in COUNTS:
             if vars(module).get(attribute) == experts.count:
                 setattr(module, attribute, len(kept))

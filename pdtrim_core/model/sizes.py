@@ -37,6 +37,12 @@ def _block_sizes(block: nn.Module, config: Any, layout: BlockLayout) -> BlockSiz
     share = Fraction(chosen, expert_count)
     total, active = _numbers_of(block, share)
     units = Units(block, layout, head_dim)
+    if units.has("attention"):
+        # Of a model that was pruned before, a block may have fewer heads than its config says.
+        heads, kv_heads = heads * units.count("attention") // kv_heads, units.count("attention")
+    if units.experts is not None:
+        share = Fraction(units.experts.routing.top_k, units.experts.count)
+        total, active = _numbers_of(block, share)
     return BlockSizes(
         parameters=total,
         active=active,

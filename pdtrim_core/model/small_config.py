@@ -33,6 +33,8 @@ POSITIONS = re.compile(r"(^|_)(n_positions|max_position|max_seq|seq_len|n_ctx|ma
 MOST_POSITIONS = 512
 VOCABULARY = re.compile(r"(^|_)vocab(ulary)?(_size)?")
 MOST_IDS = 512
+SECTIONS = re.compile(r"(^|_)sections?$")
+"""Keys of lists into which a head is divided, as in the rotary embeddings of models that see."""
 TOKEN = re.compile(r"(^|_)(token_id|token_index|token_ids|id)$")
 DEPTH = "num_hidden_layers"
 
@@ -184,6 +186,8 @@ def _divide(data: dict[str, Any], divisor: int, smallest: list[int]) -> None:
             data[key] = _smaller(key, value, divisor)
             if value >= LARGE and not TOKEN.search(key) and data[key] != value:
                 smallest.append(data[key])
+        elif isinstance(value, list) and SECTIONS.search(key) and all(type(one) is int for one in value):
+            data[key] = [one // divisor for one in value]
         elif isinstance(value, list) and TOKEN.search(key):
             data[key] = [min(one, 2) if isinstance(one, int) else one for one in value]
 

@@ -157,7 +157,12 @@ def apply(
 
 
 def _check_model(model: Any) -> None:
-    """Raise `PdtrimError` for what is no loaded model, such as the name of one."""
+    """Raise `PdtrimError` for what is no loaded model, such as the name of one, and for one with adapters that are not merged."""
+    if hasattr(model, "merge_and_unload") or getattr(model, "_hf_peft_config_loaded", False):
+        raise PdtrimError(
+            "apply takes a model without adapters of PEFT, since a plan cuts the weights themselves: merge them first, with "
+            "model.merge_and_unload() of a PeftModel"
+        )
     if isinstance(model, BlockModel) or hasattr(getattr(model, "config", None), "model_type"):
         return
     if isinstance(model, str | os.PathLike):

@@ -17,6 +17,7 @@ from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.errors import PdtrimError, blame, reason_of
 from pdtrim_core.host.host import PluginHost
+from pdtrim_core.model.auto_class import auto_class_of
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.limits import learned_positions
@@ -94,13 +95,11 @@ def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
 
 def _without_weights(config: Any, host: PluginHost, name: str) -> tuple[Any, BlockLayout]:
     """Return a model on the meta device, and where its blocks are."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
-
     check_config(config, config.get_text_config(), name)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of tensors without numbers, which are refused below
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = auto_class_of(config).from_config(config, trust_remote_code=False)
     except Exception as error:
         # Each architecture trips over a senseless number in its own way.
         raise PdtrimError(f"cannot make a model of the config of {name}: {reason_of(error)}") from error

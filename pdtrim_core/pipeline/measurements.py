@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -14,6 +14,8 @@ import torch
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.kinds import Searcher, StageSplitter
+from pdtrim_core.api.routed_tokens import RoutedTokens, look_at_routers
+from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Item, digest_of
 from pdtrim_core.data.readings import Score
@@ -319,9 +321,22 @@ class Bench:
         recipe, splitter = self._context.recipe, self._context.recipe.splitter
         label = self._context.host.label_of(splitter)
         costs = replace(costs, model=self._model) if splitter.needs_model else costs
+        costs = replace(costs, look_at_prompts=self._look_at_prompts) if splitter.sees_routers else costs
         requests = splitter.split(found, costs, self._context.rng("split"))
         plan = drive_split(requests, self.ledger, found, label=label, note=self._context.events.note)
         return plan.truncated_prefill(self._model.block_count) if recipe.settings.evaluation.truncates_prefill else plan
+
+    def _look_at_prompts(self, function: Callable[[RoutedTokens], None]) -> None:
+        """Call a function with what the routers of the dense model choose for the tokens of prompts that prefill runs."""
+        evaluation, items = self._context.recipe.settings.evaluation, self._inputs.calibration.items
+        again = evaluation.first_token == "decode"
+        prompts = list(dict.fromkeys(prompt for item in items if len(prompt := item.prompt_of(item.answer)) > again))
+        if not prompts:
+            raise PdtrimError(
+                "prefill runs no token of the calibration items, so that no router can be seen: take longer prompts"
+            )
+        states = ScoreContext(self._inputs.model, prompts, batch_tokens=evaluation.batch_tokens)
+        look_at_routers(states, [range(len(prompt) - again) for prompt in prompts], function)
 
     @property
     def modules_digest(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +106,14 @@ class _Texts:
 
     def write(self, count: int) -> Iterator[Sequence[int]]:
         """Yield so many texts and more."""
-        for text in self._written.texts(count):
+        yield from self._told(self._written.texts(count))
+
+    def answer(self, count: int) -> Iterator[Sequence[int]]:
+        """Yield so many prompts with their answers, or as many as there are."""
+        yield from self._told(self._written.answered(count))
+
+    def _told(self, texts: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
+        for text in texts:
             self._taken.update(json.dumps(text).encode())
             self._any = True
             yield text
@@ -141,6 +148,7 @@ def _context_of(context: RunContext, inputs: RunInputs, parameters: int, trainin
             max(0, len(item.prompt_of(item.answer)) - (evaluation.first_token == "decode")) for item in inputs.calibration.items
         ],
         write=texts.write,
+        answer=texts.answer,
     )
 
 

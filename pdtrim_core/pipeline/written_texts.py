@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.sampling import sampled
+from pdtrim_core.fidelity.dense_answers import beginnings as answers_to
 from pdtrim_core.files.atomic_files import alone, cache_folder, write_whole
 from pdtrim_core.files.reading import UnreadableError, read_json
 from pdtrim_core.pipeline.run_keys import dense_code
@@ -42,6 +43,17 @@ class WrittenTexts:
                 if not self._training.inputs.calibration.holds(self._model.tokenizer.decode(list(written))):
                     yield written
 
+    def answered(self, count: int) -> Iterator[Tokens]:
+        """Yield so many prompts of the training part with the dense model's greedy answers, or as many as there are."""
+        prompts = self._whole_prompts()[:count]
+        answer_of = answers_to(
+            self._model, prompts, self._settings.answer_tokens, code=dense_code(self._model), fresh=self._context.fresh
+        )
+        for prompt in prompts:
+            text = (*prompt, *answer_of[prompt])
+            if not self._training.inputs.calibration.holds(self._model.tokenizer.decode(list(text))):
+                yield text
+
     def begun(self, count: int) -> list[Tokens]:
         """Return what the dense model goes on from in so many texts, in whole groups of those that are written together.
 
@@ -68,6 +80,13 @@ class WrittenTexts:
         texts = self._training.prompts()[:count]
         found = [self._training.of(text, number, GENERATED)[-most:] for number, text in enumerate(texts)]
         return [tokens for tokens in found if tokens]
+
+    def _whole_prompts(self) -> list[Tokens]:
+        """Return the prompts that leave room for an answer; what they open with is in front of them."""
+        opening, positions = self._training.opening(), self._model.positions
+        texts = self._training.prompts()
+        found = [(*opening, *self._training.of(text, number, GENERATED)) for number, text in enumerate(texts)]
+        return [tokens for tokens in found if tokens and (positions is None or len(tokens) < positions)]
 
     def _beginnings(self, count: int) -> list[Tokens]:
         tokens: list[int] = []

@@ -147,6 +147,7 @@ SEARCH_SINCE_2: Mapping[str, Any] = {"mode": "paired", "error": 0.05, "recovered
 OPTIONS_SINCE_2: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("objective", "margin", {"per": "byte"}),
     ("calibration", "mini", {"prose": 0.0}),
+    ("model", "folder", {"merge_adapter": False}),
 )
 PARTS_SINCE_2 = ("recovery", "recovery_data")
 """What a recipe of this version says where one of 0.1 says nothing: of the search, of components by kind and name, and the keys

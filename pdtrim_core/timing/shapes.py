@@ -73,15 +73,15 @@ def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> ModelShape:
     Raises `PdtrimError` for a name that is unknown and for a config that transformers or the plugins do not know.
     """
     import torch  # noqa: PLC0415 - the names are listed without it
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
+    from pdtrim_core.model.auto_class import auto_class_of  # noqa: PLC0415 - wanted only here
     from pdtrim_core.model.sizes import sizes_of  # noqa: PLC0415 - imports torch
 
     name, data = _data_of(given)
     config = _config(name, data)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model = auto_class_of(config).from_config(config, dtype=dtype, trust_remote_code=False)
         sizes = sizes_of(model, host.find_blocks(model, name))
     except PdtrimError:
         raise
@@ -99,8 +99,8 @@ def random_model(shape: ModelShape, host: PluginHost, device: torch.device) -> B
     Its tokenizer knows only bytes. Raises `PdtrimError` where the weights do not fit in the device's memory.
     """
     import torch  # noqa: PLC0415 - as above
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
 
+    from pdtrim_core.model.auto_class import auto_class_of  # noqa: PLC0415 - wanted only here
     from pdtrim_core.model.block_model import BlockModel  # noqa: PLC0415 - imports torch
     from pdtrim_core.model.placement import free_memory  # noqa: PLC0415 - wanted only here
     from pdtrim_core.testing import ByteTokenizer  # noqa: PLC0415 - imports torch
@@ -112,7 +112,7 @@ def random_model(shape: ModelShape, host: PluginHost, device: torch.device) -> B
         )
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(shape.config, dtype=shape.dtype, trust_remote_code=False)
+        model = auto_class_of(shape.config).from_config(shape.config, dtype=shape.dtype, trust_remote_code=False)
     return BlockModel(model, ByteTokenizer(), host.find_blocks(model, shape.name), name=f"{shape.name} (random weights)")
 
 

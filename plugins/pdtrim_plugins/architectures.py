@@ -37,8 +37,12 @@ the projections of attention, and those of the MLP; empty where they are fused o
 
 @hookimpl
 def pdtrim_find_blocks(model: Any) -> BlockLayout | None:
-    """Return the block layout of a family in `LAYOUTS`."""
+    """Return the block layout of a family in `LAYOUTS`, or the one that an export of ours says."""
     from pdtrim_core.api import BlockLayout  # noqa: PLC0415 - listings must not import torch
 
+    entry = getattr(model.config, "pdtrim", None)
+    told = entry.get("place") if isinstance(entry, dict) else None
+    if told is not None:
+        return BlockLayout(told["blocks"], *(tuple(told[key]) for key in ("kv", "attention", "mlp")))
     layout = LAYOUTS.get(model.config.model_type)
     return BlockLayout(*layout) if layout else None

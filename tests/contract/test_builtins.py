@@ -62,7 +62,7 @@ from pdtrim_plugins.reports.html import Html
 from pdtrim_plugins.reports.table import Table
 from pdtrim_plugins.scorers import Cosine, Dot, Euclidean, Norm
 from pdtrim_plugins.searchers import Annealing, Beam, Exhaustive, Greedy, Joint, RandomChoice, Restarts, Sequential
-from pdtrim_plugins.splitters import Budget, DensePrefill, Gain, KeepSearchResult, KvTail, Pop, Unified
+from pdtrim_plugins.splitters import Budget, DensePrefill, Experts, Gain, KeepSearchResult, KvTail, MixedTail, Pop, Unified
 from tests.unit.plugins.gguf_files import signs_of_bytes, write_gguf
 
 if TYPE_CHECKING:
@@ -312,6 +312,13 @@ class TestDensePrefill(SplitterContract):
     }
 
 
+class TestExperts(SplitterContract):
+    component = Experts
+    departs: ClassVar[dict[str, str]] = {
+        "test_a_silent_block_stays_out_of_prefill": "its prefill runs every block, and loses experts alone",
+    }
+
+
 class TestBudget(SplitterContract):
     component = Budget
     # A lower ceiling than a removal of no block can keep to is an error for the user.
@@ -332,6 +339,15 @@ class TestKvTail(SplitterContract):
 class TestKvTailOverWhatDecodeRuns(SplitterContract):
     component = KvTail
     options: ClassVar[dict[str, Any]] = {"rest": "decode"}
+
+
+class TestMixedTail(SplitterContract):
+    component = MixedTail
+
+
+class TestMixedTailUnderALowCeiling(SplitterContract):
+    component = MixedTail
+    options: ClassVar[dict[str, Any]] = {"prefill_at_most": 0.3}
 
 
 class TestPop(SplitterContract):

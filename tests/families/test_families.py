@@ -18,8 +18,7 @@ pytestmark = pytest.mark.families
 ROOT = Path(__file__).parents[2]
 TRIED: dict[str, dict[str, str]] = json.loads((ROOT / "docs/results/families/tried.json").read_text())["families"]
 OPENED = [kind for kind, found in TRIED.items() if "blocks" in found]
-FACTS = ("blocks", "channel pruners")
-"""Columns that are no yes or no."""
+REFUSED = [kind for kind, found in TRIED.items() if "refused" in found]
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +45,11 @@ def test_a_type_does_what_the_page_says(kind: str, families: Any, host: PluginHo
         if not expected.startswith("no") and found.get(column) != expected
     }
     assert lost == {}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_type_is_refused_for_the_reason_that_the_page_gives(kind: str, families: Any, host: PluginHost) -> None:
+    with families.quiet():
+        found = families.tried(kind, host)
+    assert families.shortened(found.get("refused", ""), 300) == TRIED[kind]["refused"]

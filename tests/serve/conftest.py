@@ -120,7 +120,8 @@ class Pair:
             self.servers[name] = Server(self.commands[name], self.folder)
         waiting = [self.servers[name] for name in names if name != "proxy"]
         wait_until_healthy(waiting, START_SECONDS)
-        wait_until_healthy([self.servers["proxy"]], START_SECONDS)
+        # With those it is in front of, so that one which dies of the first prompt is told at once.
+        wait_until_healthy([*waiting, self.servers["proxy"]], START_SECONDS)
 
     def kill(self, name: str) -> None:
         import signal

@@ -34,6 +34,8 @@ def give_form(model: Any, entry: Mapping[str, Any]) -> None:
     blocks = model.get_submodule(layout.blocks)
     head_dim = head_dim_of(model.config.get_text_config())
     for index, widths in entry.get("widths", {}).items():
+        if int(index) >= len(blocks):
+            continue  # a copy of the first blocks, to learn of the model
         blocks[int(index)] = _thin(blocks[int(index)], int(index), widths, layout=layout, head_dim=head_dim)
     modules = {part: PartModule(*module) for part, module in entry.get("parts", {}).items()}
     for index, part in entry.get("without", {}).items():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api import PdtrimError, reason_of, whole_folder
+from pdtrim_plugins.exporters.configs import family_of, stock_of
 from pdtrim_plugins.exporters.shards import ShardWriter
 from pdtrim_plugins.exporters.stages import StoredBlock
 
@@ -96,11 +97,11 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
     With the family's own config, tensors get the names that its checkpoints have on disk. The head's own weights are left out
     where the config says that there is no head.
     """
-    stock = config.model_type == model.model.config.model_type
+    stock = config.model_type == family_of(model.model.config)
     head = getattr(config, "pdtrim", {}).get("head", True)
     number_format = storage.number_format(model)
     config.dtype = number_format
-    config.architectures = [type(model.model).__name__] if stock else config.architectures
+    config.architectures = [stock_of(model)[1].__name__] if stock else config.architectures
     write_json(folder / "config.json", with_older_keys(json.loads(config.to_json_string())))
     generation = getattr(model.model, "generation_config", None)
     if generation is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from pdtrim_plugins.exporters.checkpoint_folder import (
     write_checkpoint,
 )
 from pdtrim_plugins.exporters.configs import formed, numbered, ordinary, uncounted
-from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
+from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks, own_prefill_blocks
 
 if TYPE_CHECKING:
     from pdtrim_core.api import BlockModel, Outcome
@@ -49,9 +49,10 @@ class WeightsExporter(Exporter):
 class Checkpoints(WeightsExporter):
     """Writes decode/ and unified/: the decode model as a checkpoint that transformers and engines load.
 
-    Both hold the same weights, since a unified model is decode's removal in both stages; the second
-    one is made of hard links where the disk allows them. Blocks are renumbered; a merged block is stored as any other block, and
-    a recovered layer with its recovered weights, and one that has a number format of its own in the form of compressed-tensors.
+    A prefill that keeps experts of its own is written, too, into prefill/. The other two hold the same weights, since a unified
+    model is decode's removal in both stages; the second one is made of hard links where the disk allows them. Blocks are
+    renumbered; a merged block is stored as any other block, and a recovered layer with its recovered weights, and one that has a
+    number format of its own in the form of compressed-tensors.
     Where all blocks have one width and both parts the checkpoint is an ordinary one of its family; otherwise it needs
     `import pdtrim_plugins.checkpoints` to be loaded.
     """
@@ -63,7 +64,7 @@ class Checkpoints(WeightsExporter):
         """Return what is certain of the model and the folders."""
         if facts.replaced:
             return [no_plan(facts)]
-        there = occupied(facts.out / "decode", facts.out / "unified")
+        there = occupied(facts.out / "decode", facts.out / "unified", facts.out / "prefill")
         found = numbered(facts.model, facts.text_config) or uncounted(facts.model, facts.config)
         return [*found, *other_dtype(facts, self.dtype), *there]
 
@@ -81,6 +82,21 @@ class Checkpoints(WeightsExporter):
             )
             write_card(folder, outcome, card(outcome, model, role="unified", text=text, run=out))
         yield out / "unified"
+        yield from _write_prefill(outcome, Parts.of_run(model, saved, out), out, storage)
+
+
+def _write_prefill(outcome: Outcome, parts: Parts, out: Path, storage: Storage) -> Iterator[Path]:
+    """Write prefill/ where prefill has experts of its own, so that it is neither the dense model nor the decode model."""
+    stored = own_prefill_blocks(parts, outcome.plan.plan)
+    if not stored:
+        return
+    config = _config(parts.model, stored, {"format": 1, "plan_hash": outcome.plan.digest})
+    with export_folder(out / "prefill") as folder:
+        write_checkpoint(folder, parts.model, config, stored, storage)
+        what = "The model that reads prompts: it has more experts than the one in decode/, which takes its K/V as they are"
+        text = f"{what}; {storage.told(parts.model)}.\n\n{_usage(folder)}"
+        write_card(folder, outcome, card(outcome, parts.model, role="prefill", text=text, run=out))
+    yield out / "prefill"
 
 
 def no_plan(facts: ExportFacts) -> str:

@@ -20,6 +20,10 @@ CHANNELS = ("intermediate_size", "ffn_dim")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
 """Settings that make a block compute with its own number, so that it cannot be renumbered."""
+OURS, OUR_CLASS = "pdtrim_", "PDTrim"
+"""How the model types and the classes of our own begin, which take the place of a family's where blocks differ."""
+ENTRY = "pdtrim"
+"""The entry of a config that tells how blocks differ."""
 UNCOMPARED = {"training", "layer_idx", "config", "gradient_checkpointing"}
 Plain = (bool, int, float, str, type(None))
 
@@ -36,9 +40,24 @@ def ordinary(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
     if lost_in(stored):
         raise PdtrimError(f"{model.name}: blocks lack their attention or their MLP, which no config of this family can describe")
     _set_widths(model, common, data)
-    config = _read(type(model.model.config), data, model)
-    check(model, stored, type(model.model), config)
+    config_class, model_class = stock_of(model)
+    config = _read(config_class, data, model)
+    check(model, stored, model_class, config)
     return config
+
+
+def family_of(config: Any) -> str:
+    """Return the family of a config: for an export of ours that is pruned again, the one that it was of."""
+    return str(config.model_type).removeprefix(OURS)
+
+
+def stock_of(model: BlockModel) -> tuple[type[Any], type[Any]]:
+    """Return the family's own classes of a model: of an export of ours, those that its classes are made of."""
+    classes = type(model.model.config), type(model.model)
+    if not str(model.model.config.model_type).startswith(OURS):
+        return classes
+    config_class, model_class = (found.__bases__[0] for found in classes)
+    return config_class, model_class
 
 
 def formed(
@@ -56,8 +75,7 @@ def formed(
         classes_of,
     )
 
-    family = model.model.config.model_type
-    config_class, model_class = classes_of(family)
+    config_class, model_class = classes_of(family_of(model.model.config))
     kept = range(model.block_count) if "removed" in told else [block.like for block in stored]
     data = _renumbered(model, kept)
     _set_widths(model, common or {}, data)
@@ -115,7 +133,7 @@ def _renumbered(model: BlockModel, likes: Sequence[int]) -> dict[str, Any]:
     """Return the config as data; its lists of one entry per block are cut to the blocks that are kept."""
     from pdtrim_core.api import steps_as_lists  # noqa: PLC0415 - listings must not import torch
 
-    data: dict[str, Any] = copy.deepcopy(model.model.config.to_dict())
+    data: dict[str, Any] = _stock_data(model.model.config)
     text = data if model.config is model.model.config else data["text_config"]
     for key, value in text.items():
         if isinstance(value, list | tuple) and len(value) == model.block_count and key not in NOT_BY_BLOCK:
@@ -132,7 +150,7 @@ def _counted(model: BlockModel, data: dict[str, Any], likes: Sequence[int]) -> d
     from pdtrim_core.api import numbers_in, renumbered, traits_of  # noqa: PLC0415 - the same
 
     nested = model.config is not model.model.config
-    stock = type(model.model)
+    config_class, stock = stock_of(model)
     numbers = numbers_in(model.blocks)
     wanted = {like: traits_of(model.blocks[like], numbers) for like in likes}
 
@@ -140,7 +158,7 @@ def _counted(model: BlockModel, data: dict[str, Any], likes: Sequence[int]) -> d
         whole = {**data, "text_config": text} if nested else text
         try:
             with torch.device("meta"):
-                made = stock(_read(type(model.model.config), copy.deepcopy(whole), model))
+                made = stock(_read(config_class, copy.deepcopy(whole), model))
         except Exception:  # noqa: BLE001 - each family checks its settings in its own way, and they are only tried
             return len(likes)
         blocks = made.get_submodule(model.layout.blocks)
@@ -154,14 +172,21 @@ def _counted(model: BlockModel, data: dict[str, Any], likes: Sequence[int]) -> d
 
 def uncounted(name: str, config: Any) -> list[str]:
     """Return why blocks of a config cannot be renumbered, by trying."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
+    from pdtrim_core.api import auto_class_of, uncountable  # noqa: PLC0415 - listings must not import torch
 
-    from pdtrim_core.api import uncountable  # noqa: PLC0415 - listings must not import torch
-
-    keys = uncountable(config, lambda tried: AutoModelForCausalLM.from_config(tried, trust_remote_code=False))
+    if str(config.model_type).startswith(OURS):
+        config = type(config).__bases__[0].from_dict(_stock_data(config))
+    keys = uncountable(config, lambda tried: auto_class_of(tried).from_config(tried, trust_remote_code=False))
     return (
         [f"{name}: blocks cannot be renumbered, because of {keys}, and exports need that: leave out the exporter"] if keys else []
     )
+
+
+def _stock_data(config: Any) -> dict[str, Any]:
+    """Return a config as data of the family's own."""
+    data: dict[str, Any] = copy.deepcopy(config.to_dict())
+    data.pop(ENTRY, None)
+    return {**data, "model_type": family_of(config)}
 
 
 def _has_experts(model: BlockModel, block: int) -> bool:
@@ -176,7 +201,7 @@ def _set_widths(model: BlockModel, widths: Mapping[str, int], data: dict[str, An
     if "attention" in widths:
         text["head_dim"] = head_dim_of(model.config)
         heads, kv_heads = _key(model, "num_attention_heads"), _key(model, "num_key_value_heads")
-        text[heads] = text[heads] * widths["attention"] // model.units(0).count("attention")
+        text[heads] = text[heads] * widths["attention"] // (text.get(kv_heads) or text[heads])
         if kv_heads in text:
             text[kv_heads] = widths["attention"]
     if "mlp" in widths:
@@ -195,7 +220,9 @@ def _common(model: BlockModel, stored: Sequence[StoredBlock]) -> dict[str, Any] 
     experts = {block.widths.get("experts", dense[block.index]) for block in stored if block.index in dense}
     if len(experts) > 1:
         return None
-    return {**first, "experts": experts.pop()} if experts - set(dense.values()) else first
+    # Of a model that was pruned before, the config may tell of more than any block has.
+    changed = experts - set(dense.values()) or len(set(dense.values())) > 1 or any("experts" in block.widths for block in stored)
+    return {**first, "experts": experts.pop()} if changed else first
 
 
 def _key(model: BlockModel, name: str) -> str:

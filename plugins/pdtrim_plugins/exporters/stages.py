@@ -91,6 +91,16 @@ class Parts:
             return self._modules([layer.merge])[layer.merge]
         return self.model.left_of(layer, self._modules(layer.shrinks))
 
+    def widths_at(self, layer: Layer) -> dict[str, Any]:
+        """Return the widths of a layer that are not those of its family's config, and which projections got a bias.
+
+        Those of a model that was pruned before stand in its config, for blocks that lose nothing now, too.
+        """
+        entry = getattr(self.model.model.config, "pdtrim", None) or {}
+        told, found = entry.get("widths", {}).get(str(layer.like), {}), self.widths(layer.shrinks)
+        biased = {*told.get("bias", ()), *found.get("bias", ())}
+        return {**told, **found, **({"bias": sorted(biased)} if biased else {})}
+
     def widths(self, shrinks: Sequence[Shrink]) -> dict[str, Any]:
         """Return how many K/V heads, MLP channels and experts are left, and which projections out of a part got a bias."""
         if not shrinks:
@@ -115,6 +125,30 @@ def decode_blocks(parts: Parts, plan: Plan) -> list[StoredBlock]:
     """Return the blocks of the decode model, renumbered."""
     layers = plan.layers("decode", parts.model.block_count)
     return [_stored(parts, "decode", number, layer) for number, layer in enumerate(layers)]
+
+
+def own_prefill_blocks(parts: Parts, plan: Plan) -> list[StoredBlock]:
+    """Return the blocks of a prefill that is a model of its own: one with some of the experts, and decode's K/V.
+
+    Empty where prefill has all experts, those of decode, or other K/V. A truncated prefill runs the last block that decode
+    reads, too, with decode's experts, which changes no K/V.
+    """
+    count = parts.model.block_count
+    if plan.prefill == plan.decode or not plan.prefill.shrinks_experts:
+        return []
+    last = plan.slots(count)[-1].block
+    alone = plan.prefill_alone(count)
+    if not alone.at(last):
+        alone = alone.with_(*(shrink for shrink in plan.decode.shrinks_at(last) if shrink.part == "experts"))
+    layers = Plan(prefill=alone, decode=plan.decode).layers("prefill", count)
+    decode = [layer.block for layer in plan.layers("decode", count) if layer.has_kv]
+    if [layer.block for layer in layers if layer.has_kv] != decode or any(layer.sliced_heads for layer in layers):
+        return []
+    return (
+        [_stored(parts, "prefill", number, layer) for number, layer in enumerate(layers)]
+        if all(layer.runs for layer in layers)
+        else []
+    )
 
 
 @dataclass(frozen=True)
@@ -153,7 +187,7 @@ def _stored(parts: Parts, stage: Stage, index: int, layer: Layer) -> StoredBlock
         index,
         layer.like,
         lambda: parts.module(stage, layer),
-        parts.widths(layer.shrinks),
+        parts.widths_at(layer),
         kept,
         under,
         lambda: parts.stored(stage, layer),

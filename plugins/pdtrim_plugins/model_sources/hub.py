@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from pdtrim_core.api import LoadedModel, ModelSource
+from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
 from pdtrim_plugins.model_sources.block_counts import blocks_in_config
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
@@ -26,11 +26,13 @@ class HubModel(ModelSource):
         return path.count("/") <= 1 and ":" not in path and not path.startswith((".", "/", "~"))
 
     def open(self) -> LoadedModel:
-        """Load the model, from the hub's cache if it is there already."""
+        """Load the model, from the hub's cache if it is there already. Raises `PdtrimError` for an adapter of PEFT."""
+        self._refuse_adapter()
         return load(self.path, self.path, self.dtype, self.placement, self.tell, revision=self.revision)
 
     def open_config(self) -> Any:
         """Return the model's config."""
+        self._refuse_adapter()
         return config_of(self.path, self.path, revision=self.revision)
 
     def files(self) -> list[Path] | None:
@@ -51,3 +53,11 @@ class HubModel(ModelSource):
     def check_weights(self) -> None:
         """Compare the headers of the files of weights with the config, where the hub's cache has them."""
         check_weights(self.path, self.path, revision=self.revision)
+
+    def _refuse_adapter(self) -> None:
+        """Raise `PdtrimError` where the hub's cache has an adapter of the name: transformers would load it without a word."""
+        if any(file.name == "adapter_config.json" for file in self.files() or ()):
+            raise PdtrimError(
+                f"{self.path} has an adapter of PEFT (adapter_config.json): bring it to a folder with `hf download {self.path} "
+                "--local-dir FOLDER`, and say that folder and [model] merge_adapter = true"
+            )

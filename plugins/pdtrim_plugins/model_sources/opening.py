@@ -16,10 +16,15 @@ NO_CODE = {"trust_remote_code": False}
 """What every call of transformers gets that is given a path or an id: code of a checkpoint never runs, and nothing is asked."""
 OURS = "pdtrim_"
 """How the model types of our own classes begin, which exports have whose blocks differ from one another."""
-OURS_REFUSED = (
-    "it is an export of pdtrim-core whose blocks differ from one another, which cannot be pruned again; take the model that was "
-    "pruned, or the unified model of `export --to checkpoints`"
+OURS_PREFILL = (
+    "it is the prefill side of a pair that pdtrim-core wrote, which is no whole model; take the decode side, or the model that "
+    "was pruned"
 )
+OURS_WITHOUT_PARTS = (
+    "it is an export of pdtrim-core some of whose blocks have no attention or no MLP, which cannot be pruned again; take the "
+    "model that was pruned"
+)
+OURS_DAMAGED = "it is said to be an export of pdtrim-core, and its config.json does not describe one; export the run again"
 UNKNOWN_TYPE = re.compile(r"has model type `([^`]*)` but Transformers does not recognize")
 NO_LANGUAGE_MODEL = re.compile(
     r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel: AutoModelForCausalLM"
@@ -51,8 +56,6 @@ def _explained(error: Exception, heard: Heard, name: str) -> str:
             "transformers has"
         )
     unknown = UNKNOWN_TYPE.search(str(error))
-    if unknown and unknown[1].startswith(OURS):
-        return OURS_REFUSED
     if unknown:
         return f"this version of transformers does not know its model_type '{shortened(unknown[1])}': a newer one may"
     other = NO_LANGUAGE_MODEL.search(str(error))

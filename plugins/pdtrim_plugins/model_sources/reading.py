@@ -6,7 +6,7 @@ from typing import Any
 
 from pdtrim_core.api import LoadedModel, PdtrimError, Placement, first_device, loading_options
 from pdtrim_plugins.model_sources.bars import Told, bars_told, nobody
-from pdtrim_plugins.model_sources.opening import NO_CODE, OURS, OURS_REFUSED, opening
+from pdtrim_plugins.model_sources.opening import NO_CODE, OURS, OURS_DAMAGED, OURS_PREFILL, OURS_WITHOUT_PARTS, opening
 
 
 def load(source: str, name: str, dtype: str, placement: Placement, told: Told = nobody, **options: Any) -> LoadedModel:
@@ -16,9 +16,8 @@ def load(source: str, name: str, dtype: str, placement: Placement, told: Told = 
 
     Raises `PdtrimError` where it cannot be read, lacks tensors or cannot be pruned.
     """
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
-
-    from pdtrim_plugins.model_sources.tensors import check_report, check_stored, dtypes_in  # noqa: PLC0415 - imports torch
+    from pdtrim_core.api import auto_class_of  # noqa: PLC0415 - imports torch
+    from pdtrim_plugins.model_sources.tensors import check_report, check_stored, dtypes_in  # noqa: PLC0415 - the same
 
     config = config_of(source, name, **options)
     _refuse(config, name)
@@ -30,8 +29,13 @@ def load(source: str, name: str, dtype: str, placement: Placement, told: Told = 
     with opening(name), bars_told(told) as bars:
         # Tensors of another shape are refused below, by name.
         reported = {"output_loading_info": True, "ignore_mismatched_sizes": True, **bars}
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class_of(config).from_pretrained(
             source, config=config, dtype=format_of(dtype, placement), **reported, **placed, **NO_CODE, **options
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise PdtrimError(
+            f"cannot open the model {name}: transformers loaded an adapter of PEFT with it: bring it to a folder, and say that "
+            "folder and [model] merge_adapter = true"
         )
     check_report(report, model, name)
     stored = dtypes_in(source, config, name, **options) if dtype == "auto" else {"": dtype}
@@ -102,14 +106,30 @@ def _weight_bytes(config: Any, name: str, dtype: str) -> int:
 
 def config_of(source: str, name: str, **options: Any) -> Any:
     """Return a checkpoint's config. Raises `PdtrimError` where it cannot be read."""
-    from transformers import AutoConfig  # noqa: PLC0415 - slow to import
+    from transformers import AutoConfig, PretrainedConfig  # noqa: PLC0415 - slow to import
 
     with opening(name):
-        config = AutoConfig.from_pretrained(source, **NO_CODE, **options)
-    if str(config.model_type).startswith(OURS):
-        # Known to transformers only in a process that has registered our classes.
-        raise PdtrimError(f"cannot open the model {name}: {OURS_REFUSED}")
-    return config
+        data, _ = PretrainedConfig.get_config_dict(source, **NO_CODE, **options)
+        kind = str(data.get("model_type"))
+        if kind.startswith(OURS):
+            _know_ours(kind, data, name)
+        return AutoConfig.from_pretrained(source, **NO_CODE, **options)
+
+
+def _know_ours(kind: str, data: dict[str, Any], name: str) -> None:
+    """Let transformers know the class of an export of ours. Raises `PdtrimError` for one that cannot be pruned again."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415 - slow to import
+
+    from pdtrim_plugins.checkpoints import CONFIG_KEY, classes_of  # noqa: PLC0415 - imports torch
+
+    family, entry = kind.removeprefix(OURS), data.get(CONFIG_KEY)
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not isinstance(entry, dict) or "place" not in entry:
+        raise PdtrimError(f"cannot open the model {name}: {OURS_DAMAGED}")
+    if "decode_index" in entry:
+        raise PdtrimError(f"cannot open the model {name}: {OURS_PREFILL}")
+    if "without" in entry:
+        raise PdtrimError(f"cannot open the model {name}: {OURS_WITHOUT_PARTS}")
+    classes_of(family)
 
 
 def check_weights(source: str, name: str, **options: Any) -> bool:

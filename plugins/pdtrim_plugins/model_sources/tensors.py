@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pdtrim_core.api import PdtrimError, UnreadableError, pattern_of, read_json
+from pdtrim_core.api import PdtrimError, UnreadableError, auto_class_of, pattern_of, read_json
 from pdtrim_plugins.model_sources.opening import NO_CODE, opening
 
 SAFETENSORS, BINARY = "model.safetensors", "pytorch_model.bin"
@@ -250,10 +250,8 @@ def _check_formats(stored: Mapping[str, StoredTensor], name: str) -> None:
 
 def without_weights(config: Any, name: str) -> Any:
     """Return the model of a config on the meta device."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow to import
-
     with opening(name), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), **NO_CODE)
+        return auto_class_of(config).from_config(copy.deepcopy(config), **NO_CODE)
 
 
 def _check_separate(given: Mapping[str, torch.Tensor], model: Any, name: str) -> None:

@@ -58,6 +58,32 @@ def scores_of(
 ) -> dict[int, list[float]]:
     """Return a score for each expert of each block that has some: the sum over the tokens that decode sends there, or their mean.
 
+    See `scores_from`, of which this is the one for decode.
+    """
+    seen = scores_from(context.look_at_routers, context.model.sizes, score_of, mean=mean)
+    if seen.unchosen:
+        what = f"{seen.unchosen} of {seen.count} experts were sent no token of decode"
+        context.note(f"{what}, and are the first to go: more samples tell more")
+    return seen.scores
+
+
+class Seen(NamedTuple):
+    """The scores of the experts of each block, how many experts there are, and how many of them were sent no token."""
+
+    scores: dict[int, list[float]]
+    count: int
+    unchosen: int
+
+
+def scores_from(
+    look_at: Callable[[Callable[[RoutedTokens], None]], None],
+    of_model: ModelSizes,
+    score_of: Callable[[RoutedTokens, int, Tensor], Tensor],
+    *,
+    mean: bool,
+) -> Seen:
+    """Return the scores of experts over the tokens that `look_at` shows: their sum for each expert, or their mean.
+
     `score_of` is given the tokens of a batch, an expert, and the places `[M, 2]` at which it was chosen: the token, and which of
     its experts it is. It returns one number for each, `[M]`. An expert that was never chosen has 0.
     """
@@ -65,7 +91,7 @@ def scores_of(
 
     sums: dict[int, Tensor] = {}
     counts: dict[int, Tensor] = {}
-    sizes = context.model.sizes.blocks
+    sizes = of_model.blocks
 
     def look(seen: RoutedTokens) -> None:
         count = sizes[seen.block].units["experts"][0]
@@ -76,19 +102,15 @@ def scores_of(
             of_block[expert] += float(score_of(seen, expert, at_M2).double().sum())
             times[expert] += len(at_M2)
 
-    context.look_at_routers(look)
-    unseen = sum(int((of_block == 0).sum()) for of_block in counts.values())
-    if unseen:
-        there = sum(map(len, counts.values()))
-        context.note(f"{unseen} of {there} experts were sent no token of decode, and are the first to go: more samples tell more")
+    look_at(look)
     found = {block: (of_block / (counts[block].clamp(min=1) if mean else 1)).tolist() for block, of_block in sums.items()}
     for block, of_block in found.items():
         if not all(map(math.isfinite, of_block)):
             raise PdtrimError(
-                f"{context.model.name}: what the experts of block {block} make is not finite; if the weights are in float16, "
-                'which overflows early, say model.dtype = "bfloat16" or "float32"'
+                f"what the experts of block {block} make is not finite; if the weights are in float16, which overflows early, "
+                'say model.dtype = "bfloat16" or "float32"'
             )
-    return found
+    return Seen(found, sum(map(len, counts.values())), sum(int((of_block == 0).sum()) for of_block in counts.values()))
 
 
 def lowest(sizes: ModelSizes, scores: Mapping[int, Sequence[float]], wanted: int, width: str) -> Removal:

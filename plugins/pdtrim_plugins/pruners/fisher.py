@@ -47,15 +47,19 @@ class Fisher(Pruner):
     Then the output projection of each narrowed part is solved for anew, so that the kept channels give what all of them gave,
     with least squares (as in OBS and its kin; SlimGPT, 2024). Parts are solved for in the dense model, one by one.
 
-    The dense model writes the texts that this is measured on itself, half of them answers to the calibration's training prompts,
-    and only tokens behind the beginning of a text count, which decode would run. Each part keeps its best unit. Biases are those
-    of the narrowed parts and belong to decode, as FLAP's do.
+    The dense model writes the texts that this is measured on itself: its greedy answers to the calibration's training prompts,
+    which are what decode will have to write, and others that are sampled, for width. Only tokens behind the beginning of a text
+    count, which decode would run. Each part keeps its best unit. Biases are those of the narrowed parts and belong to decode, as
+    FLAP's do.
     """
 
     name = "fisher"
     cites = "Kwon et al. (arXiv:2204.09656), SlimGPT (arXiv:2412.18110); measured on what decode runs, ours"
 
-    texts: int = Field(192, gt=0, description="texts that the dense model writes for it")
+    texts: int = Field(192, gt=0, description="texts that are sampled from the dense model")
+    answers: int = Field(
+        192, ge=0, description="training prompts of the calibration that the dense model answers for it, or as many as there are"
+    )
     beginning: int = Field(16, gt=0, description="tokens of each text that count as its prompt: what decode does not run")
     take_over: bool = Field(
         default=True, description="solve for the weights of kept channels anew; if not, only the removed ones' mean is a bias"
@@ -92,14 +96,14 @@ class Fisher(Pruner):
         self.check(context.facts)
         for part in fused_parts(model.sizes):
             context.note(f"pruner 'fisher' keeps the {part} of this family whole, because its projections are fused or experts")
-        texts = [text for text in context.written_texts(self.texts) if len(text) > self.beginning + 1]
+        written = [*context.answered_prompts(self.answers), *context.written_texts(self.texts)]
+        texts = [text for text in written if len(text) > self.beginning + 1]
         if not texts:
             raise PdtrimError(
                 f"pruner 'fisher' needs texts of more than {self.beginning + 1} tokens: raise recovery_data.answer_tokens, or "
                 "lower pruner.beginning"
             )
-        at_once = max(1, (context.batch_tokens or BATCH_TOKENS) // max(map(len, texts)))
-        batches = [texts[start : start + at_once] for start in range(0, len(texts), at_once)]
+        batches = _batches(texts, context.batch_tokens or BATCH_TOKENS)
         means = self._means(model, batches)
         worth = self._worth(model, batches, means, context.rng.randrange(2**32))
         scores = {place: (of_units / size_of(model, place)[1]).tolist() for place, of_units in worth.items()}
@@ -221,6 +225,19 @@ def _check_finite(found: Mapping[Place, Tensor], what: str) -> None:
             raise PdtrimError(
                 f'pruner \'fisher\': {what} the {part} of block {block} is not finite: say model.dtype = "float32" or "bfloat16"'
             )
+
+
+def _batches(texts: Texts, tokens: int) -> list[Texts]:
+    """Return the texts in batches of so many tokens at most, each with texts of one length, so that none is padded."""
+    of_length: dict[int, list[Sequence[int]]] = {}
+    for text in texts:
+        of_length.setdefault(len(text), []).append(text)
+    at_once = {length: max(1, tokens // length) for length in of_length}
+    return [
+        alike[start : start + at_once[length]]
+        for length, alike in of_length.items()
+        for start in range(0, len(alike), at_once[length])
+    ]
 
 
 def _ids(model: BlockModel, batch: Texts) -> Tensor:

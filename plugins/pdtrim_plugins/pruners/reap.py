@@ -64,7 +64,7 @@ class Reap(OfExperts):
 
     def scores(self, context: PruneContext) -> Mapping[int, Sequence[float]]:
         """Return the mean of each expert's weighted output's length."""
-        return ex.scores_of(context, _weighted_norms, mean=True)
+        return ex.scores_of(context, weighted_norms, mean=True)
 
 
 class Frequency(OfExperts):
@@ -74,10 +74,16 @@ class Frequency(OfExperts):
 
     def scores(self, context: PruneContext) -> Mapping[int, Sequence[float]]:
         """Return how often each expert is chosen."""
-        return ex.scores_of(context, lambda _seen, _expert, at_M2: at_M2.new_ones(len(at_M2)), mean=False)
+        return ex.scores_of(context, times_chosen, mean=False)
 
 
-def _weighted_norms(seen: RoutedTokens, expert: int, at_M2: Tensor) -> Tensor:
+def times_chosen(seen: RoutedTokens, expert: int, at_M2: Tensor) -> Tensor:
+    """Return 1 for each time that an expert is chosen."""
+    del seen, expert
+    return at_M2.new_ones(len(at_M2))
+
+
+def weighted_norms(seen: RoutedTokens, expert: int, at_M2: Tensor) -> Tensor:
     """Return how long an expert's output is for the tokens sent there, times the weight that the block gives it."""
     tokens_M, places_M = at_M2.unbind(1)
     made_MD = seen.made_by(expert, seen.hidden_ND[tokens_M])

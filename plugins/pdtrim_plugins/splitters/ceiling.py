@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Literal
 
@@ -97,13 +98,9 @@ class _KvTail(WithoutMeasuring):
         Of a block that decode runs the K/V stay, of a merged block its own, of a shrunk one those of the heads that decode has;
         one that decode has lost goes from prefill too. Where the ceiling is out of reach, all blocks are passed by.
         """
-        current = Plan(prefill=self._above_the_tail(decode), decode=decode)
-        for element in _tail(decode, costs.block_count):
-            if costs.cost(current, "prefill") <= self.prefill_at_most:
-                break
-            there = current.prefill.at(element.blocks[0])
-            current = Plan(prefill=current.prefill.without(*there).with_(element), decode=decode)
-        return current
+        tail, above = _tail(decode, costs.block_count), self._above_the_tail(decode)
+        plans = [_passing_by(tail[:length], above, decode) for length in range(len(tail) + 1)]
+        return next((plan for plan in plans if costs.cost(plan, "prefill") <= self.prefill_at_most), plans[-1])
 
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Measure the result once. Raises `PdtrimError` where even the K/V of all blocks alone are above the ceiling."""
@@ -150,6 +147,66 @@ class Pop(_KvTail):
 
     def _above_the_tail(self, decode: Removal) -> Removal:
         return decode
+
+
+class MixedTail(StageSplitter):
+    """Computes only the K/V of the deepest blocks in prefill, and above them loses some of what decode loses.
+
+    A long tail spares prefill much, and what its deep blocks read is far from what they expect; elements that decode can do
+    without cost prefill little, too, where they are deep. For each length of the tail, from none to what `kv-tail` would take,
+    prefill loses the deepest elements of decode above it until it is under the ceiling; the plan of them that measures best is
+    taken, the one with the shortest tail on ties.
+    """
+
+    name = "mixed-tail"
+    cites = "ours; the tail is POP's (arXiv:2602.03295)"
+
+    prefill_at_most: float = ceiling_option(0.8)
+
+    @property
+    def prefill_ceiling(self) -> float:
+        """The ceiling that the options give."""
+        return self.prefill_at_most
+
+    def problems(self, facts: StageFacts) -> list[str]:
+        """Return why no prefill is under the ceiling."""
+        if facts.least_prefill <= self.prefill_at_most:
+            return []
+        return [below_all_kv(f"splitter {self.name}", self.prefill_at_most, facts.least_prefill, bound=True)]
+
+    def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
+        """Measure one plan for each length of the tail. Raises `PdtrimError` where even the K/V alone are above the ceiling."""
+        del rng
+        least = costs.cost(_passing_by(_tail(plan.decode, costs.block_count), Removal(), plan.decode), "prefill")
+        if least > self.prefill_at_most:
+            raise PdtrimError(below_all_kv(f"splitter {self.name}", self.prefill_at_most, least))
+        trials = list(dict.fromkeys(self._trials(plan.decode, costs)))
+        scores = yield from measure(trials)
+        return trials[max(range(len(trials)), key=lambda i: (scores[i], -i))]
+
+    def _trials(self, decode: Removal, costs: CostModel) -> Iterator[Plan]:
+        """Yield the plans, the shortest tail first; a length with which nothing is under the ceiling has none."""
+        tail = _tail(decode, costs.block_count)
+        for length in range(len(tail) + 1):
+            with_tail = plan = _passing_by(tail[:length], Removal(), decode)
+            passed = {block for element in tail[:length] for block in element.blocks}
+            deepest_first = sorted(decode, key=lambda element: -element.blocks[0])
+            for element in (element for element in deepest_first if passed.isdisjoint(element.blocks)):
+                if costs.cost(plan, "prefill") <= self.prefill_at_most:
+                    break
+                plan = Plan(prefill=plan.prefill.with_(element), decode=decode)
+            if costs.cost(plan, "prefill") <= self.prefill_at_most:
+                yield plan
+            if plan is with_tail and costs.cost(plan, "prefill") <= self.prefill_at_most:
+                return
+
+
+def _passing_by(tail: Iterable[Drop | KvOnly], above: Removal, decode: Removal) -> Plan:
+    """Return the plan whose prefill has this tail in place of what it had lost there."""
+    prefill = above
+    for element in tail:
+        prefill = prefill.without(*prefill.at(element.blocks[0])).with_(element)
+    return Plan(prefill=prefill, decode=decode)
 
 
 def _tail(decode: Removal, block_count: int) -> list[Drop | KvOnly]:

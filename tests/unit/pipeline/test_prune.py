@@ -328,3 +328,28 @@ def test_the_cache_budget_of_a_recipe_holds_for_pruning_too(
 def test_another_family_prunes_by_loss_too(with_planted: PluginHost, tmp_path: Path) -> None:
     outcome = run(with_planted, tmp_path, measuring(), model={"path": "tiny:gpt-neox"})
     assert len(outcome.plan.plan.decode) == 2
+
+
+def test_a_pruner_is_given_the_training_prompts_with_the_dense_models_greedy_answers(
+    with_planted: PluginHost, tmp_path: Path
+) -> None:
+    given: list[tuple[int, ...]] = []
+    seen: list[tuple[BlockModel, Sequence[Sequence[int]]]] = []
+
+    def answer(context: PruneContext) -> Pruned:
+        given.extend(context.answered_prompts(7))
+        seen.append((context.model, context.sequences))
+        return Pruned(Removal(map(Drop, (1, 2))))
+
+    lengths = {"prompt_tokens": 8, "answer_tokens": 6}
+    run(with_planted, tmp_path, answer, calibration={"use": "mini", "samples": 4, "held_out": 2}, recovery_data=lengths)
+    ((model, measured),) = seen
+    assert 0 < len(given) <= 7
+    for text in given:
+        # Whole prompts, of which recoveries take ends; the text goes on from each as the dense model does.
+        ends = [end for end in range(len(text) - 6, len(text)) if model.tokenizer.decode(text[:end]).endswith("Answer:")]
+        (end,) = ends
+        with torch.no_grad():
+            logits_TV = model.model(torch.tensor([text]), use_cache=False).logits[0]
+        assert logits_TV[end - 1 : -1].argmax(dim=-1).tolist() == list(text[end:])
+    assert not {text[: len(sequence)] for text in given for sequence in measured} & set(map(tuple, measured))

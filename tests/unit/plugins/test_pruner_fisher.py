@@ -151,6 +151,20 @@ def test_nothing_is_removed_for_nothing() -> None:
     assert not Fisher().prune(prune_context(tiny_llama(), TEXTS, blocks=0, parameters=0)).removal
 
 
+def test_answers_of_any_length_count_beside_the_texts() -> None:
+    model = tiny_llama()
+    asked: list[int] = []
+
+    def answer(count: int) -> list[tuple[int, ...]]:
+        asked.append(count)
+        return [text[: 9 + number] for number, text in enumerate(TEXTS)]
+
+    options: dict[str, Any] = {"texts": 24, "beginning": 4, "multiple": 1}
+    with_both = Fisher(answers=5, **options).prune(context(model, answer=answer))
+    assert asked == [5]
+    assert with_both.removal != Fisher(**options).prune(context(model)).removal
+
+
 def test_texts_that_are_all_beginning_are_refused() -> None:
     with pytest.raises(PdtrimError, match=r"needs texts of more than 31 tokens: raise recovery_data.answer_tokens, or lower"):
         pruned_by(tiny_llama(), beginning=30)

@@ -13,7 +13,7 @@ from pdtrim_core.api import CostModel, Drop, KvOnly, Merge, PdtrimError, Plan, R
 from pdtrim_core.plan.costs import BlockSizes, ModelSizes
 from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.testing.contracts import Table, split_on_table
-from pdtrim_plugins.splitters import Budget, KvTail, Pop
+from pdtrim_plugins.splitters import Budget, KvTail, MixedTail, Pop
 from tests.unit.examples import given
 
 if TYPE_CHECKING:
@@ -337,8 +337,49 @@ def test_a_dense_prefill_has_no_longer_tail_than_its_ceiling_demands(six: list[i
         assert passed == set(range(first, 6))
 
 
+# Mixed tail
+
+
+def test_each_length_of_the_tail_is_measured_with_the_deepest_elements_that_it_needs() -> None:
+    """A K/V-only block saves 0.133, a dropped one 0.167; 0.6 is too low for two dropped ones."""
+    removal = Removal(map(Drop, (1, 3)))
+    final, asked = run(MixedTail(prefill_at_most=0.6), removal, sized([10] * 6), planted({}))
+    prefills = [Removal([KvOnly(5), Drop(3), Drop(1)]), Removal([KvOnly(5), KvOnly(4), Drop(3)])]
+    assert [plan.prefill for plan in asked] == prefills
+    assert final == asked[0]
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_of_the_lengths_of_a_tail_the_one_that_measures_best_is_taken(kept: int) -> None:
+    removal = Removal(map(Drop, (1, 3)))
+    final, _ = run(MixedTail(prefill_at_most=0.6), removal, sized([10] * 6), planted({kept: 5.0}))
+    assert not final.prefill.at(kept)
+
+
+def test_nothing_that_is_not_needed_goes_beside_a_tail() -> None:
+    removal = Removal([Drop(2)])
+    final, asked = run(MixedTail(prefill_at_most=1.0), removal, sized([10] * 6), planted({}))
+    assert asked == [final] == [Plan(decode=removal)]
+
+
+@given(widths, removals, ceilings, st.integers(0, 1000))
+def test_a_mixed_tail_keeps_to_its_ceiling_and_returns_the_best_it_measured(
+    six: list[int], removal: Removal, ceiling: float, seed: int
+) -> None:
+    costs, value = sized(six), rugged(seed)
+    try:
+        final, asked = run(MixedTail(prefill_at_most=ceiling), removal, costs, value)
+    except PdtrimError as problem:
+        assert "prefill_at_most" in str(problem)  # noqa: PT017 - which one is refused depends on the widths
+        return
+    assert all(costs.cost(plan, "prefill") <= ceiling and plan.decode == removal for plan in asked)
+    assert value(final) == max(map(value, asked))
+    tail_alone, _ = run(KvTail(prefill_at_most=ceiling), removal, costs, value)
+    assert asked[-1] == tail_alone
+
+
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.01])
-@pytest.mark.parametrize("splitter", [Budget, KvTail, Pop])
+@pytest.mark.parametrize("splitter", [Budget, KvTail, MixedTail, Pop])
 def test_a_ceiling_is_a_share(splitter: type[StageSplitter], share: float) -> None:
     with pytest.raises(ValueError, match="prefill_at_most"):
         splitter.model_validate({"prefill_at_most": share})
