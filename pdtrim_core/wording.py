@@ -47,6 +47,11 @@ def shown(value: object) -> str:
     return shortened(repr(value))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 candidate", "1,200 candidates"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def _python_escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

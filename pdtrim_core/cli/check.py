@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pdtrim_core.cli.completing import complete_settings
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 def check(
     recipe: Annotated[list[Path], typer.Argument(help="Recipes or sweeps, TOML files.", show_default=False)],
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipes.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", autocompletion=complete_settings, help="Change a key of the recipes."),
+    ] = None,
     budget: Annotated[bool, typer.Option("--budget", help="Also say how much goes; no weights are read.")] = False,
     wanted: Annotated[
         list[str] | None,

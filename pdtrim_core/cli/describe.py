@@ -9,19 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.api.kinds import KINDS, options_of
+from pdtrim_core.cli.completing import PRESET, complete_described
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import PluginHost, Provided, load_plugins
 from pdtrim_core.recipe import presets
 
-PRESET = "preset"
-"""What is said in place of a kind for a recipe that ships; no kind of components has this name."""
-
 
 def describe(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[KIND] NAME", help="A component, with its kind where two share a name; or preset NAME."),
+        typer.Argument(
+            metavar="[KIND] NAME",
+            autocompletion=complete_described,
+            help="A component, with its kind where two share a name; or preset NAME.",
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pdtrim_core.cli.completing import complete_kinds
 from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import load_plugins
@@ -16,7 +17,9 @@ from pdtrim_core.scaffold.new_package import MODEL, package_of, write_package
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="What it is: scorer, searcher, pruner, ...", show_default=False)],
+    kind: Annotated[
+        str, typer.Argument(autocompletion=complete_kinds, help="What it is: scorer, searcher, pruner, ...", show_default=False)
+    ],
     name: Annotated[str, typer.Argument(help="What recipes will call it, such as norm-ratio.", show_default=False)],
     parent: Annotated[Path, typer.Option("--in", metavar="DIR", help="The folder to make the package in.")] = Path(),
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

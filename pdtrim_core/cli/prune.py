@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pdtrim_core.cli.completing import complete_methods, complete_presets, complete_settings
 from pdtrim_core.cli.executing import Executed
 from pdtrim_core.cli.options import Address, ExecutedBy, Log, Quiet, Trust, Workers
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.run import carry_out
 from pdtrim_core.errors import RecipeError
-from pdtrim_core.host.host import load_plugins
 from pdtrim_core.recipe import presets
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import change, parse_settings, without
 
 PRUNER_SETS = ("scorer", "searcher", "distiller", "search", "prune.merges", "prune.merge_threshold")
 """Keys of a preset that say how blocks are searched for: another pruner has its own way."""
-
-
-def _pruners() -> Iterator[str]:
-    return (provided.component.name for provided in load_plugins().provided if provided.component.kind == "pruner")
-
-
-def _complete_methods(incomplete: str) -> list[str]:
-    return [name for name in _pruners() if name.startswith(incomplete)]
-
-
-def _complete_presets(incomplete: str) -> list[tuple[str, str]]:
-    return [(name, presets.about(name)) for name in presets.NAMES if name.startswith(incomplete)]
 
 
 def prune(
@@ -48,12 +35,12 @@ def prune(
     method: Annotated[
         str | None,
         typer.Option(
-            metavar="PRUNER", autocompletion=_complete_methods, help="Another pruner for decode, such as shortgpt or flap."
+            metavar="PRUNER", autocompletion=complete_methods, help="Another pruner for decode, such as shortgpt or flap."
         ),
     ] = None,
     preset: Annotated[
         str,
-        typer.Option(autocompletion=_complete_presets, help=f"What else the recipe says: {', '.join(presets.NAMES)}."),
+        typer.Option(autocompletion=complete_presets, help=f"What else the recipe says: {', '.join(presets.NAMES)}."),
     ] = presets.DEFAULT,
     out: Annotated[Path | None, typer.Option(help="The run folder (default: one under runs/).", show_default=False)] = None,
     dtype: Annotated[str | None, typer.Option(help="The number format of the weights.", show_default=False)] = None,
@@ -63,7 +50,13 @@ def prune(
     ] = None,
     device: Annotated[str | None, typer.Option(hidden=True)] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change another key of the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=complete_settings,
+            help="Change another key of the recipe; may be repeated.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe instead of running it.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with what the folder has.")] = False,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli import reporting
+from pdtrim_core.cli.completing import complete_settings
 from pdtrim_core.cli.executing import Executed, check_executor, executed_by
 from pdtrim_core.cli.options import Address, ExecutedBy, Log, Quiet, Trust, Workers
 from pdtrim_core.cli.progress import Display, progress_display
@@ -26,7 +27,10 @@ from pdtrim_core.sweeping.sweep import is_sweep
 def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.", show_default=False)],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", autocompletion=complete_settings, help="Change a key of the recipe; may be repeated."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder, instead of the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what would run.")] = False,

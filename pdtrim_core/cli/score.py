@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pdtrim_core.cli.completing import complete_settings
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.host.host import Origin
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 def score(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.", show_default=False)],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", autocompletion=complete_settings, help="Change a key of the recipe; may be repeated."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pdtrim_core.cli.completing import complete_settings
 from pdtrim_core.cli.executing import Executed, check_executor, executed_by
 from pdtrim_core.cli.options import Address, ExecutedBy, Log, Quiet, Trust, Workers
 from pdtrim_core.cli.progress import Display, progress_display
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 def sweep(
     file: Annotated[Path, typer.Argument(help="The sweep, a TOML file.", show_default=False)],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of all runs; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", autocompletion=complete_settings, help="Change a key of all runs; may be repeated."
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder that ${data} stands for.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the sweep, instead of the file's.")] = None,

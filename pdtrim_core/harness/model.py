@@ -170,11 +170,11 @@ class PdtrimLM(HFLM):  # type: ignore[misc]  # the harness has no types
         """What a reader of the results must know, of all that was scored since the last `start_notes`."""
         found = []
         if self.cut:
-            found.append(f"{self.cut} prompts were longer than the model's {self.max_length} tokens and were cut from the left")
+            found.append(f"prompts longer than the model's {self.max_length} tokens were cut from the left: {self.cut}")
         if self.crowded:
             found.append(
-                f"{self.crowded} prompts left no room in the model's {self.max_length} tokens for what is generated behind them "
-                "and were cut from the left"
+                f"prompts that left no room in the model's {self.max_length} tokens for what is generated behind them were cut "
+                f"from the left: {self.crowded}"
             )
         if self.rolled and self.prompt_share:
             found.append(

@@ -38,6 +38,7 @@ from pdtrim_core.results.outcome import Gain, Row, SearchStep, Value
 from pdtrim_core.search.driver import Exchange, Ledger, Tally, drive, drive_split, never
 from pdtrim_core.search.finalists import choose
 from pdtrim_core.search.out_of_time import IsOver, OutOfTime, completed
+from pdtrim_core.wording import counted
 
 RUNNING = {"run", "shrunk", "no-attention", "no-mlp"}
 """States of a block that a stage runs as it is, or less some units or the other part."""
@@ -306,11 +307,12 @@ class Bench:
                 )
             return choice.plan
         gain = f"by {choice.gain:.2f} +- {choice.error:.2f} points on {where}"
+        those = counted(len(finalists), "finalist")
         self._context.events.note(
-            f"search: the first removal stays: the best of {len(finalists)} finalists beats it {gain}, which may be luck (less "
+            f"search: the first removal stays: the best of {those} beats it {gain}, which may be luck (less "
             f"than search.caution = {settings.caution_wanted:g} standard errors); more calibration samples tell more"
             if choice.stays
-            else f"search: the plan taken, of {len(finalists)} finalists, beats the first removal {gain}"
+            else f"search: the plan taken, of {those}, beats the first removal {gain}"
         )
         return choice.plan
 
@@ -411,9 +413,8 @@ class Bench:
             seconds = steps * self._seconds_each
             minutes = self._context.recipe.settings.search.minutes if what == "search" else None
             ended = f", ended after {minutes:g} min" if minutes is not None and seconds > 60 * minutes else ""
-            self._context.events.preview(
-                f"{what}: at most {steps} measurements x {self._seconds_each:.1f} s = about {_duration(seconds)}{ended}"
-            )
+            most = f"at most {counted(steps, 'measurement')} x {self._seconds_each:.1f} s"
+            self._context.events.preview(f"{what}: {most} = about {_duration(seconds)}{ended}")
 
 
 def open_bench(context: RunContext, inputs: RunInputs, module_set: ModuleSet) -> Bench:
@@ -452,10 +453,11 @@ def _step(exchange: Exchange) -> SearchStep:
 
 def _told_of_time(minutes: float | None, measured: int, plan: Plan, space: SearchSpace, *, filled: bool) -> str:
     """Return the note on a search that was ended after so many minutes, with that many plans measured."""
-    ended = f"search: ended after search.minutes = {minutes:g}, with {measured} plans measured"
+    ended = f"search: ended after search.minutes = {minutes:g}, with {counted(measured, 'plan')} measured"
     if not filled:
         return f"{ended}; the best of them that is of full size counts"
-    return f"{ended}, none of them without {space.count} blocks; what it had begun is completed by block scores: {plan.decode}"
+    small = f"none of them without {counted(space.count, 'block')}"
+    return f"{ended}, {small}; what it had begun is completed by block scores: {plan.decode}"
 
 
 def _value(score: Score, items: int) -> Value:

@@ -16,7 +16,7 @@ from pdtrim_core.plan.elements import Merge, Removal, Shrink
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult
 from pdtrim_core.search.space import TwoSets, part_space, search_space, two_sets
-from pdtrim_core.wording import shortened
+from pdtrim_core.wording import counted, shortened
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class MergePairs:
         """Train merges, or find them trained; tell whether all are better than a drop. Others are not chosen again."""
         fresh = [str(merge) for merge in pairs if merge not in self.training.modules]
         if fresh:
-            what = f"merges: {len(fresh)} pairs to train, or to find among the trained ones"
+            what = f"merges: {counted(len(fresh), 'pair')} to train, or to find among the trained ones"
             self._events.preview(f"{what}: {', '.join(fresh)}")
         records = self.training.train_all(pairs)
         bad = [record.merge for record in records if not record.worthwhile]

@@ -12,7 +12,7 @@ from pdtrim_core.api.hookspecs import hookimpl
 from pdtrim_core.data.readings import Candidate
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.host.host import PluginHost
-from pdtrim_core.wording import visible
+from pdtrim_core.wording import counted, visible
 
 Progress = bool | Callable[[str], None]
 """Whether lines go to stderr, or the function that takes them."""
@@ -38,7 +38,8 @@ class ProgressLines:
         """Say which step of how many begins."""
         self._count, self._best = 0, None
         place = f"step {self._steps.index(step) + 1} of {len(self._steps)}: " if step in self._steps else ""
-        self._tell(f"{place}{step}{f', at most {about} measurements' if about else ''}")
+        most = f", at most {counted(about, 'measurement')}" if about else ""
+        self._tell(f"{place}{step}{most}")
 
     @hookimpl
     def pdtrim_note_made(self, note: str) -> None:

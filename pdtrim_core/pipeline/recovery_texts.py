@@ -16,6 +16,7 @@ from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.pipeline.training_tokens import TrainingTokens
 from pdtrim_core.pipeline.written_texts import WrittenTexts
 from pdtrim_core.recipe.settings import GENERATED, OF_CALIBRATION
+from pdtrim_core.wording import counted
 
 CHECKED = 16
 """Texts, the first ones, on which a recovery must have made the pair better, and from which none is computed."""
@@ -72,8 +73,8 @@ class RecoveryTexts:
         found = list(islice(self._written.texts(count) if source == GENERATED else self._read(source), count))
         if len(found) < count:
             raise PdtrimError(
-                f"recovery_data.sources: {source} gives {len(found)} texts of {self.text_tokens} tokens, and {count} are needed: "
-                "give it more text, or let recoveries take fewer tokens"
+                f"recovery_data.sources: {source} gives {counted(len(found), 'text')} of {self.text_tokens} tokens, and {count} "
+                "are needed: give it more text, or let recoveries take fewer tokens"
             )
         return found
 

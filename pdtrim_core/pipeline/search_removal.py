@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from pdtrim_core.pipeline.prepare import score, threshold_of
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, with_training
 from pdtrim_core.pipeline.run_keys import keys_of
+from pdtrim_core.pipeline.steps import merges_first
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult, Sets
 from pdtrim_core.search.space import TwoSets
@@ -43,7 +45,7 @@ def search_removal(context: RunContext, inputs: RunInputs) -> SearchedRemoval:
         scores = _scores(context, inputs)
         threshold = threshold_of(context.recipe, scores)
     pairs = MergePairs(context, inputs, scores, threshold)
-    with context.events.step("merge pairs"):
+    with context.events.step("merge pairs") if merges_first(context.recipe) else nullcontext():
         choice = pairs.choose()
     decides = bool(choice.module_set.modules)
     environment = with_training(context, inputs.environment, pairs.training.digest, decides=decides)

@@ -13,6 +13,11 @@ def steps_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(_steps(recipe))
 
 
+def merges_first(recipe: Recipe) -> bool:
+    """Tell whether a recipe merges pairs of blocks, and trains them in front of its search."""
+    return recipe.settings.prune.merges and recipe.distiller.train == "before-search"
+
+
 def _steps(recipe: Recipe) -> Iterator[str]:
     yield from ("open the model", "calibrate")
     with blame(recipe.host.label_of(recipe.objective)):
@@ -22,12 +27,7 @@ def _steps(recipe: Recipe) -> Iterator[str]:
     if recipe.pruner is not None:
         yield from ("prune", "measure the dense model")
     else:
-        yield from ("score the blocks", "merge pairs")
-        if recipe.settings.search.recovered:
-            yield "estimate recovery"
-        yield from ("measure the dense model", "search")
-        if recipe.settings.prune.merges and recipe.distiller.train == "after-search":
-            yield "merge the chosen pairs"
+        yield from _search_steps(recipe)
     if recipe.pruner is None or not recipe.pruner.replaces_model:
         yield "split the stages"
     if recipe.recoveries:
@@ -40,3 +40,14 @@ def _steps(recipe: Recipe) -> Iterator[str]:
     if recipe.settings.evaluation.fidelity and not recipe.streams:
         yield "fidelity"
     yield "write"
+
+
+def _search_steps(recipe: Recipe) -> Iterator[str]:
+    yield "score the blocks"
+    if merges_first(recipe):
+        yield "merge pairs"
+    if recipe.settings.search.recovered:
+        yield "estimate recovery"
+    yield from ("measure the dense model", "search")
+    if recipe.settings.prune.merges and not merges_first(recipe):
+        yield "merge the chosen pairs"

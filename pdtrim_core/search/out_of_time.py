@@ -9,6 +9,7 @@ from pdtrim_core.data.readings import Score
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Element, Removal
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.wording import counted
 
 IsOver = Callable[[], bool]
 """Tells whether the time of a search is over."""
@@ -62,8 +63,8 @@ def completed(stopped: OutOfTime, space: SearchSpace, ceiling: float | None = No
 
 def _too_early(count: int, why: str) -> str:
     return (
-        f"the time of the search was over before it had measured a plan that removes {count} blocks, and {why}: give it more "
-        "with search.minutes"
+        f"the time of the search was over before it had measured a plan that removes {counted(count, 'block')}, and {why}: "
+        "give it more with search.minutes"
     )
 
 

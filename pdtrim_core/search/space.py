@@ -12,6 +12,7 @@ from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import PARTS, Drop, DropPart, Element, Merge, Removal
 from pdtrim_core.plan.plan import Plan
+from pdtrim_core.wording import counted
 
 DEFAULT_THRESHOLD = 0.95
 DEFAULT_QUANTILE = 0.9
@@ -40,8 +41,8 @@ class TwoSets:
         elements += rest[: count - len(elements)]
         if len(elements) < count:
             raise PdtrimError(
-                f"{count} blocks are to go, but the two sets hold only {len(self.drops)} drops and {len(self.pairs)} "
-                "merges: raise prune.merge_threshold or ask for fewer blocks"
+                f"{counted(count, 'block')} to remove, but the two sets hold only {counted(len(self.drops), 'drop')} and "
+                f"{counted(len(self.pairs), 'merge')}: raise prune.merge_threshold or ask for fewer blocks"
             )
         return Removal(elements)
 

@@ -30,6 +30,7 @@ from pdtrim_core.sweeping.one_run import (
     ended_elsewhere,
 )
 from pdtrim_core.sweeping.sweep import PlannedRun, Sweep
+from pdtrim_core.wording import counted
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _side_by_side(
     if not runs:
         return
     check_shared(executor, folder)
-    say(f"{len(runs)} runs by {executor.count} workers, side by side")
+    say(f"{counted(len(runs), 'run')} by {counted(executor.count, 'worker')}, side by side")
     coming: dict[Future[DoneElsewhere], PlannedRun] = {}
     for run in runs:
         sent = SentRun(run.point, run.recipe.to_data(), fresh, benchmarks)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pdtrim_core.errors import PdtrimError, PluginError
 from pdtrim_core.pipeline.executor import Job
+from pdtrim_core.wording import counted
 from pdtrim_core.workers.queue import Task, TaskQueue
 from pdtrim_core.workers.worker import Failed
 
@@ -161,7 +162,7 @@ class RayExecutor:
     def _retire(self, number: int, error: Exception) -> None:
         with self._lock:
             self._working.discard(number)
-        self._say(f"going on with {len(self._working)} workers: {error}")
+        self._say(f"going on with {counted(len(self._working), 'worker')}: {error}")
         if not self._working:
             for task in self._tasks.close():
                 if task.begin():

@@ -85,12 +85,3 @@ def test_what_is_wrong_is_told_in_a_line_before_anything_is_opened(
 
 def test_an_unknown_preset_is_not_described(cli: Cli) -> None:
     assert "; did you mean 'best'?" in cli("describe", "preset", "bset").err
-
-
-def test_a_shell_completes_methods_and_presets(program: Cli) -> None:
-    def completed(words: str) -> str:
-        environment = {"_PDTRIM_CORE_COMPLETE": "complete_bash", "COMP_WORDS": f"pdtrim-core prune {words}", "COMP_CWORD": "3"}
-        return program(**environment).out
-
-    assert completed("--preset fa").split() == ["fast"]
-    assert "shortgpt" in completed("--method sho").split()

@@ -74,7 +74,6 @@ def test_progress_goes_to_stderr_one_line_a_step(cli: Cli, recipe: Path) -> None
         "calibrate",
         "let the dense model answer",
         "score the blocks",
-        "merge pairs",
         "measure the dense model",
         "search",
         "split the stages",

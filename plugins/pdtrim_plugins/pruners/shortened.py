@@ -92,7 +92,7 @@ def problems(facts: PruneFacts, *, plus: bool, name: str) -> list[str]:
     """Return why the budget is beyond the blocks that may be removed."""
     free = len(removable(facts.block_count, plus=plus))
     problem = (
-        f"{name}: {facts.blocks} of the {facts.block_count} blocks are to be removed, but only {free} may be, because the "
+        f"{name}: asked to remove {facts.blocks} of the {facts.block_count} blocks, but only {free} may be, because the "
         f"first {KEPT_FIRST} and the last {KEPT_LAST} always stay: {f'remove at most {free}, or ' * bool(free)}"
         "say plus = false"
     )

@@ -28,7 +28,7 @@ class Sleb(Pruner):
         barriers = self.early_barrier + self.latter_barrier
         most = max(0, facts.block_count - barriers)
         problem = (
-            f"{self.name}: {facts.blocks} of the {facts.block_count} blocks are to be removed, but the barriers keep {barriers}: "
+            f"{self.name}: asked to remove {facts.blocks} of the {facts.block_count} blocks, but the barriers keep {barriers}: "
             f"remove at most {most}, or lower early_barrier or latter_barrier"
         )
         return [problem] if facts.blocks > most else []

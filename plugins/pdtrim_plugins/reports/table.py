@@ -223,7 +223,7 @@ def _costs(outcome: Outcome) -> str:
     body = [
         [cost.name, _number(cost.dense), _number(cost.plan), f"{_percent(-cost.saved)} %", cost.unit] for cost in outcome.costs
     ]
-    return columns([["cost", "dense", "replaced" if outcome.saved_plan is None else "plan", "change", "unit"], *body])
+    return _narrow([["cost", "dense", "replaced" if outcome.saved_plan is None else "plan", "change", "unit"], *body])
 
 
 def _percent(share: float) -> str:

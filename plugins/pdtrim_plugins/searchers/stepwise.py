@@ -159,8 +159,9 @@ def _unprotected(space: SearchSpace, protect_first: int, protect_last: int) -> l
 def _check_enough(name: str, space: SearchSpace, elements: list[Element]) -> None:
     if not space.parts and len(elements) < space.count:
         raise PdtrimError(
-            f"searcher '{name}' is to remove {space.count} blocks, but only {len(elements)} of {len(space.elements)} elements "
-            "are not protected: lower searcher.protect_first or searcher.protect_last, or ask for fewer blocks"
+            f"searcher '{name}' was asked to remove {space.count} of the blocks, but only {len(elements)} of "
+            f"{len(space.elements)} elements are not protected: lower searcher.protect_first or "
+            "searcher.protect_last, or ask for fewer blocks"
         )
 
 

@@ -53,7 +53,7 @@ def test_the_dense_side_is_the_harness_own_model(staged_run: LoadedRun) -> None:
     ours, theirs = model.loglikelihood(asked), harness(staged_run).loglikelihood(asked, disable_tqdm=True)
     assert close(ours, theirs, [len(text) for _, text in TEXTS])
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
-    assert model.notes == ["1 prompts were longer than the model's 512 tokens and were cut from the left"]
+    assert model.notes == ["prompts longer than the model's 512 tokens were cut from the left: 1"]
 
 
 @pytest.mark.numeric
@@ -64,7 +64,7 @@ def test_prompts_to_generate_behind_that_were_cut_are_told(stage: Variant, stage
     asked = [("x" * 600, options), ("y" * 501, options), ("y" * 500, options), ("short", options)]
     model.generate_until(requests("generate_until", *asked))
     assert model.notes == [
-        "2 prompts left no room in the model's 512 tokens for what is generated behind them and were cut from the left"
+        "prompts that left no room in the model's 512 tokens for what is generated behind them were cut from the left: 2"
     ]
     model.start_notes()
     model.generate_until(requests("generate_until", asked[-1]))

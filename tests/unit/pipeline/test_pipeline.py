@@ -70,19 +70,23 @@ def recipe(host: PluginHost, out: Path, **changes: Any) -> Recipe:
     [
         (
             {},
+            ["score the blocks", "measure the dense model", "search", "split the stages"],
+        ),
+        (
+            {**MERGING, "searcher": "greedy", "distiller": {**DATA["distiller"], "lr": 1e-3}},
             ["score the blocks", "merge pairs", "measure the dense model", "search", "split the stages"],
         ),
         (
             {**MERGING, "searcher": "greedy", "distiller": {**DATA["distiller"], "train": "after-search", "lr": 1e-3}},
             [
-                *("score the blocks", "merge pairs", "measure the dense model", "search"),
+                *("score the blocks", "measure the dense model", "search"),
                 *("merge the chosen pairs", "measure the dense model", "split the stages"),
             ],
         ),
         ({**NO_SEARCH, "pruner": "shortgpt"}, ["prune", "measure the dense model", "split the stages"]),
         ({**NO_SEARCH, "pruner": {"use": "slicegpt", "window": 16}}, ["prune", "measure the dense model"]),
     ],
-    ids=["search", "training after the search", "a pruner", "a pruner that replaces the model"],
+    ids=["search", "training before the search", "training after the search", "a pruner", "a pruner that replaces the model"],
 )
 def test_steps_come_in_order_whatever_finds_what_decode_loses(
     host: PluginHost, ears: Ears, tmp_path: Path, changes: dict[str, Any], steps: list[str]

@@ -61,12 +61,17 @@ def test_what_takes_no_lines_is_refused(tmp_path: Path, progress: Any) -> None:
         (
             DATA,
             {"objective": "kl"},
-            ["let the dense model answer", "score the blocks", "merge pairs", "search", "split the stages"],
+            ["let the dense model answer", "score the blocks", "search", "split the stages"],
         ),
         (
             DATA,
             {"prune": {"blocks": 2, "merges": True}, "distiller": {"use": "mse", "train": "after-search"}},
-            ["merge the chosen pairs"],
+            ["score the blocks", "measure the dense model", "search", "merge the chosen pairs", "split the stages"],
+        ),
+        (
+            DATA,
+            {"prune": {"blocks": 2, "merges": True}},
+            ["score the blocks", "merge pairs", "measure the dense model", "search"],
         ),
         (DATA, {"recovery": "fold", "formats": {"decode": "W8A16"}}, ["recover", "quantise", "evaluate", "write"]),
         (DATA, {"recovery": "fold", "search": {"recovered": True}}, ["estimate recovery"]),
@@ -79,6 +84,7 @@ def test_the_steps_of_a_recipe_are_known(tmp_path: Path, data: dict[str, Any], c
     assert found[:2] == ("open the model", "calibrate")
     assert found[-1] == "write"
     assert [step for step in found if step in steps] == steps
+    assert [step for step in found if step.startswith("merge")] == [step for step in steps if step.startswith("merge")]
 
 
 def test_a_model_that_is_replaced_has_nothing_to_split(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_too_few_blocks_beside_those_that_stay_are_told(pruner: type[Pruner], th
     with pytest.raises(PdtrimError) as error:
         pruner.model_validate({"window": 16}).prune(context_of(model, blocks=free + 1))
     assert str(error.value) == (
-        f"{pruner.name}: {free + 1} of the {there} blocks are to be removed, but only {free} may be, because the first 4 and the "
+        f"{pruner.name}: asked to remove {free + 1} of the {there} blocks, but only {free} may be, because the first 4 and the "
         f"last 2 always stay: {f'remove at most {free}, or ' if free else ''}say plus = false"
     )
 

@@ -131,7 +131,7 @@ def test_a_budget_that_the_barriers_forbid_is_refused(blocks: int, late: int, mo
     with pytest.raises(PdtrimError) as error:
         Sleb(window=8, latter_barrier=late).prune(recorded.context)
     assert str(error.value) == (
-        f"sleb: {blocks} of the 6 blocks are to be removed, but the barriers keep {1 + late}: remove at most {most}, or lower "
+        f"sleb: asked to remove {blocks} of the 6 blocks, but the barriers keep {1 + late}: remove at most {most}, or lower "
         "early_barrier or latter_barrier"
     )
     assert not recorded.losses

@@ -112,6 +112,16 @@ def test_costs_are_told_as_changes(tmp_path: Path) -> None:
     ]
 
 
+def test_costs_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    costs = (
+        Cost("prefill work for 1024 tokens", "FLOPs", 253.83e9, 197.34e9),
+        Cost("K/V shipped to decode", "bytes a prompt token", 46_080, 38_400),
+    )
+    told = parts(outcome_with(costs=costs, gains=()), tmp_path)[3].splitlines()
+    assert max(map(len, told)) <= 80
+    assert told[0] == "cost                             dense      plan   change                  unit"
+
+
 def test_a_cost_that_stays_changes_by_plain_zero(tmp_path: Path) -> None:
     costs = (Cost("traffic", "bytes", 2048, 2048),)
     assert "-0.0 %" not in parts(outcome_with(costs=costs, gains=()), tmp_path)[3]

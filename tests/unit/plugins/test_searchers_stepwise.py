@@ -161,7 +161,7 @@ def test_too_many_protected_blocks_are_refused(kind: type[Sequential | Beam]) ->
     with pytest.raises(PdtrimError) as error:
         found_by(kind(protect_first=2), plain_space(6, 5))
     assert str(error.value) == (
-        f"searcher '{kind.name}' is to remove 5 blocks, but only 3 of 6 elements are not protected: lower "
+        f"searcher '{kind.name}' was asked to remove 5 of the blocks, but only 3 of 6 elements are not protected: lower "
         "searcher.protect_first or searcher.protect_last, or ask for fewer blocks"
     )
 

@@ -190,7 +190,7 @@ def test_too_few_elements_are_refused() -> None:
     with pytest.raises(PdtrimError) as caught:
         search_space(scores, 9, two_sets(scores, 9, 0.9))
     assert str(caught.value) == (
-        "9 blocks are to go, but the two sets hold only 6 drops and 2 merges: raise prune.merge_threshold or ask for fewer blocks"
+        "9 blocks to remove, but the two sets hold only 6 drops and 2 merges: raise prune.merge_threshold or ask for fewer blocks"
     )
 
 
