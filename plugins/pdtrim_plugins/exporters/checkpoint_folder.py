@@ -176,11 +176,11 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with the keys, too, by which transformers 4 and readers like it know number format and rotary embedding.
+    """Return a config with the keys, too, by which transformers 4 and readers like it know formats, rotary embedding and experts.
 
-    They ignore `dtype` and `rope_parameters` without a word, and compute with their defaults.
+    They ignore `dtype`, `rope_parameters` and new names of a count of experts without a word, and compute with their defaults.
     """
-    found = dict(config)
+    found = _other_names_of_experts(config) | config
     if isinstance(config.get("text_config"), dict):
         found["text_config"] = with_older_keys(config["text_config"])
     if isinstance(config.get("dtype"), str):
@@ -201,6 +201,15 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     if "partial_rotary_factor" in whole:
         found["partial_rotary_factor"] = whole["partial_rotary_factor"]
     return found
+
+
+def _other_names_of_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's numbers of experts by the other names that its class knows them by."""
+    from transformers import CONFIG_MAPPING  # noqa: PLC0415 - slow to import
+
+    kind = config.get("model_type")
+    names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    return {other: config[name] for other, name in names.items() if "expert" in other and name in config}
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -264,6 +264,14 @@ def test_local_blocks_have_their_own_base_for_older_readers(tmp_path: Path) -> N
     assert read_back(tmp_path / "decode").config.rope_parameters == ropes
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
+def test_older_readers_find_the_count_of_experts_by_the_name_that_they_know(family: str, tmp_path: Path) -> None:
+    export(Checkpoints(), tiny_model(family), [Drop(1)], tmp_path)
+    told = json.loads((tmp_path / "decode" / "config.json").read_text())
+    assert (told["num_experts"], told["num_local_experts"]) == (4, 4)
+    assert read_back(tmp_path / "decode").config.num_local_experts == 4
+
+
 def test_an_earlier_export_is_replaced_and_another_folder_is_not(tmp_path: Path) -> None:
     model = tiny_llama()
     for gone in (1, 2):
