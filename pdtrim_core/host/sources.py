@@ -135,12 +135,22 @@ def _imported(content: bytes) -> set[str]:
     except (SyntaxError, ValueError, RecursionError):
         return set()
     names = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
     return {name for name in names if name != OURS and name not in sys.stdlib_module_names}
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield what a source is made of down to its statements; its expressions, most of it by far, hold no imports."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for inner in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(node, inner, ())
 
 
 def _spec_of(name: str) -> ModuleSpec | None:
@@ -156,7 +166,9 @@ def _own_files(spec: ModuleSpec | None) -> list[Path]:
     if spec is None:
         return []
     places = [Path(place) for place in spec.submodule_search_locations or ()]
-    files = [file for place in places for file in place.rglob("*.py")] if places else [Path(spec.origin or "")]
+    # Looking through all files of an installed package, such as torch, would take longer than all else here.
+    own = [place for place in places if not _installed(place)]
+    files = [file for place in own for file in place.rglob("*.py")] if places else [Path(spec.origin or "")]
     return sorted(file for file in files if file.suffix == ".py" and file.is_file() and not _installed(file))
 
 
