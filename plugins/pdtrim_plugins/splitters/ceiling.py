@@ -76,8 +76,8 @@ class Budget(StageSplitter):
         return 1 + len(plan.decode) * (len(plan.decode) + 1) // 2
 
 
-class _KvTail(WithoutMeasuring):
-    """Computes only K/V in prefill from some depth on, which is as low as a ceiling on prefill's cost demands."""
+class _PassesBy(StageSplitter):
+    """Computes only K/V of some blocks in prefill, so that a ceiling is out of reach only below the K/V of all blocks."""
 
     prefill_at_most: float
 
@@ -92,6 +92,18 @@ class _KvTail(WithoutMeasuring):
             return []
         return [below_all_kv(f"splitter {self.name}", self.prefill_at_most, facts.least_prefill, bound=True)]
 
+    def _fits(self, plan: Plan, costs: CostModel) -> bool:
+        return costs.cost(plan, "prefill") <= self.prefill_at_most
+
+    def _check(self, lowest: Plan, costs: CostModel) -> None:
+        """Raise `PdtrimError` where even the plan with the longest tail is above the ceiling."""
+        if not self._fits(lowest, costs):
+            raise PdtrimError(below_all_kv(f"splitter {self.name}", self.prefill_at_most, costs.cost(lowest, "prefill")))
+
+
+class _KvTail(_PassesBy, WithoutMeasuring):
+    """Computes only K/V in prefill from some depth on, which is as low as a ceiling on prefill's cost demands."""
+
     def plan_for(self, decode: Removal, costs: CostModel) -> Plan:
         """Return the plan whose prefill passes by one block after the other, the deepest first, until it is under the ceiling.
 
@@ -100,13 +112,11 @@ class _KvTail(WithoutMeasuring):
         """
         tail, above = _tail(decode, costs.block_count), self._above_the_tail(decode)
         plans = [_passing_by(tail[:length], above, decode) for length in range(len(tail) + 1)]
-        return next((plan for plan in plans if costs.cost(plan, "prefill") <= self.prefill_at_most), plans[-1])
+        return next((plan for plan in plans if self._fits(plan, costs)), plans[-1])
 
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Measure the result once. Raises `PdtrimError` where even the K/V of all blocks alone are above the ceiling."""
-        least = costs.cost(self.plan_for(plan.decode, costs), "prefill")
-        if least > self.prefill_at_most:
-            raise PdtrimError(below_all_kv(f"splitter {self.name}", self.prefill_at_most, least))
+        self._check(self.plan_for(plan.decode, costs), costs)
         return (yield from super().split(plan, costs, rng))
 
     @abstractmethod
@@ -149,7 +159,7 @@ class Pop(_KvTail):
         return decode
 
 
-class MixedTail(StageSplitter):
+class MixedTail(_PassesBy):
     """Computes only the K/V of the deepest blocks in prefill, and above them loses some of what decode loses.
 
     A long tail spares prefill much, and what its deep blocks read is far from what they expect; elements that decode can do
@@ -163,23 +173,10 @@ class MixedTail(StageSplitter):
 
     prefill_at_most: float = ceiling_option(0.8)
 
-    @property
-    def prefill_ceiling(self) -> float:
-        """The ceiling that the options give."""
-        return self.prefill_at_most
-
-    def problems(self, facts: StageFacts) -> list[str]:
-        """Return why no prefill is under the ceiling."""
-        if facts.least_prefill <= self.prefill_at_most:
-            return []
-        return [below_all_kv(f"splitter {self.name}", self.prefill_at_most, facts.least_prefill, bound=True)]
-
     def split(self, plan: Plan, costs: CostModel, rng: Random) -> Requests[Plan]:
         """Measure one plan for each length of the tail. Raises `PdtrimError` where even the K/V alone are above the ceiling."""
         del rng
-        least = costs.cost(_passing_by(_tail(plan.decode, costs.block_count), Removal(), plan.decode), "prefill")
-        if least > self.prefill_at_most:
-            raise PdtrimError(below_all_kv(f"splitter {self.name}", self.prefill_at_most, least))
+        self._check(_passing_by(_tail(plan.decode, costs.block_count), Removal(), plan.decode), costs)
         trials = list(dict.fromkeys(self._trials(plan.decode, costs)))
         scores = yield from measure(trials)
         return trials[max(range(len(trials)), key=lambda i: (scores[i], -i))]
@@ -187,18 +184,17 @@ class MixedTail(StageSplitter):
     def _trials(self, decode: Removal, costs: CostModel) -> Iterator[Plan]:
         """Yield the plans, the shortest tail first; a length with which nothing is under the ceiling has none."""
         tail = _tail(decode, costs.block_count)
+        deepest_first = sorted(decode, key=lambda element: -element.blocks[0])
         for length in range(len(tail) + 1):
-            with_tail = plan = _passing_by(tail[:length], Removal(), decode)
+            trial = tail_alone = _passing_by(tail[:length], Removal(), decode)
             passed = {block for element in tail[:length] for block in element.blocks}
-            deepest_first = sorted(decode, key=lambda element: -element.blocks[0])
-            for element in (element for element in deepest_first if passed.isdisjoint(element.blocks)):
-                if costs.cost(plan, "prefill") <= self.prefill_at_most:
-                    break
-                plan = Plan(prefill=plan.prefill.with_(element), decode=decode)
-            if costs.cost(plan, "prefill") <= self.prefill_at_most:
-                yield plan
-            if plan is with_tail and costs.cost(plan, "prefill") <= self.prefill_at_most:
-                return
+            above = iter([element for element in deepest_first if passed.isdisjoint(element.blocks)])
+            while not self._fits(trial, costs) and (element := next(above, None)):
+                trial = Plan(prefill=trial.prefill.with_(element), decode=decode)
+            if self._fits(trial, costs):
+                yield trial
+                if trial is tail_alone:
+                    return
 
 
 def _passing_by(tail: Iterable[Drop | KvOnly], above: Removal, decode: Removal) -> Plan:
