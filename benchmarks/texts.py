@@ -6,6 +6,8 @@ text of a file, which is none of the repository's.
 
 from __future__ import annotations
 
+import ast
+import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -24,6 +26,8 @@ PROMPT = ANSWER = 64
 MEASURED = 64
 """Texts of a kind that measure, where a benchmark does not say how many."""
 OPENING = 8
+LEAST_WORDS = 5
+"""Words of a line that is no heading, table or code."""
 KINDS = ("generated", "answers", "text")
 
 
@@ -72,6 +76,15 @@ def running(model: BlockModel, path: Path, count: int, length: int = PROMPT + AN
     if len(texts) < count:
         raise SystemExit(f"{path} has {len(texts)} texts of {length} tokens, and {count} are needed")
     return texts[:count]
+
+
+def library_prose() -> str:
+    """Return what the modules of Python's library say of themselves, which is none of the reference: text to measure on."""
+    found = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        about = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        found += [line for line in about.splitlines() if line[:1].isalpha() and len(line.split()) > LEAST_WORDS]
+    return "\n".join(found)
 
 
 def learned_texts(model: BlockModel, tokens: int, file: Path | None = None) -> dict[str, list[Item]]:

@@ -85,9 +85,10 @@ def fidelity_row(result: Mapping[str, Any]) -> list[str]:
 
 QUICKSTART_OTHERS = (
     "its decode in both stages",
-    "searched for both stages",
     "ShortGPT in both stages",
     "ShortGPT as a pair",
+    "FLAP in both stages",
+    "FLAP as a pair",
 )
 
 
@@ -96,7 +97,7 @@ def quickstart_row(row: Mapping[str, Any]) -> list[str]:
     gaps = [f"{value:.3f} +- {error:.3f}" for value, error in (row["nearer_by"][name] for name in QUICKSTART_OTHERS)]
     kl, error = row["kl"]
     holds = "yes" if row["holds"] else "no"
-    return [str(row["seed"]), row["decode"], f"{kl:.3f} +- {error:.3f}", f"{row['prefill']:.1%}", *gaps, holds]
+    return [str(row["seed"]), f"{kl:.3f} +- {error:.3f}", f"{row['prefill']:.1%}", *gaps, holds]
 
 
 def searcher_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
@@ -106,13 +107,29 @@ def searcher_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
     return [row["model"], row["way"], str(row["seeds"]), f"{result['minutes']:g}", *figures]
 
 
+def parts_row(row: Mapping[str, Any]) -> list[str]:
+    """Return what a way of pruning decode costs in KL where its step is as small, and as fast, as without some whole blocks."""
+
+    def nats(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    return [
+        f"{row['context']:,}",
+        row["way"],
+        f"{row['step_bytes']:.1%}",
+        nats(row["kl_at_bytes"]),
+        f"{row['step_seconds']:.1%}",
+        nats(row["kl_at_seconds"]),
+    ]
+
+
 def quality_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """Return the line of one method in one variant in a result of `quality`."""
     shares = [f"{row[name]:.1%}" for name in ("decode bytes", "prefill FLOPs", "K/V")]
     figures = [
         "" if row[name] is None else "{:.3f} +- {:.3f}".format(*row[name]) for name in ("kl", "beyond_best_baseline", "text_kl")
     ]
-    return [result["model"], row["method"], row["variant"], *shares, *figures]
+    return [result["model"], str(result["items"]), row["method"], row["variant"], *shares, *figures]
 
 
 def recovery_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from generator.benchmark_rows import (
     fidelity_row,
     limit_row,
     merge_row,
+    parts_row,
     pruning_row,
     quality_row,
     quickstart_row,
@@ -39,6 +40,7 @@ PLAIN = (
     "searchers",
     "limits",
     "quality",
+    "parts",
     "recovery",
     "recovered_search",
     "fold_cost",
@@ -145,10 +147,10 @@ def benchmarks_page() -> str:
         ),
         "quickstart": (
             "The quickstart",
-            "The pair of `examples/quickstart.toml`, each seed with other items to search on, beside other plans of the same "
+            "The pair of `examples/quickstart.toml`, each seed with other texts to learn from, beside other plans of the same "
             "decode size: how much less its KL to the dense model is, in nats a token along the dense model's answers to 64 "
-            "held-out prompts, paired over prompts. By `python benchmarks/quickstart.py`.",
-            ["seed", "decode loses", "KL of the pair", "prefill FLOPs", *QUICKSTART_OTHERS, "more than 3 errors each"],
+            "held-out questions and 64 pieces of prose, paired over prompts. By `python benchmarks/quickstart.py`.",
+            ["seed", "KL of the pair", "prefill FLOPs", *QUICKSTART_OTHERS, "more than 3 errors each"],
             lambda result: [quickstart_row(of_seed) for of_seed in result["rows"]],
         ),
         "searchers": (
@@ -199,10 +201,12 @@ def benchmarks_page() -> str:
         "quality": (
             "Pairs of all pruners",
             "Pairs with the same decode bytes, and what decode runs in both stages (`unified`): KL to the dense model along its "
-            "answers to items of eight benchmarks, 16 of each, in nats a token, and beyond that of the best pruner that is not "
-            "ours, paired over items; `ours` is the default search over blocks. By `python benchmarks/quality.py --items 16`.",
+            "answers to so many items of each of eight benchmarks, in nats a token, and beyond that of the best pruner that is "
+            "not ours, paired over items; `ours` is the preset `default` without recovery, `ours, blocks` the default search "
+            "over blocks. By `python benchmarks/quality.py --data DIR`; `--items 16` is the quick one.",
             [
                 "model",
+                "items",
                 "method",
                 "variant",
                 "decode bytes",
@@ -213,6 +217,14 @@ def benchmarks_page() -> str:
                 "KL on a text",
             ],
             lambda result: [quality_row(result, row) for row in result["rows"]],
+        ),
+        "parts": (
+            "Blocks against parts",
+            "KL of decode under a dense prefill, in nats a token on held-out items, where a step of it reads as many bytes, or "
+            "takes as long, as without so many whole blocks; between two sizes of a plan it is interpolated, and a dash stands "
+            "where no plan of a way is so small or so large. By `python benchmarks/parts.py`.",
+            ["context", "way", "bytes of a step", "KL at these bytes", "seconds of a step", "KL at this time"],
+            lambda result: [parts_row(row) for row in result["rows"]],
         ),
         "serve": (
             "Serving",

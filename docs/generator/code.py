@@ -27,11 +27,15 @@ ABOUT_NAMES = {
 """Names that can carry no docstring of their own."""
 
 
+PAGE = 92
+"""Letters of a line of code that a page of the site shows beside its contents, on a screen 1400 px wide."""
+
+
 def hooks_page() -> str:
     """Return the page of hooks, by sort."""
     sorts: dict[str, list[str]] = {"registry": [], "question": [], "event": []}
     for name, hook in hooks():
-        sorts[sort_of(hook)].append(f"### {name}\n\n```text\n{name}{signature(hook)}\n```\n\n{doc(hook)}")
+        sorts[sort_of(hook)].append(f"### {name}\n\n```text\n{wrapped(name + signature(hook))}\n```\n\n{doc(hook)}")
     about = {
         "registry": "Yield component classes. The classes of all plugins are collected in the order of loading; those of a "
         "`tryfirst` hook come first, those of a `trylast` hook last. A wrapper is sent one list of classes for each plugin, and "
@@ -135,7 +139,7 @@ def name_section(name: str) -> str:
     if name in ABOUT_NAMES:
         return "\n\n".join([*parts, ABOUT_NAMES[name]])
     if inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, (Component, Exception))):
-        parts.append(f"```text\n{name}{signature(value)}\n```")
+        parts.append(f"```text\n{wrapped(name + signature(value))}\n```")
     parts.append(doc(value))
     if inspect.isclass(value):
         rows = [[f"`{member}`", doc(thing).split("\n", maxsplit=1)[0]] for member, thing in members(value)]
@@ -174,6 +178,23 @@ def signature(function: Any) -> str:
         if name not in ("self", "cls")
     ]
     return str(found.replace(parameters=parameters, return_annotation=_bare(found.return_annotation)))
+
+
+def wrapped(call: str) -> str:
+    """Return a call as it is written, an argument a line where it is wider than a page of the site."""
+    if len(call) <= PAGE:
+        return call
+    begin, depth, parts = call.index("(") + 1, 0, [""]
+    for at, letter in enumerate(call[begin:], start=begin):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth < 0:
+            arguments = "".join(f"    {part.strip()},\n" for part in parts if part.strip())
+            return f"{call[:begin]}\n{arguments}{call[at:]}"
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return call
 
 
 class Bare:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from generator.code import methods, signature
+from generator.code import methods, signature, wrapped
 from generator.markup import anchor, doc, summary, table
 from pdtrim_core.api.component import Component
 from pdtrim_core.api.kinds import KINDS, key_of, options_of
@@ -52,7 +52,8 @@ def kind_page(kind: str, host: PluginHost) -> str:
     ]
     parts += [component_section(p.component, p.origin.plugin) for p in provided]
     parts.append(f"## Writing one\n\nSubclass `pdtrim_core.api.{base.__name__}`.{_shared_options(base)}")
-    parts += [f"```text\n{base.__name__}.{name}{signature(member)}\n```\n\n{doc(member)}" for name, member in methods(base)]
+    for name, member in methods(base):
+        parts.append(f"```text\n{wrapped(f'{base.__name__}.{name}{signature(member)}')}\n```\n\n{doc(member)}")
     return "\n\n".join(parts)
 
 

@@ -58,7 +58,7 @@ from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, re
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.passes import Pass, results_of
 from pdtrim_core.model.placement import Placement, first_device, loading_options, place
-from pdtrim_core.plan.diagram import draw_diagram
+from pdtrim_core.plan.diagram import draw_diagram, lost_units
 from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.formats import Formats
 from pdtrim_core.plan.layers import Layer
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from pdtrim_core.api.routed_tokens import RoutedTokens
     from pdtrim_core.api.score_context import HiddenStates, ScoreContext, TokenBatch
     from pdtrim_core.api.selection_context import SelectionContext
+    from pdtrim_core.execution.distributions import drawn
     from pdtrim_core.execution.first_tokens import FirstTokens
     from pdtrim_core.execution.quantized_weights import QuantizedWeights
     from pdtrim_core.execution.recovered_weights import RecoveredWeights, read_first_tokens
@@ -196,6 +197,7 @@ __all__ = [
     "cache_folder",
     "damaged",
     "draw_diagram",
+    "drawn",
     "encode",
     "experts_in",
     "first_device",
@@ -203,6 +205,7 @@ __all__ = [
     "hookimpl",
     "load_modules",
     "loading_options",
+    "lost_units",
     "measure",
     "narrowed",
     "note",
@@ -257,6 +260,7 @@ _LAZY = {
     "LayerTokens": "pdtrim_core.execution.stage_walk",
     "WalkedLayer": "pdtrim_core.execution.stage_walk",
     "MappedWeights": "pdtrim_core.model.mapped_weights",
+    "drawn": "pdtrim_core.execution.distributions",
     "auto_class_of": "pdtrim_core.model.auto_class",
     "experts_in": "pdtrim_core.model.experts",
     "head_dim_of": "pdtrim_core.model.narrowing",

@@ -372,6 +372,10 @@ class ModelSource(Component):
         """
         return None
 
+    def is_odd(self) -> bool:
+        """Tell within milliseconds whether the model's files contradict each other; then `check` opens the config, to say how."""
+        return False
+
     def first_time(self) -> str:
         """Return what `open` is going to do this once, and where it keeps the result; nothing where it just reads.
 

@@ -28,6 +28,10 @@ def _say_nothing(text: str) -> None:
     del text
 
 
+def _note_nothing(share: float) -> None:
+    del share
+
+
 @dataclass(frozen=True)
 class PruneContext:
     """The dense model, tokens, and the budget of a pruner; every pruner gets the same.
@@ -35,6 +39,8 @@ class PruneContext:
     `sequences` are the tokens of the calibration items, each prompt with its right continuation. `blocks` is how many blocks
     are to go, or `parameters` how many weights, whichever a method counts in: both are the same budget. All randomness comes
     from `rng`. `batch_tokens` is how many tokens a batch has, None what suits the device. `note` says something to the user.
+    `reached` takes the share of the pruner's own work that is done, 0 to 1, so that people see how long it will take; losses,
+    training and texts tell that by themselves.
     `decode_from` has for each sequence the first token that decode runs, which is the last one of its prompt where decode makes
     the first token; empty where that is not known, and all tokens count as decode's.
 
@@ -55,6 +61,7 @@ class PruneContext:
     write: Write | None = None
     answer: Write | None = None
     decode_from: Sequence[int] = ()
+    reached: Callable[[float], None] = _note_nothing
 
     @property
     def facts(self) -> PruneFacts:

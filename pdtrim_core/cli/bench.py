@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from pdtrim_core.cli import latency_tables
-from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.logs import remark
+from pdtrim_core.cli.options import Log, Quiet, Trust
 from pdtrim_core.cli.progress import progress_display
-from pdtrim_core.cli.terminal import say, say_data
+from pdtrim_core.cli.terminal import say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.host.host import load_plugins
 from pdtrim_core.wording import shortened
@@ -46,6 +47,8 @@ def bench(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write, instead of bench.json in RUN.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    log: Log = "text",
+    quiet: Quiet = False,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -64,12 +67,12 @@ def bench(
     subjects = _subjects(run, random_weights, given, dtype, trust=trust)
     grid = Grid(forward=forward, repeats=repeats, prompt_lengths=prompts, batches=together, contexts=cached)
     path = out or (run / "bench.json" if run else None)
-    display = progress_display(sys.stderr)
+    display = progress_display(sys.stderr, log, quiet=quiet)
     with display.working("timing"):
         found = measure(subjects, grid, path, thread_count=threads, say=display.say)
     say_data(found.to_json(), end="") if as_json else latency_tables.print_latencies(found)
     if path:
-        _say(f"written: {path}")
+        remark(f"written: {path}")
 
 
 def _subjects(run: Path | None, shape: str | None, given: dict[str, Any], dtype: Any, *, trust: bool) -> Subjects:
@@ -120,7 +123,3 @@ def _dtypes() -> tuple[str, ...]:
     from pdtrim_core.timing.subjects import Dtype  # noqa: PLC0415 - imports torch
 
     return get_args(Dtype)
-
-
-def _say(text: str) -> None:
-    say(text, file=sys.stderr, flush=True)

@@ -65,7 +65,7 @@ def _check(path: Path, settings: list[str], names: list[str], *, budget: bool, t
             result["unknown"] = unknown
             result["text"] += f"; whether it can be exported is not known: {unknown}"
         for recipe in () if budget else wanted.values():
-            if _asks_too_much(recipe) or (_depends_on_sizes(recipe) and _is_near(recipe)):
+            if _asks_too_much(recipe) or _is_odd(recipe) or (_depends_on_sizes(recipe) and _is_near(recipe)):
                 # How much of a model a block holds stands in its config, which takes seconds to open.
                 _budget_of(recipe)
         if budget:
@@ -103,6 +103,11 @@ def _asks_too_much(recipe: Recipe) -> bool:
     with blame(recipe.host.label_of(recipe.model)):
         there = recipe.model.block_count()
     return there is not None and wanted >= there
+
+
+def _is_odd(recipe: Recipe) -> bool:
+    with blame(recipe.host.label_of(recipe.model)):
+        return recipe.model.is_odd()
 
 
 def _depends_on_sizes(recipe: Recipe) -> bool:

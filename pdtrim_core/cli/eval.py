@@ -14,7 +14,8 @@ import typer
 
 from pdtrim_core.cli.executing import Executed, check_executor, executed_by
 from pdtrim_core.cli.fidelity_inputs import LEAST_TOKENS, FidelityInputs
-from pdtrim_core.cli.options import Address, ExecutedBy, Trust, Workers
+from pdtrim_core.cli.logs import remark
+from pdtrim_core.cli.options import Address, ExecutedBy, Log, Quiet, Trust, Workers
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import PdtrimError, did_you_mean
@@ -100,6 +101,8 @@ def eval(  # noqa: A001 - a command is named as its function is
     executor: ExecutedBy = "local",
     workers: Workers = None,
     address: Address = None,
+    log: Log = "text",
+    quiet: Quiet = False,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -127,7 +130,7 @@ def eval(  # noqa: A001 - a command is named as its function is
     from pdtrim_core.pipeline.open_run import load_run  # noqa: PLC0415 - imports torch
     from pdtrim_core.pipeline.run_fidelity import RunFidelity  # noqa: PLC0415 - the same
 
-    display = progress_display(sys.stderr)
+    display = progress_display(sys.stderr, log, quiet=quiet)
     made_by: Literal["decode", "prefill"] | None = None if first_token is None else first_token.value
     loaded, results = load_run(run, trust=trust), list[TaskResult]()
     wanted = there(run, loaded.outcome, wanted)
@@ -164,13 +167,14 @@ def eval(  # noqa: A001 - a command is named as its function is
 
 
 def there(run: Path, outcome: Outcome, wanted: list[Variant]) -> list[Variant]:
-    """Return those variants that a run has, and say why not of the others; where it has none, what was asked for."""
+    """Return those variants that a run has, and say why not of the others. Raises `PdtrimError` where it has none of them."""
     absent = {variant: outcome.why_absent(variant) for variant in wanted}
     there = [variant for variant in wanted if not absent[variant]]
-    if there:
-        for why in filter(None, absent.values()):
-            _tell(f"{run} {why}")
-    return there or wanted
+    if not there:
+        raise PdtrimError(f"{run} {absent[wanted[0]]}")
+    for why in filter(None, absent.values()):
+        remark(f"{run} {why}")
+    return there
 
 
 def _check_needed(given: Mapping[str, object]) -> None:
@@ -185,10 +189,6 @@ def _check_unused(given: Mapping[str, object]) -> None:
             raise PdtrimError(
                 f"{option} is for tasks in the harness, and --fidelity --data runs none there: leave it out, or use --items"
             )
-
-
-def _tell(text: str) -> None:
-    say(text, file=sys.stderr, flush=True)
 
 
 def _show(run: Path, results: Sequence[TaskResult], wanted: Sequence[Variant], *, as_json: bool) -> None:

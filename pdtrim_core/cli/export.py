@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.api.kinds import Exporter
-from pdtrim_core.cli.options import Trust
+from pdtrim_core.cli.logs import remark
+from pdtrim_core.cli.options import Log, Quiet, Trust
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say
 from pdtrim_core.errors import RecipeError
@@ -37,6 +38,8 @@ def export(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the exporters; may be repeated.")
     ] = None,
     push_to_hub: PushToHub = None,
+    log: Log = "text",
+    quiet: Quiet = False,
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -48,14 +51,14 @@ def export(
 
     loaded = load_run(run, trust=trust)
     exporters = exporters_of(to, settings, dtype, loaded.host)
-    folder, display = out or run, progress_display(sys.stderr)
+    folder, display = out or run, progress_display(sys.stderr, log, quiet=quiet)
     with lent(run, folder), display.working(f"writing {to}"):
         written = []
         for path in write_exports(exporters, loaded.host, loaded.outcome, loaded.dense, folder):
             written.append(path)
             say(f"{path}  {size_of(path)}", flush=True)
-        for remark in remarks_on(exporters, loaded.host, loaded.dense):
-            say(remark, file=sys.stderr)
+        for text in remarks_on(exporters, loaded.host, loaded.dense):
+            remark(text)
         push_written(written, push_to_hub)
 
 

@@ -36,23 +36,26 @@ def init(
     del debug  # main() reads it
     if file.exists():
         raise PdtrimError(f"{file} is there already: name another file, or remove it")
-    asked = model or _answer("Which model? A hub id, a folder, a GGUF file, or package:NAME", MODEL, "--model", _text)
+    given = {"--model": model, "--much": much, "--preset": preset, "--out": out}
+    missing = [option for option, value in given.items() if not value]
+    if missing and not sys.stdin.isatty():
+        raise RecipeError("init", [f"it asks questions, and this is no terminal: say {_in_a_row(missing)}, too"])
+    asked = model or _answer("Which model? A hub id, a folder, a GGUF file, or package:NAME", MODEL, _text)
     amount = (
         _amount(much)
         if much
-        else _answer("How much of decode goes? A share of its parameters, or a number of blocks", MUCH, "--much", _amount)
+        else _answer("How much of decode goes? A share of its parameters, or a number of blocks", MUCH, _amount)
     )
     chosen = (
         _preset(preset)
         if preset
         else _answer(
             "\n".join(["What for?", *(f"  {name:8} {presets.about(name)}" for name in presets.NAMES), "One of these"]),
-            presets.DEFAULT,
-            "--preset",
+            presets.BLOCKS if amount.startswith("blocks") else presets.DEFAULT,
             _preset,
         )
     )
-    folder = out or _answer("Where is the run's folder to be?", f"runs/{file.stem}", "--out", _text)
+    folder = out or _answer("Where is the run's folder to be?", f"runs/{file.stem}", _text)
     text = recipe_text(asked, amount, chosen, folder)
     Recipe.from_data(parse_toml(text), where=str(file), out=Path(folder))
     with writing(file):
@@ -69,15 +72,18 @@ def recipe_text(model: str, amount: str, preset: str, out: str) -> str:
     return "\n".join([*filter(None, head), "", "[model]", f"path = {_quoted(model)}", "", tables])
 
 
+def _in_a_row(names: list[str]) -> str:
+    """Return names as a sentence has them: a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def _quoted(text: str) -> str:
     # What JSON escapes, TOML escapes in the same way.
     return json.dumps(text)
 
 
-def _answer(question: str, default: str, option: str, check: Callable[[str], str]) -> str:
+def _answer(question: str, default: str, check: Callable[[str], str]) -> str:
     """Ask on stderr until there is an answer that can be taken; an empty line takes the default."""
-    if not sys.stdin.isatty():
-        raise RecipeError("init", [f"it asks questions, and this is no terminal: say {option}, too"])
     while True:
         say(f"{question} [{default}]: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 BEGUN = time.monotonic()
 """When the command began; all lines of a command count from here."""
 
+BETWEEN = 1.0
+"""Seconds between two lines on how far the same work is."""
+
 
 def write_line(stream: TextIO, event: str, **facts: Any) -> None:
     """Write an event as an object of JSON on a line of its own."""
@@ -41,6 +45,15 @@ def log_asked_for(arguments: Sequence[str]) -> str:
     return "quiet" if {"--quiet", "-q"} & set(words) else "text"
 
 
+def remark(text: str) -> None:
+    """Say something beside the results, as the command line asks for."""
+    asked = log_asked_for(sys.argv[1:])
+    if asked == "json":
+        write_line(sys.stderr, "note", text=text)
+    elif asked == "text":
+        say(text, file=sys.stderr, flush=True)
+
+
 class JsonDisplay:
     """Writes each event of a run as an object on a line of its own: `event`, `time` (seconds since the start) and its facts.
 
@@ -52,6 +65,8 @@ class JsonDisplay:
         self._at: dict[str, Any] = {}
         self._heartbeat = Heartbeat(lambda: self._write("working", **self._at), seconds)
         self._candidates = 0
+        self._advanced: tuple[object, ...] = ()
+        self._advanced_at = 0.0
 
     def working(self, doing: str = "") -> AbstractContextManager[object]:
         """Return the context in which the stream is never silent for long."""
@@ -76,7 +91,7 @@ class JsonDisplay:
     @hookimpl
     def pdtrim_step_started(self, step: str, about: int | None) -> None:
         """Write the step, with how many measurements it takes at most."""
-        self._at, self._candidates = {"step": step, "about": about}, 0
+        self._at, self._candidates, self._advanced = {"step": step, "about": about}, 0, ()
         self._write("step_started", **self._at)
 
     @hookimpl
@@ -99,12 +114,12 @@ class JsonDisplay:
     @hookimpl
     def pdtrim_work_advanced(self, what: str, number: int, count: int, share: float) -> None:
         """Write how far the work of a step is."""
-        self._write("advanced", what=what, number=number, count=count, share=round(share, 4))
+        self._advance(what, number, count, share)
 
     @hookimpl
     def pdtrim_recovery_advanced(self, name: str, number: int, count: int, share: float) -> None:
         """Write how far a recovery is."""
-        self._write("advanced", what=name, number=number, count=count, share=round(share, 4))
+        self._advance(name, number, count, share)
 
     @hookimpl
     def pdtrim_merge_trained(self, merge: Merge, trained: float, untrained: float) -> None:
@@ -128,6 +143,15 @@ class JsonDisplay:
         if self._heartbeat.inside:
             self._heartbeat.__exit__(None, None, None)
             self._write("run_ended")
+
+    def _advance(self, what: str, number: int, count: int, share: float) -> None:
+        """Write the beginning and the end of each work, and what is between them at most once a second: some tell each token."""
+        end, now = share >= 1, time.monotonic()
+        work = (what, number, count, end)
+        if work == self._advanced and (end or now - self._advanced_at < BETWEEN):
+            return
+        self._advanced, self._advanced_at = work, now
+        self._write("advanced", what=what, number=number, count=count, share=round(share, 4))
 
     def _write(self, event: str, **facts: Any) -> None:
         self._heartbeat.said()

@@ -233,6 +233,7 @@ class LiveDisplay:
             expand=self._narrow,
         )
         self._steps = StepCount()
+        self._step = ""
         self._task: TaskID | None = None
         self._count = 0
         self._about: int | None = None
@@ -265,7 +266,12 @@ class LiveDisplay:
         self._progress.start()
         self._count, self._about, self._best, self._at_work = 0, about, None, ""
         self._steps.at(step)
-        self._task = self._progress.add_task(f"{self._steps.words(short=self._narrow)}{step}", total=about, figures="")
+        self._step = step
+        self._begin()
+
+    def _begin(self) -> None:
+        words = f"{self._steps.words(short=self._narrow)}{self._step}"
+        self._task = self._progress.add_task(words, total=self._about, figures="")
 
     @hookimpl
     def pdtrim_note_made(self, note: str) -> None:
@@ -312,6 +318,11 @@ class LiveDisplay:
             self._count += 1
             # Finalists are measured again on other items, where nothing is the best.
             self._best = self._best if candidate.best is None else candidate.best
+            if self._at_work:
+                # What went before, such as the texts of a pruner that measures, is done. A reset would keep its total.
+                self._at_work = ""
+                self._progress.remove_task(self._task)
+                self._begin()
             total = "" if self._about is None else f"/{self._about}"
             figures = f"{self._count}{total}{self._best_words()}"
             self._progress.update(self._task, completed=self._count, figures=figures)

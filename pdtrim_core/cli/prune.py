@@ -25,7 +25,10 @@ PRUNER_SETS = ("scorer", "searcher", "distiller", "search", "prune.merges", "pru
 
 def prune(
     model: Annotated[str, typer.Argument(help="A hub id, a folder, a GGUF file, or package:NAME.", show_default=False)],
-    blocks: Annotated[int | None, typer.Option(min=1, help="How many blocks decode loses.", show_default=False)] = None,
+    blocks: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many blocks decode loses, or channels of as many.", show_default=False),
+    ] = None,
     fraction: Annotated[
         float | None, typer.Option(help="The share of all parameters that decode loses (default: the preset's).")
     ] = None,
@@ -39,9 +42,14 @@ def prune(
         ),
     ] = None,
     preset: Annotated[
-        str,
-        typer.Option(autocompletion=complete_presets, help=f"What else the recipe says: {', '.join(presets.NAMES)}."),
-    ] = presets.DEFAULT,
+        str | None,
+        typer.Option(
+            autocompletion=complete_presets,
+            help=f"What else the recipe says: {', '.join(presets.NAMES)} (default: {presets.DEFAULT}; with --blocks, "
+            f"{presets.BLOCKS}).",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder (default: one under runs/).", show_default=False)] = None,
     dtype: Annotated[str | None, typer.Option(help="The number format of the weights.", show_default=False)] = None,
     placement: Annotated[
@@ -69,7 +77,7 @@ def prune(
     trust: Trust = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Prune a model without a recipe: decode loses a share of its blocks, prefill what the budget asks for.
+    """Prune a model without a recipe: decode loses a share of its weights, prefill what the budget asks for.
 
     What is run is a recipe: that of the preset, changed by the options. It is written into the run's folder, from where run,
     check and sweep take it. `pdtrim-core describe preset NAME` prints a preset.
@@ -77,6 +85,7 @@ def prune(
     del debug  # main() reads it
     if blocks is not None and fraction is not None:
         raise RecipeError("prune", ["--blocks and --fraction both say how much goes: leave out one of them"])
+    preset = preset or (presets.DEFAULT if blocks is None else presets.BLOCKS)
     data: dict[str, Any] = {"model": {"path": model}, **presets.preset(preset)}
     if blocks is not None:
         data = change(without(data, "prune.fraction"), {"prune.blocks": blocks})
@@ -92,12 +101,13 @@ def prune(
     }
     data = change(data, {key: value for key, value in given.items() if value is not None})
     if prefill_at_most is not None:
-        data = {**data, "splitter": {"use": "kv-tail", "prefill_at_most": prefill_at_most}}
+        capped = "prefill_at_most" in data["splitter"]
+        data["splitter"] = {"use": data["splitter"]["use"] if capped else "kv-tail", "prefill_at_most": prefill_at_most}
     recipe = Recipe.from_data(
         data,
         changes=parse_settings(settings or ()),
         where="prune",
-        out=out or Path("runs") / _named(model, data, preset),
+        out=out or Path("runs") / _named(model, data["prune"], method or preset),
         trust=trust or not dry_run,
     )
     display = progress_display(sys.stderr, log, quiet=quiet)
@@ -118,9 +128,8 @@ def _left_out(data: dict[str, Any], key: str) -> dict[str, Any]:
         return data
 
 
-def _named(model: str, data: dict[str, Any], preset: str) -> str:
+def _named(model: str, much: dict[str, Any], way: str) -> str:
     """Return the name of a run's folder, from what tells runs of one model apart."""
     name = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf")).strip("-.")
-    much = data["prune"]
     how_much = f"{much['blocks']}-blocks" if "blocks" in much else f"{100 * much['fraction']:g}-percent"
-    return "-".join(filter(None, [name or "model", data.get("pruner", preset), how_much]))
+    return "-".join(filter(None, [name or "model", way, how_much]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pdtrim_core.cli.completing import complete_settings
+from pdtrim_core.cli.options import Log, Quiet
 from pdtrim_core.cli.progress import progress_display
 from pdtrim_core.cli.terminal import say, say_data
 from pdtrim_core.host.host import Origin
@@ -30,13 +31,15 @@ def score(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    log: Log = "text",
+    quiet: Quiet = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Rank the blocks of a recipe's model by its scorer, the safest to remove first; measure nothing."""
     del debug  # main() reads it
     wanted = Recipe.read(recipe, changes=parse_settings(settings or ()))
     check_there(wanted, str(recipe))
-    wanted.host.register(progress_display(sys.stderr), Origin("progress", "pdtrim-core"))
+    wanted.host.register(progress_display(sys.stderr, log, quiet=quiet), Origin("progress", "pdtrim-core"))
     from pdtrim_core.pipeline.rank import rank  # noqa: PLC0415 - imports torch
 
     ranking = rank(wanted)

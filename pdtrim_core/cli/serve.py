@@ -99,6 +99,11 @@ def serve(
         raise PdtrimError(
             f"--verify compares with a run, and {path} is an export alone: use pdtrim-core verify, and name its run"
         )
+    if verify and connector != "nixl":
+        raise PdtrimError(
+            f"--verify with --connector {connector}: it hands over whole cache blocks alone, and decode computes the rest of a "
+            "prompt itself, so that answers are others than the run's: leave out one of them"
+        )
     servers.check_engine(python, found, wants_nixl=connector == "nixl")
     with _temporary_storage() as storage:
         commands = commands_for(export, engine, ports, storage, options)

@@ -15,7 +15,7 @@ RECIPE_COMMANDS = ("run", "score", "check", "sweep")
 def told(error: Any) -> str:
     """Return what is wrong with a command line, of an error of typer's; an error of another sort is said as it is."""
     context = getattr(error, "ctx", None)
-    text = one_sentence(error.format_message())
+    text = one_sentence(error.format_message()).replace("Value error, ", "")
     if context is None:
         return text
     option = getattr(error, "option_name", None)

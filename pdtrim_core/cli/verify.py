@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,7 +101,8 @@ def verified(
     front, prefill, decode = where
     pair = Pair(Served(front.rstrip("/")), *([Served(one.rstrip("/")) for one in urls] for urls in (prefill, decode)))
     seed = secrets.randbelow(2**31) if seed is None else seed
-    checks = verify(pair, expected if tie is None else replace(expected, tie=tie), seed=seed)
+    tell = (lambda what: None) if quiet else (lambda what: say(f"verify: {what}", file=sys.stderr, flush=True))
+    checks = verify(pair, expected if tie is None else replace(expected, tie=tie), seed=seed, tell=tell)
     if not quiet:
         width = max(len(check.name) for check in checks)
         for check in checks:

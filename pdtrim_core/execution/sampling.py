@@ -5,20 +5,29 @@ Shape suffixes: B batch, T token, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from pdtrim_core.execution.distributions import drawn
 from pdtrim_core.execution.two_phase import stop_tokens
 from pdtrim_core.model.block_model import BlockModel
 
 
-def sampled(model: BlockModel, openings: Sequence[Sequence[int]], length: int, *, seed: int) -> list[tuple[int, ...]]:
+def sampled(
+    model: BlockModel,
+    openings: Sequence[Sequence[int]],
+    length: int,
+    *,
+    seed: int,
+    written: Callable[[float], None] = lambda share: None,
+) -> list[tuple[int, ...]]:
     """Return texts of so many tokens, each with an opening of its own, all of them shorter than the texts.
 
     The tokens are drawn from the model's own distribution, without those that would end the text, and without those that the
-    head has and the embedding has not. Raises `PdtrimError` for an opening that the model cannot read.
+    head has and the embedding has not. `written` is told the share of the tokens that is there, after each one of all texts.
+    Raises `PdtrimError` for an opening that the model cannot read.
     """
     from transformers import DynamicCache  # noqa: PLC0415 - slow to import, and only generation wants it
 
@@ -38,10 +47,9 @@ def sampled(model: BlockModel, openings: Sequence[Sequence[int]], length: int, *
             logits_BV: Tensor = model.model(input_ids=read_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
                 :, -1, :rows
             ]
-            drawn_BT = torch.multinomial(
-                logits_BV.float().index_fill(1, stops, -torch.inf).softmax(dim=-1), 1, generator=generator
-            )
+            drawn_BT = drawn(logits_BV.float().index_fill(1, stops, -torch.inf), generator)
             given = given_BT[:, text_BT.shape[1], None]
             read_BT = torch.where(given < 0, drawn_BT, given)
             text_BT = torch.cat([text_BT, read_BT], dim=1)
+            written((text_BT.shape[1] - shortest) / (length - shortest))
     return [tuple(text) for text in text_BT.tolist()]

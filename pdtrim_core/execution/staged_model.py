@@ -147,6 +147,8 @@ class StagedModel:
         It is the mean, over the tokens of `item.continuations(along)`, of KL(dense || plan) in nats between the two
         distributions of the next token. Other choices are not run.
         """
+        if self._is_dense:
+            return [0.0] * len(items)
         return [math.fsum(own) / len(own) for own in self._beside_dense(items, along, _divergences)]
 
     def overlaps(self, items: Sequence[Item], along: Along = "both") -> list[float]:
@@ -155,12 +157,19 @@ class StagedModel:
         It is the mean, over the tokens of `item.continuations(along)`, of the sum over the vocabulary of the smaller of the two
         probabilities of the next token. Other choices are not run.
         """
+        if self._is_dense:
+            return [1.0] * len(items)
         return [math.fsum(own) / len(own) for own in self._beside_dense(items, along, _overlaps)]
 
     def compared(self, items: Sequence[Item]) -> list[tuple[ComparedToken, ...]]:
         """Return for each item how this plan and the dense model differ at each token of its right choice, in order."""
         of_items = self._beside_dense(items, "right", _comparisons)
         return [tuple(ComparedToken(d, bool(same), *rest) for d, same, *rest in of_tokens) for of_tokens in of_items]
+
+    @property
+    def _is_dense(self) -> bool:
+        """Whether this is the dense model itself, which nothing has to run to compare with itself."""
+        return self.plan == Plan() and not self._modules and self._prefix_cache.of_dense is self._prefix_cache
 
     def _beside_dense(self, items: Sequence[Item], along: Along, function: Beside) -> list[list[Any]]:
         """Return for each item what a function makes of the two distributions at each token of its continuations.

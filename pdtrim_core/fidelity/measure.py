@@ -16,7 +16,7 @@ from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity import free
 from pdtrim_core.fidelity.dense_answers import answers, dense_answers
 from pdtrim_core.fidelity.forced import along_answers, along_text
-from pdtrim_core.fidelity.inputs import Needle
+from pdtrim_core.fidelity.inputs import Needle, spread
 from pdtrim_core.fidelity.retrieved import retrieved
 from pdtrim_core.fidelity.statistics import mcnemar, ratio
 from pdtrim_core.model.block_model import BlockModel
@@ -51,15 +51,13 @@ class Found:
     answers: tuple[ItemAnswer, ...]
 
 
-def measure(
-    subject: Subject, items: Sequence[Item], *, length: int = ANSWER_TOKENS, code: Mapping[str, str], fresh: bool = False
-) -> Found:
+def measure(subject: Subject, items: Sequence[Item], *, length: int = ANSWER_TOKENS, code: Mapping[str, str]) -> Found:
     """Return how far a variant is from the dense model on items that nothing was chosen on.
 
     `length` are the tokens of an answer at most, `code` is what makes the dense model's answers, by name, under which they are
-    kept; `fresh` makes them anew.
+    kept.
     """
-    (found,) = measure_all([subject], items, length=length, code=code, fresh=fresh)
+    (found,) = measure_all([subject], items, length=length, code=code)
     return found
 
 
@@ -70,21 +68,25 @@ def measure_all(
     length: int = ANSWER_TOKENS,
     code: Mapping[str, str],
     needles: Sequence[Needle] = (),
-    fresh: bool = False,
+    own_answers: int | None = None,
 ) -> list[Found]:
     """Return what `measure` does of several variants of one dense model, which runs the items once for all of them.
 
-    `needles` has what each answer must contain, where this is a needle test: then there are figures of that, too.
+    `needles` has what each answer must contain, where this is a needle test: then there are figures of that, too. `own_answers`
+    is on how many items the variants answer on their own, evenly spread: on all of them unless given.
     """
+    assert own_answers is None or not needles
     dense, prompts = _dense_of(subjects), _prompts(items)
-    theirs = dense_answers(dense, prompts, length, code=code, fresh=fresh)
+    theirs = dense_answers(dense, prompts, length, code=code)
+    answered = spread(range(len(items)), len(items) if own_answers is None else own_answers)
     found = []
     for subject, compared in zip(subjects, _compared(subjects, items, theirs), strict=True):
-        if subject.model is dense and subject.plan == Plan():
-            ours = theirs
+        if subject.model is dense and subject.plan == Plan() and not subject.modules:
+            ours = {number: theirs[number] for number in answered}
         else:
             pair = TwoPhaseModel(subject.model, subject.plan, subject.modules, first_token=subject.first_token)
-            ours = answers(pair, prompts, length)
+            made = answers(pair, [prompts[number] for number in answered], length)
+            ours = dict(zip(answered, made, strict=True))
         of_subject = _found(items, compared, theirs, ours, dense)
         found.append(_with_needles(of_subject, needles, theirs, dense) if needles else of_subject)
     return found
@@ -94,7 +96,7 @@ def measure_forced(subjects: Sequence[Subject], items: Sequence[Item], *, length
     """Return what `measure_all` does but for the variants' own answers, which take half of its time: they write none."""
     dense = _dense_of(subjects)
     theirs = dense_answers(dense, _prompts(items), length, code=code)
-    return [_found(items, compared, theirs, None, dense) for compared in _compared(subjects, items, theirs)]
+    return [_found(items, compared, theirs, {}, dense) for compared in _compared(subjects, items, theirs)]
 
 
 def _dense_of(subjects: Sequence[Subject]) -> BlockModel:
@@ -163,15 +165,16 @@ def _found(
     items: Sequence[Item],
     compared: Sequence[Compared],
     theirs: Answers,
-    ours: Answers | None,
+    ours: Mapping[int, Sequence[int]],
     dense: BlockModel,
 ) -> Found:
+    """Return the figures of a variant; `ours` has what it answers on its own to some of the items, by their number."""
     along = [one.answer for one in compared]
     right = [one.choices[item.answer] for one, item in zip(compared, items, strict=True)]
-    beside = {} if ours is None else free.beside(theirs, ours)
+    beside = free.beside([theirs[number] for number in ours], list(ours.values())) if ours else {}
     metrics = {**along_answers(along), **along_text(right), **beside, **flips(items, compared)}
-    of_prompts = zip(items, along, ours or [()] * len(items), strict=True)
-    return Found(metrics, tuple(_answer(item, tokens, answer, dense) for item, tokens, answer in of_prompts))
+    of_prompts = enumerate(zip(items, along, strict=True))
+    return Found(metrics, tuple(_answer(item, tokens, ours.get(number), dense) for number, (item, tokens) in of_prompts))
 
 
 def _with_needles(found: Found, needles: Sequence[Needle], theirs: Sequence[Sequence[int]], dense: BlockModel) -> Found:
@@ -206,10 +209,10 @@ def _choice(compared: Compared, name: str) -> int:
     return sums.index(max(sums))
 
 
-def _answer(item: Item, tokens: Sequence[ComparedToken], answer: Sequence[int], dense: BlockModel) -> ItemAnswer:
+def _answer(item: Item, tokens: Sequence[ComparedToken], answer: Sequence[int] | None, dense: BlockModel) -> ItemAnswer:
     values = {
         "kl": math.fsum(token.divergence for token in tokens) / len(tokens),
         "top1": sum(token.same for token in tokens) / len(tokens),
         "tokens": float(len(tokens)),
     }
-    return ItemAnswer(item.name, values, dense.tokenizer.decode(list(answer)))
+    return ItemAnswer(item.name, values, None if answer is None else dense.tokenizer.decode(list(answer)))

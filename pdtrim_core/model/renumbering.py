@@ -79,8 +79,11 @@ def uncountable(config: Any, make: Callable[[Any], Any]) -> str:
     if count is None or count < 2:
         return ""
     wanted = _all_traits(config, make)
-    if wanted is None or all(traits == wanted[0] for traits in wanted):
+    if wanted is None:
         return ""
+    if all(traits == wanted[0] for traits in wanted):
+        alike = _describes(config, make, range(count - 1), wanted)
+        return "" if alike else "what its blocks compute with how many there are"
     for gone in dict.fromkeys((0, count // 2, count - 1)):
         likes = [number for number in range(count) if number != gone]
         if not _describes(config, make, likes, wanted):
@@ -162,9 +165,19 @@ def _all_traits(config: Any, make: Callable[[Any], Any]) -> list[dict[str, Any]]
             model = make(copy.deepcopy(config))
     except Exception:  # noqa: BLE001 - each family checks its settings in its own way
         return None
-    count = depth_of(config)
-    lists = [module for _, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count]
-    if not lists:
+    blocks = _blocks_of(model, config)
+    if blocks is None:
         return None
-    numbers = numbers_in(tuple(lists[0]))
-    return [traits_of(block, numbers) for block in lists[0]]
+    numbers = numbers_in(blocks)
+    return [traits_of(block, numbers) for block in blocks]
+
+
+def _blocks_of(model: nn.Module, config: Any) -> tuple[nn.Module, ...] | None:
+    """Return the blocks of a model that is made of a config: of a model that sees not those of its eyes, which may be as many."""
+    count, kind = depth_of(config), config.get_text_config().model_type
+    parts = [part for part in model.modules() if getattr(getattr(part, "config", None), "model_type", None) == kind]
+    for part in (*parts, model):
+        for module in part.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return tuple(module)
+    return None

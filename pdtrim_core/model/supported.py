@@ -80,8 +80,15 @@ def probe(
             f"{name}: the blocks at {layout} are not a plain sequence in which each takes the output of the one before; this "
             "architecture cannot be pruned by blocks"
         )
+    last = hidden_of(seen[-1][2])
+    states = last.numel() // last.shape[-1]
+    if states != ids.numel():
+        raise PdtrimError(
+            f"{name}: its blocks have {states} hidden states where one token is read, and only those with one a token can be "
+            "handed to other blocks; this architecture cannot be pruned by blocks"
+        )
     returns = tuple(tuple(None for _ in output[1:]) if isinstance(output, tuple | list) else None for _, _, output in seen)
-    return returns, hidden_of(seen[-1][2]).shape[-1]
+    return returns, last.shape[-1]
 
 
 def check_text_model(model: Any, path: str, name: str) -> None:

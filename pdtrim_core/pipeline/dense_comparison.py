@@ -92,15 +92,17 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, o
         context.events.note(f"fidelity to the dense model is not measured: {error}")
         return None
     with_formats = measured.get("unselected") or measured.get("staged")
+    evaluation = context.recipe.settings.evaluation
     return Fidelity(
         items=len(items),
-        answer_tokens=context.recipe.settings.evaluation.answer_tokens,
+        answer_tokens=evaluation.answer_tokens,
         variants={variant: _finite(result.metrics) for variant, result in measured.items()},
         nearer=nearer(measured.get("unified"), measured.get("staged")),
         samples=samples(items, measured, inputs.model),
         recovered=nearer(measured.get("unrecovered"), measured.get("unquantized") or with_formats),
         quantized=nearer(with_formats, measured.get("unquantized")),
         selected=nearer(measured.get("staged"), measured.get("unselected")),
+        own_answers=None if evaluation.own_answers is None else min(evaluation.own_answers, len(items)),
     )
 
 
@@ -123,8 +125,9 @@ def nearer(one: TaskResult | None, other: TaskResult | None) -> Metric | None:
 def samples(items: Sequence[Item], measured: Mapping[Variant, TaskResult], dense: BlockModel) -> tuple[AnswerSample, ...]:
     """Return the answers to the same few prompts in every run on these items: spread evenly over those that dense answers."""
     nothing = {"", *(visible(dense.tokenizer.decode([token])).strip() for token in stop_tokens(dense))}
-    said = [number for number, answer in enumerate(measured["dense"].answers) if str(answer.answer).strip() not in nothing]
-    among = said if len(said) >= SAMPLES else list(range(len(items)))
+    answered = [(number, answer.answer) for number, answer in enumerate(measured["dense"].answers) if answer.answer is not None]
+    said = [number for number, answer in answered if str(answer).strip() not in nothing]
+    among = said if len(said) >= SAMPLES else [number for number, _ in answered]
     chosen = [among[(2 * number + 1) * len(among) // (2 * SAMPLES)] for number in range(SAMPLES)]
     return tuple(
         AnswerSample(

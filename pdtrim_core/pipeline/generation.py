@@ -46,8 +46,6 @@ def generate(
         return _listed(pair, [list(cast("Sequence[int]", prompt))], max_new_tokens, options)[0]
     if kinds and all(issubclass(kind, Sequence) for kind in kinds) and str not in kinds:
         rows = [list(one) for one in cast("Sequence[Sequence[int]]", prompt)]
-        if not all(rows):
-            raise PdtrimError(f"prompt {rows.index([])} has no tokens, so that nothing can follow it")
         return _listed(pair, rows, max_new_tokens, options)
     if not kinds and isinstance(prompt, Sequence):
         raise PdtrimError("there is no prompt: the list is empty")
@@ -68,6 +66,9 @@ def _check(max_new_tokens: int, options: Mapping[str, Any]) -> None:
 
 def _listed(pair: TwoPhaseModel, prompts: Sequence[list[int]], count: int, options: Mapping[str, Any]) -> list[list[int]]:
     """Return what follows prompts, each up to the token that ends it."""
+    if not all(prompts):
+        # An empty text is one, too, where the tokenizer puts nothing in front.
+        raise PdtrimError(f"prompt {list(prompts).index([])} has no tokens, so that nothing can follow it")
     if not options:
         return [pair.generate(prompts[0], count)] if len(prompts) == 1 else pair.greedy_batch(prompts, count)
     for prompt in prompts:
@@ -84,6 +85,8 @@ def _tensor(pair: TwoPhaseModel, ids_BT: Tensor, count: int, mask_BT: Tensor | N
     """Return prompts with what follows each."""
     if ids_BT.dim() != 2 or ids_BT.is_floating_point():
         raise PdtrimError(f"a tensor of tokens is [batch, token] of whole numbers, not {list(ids_BT.shape)} of {ids_BT.dtype}")
+    if not ids_BT.numel():
+        raise PdtrimError(f"a tensor of tokens {list(ids_BT.shape)} has none, so that nothing can follow them")
     mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
     if mask_BT.shape != ids_BT.shape:
         raise PdtrimError(f"attention_mask is {list(mask_BT.shape)}, and the tokens are {list(ids_BT.shape)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome
 from pdtrim_core.pipeline.dense_comparison import compare_with_dense, variants_at_end
@@ -26,6 +27,7 @@ from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.fidelity import Fidelity
 from pdtrim_core.results.outcome import Outcome, Row
+from pdtrim_core.wording import shortened
 
 
 def run(
@@ -44,10 +46,11 @@ def run(
     measure plans (see `pdtrim_core.workers`); with the same number of threads the outcome is the same as without.
 
     An interrupted run of the same recipe in the same folder goes on where it stopped, and of one that is finished the outcome
-    is returned as it is, unless `fresh`. Runs that are given
-    the same `shared` do together what they have in common. Raises `PdtrimError` for whatever the user can mend; what was
-    measured until then stays in the journal.
+    is returned as it is, unless `fresh`. Runs that are given the same `shared` do together what they have in common. Raises
+    `PdtrimError` for whatever the user can mend; what was measured until then stays in the journal.
     """
+    if not isinstance(recipe, Recipe):
+        raise PdtrimError(f"run takes a recipe, not {shortened(repr(recipe))}: Recipe.read(path) reads one from a file")
     check_there(recipe)
     kept = None if fresh else kept_outcome(recipe)
     if kept is not None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -149,7 +150,15 @@ def _context_of(context: RunContext, inputs: RunInputs, parameters: int, trainin
         ],
         write=texts.write,
         answer=texts.answer,
+        reached=partial(_tell, context),
     )
+
+
+def _tell(context: RunContext, share: float) -> None:
+    """Tell how far the recipe's pruner is."""
+    pruner = context.recipe.pruner
+    assert pruner is not None
+    context.host.tell("pdtrim_work_advanced", what=pruner.name, number=0, count=0, share=min(1.0, max(0.0, share)))
 
 
 def _train(context: RunContext, training: Training) -> Train:

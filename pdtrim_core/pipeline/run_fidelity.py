@@ -44,6 +44,7 @@ class RunFidelity:
         self._task = TASK if inputs is None else inputs.task
         self._first_token = first_token
         self._length = length or run.recipe.settings.evaluation.answer_tokens
+        self._own_answers = run.recipe.settings.evaluation.own_answers if inputs is None else None
         self._say = say
 
     def results(self, variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
@@ -84,6 +85,7 @@ class RunFidelity:
             "first_token": first_token,
             "items": digest_of(self.items),
             "answer_tokens": self._length,
+            **({} if self._own_answers is None else {"own_answers": self._own_answers}),
             **({} if self._inputs is None else {"source": dict(self._inputs.source)}),
             CODE: self._code,
         }
@@ -130,7 +132,9 @@ class RunFidelity:
             return {}
         started, needles = time.perf_counter(), () if self._inputs is None else self._inputs.needles
         subjects = [self._subject(variant, settings) for variant, settings in wanted.items()]
-        found = measure_all(subjects, self.items, length=self._length, code=self._code, needles=needles)
+        found = measure_all(
+            subjects, self.items, length=self._length, code=self._code, needles=needles, own_answers=self._own_answers
+        )
         seconds = (time.perf_counter() - started) / len(wanted)
         return {
             variant: TaskResult(

@@ -105,16 +105,20 @@ def answered(context: RunContext, model: BlockModel, calibration: Calibration) -
         return calibration
 
     def make() -> Calibration:
-        prompts = [item.prompt_of(item.answer) for item in (*calibration.items, *calibration.held_out, *calibration.fresh)]
-        done, count = 0.0, len(set(prompts))
+        parts = calibration.items, calibration.held_out, calibration.fresh
+        prompts = [[item.prompt_of(item.answer) for item in part] for part in parts]
+        done, count = 0.0, sum(len(set(part)) for part in prompts)
 
         def answered_more(more: float) -> None:
             nonlocal done
             done += more
             context.host.tell("pdtrim_work_advanced", what="answers", number=0, count=0, share=min(1.0, done / count))
 
-        answered = beginnings(model, prompts, length, code=dense_code(model), fresh=context.fresh, answered=answered_more)
-        return calibration.answered(answered)
+        found: dict[tuple[int, ...], tuple[int, ...]] = {}
+        # Each part on its own: fidelity wants the answers of held-out items again, and other runs hold out the same ones.
+        for part in prompts:
+            found |= beginnings(model, part, length, code=dense_code(model), fresh=context.fresh, answered=answered_more)
+        return calibration.answered(found)
 
     with context.events.step("let the dense model answer"):
         return context.cache.latest("answers", (*keys_of(context.recipe).calibration, f"answers {length}"), make)

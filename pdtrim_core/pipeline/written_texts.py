@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
 
@@ -36,23 +37,46 @@ class WrittenTexts:
         """Yield so many texts and more, none of which measures; they are written in groups, when they are wanted."""
         # Some may have to be left out, and a run must not end for that.
         most = 2 * count + WRITTEN_TOGETHER
-        begun, of = self.begun(most), len(self._training.inputs.recoveries)
+        begun = self.begun(most)
         for start in range(0, most, WRITTEN_TOGETHER):
-            self._context.host.tell("pdtrim_recovery_advanced", name="texts", number=0, count=of, share=min(1.0, start / count))
-            for written in self._sampled(begun[start : start + WRITTEN_TOGETHER], seed=start):
+            self._tell(start / count)
+            group = begun[start : start + WRITTEN_TOGETHER]
+            # What is wanted of a group is what takes its time: the last one is seldom wanted whole.
+            wanted = min(len(group), max(0, count - start))
+            for written in self._sampled(group, seed=start, told=partial(self._tell_of_group, start / count, wanted / count)):
                 if not self._training.inputs.calibration.holds(self._model.tokenizer.decode(list(written))):
                     yield written
 
     def answered(self, count: int) -> Iterator[Tokens]:
         """Yield so many prompts of the training part with the dense model's greedy answers, or as many as there are."""
         prompts = self._whole_prompts()[:count]
+        done, wanted = 0.0, len(set(prompts))
+
+        def tell(more: float) -> None:
+            nonlocal done
+            done += more
+            self._tell(done / wanted)
+
         answer_of = answers_to(
-            self._model, prompts, self._settings.answer_tokens, code=dense_code(self._model), fresh=self._context.fresh
+            self._model,
+            prompts,
+            self._settings.answer_tokens,
+            code=dense_code(self._model),
+            fresh=self._context.fresh,
+            answered=tell,
         )
         for prompt in prompts:
             text = (*prompt, *answer_of[prompt])
             if not self._training.inputs.calibration.holds(self._model.tokenizer.decode(list(text))):
                 yield text
+
+    def _tell_of_group(self, before: float, each: float, share: float) -> None:
+        """Tell how far the texts are: what was `before` a group, and a `share` of what the group is of them all."""
+        self._tell(before + each * share)
+
+    def _tell(self, share: float) -> None:
+        of = len(self._training.inputs.recoveries)
+        self._context.host.tell("pdtrim_recovery_advanced", name="texts", number=0, count=of, share=min(1.0, share))
 
     def begun(self, count: int) -> list[Tokens]:
         """Return what the dense model goes on from in so many texts, in whole groups of those that are written together.
@@ -97,14 +121,14 @@ class WrittenTexts:
         starts = range(0, len(tokens) - BEGINNING + 1, BEGINNING)[:count]
         return [tuple(tokens[start : start + BEGINNING]) for start in starts]
 
-    def _sampled(self, openings: Sequence[Tokens], *, seed: int) -> list[Tokens]:
+    def _sampled(self, openings: Sequence[Tokens], *, seed: int, told: Callable[[float], None]) -> list[Tokens]:
         model, length = self._model, self._settings.text_tokens
         what = [model.exact_fingerprint, repr(model.layout), openings, length, seed, dense_code(model)]
         path = cache_folder() / "texts" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.json"
         with alone(path):
             known = None if self._context.fresh else _known(path, len(openings), length, model.vocabulary)
             if known is None:
-                known = sampled(model, openings, length, seed=seed)
+                known = sampled(model, openings, length, seed=seed, written=told)
                 write_whole(path, json.dumps(known) + "\n")
         return known
 

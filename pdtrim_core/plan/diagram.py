@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pdtrim_core.plan.elements import Stage
+from collections.abc import Iterable
+
+from pdtrim_core.plan.elements import Element, Shrink, Stage
 from pdtrim_core.plan.plan import Plan, State
 from pdtrim_core.plan.selections import Edges, FirstOnly
 
@@ -23,14 +25,27 @@ MEANING: dict[State, str] = {
     "kv-only": "K/V only",
     "merged": "merged with the next block",
     "into": "merged into the block before",
-    "shrunk": "runs with fewer heads, channels or experts",
+    "shrunk": "runs with fewer",
     "no-mlp": "attention alone",
     "no-attention": "MLP alone",
 }
+UNITS = {"attention": "heads", "mlp": "channels", "experts": "experts"}
 READ_SIGNS: dict[type, str] = {Edges: "e", FirstOnly: "1"}
 READ_MEANING = {"e": "decode reads the ends of prompts", "1": "decode reads the first token of prompts"}
 GROUP = 10
 GROUPS_A_LINE = 6
+
+
+def lost_units(elements: Iterable[Element]) -> str:
+    """Return what shrinks take, as `heads, channels or experts`; nothing where no element is a shrink."""
+    parts = {element.part for element in elements if isinstance(element, Shrink)}
+    names = [name for part, name in UNITS.items() if part in parts]
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def meanings(plan: Plan) -> dict[State, str]:
+    """Return what the states mean, with what the narrowed blocks of this plan have fewer of."""
+    return {**MEANING, "shrunk": f"{MEANING['shrunk']} {lost_units((*plan.prefill, *plan.decode))}".rstrip()}
 
 
 def draw_diagram(plan: Plan, block_count: int) -> str:
@@ -52,7 +67,8 @@ def draw_diagram(plan: Plan, block_count: int) -> str:
             signs = row[start:stop]
             lines.append(f"{name:8} {' '.join(signs[i : i + GROUP] for i in range(0, len(signs), GROUP))}".rstrip())
     used = [state for state in SIGNS if any(state in row for row in rows.values())]
-    meant = [f"{SIGNS[state]} {MEANING[state]}" for state in used]
+    meaning = meanings(plan)
+    meant = [f"{SIGNS[state]} {meaning[state]}" for state in used]
     meant += [f"{sign} {READ_MEANING[sign]}" for sign in sorted(set(selected.values()))]
     lines.append("         " + "   ".join(meant))
     return "\n".join(lines)

@@ -201,6 +201,9 @@ class Removal:
 
     def __init__(self, elements: Iterable[Element] = ()) -> None:
         elements = tuple(elements)
+        for element in elements:
+            if not isinstance(element, Element):
+                raise PlanError(f"{element!r} is no element of a removal: Drop(3) removes block 3")
         _check_sizes(elements)
         ordered = tuple(sorted(elements, key=_order))
         owner: dict[tuple[int, Part], Element] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from html import escape
 
-from pdtrim_core.plan.diagram import MEANING, SIGNS, STAGES
+from pdtrim_core.plan.diagram import SIGNS, STAGES, meanings
 from pdtrim_core.plan.plan import Plan, State
 from pdtrim_core.wording import visible
 
@@ -29,15 +29,16 @@ WIDTH, BAR, NAMES = 420, 18, 110
 
 def ladder(plan: Plan, block_count: int) -> str:
     """Return the blocks of both stages as two rows of cells, and what their looks mean."""
+    meaning = meanings(plan)
     rows = {stage: plan.states(stage, block_count) for stage in STAGES}
     lines = [
         f'<div style="white-space:nowrap"><span style="display:inline-block;width:5em">{stage}</span>'
-        + "".join(_cell(str(block), state, f"block {block}: {MEANING[state]}") for block, state in enumerate(states))
+        + "".join(_cell(str(block), state, f"block {block}: {meaning[state]}") for block, state in enumerate(states))
         + "</div>"
         for stage, states in rows.items()
     ]
     used = [state for state in SIGNS if any(state in states for states in rows.values())]
-    meant = " &nbsp; ".join(f"{_cell('', state, '')} {MEANING[state]}" for state in used)
+    meant = " &nbsp; ".join(f"{_cell('', state, '')} {meaning[state]}" for state in used)
     return f'<div style="overflow-x:auto">{"".join(lines)}</div><div>{meant}</div>'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, overload
@@ -164,7 +165,9 @@ def _make_model(given: Any, host: PluginHost, problems: list[str]) -> ModelSourc
             return None
         if source is None:
             known = ", ".join(p.component.name for p in host.of_kind("model"))
-            problems.append(f"model.path: no model source takes '{shortened(options['path'])}' (sources: {known})")
+            # That of os.path says no to a name that no file can have; pathlib raises.
+            absent = "" if os.path.exists(options["path"]) else ", and no folder or file has that name"  # noqa: PTH110
+            problems.append(f"model.path: no model source takes '{shortened(options['path'])}' (sources: {known}){absent}")
             return None
         options = {"use": source, **options}
     elif isinstance(options, dict) and "use" not in options:

@@ -54,8 +54,9 @@ def _of_merges(settings: Settings, distiller: Component) -> Iterator[tuple[str, 
 
 def _of_evaluation(settings: Settings) -> Iterator[tuple[str, str]]:
     evaluation, given = settings.evaluation, _given(settings.evaluation)
-    if "answer_tokens" in given and not evaluation.fidelity:
-        yield "evaluation.answer_tokens", "with evaluation.fidelity = false no answers are compared"
+    for key in ("answer_tokens", "own_answers"):
+        if key in given and not evaluation.fidelity:
+            yield f"evaluation.{key}", "with evaluation.fidelity = false no answers are compared"
     if "truncate_prefill" in given and evaluation.first_token == "prefill":
         yield "evaluation.truncate_prefill", "a prefill that makes the first token runs all its layers"
     if "share_tokens" in given and not evaluation.pack_rows:

@@ -23,11 +23,13 @@ class AnswerSample:
 class Fidelity:
     """The figures of each variant on so many held-out items, by the names that the results of task `fidelity` have.
 
-    Answers have `answer_tokens` tokens at most. `nearer` is how much less the KL divergence of `staged` is than that of
-    `unified`, in nats a token, with its standard error paired over prompts; None where there is no pair to compare. `recovered`
-    is how much less it is than that of `unrecovered`, None where nothing was recovered; both are taken before the pair gets
-    number formats. `quantized` is how much less that of `unquantized` is than with them, None where no stage has a format of its
-    own. `selected` is how much less that of `unselected` is than that of `staged`, None where decode reads whole prompts.
+    Answers have `answer_tokens` tokens at most. `own_answers` is on how many of the items the variants answered on their own,
+    None for all of them: `loops`, `length` and the like are of those. `nearer` is how much less the KL divergence of `staged` is
+    than that of `unified`, in nats a token, with its standard error paired over prompts; None where there is no pair to compare.
+    `recovered` is how much less it is than that of `unrecovered`, None where nothing was recovered; both are taken before the
+    pair gets number formats. `quantized` is how much less that of `unquantized` is than with them, None where no stage has a
+    format of its own. `selected` is how much less that of `unselected` is than that of `staged`, None where decode reads whole
+    prompts.
     """
 
     items: int
@@ -38,3 +40,4 @@ class Fidelity:
     recovered: Metric | None = None
     quantized: Metric | None = None
     selected: Metric | None = None
+    own_answers: int | None = None

@@ -33,7 +33,7 @@ from pdtrim_core.results.journal import ELSEWHERE, Journal, open_journal, read_j
 from pdtrim_core.results.old_formats import resolved_recipe_of_1
 from pdtrim_core.results.outcome import Outcome
 
-UNCOMPARED = ("out", "plugins", "exporter", "report", "evaluation.fidelity", "evaluation.answer_tokens")
+UNCOMPARED = ("out", "plugins", "exporter", "report", "evaluation.fidelity", "evaluation.answer_tokens", "evaluation.own_answers")
 """Recipe keys that may differ between a run and its continuation: they change no measurement."""
 OWN_FILES = (
     "recipe.toml",

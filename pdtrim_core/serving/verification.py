@@ -72,8 +72,18 @@ class Expected:
     shape: Shape | None = None
 
 
-def verify(pair: Pair, expected: Expected, *, seed: int, lengths: Sequence[int] = LENGTHS) -> list[Check]:
-    """Ask a pair, and return what was found. Raises `PdtrimError` where something does not answer."""
+def verify(
+    pair: Pair,
+    expected: Expected,
+    *,
+    seed: int,
+    lengths: Sequence[int] = LENGTHS,
+    tell: Callable[[str], None] = lambda what: None,
+) -> list[Check]:
+    """Ask a pair, and return what was found; `tell` is told what takes its time now.
+
+    Raises `PdtrimError` where something does not answer.
+    """
     model, checks = _model_of(pair, expected)
     if any(check.ok is False for check in checks):
         # What servers of two plans answer together says nothing, and the proxy gives none.
@@ -84,15 +94,18 @@ def verify(pair: Pair, expected: Expected, *, seed: int, lengths: Sequence[int] 
     if not lengths:
         raise PdtrimError(f"the servers take {most} tokens at most: too few for a prompt of 2 and {NEW_TOKENS} behind it")
     rounds = [[[draw.randrange(expected.vocabulary) for _ in range(length)] for length in lengths] for _ in range(2)]
+    tell(f"asking for answers to {len(lengths)} prompts, one after the other")
     # What others asked before is surely counted once another answer is here.
     pair.front.answer(model, [draw.randrange(expected.vocabulary) for _ in range(lengths[0])], NEW_TOKENS)
     before = [_settled(served) for served in pair.decode]
     fallen, answers = _asked_one_by_one(pair, model, rounds[0])
     moved = _moved(pair, before, expected.shape, rounds[0])
+    tell(f"asking for answers to {len(lengths)} prompts, {AT_ONCE} at once")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers += pool.map(lambda prompt: pair.front.answer(model, prompt, NEW_TOKENS), rounds[1])
     prompts = rounds[0] + rounds[1]
     after = [_settled(served) for served in pair.decode]
+    tell("comparing with what the answers should be, which are computed token by token")
     return [
         *checks,
         _tokens(prompts, answers, expected),

@@ -6,6 +6,7 @@ rounding does not.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,16 @@ def tiny_model(
     dropping them must change no logit. `settings` change the config (and `dtype` the number format).
     """
     model = tiny_transformers(family, seed=seed, **settings)
-    layout = (host or load_plugins()).find_blocks(model, f"tiny {family}")
+    layout = (host or _installed()).find_blocks(model, f"tiny {family}")
     for index in silent:
         _silence(model.get_submodule(layout.blocks)[index])
     return BlockModel(model, ByteTokenizer(), layout, name=f"tiny {family}")
+
+
+@functools.cache
+def _installed() -> PluginHost:
+    """Return a host of the installed plugins: tests make thousands of tiny models, and loading takes as long as making one."""
+    return load_plugins()
 
 
 def tiny_llama(*, seed: int = 0, silent: Collection[int] = (), **settings: Any) -> BlockModel:

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def failing(tmp_path: Path) -> Callable[..., set[str]]:
-    """Give a function that returns the tests of a contract that a component fails."""
+    """Give a function that returns the tests of a contract that a component fails, of some or of all of them."""
 
-    def run(contract: Any, component: Any, **settings: Any) -> set[str]:
+    def run(contract: Any, component: Any, *tests: str, **settings: Any) -> set[str]:
         made = type("TestOfTests", (contract,), {"component": component, **settings})()
-        return {name for name in dir(contract) if name.startswith("test_") and _fails(getattr(made, name), tmp_path / name)}
+        names = tests or [name for name in dir(contract) if name.startswith("test_")]
+        return {name for name in names if _fails(getattr(made, name), tmp_path / name)}
 
     return run
 

@@ -91,6 +91,13 @@ class DoubtsItsWeights(Memory):
         raise PdtrimError(f"{self.path}: model.norm.weight is missing")
 
 
+class FindsThemOdd(Memory):
+    """Takes its files for damaged."""
+
+    def is_odd(self) -> bool:
+        return True
+
+
 class NamesFilesThatAreNot(Memory):
     """Names a file that it does not read, for there is none."""
 
@@ -128,6 +135,7 @@ def test_a_good_model_source_passes_every_test(failing: Failing) -> None:
         (IgnoresTheNumberFormat, "test_it_opens_a_model_with_its_tokenizer_and_config"),
         (AnotherConfig, "test_it_opens_a_model_with_its_tokenizer_and_config"),
         (DoubtsItsWeights, "test_it_finds_nothing_wrong_with_the_weights_it_opens"),
+        (FindsThemOdd, "test_it_finds_nothing_wrong_with_the_weights_it_opens"),
         (NamesFilesThatAreNot, "test_the_files_that_it_names_are_there"),
         (NamesOtherFilesEachTime, "test_the_files_that_it_names_are_there"),
         (CountsOneMore, "test_it_has_as_many_blocks_as_it_says_before_it_is_opened"),
@@ -135,4 +143,4 @@ def test_a_good_model_source_passes_every_test(failing: Failing) -> None:
     ],
 )
 def test_a_broken_model_source_is_caught(component: type[ModelSource], test: str, failing: Failing) -> None:
-    assert test in failing(ModelSourceContract, component, path="memory:llama", missing="memory:lama")
+    assert failing(ModelSourceContract, component, test, path="memory:llama", missing="memory:lama") == {test}

@@ -138,4 +138,4 @@ def test_a_good_objective_passes_every_test(failing: Failing) -> None:
     ],
 )
 def test_a_broken_objective_is_caught(component: type[Objective], test: str, failing: Failing) -> None:
-    assert test in failing(ObjectiveContract, component)
+    assert failing(ObjectiveContract, component, test) == {test}

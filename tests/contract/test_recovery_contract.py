@@ -282,4 +282,4 @@ def test_a_good_recovery_passes_every_test(component: type[Recovery], failing: F
     ],
 )
 def test_a_broken_recovery_is_caught(component: type[Recovery], test: str, failing: Failing) -> None:
-    assert test in failing(RecoveryContract, component)
+    assert failing(RecoveryContract, component, test) == {test}

@@ -169,4 +169,4 @@ class GoesOnWhenStopped(Searcher):
     ],
 )
 def test_a_broken_searcher_is_caught(component: type[Searcher], test: str, failing: Failing) -> None:
-    assert test in failing(SearcherContract, component)
+    assert failing(SearcherContract, component, test) == {test}

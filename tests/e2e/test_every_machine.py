@@ -13,13 +13,13 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numeric]
 PROGRAM = Path(sys.executable).with_name("pdtrim-core")
-QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.toml"
+BLOCKS = Path(__file__).parents[2] / "examples" / "blocks.toml"
 KERNELS = ("default", "avx2", None)
 """What torch is told of the processor: nothing but the least, a width that most have, and nothing, so that it looks."""
 
 
 FEWER = ("--set", "calibration.samples=16", "--set", "calibration.held_out=8", "--set", "searcher.candidates=5")
-"""What makes the quickstart short enough for a processor's least kernels: the same steps on fewer items."""
+"""What makes that search short enough for a processor's least kernels: the same steps on fewer items."""
 NO_RECOVERY = ("--set", "recovery=none")
 """A plan's file has a hash of recovered weights, whose last digits do depend on the machine."""
 
@@ -32,7 +32,7 @@ def plan_of(recipe: Path, out: Path, kernels: str | None, threads: int) -> bytes
         environment["ATEN_CPU_CAPABILITY"] = kernels
     changes = ["--set", f"evaluation.threads={threads}", "--set", "evaluation.fidelity=false"]
     done = subprocess.run(
-        [PROGRAM, "run", recipe, "--out", out, *changes, *((*FEWER, *NO_RECOVERY) if recipe == QUICKSTART else ())],
+        [PROGRAM, "run", recipe, "--out", out, *changes, *((*FEWER, *NO_RECOVERY) if recipe == BLOCKS else ())],
         env=environment,
         cwd=out.parent,
         capture_output=True,
@@ -61,5 +61,5 @@ def test_a_tiny_recipe_gives_the_same_plan_byte_for_byte_with_any_number_of_thre
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_the_quickstart_gives_the_same_plan_byte_for_byte_with_any_kernels(tmp_path: Path) -> None:
-    assert len(plans_of(QUICKSTART, tmp_path, zip(KERNELS, (1, 2, 2), strict=True))) == 1
+def test_a_search_over_blocks_gives_the_same_plan_byte_for_byte_with_any_kernels(tmp_path: Path) -> None:
+    assert len(plans_of(BLOCKS, tmp_path, zip(KERNELS, (1, 2, 2), strict=True))) == 1

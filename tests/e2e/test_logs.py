@@ -66,3 +66,27 @@ def test_a_sweep_tells_the_same_ways(cli: Cli, recipe: Path, tmp_path: Path) -> 
     assert [entry["event"] for entry in entries].count("run_ended") == 2
     assert sum(entry["event"] == "said" for entry in entries) == 2
     assert cli("sweep", "sweep.toml", "--quiet").err == ""
+
+
+def test_all_commands_that_take_long_tell_what_they_do_as_they_are_asked_to(
+    cli: Cli, recipe: Path, tiny_checkpoint: Path
+) -> None:
+    assert cli("run", recipe, "--out", "r", "-q").code == 0
+    quick = ("--forward", "8", "--prompt-lengths", "8", "--batches", "1", "--contexts", "8", "--repeats", "1")
+    commands = {
+        "export": ("r", "--to", "checkpoints"),
+        "apply": ("r/plan.json", tiny_checkpoint, "--to", "checkpoints"),
+        "eval": ("r", "--fidelity", "--answer-tokens", "4", "--variants", "dense,prefill,unrecovered"),
+        "bench": ("r", *quick),
+        "score": (recipe,),
+    }
+    for name, words in commands.items():
+        out = ("--out", f"quiet-{name}") if name in ("export", "apply", "bench") else ()
+        quiet = cli(name, *words, *out, "--quiet")
+        assert (quiet.code, quiet.err) == (0, ""), name
+        out = ("--out", f"told-{name}") if out else ()
+        told = cli(name, *words, *out, "--log-format", "json")
+        entries = [json.loads(line) for line in told.err.splitlines()]
+        assert told.code == 0, name
+        assert entries, name
+        assert quiet.out.replace("quiet-", "told-") == told.out or name == "bench"

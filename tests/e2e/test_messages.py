@@ -38,6 +38,7 @@ def test_a_recipe_where_a_run_is_asked_is_told(cli: Cli, recipe: Path, words: st
         ("rum r.toml", "No such command 'rum'. Did you mean 'run'?"),
         ("run r.toml more", "Got unexpected extra argument(s) (more)"),
         ("eval runs/x --limit many", "Invalid value for '--limit': "),
+        ("run x.toml --log-format yaml", "Invalid value for '--log-format': 'yaml' is not one of 'text', 'json'"),
     ],
 )
 def test_a_command_line_that_is_none_is_answered_in_one_line(cli: Cli, words: str, line: str) -> None:

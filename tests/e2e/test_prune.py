@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -44,6 +44,26 @@ def test_each_option_is_a_key_of_the_recipe(cli: Cli, tiny_checkpoint: Path) -> 
     assert (recipe["model"]["dtype"], recipe["model"]["placement"]) == ("bfloat16", "cpu")
 
 
+def test_without_a_preset_channels_go_and_a_count_of_blocks_is_of_whole_blocks(cli: Cli, tiny_checkpoint: Path) -> None:
+    told: dict[str, dict[str, Any]] = {}
+    for name, words in {
+        "share": ("--fraction", 0.2),
+        "count": ("--blocks", 2),
+        "both": ("--blocks", 2, "--preset", "best"),
+    }.items():
+        done = cli("prune", tiny_checkpoint, *words, "--prefill-at-most", 0.9, "--dry-run")
+        assert done.code == 0, done.err
+        told[name] = tomllib.loads(done.out)
+    assert [recipe.get("pruner", {}).get("use") for recipe in told.values()] == ["fisher", None, "fisher"]
+    assert [recipe["splitter"]["use"] for recipe in told.values()] == ["mixed-tail", "kv-tail", "mixed-tail"]
+    assert {recipe["splitter"]["prefill_at_most"] for recipe in told.values()} == {0.9}
+    assert [Path(recipe["out"]).name.partition("llama-")[2] for recipe in told.values()] == [
+        "default-20-percent",
+        "blocks-2-blocks",
+        "best-2-blocks",
+    ]
+
+
 @pytest.mark.parametrize("name", presets.NAMES)
 def test_every_preset_is_a_recipe_that_says_what_it_is_for(cli: Cli, tiny_checkpoint: Path, name: str) -> None:
     done = cli("prune", tiny_checkpoint, "--preset", name, "--blocks", 2, "--dry-run")
@@ -67,7 +87,7 @@ def test_another_pruner_takes_from_a_preset_what_it_has_a_use_for(
     ("words", "told"),
     [
         (("--blocks", 2, "--fraction", 0.2), "--blocks and --fraction both say how much goes: leave out one of them"),
-        (("--preset", "fsat"), "there is no 'fsat' among fast, default, best, paper; did you mean 'fast'?"),
+        (("--preset", "fsat"), "there is no preset 'fsat'; did you mean 'fast'?"),
         (("--method", "shortgtp"), "did you mean 'shortgpt'?"),
         (("--fraction", 2), "prune.fraction"),
         (("--prefill-at-most", 3), "splitter.prefill_at_most"),

@@ -72,12 +72,13 @@ def test_a_file_is_one_prompt(cli: Cli, run: Path, tmp_path: Path) -> None:
         (("--file", "."), "error: --file: .: it is a folder"),
         (("--variants", "stagd"), "error: unknown variant 'stagd'; did you mean 'staged'?"),
         (("--prompt", "a", "--chat"), "has no chat template: leave out --chat"),
+        (("--variants", "unselected"), "has no variant 'unselected': its decode reads all of every prompt"),
         (("--no-chat",), "are of prompts that you give: say --prompt or --file, too"),
     ],
 )
 def test_what_cannot_be_answered_is_told_in_a_line(cli: Cli, run: Path, words: tuple[object, ...], told: str) -> None:
     done = cli("sample", run, *words)
-    assert done.code != 0
+    assert (done.code != 0, done.out) == (True, "")
     assert told in done.err
     assert len(done.err.strip().splitlines()) == 1
 

@@ -113,3 +113,16 @@ def test_a_run_that_was_not_exported(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run" / "outcome.json").write_text("{}")
     done = cli("serve", "run")
     assert (done.code, done.err) == (1, "error: run has no serve/plan.json: run: pdtrim-core export run --to vllm\n")
+
+
+def test_what_cannot_be_verified_is_told_before_anything_starts(cli: Cli, export: Path, engine: Path) -> None:
+    done = cli("serve", export, "--python", engine, "--verify")
+    assert done.code == 1
+    assert done.err.startswith("error: --verify compares with a run, and")
+    (export / "outcome.json").write_text("{}")
+    done = cli("serve", export, "--python", engine, "--verify", "--connector", "example")
+    assert done.code == 1
+    assert done.err == (
+        "error: --verify with --connector example: it hands over whole cache blocks alone, and decode computes the rest of a "
+        "prompt itself, so that answers are others than the run's: leave out one of them\n"
+    )

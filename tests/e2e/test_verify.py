@@ -22,7 +22,12 @@ def test_a_table_and_an_exit_code_tell(cli: Cli, tmp_path: Path) -> None:
         pair.names = {"prefill": ["stock"], "decode": ["stock"]}
         words = ("verify", urls["front"], "--prefill", urls["prefill"], "--decode", urls["decode"], "--unified", urls["decode"])
         done = cli(*words, "--checkpoint", tmp_path, "--seed", 3)
-        assert (done.code, done.err) == (0, "")
+        assert done.code == 0
+        assert done.err.splitlines() == [
+            "verify: asking for answers to 9 prompts, one after the other",
+            "verify: asking for answers to 9 prompts, 8 at once",
+            "verify: comparing with what the answers should be, which are computed token by token",
+        ]
         assert done.out.splitlines()[-1] == "the pair is what it should be; prompts of seed 3"
         pair.fault = "shifted"
         done = cli(*words, "--json")

@@ -8,15 +8,15 @@ from typing import Any
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.files.reading import parse_toml
 
-DEFAULT = "default"
-NAMES = ("fast", DEFAULT, "best", "paper")
+DEFAULT, BLOCKS = "default", "blocks"
+NAMES = ("fast", DEFAULT, BLOCKS, "best", "paper")
 """The presets, from the quickest to the slowest, and the paper's."""
 
 
 def text_of(name: str) -> str:
     """Return a preset as TOML. Raises `RecipeError` for a name that there is not."""
     if name not in NAMES:
-        raise RecipeError("preset", [f"there is no '{name}' among {', '.join(NAMES)}{did_you_mean(name, NAMES)}"])
+        raise RecipeError("preset", [f"there is no preset '{name}'{did_you_mean(name, NAMES)}"])
     return (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
 
 

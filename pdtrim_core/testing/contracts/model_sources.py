@@ -60,8 +60,10 @@ class ModelSourceContract:
         assert made.open_config().model_type == loaded.model.config.model_type
 
     def test_it_finds_nothing_wrong_with_the_weights_it_opens(self, tmp_path: Path) -> None:
-        """By their headers alone, where it can tell."""
-        self.component(**{"path": self.example(tmp_path), "placement": "cpu", **self.options}).check_weights()
+        """By their headers alone, where it can tell, and at a first look, by which `check` decides whether to open them."""
+        made = self.component(**{"path": self.example(tmp_path), "placement": "cpu", **self.options})
+        made.check_weights()
+        assert made.is_odd() is False
 
     def test_the_files_that_it_names_are_there(self, tmp_path: Path) -> None:
         """By them a finished run sees whether the model is as it was: they are files, and always the same ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -95,6 +96,13 @@ class PrunerContract:
         assert first.removal == again.removal
         if first.replaced is not None and again.replaced is not None:
             assert first.replaced.fingerprint == again.replaced.fingerprint
+
+    def test_the_shares_that_it_tells_of_its_work_rise_to_one_at_most(self) -> None:
+        """What people see as time left comes from them; a pruner need not tell any."""
+        model, shares = self._model(), list[float]()
+        self.component(**self.options).prune(replace(_context(model, 2), reached=shares.append))
+        assert shares == sorted(shares)
+        assert all(0 <= share <= 1 for share in shares)
 
     def test_the_model_is_left_as_it_was(self) -> None:
         """See `left_as_it_was`: weights, gradients, hooks, modes, attributes and settings."""

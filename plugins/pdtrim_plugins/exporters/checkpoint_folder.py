@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WRITTEN = "pdtrim-export.json"
 """The file of an export that lists all others: with anything beside them the folder is the user's, too."""
 CARD = "README.md"
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.json")
+"""What lies beside the weights of a model that sees or hears, and makes its input."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], storage: Storage) -> None:
-    """Write config, weights, generation config and tokenizer.
+    """Write config, weights, generation config and tokenizer, and copy what makes the input of a model that sees or hears.
 
     With the family's own config, tensors get the names that its checkpoints have on disk. The head's own weights are left out
     where the config says that there is no head.
@@ -107,6 +109,7 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
     if generation is not None:
         (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
     _write_tokenizer(model.tokenizer, folder)
+    _copy_processors(model, folder)
     quantized: set[str] = set()
     writer = ShardWriter(
         folder,
@@ -173,6 +176,16 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     except Exception as error:
         # The tokenizers library raises its own error for a full disk.
         raise PdtrimError(f"cannot write the tokenizer to {folder}: {reason_of(error)}") from error
+
+
+def _copy_processors(model: BlockModel, folder: Path) -> None:
+    """Copy the files of `PROCESSORS` from beside the weights, where the language model is a part of the model."""
+    if model.config is model.model.config or not model.files:
+        return
+    for name in PROCESSORS:
+        file = model.files[0].parent / name
+        if file.is_file() and not (folder / name).exists():
+            shutil.copyfile(file, folder / name)
 
 
 def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pdtrim_plugins.exporters.checkpoint_folder import (
     occupied,
     write_checkpoint,
 )
-from pdtrim_plugins.exporters.configs import formed, numbered, ordinary, uncounted
+from pdtrim_plugins.exporters.configs import formed, numbered, ordinary, uncounted, without_shared
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks, own_prefill_blocks
 
 if TYPE_CHECKING:
@@ -121,12 +121,15 @@ def plan_of(outcome: Outcome, model: BlockModel) -> SavedPlan:
     return saved
 
 
-def write_decode(outcome: Outcome, parts: Parts, out: Path, storage: Storage) -> None:
-    """Write decode/: an ordinary checkpoint where the family's config can describe its blocks, else one of our own class."""
+def write_decode(outcome: Outcome, parts: Parts, out: Path, storage: Storage, *, for_engine: bool = False) -> None:
+    """Write decode/: an ordinary checkpoint where the family's config can describe its blocks, else one of our own class.
+
+    With `for_engine`, widths that all blocks share stand in the family's own keys even then, where an engine looks for them.
+    """
     model, saved = parts.model, outcome.plan
     stored = decode_blocks(parts, saved.plan)
     told = {"format": 1, "plan_hash": saved.digest}
-    config = _config(model, stored, told)
+    config = _config(model, stored, told, for_engine=for_engine)
     parts.give_format(config, "decode")
     with export_folder(out / "decode") as folder:
         write_checkpoint(folder, model, config, stored, storage)
@@ -145,22 +148,31 @@ def in_format(saved: SavedPlan, stage: Stage) -> str:
     )
 
 
-def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, Any]) -> Any:
+def _config(model: BlockModel, stored: Sequence[StoredBlock], told: dict[str, Any], *, for_engine: bool = False) -> Any:
     """Return the family's own config, or one of our class where the family's cannot describe the blocks."""
     try:
         config = ordinary(model, stored)
     except PdtrimError:
         if not any(block.widths or block.lost for block in stored):
             raise
-        return formed(model, stored, told)
+        common, thin = without_shared(stored) if for_engine else ({}, stored)
+        return formed(model, thin, told, common=common)
     config.pdtrim = told
     return config
 
 
+def is_stock(folder: Path) -> bool:
+    """Whether the class of a checkpoint is its family's own."""
+    return not _model_type(folder).startswith(OUR_PREFIX)
+
+
+def _model_type(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+
+
 def _usage(folder: Path) -> str:
     """Return how a checkpoint is loaded."""
-    family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"].removeprefix(OUR_PREFIX)
-    ours = f'"{OUR_PREFIX}{family}"' in (folder / "config.json").read_text(encoding="utf-8")
+    family, ours = _model_type(folder).removeprefix(OUR_PREFIX), not is_stock(folder)
     note = (
         "Its blocks differ from one another, so its class comes with pdtrim-core (`pip install pdtrim-core`).\n\n" if ours else ""
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api import PdtrimError, reason_of
@@ -58,6 +59,16 @@ def stock_of(model: BlockModel) -> tuple[type[Any], type[Any]]:
         return classes
     config_class, model_class = (found.__bases__[0] for found in classes)
     return config_class, model_class
+
+
+def without_shared(stored: Sequence[StoredBlock]) -> tuple[dict[str, int], list[StoredBlock]]:
+    """Return the heads and channels that all blocks have left, which a family's own keys tell, and the blocks without those."""
+    heads: set[Any] = {block.widths.get("attention") for block in stored}
+    channels: set[Any] = {block.widths.get("mlp") for block in stored if block.parts is None}
+    shared = {"attention": heads, "mlp": channels}
+    common = {part: next(iter(found)) for part, found in shared.items() if len(found) == 1 and None not in found}
+    thin = [replace(block, widths={part: told for part, told in block.widths.items() if part not in common}) for block in stored]
+    return common, thin
 
 
 def formed(

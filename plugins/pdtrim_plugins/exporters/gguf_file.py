@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,16 @@ from pdtrim_core.api import Exporter, ExportFacts, PdtrimError
 from pdtrim_plugins.exporters.card import card, write_card
 from pdtrim_plugins.exporters.checkpoint_folder import export_folder, occupied, outside
 from pdtrim_plugins.exporters.checkpoints import no_plan, plan_of
-from pdtrim_plugins.exporters.configs import ordinary
+from pdtrim_plugins.exporters.configs import family_of
+from pdtrim_plugins.exporters.gguf_blocks import (
+    ARCHITECTURES,
+    DECI,
+    LLAMA,
+    architecture_of,
+    block_problems,
+    counts_of,
+    with_words_for,
+)
 from pdtrim_plugins.exporters.gguf_tokenizer import copy_fields, tokenizer_problems, write_fields
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks
 from pdtrim_plugins.model_sources.package import gguf_behind
@@ -24,21 +34,22 @@ if TYPE_CHECKING:
 
     from pdtrim_core.api import BlockModel, Outcome
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""What GGUF calls the families whose files were read back with the same logits, but for rounding."""
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-PERMUTED = ("self_attn.q_proj.", "self_attn.k_proj.")
-"""llama.cpp's llama applies rotary embeddings to neighbouring components of a head, transformers to the two halves."""
+SILU = ("silu", "swish")
+PERMUTED = (".attn_q.", ".attn_k.")
+"""llama.cpp's llama and deci apply rotary embeddings to neighbouring components of a head, transformers to the two halves."""
 
 
 class Gguf(Exporter):
     """Writes gguf/: one file with the decode model for llama.cpp, which runs both stages on it.
 
     llama.cpp cannot hand K/V from one model to another, so there is no pair. The tokenizer of a model from a GGUF file is
-    copied unchanged. Recovered weights are those of decode.
+    copied unchanged. Recovered weights are those of decode. Blocks of several shapes, or without their attention or their MLP,
+    are of llama.cpp's architecture deci.
     """
 
     name = "gguf"
+    carries_parts = True
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = Field(
         "auto", description="number format of the matrices; auto: that of the source; vectors stay in float32"
@@ -51,8 +62,8 @@ class Gguf(Exporter):
         """Return why such a model cannot be written; that of its tokenizer only where the model was opened."""
         if facts.replaced:
             return [no_plan(facts)]
-        found = [*_of_model(facts), *_of_formats(facts), *_of_blocks(facts), *occupied(facts.out / "gguf")]
-        if facts.family in ARCHITECTURES and facts.tokenizer is not None and not _copied_from(facts.model, self.pre):
+        found = [*_of_model(facts), *_of_formats(facts), *block_problems(facts), *occupied(facts.out / "gguf")]
+        if family_of(facts.config) in ARCHITECTURES and facts.tokenizer is not None and not _copied_from(facts.model, self.pre):
             found += tokenizer_problems(facts.tokenizer, facts.text_config.vocab_size, self.pre)
         return found
 
@@ -61,14 +72,14 @@ class Gguf(Exporter):
         self.check(ExportFacts.of_run(outcome, model, out))
         saved = plan_of(outcome, model)
         stored = decode_blocks(Parts.of_run(model, saved, out), saved.plan)
-        config = _config(model, stored)
+        architecture, config = architecture_of(model, stored)
         kind = TYPES[_dtype_of(model) if self.dtype == "auto" else self.dtype]
         name = model.name.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:").removesuffix(".gguf").replace(" ", "-")
         file = f"{name}-{kind}.gguf"
         with export_folder(out / "gguf") as folder:
             text = f"One model for both stages, for llama.cpp ({self.remark(model)}):\n\n```sh\nllama-cli -m {file}\n```"
             write_card(folder, outcome, card(outcome, model, role="gguf", text=text, run=out))
-            self._write(folder / file, model, config, stored, kind)
+            self._write(folder / file, model, config, _Tensors(model, stored, architecture), kind)
         yield out / "gguf"
 
     def remark(self, model: BlockModel) -> str:
@@ -77,29 +88,64 @@ class Gguf(Exporter):
         why = "as the option dtype says" if self.dtype != "auto" else "as in the source" if model.dtypes else "as it was loaded"
         return f"matrices in {dtype}, {why}, vectors in float32{f'; measured in {measured}' if measured != dtype else ''}"
 
-    def _write(self, path: Path, model: BlockModel, config: Any, stored: Sequence[StoredBlock], kind: str) -> None:
+    def _write(self, path: Path, model: BlockModel, config: Any, tensors: _Tensors, kind: str) -> None:
         import gguf  # noqa: PLC0415 - listings do without
 
-        architecture = ARCHITECTURES[model.model.config.model_type]
-        writer = gguf.GGUFWriter(path, architecture)
+        writer = gguf.GGUFWriter(path, tensors.architecture)
         try:
+            # Two passes over the tensors: the header of the file has the sizes of all of them.
+            shapes = {}
+            for name, tensor in tensors.named():
+                shapes[name], stored_as = tuple(tensor.shape), _stored_as(tensor, kind)
+                writer.add_tensor_info(name, *_described(shapes[name], stored_as), raw_dtype=stored_as)
             _write_settings(writer, model, config, kind)
+            _write_counts(writer, model, shapes, config.num_hidden_layers)
             source = _copied_from(model.name, self.pre)
             if source is not None:
                 copy_fields(source, writer)
             else:
                 write_fields(model.tokenizer, config.vocab_size, self.pre, writer)
-            # Two passes over the tensors: the header of the file has the sizes of all of them.
-            for name, tensor in _tensors(model, stored, architecture):
-                shape, stored_as = tuple(tensor.shape), _stored_as(tensor, kind)
-                writer.add_tensor_info(name, *_described(shape, stored_as), raw_dtype=stored_as)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for _, tensor in _tensors(model, stored, architecture):
+            for _, tensor in tensors.named():
                 writer.write_tensor_data(_numbers(tensor, _stored_as(tensor, kind)))
         finally:
             writer.close()
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The tensors of a file, by GGUF's names: made when they are asked for, one block after the other."""
+
+    model: BlockModel
+    stored: Sequence[StoredBlock]
+    architecture: str
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors with their names."""
+        from pdtrim_core.api import head_dim_of  # noqa: PLC0415 - listings must not import torch
+
+        config = self.model.config
+        yield from self._renamed(outside(self.model, head=True)).items()
+        for block in self.stored:
+            found = self._renamed(block.tensors(self.model.layout.blocks))
+            if self.architecture == DECI:
+                found = with_words_for(found, block.index, config.hidden_size, head_dim_of(config))
+            yield from found.items()
+
+    def _renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        import gguf  # noqa: PLC0415 - listings do without
+
+        arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
+        names, found = gguf.get_tensor_name_map(arch, len(self.stored)), {}
+        for name, tensor in tensors.items():
+            known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if known is None:
+                raise PdtrimError(f"{self.model.name}: GGUF has no name for the tensor {name} of this family")
+            permuted = self.architecture in (LLAMA, DECI) and any(part in known for part in PERMUTED)
+            found[known] = _permuted(tensor, self.model) if permuted else tensor
+        return found
 
 
 def _copied_from(model: str, pre: str | None) -> Path | None:
@@ -117,7 +163,7 @@ def _of_formats(facts: ExportFacts) -> Iterator[str]:
 
 
 def _of_model(facts: ExportFacts) -> Iterator[str]:
-    family, config = facts.family, facts.text_config
+    family, config = family_of(facts.config), facts.text_config
     if family not in ARCHITECTURES:
         yield (
             f"GGUF files are written of the families {', '.join(ARCHITECTURES)}, which were read back and compared, and "
@@ -130,30 +176,12 @@ def _of_model(facts: ExportFacts) -> Iterator[str]:
             f"{facts.model} has {rope['rope_type']} rotary embeddings, which no available reader reads back from a GGUF file: "
             "export --to checkpoints, and convert unified/ with llama.cpp's convert_hf_to_gguf.py"
         )
+    if config.hidden_act not in SILU:
+        has = f"has the activation {config.hidden_act} in its MLPs, and llama.cpp's {family} has silu"
+        yield f"{facts.model} {has}: its results would differ"
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds or (getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")):
         yield f"{facts.model} has a sliding window, which llama.cpp's {family} does not have: its results would differ"
-
-
-def _of_blocks(facts: ExportFacts) -> Iterator[str]:
-    if not facts.uniform:
-        yield _other_shapes("those that the pruner gives do not")
-
-
-def _other_shapes(others: str) -> str:
-    return (
-        f"in a GGUF file all blocks have the same shape, and {others}: let the pruner narrow all blocks "
-        'alike (such as width = "uniform")'
-    )
-
-
-def _config(model: BlockModel, stored: Sequence[StoredBlock]) -> Any:
-    try:
-        return ordinary(model, stored)
-    except PdtrimError as error:
-        if not any(block.widths for block in stored):
-            raise
-        raise PdtrimError(_other_shapes(f"this decode model's do not ({error})")) from error
 
 
 def _dtype_of(model: BlockModel) -> str:
@@ -174,9 +202,6 @@ def _write_settings(writer: GGUFWriter, model: BlockModel, config: Any, kind: st
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
@@ -185,19 +210,11 @@ def _write_settings(writer: GGUFWriter, model: BlockModel, config: Any, kind: st
     writer.add_vocab_size(config.vocab_size)
 
 
-def _tensors(model: BlockModel, stored: Sequence[StoredBlock], architecture: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors by GGUF's names, one block after the other."""
-    import gguf  # noqa: PLC0415 - listings do without
+def _write_counts(writer: GGUFWriter, model: BlockModel, shapes: Mapping[str, tuple[int, ...]], blocks: int) -> None:
+    from pdtrim_core.api import head_dim_of  # noqa: PLC0415 - listings must not import torch
 
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(arch, len(stored))
-    for tensors in (outside(model, head=True), *(block.tensors(model.layout.blocks) for block in stored)):
-        for name, tensor in tensors.items():
-            known = names.get_name(name, try_suffixes=(".weight", ".bias"))
-            if known is None:
-                raise PdtrimError(f"{model.name}: GGUF has no name for the tensor {name} of this family")
-            permuted = architecture == "llama" and any(part in name for part in PERMUTED)
-            yield known, _permuted(tensor, model) if permuted else tensor
+    for key, counts in counts_of(shapes, blocks, head_dim_of(model.config)).items():
+        getattr(writer, f"add_{key}")(counts)
 
 
 def _permuted(tensor: Tensor, model: BlockModel) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pdtrim_plugins.exporters.checkpoint_folder import write_json
 
@@ -18,19 +19,23 @@ LEASE = 600
 would fetch what other requests have written there since, and only prefill's log would show it."""
 
 
-def write_serve(folder: Path, saved: SavedPlan, decode_layers: int) -> None:
-    """Write plan.json, the four connector files and serve.sh."""
+def write_serve(folder: Path, saved: SavedPlan, decode_layers: Sequence[int], *, stock: bool) -> None:
+    """Write plan.json, the four connector files and serve.sh; `stock` tells that decode needs no class of ours.
+
+    `decode_layers` are the numbers of decode's blocks that have K/V.
+    """
     write_json(folder / "plan.json", {"plan_hash": saved.digest, **saved.to_data()})
     for name, value in connector_files(decode_layers).items():
         write_json(folder / name, value)
     script = folder / "serve.sh"
-    script.write_text(SCRIPT, encoding="utf-8")
+    told = STOCK if stock else OURS
+    script.write_text(SCRIPT.replace("@NEEDS@", told.needs).replace("@PLUGINS@", told.plugins), encoding="utf-8")
     script.chmod(0o755)
 
 
-def connector_files(decode_layers: int) -> dict[str, dict[str, Any]]:
+def connector_files(decode_layers: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Return the values of --kv-transfer-config, by file: NIXL, and files in a shared folder to try things out."""
-    shared = [f"model.layers.{index}.self_attn.attn" for index in range(decode_layers)]
+    shared = [f"model.layers.{index}.self_attn.attn" for index in decode_layers]
     # The two models differ by design, so the engine's own check that they are the same is off; plan_hash replaces it.
     nixl: dict[str, Any] = {"enforce_handshake_compat": False}
     stored = {"shared_storage_path": STORAGE}
@@ -54,6 +59,16 @@ def connector_files(decode_layers: int) -> dict[str, dict[str, Any]]:
     }
 
 
+class _Needs(NamedTuple):
+    """What a decode server needs: in words, and in front of its command."""
+
+    needs: str
+    plugins: str
+
+
+STOCK = _Needs("it needs no pdtrim-core, only stock vLLM and NIXL", 'VLLM_PLUGINS="" ')
+OURS = _Needs("it needs vLLM, NIXL and pdtrim-core, which has the class of its model", "")
+
 SCRIPT = r"""#!/bin/sh
 # Starts the pair on one machine: prefill, decode, and the router that hands requests from one to the other.
 # `pdtrim-core serve` does the same and also waits, checks and stops. Settings come from the environment:
@@ -65,7 +80,7 @@ SCRIPT = r"""#!/bin/sh
 #
 # Two machines: run the part "prefill" on one and "decode" on the other. On each, set VLLM_NIXL_SIDE_CHANNEL_HOST to that
 # machine's own address, which the other one must reach on the side channel's port, and change --host to it. Let the router's
-# two addresses point there. Copy decode/ to the decode machine: it needs no pdtrim-core, only stock vLLM and NIXL. Both
+# two addresses point there. Copy decode/ to the decode machine: @NEEDS@. Both
 # plan_hash entries, in prefill/config.json and decode/config.json, must be the same.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -115,10 +130,9 @@ CUDA_VISIBLE_DEVICES=${PREFILL_GPU:-0} VLLM_NIXL_SIDE_CHANNEL_HOST=${PREFILL_HOS
     $(dtype_of "$here/../prefill/config.json") $more $prefill_more &
 started="$started $!"
 
-# decode: stock. No prefix caching: decode's K/V of earlier answers in a chat would replace those that prefill computes.
+# decode. No prefix caching: decode's K/V of earlier answers in a chat would replace those that prefill computes.
 CUDA_VISIBLE_DEVICES=${DECODE_GPU:-1} VLLM_NIXL_SIDE_CHANNEL_HOST=${DECODE_HOST:-127.0.0.1} VLLM_NIXL_SIDE_CHANNEL_PORT=5601 \
-    VLLM_PLUGINS="" \
-    python -m vllm.entrypoints.openai.api_server --model "$here/../decode" --served-model-name $names \
+    @PLUGINS@python -m vllm.entrypoints.openai.api_server --model "$here/../decode" --served-model-name $names \
     --host 127.0.0.1 --port "$DECODE_PORT" --no-enable-prefix-caching --kv-transfer-config "$decode_kv" \
     $(dtype_of "$here/../decode/config.json") $more &
 started="$started $!"

@@ -160,11 +160,15 @@ class Prefill:
 
 
 def prefill_blocks(parts: Parts, plan: Plan) -> Prefill:
-    """Return what prefill has of each block. Raises `PdtrimError` where K and V have no parts of their own."""
+    """Return what prefill has of each block. Raises `PdtrimError` where K and V have no parts of their own.
+
+    In what is told, `decode_index` has the places of K/V in a cache, and `decode_layer` the numbers of decode's blocks, which are
+    others where some of them have no attention.
+    """
     count = parts.model.block_count
     prefill, decode = plan.layers("prefill", count), plan.layers("decode", count)
     layouts = {layer.block for layer in prefill}
-    reading = [layer for layer in decode if layer.has_kv]
+    numbers, reading = zip(*((number, layer) for number, layer in enumerate(decode) if layer.has_kv), strict=True)
     fed_by = {layer.kv_slot: layer for layer in prefill if layer.kv_slot is not None}
     told = {
         "block_count": count,
@@ -173,6 +177,7 @@ def prefill_blocks(parts: Parts, plan: Plan) -> Prefill:
         "shadows": [layer.block for layer in prefill if layer.state == "shadow"],
         "merged": {str(fed.block): _told_of(fed.merge, fed_by[slot]) for slot, fed in enumerate(reading) if fed.merge},
         "decode_index": {str(layer.block): slot for slot, layer in fed_by.items()},
+        "decode_layer": {str(layer.block): numbers[slot] for slot, layer in fed_by.items()},
         "decode_layers": len(decode),
         "tail": _tail(prefill, count),
     }

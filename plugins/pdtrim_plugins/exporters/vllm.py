@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,13 @@ from pdtrim_plugins.exporters.checkpoint_folder import export_folder, occupied, 
 from pdtrim_plugins.exporters.checkpoints import (
     WeightsExporter,
     in_format,
+    is_stock,
     no_plan,
     other_dtype,
     plan_of,
     write_decode,
 )
-from pdtrim_plugins.exporters.configs import formed, ordinary
+from pdtrim_plugins.exporters.configs import formed, ordinary, without_shared
 from pdtrim_plugins.exporters.first_tokens import first_token_blocks
 from pdtrim_plugins.exporters.serve_files import write_serve
 from pdtrim_plugins.exporters.stages import Parts, StoredBlock, decode_blocks, prefill_blocks
@@ -36,13 +36,15 @@ ADVICE = "; --to checkpoints gives one model for both stages"
 class Vllm(WeightsExporter):
     """Writes decode/, prefill/ and serve/: a pair of models that two vLLM servers run, and the files that start them.
 
-    decode/ is an ordinary checkpoint that stock vLLM serves. prefill/ keeps the dense model's block numbers and
-    the blocks its plan keeps, with the K/V of merged blocks; vLLM loads it with pdtrim-core installed too. Prefill is truncated
+    decode/ is an ordinary checkpoint that stock vLLM serves, unless its blocks differ in their parts. prefill/ keeps the dense
+    model's block numbers and the blocks its plan keeps, with the K/V of merged blocks. Where a checkpoint is not an ordinary
+    one vLLM loads it with pdtrim-core installed, too. Prefill is truncated
     after the last K/V that decode reads, which changes no logit of decode. Each of the two has the weights that recovery gave it,
     and its own number format in the form of compressed-tensors.
     """
 
     name = "vllm"
+    carries_parts = True
 
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return why a pair of such a model cannot be served, as far as the model and the recipe tell."""
@@ -69,7 +71,7 @@ class Vllm(WeightsExporter):
         # Behind the comparison of blocks, which have no tables of their own.
         config.pdtrim = {**config.pdtrim, **known}
         parts.give_format(config, "prefill")
-        write_decode(outcome, parts, out, storage)
+        write_decode(outcome, parts, out, storage, for_engine=True)
         yield out / "decode"
         with export_folder(out / "prefill") as folder:
             write_checkpoint(folder, model, config, [*stored, *tables], storage)
@@ -84,7 +86,7 @@ class Vllm(WeightsExporter):
         with export_folder(out / "serve") as folder:
             text = "What starts the pair: `sh serve.sh` on one machine. The script says what to change for two."
             write_card(folder, outcome, card(outcome, model, role="serve", text=text, run=out, plan=plan))
-            write_serve(folder, saved, len(prefill.told["decode_index"]))
+            write_serve(folder, saved, sorted(prefill.told["decode_layer"].values()), stock=is_stock(out / "decode"))
         yield out / "serve"
 
 
@@ -116,8 +118,11 @@ def _of_recipe(facts: ExportFacts) -> Iterator[str]:
     others = sorted({scheme for scheme in facts.formats.values() if scheme not in SERVED})
     if others:
         yield f"vLLM is known to serve the formats {', '.join(SERVED)}, and not {', '.join(others)}{ADVICE}"
-    if not facts.uniform:
-        yield _other_shapes("those that the pruner gives do not")
+    if not facts.uniform and facts.narrows != {"mlp"}:
+        yield (
+            f"vLLM's cache has one shape for all blocks, and those that the pruner gives may differ in their K/V heads: let it "
+            f'narrow MLPs alone (such as parts = "mlp"), or all blocks alike (such as width = "uniform"){ADVICE}'
+        )
     if "attention" in facts.narrows and facts.family == "qwen2":
         yield (
             f"vLLM's {facts.family} takes the size of a head from the number of heads, so it cannot have fewer heads{ADVICE}; or "
@@ -125,31 +130,30 @@ def _of_recipe(facts: ExportFacts) -> Iterator[str]:
         )
 
 
-def _other_shapes(others: str) -> str:
-    return (
-        f"decode is stock vLLM, whose blocks all have the same shape, and {others}: let the pruner narrow "
-        f'all blocks alike (such as width = "uniform"){ADVICE}'
-    )
-
-
 def _check_heads(model: BlockModel, saved: SavedPlan) -> None:
     """Raise `PdtrimError` where decode has fewer K/V heads than prefill, which only the plan tells."""
     sliced = [source.block for source in saved.plan.kv_map(model.block_count) if source.removed_heads]
     if sliced:
         raise PdtrimError(
-            f"decode has fewer K/V heads than prefill in the blocks {', '.join(map(str, sliced))}: K/V widths by block need a "
-            f"plugin on the decode side, which is stock here{ADVICE}; or let both stages lose the same heads"
+            f"decode has fewer K/V heads than prefill in the blocks {', '.join(map(str, sliced))}, and vLLM hands over all heads "
+            f"or none{ADVICE}; or let both stages lose the same heads"
         )
 
 
 def _check_decode(model: BlockModel, stored: Sequence[StoredBlock]) -> None:
-    """Raise `PdtrimError` unless decode is a checkpoint that stock vLLM loads."""
-    try:
+    """Raise `PdtrimError` unless vLLM has a class for decode: the family's own, or ours where blocks differ."""
+    _, thin = without_shared(stored)
+    if any("attention" in block.widths for block in thin):
+        raise PdtrimError(_other_heads(model, "decode"))
+    if not any(block.widths or block.lost for block in thin):
         ordinary(model, stored)
-    except PdtrimError as error:
-        if not any(block.widths for block in stored):
-            raise
-        raise PdtrimError(_other_shapes(f"this decode model's do not ({error})")) from error
+
+
+def _other_heads(model: BlockModel, stage: str) -> str:
+    return (
+        f"{model.name}: {stage}'s blocks differ in their K/V heads, and vLLM's cache has one shape{ADVICE}; or let all blocks of "
+        "both stages lose as many heads"
+    )
 
 
 def _prefill_config(model: BlockModel, stored: Sequence[StoredBlock], told: Mapping[str, Any]) -> tuple[Any, list[StoredBlock]]:
@@ -157,18 +161,9 @@ def _prefill_config(model: BlockModel, stored: Sequence[StoredBlock], told: Mapp
 
     Raises `PdtrimError` where blocks differ in their K/V heads, because vLLM's cache has one shape.
     """
-    heads: set[Any] = {block.widths.get("attention") for block in stored}
-    if len(heads) > 1:
-        raise PdtrimError(
-            f"{model.name}: prefill's blocks differ in their K/V heads, and K/V widths by block need a plugin on the decode "
-            f"side, which is stock here{ADVICE}; or let both stages lose the same heads"
-        )
-    channels: set[Any] = {block.widths.get("mlp") for block in stored if block.parts is None}
-    shared = {"attention": heads, "mlp": channels}
-    common: dict[str, int] = {part: next(iter(found)) for part, found in shared.items() if len(found) == 1 and None not in found}
-    thin = [
-        replace(block, widths={part: width for part, width in block.widths.items() if part not in common}) for block in stored
-    ]
+    common, thin = without_shared(stored)
+    if any("attention" in block.widths for block in thin):
+        raise PdtrimError(_other_heads(model, "prefill"))
     config = formed(model, thin, told, common=common)
     # Nothing reads prefill's logits, so its head has no weights of its own: with tied embeddings a stock class expects none.
     config.tie_word_embeddings = True

@@ -12,6 +12,7 @@ from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
 from pdtrim_plugins.model_sources import adapters
 from pdtrim_plugins.model_sources.block_counts import blocks_in_config
 from pdtrim_plugins.model_sources.hub import HubModel
+from pdtrim_plugins.model_sources.odd_files import are_odd
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
 
@@ -61,6 +62,12 @@ class FolderModel(ModelSource):
         folder = self._folder()
         base = self._base(folder)
         return blocks_in_config(folder / "config.json") if base is None else base.block_count()
+
+    def is_odd(self) -> bool:
+        """Tell whether the weights have fewer blocks than config.json says, or heads do not divide."""
+        folder = self._folder()
+        base = self._base(folder)
+        return are_odd(folder) if base is None else base.is_odd()
 
     def check_weights(self) -> bool | None:
         """Compare the headers of the files of weights with the config; return False where there are none."""

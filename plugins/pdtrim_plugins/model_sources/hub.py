@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pdtrim_core.api import LoadedModel, ModelSource, PdtrimError
 from pdtrim_plugins.model_sources.block_counts import blocks_in_config
+from pdtrim_plugins.model_sources.odd_files import are_odd
 from pdtrim_plugins.model_sources.reading import check_weights, config_of, load
 
 
@@ -49,6 +50,10 @@ class HubModel(ModelSource):
     def block_count(self) -> int | None:
         """Return what config.json in the hub's cache says; None where it is not there. The hub is not asked."""
         return next((blocks_in_config(file) for file in self.files() or () if file.name == "config.json"), None)
+
+    def is_odd(self) -> bool:
+        """Tell whether what the hub's cache has contradicts itself. The hub is not asked."""
+        return any(are_odd(file.parent) for file in self.files() or () if file.name == "config.json")
 
     def check_weights(self) -> None:
         """Compare the headers of the files of weights with the config, where the hub's cache has them."""

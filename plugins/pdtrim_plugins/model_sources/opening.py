@@ -25,10 +25,18 @@ OURS_WITHOUT_PARTS = (
     "model that was pruned"
 )
 OURS_DAMAGED = "it is said to be an export of pdtrim-core, and its config.json does not describe one; export the run again"
+UNEVEN = "deci"
+"""llama.cpp's architecture whose blocks differ from one another."""
+OURS_UNEVEN = (
+    "its blocks differ from one another (architecture deci of llama.cpp), which is not read from GGUF files: take the "
+    "checkpoint of the same run, unified/ of the exporter checkpoints"
+)
 UNKNOWN_TYPE = re.compile(r"has model type `([^`]*)` but Transformers does not recognize")
 NO_LANGUAGE_MODEL = re.compile(
     r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel: AutoModelForCausalLM"
 )
+VALIDATOR = re.compile(r"^Class validation error for validator '\w+':\s*(?:\w+:\s*)?")
+"""What the hub client puts before the reason that a config is refused for."""
 HEARD = 20
 """Lines of another library's output that are remembered for the case that it fails."""
 
@@ -49,7 +57,7 @@ def opening(name: str) -> Iterator[None]:
 
 
 def _explained(error: Exception, heard: Heard, name: str) -> str:
-    reason = reason_of(error)
+    reason = VALIDATOR.sub("", reason_of(error))
     if "trust_remote_code" in str(error):
         return (
             "it comes with code of its own (auto_map), which pdtrim-core does not run; take a checkpoint of an architecture that "

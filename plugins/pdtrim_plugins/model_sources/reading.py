@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pdtrim_core.api import LoadedModel, PdtrimError, Placement, first_device, loading_options
 from pdtrim_plugins.model_sources.bars import Told, bars_told, nobody
-from pdtrim_plugins.model_sources.opening import NO_CODE, OURS, OURS_DAMAGED, OURS_PREFILL, OURS_WITHOUT_PARTS, opening
+from pdtrim_plugins.model_sources.odd_files import too_small
+from pdtrim_plugins.model_sources.opening import (
+    NO_CODE,
+    OURS,
+    OURS_DAMAGED,
+    OURS_PREFILL,
+    OURS_UNEVEN,
+    OURS_WITHOUT_PARTS,
+    UNEVEN,
+    opening,
+)
 
 
 def load(source: str, name: str, dtype: str, placement: Placement, told: Told = nobody, **options: Any) -> LoadedModel:
@@ -110,10 +121,18 @@ def config_of(source: str, name: str, **options: Any) -> Any:
 
     with opening(name):
         data, _ = PretrainedConfig.get_config_dict(source, **NO_CODE, **options)
+        _refuse_sizes(data, name)
         kind = str(data.get("model_type"))
+        if kind == UNEVEN and "gguf_file" in options:
+            raise PdtrimError(f"cannot open the model {name}: {OURS_UNEVEN}")
         if kind.startswith(OURS):
             _know_ours(kind, data, name)
         return AutoConfig.from_pretrained(source, **NO_CODE, **options)
+
+
+def _refuse_sizes(data: Mapping[str, Any], name: str) -> None:
+    for key, size in too_small(data):
+        raise PdtrimError(f"cannot open the model {name}: its config.json has {key} = {size}, and one is the least")
 
 
 def _know_ours(kind: str, data: dict[str, Any], name: str) -> None:

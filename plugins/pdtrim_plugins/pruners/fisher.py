@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pdtrim_core.api import PdtrimError, Pruned, Pruner, Removal, Shrink
+from pdtrim_plugins.pruners.channels import Parts
 from pdtrim_plugins.pruners.units import (
     PARTS,
     Part,
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 Texts = Sequence[Sequence[int]]
 BATCH_TOKENS = 1024
 """Tokens a batch where the recipe says nothing."""
+MEAN_TOKENS = 8192
+"""About how many tokens means are taken over, since they take a pass of the model of their own."""
+IN_RANKING = 0.75
+"""The share of the work that the ranking is: its passes also go back, which takes about twice as long as to go forth."""
 
 
 class Fisher(Pruner):
@@ -48,19 +53,25 @@ class Fisher(Pruner):
     with least squares (as in OBS and its kin; SlimGPT, 2024). Parts are solved for in the dense model, one by one.
 
     The dense model writes the texts that this is measured on itself: its greedy answers to the calibration's training prompts,
-    which are what decode will have to write, and others that are sampled, for width. Only tokens behind the beginning of a text
-    count, which decode would run. Each part keeps its best unit. Biases are those of the narrowed parts and belong to decode, as
-    FLAP's do.
+    which are what decode will have to write, and others that are sampled, for width. All of their tokens count. Decode does not
+    run the first ones, but what they leave in the K/V is what all others attend to: a prefill without channels that were chosen
+    behind them is nats away from the dense one, so neither prefill nor a unified model could lose the same. Each part keeps its
+    best unit. Biases are those of the narrowed parts and belong to decode, as FLAP's do.
     """
 
     name = "fisher"
-    cites = "Kwon et al. (arXiv:2204.09656), SlimGPT (arXiv:2412.18110); measured on what decode runs, ours"
+    cites = "Kwon et al. (arXiv:2204.09656), SlimGPT (arXiv:2412.18110); measured on what the model itself writes, ours"
 
     texts: int = Field(192, gt=0, description="texts that are sampled from the dense model")
     answers: int = Field(
         192, ge=0, description="training prompts of the calibration that the dense model answers for it, or as many as there are"
     )
-    beginning: int = Field(16, gt=0, description="tokens of each text that count as its prompt: what decode does not run")
+    parts: Parts = "mlp"
+    beginning: int = Field(
+        0,
+        ge=0,
+        description="tokens at the beginning of each text that do not count; then decode alone can do without the channels",
+    )
     take_over: bool = Field(
         default=True, description="solve for the weights of kept channels anew; if not, only the removed ones' mean is a bias"
     )
@@ -73,8 +84,8 @@ class Fisher(Pruner):
 
     @property
     def narrows(self) -> frozenset[Part]:
-        """Both parts may lose units."""
-        return frozenset(PARTS)
+        """The parts that may lose units."""
+        return frozenset(PARTS if self.parts == "both" else (self.parts,))
 
     @property
     def uniform(self) -> bool:
@@ -83,7 +94,7 @@ class Fisher(Pruner):
 
     def problems(self, facts: PruneFacts) -> list[str]:
         """Return why this budget is beyond the model's units."""
-        return list(problems_of(self.name, facts)) if facts.parameters else []
+        return list(problems_of(self.name, facts, self.narrows)) if facts.parameters else []
 
     def prune(self, context: PruneContext) -> Pruned:
         """Return shrinks of both parts, and the output projection of each.
@@ -94,7 +105,7 @@ class Fisher(Pruner):
         if not context.parameters:
             return Pruned(Removal())
         self.check(context.facts)
-        for part in fused_parts(model.sizes):
+        for part in fused_parts(model.sizes, self.narrows):
             context.note(f"pruner 'fisher' keeps the {part} of this family whole, because its projections are fused or experts")
         written = [*context.answered_prompts(self.answers), *context.written_texts(self.texts)]
         texts = [text for text in written if len(text) > self.beginning + 1]
@@ -104,22 +115,23 @@ class Fisher(Pruner):
                 "lower pruner.beginning"
             )
         batches = _batches(texts, context.batch_tokens or BATCH_TOKENS)
+        context.reached(0)
         means = self._means(model, batches)
-        worth = self._worth(model, batches, means, context.rng.randrange(2**32))
+        worth = self._worth(context, batches, means)
         scores = {place: (of_units / size_of(model, place)[1]).tolist() for place, of_units in worth.items()}
         chosen = adaptive(model, scores, context.parameters, multiple=self.multiple)
         shrinks = {place: Shrink(*place, tuple(sorted(units))) for place, units in chosen.items() if units}
-        outputs = self._outputs(model, batches, means, shrinks)
+        outputs = self._outputs(context, batches, means, shrinks)
         return Pruned(Removal(shrinks.values()), {shrink: outputs[place] for place, shrink in shrinks.items()})
 
     def _means(self, model: BlockModel, batches: Sequence[Texts]) -> dict[Place, Tensor]:
-        """Return the mean of what goes into the projection out of each part, `[C]`."""
+        """Return the mean of what goes into the projection out of each part, `[C]`, over some batches of all lengths."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        sums: dict[Place, Any] = dict.fromkeys(places_of(model.sizes), 0.0)
-        count = 0
+        sums: dict[Place, Any] = dict.fromkeys(places_of(model.sizes, self.narrows), 0.0)
+        tokens, count = sum(len(text) for batch in batches for text in batch), 0
         with torch.no_grad(), _inputs_of(model, list(sums)) as seen:
-            for batch in batches:
+            for batch in batches[:: max(1, tokens // MEAN_TOKENS)]:
                 model.model(input_ids=_ids(model, batch), use_cache=False, logits_to_keep=1)
                 for place, inputs in seen.items():
                     sums[place] += self._behind(inputs, batch).double().sum((0, 1))
@@ -127,20 +139,21 @@ class Fisher(Pruner):
         _check_finite(sums, "what goes into the projection out of")
         return {place: of_place / count for place, of_place in sums.items()}
 
-    def _worth(
-        self, model: BlockModel, batches: Sequence[Texts], means: Mapping[Place, Tensor], seed: int
-    ) -> dict[Place, Tensor]:
+    def _worth(self, context: PruneContext, batches: Sequence[Texts], means: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
         """Return the Fisher information that each unit holds beyond its mean, `[U]`, summed over tokens."""
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        places = list(means)
-        drawn = torch.Generator(device=model.device).manual_seed(seed)
+        from pdtrim_core.api import drawn  # noqa: PLC0415 - it needs torch
+
+        model, places = context.model, list(means)
+        generator = torch.Generator(device=model.device).manual_seed(context.rng.randrange(2**32))
         found: dict[Place, Any] = dict.fromkeys(places, 0.0)
         with torch.enable_grad(), _inputs_of(model, places) as seen, _from_embeddings(model):
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                context.reached(IN_RANKING * number / len(batches))
                 logits_BTV = model.model(input_ids=_ids(model, batch), use_cache=False).logits[:, self.beginning :]
                 logprobs_NV = logits_BTV.flatten(0, 1).float().log_softmax(dim=-1)
-                labels_N1 = torch.multinomial(logprobs_NV.detach().exp(), 1, generator=drawn)
+                labels_N1 = drawn(logprobs_NV.detach(), generator)
                 inputs = [seen[place] for place in places]
                 gradients = torch.autograd.grad(logprobs_NV.gather(1, labels_N1).sum(), inputs)
                 for place, given, gradient in zip(places, inputs, gradients, strict=True):
@@ -152,7 +165,7 @@ class Fisher(Pruner):
         return found
 
     def _outputs(
-        self, model: BlockModel, batches: Sequence[Texts], means: Mapping[Place, Tensor], shrinks: Mapping[Place, Shrink]
+        self, context: PruneContext, batches: Sequence[Texts], means: Mapping[Place, Tensor], shrinks: Mapping[Place, Shrink]
     ) -> dict[Place, nn.Module]:
         """Return the projection out of each narrowed part: over the kept channels, with a bias for what is constant.
 
@@ -160,11 +173,12 @@ class Fisher(Pruner):
         """
         import torch  # noqa: PLC0415 - listings must not import torch
 
-        found: dict[Place, nn.Module] = {}
+        model, found = context.model, dict[Place, Any]()
         with torch.no_grad():
             recordings = [model.record(_ids(model, batch)) for batch in batches]
             states = [recording.hidden_BTD for recording in recordings]
             for block in range(model.block_count):
+                context.reached(IN_RANKING + (1 - IN_RANKING) * block / model.block_count)
                 here = {place: Solved(model, shrink, means[place]) for place, shrink in shrinks.items() if place[0] == block}
                 with _inputs_of(model, list(here)) as seen:
                     for number, (recording, batch) in enumerate(zip(recordings, batches, strict=True)):
@@ -172,6 +186,7 @@ class Fisher(Pruner):
                         for place, solved in here.items() if self.take_over else ():
                             solved.add(self._behind(seen[place], batch).flatten(0, 1))
                 found |= {place: solved.projection(self.ridge) for place, solved in here.items()}
+        context.reached(1)
         return found
 
     def _behind(self, values_BTC: Tensor, batch: Texts) -> Tensor:

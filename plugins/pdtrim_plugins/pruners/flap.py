@@ -5,7 +5,7 @@ Shape suffixes: B window, T token, C channel (an input of a part's output projec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -96,7 +96,7 @@ class Flap(Pruner):
         self.check(context.facts)
         for part in fused_parts(model.sizes):
             context.note(f"pruner 'flap' keeps the {part} of this family whole, because its projections are fused or experts")
-        inputs = self.inputs(model, self._windows(context), context.batch_tokens)
+        inputs = self.inputs(model, self._windows(context), context.batch_tokens, reached=context.reached)
         scores = {
             place: unit_scores(self.channel_scores(model, place, seen), size_of(model, place)[0]).tolist()
             for place, seen in inputs.items()
@@ -111,10 +111,17 @@ class Flap(Pruner):
             {shrink: _compensated(model, shrink, inputs[shrink.block, shrink.part].mean_C) for shrink in compensated},
         )
 
-    def inputs(self, model: BlockModel, windows: Sequence[Sequence[int]], batch_tokens: int | None = None) -> dict[Place, Inputs]:
+    def inputs(
+        self,
+        model: BlockModel,
+        windows: Sequence[Sequence[int]],
+        batch_tokens: int | None = None,
+        *,
+        reached: Callable[[float], None] = lambda share: None,
+    ) -> dict[Place, Inputs]:
         """Return statistics of the inputs of each part's output projection in the dense model, over windows of one length.
 
-        The model runs block by block over a few windows at a time; only sums are kept.
+        The model runs block by block over a few windows at a time; only sums are kept. `reached` takes the share that is done.
         """
         import torch  # noqa: PLC0415 - listings must not import torch
 
@@ -122,8 +129,9 @@ class Flap(Pruner):
         at_once = max(1, (batch_tokens or model.fitting_batch) // len(windows[0]))
         starts = range(0, len(windows), at_once)
         with torch.no_grad(), _watched(model, found, len(windows[0])):
-            for _ in results_of((_pass(model, windows[start : start + at_once]) for start in starts), together=model.streams):
-                pass
+            passes = (_pass(model, windows[start : start + at_once]) for start in starts)
+            for done, _ in enumerate(results_of(passes, together=model.streams), start=1):
+                reached(done / len(starts))
         for (block, part), seen in found.items():
             seen.check(f"the {part} of block {block}")
         return found

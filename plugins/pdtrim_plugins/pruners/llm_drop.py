@@ -89,8 +89,9 @@ class LlmDrop(Pruner):
         model = context.model
         model.check_parts(PARTS)
         sums = torch.zeros(model.block_count, len(PARTS), dtype=torch.float64, device=model.device)
-        tokens = 0
+        tokens, wanted = 0, sum(map(len, context.sequences))
         for batch in context.states.token_batches():
+            context.reached(tokens / wanted)
             tokens += int(batch.is_token_BT.sum())
             with torch.inference_mode():
                 recording = model.record(batch.ids_BT)

@@ -10,7 +10,7 @@ Shape suffixes: H hidden size of the dense model, D principal components that ar
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -98,8 +98,17 @@ class Slicer:
         self._normed = normed
         self._hidden = int(dense.config.hidden_size)
 
-    def slice(self, windows: Sequence[Sequence[int]], *, batch_tokens: int | None = None) -> BlockModel:
-        """Return the sliced model, made from windows of one length. Raises `PdtrimError` where hidden states are not finite."""
+    def slice(
+        self,
+        windows: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int | None = None,
+        reached: Callable[[float], None] = lambda share: None,
+    ) -> BlockModel:
+        """Return the sliced model, made from windows of one length; `reached` takes the share of the blocks that are done.
+
+        Raises `PdtrimError` where hidden states are not finite.
+        """
         with torch.no_grad():
             batches = list(self._batches(windows, batch_tokens or self._dense.fitting_batch))
             model = _shared_copy(self._dense.model)
@@ -111,6 +120,7 @@ class Slicer:
                 basis_HD, batches = basis_HD.to(device), [batch.on(device) for batch in batches]
                 basis_HD, batches = self._attention(blocks[index], index, basis_HD, batches)
                 basis_HD, batches = self._mlp(blocks[index], index, basis_HD, batches)
+                reached((index + 1) / self._dense.block_count)
         dense = self._dense
         name = f"{dense.name}, its hidden size cut to {self._width}"
         return BlockModel(model, dense.tokenizer, dense.layout, name=name, license_id=dense.license)

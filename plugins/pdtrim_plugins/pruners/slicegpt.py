@@ -62,7 +62,7 @@ class SliceGpt(Pruner):
         if tokens < hidden:
             context.note(f"slicegpt: {tokens} tokens are too few for {hidden} principal components: use more calibration samples")
         slicer = Slicer(model, width, normed=self.signal == "normed")
-        return Pruned(replaced=slicer.slice(windows, batch_tokens=context.batch_tokens))
+        return Pruned(replaced=slicer.slice(windows, batch_tokens=context.batch_tokens, reached=context.reached))
 
     def restore(self, model: BlockModel, weights: Mapping[str, Tensor]) -> BlockModel:
         """Rebuild the sliced model from its weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Part = Literal["attention", "mlp", "experts"]  # what a Shrink may be of; of experts none is removed here
 Place = tuple[int, Part]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
+NAMES: dict[Part, str] = {"attention": "heads", "mlp": "MLP channels"}
 
 
 def lowest(scores: Sequence[float], costs: Sequence[float], budget: float) -> list[int]:
@@ -46,9 +47,10 @@ def _steps(scores: Sequence[float], multiple: int) -> list[list[int]]:
     return [order[start:end] for start, end in pairwise([0, *ends])]
 
 
-def places_of(sizes: ModelSizes) -> list[Place]:
-    """Return the parts that have units, in the order of the blocks."""
-    return [(block, part) for block, of_block in enumerate(sizes.blocks) for part in PARTS if part in of_block.units]
+def places_of(sizes: ModelSizes, parts: Collection[Part] = PARTS) -> list[Place]:
+    """Return those of some parts that have units, in the order of the blocks."""
+    found = ((block, part) for block, of_block in enumerate(sizes.blocks) for part in PARTS if part in of_block.units)
+    return [place for place in found if place[1] in parts]
 
 
 def size_of(model: BlockModel, place: Place) -> tuple[int, int]:
@@ -63,19 +65,21 @@ def output_of(model: BlockModel, place: Place) -> nn.Linear:
     return linear
 
 
-def fused_parts(sizes: ModelSizes) -> list[Part]:
-    """Return the parts that have units in no block, because their projections are fused or experts."""
-    return sorted({*PARTS} - {part for _, part in places_of(sizes)})
+def fused_parts(sizes: ModelSizes, parts: Collection[Part] = PARTS) -> list[Part]:
+    """Return those of some parts that have units in no block, because their projections are fused or experts."""
+    return sorted({*parts} - {part for _, part in places_of(sizes)})
 
 
-def problems_of(pruner: str, facts: PruneFacts) -> Iterator[str]:
-    """Yield why a model has no units, or too few of them for the budget of a pruner with this name."""
-    units = [facts.sizes.blocks[block].units[part] for block, part in places_of(facts.sizes)]
+def problems_of(pruner: str, facts: PruneFacts, parts: Collection[Part] = PARTS) -> Iterator[str]:
+    """Yield why a model has no units of some parts, or too few of them for the budget of a pruner with this name."""
+    units = [facts.sizes.blocks[block].units[part] for block, part in places_of(facts.sizes, parts)]
     most = sum((count - 1) * cost for count, cost in units)
     if not units:
+        named = " and ".join(NAMES[part] for part in PARTS if part in parts)
         yield (
-            f"pruner '{pruner}' removes heads and MLP channels, but the projections of {facts.model} are fused or experts: "
-            "choose a method that removes whole blocks, such as 'shortgpt'"
+            f"pruner '{pruner}' removes {named}, but the projections of {facts.model} are fused or experts: "
+            "choose a method that removes whole blocks, such as 'shortgpt', or search for them: leave the pruner out (with "
+            "pdtrim-core prune: --preset blocks)"
         )
     elif facts.parameters > most:
         reach, wanted = (100 * number / facts.sizes.parameters for number in (most, facts.parameters))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdtrim_core.api import Metric, Report, Shrink, draw_diagram, visible
+from pdtrim_core.api import Metric, Report, Shrink, draw_diagram, lost_units, visible
 from pdtrim_plugins.reports import nearness
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ def _headline(outcome: Outcome) -> str:
     for part, name in (("attention", "the attention"), ("mlp", "the MLP")):
         if count := sum(one.part == part for one in parts):
             losses.append(f"{name} of {count} of {outcome.block_count} blocks")
-    for experts, name in ((False, "heads or channels"), (True, "experts")):
-        if blocks := {shrink.block for shrink in shrunk if (shrink.part == "experts") == experts}:
-            losses.append(f"{name} of {len(blocks)} of {outcome.block_count} blocks")
+    for experts in (False, True):
+        if narrowed := [shrink for shrink in shrunk if (shrink.part == "experts") == experts]:
+            blocks = {shrink.block for shrink in narrowed}
+            losses.append(f"{lost_units(narrowed)} of {len(blocks)} of {outcome.block_count} blocks")
     text = f"{outcome.model}: decode loses {', '.join(losses[:-1])}{' and ' * (len(losses) > 1)}{losses[-1]}"
     kept_in_prefill = sum(gain.kept_in_prefill for gain in outcome.gains)
     what = f"{kept_in_prefill} of the {len(outcome.gains)} parts" if shrunk or parts else f"{kept_in_prefill} of them"
@@ -103,7 +104,8 @@ def _fidelity(outcome: Outcome) -> str:
         nearness.verdict_on_formats(found),
         nearness.verdict_on_selection(found),
     ]
-    about = f"how near to the dense model, on {found.items} held-out item{'s' * (found.items != 1)}:"
+    about = f"how near to the dense model, on {found.items} held-out item{'s' * (found.items != 1)}"
+    about += ":" if found.own_answers is None else f" (loops and length: {found.own_answers} of them):"
     return "\n".join([about, *tables, *filter(None, said)])
 
 

@@ -1,4 +1,4 @@
-"""The prefill server of a pair on vLLM: model classes and connectors. Decode is stock vLLM.
+"""The servers of a pair on vLLM: model classes, and connectors of prefill. Decode with blocks of one shape is stock vLLM.
 
 vLLM finds `register` through the entry point group `vllm.general_plugins`. Nothing else of pdtrim-core imports this package,
 and it imports vLLM only where vLLM is running. How to serve a pair is in `docs/how-to/serve.md`.
@@ -16,7 +16,7 @@ MODELS = {
 
 
 def register() -> None:
-    """Tell vLLM the architectures of prefill checkpoints. vLLM calls this in each of its processes, before it reads a config."""
+    """Tell vLLM the architectures of our checkpoints. vLLM calls this in each of its processes, before it reads a config."""
     from vllm import ModelRegistry  # noqa: PLC0415 - only vLLM calls this
 
     from pdtrim_plugins import checkpoints  # noqa: PLC0415 - imports transformers

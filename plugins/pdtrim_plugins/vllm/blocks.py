@@ -1,4 +1,4 @@
-"""Blocks of a prefill model, built from the engine's own: removed ones, K/V only, and blocks with a shadow.
+"""Blocks of a stage, built from the engine's own: removed ones, K/V only, with a shadow, and narrowed ones.
 
 Shape suffixes: N token, D hidden, H heads, E head size.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.linear import QKVParallelLinear
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 
 from pdtrim_core import PdtrimError
 from pdtrim_plugins.vllm.first_tokens import KEYS, STATES, VALUES, FirstTokens, put, table
@@ -21,12 +21,14 @@ from pdtrim_plugins.vllm.ordering import after
 
 Hidden = tuple[Tensor, Tensor | None]
 """What vLLM hands from block to block: the last block's output and the residual to add it to, None before block 0."""
+OUTPUTS = {"attention": ("self_attn", "o_proj"), "mlp": ("mlp", "down_proj")}
+"""The projection out of each part, which all families name alike."""
 OPTION = "pdtrim_kv_only"
 """Key of vLLM's --additional-config: "attention" (public interfaces only) or "cache" (no attention is computed)."""
 
 
 def block(layer: Any, *, prefix: str, **given: Any) -> nn.Module:
-    """Return the module that prefill runs at a block; vLLM's models take this function as `layer_type` or `decoder_layer_type`.
+    """Return the module that a stage runs at a block; vLLM's models take this function as `layer_type` or `decoder_layer_type`.
 
     `layer` is the engine's own class of the block; `prefix` is the name that vLLM would give it.
     """
@@ -47,9 +49,38 @@ def block(layer: Any, *, prefix: str, **given: Any) -> nn.Module:
     else:
         made = shadowed(own)(prefix=layout.own_prefix(prefix), **given)
         made.shadow = KvOnly(layer(prefix=layout.decode_prefix(prefix), **given), of_kv)
+    if number in layout.lost:
+        take_out(made, layout.lost[number])
+    for part in layout.biased.get(number, ()):
+        give_bias(made, part)
     if number in layout.first_states:
         made.register_parameter(STATES, table(known, config.hidden_size))
     return made
+
+
+def give_bias(made: nn.Module, part: str) -> None:
+    """Give the projection out of a part of a block a bias, which the engine's own of this family has not."""
+    name, projection = OUTPUTS[part]
+    parent: Any = made.get_submodule(name)
+    stock = getattr(parent, projection)
+    biased = RowParallelLinear(
+        stock.input_size,
+        stock.output_size,
+        bias=True,
+        reduce_results=stock.reduce_results,
+        quant_config=stock.quant_config,
+        prefix=stock.prefix,
+    )
+    setattr(parent, projection, biased)
+
+
+def take_out(made: nn.Module, part: str) -> None:
+    """Let a part of a block give zeros; without attention the engine keeps no K/V of the block."""
+    name, _ = OUTPUTS[part]
+    if part == "attention":
+        attention: Any = made.get_submodule(name)
+        del get_current_vllm_config().compilation_config.static_forward_context[attention.attn.layer_name]
+    setattr(made, name, Zeros())
 
 
 def give_rows(blocks: nn.Module, firsts: FirstTokens) -> None:
@@ -57,6 +88,14 @@ def give_rows(blocks: nn.Module, firsts: FirstTokens) -> None:
     for module in list(blocks.modules()):
         if any(name in (STATES, KEYS) for name, _ in module.named_parameters(recurse=False)):
             module.register_buffer("rows_N", firsts.rows_N, persistent=False)
+
+
+class Zeros(nn.Module):
+    """In place of a part that is gone."""
+
+    def forward(self, *inputs: Tensor, hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+        """Return zeros like the hidden states, which come last where they come without a name."""
+        return torch.zeros_like(inputs[-1] if hidden_states is None else hidden_states)
 
 
 class Skipped(nn.Module):

@@ -1,4 +1,4 @@
-"""The blocks of a prefill checkpoint as its config describes them, and the engine's names of their K/V. No torch, no vLLM."""
+"""The blocks of a stage's checkpoint as its config describes them, and the engine's names of their K/V. No torch, no vLLM."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import Any, Self
 
 from pdtrim_core import PdtrimError
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""Of entries, and of those that tell of blocks without their attention or their MLP."""
+PARTS = ("attention", "mlp")
 OWN = "prefill_layers"
 """Replaces `layers` in the name of a block whose K/V decode does not read, so that it never has the name of a decode layer."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What prefill does at each block, by block numbers of the dense model.
+    """What a stage does at each block. Prefill has the block numbers of the dense model; decode runs all it has, under its own.
 
     A block in `shadows` runs, and the K/V of the merged block are computed on the same input. `decode_index` gives the decode
-    layer that reads the K/V of a block, or of its shadow. `widths` has the MLP widths that differ from the config's.
+    layer that reads the K/V of a block, or of its shadow. `widths` has the MLP widths that differ from the config's, and `biased`
+    the parts whose output projection has a bias that the config does not tell of. The blocks in `lost` run without that part.
     `first_tokens` are the tokens that are known where they begin a prompt, -1 standing for all others: the blocks in
     `first_states` have a table of the hidden states in front of them, and those in `first_kv`, which compute only K/V or have a
     shadow, one of the K/V.
@@ -30,6 +33,8 @@ class Layout:
     decode_index: Mapping[int, int]
     head: bool
     widths: Mapping[int, int]
+    biased: Mapping[int, tuple[str, ...]]
+    lost: Mapping[int, str]
     first_tokens: tuple[int, ...] = ()
     first_states: frozenset[int] = frozenset()
     first_kv: frozenset[int] = frozenset()
@@ -39,18 +44,26 @@ class Layout:
         """Read the `pdtrim` block of a config. Raises `PdtrimError` where it is missing or of another format."""
         block = getattr(config, "pdtrim", None)
         if not isinstance(block, Mapping):
-            raise PdtrimError("config.json has no 'pdtrim' block: this is not what pdtrim-core export wrote to prefill/")
-        if block.get("format") != FORMAT:
-            raise PdtrimError(f"config.json has pdtrim format {block.get('format')}, this version reads {FORMAT}: export again")
+            raise PdtrimError("config.json has no 'pdtrim' block: this is not what pdtrim-core export wrote for vLLM")
+        if block.get("format") not in FORMATS:
+            raise PdtrimError(
+                f"config.json has pdtrim format {block.get('format')}, this version reads {FORMATS[-1]}: export again"
+            )
         try:
             firsts = block.get("first_tokens", {"tokens": (), "states": (), "kv": ()})
+            sizes = {int(number): told for number, told in block.get("widths", {}).items()}
+            biases = {number: told["bias"] for number, told in sizes.items() if "bias" in told}
+            if "place" in block and "removed" not in block:
+                block = {**block, **_decode(config.num_hidden_layers)}
             return cls(
                 removed=frozenset(block["removed"]),
                 kv_only=frozenset(block["kv_only"]),
                 shadows=frozenset(block["shadows"]),
-                decode_index={int(number): index for number, index in block["decode_index"].items()},
+                decode_index={int(number): index for number, index in block.get("decode_layer", block["decode_index"]).items()},
                 head=bool(block["head"]),
-                widths={int(number): sizes["mlp"] for number, sizes in block.get("widths", {}).items() if "mlp" in sizes},
+                widths={number: told["mlp"] for number, told in sizes.items() if "mlp" in told},
+                biased={number: tuple(part for part in PARTS if part in told) for number, told in biases.items()},
+                lost={int(number): part for number, part in block.get("without", {}).items()},
                 first_tokens=tuple(firsts["tokens"]),
                 first_states=frozenset(firsts["states"]),
                 first_kv=frozenset(firsts["kv"]),
@@ -71,6 +84,12 @@ class Layout:
         if number not in self.decode_index:
             raise PdtrimError(f"the 'pdtrim' block of config.json gives block {number} no decode_index: export again")
         return f"{parent}.{self.decode_index[number]}"
+
+
+def _decode(block_count: int) -> dict[str, Any]:
+    """Return what the entry of a decode checkpoint leaves unsaid: all of its blocks run, and their K/V are decode's own."""
+    names = {number: number for number in range(block_count)}
+    return {"removed": (), "kv_only": (), "shadows": (), "decode_index": names, "head": True}
 
 
 def _split(prefix: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Llama as the prefill of a pair."""
+"""Llama as a stage of a pair."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import functools
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
 from pdtrim_plugins.vllm.blocks import block
-from pdtrim_plugins.vllm.models import PrefillModel, with_blocks
+from pdtrim_plugins.vllm.models import StageModel, with_blocks
 
 
-class PDTrimLlamaForCausalLM(PrefillModel, LlamaForCausalLM):  # type: ignore[misc]
+class PDTrimLlamaForCausalLM(StageModel, LlamaForCausalLM):  # type: ignore[misc]
     """Llama."""
 
     inner = with_blocks(LlamaModel, layer_type=functools.partial(block, LlamaDecoderLayer))

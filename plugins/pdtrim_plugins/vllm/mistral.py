@@ -1,4 +1,4 @@
-"""Mistral as the prefill of a pair."""
+"""Mistral as a stage of a pair."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import functools
 from vllm.model_executor.models.mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
 
 from pdtrim_plugins.vllm.blocks import block
-from pdtrim_plugins.vllm.models import PrefillModel, with_blocks
+from pdtrim_plugins.vllm.models import StageModel, with_blocks
 
 
-class PDTrimMistralForCausalLM(PrefillModel, MistralForCausalLM):  # type: ignore[misc]
+class PDTrimMistralForCausalLM(StageModel, MistralForCausalLM):  # type: ignore[misc]
     """Mistral."""
 
     inner = with_blocks(MistralModel, layer_type=functools.partial(block, MistralDecoderLayer))

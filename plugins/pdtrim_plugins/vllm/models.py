@@ -1,4 +1,4 @@
-"""What the models of all families have in common: the blocks of a prefill checkpoint instead of vLLM's own."""
+"""What the models of all families have in common: the blocks of a stage's checkpoint instead of vLLM's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pdtrim_plugins.vllm.layout import Layout, missing_tensors
 STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
-class PrefillModel(nn.Module):
+class StageModel(nn.Module):
     """What all families have in common: no head where nothing reads the logits, and strict loading."""
 
     inner: Callable[..., nn.Module]
@@ -30,7 +30,7 @@ class PrefillModel(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         nn.Module.__init__(self)
         if get_pp_group().world_size > 1:
-            raise PdtrimError("prefill checkpoints of pdtrim-core run on one pipeline stage: leave out --pipeline-parallel-size")
+            raise PdtrimError("checkpoints of pdtrim-core run on one pipeline stage: leave out --pipeline-parallel-size")
         config = vllm_config.model_config.hf_config
         self.config = config
         self.quant_config = vllm_config.quant_config
@@ -76,7 +76,7 @@ class PrefillModel(nn.Module):
         )
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise PdtrimError(f"the prefill checkpoint lacks {', '.join(missing[:3])}{more}: it is damaged, export it again")
+            raise PdtrimError(f"the checkpoint lacks {', '.join(missing[:3])}{more}: it is damaged, export it again")
         return loaded
 
     def _stacked(self) -> dict[str, tuple[str, ...]]:

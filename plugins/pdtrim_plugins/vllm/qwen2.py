@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 as the prefill of a pair."""
+"""Qwen2 and Qwen2.5 as a stage of a pair."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import functools
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
 
 from pdtrim_plugins.vllm.blocks import block
-from pdtrim_plugins.vllm.models import PrefillModel, with_blocks
+from pdtrim_plugins.vllm.models import StageModel, with_blocks
 
 
-class PDTrimQwen2ForCausalLM(PrefillModel, Qwen2ForCausalLM):  # type: ignore[misc]
+class PDTrimQwen2ForCausalLM(StageModel, Qwen2ForCausalLM):  # type: ignore[misc]
     """Qwen2 and Qwen2.5."""
 
     inner = with_blocks(Qwen2Model, decoder_layer_type=functools.partial(block, Qwen2DecoderLayer))

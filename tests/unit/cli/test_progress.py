@@ -165,6 +165,17 @@ def test_the_bar_moves_with_each_variant_that_is_compared() -> None:
     assert "fidelity: 1.2 s" in stream.getvalue()
 
 
+def test_candidates_behind_other_work_have_the_bar_of_their_own() -> None:
+    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, color_system=None, width=100))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
+    display.pdtrim_step_started("prune", None)
+    display.pdtrim_recovery_advanced("texts", 0, 2, 1.0)
+    display.pdtrim_candidate_measured(candidate(None))
+    (task,) = display._progress.tasks
+    assert (task.completed, task.total, task.fields["figures"]) == (1, None, "1")
+    display.pdtrim_run_ended()
+
+
 STEPS = ("open the model", "measure the dense model", "search", "evaluate")
 
 

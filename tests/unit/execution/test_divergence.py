@@ -307,3 +307,17 @@ def test_log_probabilities_leave_room_for_hidden_states() -> None:
     for block in range(1, 5):
         StagedModel(prefix_cache, Plan.unified(Removal([Drop(block)]))).divergences(items)
         assert prefix_cache.kept_bytes <= prefix_cache.most_bytes <= 40_000
+
+
+def test_the_dense_model_is_not_run_to_compare_it_with_itself() -> None:
+    items = some_items()
+    staged = StagedModel(PrefixCache(tiny_llama()), Plan())
+    with patch.object(model.BlockModel, "run", Mock(side_effect=AssertionError)):
+        assert (staged.divergences(items), staged.overlaps(items)) == ([0.0] * len(items), [1.0] * len(items))
+
+
+def test_another_model_without_a_plan_is_compared_with_the_dense_one() -> None:
+    items = some_items()
+    staged = StagedModel(PrefixCache(tiny_llama(seed=1), dense=tiny_llama()), Plan())
+    assert min(staged.divergences(items)) > 0
+    assert max(staged.overlaps(items)) < 1

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pdtrim_core.api import PdtrimError
+from pdtrim_core.execution.distributions import DRAWN_AT_ONCE, drawn
 from pdtrim_core.execution.sampling import sampled
 from pdtrim_core.testing import tiny_llama
 
@@ -75,3 +76,24 @@ def test_a_token_that_ends_texts_and_is_in_no_vocabulary_ends_none() -> None:
     model = tiny_llama()
     model.model.generation_config.eos_token_id = [257, 5000]
     assert {len(text) for text in sampled(model, OPENINGS[:4], 9, seed=0)} == {9}
+
+
+def test_tokens_are_drawn_as_often_as_their_distribution_says_and_such_as_cannot_be_never() -> None:
+    chances = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
+    count = 40 * DRAWN_AT_ONCE + 1
+    found = Counter(drawn(chances.log().expand(count, -1), torch.Generator().manual_seed(0))[:, 0].tolist())
+    assert set(found) == {1, 3, 4}
+    for token in found:
+        chance = float(chances[token])
+        assert abs(found[token] / count - chance) < 4 * (chance * (1 - chance) / count) ** 0.5
+
+
+def test_each_position_is_drawn_from_its_own_distribution_whatever_its_logits_add_up_to() -> None:
+    logits_NV = torch.full((3 * DRAWN_AT_ONCE, 7), -torch.inf)
+    logits_NV[torch.arange(len(logits_NV)), torch.arange(len(logits_NV)) % 7] = torch.linspace(-50, 50, len(logits_NV))
+    found_N1 = drawn(logits_NV, torch.Generator().manual_seed(3))
+    assert found_N1[:, 0].tolist() == [number % 7 for number in range(len(logits_NV))]
+
+
+def test_what_is_no_distribution_gives_a_token_all_the_same() -> None:
+    assert drawn(torch.full((2, 5), torch.nan), torch.Generator()).tolist() == [[4], [4]]

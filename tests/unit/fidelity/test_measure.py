@@ -13,6 +13,7 @@ from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import ComparedToken, StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity import dense_answers as kept
+from pdtrim_core.fidelity import free
 from pdtrim_core.fidelity.forced import along_text
 from pdtrim_core.fidelity.measure import Subject, measure, measure_all
 from pdtrim_core.results.task_results import TaskResult, read_result, write_result
@@ -148,6 +149,25 @@ def test_several_variants_at_once_have_the_figures_of_each_alone() -> None:
             assert metric.value == pytest.approx(alone.metrics[name].value, abs=1e-4), name
         assert [one.answer for one in found.answers] == [one.answer for one in alone.answers]
     assert together[1].metrics["kl"] != together[2].metrics["kl"]
+
+
+def test_variants_answer_as_many_prompts_on_their_own_as_are_asked_for_and_are_compared_on_all() -> None:
+    model = tiny_llama()
+    subjects = [Subject(model, Plan()), Subject(model, PLAN)]
+    some = measure_all(subjects, ITEMS, length=LENGTH, code=CODE, own_answers=2)
+    for whole, found in zip(measure_all(subjects, ITEMS, length=LENGTH, code=CODE), some, strict=True):
+        chosen = [0, len(ITEMS) // 2]
+        answers = [one.answer for one in found.answers]
+        assert [number for number, answer in enumerate(answers) if answer is not None] == chosen
+        assert all(answers[number] == whole.answers[number].answer for number in chosen)
+        own = {"identical", "length", "loops", "until_difference"}
+        assert {name: found.metrics[name] for name in found.metrics.keys() - own} == {
+            name: whole.metrics[name] for name in whole.metrics.keys() - own
+        }
+    pair = TwoPhaseModel(model, PLAN)
+    prompts = [prompt_of(ITEMS[number]) for number in chosen]
+    theirs, ours = ([one.generate(prompt, LENGTH) for prompt in prompts] for one in (TwoPhaseModel(model, Plan()), pair))
+    assert {name: some[1].metrics[name] for name in own & some[1].metrics.keys()} == free.beside(theirs, ours)
 
 
 @pytest.mark.numeric

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pdtrim_core import load_plugins
-from pdtrim_core.api import Exporter, ExportFacts
+from pdtrim_core.api import Exporter, ExportFacts, auto_class_of
 from pdtrim_core.model.renumbering import numbers_in, renumbered, traits_of, uncountable
 from pdtrim_core.model.small_config import data_of
+from pdtrim_core.testing import FAMILIES
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 300,
@@ -82,6 +83,17 @@ def test_blocks_that_a_config_can_count_are_no_problem(kind: str, settings: dict
 def test_a_period_keeps_blocks_from_being_renumbered() -> None:
     config = config_of("ernie4_5_moe", moe_layer_interval=2, moe_layer_start_index=0, moe_num_experts=4, moe_k=2)
     assert "moe_layer_interval" in uncountable(config, make)
+
+
+def test_blocks_that_change_with_how_many_there_are_cannot_be_renumbered() -> None:
+    assert uncountable(config_of("minicpm3"), make) == "what its blocks compute with how many there are"
+
+
+def test_the_blocks_of_a_model_that_sees_are_those_of_its_text_part() -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28}
+    text = {**FAMILIES["gemma3"][1], "model_type": "gemma3_text", "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config={**vision, "patch_size": 14})
+    assert uncountable(config, lambda tried: auto_class_of(tried).from_config(tried)) == ""
 
 
 def test_the_exporter_names_the_key_before_any_search(tmp_path: Path) -> None:

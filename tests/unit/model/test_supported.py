@@ -95,19 +95,25 @@ def first_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 class Tower(nn.Module):
-    """Runs blocks in some order, and something between two of them."""
+    """Runs blocks in some order, and something between two of them, on one or more hidden states a token."""
 
     def __init__(
-        self, blocks: Sequence[nn.Module], order: Sequence[int] = (0, 1, 2), between: Callable[[Tensor], Tensor] = torch.clone
+        self,
+        blocks: Sequence[nn.Module],
+        order: Sequence[int] = (0, 1, 2),
+        between: Callable[[Tensor], Tensor] = torch.clone,
+        *,
+        states: int = 1,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self._order = order
         self._between = between
+        self._states = states
 
     def forward(self, input_ids: Tensor, *, use_cache: bool) -> Tensor:
         assert not use_cache
-        hidden = torch.ones((*input_ids.shape, 4))
+        hidden = torch.ones((len(input_ids), self._states * input_ids.shape[1], 4))
         for block in self._order:
             hidden = first_of(self.blocks[block](hidden_states=self._between(hidden)))
         return hidden
@@ -158,6 +164,15 @@ def test_blocks_that_are_no_chain_are_refused(order: Sequence[int], between: Cal
     with pytest.raises(PdtrimError) as error:
         probed(tower)
     assert str(error.value) == NO_CHAIN
+
+
+def test_blocks_with_several_hidden_states_a_token_are_refused() -> None:
+    with pytest.raises(PdtrimError) as error:
+        probed(Tower([Block(1), Block(2), Block(3)], states=3))
+    assert str(error.value) == (
+        "org/model: its blocks have 3 hidden states where one token is read, and only those with one a token can be handed to "
+        "other blocks; this architecture cannot be pruned by blocks"
+    )
 
 
 def test_blocks_that_share_a_dictionary_are_refused() -> None:

@@ -97,6 +97,16 @@ def test_a_run_knows_how_near_its_variants_are_to_the_dense_model(host: PluginHo
     assert outcome.seconds["fidelity"] > 0
 
 
+def test_samples_are_of_the_prompts_that_the_variants_answered_on_their_own(host: PluginHost, tmp_path: Path) -> None:
+    found = run(host, tmp_path / "run", evaluation={**SHORT, "own_answers": 1}).fidelity
+    assert found is not None
+    assert (found.items, found.own_answers) == (3, 1)
+    (sample,) = found.samples
+    whole = run(host, tmp_path / "whole").fidelity
+    assert whole is not None
+    assert sample == whole.samples[0]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -285,6 +295,7 @@ def test_listeners_hear_how_far_each_recovery_is_and_how_it_came_out(host: Plugi
     outcome = run(host, tmp_path / "run", **RECOVERED)
     assert works.finished == list(outcome.recovery)
     assert works.advanced[0] == ("texts", 0, 2, 0.0)
+    assert len({share for name, *_, share in works.advanced if name == "texts"}) > 4, "a bar needs more than groups of 64"
     for number, name in enumerate(("kv-refit", "fold"), start=1):
         shares = [share for *what, share in works.advanced if what == [name, number, 2]]
         assert shares == sorted(shares)

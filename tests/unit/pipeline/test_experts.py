@@ -105,7 +105,7 @@ def test_what_cannot_go_is_refused_before_anything_is_measured(
 def test_the_page_and_the_card_tell_of_experts() -> None:
     decode = Removal([Shrink(1, "experts", (0, 3)), Shrink(1, "attention", (0,)), Shrink(2, "experts", (1,))])
     assert diagram_in_words(Plan(Removal([]), decode), 4) == (
-        "Prefill, by block. runs: 0 to 3. Decode, by block. runs: 0 and 3; runs with fewer heads, channels or experts: 1 and 2."
+        "Prefill, by block. runs: 0 to 3. Decode, by block. runs: 0 and 3; runs with fewer heads or experts: 1 and 2."
     )
-    assert _losses(decode, 4) == ("runs 1 of 4 blocks with fewer heads or channels and runs 2 of 4 blocks with fewer experts")
+    assert _losses(decode, 4) == ("runs 1 of 4 blocks with fewer heads and runs 2 of 4 blocks with fewer experts")
     assert _removed(decode) == "fewer K/V heads: 1 in block 1; fewer experts: 2 in block 1, 1 in block 2"

@@ -97,6 +97,12 @@ def test_steps_come_in_order_whatever_finds_what_decode_loses(
     assert list(outcome.seconds) == list(dict.fromkeys([*BEFORE[1:], *steps, "evaluate"]))
 
 
+def test_a_path_is_no_recipe() -> None:
+    with pytest.raises(PdtrimError) as caught:
+        run("chat.toml")  # type: ignore[arg-type]
+    assert str(caught.value) == "run takes a recipe, not 'chat.toml': Recipe.read(path) reads one from a file"
+
+
 def test_what_is_returned_is_what_the_folder_has(host: PluginHost, tmp_path: Path) -> None:
     outcome = run(recipe(host, tmp_path / "run"), host)
     assert Outcome.from_json((tmp_path / "run" / "outcome.json").read_text()).to_json() == outcome.to_json()

@@ -78,6 +78,15 @@ class Listener:
 
     def __init__(self) -> None:
         self.best: list[float | None] = []
+        self.advanced: list[tuple[str, float]] = []
+
+    @hookimpl
+    def pdtrim_work_advanced(self, what: str, share: float) -> None:
+        self.advanced.append((what, share))
+
+    @hookimpl
+    def pdtrim_recovery_advanced(self, name: str, share: float) -> None:
+        self.advanced.append((name, share))
 
     @hookimpl
     def pdtrim_candidate_measured(self, candidate: Candidate) -> None:
@@ -355,3 +364,29 @@ def test_a_pruner_is_given_the_training_prompts_with_the_dense_models_greedy_ans
     asked, chosen_on = ({model.tokenizer.decode(text).partition("Answer:")[0] for text in texts} for texts in (given, measured))
     assert len(asked) == len(given)
     assert asked.isdisjoint(chosen_on)
+
+
+def test_people_hear_how_far_a_pruner_and_its_texts_are(
+    with_planted: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    listener = Listener()
+    with_planted.register(listener, Origin("listener", "listener"))
+
+    def answer(context: PruneContext) -> Pruned:
+        context.answered_prompts(7)
+        context.written_texts(7)
+        for share in (0.0, 0.5, 2.0):
+            context.reached(share)
+        return Pruned(Removal(map(Drop, (1, 2))))
+
+    lengths = {"prompt_tokens": 8, "answer_tokens": 6}
+    run(with_planted, tmp_path, answer, calibration={"use": "mini", "samples": 4, "held_out": 2}, recovery_data=lengths)
+    assert [share for what, share in listener.advanced if what == "planted"] == [0.0, 0.5, 1.0]
+    texts = [share for what, share in listener.advanced if what == "texts"]
+    begun = texts.index(0.0)
+    answered, written = texts[:begun], texts[begun:]
+    for shares in (answered, written):
+        assert len(set(shares)) > 4
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)

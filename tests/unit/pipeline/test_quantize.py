@@ -165,6 +165,10 @@ def test_a_model_that_loses_no_block_can_have_formats(host: PluginHost, tmp_path
     # Decode's format in both stages is another model than a format for each.
     assert outcome.row("unified").calibration.mean != outcome.row("staged").calibration.mean
     assert figures["unified"] != figures["staged"]
+    # A format makes other answers, which nothing of the plan tells.
+    identical = {variant: metrics["identical"].value for variant, metrics in outcome.fidelity.variants.items()}
+    assert identical["dense"] == 1
+    assert identical["staged"] < 1
 
 
 @pytest.mark.parametrize("blocks", [0, 1])

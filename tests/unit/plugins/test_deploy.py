@@ -26,7 +26,7 @@ PLACES = {"--host", "--model", "--prefill", "--decode"}
 @pytest.fixture
 def pair(tmp_path: Path) -> Export:
     """What an export has that serving reads."""
-    files: dict[str, Any] = {f"serve/{name}": value for name, value in connector_files(3).items()}
+    files: dict[str, Any] = {f"serve/{name}": value for name, value in connector_files(range(3)).items()}
     files["serve/plan.json"] = {"plan_hash": HASH, "first_token": "decode", "model": {"name": "org/mine"}}
     for stage in ("prefill", "decode"):
         files[f"{stage}/config.json"] = {"pdtrim": {"plan_hash": HASH}, "dtype": "bfloat16"}

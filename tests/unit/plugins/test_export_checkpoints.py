@@ -114,7 +114,37 @@ def test_blocks_keep_their_experts_under_another_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.numeric
-def test_a_model_inside_a_larger_one_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_inside_a_larger_one_comes_back(tmp_path: Path, seeing_model: BlockModel) -> None:
+    loaded = check_same(seeing_model, [Drop(0), Merge(3, 2)], tmp_path)
+    # The lists of the other half, which has as many blocks, stay as they are.
+    assert loaded.config.vision_config.num_hidden_layers == 6
+
+
+def test_what_makes_the_input_of_a_model_that_sees_goes_with_it(tmp_path: Path, seeing_model: BlockModel) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("preprocessor_config.json", "processor_config.json", "other.json"):
+        (source / name).write_text(f'{{"name": "{name}"}}')
+    seeing_model.files = (source / "model.safetensors",)
+    export(Checkpoints(), seeing_model, [Drop(0)], tmp_path / "out")
+    folders = [file.parent for file in (tmp_path / "out").rglob("config.json")]
+    assert folders
+    for folder in folders:
+        copied = {file.name: file.read_text() for file in folder.glob("*process*.json")}
+        assert copied == {name: f'{{"name": "{name}"}}' for name in ("preprocessor_config.json", "processor_config.json")}
+        assert not (folder / "other.json").exists()
+
+
+def test_what_lies_beside_the_weights_of_a_model_of_text_stays_there(tmp_path: Path) -> None:
+    model = tiny_llama()
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    model.files = (tmp_path / "model.safetensors",)
+    export(Checkpoints(), model, [Drop(0)], tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("preprocessor_config.json"))
+
+
+@pytest.fixture
+def seeing_model(monkeypatch: pytest.MonkeyPatch) -> BlockModel:
     seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "image_size": 28}
     config = {
         "text_config": {**FAMILIES["gemma3"][1], "model_type": "gemma3_text"},
@@ -122,10 +152,8 @@ def test_a_model_inside_a_larger_one_comes_back(tmp_path: Path, monkeypatch: pyt
         "mm_tokens_per_image": 4,
         **{f"{name}_token_index": 250 for name in ("boi", "eoi", "image")},
     }
-    monkeypatch.setattr("pdtrim_core.testing.models.FAMILIES", {"gemma3-whole": ("gemma3", config)})
-    loaded = check_same(tiny_model("gemma3-whole"), [Drop(0), Merge(3, 2)], tmp_path)
-    # The lists of the other half, which has as many blocks, stay as they are.
-    assert loaded.config.vision_config.num_hidden_layers == 6
+    monkeypatch.setattr("pdtrim_core.testing.models.FAMILIES", {**FAMILIES, "gemma3-whole": ("gemma3", config)})
+    return tiny_model("gemma3-whole")
 
 
 def test_blocks_that_compute_with_their_number_are_refused(tmp_path: Path) -> None:

@@ -128,9 +128,6 @@ def test_what_would_be_read_wrong_is_refused(tmp_path: Path, tokenizer: Any) -> 
     other = AutoTokenizer.from_pretrained(save_tiny_model(tmp_path / "source"))
     unknown = refused(with_tokenizer(tiny_llama(), other), [Drop(1)], tmp_path)
     assert "say --set pre=NAME, one of llama.cpp's names" in unknown
-    assert "in a GGUF file all blocks have the same shape" in refused(
-        with_tokenizer(tiny_llama(), tokenizer), [Shrink(1, "mlp", (1,))], tmp_path
-    )
     assert "has a sliding window" in refused(tiny_model("mistral", sliding_window=8), [Drop(1)], tmp_path)
     scaled = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     stretched = tiny_llama(rope_parameters={**scaled, "original_max_position_embeddings": 64})

@@ -16,7 +16,7 @@ from pdtrim_plugins.exporters.checkpoints import Checkpoints
 from tests.unit.plugins.exported import TOKENS, decode_logits, export, logits_of, parameters_of, read_back
 
 PARTS: list[Element] = [DropPart(0, "attention"), DropPart(2, "mlp"), Drop(3), DropPart(5, "attention")]
-WRITES = {"checkpoints", "plan"}
+WRITES = {"checkpoints", "gguf", "plan", "vllm"}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "phi3", "gpt-neox", "qwen3"])

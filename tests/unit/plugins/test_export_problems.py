@@ -42,6 +42,7 @@ def facts(tmp_path: Path, family: str = "llama", settings: dict[str, Any] | None
         ("vllm", "deepseek_v3", {}, "a deepseek_v3 has latent attention (MLA)"),
         ("gguf", "gpt2", {}, "and a gpt2 is gpt2: export --to checkpoints"),
         ("gguf", "mistral", {"sliding_window": 8}, "a mistral has a sliding window"),
+        ("gguf", "llama", {"hidden_act": "gelu"}, "a llama has the activation gelu in its MLPs, and llama.cpp's llama has silu"),
         (
             "gguf",
             "llama",
@@ -62,7 +63,7 @@ def test_what_the_config_tells_is_said_by_it_alone(
     ("names", "known", "said"),
     [
         (["vllm"], {"first_token": "prefill"}, "where decode makes the first token"),
-        (["vllm", "gguf"], {"uniform": False, "narrows": {"mlp"}}, "let the pruner narrow all blocks alike"),
+        (["vllm"], {"uniform": False}, 'blocks alike (such as width = "uniform")'),
         (["vllm", "gguf", "checkpoints"], {"replaced": True}, "the pruner replaces the whole of a llama"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,27 @@ from typing import Any
 import pytest
 import torch
 
-from pdtrim_core.api import BlockModel, Drop, Element, KvOnly, Merge, PdtrimError, Plan, Removal, SavedPlan, Shrink, load_modules
+from pdtrim_core.api import (
+    BlockModel,
+    Drop,
+    DropPart,
+    Element,
+    KvOnly,
+    Merge,
+    PdtrimError,
+    Plan,
+    Removal,
+    SavedPlan,
+    Shrink,
+    load_modules,
+)
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.serving.commands import CPU_ENVIRONMENT, Engine, Ports, commands_for, open_export
 from pdtrim_core.testing import tiny_llama, tiny_model
 from pdtrim_core.testing.contracts.small_run import run_with_plan
 from pdtrim_core.testing.rounding import ROUNDING, units_apart
 from pdtrim_plugins.exporters.vllm import Vllm
+from pdtrim_plugins.vllm.layout import Layout
 from tests.unit.plugins.exported import TOKENS, export, parameters_of, read_back
 
 PROMPT = TOKENS[:1]
@@ -39,9 +54,9 @@ PLANS: dict[str, tuple[Elements, Elements]] = {
 }
 
 
-def check_pair(model: BlockModel, plan: Plan, out: Path) -> tuple[Any, Any]:
+def check_pair(model: BlockModel, plan: Plan, out: Path, given: Mapping[Any, Any] | None = None) -> tuple[Any, Any]:
     """Export, read back, hand the cache over; return the two models."""
-    assert export(Vllm(), model, plan, out) == [out / "decode", out / "prefill", out / "serve"]
+    assert export(Vllm(), model, plan, out, modules=given) == [out / "decode", out / "prefill", out / "serve"]
     prefill, decode = read_back(out / "prefill"), read_back(out / "decode")
     modules = load_modules(plan, model, out / "merges")
     reference = TwoPhaseModel(model, plan, modules)
@@ -95,6 +110,54 @@ def test_one_width_in_decode_can_be_another_in_prefill_but_for_heads(prefill: El
     # What all blocks share stands where an engine looks for it.
     assert config["num_key_value_heads"] == (1 if prefill == HEADS else 2)
     assert config["pdtrim"]["widths"] == ({"2": {"mlp": 45}} if len(prefill) == 1 else {})
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("heads", [[], HEADS])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_mlps_may_differ_between_blocks_and_get_biases(family: str, heads: Elements, tmp_path: Path) -> None:
+    model = tiny_model(family, tie_word_embeddings=not heads)
+    thin = [Shrink(block, "mlp", tuple(range(1 + block))) for block in (1, 3, 4)]
+    modules = {shrink: biased(model, shrink) for shrink in (thin[0], thin[2])}
+    plan = Plan(Removal([*heads[:5], KvOnly(5), thin[1], thin[2]]), Removal([*heads, *thin]))
+    check_pair(model, plan, tmp_path, modules)
+    configs = {stage: json.loads((tmp_path / stage / "config.json").read_text()) for stage in ("prefill", "decode")}
+    width = model.config.intermediate_size
+    found = {stage: config["pdtrim"]["widths"] for stage, config in configs.items()}
+    both = {"3": {"mlp": width - 4}, "4": {"mlp": width - 5, "bias": ["mlp"]}}
+    assert found == {"prefill": both, "decode": {"1": {"mlp": width - 2, "bias": ["mlp"]}, **both}}
+    assert {config["num_key_value_heads"] for config in configs.values()} == {1 if heads else 2}
+    layouts = {stage: Layout.of(read_back(tmp_path / stage).config) for stage in configs}
+    assert (layouts["prefill"].head, layouts["decode"].head) == (False, True)
+    assert layouts["decode"].biased == {1: ("mlp",), 4: ("mlp",)}
+    # Each has the class of ours, and the script lets both servers have it.
+    assert "VLLM_PLUGINS" not in (tmp_path / "serve" / "serve.sh").read_text()
+    assert "it needs vLLM, NIXL and pdtrim-core" in (tmp_path / "serve" / "serve.sh").read_text()
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_blocks_may_lack_a_part_in_either_stage(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    plan = Plan(
+        Removal([DropPart(2, "mlp"), KvOnly(5)]),
+        Removal([DropPart(1, "attention"), DropPart(2, "mlp"), DropPart(3, "mlp"), Drop(4)]),
+    )
+    check_pair(model, plan, tmp_path)
+    prefill, decode = (json.loads((tmp_path / stage / "config.json").read_text())["pdtrim"] for stage in ("prefill", "decode"))
+    assert (prefill["without"], decode["without"]) == ({"2": "mlp"}, {"1": "attention", "2": "mlp", "3": "mlp"})
+    # Decode's block 1 has no K/V: its other blocks have places in the cache that are not their numbers.
+    assert prefill["decode_index"] == {"0": 0, "2": 1, "3": 2, "5": 3}
+    assert Layout.of(read_back(tmp_path / "prefill").config).decode_index == {0: 0, 2: 2, 3: 3, 5: 4}
+    assert Layout.of(read_back(tmp_path / "decode").config).lost == {1: "attention", 2: "mlp", 3: "mlp"}
+    shared = json.loads((tmp_path / "serve" / "prefill.json").read_text())["kv_connector_extra_config"]["shared_layers"]
+    assert shared == [f"model.layers.{number}.self_attn.attn" for number in (0, 2, 3, 4)]
+
+
+def biased(model: BlockModel, shrink: Shrink) -> torch.nn.Module:
+    """Return an output projection of a narrowed MLP with numbers of its own."""
+    torch.manual_seed(shrink.block)
+    return torch.nn.Linear(model.config.intermediate_size - len(shrink.units), model.config.hidden_size, bias=True)
 
 
 def test_the_config_says_what_a_model_class_needs(tmp_path: Path) -> None:
@@ -182,6 +245,7 @@ def test_the_script_starts_both_servers_and_the_router(device: str, tmp_path: Pa
     assert started.count(f"--served-model-name {name} {name}@{plan[:12]} ") == 2
     assert started.count('--compilation-config {"cudagraph_mode":"NONE"}') == (0 if device else 1)
     assert started.count("--no-enable-prefix-caching") == 1
+    assert 'VLLM_PLUGINS="" python -m' in (tmp_path / "serve" / "serve.sh").read_text()
     assert started.count(" --dtype float32") == 2
     (tmp_path / "log").unlink()
     run_in = {**told, "DTYPE": "float16"}
@@ -268,13 +332,14 @@ def test_what_cannot_be_served_is_refused_with_the_reason(tmp_path: Path) -> Non
     )
 
 
-def test_widths_by_block_are_refused_with_the_reason(tmp_path: Path) -> None:
+def test_heads_by_block_are_refused_with_the_reason(tmp_path: Path) -> None:
     heads = Plan(decode=Removal([Shrink(2, "attention", (1,))]))
-    assert (
-        "decode has fewer K/V heads than prefill in the blocks 2: K/V widths by block need a plugin on the decode side"
-        in refused(tiny_llama(), heads, tmp_path)
+    assert "decode has fewer K/V heads than prefill in the blocks 2, and vLLM hands over all heads or none" in refused(
+        tiny_llama(), heads, tmp_path
     )
-    assert "this decode model's do not" in refused(tiny_llama(), Plan(decode=Removal(CHANNELS[:1])), tmp_path)
+    assert "decode's blocks differ in their K/V heads, and vLLM's cache has one shape" in refused(
+        tiny_llama(), Plan.unified(Removal(HEADS[:1])), tmp_path
+    )
     assert "vLLM's qwen2 takes the size of a head from the number of heads" in refused(
         tiny_model("qwen2"), Plan.unified(Removal(HEADS)), tmp_path
     )

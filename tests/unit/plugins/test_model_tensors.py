@@ -161,14 +161,24 @@ def test_tensors_of_another_shape_are_named_with_both(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("count", [4, 0, -1])
-def test_blocks_beyond_those_of_the_config_are_refused(count: int, tmp_path: Path) -> None:
-    save_tiny_model(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))
-    problem = problem_of(FolderModel(path=str(tmp_path), placement="cpu"))
-    assert problem.startswith(f"by its config there are no model.layers.{max(count, 0)}.input_layernorm.weight, ")
-    assert problem.endswith(f" and {9 * (6 - max(count, 0)) - 4} more")
+def with_blocks(count: int, path: Path) -> FolderModel:
+    """A model of six blocks in `path` whose config tells of `count`."""
+    save_tiny_model(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))
+    return FolderModel(path=str(path), placement="cpu")
+
+
+def test_blocks_beyond_those_of_the_config_are_refused(tmp_path: Path) -> None:
+    problem = problem_of(with_blocks(4, tmp_path))
+    assert problem.startswith("by its config there are no model.layers.4.input_layernorm.weight, ")
+    assert problem.endswith(f" and {9 * 2 - 4} more")
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_config_without_blocks_is_refused(count: int, tmp_path: Path) -> None:
+    problem = problem_of(with_blocks(count, tmp_path))
+    assert problem == f"its config.json has num_hidden_layers = {count}, and one is the least"
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_acceptance_is_what_fidelity_finds_along_the_same_answers() -> None:
     prefix_cache = PrefixCache(model)
     objective = ObjectiveOnItems(Acceptance(), answered, "acceptance")
     ours = [Measurement(lambda: prefix_cache, objective)(plan, None, None).score for plan in plans]
-    found = measure_all([Subject(model, plan) for plan in plans], items, length=8, code={}, fresh=True)
+    found = measure_all([Subject(model, plan) for plan in plans], items, length=8, code={})
     assert ours == pytest.approx([100 * of.metrics["acceptance"].value for of in found], rel=1e-5)
     assert ours[0] != pytest.approx(ours[1], rel=1e-5)
 

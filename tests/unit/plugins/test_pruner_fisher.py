@@ -69,7 +69,7 @@ def test_a_channel_is_worth_twice_the_divergence_that_a_small_step_to_its_mean_c
     model, text, start, block, step = tiny_llama(), TEXTS[0][:5], 4, 3, 0.05
     means = {place: torch.zeros(output_of(model, place).in_features).double() for place in places_of(model.sizes)}
     batches = [[text] * 500] * 4
-    worth_U = Fisher(beginning=start)._worth(model, batches, means, seed=0)[block, "mlp"] / 2000
+    worth_U = Fisher(beginning=start)._worth(context(model), batches, means)[block, "mlp"] / 2000
     inputs_TC = inputs_of(model, block, text)
     # One token is behind the beginning, so that a token's part of the information is all of it.
     for channel in worth_U.argsort(descending=True)[:4].tolist():
@@ -77,6 +77,14 @@ def test_a_channel_is_worth_twice_the_divergence_that_a_small_step_to_its_mean_c
         assert worth_U[channel] == pytest.approx(
             2 * divergence(model, (block, channel), moved_T, text, start) / step**2, rel=0.25
         )
+
+
+@pytest.mark.parametrize(("options", "beginning"), [({}, 0), ({"beginning": 5}, 5)])
+def test_means_are_those_of_all_tokens_that_count(options: dict[str, int], beginning: int) -> None:
+    model = tiny_llama()
+    found = Fisher(**options)._means(model, [TEXTS[:4], TEXTS[4:]])[2, "mlp"]
+    expected = torch.cat([inputs_of(model, 2, text)[beginning:] for text in TEXTS]).mean(0)
+    assert torch.allclose(found.float(), expected, atol=1e-5)
 
 
 def test_kept_channels_take_over_what_they_can_make_of_a_removed_one() -> None:
@@ -176,8 +184,27 @@ def test_a_context_that_writes_no_texts_says_so() -> None:
 
 
 def test_a_budget_beyond_the_units_is_refused() -> None:
-    with pytest.raises(PdtrimError, match=r"pruner 'fisher' can remove 57.5 % of the parameters of tiny llama at most"):
+    with pytest.raises(PdtrimError, match=r"pruner 'fisher' can remove 42.9 % of the parameters of tiny llama at most"):
         pruned_by(tiny_llama(), 0.7)
+    with pytest.raises(PdtrimError, match=r"pruner 'fisher' can remove 57.5 % of the parameters of tiny llama at most"):
+        pruned_by(tiny_llama(), 0.7, parts="both")
+
+
+@pytest.mark.parametrize(("parts", "narrowed"), [("mlp", {"mlp"}), ("attention", {"attention"}), ("both", {"attention", "mlp"})])
+def test_only_the_parts_that_may_be_narrowed_are(parts: str, narrowed: set[str]) -> None:
+    share = 0.2 if parts == "both" else 0.1
+    pruned = pruned_by(tiny_llama(), share, parts=parts)
+    assert {shrink.part for shrink in shrinks_of(pruned)} == narrowed == Fisher(parts=parts).narrows
+
+
+def test_a_family_whose_mlps_are_fused_is_told_what_else_there_is() -> None:
+    with pytest.raises(PdtrimError) as caught:
+        pruned_by(tiny_model("phi3"))
+    assert str(caught.value) == (
+        "pruner 'fisher' removes MLP channels, but the projections of tiny phi3 are fused or experts: choose a method that "
+        "removes whole blocks, such as 'shortgpt', or search for them: leave the pruner out (with pdtrim-core prune: --preset "
+        "blocks)"
+    )
 
 
 def test_weights_that_overflow_are_told() -> None:
@@ -187,3 +214,11 @@ def test_weights_that_overflow_are_told() -> None:
         gate.weight[0] = float("inf")
     with pytest.raises(PdtrimError, match="is not finite"):
         Fisher(texts=4, beginning=4).prune(context(model, write=lambda count: TEXTS))
+
+
+def test_it_tells_how_far_it_is() -> None:
+    model, shares = tiny_llama(), list[float]()
+    Fisher(texts=24, multiple=1).prune(context(model, reached=shares.append, batch_tokens=96))
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert len(set(shares)) == 6 + model.block_count + 1

@@ -333,7 +333,8 @@ def problem_of(model: BlockModel, share: float, windows: Sequence[tuple[int, ...
 def test_a_family_without_units_is_named() -> None:
     assert problem_of(tiny_model("phi3"), 0.1) == (
         "pruner 'flap' removes heads and MLP channels, but the projections of tiny phi3 are fused or experts: choose a method "
-        "that removes whole blocks, such as 'shortgpt'"
+        "that removes whole blocks, such as 'shortgpt', or search for them: leave the pruner out (with pdtrim-core prune: "
+        "--preset blocks)"
     )
 
 

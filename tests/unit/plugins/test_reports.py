@@ -51,6 +51,7 @@ def test_the_headline_tells_blocks_that_lose_a_part_of_themselves(tmp_path: Path
     kept = "; prefill keeps 1 of the 2 parts"
     assert headline(*thin) == "tiny: decode loses heads or channels of 2 of 6 blocks" + kept
     assert headline(*thin, Drop(5)) == "tiny: decode loses 1 of 6 blocks and heads or channels of 2 of 6 blocks" + kept
+    assert headline(thin[2]) == "tiny: decode loses channels of 1 of 6 blocks" + kept
 
 
 def test_the_headline_counts_parts_that_go_from_blocks_alone(tmp_path: Path) -> None:
@@ -360,6 +361,11 @@ def test_a_replaced_model_is_told_beside_the_dense_one(tmp_path: Path) -> None:
     lines = near(outcome_with(saved_plan=None, recipe=recipe, fidelity=runs.fidelity(staged=False)), tmp_path)
     assert [line.split()[0] for line in lines[2:4]] == ["dense", "unified"]
     assert lines[-1] == "unified is 0.812 +- 0.090 nats a token from dense"
+
+
+def test_of_how_many_items_loops_and_lengths_are_is_said(tmp_path: Path) -> None:
+    lines = near(outcome_with(fidelity=replace(runs.fidelity(), own_answers=16)), tmp_path)
+    assert lines[0] == "how near to the dense model, on 64 held-out items (loops and length: 16 of them):"
 
 
 def test_figures_that_were_not_measured_have_no_column(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a prefill checkpoint says about its blocks, their names in the engine, and tensors that are missing."""
+"""What a checkpoint for vLLM says about its blocks, their names in the engine, and tensors that are missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK: dict[str, Any] = {
     "shadows": [3],
     "decode_index": {"1": 0, "3": 1, "4": 2},
     "head": False,
-    "widths": {"1": {"mlp": 40}},
+    "widths": {"1": {"mlp": 40, "bias": ["mlp"]}, "2": {"mlp": 48}},
 }
 
 
@@ -30,8 +30,18 @@ def test_a_layout_reads_its_block() -> None:
     found = layout()
     assert [set(blocks) for blocks in (found.removed, found.kv_only, found.shadows)] == [{0}, {4}, {3}]
     assert found.decode_index == {1: 0, 3: 1, 4: 2}
-    assert (found.head, found.widths) == (False, {1: 40})
+    assert (found.head, found.widths, found.biased) == (False, {1: 40, 2: 48}, {1: ("mlp",)})
     assert not any((found.first_tokens, found.first_states, found.first_kv))
+
+
+def test_all_blocks_of_decode_run_and_keep_their_names() -> None:
+    entry = {"format": 1, "plan_hash": "0", "widths": {"1": {"bias": ["attention", "mlp"]}}, "place": {"blocks": "model.layers"}}
+    found = Layout.of(SimpleNamespace(pdtrim=entry, num_hidden_layers=3))
+    assert not any((found.removed, found.kv_only, found.shadows, found.widths))
+    assert [found.own_prefix(f"model.layers.{number}") for number in range(3)] == [
+        f"model.layers.{number}" for number in range(3)
+    ]
+    assert (found.head, found.biased) == (True, {1: ("attention", "mlp")})
 
 
 def test_a_layout_knows_the_first_tokens_and_which_blocks_have_tables() -> None:
@@ -62,8 +72,8 @@ def test_every_name_has_one_number_in_it() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SimpleNamespace(), "config.json has no 'pdtrim' block: this is not what pdtrim-core export wrote to prefill/"),
-        (SimpleNamespace(pdtrim={"format": 2}), "config.json has pdtrim format 2, this version reads 1: export again"),
+        (SimpleNamespace(), "config.json has no 'pdtrim' block: this is not what pdtrim-core export wrote for vLLM"),
+        (SimpleNamespace(pdtrim={"format": 3}), "config.json has pdtrim format 3, this version reads 2: export again"),
         (
             SimpleNamespace(pdtrim={"format": 1}),
             "the 'pdtrim' block of config.json is damaged (KeyError('removed')): export again",

@@ -91,6 +91,7 @@ RECIPES = st.fixed_dictionaries(
             reuse_plans=st.booleans(),
             fidelity=st.booleans(),
             answer_tokens=COUNTS,
+            own_answers=COUNTS,
         ),
     },
 )

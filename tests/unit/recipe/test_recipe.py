@@ -231,7 +231,7 @@ def test_few_components_are_listed(host: PluginHost) -> None:
 
 def test_a_path_that_no_source_takes_is_refused(host: PluginHost) -> None:
     assert problems_of(host, model={"path": "a/b/c"}) == [
-        f"model.path: no model source takes 'a/b/c' (sources: {names(host, 'model')})"
+        f"model.path: no model source takes 'a/b/c' (sources: {names(host, 'model')}), and no folder or file has that name"
     ]
 
 

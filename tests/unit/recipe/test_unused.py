@@ -21,6 +21,7 @@ UNUSED: dict[str, dict[str, Any]] = {
     "distiller": {"prune": {"blocks": 2, "merges": False}, "distiller": {"use": "mse", "lr": 0.5}},
     "recovery_data.prompt_tokens": {"recovery": "none", "recovery_data": {"prompt_tokens": 9}},
     "evaluation.answer_tokens": {"evaluation": {"fidelity": False, "answer_tokens": 9}},
+    "evaluation.own_answers": {"evaluation": {"fidelity": False, "own_answers": 9}},
     "evaluation.truncate_prefill": {"evaluation": {"first_token": "prefill", "truncate_prefill": False}},
     "evaluation.share_tokens": {"evaluation": {"pack_rows": False, "share_tokens": False}},
 }
@@ -33,7 +34,7 @@ USED: list[dict[str, Any]] = [
     {"pruner": "streamline", "distiller": {"use": "mse", "lr": 0.5}},
     {"search": {"recovered": True, "recovered_tokens": 9}},
     {"recovery": "fold", "recovery_data": {"prompt_tokens": 9}},
-    {"evaluation": {"answer_tokens": 9, "truncate_prefill": False, "share_tokens": False}},
+    {"evaluation": {"answer_tokens": 9, "own_answers": 3, "truncate_prefill": False, "share_tokens": False}},
 ]
 
 

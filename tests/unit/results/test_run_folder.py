@@ -429,7 +429,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str) -> None:
     assert str(caught.value) == f"{tmp_path / name} is not text in UTF-8 (byte 1)"
 
 
-@pytest.mark.parametrize("key", ["fidelity", "answer_tokens"])
+@pytest.mark.parametrize("key", ["fidelity", "answer_tokens", "own_answers"])
 def test_what_is_measured_at_the_end_alone_may_differ(key: str) -> None:
     before, now = {**RECIPE, "evaluation": {"threads": 1}}, {**RECIPE, "evaluation": {"threads": 1, key: 4}}
     assert changed_keys(before, now) == changed_keys(now, before) == []

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdtrim_core import Plan
+from pdtrim_core.api import lost_units
 from pdtrim_plugins.reports.html.svg import ACCENT, INK, QUIET, SMALL, SOFT, SURFACE, TINT, WARM, Picture, Sheet, picture
 from pdtrim_plugins.reports.html.wording import ranges
 
 STAGES = ("prefill", "decode")
 MEANING: Mapping[str, str] = {
     "run": "runs",
-    "shrunk": "runs with fewer heads, channels or experts",
+    "shrunk": "runs with fewer",
     "no-mlp": "attention alone (upper half)",
     "no-attention": "MLP alone (lower half)",
     "merged": "merged into one",
@@ -37,7 +38,7 @@ def diagram_in_words(plan: Plan, block_count: int) -> str:
     sentences = []
     for stage, states in _states(plan, block_count).items():
         clauses = []
-        for state, meaning in MEANING.items():
+        for state, meaning in _meanings(plan).items():
             blocks = [block for block, found in enumerate(states) if found == state]
             if blocks:
                 clauses.append(f"{meaning}: {ranges(blocks)}")
@@ -46,6 +47,11 @@ def diagram_in_words(plan: Plan, block_count: int) -> str:
             clauses.append(f"part of the merged block before it: {ranges(inside)}")
         sentences.append(f"{stage.capitalize()}, by block. {'; '.join(clauses)}.")
     return " ".join(sentences)
+
+
+def _meanings(plan: Plan) -> dict[str, str]:
+    """Return the words of the legend, with what the narrowed blocks of this plan have fewer of."""
+    return {**MEANING, "shrunk": f"{MEANING['shrunk']} {lost_units((*plan.prefill, *plan.decode))}"}
 
 
 def _states(plan: Plan, block_count: int) -> dict[str, list[str]]:
@@ -60,14 +66,14 @@ def _line_length(block_count: int, *, narrow: bool) -> int:
 def _draw(sheet: Sheet, plan: Plan, block_count: int) -> None:
     from matplotlib.patches import Patch  # noqa: PLC0415 - listings must not load it
 
-    states = _states(plan, block_count)
-    used = [state for state in MEANING if any(state in row for row in states.values())]
+    states, meaning = _states(plan, block_count), _meanings(plan)
+    used = [state for state in meaning if any(state in row for row in states.values())]
     length = _line_length(block_count, narrow=sheet.is_narrow)
     cell = min(34.0, (sheet.width - LABELS - 2) / length)
     height, between = 28, 22
     lines = -(-block_count // length)
     (axes,) = sheet.panels(
-        lines * (2 * height + between), left=0, top=sheet.legend_height([MEANING[state] for state in used]), bottom=2
+        lines * (2 * height + between), left=0, top=sheet.legend_height([meaning[state] for state in used]), bottom=2
     )
     axes.set(xlim=(0, sheet.width - 12), ylim=(lines * (2 * height + between), 0))
     axes.set_axis_off()
@@ -80,7 +86,7 @@ def _draw(sheet: Sheet, plan: Plan, block_count: int) -> None:
             for block in range(first, stop):
                 place = (LABELS + (block - first) * cell, top + row * height + 2, cell, height - 4)
                 _cell(axes, place, states[stage], block, first=first, stop=stop)
-    shown = [Patch(label=MEANING[state], **_STYLES[state]) for state in used]
+    shown = [Patch(label=meaning[state], **_STYLES[state]) for state in used]
     sheet.legend(shown)
 
 

@@ -32,6 +32,8 @@ def fidelity_section(outcome: Outcome) -> Section:
     measured = (
         f"Measured on {counted(found.items, 'held-out item')}, with answers of at most {counted(found.answer_tokens, 'token')}."
     )
+    if found.own_answers is not None:
+        measured += f" Loops and lengths are those of the variants' own answers to {found.own_answers} of the items."
     later = (nearness.verdict_on_formats(found, PLUS_MINUS), nearness.verdict_on_selection(found, PLUS_MINUS))
     told = filter(None, (said, *later))
     lead = " ".join([*(f"{one[:1].upper()}{one[1:]}." for one in told), measured])

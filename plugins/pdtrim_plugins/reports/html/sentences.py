@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pdtrim_core import Drop, DropPart, Element, KvOnly, Merge, Outcome, Plan, RunRecord, Shrink
+from pdtrim_core.api import lost_units
 from pdtrim_plugins.reports import nearness
 from pdtrim_plugins.reports.html.wording import counted, element, joined, ranges
 
@@ -53,9 +54,10 @@ def _losses(elements: Iterable[Element], block_count: int) -> str:
         blocks = [e.block for e in parts if e.part == part]
         if blocks:
             clauses.append(f"runs without the {name} of {counted(len(blocks), 'block')} of {block_count} ({_which(blocks)})")
-    for experts, name in ((False, "heads or channels"), (True, "experts")):
-        if shrunk := {e.block for e in shrinks if (e.part == "experts") == experts}:
-            clauses.append(f"runs {len(shrunk)} of {block_count} blocks with fewer {name}")
+    for experts in (False, True):
+        if narrowed := [e for e in shrinks if (e.part == "experts") == experts]:
+            count = len({shrink.block for shrink in narrowed})
+            clauses.append(f"runs {count} of {block_count} blocks with fewer {lost_units(narrowed)}")
     return joined(clauses) if clauses else "loses nothing"
 
 
