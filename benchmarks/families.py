@@ -330,14 +330,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", help="types to try; all of them if none is named")
     parser.add_argument("--json", type=Path, default=TRIED, help="where to write what was found")
-    parser.add_argument("--more", action="store_true", help="keep what is there already, and try the others")
+    parser.add_argument("--more", action="store_true", help="keep what is there already; try the others, or those named")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()
     options.json.parent.mkdir(parents=True, exist_ok=True)
     found = json.loads(options.json.read_text(encoding="utf-8"))["families"] if options.json.is_file() and options.more else {}
-    kinds = [kind for kind in options.kinds or all_kinds() if kind not in found]
+    kinds = options.kinds or [kind for kind in all_kinds() if kind not in found]
     with quiet():
         for kind, told in in_processes(kinds, load_plugins(), options.processes):
             found[kind] = told
