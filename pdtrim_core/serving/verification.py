@@ -220,7 +220,8 @@ def _moved(pair: Pair, before: Sequence[Counts], shape: Shape | None, prompts: S
     def grown() -> float | None:
         return _grown(before, [served.counts() for served in pair.decode], name)
 
-    pair.decode[0].counts_when(lambda _: grown() in (None, wanted))
+    if wanted is not None:
+        pair.decode[0].counts_when(lambda _: grown() in (None, wanted))
     found = grown()
     shown = "not counted" if found is None else f"{found:,.0f}"
     if wanted is None:
