@@ -22,6 +22,7 @@ from pdtrim_core.recipe.parts import OWN_DISTRIBUTION
 from pdtrim_core.recipe.toml_data import DEFAULTS, LISTS
 
 OPTIONAL = ("pruner", "quantizer", "kv_selector")
+TITLES = {"kv_selector": "K/V selector"}
 """The kinds that a recipe need not have."""
 EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("calibration", "jsonl"): {"files": ["items.jsonl"]},
@@ -43,7 +44,7 @@ def kind_page(kind: str, host: PluginHost) -> str:
     chosen = f"The default is `{key_of(kind)} = {json.dumps(default)}`." if default else needed
     rows = [(p.component.name, summary(p.component)) for p in provided]
     parts = [
-        f"# {kind.replace('_', ' ').capitalize()}",
+        f"# {TITLES.get(kind, kind.capitalize())}",
         f"{inspect.getdoc(base)}\n\nRecipe key: `{key_of(kind)}`{' (a list)' if kind in LISTS else ''}. {chosen}",
         table(
             ["name", "what it does"],
