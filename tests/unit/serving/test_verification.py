@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.serving.engine import Served
+from pdtrim_core.serving.engine import SETTLE_SECONDS, Served
 from pdtrim_core.serving.reference import shape_of
 from pdtrim_core.serving.verification import Check, Expected, Pair, verify
 from tests.unit.serving.served_pair import CONFIG, next_token, pretended
@@ -81,9 +82,18 @@ def test_a_pair_without_plans_is_not_asked_for_one() -> None:
         assert [check.name for check in verify(where, expected, seed=1) if not check.ok] == ["tokens as the reference's"]
 
 
-def test_bytes_are_not_compared_where_nothing_says_how_many() -> None:
+def test_bytes_are_neither_compared_nor_waited_for_where_nothing_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    sleep = time.sleep
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr("pdtrim_core.serving.engine.time.sleep", nap)
     check = found(expected=replace(EXPECTED, shape=None))["bytes handed over"]
     assert (check.ok, check.wanted) == (None, "not known: name decode's checkpoint with --checkpoint")
+    assert 0 < sum(naps) < SETTLE_SECONDS / 2
 
 
 def test_what_does_not_answer_is_told_in_one_line() -> None:
