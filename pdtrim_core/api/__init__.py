@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from pdtrim_core.model.experts import experts_in
     from pdtrim_core.model.mapped_weights import MappedWeights
     from pdtrim_core.model.narrowing import head_dim_of, narrowed
-    from pdtrim_core.model.renumbering import numbers_in, renumbered, steps_as_lists, traits_of, uncountable
+    from pdtrim_core.model.renumbering import renumbered, steps_as_lists, traits_of, uncountable
     from pdtrim_core.model.weights import load_modules, read_module, write_tensors
 
 __all__ = [
@@ -209,7 +209,6 @@ __all__ = [
     "measure",
     "narrowed",
     "note",
-    "numbers_in",
     "one_line",
     "pair_scores",
     "parse_json",
@@ -266,7 +265,6 @@ _LAZY = {
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",
     "narrowed": "pdtrim_core.model.narrowing",
-    "numbers_in": "pdtrim_core.model.renumbering",
     "renumbered": "pdtrim_core.model.renumbering",
     "steps_as_lists": "pdtrim_core.model.renumbering",
     "traits_of": "pdtrim_core.model.renumbering",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.model.renumbering import NUMBER, numbers_in
+from pdtrim_core.model.renumbering import NUMBER
 from pdtrim_core.plan.elements import Merge, Stage
 from pdtrim_core.plan.layers import Layer
 from pdtrim_core.plan.plan import LayerOf, Plan
@@ -123,10 +123,12 @@ def entries_of(steps: Sequence[Step]) -> Iterator[tuple[int, Step]]:
 
 def _renumber(model: BlockModel, steps: Sequence[Step]) -> None:
     """Give each step that has K/V its own entry in the cache, and cut the config's lists of one entry a block to match."""
-    numbers = numbers_in(model.blocks)
+    names: dict[str, list[str]] = {}
+    for path, name in model.numbers:
+        names.setdefault(path, []).append(name)
     for number, step in entries_of(steps):
         for path, module in step.module.named_modules():
-            for name in {name for of_path, name in numbers if of_path == path} | {NUMBER} & vars(module).keys():
+            for name in {*names.get(path, ()), *({NUMBER} & vars(module).keys())}:
                 vars(module)[name] = number
     config = vars(model.config)
     for key, value in list(config.items()):

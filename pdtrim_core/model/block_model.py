@@ -28,6 +28,7 @@ from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
 from pdtrim_core.model.mapped_weights import BlocksOnDisk, MappedWeights
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
+from pdtrim_core.model.renumbering import numbers_in
 from pdtrim_core.model.several_devices import device_of, weights_of
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_config, check_own_weights, probe
@@ -150,6 +151,11 @@ class BlockModel:
     def positions(self) -> int | None:
         """The number of learned positions, which no text may exceed; None where positions are computed."""
         return learned_positions(self.model, self.layout.blocks, getattr(self.config, "max_position_embeddings", None))
+
+    @cached_property
+    def numbers(self) -> frozenset[tuple[str, str]]:
+        """The attributes in which a block knows its own number: for each the path of its module within a block, and its name."""
+        return numbers_in(self.blocks)
 
     def check_tokens(self, tokens: Sequence[int], what: str, *, more: int = 0) -> None:
         """Raise `PdtrimError` where a text and so many `more` tokens are not what the model can be given; `what` names it."""

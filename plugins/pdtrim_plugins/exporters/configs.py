@@ -115,13 +115,11 @@ def check(model: BlockModel, stored: Sequence[StoredBlock], model_class: type[An
     """Raise `PdtrimError` unless a model made from a config has, block by block, what is stored."""
     for problem in numbered(model.name, model.config):
         raise PdtrimError(problem)
-    from pdtrim_core.api import numbers_in  # noqa: PLC0415 - listings must not import torch
-
-    blocks, numbers = _made(model, model_class, config).get_submodule(model.layout.blocks), numbers_in(model.blocks)
+    blocks = _made(model, model_class, config).get_submodule(model.layout.blocks)
     for block in stored:
         if block.parts is not None:
             continue
-        for difference in _differences(block.make(), blocks[block.index], numbers):
+        for difference in _differences(block.make(), blocks[block.index], model.numbers):
             raise PdtrimError(
                 f"{model.name}: the config of this family cannot describe block {block.like} as block {block.index} of the "
                 f"checkpoint: {difference}"
@@ -158,12 +156,11 @@ def _counted(model: BlockModel, data: dict[str, Any], likes: Sequence[int]) -> d
     """Return the config as data with the keys changed that count blocks, where the blocks would be others without."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
-    from pdtrim_core.api import numbers_in, renumbered, traits_of  # noqa: PLC0415 - the same
+    from pdtrim_core.api import renumbered, traits_of  # noqa: PLC0415 - the same
 
     nested = model.config is not model.model.config
     config_class, stock = stock_of(model)
-    numbers = numbers_in(model.blocks)
-    wanted = {like: traits_of(model.blocks[like], numbers) for like in likes}
+    wanted = {like: traits_of(model.blocks[like], model.numbers) for like in likes}
 
     def off(text: dict[str, Any]) -> int:
         whole = {**data, "text_config": text} if nested else text
@@ -175,7 +172,7 @@ def _counted(model: BlockModel, data: dict[str, Any], likes: Sequence[int]) -> d
         blocks = made.get_submodule(model.layout.blocks)
         if len(blocks) != len(likes):
             return len(likes)
-        return sum(traits_of(block, numbers) != wanted[like] for block, like in zip(blocks, likes, strict=True))
+        return sum(traits_of(block, model.numbers) != wanted[like] for block, like in zip(blocks, likes, strict=True))
 
     found = renumbered(data["text_config"] if nested else data, likes, model.block_count, off)
     return {**data, "text_config": found} if nested else found
