@@ -29,7 +29,7 @@ demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/pdtrim-core compare runs/quickstart runs/quickstart-shortgpt --variants staged,unified
 
 test: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools lint
-	$(BIN)/pytest -n auto --maxprocesses 4
+	$(BIN)/pytest -n auto
 
 test-numeric: $(VENV)/.package $(VENV)/.model $(VENV)/.test-tools
 	.ci/numeric $(BIN)/pytest

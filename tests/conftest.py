@@ -30,7 +30,7 @@ ELSEWHERE = ("gpu", "serve", "families")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the files under tests/golden")
-    parser.addoption("--slow", action="store_true", help="also run tests that take minutes")
+    parser.addoption("--slow", action="store_true", help="also run tests that take minutes, and all combinations of parameters")
     parser.addoption("--threads", type=int, default=1, help="torch's threads, here and in the programs that tests start")
 
 
@@ -43,6 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: many tests wait for programs that they start. Four at most, for the memory."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -65,10 +71,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
     if config.args_source is config.ArgsSource.TESTPATHS and not config.option.markexpr:
-        # Who runs all tests did not ask for those of another machine, and need not read that they were skipped.
-        elsewhere = [item for item in items if any(item.get_closest_marker(marker) for marker in ELSEWHERE if reasons[marker])]
-        config.hook.pytest_deselected(items=elsewhere)
-        items[:] = [item for item in items if item not in set(elsewhere)]
+        # Who runs all tests did not ask for those of another machine, and need not read that they were skipped; nor for every
+        # combination of families, plans and stages, which takes a third of the time.
+        unasked = [*(marker for marker in ELSEWHERE if reasons[marker]), *(() if config.getoption("--slow") else ("covered",))]
+        left = [item for item in items if any(item.get_closest_marker(marker) for marker in unasked)]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 def mark_covered(items: Sequence[pytest.Item]) -> None:
