@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from pdtrim_core.execution.quantized_weights import QuantizedWeights
     from pdtrim_core.execution.recovered_weights import RecoveredWeights, read_first_tokens
     from pdtrim_core.execution.stage_walk import LayerTokens, WalkedLayer
-    from pdtrim_core.model.auto_class import auto_class_of
+    from pdtrim_core.model.auto_class import auto_class_of, why_no_model
     from pdtrim_core.model.block_model import BlockModel
     from pdtrim_core.model.block_parts import PartModule, without_part
     from pdtrim_core.model.dtypes import pattern_of
@@ -233,6 +233,7 @@ __all__ = [
     "uncountable",
     "visible",
     "whole_folder",
+    "why_no_model",
     "without_part",
     "write_manifest",
     "write_tensors",
@@ -261,6 +262,7 @@ _LAZY = {
     "MappedWeights": "pdtrim_core.model.mapped_weights",
     "drawn": "pdtrim_core.execution.distributions",
     "auto_class_of": "pdtrim_core.model.auto_class",
+    "why_no_model": "pdtrim_core.model.auto_class",
     "experts_in": "pdtrim_core.model.experts",
     "head_dim_of": "pdtrim_core.model.narrowing",
     "load_modules": "pdtrim_core.model.weights",

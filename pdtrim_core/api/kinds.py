@@ -373,7 +373,10 @@ class ModelSource(Component):
         return None
 
     def is_odd(self) -> bool:
-        """Tell within milliseconds whether the model's files contradict each other; then `check` opens the config, to say how."""
+        """Tell within milliseconds whether the model's files contradict each other, or may be of a model that `open` refuses.
+
+        Then `pdtrim-core check` opens the config, to say what is wrong, if anything is.
+        """
         return False
 
     def first_time(self) -> str:

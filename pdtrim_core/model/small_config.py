@@ -7,6 +7,7 @@ and run is taken. Numbers of things (blocks, heads, experts) stay, but for that 
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -78,10 +79,16 @@ def run_three(model: Any) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Let models that are only tried warn nobody."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Let models that are only tried warn nobody, through Python's warnings or transformers' log."""
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def made_of(model_class: Callable[[Any], Any], config: Any, *, seed: int = 0) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,14 @@ from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.api.stage_facts import StageFacts
-from pdtrim_core.errors import PdtrimError, blame, reason_of
+from pdtrim_core.errors import PdtrimError, blame
 from pdtrim_core.host.host import PluginHost
-from pdtrim_core.model.auto_class import auto_class_of
+from pdtrim_core.model.auto_class import auto_class_of, why_no_model
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.limits import learned_positions
 from pdtrim_core.model.sizes import sizes_of
-from pdtrim_core.model.small_config import small_copy
+from pdtrim_core.model.small_config import quietly, small_copy
 from pdtrim_core.model.supported import check_blocks, check_config, check_own_weights
 from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
@@ -97,12 +96,12 @@ def _without_weights(config: Any, host: PluginHost, name: str) -> tuple[Any, Blo
     """Return a model on the meta device, and where its blocks are."""
     check_config(config, config.get_text_config(), name)
     try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of tensors without numbers, which are refused below
+        # torch warns of tensors without numbers, which are refused below.
+        with torch.device("meta"), quietly():
             model = auto_class_of(config).from_config(config, trust_remote_code=False)
     except Exception as error:
         # Each architecture trips over a senseless number in its own way.
-        raise PdtrimError(f"cannot make a model of the config of {name}: {reason_of(error)}") from error
+        raise PdtrimError(f"cannot make a model of the config of {name}: {why_no_model(error)}") from error
     empty = [key for key, parameter in model.named_parameters() if not parameter.numel()]
     if empty:
         raise PdtrimError(f"cannot make a model of the config of {name}: a size in it is 0, so {empty[0]} holds no number")

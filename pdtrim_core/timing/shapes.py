@@ -74,7 +74,7 @@ def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> ModelShape:
     """
     import torch  # noqa: PLC0415 - the names are listed without it
 
-    from pdtrim_core.model.auto_class import auto_class_of  # noqa: PLC0415 - wanted only here
+    from pdtrim_core.model.auto_class import auto_class_of, why_no_model  # noqa: PLC0415 - wanted only here
     from pdtrim_core.model.sizes import sizes_of  # noqa: PLC0415 - imports torch
 
     name, data = _data_of(given)
@@ -87,7 +87,7 @@ def read_shape(given: str, host: PluginHost, dtype: torch.dtype) -> ModelShape:
         raise
     except Exception as error:
         # Whatever a wrong number in a config trips over.
-        raise PdtrimError(f"{name}: no model can be made from this config ({reason_of(error)})") from error
+        raise PdtrimError(f"{name}: no model can be made from this config ({why_no_model(error)})") from error
     if not sizes.blocks:
         raise PdtrimError(f"{name}: no model can be made from this config (it has no layers)")
     return ModelShape(name, config, sizes, dtype)

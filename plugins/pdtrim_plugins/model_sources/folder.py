@@ -64,7 +64,7 @@ class FolderModel(ModelSource):
         return blocks_in_config(folder / "config.json") if base is None else base.block_count()
 
     def is_odd(self) -> bool:
-        """Tell whether the weights have fewer blocks than config.json says, or heads do not divide."""
+        """Tell whether the weights have fewer blocks than config.json says, or that may be of a model that cannot be pruned."""
         folder = self._folder()
         base = self._base(folder)
         return are_odd(folder) if base is None else base.is_odd()

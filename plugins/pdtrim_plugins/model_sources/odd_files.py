@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint contradict each other: read within milliseconds, since nothing heavy is imported."""
+"""Whether the files of a checkpoint want a closer look: read within milliseconds, since nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pdtrim_plugins.architectures import LAYOUTS
 from pdtrim_plugins.model_sources.block_counts import blocks_in_config
 
 BLOCK = re.compile(r"(.*)\.(\d+)\.")
 """The name of a tensor of a block: the list of blocks, and its number."""
 SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size")
 """Keys of a config that no model has below one. transformers divides by some of them, and says no more than that."""
+REFUSED = ("is_encoder_decoder", "quantization_config", "num_kv_shared_layers")
+"""Keys of a config that a model which can be pruned by blocks has empty."""
+ROPES = ("rope_parameters", "rope_scaling")
+CHANGING = {"longrope", "dynamic"}
+"""Rotary embeddings that change with the length of a text."""
+OWN = "pdtrim_"
+"""What the types of our own exports begin with."""
 LARGEST = 2**26
 """Bytes of names that are read at most."""
 
@@ -22,10 +30,11 @@ LARGEST = 2**26
 def are_odd(folder: Path) -> bool:
     """Tell whether a checkpoint has fewer blocks than its config says, a size below one, or heads that do not divide.
 
-    What is odd is no error here: whoever opens the model says what is wrong, or finds that it is right.
+    So is a config of a family that no layout of ours names, and one that says what keeps models from being pruned. What is odd is
+    no error here: whoever opens the model says what is wrong, or finds that it is right.
     """
     config = _json(folder / "config.json")
-    if any(too_small(config)) or _heads_are_odd(_of_text(config)):
+    if any(too_small(config)) or _heads_are_odd(_of_text(config)) or _may_be_refused(config):
         return True
     count, stored = blocks_in_config(folder / "config.json"), _blocks_in(_names(folder))
     return count is not None and stored is not None and stored < count
@@ -44,6 +53,21 @@ def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config of the text model, which is that of the whole one where it has no other part."""
     inner = config.get("text_config")
     return inner if isinstance(inner, Mapping) else config
+
+
+def _may_be_refused(config: Mapping[str, Any]) -> bool:
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind not in LAYOUTS and not kind.startswith(OWN):
+        return True
+    of_models = (config, _of_text(config))
+    ropes = [rope for of_model in of_models for key in ROPES if isinstance(rope := of_model.get(key), Mapping)]
+    kinds = {rope.get(key) for rope in (*ropes, *_tables_in(ropes)) for key in ("rope_type", "type")}
+    return any(of_model.get(key) for of_model in of_models for key in REFUSED) or bool(kinds & CHANGING)
+
+
+def _tables_in(tables: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for table in tables:
+        yield from (value for value in table.values() if isinstance(value, Mapping))
 
 
 def _heads_are_odd(config: Mapping[str, Any]) -> bool:

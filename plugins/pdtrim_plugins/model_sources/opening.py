@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
-from pdtrim_core.api import PdtrimError, one_line, reason_of, shortened
+from pdtrim_core.api import PdtrimError, one_line, shortened, why_no_model
 from pdtrim_plugins.model_sources.hub_problems import hub_problem
 
 NO_CODE = {"trust_remote_code": False}
@@ -32,9 +32,6 @@ OURS_UNEVEN = (
     "checkpoint of the same run, unified/ of the exporter checkpoints"
 )
 UNKNOWN_TYPE = re.compile(r"has model type `([^`]*)` but Transformers does not recognize")
-NO_LANGUAGE_MODEL = re.compile(
-    r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel: AutoModelForCausalLM"
-)
 VALIDATOR = re.compile(r"^Class validation error for validator '\w+':\s*(?:\w+:\s*)?")
 """What the hub client puts before the reason that a config is refused for."""
 HEARD = 20
@@ -57,7 +54,7 @@ def opening(name: str) -> Iterator[None]:
 
 
 def _explained(error: Exception, heard: Heard, name: str) -> str:
-    reason = VALIDATOR.sub("", reason_of(error))
+    reason = VALIDATOR.sub("", why_no_model(error))
     if "trust_remote_code" in str(error):
         return (
             "it comes with code of its own (auto_map), which pdtrim-core does not run; take a checkpoint of an architecture that "
@@ -66,11 +63,6 @@ def _explained(error: Exception, heard: Heard, name: str) -> str:
     unknown = UNKNOWN_TYPE.search(str(error))
     if unknown:
         return f"this version of transformers does not know its model_type '{shortened(unknown[1])}': a newer one may"
-    other = NO_LANGUAGE_MODEL.search(str(error))
-    if other:
-        return (
-            f"transformers has no causal language model of {shortened(other[1])} (one that sees or hears, for example, is none)"
-        )
     from_hub = hub_problem(error, name)
     if from_hub:
         return from_hub
