@@ -137,8 +137,11 @@ def eval(  # noqa: A001 - a command is named as its function is
 
     def compare() -> None:
         for inputs in asked.opened(loaded) if fidelity else ():
-            of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=display.say)
-            results.extend(of_inputs.results(wanted, fresh=fresh))
+            with display.comparing() as told:
+                of_inputs = RunFidelity(
+                    loaded, inputs=inputs, length=asked.length, first_token=made_by, say=display.say, told=told
+                )
+                results.extend(of_inputs.results(wanted, fresh=fresh))
 
     if not names:
         with display.working("evaluating"):
