@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.cli.export import PushToHub, check_push, exporters_of, push_written, size_of
+from pdtrim_core.cli.export import PushToHub, To, check_push, exporters_of, push_written, size_of
 from pdtrim_core.cli.logs import remark
 from pdtrim_core.cli.options import Log, Quiet
 from pdtrim_core.cli.progress import progress_display
@@ -20,7 +20,7 @@ from pdtrim_core.results.run_folder import load_plan
 def apply(
     plan: Annotated[Path, typer.Argument(help="A plan.json, or the folder of a run.", show_default=False)],
     model: Annotated[str, typer.Argument(help="The model that it was made for, as recipes name it.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", metavar="NAME[,NAME]", help="The exporters, by name.", show_default=False)],
+    to: To,
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("exports"),
     dtype: Annotated[str | None, typer.Option(help="Number format of the weights: short for --set dtype=...")] = None,
     settings: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from pdtrim_core.cli.completing import complete_variants
 from pdtrim_core.cli.terminal import print_table, say, say_data
 from pdtrim_core.errors import RecipeError, did_you_mean
 from pdtrim_core.results.task_results import Variant
@@ -23,6 +24,7 @@ def compare(
         typer.Option(
             "--variants",
             "--sides",
+            autocompletion=complete_variants,
             help="The variants to show, a row each: staged, unrecovered, unquantized, unselected, unified, prefill, decode, "
             "dense, with commas between.",
         ),

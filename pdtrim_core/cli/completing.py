@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 import typer
 from pydantic import BaseModel
 
-from pdtrim_core.api.kinds import KINDS, key_of, options_of
+from pdtrim_core.api.kinds import KINDS, DType, key_of, options_of
 from pdtrim_core.host.host import Provided, load_plugins
 from pdtrim_core.recipe import presets
 from pdtrim_core.recipe.settings import Settings
 from pdtrim_core.recipe.toml_data import LISTS
+from pdtrim_core.results.task_results import Variant
 from pdtrim_core.wording import one_line
 
 PRESET = "preset"
 """What is said in place of a kind for a recipe that ships; no kind of components has this name."""
+PLACEMENTS = {
+    "auto": "an accelerator with room, and else several",
+    "balanced": "spread over all accelerators",
+    "stream": "in their files, one block at a time in memory",
+    "cpu": "in main memory",
+    "cuda": "on an accelerator of NVIDIA's or AMD's",
+    "mps": "on an accelerator of Apple's",
+}
 LONGEST = 60
 """Characters of what a word means; typer breaks longer texts at the width of the terminal."""
 Words = list[tuple[str, str]]
@@ -30,6 +40,31 @@ def complete_presets(incomplete: str) -> Words:
 def complete_methods(incomplete: str) -> Words:
     """Return the pruners."""
     return _beginning(incomplete, _named(load_plugins().of_kind("pruner")))
+
+
+def complete_dtypes(incomplete: str) -> Words:
+    """Return the number formats that weights are opened in."""
+    return _beginning(incomplete, ((name, "") for name in get_args(DType)))
+
+
+def complete_placements(incomplete: str) -> Words:
+    """Return the places of weights that have a name on every machine."""
+    return _beginning(incomplete, PLACEMENTS.items())
+
+
+def complete_exporters(incomplete: str) -> Words:
+    """Return the exporters; behind a comma one more, without those that are named already."""
+    before, comma, last = incomplete.rpartition(",")
+    more = _beginning(last, _named(load_plugins().of_kind("exporter")))
+    return [(f"{before}{comma}{name}", about) for name, about in more if name not in before.split(",")]
+
+
+def complete_variants(incomplete: str) -> Words:
+    """Return the variants of a run; behind a comma one more, without those that are named already."""
+    before, comma, last = incomplete.rpartition(",")
+    return [
+        (f"{before}{comma}{name}", "") for name in get_args(Variant) if name.startswith(last) and name not in before.split(",")
+    ]
 
 
 def complete_kinds(incomplete: str) -> Words:

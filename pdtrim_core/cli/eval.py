@@ -12,6 +12,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from pdtrim_core.cli.completing import complete_variants
 from pdtrim_core.cli.executing import Executed, check_executor, executed_by
 from pdtrim_core.cli.fidelity_inputs import LEAST_TOKENS, FidelityInputs
 from pdtrim_core.cli.logs import remark
@@ -63,6 +64,7 @@ def eval(  # noqa: A001 - a command is named as its function is
         typer.Option(
             "--variants",
             "--stage",
+            autocompletion=complete_variants,
             help="The variants to evaluate: staged (the pair), unrecovered (the pair before its recovery), "
             "unquantized (before it got its number formats), unselected (before its K/V were selected), unified, prefill, "
             "decode or dense; several with commas.",
@@ -137,8 +139,11 @@ def eval(  # noqa: A001 - a command is named as its function is
 
     def compare() -> None:
         for inputs in asked.opened(loaded) if fidelity else ():
-            of_inputs = RunFidelity(loaded, inputs=inputs, length=asked.length, first_token=made_by, say=display.say)
-            results.extend(of_inputs.results(wanted, fresh=fresh))
+            with display.comparing() as told:
+                of_inputs = RunFidelity(
+                    loaded, inputs=inputs, length=asked.length, first_token=made_by, say=display.say, told=told
+                )
+                results.extend(of_inputs.results(wanted, fresh=fresh))
 
     if not names:
         with display.working("evaluating"):

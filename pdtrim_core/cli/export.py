@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pdtrim_core.api.kinds import Exporter
+from pdtrim_core.cli.completing import complete_exporters
 from pdtrim_core.cli.logs import remark
 from pdtrim_core.cli.options import Log, Quiet, Trust
 from pdtrim_core.cli.progress import progress_display
@@ -18,6 +19,16 @@ from pdtrim_core.errors import RecipeError
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.toml_data import parse_settings
 
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="NAME[,NAME]",
+        autocompletion=complete_exporters,
+        help="The exporters, by name, such as checkpoints,gguf; `describe exporter` lists them.",
+        show_default=False,
+    ),
+]
 PushToHub = Annotated[
     str | None,
     typer.Option(
@@ -31,7 +42,7 @@ PushToHub = Annotated[
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", metavar="NAME[,NAME]", help="The exporters, by name.", show_default=False)],
+    to: To,
     out: Annotated[Path | None, typer.Option(help="The folder to write to, instead of the run's.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Number format of the weights: short for --set dtype=...")] = None,
     settings: Annotated[

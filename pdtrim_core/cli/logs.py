@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -72,6 +72,10 @@ class JsonDisplay:
         """Return the context in which the stream is never silent for long."""
         self._at = {"doing": doing}
         return self._heartbeat
+
+    def comparing(self) -> AbstractContextManager[Callable[[float], None]]:
+        """Return a context in which the share that is done is written as an event."""
+        return nullcontext(lambda share: self._advance("comparison", 0, 0, share))
 
     def say(self, text: str) -> None:
         """Write what begins, which is not a step of a run."""
@@ -165,6 +169,10 @@ class QuietDisplay:
         """Return a context in which nothing is told."""
         del doing
         return nullcontext()
+
+    def comparing(self) -> AbstractContextManager[Callable[[float], None]]:
+        """Return a context in which nothing is told."""
+        return nullcontext(lambda share: None)
 
     def say(self, text: str) -> None:
         """Keep silent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from pdtrim_core.api.hookspecs import hookimpl
@@ -14,8 +14,7 @@ from pdtrim_core.cli.terminal import console, say
 from pdtrim_core.pipeline.progress_lines import best_words, step_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 WIDE = 100
 """Columns from which on a terminal has room for a bar and whole words."""
+COMPARISON = "comparison"
+"""The work of comparing the variants of a run with the dense model."""
 CANDIDATES = "candidates"
 """The work that candidates are which are measured side by side."""
 SHORT = 120
@@ -50,6 +51,9 @@ class Display(Protocol):
 
     def working(self, doing: str = "") -> AbstractContextManager[object]:
         """Return a context for what is no step of a run; `doing` is what it is until something else is said."""
+
+    def comparing(self) -> AbstractContextManager[Callable[[float], None]]:
+        """Return a context for the comparison of a finished run with the dense model; it is told the share that is done."""
 
     def say(self, text: str) -> None:
         """Tell what begins, which is not a step of a run."""
@@ -77,6 +81,10 @@ class LineDisplay:
         """Return the context in which the stream is never silent for long, for what is no step of a run."""
         self._begin(doing)
         return self._heartbeat
+
+    def comparing(self) -> AbstractContextManager[Callable[[float], None]]:
+        """Return a context in which the lines of the heartbeat have the share that is done."""
+        return nullcontext(lambda share: self._advance(COMPARISON, share))
 
     def say(self, text: str) -> None:
         """Write what begins, which is not a step of a run."""
@@ -245,6 +253,18 @@ class LiveDisplay:
         del doing
         return nullcontext()
 
+    @contextmanager
+    def comparing(self) -> Iterator[Callable[[float], None]]:
+        """Draw a bar inside, as of a run's own comparison; nothing of it is left behind."""
+        self.pdtrim_step_started("fidelity", None)
+        try:
+            yield lambda share: self._advance(COMPARISON, COMPARISON, share)
+        finally:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = None
+            self._progress.stop()
+
     def say(self, text: str) -> None:
         """Print what begins, which is not a step of a run."""
         self._console.print(text, soft_wrap=True)
@@ -342,9 +362,9 @@ class LiveDisplay:
 
     @hookimpl
     def pdtrim_fidelity_measured(self, result: TaskResult) -> None:
-        """Move the bar, and say which variant it was."""
+        """Move the bar, and say which variant it was; where they were measured together, the bar has moved with that work."""
         if self._task is not None:
-            self._progress.update(self._task, advance=1, figures=result.variant)
+            self._progress.update(self._task, advance=0 if self._at_work else 1, figures=result.variant)
 
     @hookimpl
     def pdtrim_step_finished(self, step: str, seconds: float) -> None:

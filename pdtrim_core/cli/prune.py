@@ -9,7 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pdtrim_core.cli.completing import complete_methods, complete_presets, complete_settings
+from pdtrim_core.cli.completing import (
+    complete_dtypes,
+    complete_methods,
+    complete_placements,
+    complete_presets,
+    complete_settings,
+)
 from pdtrim_core.cli.executing import Executed
 from pdtrim_core.cli.options import Address, ExecutedBy, Log, Quiet, Trust, Workers
 from pdtrim_core.cli.progress import progress_display
@@ -51,10 +57,17 @@ def prune(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder (default: one under runs/).", show_default=False)] = None,
-    dtype: Annotated[str | None, typer.Option(help="The number format of the weights.", show_default=False)] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(autocompletion=complete_dtypes, help="The number format of the weights.", show_default=False),
+    ] = None,
     placement: Annotated[
         str | None,
-        typer.Option(help="Where the weights are: auto, balanced, stream, or a device as torch names it.", show_default=False),
+        typer.Option(
+            autocompletion=complete_placements,
+            help="Where the weights are: auto, balanced, stream, or a device as torch names it.",
+            show_default=False,
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(hidden=True)] = None,
     settings: Annotated[

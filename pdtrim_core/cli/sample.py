@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pdtrim_core.cli.completing import complete_variants
 from pdtrim_core.cli.eval import there, variants_in
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import say, say_data
@@ -42,7 +43,11 @@ def sample(
         Path | None, typer.Option("--file", metavar="FILE", help="A prompt that is a whole text file.", show_default=False)
     ] = None,
     variants: Annotated[
-        str, typer.Option(help="The variants that answer, as of eval; several with commas.")
+        str,
+        typer.Option(
+            autocompletion=complete_variants,
+            help="The variants that answer: staged (the pair), unified, dense and all others that eval has; several with commas.",
+        ),
     ] = "dense,unified,staged",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 64,
     chat: Annotated[

@@ -5,7 +5,7 @@ Shape suffixes: N positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -22,11 +22,17 @@ ComparedChoices = tuple[tuple[ComparedToken, ...], ...]
 """For each choice of an item its tokens."""
 
 
-def compare(prefix_cache: PrefixCache, models: Sequence[StagedModel], items: Sequence[Item]) -> list[list[ComparedChoices]]:
+def compare(
+    prefix_cache: PrefixCache,
+    models: Sequence[StagedModel],
+    items: Sequence[Item],
+    compared: Callable[[int], None] = lambda count: None,
+) -> list[list[ComparedChoices]]:
     """Return for each plan, and for each item, how it and the dense model differ at each token of each choice.
 
     All plans are on the prefix cache. What it keeps of a batch is forgotten behind that batch, so that memory does not grow with
-    the items: plans that begin as the dense model does, or as each other, still share their hidden states.
+    the items: plans that begin as the dense model does, or as each other, still share their hidden states. `compared` is told
+    behind each batch how many items it had.
     """
     found: list[dict[Item, ComparedChoices]] = [{} for _ in models]
     for group in prefix_cache.groups(items):
@@ -39,6 +45,7 @@ def compare(prefix_cache: PrefixCache, models: Sequence[StagedModel], items: Seq
                 choices[item][choice].append(ComparedToken(divergence, bool(same), *rest))
             of_items.update({item: tuple(map(tuple, own)) for item, own in zip(group, choices, strict=True)})
         prefix_cache.forget()
+        compared(len(group))
     return [[of_items[item] for item in items] for of_items in found]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pdtrim_core.data.items import Item
@@ -61,7 +61,7 @@ def measure(subject: Subject, items: Sequence[Item], *, length: int = ANSWER_TOK
     return found
 
 
-def measure_all(
+def measure_all(  # noqa: PLR0913 - one for each thing that the figures depend on, and what is told
     subjects: Sequence[Subject],
     items: Sequence[Item],
     *,
@@ -69,26 +69,32 @@ def measure_all(
     code: Mapping[str, str],
     needles: Sequence[Needle] = (),
     own_answers: int | None = None,
+    told: Callable[[float], None] = lambda share: None,
 ) -> list[Found]:
     """Return what `measure` does of several variants of one dense model, which runs the items once for all of them.
 
     `needles` has what each answer must contain, where this is a needle test: then there are figures of that, too. `own_answers`
-    is on how many items the variants answer on their own, evenly spread: on all of them unless given.
+    is on how many items the variants answer on their own, evenly spread: on all of them unless given. `told` is called with the
+    share of the work that is done.
     """
     assert own_answers is None or not needles
     dense, prompts = _dense_of(subjects), _prompts(items)
-    theirs = dense_answers(dense, prompts, length, code=code)
+    work = Parts(1 + 2 * len(subjects), told)
+    theirs = dense_answers(dense, prompts, length, code=code, answered=work.share_of(len(prompts)))
+    work.end(1)
+    all_compared = _compared(subjects, items, theirs, work)
     answered = spread(range(len(items)), len(items) if own_answers is None else own_answers)
     found = []
-    for subject, compared in zip(subjects, _compared(subjects, items, theirs), strict=True):
+    for subject, compared in zip(subjects, all_compared, strict=True):
         if subject.model is dense and subject.plan == Plan() and not subject.modules:
             ours = {number: theirs[number] for number in answered}
         else:
             pair = TwoPhaseModel(subject.model, subject.plan, subject.modules, first_token=subject.first_token)
-            made = answers(pair, [prompts[number] for number in answered], length)
+            made = answers(pair, [prompts[number] for number in answered], length, work.share_of(len(answered)))
             ours = dict(zip(answered, made, strict=True))
         of_subject = _found(items, compared, theirs, ours, dense)
         found.append(_with_needles(of_subject, needles, theirs, dense) if needles else of_subject)
+        work.end(1)
     return found
 
 
@@ -96,7 +102,33 @@ def measure_forced(subjects: Sequence[Subject], items: Sequence[Item], *, length
     """Return what `measure_all` does but for the variants' own answers, which take half of its time: they write none."""
     dense = _dense_of(subjects)
     theirs = dense_answers(dense, _prompts(items), length, code=code)
-    return [_found(items, compared, theirs, {}, dense) for compared in _compared(subjects, items, theirs)]
+    compared = _compared(subjects, items, theirs, Parts(len(subjects), lambda share: None))
+    return [_found(items, of_subject, theirs, {}, dense) for of_subject in compared]
+
+
+class Parts:
+    """Tells the share that is done of work in parts which take about as long each."""
+
+    def __init__(self, count: int, told: Callable[[float], None]) -> None:
+        self._count = count
+        self._told = told
+        self._done = 0.0
+        self._ended = 0
+
+    def share_of(self, steps: int, parts: int = 1) -> Callable[[float], None]:
+        """Return what is told how many more are done of the steps that so many parts take together."""
+
+        def done(more: float) -> None:
+            self._done += parts * more / max(1, steps)
+            self._told(min(1.0, self._done / self._count))
+
+        return done
+
+    def end(self, parts: int) -> None:
+        """Take note that so many more parts are done, whatever was told of them: what is known already takes no steps."""
+        self._ended += parts
+        self._done = max(self._done, float(self._ended))
+        self._told(min(1.0, self._done / self._count))
 
 
 def _dense_of(subjects: Sequence[Subject]) -> BlockModel:
@@ -118,7 +150,7 @@ class Compared:
     choices: Sequence[Sequence[ComparedToken]]
 
 
-def _compared(subjects: Sequence[Subject], items: Sequence[Item], theirs: Answers) -> list[list[Compared]]:
+def _compared(subjects: Sequence[Subject], items: Sequence[Item], theirs: Answers, work: Parts) -> list[list[Compared]]:
     """Return for each variant how it differs from the dense model on each item; variants that can share a pass do."""
     asked = [_with_answer(item, answer) for item, answer in zip(items, theirs, strict=True)]
     flat = list(dict.fromkeys(one for of_item in asked for one in of_item))
@@ -130,7 +162,9 @@ def _compared(subjects: Sequence[Subject], items: Sequence[Item], theirs: Answer
         options = ExecutionOptions(first_token=first.first_token, budget=HELD_BYTES, packed=packed)
         prefix_cache = PrefixCache(first.model, options, dense=first.dense)
         models = [StagedModel(prefix_cache, subjects[number].plan, subjects[number].modules) for number in numbers]
-        for number, of_flat in zip(numbers, compare(prefix_cache, models, flat), strict=True):
+        of_models = compare(prefix_cache, models, flat, work.share_of(len(flat), len(models)))
+        work.end(len(models))
+        for number, of_flat in zip(numbers, of_models, strict=True):
             by_item = dict(zip(flat, of_flat, strict=True))
             found[number] = [_parted([choice for one in of_item for choice in by_item[one]]) for of_item in asked]
     return [found[number] for number in range(len(subjects))]

@@ -83,8 +83,12 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, o
         return None
     run = RunAtItsEnd(context.folder.path, outcome, context.recipe, context.host, context.cache, inputs=inputs, done=done)
     measured: dict[Variant, TaskResult] = {}
+
+    def told(share: float) -> None:
+        context.host.tell("pdtrim_work_advanced", what="comparison", number=0, count=0, share=share)
+
     try:
-        for result in RunFidelity(run).results(variants_at_end(done), fresh=context.fresh):
+        for result in RunFidelity(run, told=told).results(variants_at_end(done), fresh=context.fresh):
             measured[result.variant] = result
             context.host.tell("pdtrim_fidelity_measured", result=result)
     except PdtrimError as error:

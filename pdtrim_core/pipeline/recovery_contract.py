@@ -61,7 +61,7 @@ def _problem(name: str, layout: BlockLayout, contract: Contract, *, only_kv: boo
     if not layout.kv and not of_mlp:
         return "and this family computes K and V together with Q: of it only projections of the MLP may change"
     if of_kv and contract == "dense-cache" and not only_kv:
-        return 'which makes K/V: with contract = "dense-cache" only blocks that prefill passes by may get others'
+        return 'which makes K/V: with contract = "dense-cache" only blocks that prefill skips may get others'
     if only_kv and not of_kv:
         return "a layer of which only K and V are computed"
     return None

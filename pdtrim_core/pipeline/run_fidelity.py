@@ -27,7 +27,7 @@ class RunFidelity:
 
     `inputs` are the items, those that the run held out unless others are given. `length` are the tokens of an answer at most (the
     recipe's unless given), `first_token` is the stage that makes the first one, instead of the run's own. `say` is called with
-    what begins, and with what is known.
+    what begins, and with what is known, `told` with the share that is done of what has to be measured.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class RunFidelity:
         length: int | None = None,
         first_token: FirstToken | None = None,
         say: Callable[[str], None] = lambda text: None,
+        told: Callable[[float], None] = lambda share: None,
     ) -> None:
         self._run = run
         self._inputs = inputs
@@ -46,6 +47,7 @@ class RunFidelity:
         self._length = length or run.recipe.settings.evaluation.answer_tokens
         self._own_answers = run.recipe.settings.evaluation.own_answers if inputs is None else None
         self._say = say
+        self._told = told
 
     def results(self, variants: Sequence[Variant], *, fresh: bool = False) -> Iterator[TaskResult]:
         """Yield the result of each variant, from the folder of the run where the same code measured it before, unless `fresh`.
@@ -133,7 +135,13 @@ class RunFidelity:
         started, needles = time.perf_counter(), () if self._inputs is None else self._inputs.needles
         subjects = [self._subject(variant, settings) for variant, settings in wanted.items()]
         found = measure_all(
-            subjects, self.items, length=self._length, code=self._code, needles=needles, own_answers=self._own_answers
+            subjects,
+            self.items,
+            length=self._length,
+            code=self._code,
+            needles=needles,
+            own_answers=self._own_answers,
+            told=self._told,
         )
         seconds = (time.perf_counter() - started) / len(wanted)
         return {

@@ -71,8 +71,10 @@ def check_engine(python: str, found: Interpreter, *, wants_nixl: bool) -> None:
         raise PdtrimError(f"{python} has no vLLM: name the interpreter of an environment that has it with --python")
     lacks = [name for name in found.lacks if wants_nixl or name != "nixl"]
     if lacks:
+        wanted = " ".join("CLONE" if name == "pdtrim-core" else name for name in lacks)
+        where = ", where CLONE is your clone of pdtrim-core's repository" if "pdtrim-core" in lacks else ""
         raise PdtrimError(
-            f"{python} has vLLM {found.vllm}, but lacks {', '.join(lacks)}: {python} -m pip install {' '.join(lacks)}"
+            f"{python} has vLLM {found.vllm}, but lacks {', '.join(lacks)}: {python} -m pip install {wanted}{where}"
         )
 
 

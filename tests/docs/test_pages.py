@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = [*PAGES, ROOT / "docs" / "generate.py", *sorted((ROOT / "changes").glob("*.md"))]
+SOURCES = sorted(path for folder in ("pdtrim_core", "plugins", "examples") for path in (ROOT / folder).rglob("*.py"))
 MACHINE = re.compile(r"(?<![\w.])/(work|root|home|tmp|usr|opt|mnt|Users)/|\bC:\\|shared/")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -104,3 +105,10 @@ def test_the_readme_begins_with_two_commands() -> None:
     assert first
     commands = [line.partition("#")[0].strip() for line in first.group(1).splitlines()]
     assert commands[1:] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("text", [*PAGES, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_asks_an_index_for_what_is_on_none(text: Path) -> None:
+    # With an extra it is right where pdtrim-core is installed already, as it is where a message of its own is read.
+    allowed = r"(?!\[)" if text.suffix == ".py" else ""
+    assert not re.findall(rf"pip install (?:-\S+ )*['\"]?pdtrim-core(?![\w/-]){allowed}", text.read_text(encoding="utf-8"))

@@ -25,6 +25,13 @@ def completed(program: Cli, words: str, shell: str = "bash") -> list[str]:
     [
         ("prune m --preset fa", ["fast"]),
         ("prune m --method shortg", ["shortgpt"]),
+        ("prune m --dtype b", ["bfloat16"]),
+        ("prune m --placement s", ["stream"]),
+        ("export runs/r --to che", ["checkpoints"]),
+        ("apply plan.json m --to checkpoints,g", ["checkpoints,gguf"]),
+        ("eval runs/r --variants unre", ["unrecovered"]),
+        ("compare a b --variants staged,de", ["staged,decode", "staged,dense"]),
+        ("sample runs/r --variants dense,u", ["dense,unified", "dense,unrecovered", "dense,unquantized", "dense,unselected"]),
         ("run r.toml --set prune.f", ["prune.fraction"]),
         ("check r.toml --set splitter.thr", ["splitter.threshold"]),
         ("sweep s.toml --set recovery.0.rid", ["recovery.0.ridge"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,16 @@ def test_what_is_wrong_is_told_in_a_line_before_anything_is_opened(
     assert done.code != 0
     assert told in done.err
     assert len(done.err.strip().splitlines()) == 2  # how many problems there are, and the problem
+
+
+def test_a_kind_alone_and_preset_alone_list_what_there_is(cli: Cli) -> None:
+    listed = cli("describe", "preset").out.splitlines()
+    assert [line.split()[0] for line in listed] == list(presets.NAMES)
+    assert json.loads(cli("describe", "preset", "--json").out) == {name: presets.about(name) for name in presets.NAMES}
+    of_kind = cli("describe", "quantizer").out
+    assert of_kind.startswith("rtn  Rounds each weight to the nearest number of a format")
+    assert cli("describe", "formats").out == of_kind  # its key in a recipe
+    assert "did you mean 'preset'?" in cli("describe", "presetz").err
 
 
 def test_an_unknown_preset_is_not_described(cli: Cli) -> None:

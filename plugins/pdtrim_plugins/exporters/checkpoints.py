@@ -174,7 +174,7 @@ def _usage(folder: Path) -> str:
     """Return how a checkpoint is loaded."""
     family, ours = _model_type(folder).removeprefix(OUR_PREFIX), not is_stock(folder)
     note = (
-        "Its blocks differ from one another, so its class comes with pdtrim-core (`pip install pdtrim-core`).\n\n" if ours else ""
+        "Its blocks differ from one another, so its class comes with pdtrim-core, which has to be installed.\n\n" if ours else ""
     )
     # Importing the package registers the built-in families; the class of a plugin's family is made by `classes_of`.
     known = "import pdtrim_plugins.checkpoints  # registers the class"

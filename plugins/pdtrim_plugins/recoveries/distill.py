@@ -48,7 +48,7 @@ class Distill(Recovery):
 
     With `stage = "prefill"` or "both" prefill is trained, too. Under the contract "pair" the same loss trains it, through the K/V
     that decode reads, in the same steps. Under "dense-cache" its K/V must mean the same to every decode, so only the blocks that
-    it passes by are trained, and not towards answers but towards the dense model's K/V: the loss is the mean squared difference,
+    it skips are trained, and not towards answers but towards the dense model's K/V: the loss is the mean squared difference,
     as a share of the mean square. That is a training of its own, in front of decode's.
     """
 
@@ -58,7 +58,7 @@ class Distill(Recovery):
     tokens: int = Field(500_000, gt=0, description="tokens of text to train on, at most; prompts count")
     stage: Literal["decode", "prefill", "both"] = Field(
         "decode",
-        description="the stage that is trained; of prefill, with contract = dense-cache, the K/V of blocks that it passes by, "
+        description="the stage that is trained; of prefill, with contract = dense-cache, the K/V of blocks that it skips, "
         "towards the dense model's; with contract = pair, all that the pair's answers depend on",
     )
     train: Literal["auto", "lora", "full"] = Field(
@@ -124,7 +124,7 @@ class Distill(Recovery):
             if any(part.trained.values()):
                 self._train(context, part, seed)
             elif part.of_cache:
-                context.note("distill: prefill passes by no block whose K/V could be trained, so nothing of it is trained")
+                context.note("distill: prefill skips no block whose K/V could be trained, so nothing of it is trained")
             else:
                 context.note("distill: the plan takes nothing away that training could make up for")
 
@@ -194,7 +194,7 @@ class Distill(Recovery):
         return LowRankWeights(trial, trained, rank=self.rank, seed=seed)
 
     def _passed(self, context: RecoveryContext) -> dict[tuple[Stage, Layer], tuple[str, ...]]:
-        """Return the names of the weights that make the K/V of the blocks that prefill passes by."""
+        """Return the names of the weights that make the K/V of the blocks that prefill skips."""
         passed = [layer for layer in context.layers("prefill") if layer.state == "kv-only"]
         return {("prefill", layer): tuple(self._names(context, "prefill", layer)) for layer in passed}
 

@@ -1,4 +1,4 @@
-"""The K/V of blocks that prefill passes by, fitted anew to the hidden states that prefill has there.
+"""The K/V of blocks that prefill skips, fitted anew to the hidden states that prefill has there.
 
 Shape suffixes: N tokens, D hidden, K numbers of all K/V heads.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class KvRefit(LayerRecovery):
-    """Fits the K and V projections of blocks that prefill passes by, in closed form, to the K/V of the dense model.
+    """Fits the K and V projections of blocks that prefill skips, in closed form, to the K/V of the dense model.
 
     Where prefill computes only the K/V of a block, it does so from hidden states that lack what the blocks in front would have
     added. Ridge regression over prompt tokens finds the projections that give the dense K/V from them nevertheless: K in front of
@@ -37,7 +37,7 @@ class KvRefit(LayerRecovery):
         return []
 
     def stages(self) -> tuple[Stage, ...]:
-        """Return prefill, which alone passes by blocks."""
+        """Return prefill, which alone skips blocks."""
         return ("prefill",)
 
     def wants(self, stage: Stage, layer: Layer, gone: range) -> bool:

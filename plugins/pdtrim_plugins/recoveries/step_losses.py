@@ -69,7 +69,7 @@ class AnswerLoss(StepLoss):
 
 
 class CacheLoss(StepLoss):
-    """How far the K/V of the blocks that prefill passes by are from the dense model's, at its tokens.
+    """How far the K/V of the blocks that prefill skips are from the dense model's, at its tokens.
 
     It is the mean squared difference as a share of the dense K/V's mean square, averaged over K and V of all those blocks. K is
     compared behind its norm and in front of its rotary embedding, which keeps lengths. The first token of a prompt is left out,

@@ -32,10 +32,10 @@ Losses = tuple[Element, ...]
 
 
 class Joint(Searcher):
-    """Simulated annealing over both stages together: what decode loses, and what prefill passes by.
+    """Simulated annealing over both stages together: what decode loses, and what prefill skips.
 
     A departure from the paper, which searches one removal for both stages and then gives some of it back to prefill.
-    Prefill uses all that the ceiling allows. It passes by the deepest blocks first, keeping their K/V, then what decode has lost
+    Prefill uses all that the ceiling allows. It skips the deepest blocks first, keeping their K/V, then what decode has lost
     anyway.
     """
 
@@ -43,7 +43,7 @@ class Joint(Searcher):
     staged: ClassVar[bool] = True
 
     prefill_at_most: float = ceiling_option(1.0)
-    deep: float = Field(0.25, ge=0, le=1, description="share of the blocks, the deepest ones, that prefill passes by first")
+    deep: float = Field(0.25, ge=0, le=1, description="share of the blocks, the deepest ones, that prefill skips first")
     shifts: float = Field(0.5, ge=0, le=1, description="chance that a step changes prefill alone, where it must lose something")
     t0: float = Field(10.0, gt=0, description="initial temperature, in percent of the start's points")
     alpha: float = Field(0.93, gt=0, lt=1, description="factor by which the temperature falls each step")
@@ -100,7 +100,7 @@ class Joint(Searcher):
         return list(dict.fromkeys(starts))
 
     def _neighbour(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan:
-        """Return a plan that differs in one element of decode or in what prefill passes by; the same where none fits."""
+        """Return a plan that differs in one element of decode or in what prefill skips; the same where none fits."""
         shifts = len(plan.prefill) and (rng.random() < self.shifts or not len(plan.decode))
         other = self._shift(plan, space, rng) if shifts else self._swap(plan, space, rng)
         return plan if other is None else other
@@ -124,7 +124,7 @@ class Joint(Searcher):
         return self._fit(Plan(prefill=Removal(lost), decode=decode), space)
 
     def _shift(self, plan: Plan, space: SearchSpace, rng: Random) -> Plan | None:
-        """Let prefill lose less at one place, and more at others until it fits: those it would pass by first the more often."""
+        """Let prefill lose less at one place, and more at others until it fits: those it would skip first the more often."""
         places = self._order(plan, space)
         kept_in_prefill = rng.choice([place for place in places if _moved(plan, place, -1)])
         shifted = _moved(plan, kept_in_prefill, -1)
@@ -147,10 +147,10 @@ class Joint(Searcher):
         return plan
 
     def _order(self, plan: Plan, space: SearchSpace) -> list[Losses]:
-        """Return the places in the order in which prefill passes them by.
+        """Return the places in the order in which prefill skips them.
 
-        The deepest blocks come first: what is passed by there touches no K/V but the deepest ones. Then what decode has lost,
-        which costs less than to pass by what it runs. In each group the deepest place is the first.
+        The deepest blocks come first: what is skipped there touches no K/V but the deepest ones. Then what decode has lost,
+        which costs less than to skip what it runs. In each group the deepest place is the first.
         """
         shallow = round((1 - self.deep) * space.block_count)
 

@@ -105,10 +105,10 @@ class _KvTail(_PassesBy, WithoutMeasuring):
     """Computes only K/V in prefill from some depth on, which is as low as a ceiling on prefill's cost demands."""
 
     def plan_for(self, decode: Removal, costs: CostModel) -> Plan:
-        """Return the plan whose prefill passes by one block after the other, the deepest first, until it is under the ceiling.
+        """Return the plan whose prefill skips one block after the other, the deepest first, until it is under the ceiling.
 
         Of a block that decode runs the K/V stay, of a merged block its own, of a shrunk one those of the heads that decode has;
-        one that decode has lost goes from prefill too. Where the ceiling is out of reach, all blocks are passed by.
+        one that decode has lost goes from prefill too. Where the ceiling is out of reach, all blocks are skipped.
         """
         tail, above = _tail(decode, costs.block_count), self._above_the_tail(decode)
         plans = [_passing_by(tail[:length], above, decode) for length in range(len(tail) + 1)]

@@ -21,8 +21,11 @@ def test_work_that_tells_each_token_is_a_line_a_second(monkeypatch: pytest.Monke
             display.pdtrim_work_advanced(what, 0, 0, done / 100)
             clock[0] += 0.03
         display.pdtrim_work_advanced(what, 0, 0, 1.0)
+    with display.comparing() as told_share:
+        told_share(0.5)
     display.pdtrim_step_started("recover", None)
     display.pdtrim_recovery_advanced("texts", 0, 0, 0.0)
     told = [(line["what"], line["share"]) for line in map(json.loads, stream.getvalue().splitlines()) if "what" in line]
     shares = (0.0, 0.34, 0.68, 1.0)
-    assert told == [*(("answers", share) for share in shares), *(("texts", share) for share in shares), ("texts", 0.0)]
+    alone = [("comparison", 0.5), ("texts", 0.0)]
+    assert told == [*(("answers", share) for share in shares), *(("texts", share) for share in shares), *alone]

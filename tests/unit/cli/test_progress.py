@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from pdtrim_core.cli.heartbeat import Heartbeat
+from pdtrim_core.cli.logs import QuietDisplay
 from pdtrim_core.cli.progress import LineDisplay, LiveDisplay, duration
 from pdtrim_core.cli.times_column import clock
 from pdtrim_core.data.readings import Candidate, Reading
@@ -163,6 +164,40 @@ def test_the_bar_moves_with_each_variant_that_is_compared() -> None:
     display.pdtrim_step_finished("fidelity", 1.25)
     display.pdtrim_run_ended()
     assert "fidelity: 1.2 s" in stream.getvalue()
+
+
+def test_the_bar_of_a_comparison_is_full_when_its_variants_are_told() -> None:
+    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, color_system=None, width=100))
+    display.pdtrim_run_started({"model": {"path": "m"}}, Path("out"), ())
+    display.pdtrim_step_started("fidelity", 3)
+    display.pdtrim_work_advanced("comparison", 0, 0, 0.5)
+    (task,) = display._progress.tasks
+    assert (task.completed, task.total, task.fields["figures"]) == (0.5, 1.0, "comparison")
+    display.pdtrim_work_advanced("comparison", 0, 0, 1.0)
+    display.pdtrim_fidelity_measured(TaskResult("fidelity", "unified", {}, "kl", (), {}, {}, 1.0))
+    assert (task.completed, task.total, task.fields["figures"]) == (1.0, 1.0, "unified")
+    display.pdtrim_run_ended()
+
+
+def test_a_comparison_outside_of_a_run_has_a_bar_of_its_own_that_goes_also_after_an_error() -> None:
+    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, color_system=None, width=100))
+    with pytest.raises(KeyError), display.comparing() as told:  # noqa: PT012 - what is drawn inside matters
+        told(0.25)
+        (task,) = display._progress.tasks
+        assert (task.completed, task.total, task.fields["figures"]) == (0.25, 1.0, "comparison")
+        raise KeyError
+    assert not display._progress.tasks
+    assert not display._progress.live.is_started
+
+
+def test_a_log_says_how_far_a_comparison_is() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream, seconds=0.05)
+    with display.working("evaluating"), display.comparing() as told:
+        told(0.5)
+        until(lambda: " s, comparison, 50 %, about " in stream.getvalue())
+    with QuietDisplay().comparing() as silent:
+        silent(0.5)
 
 
 def test_candidates_behind_other_work_have_the_bar_of_their_own() -> None:

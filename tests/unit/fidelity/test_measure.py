@@ -151,6 +151,15 @@ def test_several_variants_at_once_have_the_figures_of_each_alone() -> None:
     assert together[1].metrics["kl"] != together[2].metrics["kl"]
 
 
+def test_the_share_of_the_work_that_is_done_is_told_on_the_way() -> None:
+    model = tiny_llama(seed=5)
+    told: list[float] = []
+    measure_all([Subject(model, Plan()), Subject(model, PLAN)], ITEMS, length=LENGTH, code=CODE, told=told.append)
+    assert told == sorted(told)
+    assert len(set(told)) > 5, "one a part"
+    assert told[-1] == 1.0
+
+
 def test_variants_answer_as_many_prompts_on_their_own_as_are_asked_for_and_are_compared_on_all() -> None:
     model = tiny_llama()
     subjects = [Subject(model, Plan()), Subject(model, PLAN)]

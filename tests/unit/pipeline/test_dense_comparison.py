@@ -51,10 +51,16 @@ class Ears:
 
     def __init__(self) -> None:
         self.heard: list[str] = []
+        self.shares: list[float] = []
 
     @hookimpl
     def pdtrim_fidelity_measured(self, result: TaskResult) -> None:
         self.heard.append(result.variant)
+
+    @hookimpl
+    def pdtrim_work_advanced(self, what: str, share: float) -> None:
+        if what == "comparison":
+            self.shares.append(share)
 
     @hookimpl
     def pdtrim_step_started(self, step: str, about: int | None) -> None:
@@ -311,6 +317,8 @@ def test_listeners_hear_each_variant(host: PluginHost, tmp_path: Path) -> None:
     host.register(ears, Origin("ears", "ears"))
     run(host, tmp_path / "run")
     assert ears.heard == ["about 3", "dense", "unified", "staged"]
+    assert ears.shares == sorted(ears.shares)
+    assert ears.shares[-1] == 1.0
 
 
 def result(variant: Any, kl: list[float], tokens: list[int], metrics: Mapping[str, Metric] = MappingProxyType({})) -> TaskResult:

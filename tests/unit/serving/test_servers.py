@@ -164,8 +164,11 @@ def test_an_interpreter_that_is_none(tmp_path: Path) -> None:
 def test_what_an_interpreter_lacks_is_said() -> None:
     with pytest.raises(PdtrimError, match=r"^py has no vLLM: name the interpreter of an environment that has it with --python$"):
         check_engine("py", Interpreter(None, cpu=False, lacks=("nixl",)), wants_nixl=True)
-    with pytest.raises(PdtrimError, match=r"^py has vLLM 1\.0, but lacks nixl, pdtrim-core: py -m pip install nixl pdtrim-core$"):
+    clone = "CLONE, where CLONE is your clone of pdtrim-core's repository"
+    with pytest.raises(PdtrimError, match=rf"^py has vLLM 1\.0, but lacks nixl, pdtrim-core: py -m pip install nixl {clone}$"):
         check_engine("py", Interpreter("1.0", cpu=False, lacks=("nixl", "pdtrim-core")), wants_nixl=True)
+    with pytest.raises(PdtrimError, match=r"^py has vLLM 1\.0, but lacks aiohttp: py -m pip install aiohttp$"):
+        check_engine("py", Interpreter("1.0", cpu=False, lacks=("aiohttp",)), wants_nixl=True)
     check_engine("py", Interpreter("1.0", cpu=False, lacks=("nixl",)), wants_nixl=False)
 
 

@@ -224,7 +224,7 @@ def test_a_prefill_that_passes_by_nothing_says_so(stage: str, tmp_path: Path) ->
     notes: list[str] = []
     context = recovery_context(tiny_llama(), folder=tmp_path, note=notes.append, texts=some_texts(48))
     trained(context, stage=stage)
-    assert notes == ["distill: prefill passes by no block whose K/V could be trained, so nothing of it is trained"]
+    assert notes == ["distill: prefill skips no block whose K/V could be trained, so nothing of it is trained"]
     assert bool(changed(context, "decode")) == (stage == "both")
 
 
