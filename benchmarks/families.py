@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -46,6 +47,7 @@ from pdtrim_core.execution.stage_modules import as_stage, steps_of
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.model.small_config import depth_of, small_model
+from pdtrim_core.model.supported import check_config
 from pdtrim_core.testing.contexts import recovery_context
 from pdtrim_core.testing.contracts.small_run import run_with_plan, small_run
 from pdtrim_core.testing.models import ByteTokenizer
@@ -60,23 +62,20 @@ PLANS = (
     Plan.unified(Removal([Drop(1), Drop(5)])),
     Plan(prefill=Removal([KvOnly(4)])),
 )
-SETTINGS: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2, "n_routed_experts": 4},
-    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
-    "hunyuan_v1_dense": {"head_dim": 64},
-    "hunyuan_v1_moe": {"head_dim": 64, "num_experts": 4},
-    "ministral": {"head_dim": 128},
-    "nemotron": {"head_dim": 128, "num_key_value_heads": 8},
-}
-"""Settings without which the config of a type makes no model."""
+SETTINGS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+"""What the config of a type is given, without which it makes no tiny model."""
 
 
 def config_of(kind: str) -> tuple[Any, Any]:
-    """Return a type's config with the sizes that it has by itself, and its class; of a nested one that of its text part."""
+    """Return a type's config with the sizes that it has by itself, and its class; of a nested one that of its text part.
+
+    Raises `PdtrimError` for one that is refused for what it says.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = CONFIG_MAPPING[kind](**SETTINGS.get(kind, {}))
+    check_config(config, kind)
     count = depth_of(config)
     if count is not None and count < BLOCKS:
         config = CONFIG_MAPPING[kind](**{"num_hidden_layers": BLOCKS, **SETTINGS.get(kind, {})})
@@ -92,6 +91,11 @@ def tried(kind: str, host: PluginHost) -> dict[str, str]:
     """Return what works of a type, "yes" or the reason why not by column; or why it is refused, or could not be tried."""
     try:
         config, model_class = config_of(kind)
+    except PdtrimError as error:
+        return {"refused": str(error).removeprefix(f"{kind}: ")}
+    except Exception as error:  # noqa: BLE001 - each config checks itself in its own way
+        return {"not tried": reason_of(error)}
+    try:
         made = small_model(model_class, config, blocks=BLOCKS)
     except Exception as error:  # noqa: BLE001 - each architecture trips over its config in its own way
         return {"not tried": reason_of(error).removeprefix("no tiny model of its architecture can be made and run: ")}

@@ -82,8 +82,8 @@ class BlockModel:
         self.files: tuple[Path, ...] = ()
         """The files that the weights come from, set by who opened them; hashes of the weights are remembered for these."""
         self.blocks: tuple[nn.Module, ...] = tuple(model.get_submodule(layout.blocks))
+        check_config(model.config, name)
         self.config = model.config.get_text_config()
-        check_config(model.config, self.config, name)
         check_own_weights(self.blocks, name)
         self.on_disk = None if mapped is None else BlocksOnDisk(self.blocks, model.get_output_embeddings(), mapped)
         """The blocks of a model whose weights stay in their files; None where all are in memory."""

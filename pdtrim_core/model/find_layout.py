@@ -27,7 +27,7 @@ def find_layout(model: Any, name: str) -> BlockLayout:
     The model itself is not run, unless no tiny copy of it can be made and it has weights. Raises `PdtrimError` where there is no
     such list, or where there are several, and for blocks that no plan can be carried out on, with the reason.
     """
-    check_config(model.config, model.config.get_text_config(), name)
+    check_config(model.config, name)
     for path in _lists_of(model, depth_of(model.config)):
         check_own_weights(tuple(model.get_submodule(path)), name)
     try:

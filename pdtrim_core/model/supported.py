@@ -17,12 +17,14 @@ SAID = 6
 """Blocks that are named one by one."""
 
 
-def check_config(config: Any, text_config: Any, name: str) -> None:
+def check_config(config: Any, name: str) -> None:
     """Raise for models that cannot be run by stages, with the reason."""
     if getattr(config, "is_encoder_decoder", False):
         raise PdtrimError(f"{name} is an encoder-decoder model; prefill and decode are stages of decoder-only models")
     if getattr(config, "quantization_config", None) is not None:
         raise PdtrimError(f"{name} has quantised weights; prune the full-precision checkpoint and quantise the result")
+    # Of an encoder-decoder model it may be uncertain which of its configs that is.
+    text_config = config.get_text_config()
     rope = getattr(text_config, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         kind = parameters.get("rope_type", "default")

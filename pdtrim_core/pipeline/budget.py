@@ -94,7 +94,7 @@ def sizes_from_config(config: Any, host: PluginHost, name: str) -> ModelSizes:
 
 def _without_weights(config: Any, host: PluginHost, name: str) -> tuple[Any, BlockLayout]:
     """Return a model on the meta device, and where its blocks are."""
-    check_config(config, config.get_text_config(), name)
+    check_config(config, name)
     try:
         # torch warns of tensors without numbers, which are refused below.
         with torch.device("meta"), quietly():

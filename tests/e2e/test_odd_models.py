@@ -1,4 +1,4 @@
-"""Models whose files contradict each other are named by `check`, before any run."""
+"""Models whose files contradict each other, or that no run takes, are named by `check`, before any run."""
 
 from __future__ import annotations
 
@@ -39,4 +39,35 @@ def test_check_names_what_is_odd(change: str, cli: Cli, tiny_checkpoint: Path, t
     assert done.code == 1
     (line,) = done.out.splitlines()
     assert str(folder) in line
+    assert named in line
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "quantised": (
+        {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "has quantised weights (gptq)",
+    ),
+    "other positions in longer texts": (
+        {"model_type": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        "uses dynamic rotary embeddings",
+    ),
+    "shared K/V": ({"model_type": "gemma3n_text"}, "shares K/V between blocks"),
+    "encoder and decoder": ({"model_type": "t5"}, "is an encoder-decoder model"),
+    "no language model": ({"model_type": "clip"}, "transformers has no causal language model of CLIPConfig"),
+    "no K/V": ({"model_type": "mamba", "num_hidden_layers": 4}, "its blocks 0, 1, 2, 3 hand on no K/V"),
+    "no decoder": ({"model_type": "bert"}, "its blocks let a token see those behind it"),
+    "not known": ({"model_type": "banana"}, "does not know its model_type 'banana'"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_check_names_what_no_run_takes_and_other_libraries_say_nothing(what: str, cli: Cli, tmp_path: Path) -> None:
+    config, named = REFUSED[what]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    (tmp_path / "recipe.toml").write_text('[model]\npath = "./model"\n[prune]\nblocks = 1\n')
+    done = cli("check", "recipe.toml")
+    assert (done.code, done.err) == (1, "")
+    (line,) = done.out.splitlines()
+    assert "model" in line
     assert named in line

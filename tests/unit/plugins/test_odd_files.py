@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,3 +40,22 @@ def test_damaged_files_are_left_to_who_opens_them(tmp_path: Path) -> None:
     save_file({"lonely": torch.zeros(3)}, folder / "model.safetensors")
     assert not are_odd(folder)
     assert not are_odd(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("config", "odd"),
+    [
+        ({"model_type": "llama"}, False),
+        ({"model_type": "llama", "rope_parameters": {"rope_type": "llama3"}, "quantization_config": None}, False),
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic"}}, True),
+        ({"model_type": "gemma3_text", "rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, True),
+        ({"model_type": "gemma3", "text_config": {"num_kv_shared_layers": 2}}, True),
+        ({"model_type": "llama", "is_encoder_decoder": True}, True),
+        ({"model_type": "pdtrim_llama"}, False),
+        ({"model_type": "gpt2"}, True),
+        ({}, False),
+    ],
+)
+def test_a_config_that_may_be_refused_wants_a_closer_look(config: dict[str, Any], odd: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert are_odd(tmp_path) == odd
