@@ -29,7 +29,7 @@ the model: the list whose elements run once each, in order, and the projections 
 not certain counts as not there: whole blocks of such a family can go, and pruners of heads or channels refuse it. A plugin that
 answers the hook `pdtrim_find_blocks` comes first; the built-in one, `architectures`, does for {known}."""
 TRIES = """`make families` tried {count} types of `AutoModelForCausalLM` of transformers {version} as tiny random models, with the
-defaults of their configs: {opened} open, and {refused} are refused for the reasons below."""
+defaults of their configs but for what `benchmarks/families.toml` says: {opened} open, and {refused} are refused for the reasons below."""
 WORKS = """- scores: log-probabilities are those of the model's own forward
 - one pass = two phases: for several plans, scoring agrees with prefill, hand-over and decode
 - generation: the two phases choose the tokens that the model itself holds likeliest
@@ -71,7 +71,7 @@ def families_page() -> str:
         parts += ["## What does not work of those that open", "\n".join(notes)]
     parts += [
         "## Refused",
-        "`check --budget` and `run` say the reason before anything is measured.",
+        "`check` says the reason of a model in a folder, `check --budget` and `run` that of all, before anything is measured.",
         _reasons(refused),
     ]
     if untried:
