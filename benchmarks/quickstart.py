@@ -1,6 +1,6 @@
 """Whether the quickstart holds what it shows, whatever the seed: its pair against unified pruning, ShortGPT and FLAP.
 
-    python benchmarks/quickstart.py [--seeds 5] [--out DIR] [--json FILE]
+    python benchmarks/quickstart.py [--seeds 5] [--first 0] [--out DIR] [--json FILE]
 
 Each seed draws other items to split on and other texts to learn from; the prompts that compare are the same, and nothing is
 learned from them: the 64 held-out questions of `mini`, and as many pieces of what the modules of Python's library say of
@@ -107,17 +107,20 @@ def main() -> None:
     """Compare over the seeds and print one line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with: the figures of those before it stay")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart-seeds"), help="folder of the runs")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     options = parser.parse_args()
-    host, shared, rows = load_plugins(), RunCache(), list[dict[str, Any]]()
-    for seed in range(options.seeds):
+    host, shared, known = load_plugins(), RunCache(), options.json if options.first else None
+    kept = json.loads(known.read_text(encoding="utf-8"))["rows"] if known else []
+    rows: list[dict[str, Any]] = [row for row in kept if row["seed"] < options.first]
+    for seed in range(options.first, options.seeds):
         row = of_seed(seed, options.out, host, shared)
         rows.append(row)
         nearer = ", ".join(f"{name} {value:.3f} +- {error:.3f}" for name, (value, error) in row["nearer_by"].items())
         print(f"seed {seed}: KL {row['kl'][0]:.3f}, nearer by: {nearer}; prefill {row['prefill']:.3f}; holds: {row['holds']}")
+        write(options.json, {"benchmark": "quickstart", **environment()}, {"rows": rows})
     print(f"{sum(row['holds'] for row in rows)} of {len(rows)} seeds hold")
-    write(options.json, {"benchmark": "quickstart", **environment()}, {"rows": rows})
 
 
 if __name__ == "__main__":
