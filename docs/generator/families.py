@@ -29,7 +29,8 @@ the model: the list whose elements run once each, in order, and the projections 
 not certain counts as not there: whole blocks of such a family can go, and pruners of heads or channels refuse it. A plugin that
 answers the hook `pdtrim_find_blocks` comes first; the built-in one, `architectures`, does for {known}."""
 TRIES = """`make families` tried {count} types of `AutoModelForCausalLM` of transformers {version} as tiny random models, with the
-defaults of their configs but for what `benchmarks/families.toml` says: {opened} open, and {refused} are refused for the reasons below."""
+defaults of their configs but for what `benchmarks/families.toml` says: {opened} open, and {refused} are refused for the reasons
+below."""
 WORKS = """- scores: log-probabilities are those of the model's own forward
 - one pass = two phases: for several plans, scoring agrees with prefill, hand-over and decode
 - generation: the two phases choose the tokens that the model itself holds likeliest
