@@ -13,8 +13,7 @@ def pdtrim_run_started(recipe, out):
 
 @hookimpl
 def pdtrim_candidate_measured(candidate):
-    if candidate.best is not None:
-        mlflow.log_metric("best", candidate.best, step=candidate.number)
+    mlflow.log_metrics({} if candidate.best is None else {"best": candidate.best}, step=candidate.number)
 
 
 @hookimpl

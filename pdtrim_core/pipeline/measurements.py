@@ -44,7 +44,8 @@ RUNNING = {"run", "shrunk", "no-attention", "no-mlp"}
 """States of a block that a stage runs as it is, or less some units or the other part."""
 SEARCHED = ("calibration", "untrained")
 """The parts of the journal that a search measures; in the others all is measured whole."""
-
+SHORT = 0.1
+"""Seconds of a measurement that are told in milliseconds below this."""
 MUCH_MEMORY = 2**30
 """Bytes of hidden states from which on a run says how many it will keep."""
 
@@ -296,8 +297,8 @@ class Bench:
         where = f"{len(items)} fresh items" if self._fresh else "the items it was searched on, since there are no fresh ones"
         if choice.stays and not all(element in asked for element in space.first):
             self._context.events.note(
-                f"search: the plan taken is the best of {len(finalists)} on {where}; the first removal loses blocks that the "
-                "searcher never does, so it cannot stay"
+                f"search: the plan taken is the best of {len(finalists)} on {where}; the first removal would be as good, but it "
+                "loses blocks that the searcher never removes"
             )
             return max(finalists, key=scores.__getitem__)
         if choice.stays and choice.gain <= 0:
@@ -413,7 +414,8 @@ class Bench:
             seconds = steps * self._seconds_each
             minutes = self._context.recipe.settings.search.minutes if what == "search" else None
             ended = f", ended after {minutes:g} min" if minutes is not None and seconds > 60 * minutes else ""
-            most = f"at most {counted(steps, 'measurement')} x {self._seconds_each:.1f} s"
+            each = f"{self._seconds_each:.1f} s" if self._seconds_each >= SHORT else f"{1000 * self._seconds_each:.0f} ms"
+            most = f"at most {counted(steps, 'measurement')} x {each}"
             self._context.events.preview(f"{what}: {most} = about {_duration(seconds)}{ended}")
 
 

@@ -12,6 +12,7 @@ from pdtrim_plugins.reports import nearness
 
 if TYPE_CHECKING:
     from pdtrim_core import Outcome
+    from pdtrim_core.api import RecoveryResult
 
 Metrics = Mapping[str, Metric]
 SHORT = 10.0
@@ -115,7 +116,7 @@ def _recovery(outcome: Outcome) -> str:
         return ""
     body = [
         [
-            result.name,
+            _name_among(outcome.recovery, result),
             f"{result.before.value:.3f}",
             f"{result.after.value:.3f}",
             nearness.taken_away(result),
@@ -126,6 +127,13 @@ def _recovery(outcome: Outcome) -> str:
     ]
     about = "recovery, KL to dense in nats a token on other texts:"
     return f"{about}\n{_narrow([['', 'before', 'after', 'taken away', 'tokens', 's'], *body])}"
+
+
+def _name_among(results: Sequence[RecoveryResult], result: RecoveryResult) -> str:
+    """Return the name of a recovery, with the stages that it changed where others have the same name."""
+    stages = " and ".join(stage for stage, changed in result.changed.items() if changed)
+    again = sum(other.name == result.name for other in results) > 1
+    return f"{result.name} ({stages})" if again and stages else result.name
 
 
 def _sample(outcome: Outcome) -> str:
@@ -263,7 +271,7 @@ def _next(outcome: Outcome, out: Path) -> str:
         parts = outcome.plan.plan.drops_parts or outcome.plan.plan.shrinks_experts
         then = f"export {out} --to checkpoints" if parts else f"export {out} --to vllm && pdtrim-core serve {out}"
         pair = f"\n       pdtrim-core {then}"
-    return f"files: {plan}{out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}{pair}"
+    return f"files: {out}/recipe.toml, {plan}{out}/outcome.json\nnext:  pdtrim-core show {out}\n       {again}{pair}"
 
 
 def _narrow(rows: Sequence[Sequence[str]]) -> str:

@@ -228,7 +228,7 @@ def test_a_first_removal_that_the_searcher_would_never_ask_for_is_not_taken(
     plans = tuple(plan for plan in PLANS if Drop(5) not in plan.decode)
     bench, context = with_parts(begin, monkeypatch, plans=plans, search={})
     assert bench.search(SPACE) == Plan.unified(Removal([Drop(0), Drop(block)]))
-    assert any("so it cannot stay" in note for note in context.events.notes)
+    assert any("loses blocks that the searcher never removes" in note for note in context.events.notes)
 
 
 def test_without_fresh_items_the_searched_ones_decide_and_a_note_says_so(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +261,10 @@ def test_a_search_says_beforehand_how_long_it_may_take(begin: Begin, monkeypatch
     bench.search(SPACE)
     assert len(said) == 1
     assert said[0].startswith("search: at most 7 measurements x ")
+    for seconds, words in ((1.25, "7 measurements x 1.2 s"), (0.004, "7 measurements x 4 ms")):
+        bench._seconds_each = seconds
+        bench._preview("search", 7)
+        assert words in said[-1]
 
 
 def test_a_search_that_asks_for_nothing_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

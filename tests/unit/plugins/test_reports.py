@@ -141,7 +141,7 @@ def test_the_work_is_counted(tmp_path: Path) -> None:
 
 def test_the_end_names_the_files_and_what_to_do_next(tmp_path: Path) -> None:
     assert parts(outcome_with(), tmp_path)[-1] == (
-        f"files: {tmp_path}/plan.json, {tmp_path}/outcome.json\nnext:  pdtrim-core show {tmp_path}\n"
+        f"files: {tmp_path}/recipe.toml, {tmp_path}/plan.json, {tmp_path}/outcome.json\nnext:  pdtrim-core show {tmp_path}\n"
         f"       pdtrim-core run {tmp_path}/recipe.toml --set seed=1 --out {tmp_path}-seed1\n"
         f"       pdtrim-core export {tmp_path} --to vllm && pdtrim-core serve {tmp_path}"
     )
@@ -157,7 +157,7 @@ def test_a_replaced_model_has_no_block_diagram_and_no_plan_file(tmp_path: Path) 
         "no block diagram: the model measured as 'unified' is not a selection of the dense model's blocks and channels"
     )
     assert told.splitlines()[0] == "cost         dense   replaced    change      unit"
-    assert files.splitlines()[0] == f"files: {tmp_path}/outcome.json"
+    assert files.splitlines()[0] == f"files: {tmp_path}/recipe.toml, {tmp_path}/outcome.json"
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:
@@ -228,6 +228,13 @@ def test_each_recovery_has_a_line_in_a_narrow_terminal(tmp_path: Path) -> None:
         "exact-first-token   0.669  0.379        43 %   25,600    38",
     ]
     assert max(map(len, block.splitlines())) <= 60
+
+
+def test_recoveries_of_one_name_are_told_apart_by_what_they_changed(tmp_path: Path) -> None:
+    (fold, *_) = (one for one in runs.recovery() if one.name == "fold")
+    twice = (replace(fold, changed={"prefill": 9, "decode": 0}), replace(fold, changed={"prefill": 0, "decode": 9}))
+    (block,) = (part for part in parts(outcome_with(recovery=twice), tmp_path) if part.startswith("recovery, KL to dense"))
+    assert [line.partition(")")[0] for line in block.splitlines()[2:]] == ["fold (prefill", "fold (decode"]
 
 
 def test_a_run_without_recovery_says_nothing_of_it(tmp_path: Path) -> None:
