@@ -62,3 +62,6 @@ def test_what_lies_beside_a_plan_is_missed_by_name(cli: Cli, recipe: Path, tiny_
     assert str(tmp_path / "mail" / "recovered") in done.err
     assert len(done.err.splitlines()) == 1
     assert cli("apply", tmp_path / "run" / "plan.json", tiny_checkpoint, "--to", "checkpoints").code == 0
+    cards = list((tmp_path / "exports").rglob("README.md"))
+    assert cards
+    assert all("have other weights than in the source model; its run" in card.read_text() for card in cards)

@@ -150,7 +150,8 @@ def _shrinks(shrinks: Sequence[Shrink]) -> Iterable[str]:
 def _recovery(outcome: Outcome) -> list[str]:
     """Return what gave the layers that are left other weights, from how much text, and what it was good for."""
     if not outcome.recovery:
-        return []
+        told = "The layers that are left have other weights than in the source model; its run, which says from what, is not here."
+        return ["## What was recovered", told] if outcome.plan.recovered else []
     sources = ", ".join(map(_source, outcome.recipe["recovery_data"]["sources"]))
     kept = any(result.kept for result in outcome.recovery)
     what = (
