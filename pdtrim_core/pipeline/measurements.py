@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from time import monotonic
 from typing import Any
@@ -102,7 +101,6 @@ class Bench:
         held_out, fresh = inputs.calibration.held_out, inputs.calibration.fresh
         self._held_out = self._ledger("held-out", held_out) if held_out else None
         self._fresh = self._ledger("fresh" if module_set.trained else "untrained fresh", fresh) if fresh else None
-        self._seconds_each = 0.0
         self._remarked: set[tuple[str, Plan]] = set()
 
     def _key_of(self, plan: Plan) -> Key:
@@ -199,17 +197,12 @@ class Bench:
         return {"calibration items": self.ledger, **({} if self._held_out is None else {"held-out items": self._held_out})}
 
     def dense(self) -> Score:
-        """Measure the dense model, and with it how long a measurement takes."""
-        if self.ledger.known(Plan()) is not None:
-            return self.ledger.exact(Plan())
-        # What is done once, such as laying out the batches, is no part of the time that each measurement takes.
-        self._prefix_cache.batches(self._inputs.calibration.items)
-        recipe = self._context.recipe
-        key = (*keys_of(recipe).prefix_cache, repr(recipe.objective))
-        self._seconds_each = self._context.cache.latest("seconds of a measurement", key, self._time_dense)
-        self._note_memory()
-        known = self.ledger.known(Plan())
-        return self.ledger.exact(Plan()) if known is None else known
+        """Measure the dense model."""
+        new = self.ledger.known(Plan()) is None
+        score = self.ledger.exact(Plan())
+        if new:
+            self._note_memory()
+        return score
 
     def _note_memory(self) -> None:
         """Say how much memory the prefix cache will take where that is much and nobody asked for it."""
@@ -221,11 +214,6 @@ class Bench:
                 "half as long again"
             )
 
-    def _time_dense(self) -> float:
-        started = time.perf_counter()
-        self.ledger.exact(Plan())
-        return time.perf_counter() - started
-
     def expected(self, component: Searcher | StageSplitter, given: Any) -> int | None:
         """Return about how many measurements a searcher or splitter takes, as it says itself."""
         with blame(self._context.host.label_of(component)):
@@ -234,7 +222,10 @@ class Bench:
     def search(self, space: SearchSpace) -> Plan:
         """Let the searcher find what decode loses."""
         searcher, events = self._context.recipe.searcher, self._context.events
-        self._preview("search", self.expected(searcher, space))
+        steps = self.expected(searcher, space)
+        if steps:
+            # Not before: the dense model's own measurement takes no time.
+            events.preview_once_measured(partial(self._preview, steps))
         label = self._context.host.label_of(searcher)
         # Should there be a second search, over other sets, it is the one that counts.
         events.search.clear()
@@ -409,14 +400,12 @@ class Bench:
                 gains.append(Gain(str(element), round(after - before, 4), error, kept_in_prefill=kept_in_prefill))
         return tuple(gains)
 
-    def _preview(self, what: str, steps: int | None) -> None:
-        if steps and self._seconds_each:
-            seconds = steps * self._seconds_each
-            minutes = self._context.recipe.settings.search.minutes if what == "search" else None
-            ended = f", ended after {minutes:g} min" if minutes is not None and seconds > 60 * minutes else ""
-            each = f"{self._seconds_each:.1f} s" if self._seconds_each >= SHORT else f"{1000 * self._seconds_each:.0f} ms"
-            most = f"at most {counted(steps, 'measurement')} x {each}"
-            self._context.events.preview(f"{what}: {most} = about {_duration(seconds)}{ended}")
+    def _preview(self, steps: int, each: float) -> str:
+        """Return how long a search of so many measurements may take, where the first of them took so many seconds."""
+        minutes = self._context.recipe.settings.search.minutes
+        ended = f", ended after {minutes:g} min" if minutes is not None and steps * each > 60 * minutes else ""
+        told = f"{each:.1f} s" if each >= SHORT else f"{1000 * each:.0f} ms"
+        return f"search: at most {counted(steps, 'measurement')} x {told} = about {_duration(steps * each)}{ended}"
 
 
 def open_bench(context: RunContext, inputs: RunInputs, module_set: ModuleSet) -> Bench:
