@@ -105,13 +105,17 @@ def _file_of(module: ModuleType) -> Path | None:
 
 def _digests_of_own(name: str, seen: set[Path]) -> Iterator[str]:
     """Yield a hash of each file of a top-level module, if no distribution brings it, and of what that imports; each file once."""
-    spec = _spec_of(name)
-    for file in _own_files(spec):
-        if file not in seen:
-            seen.add(file)
-            yield _digest_of_loaded(name, spec, file)
-            for inner in sorted(_imported(file.read_bytes())):
-                yield from _digests_of_own(inner, seen)
+    waiting, met = [name], {name}
+    while waiting:
+        name = waiting.pop()
+        spec, imported = _spec_of(name), set[str]()
+        for file in _own_files(spec):
+            if file not in seen:
+                seen.add(file)
+                yield _digest_of_loaded(name, spec, file)
+                imported |= _imported(file.read_bytes())
+        waiting += sorted(imported - met, reverse=True)
+        met |= imported
 
 
 _loaded: dict[Path, tuple[object, str]] = {}
@@ -167,13 +171,22 @@ def _own_files(spec: ModuleSpec | None) -> list[Path]:
         return []
     places = [Path(place) for place in spec.submodule_search_locations or ()]
     # Looking through all files of an installed package, such as torch, would take longer than all else here.
-    own = [place for place in places if not _installed(place)]
+    own = [place for place in places if not _installed(place / "__init__.py")]
     files = [file for place in own for file in place.rglob("*.py")] if places else [Path(spec.origin or "")]
     return sorted(file for file in files if file.suffix == ".py" and file.is_file() and not _installed(file))
 
 
 def _installed(file: Path) -> bool:
-    return not set(INSTALLED).isdisjoint(file.parts)
+    """Tell whether an installed distribution brings a file: where distributions lie, or beside one (`pip install --target`)."""
+    folder = file.parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return not set(INSTALLED).isdisjoint(file.parts) or _has_distributions(folder)
+
+
+@cache
+def _has_distributions(folder: Path) -> bool:
+    return any(folder.glob("*.dist-info"))
 
 
 def _digest_of_bytecode(component: type) -> str:

@@ -75,6 +75,25 @@ def test_what_a_plugin_file_does_not_import_is_no_part_of_it(plugin: Path) -> No
     assert source_of(plugin) == before
 
 
+def test_a_chain_of_imports_may_be_as_long_as_it_likes(plugin: Path) -> None:
+    """As in a package of a thousand files that import each other, such as a source tree on PYTHONPATH."""
+    beside, count = plugin.parent / "beside", 2 * sys.getrecursionlimit()
+    for number in range(count):
+        (beside / f"link{number}_pdtrim_test.py").write_text(f"def late(): import link{number + 1}_pdtrim_test\n")
+    (beside / f"link{count}_pdtrim_test.py").write_text("end = 1\n")
+    (beside / "third_pdtrim_test.py").write_text("import link0_pdtrim_test\n")
+    before = source_of(plugin)
+    (beside / f"link{count}_pdtrim_test.py").write_text("end = 2\n")
+    assert source_of(plugin) != before
+
+
+def test_what_lies_beside_distributions_is_theirs(plugin: Path) -> None:
+    (plugin.parent / "beside" / "late-1.0.dist-info").mkdir()
+    before = source_of(plugin)
+    (plugin.parent / "beside" / "late_pdtrim_test" / "inner.py").write_text("number = 2\n")
+    assert source_of(plugin) == before
+
+
 def test_code_that_is_loaded_already_keeps_its_hash_when_its_file_is_edited(plugin: Path) -> None:
     before = source_of(plugin)
     (plugin.parent / "beside" / "early_pdtrim_test.py").write_text("number = 2\n")
