@@ -74,12 +74,17 @@ def config_of(kind: str) -> tuple[Any, Any]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    config = CONFIG_MAPPING[kind](**SETTINGS.get(kind, {}))
+    settings = SETTINGS.get(kind, {})
+    config = CONFIG_MAPPING[kind](**settings)
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if model_class.config_class is type(config) and config.is_encoder_decoder:
+        # Its decoder can stand alone, and the config of such a checkpoint says so.
+        settings = {**settings, "is_encoder_decoder": False}
+        config = CONFIG_MAPPING[kind](**settings)
     check_config(config, kind)
     count = depth_of(config)
     if count is not None and count < BLOCKS:
-        config = CONFIG_MAPPING[kind](**{"num_hidden_layers": BLOCKS, **SETTINGS.get(kind, {})})
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        config = CONFIG_MAPPING[kind](**{"num_hidden_layers": BLOCKS, **settings})
     if config.sub_configs.get("text_config") is model_class.config_class:
         config = config.get_text_config()
     if getattr(config, "is_decoder", None) is False:
@@ -255,7 +260,7 @@ def recovery(model: BlockModel, host: PluginHost) -> str:
 
 def export(model: BlockModel, host: PluginHost) -> str:
     """Write the decode model, read it again, and compare its logits."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     plan, ids = Plan.unified(Removal([Drop(1), Drop(3)])), torch.tensor([list(some_items(3)[2].prompt_of(0))])
     with as_stage(model, steps_of(model, plan, "decode", {})), torch.inference_mode():
@@ -264,7 +269,9 @@ def export(model: BlockModel, host: PluginHost) -> str:
     assert isinstance(exporter, Exporter)
     with tempfile.TemporaryDirectory() as folder:
         list(exporter.export(run_with_plan(model, plan, Path(folder)), model, Path(folder)))
-        read = AutoModelForCausalLM.from_pretrained(Path(folder) / "decode", dtype=torch.float32).eval()
+        # By its class, as the text part of a model that sees has no type of its own.
+        (name,) = json.loads((Path(folder) / "decode/config.json").read_text(encoding="utf-8"))["architectures"]
+        read = getattr(transformers, name).from_pretrained(Path(folder) / "decode", dtype=torch.float32).eval()
     with torch.inference_mode():
         return _near(float((read(input_ids=ids, use_cache=False).logits - expected).abs().max()))
 
