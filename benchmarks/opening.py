@@ -6,7 +6,7 @@ MODEL is a name that recipes take: a folder, a GGUF file, a hub id, package:NAME
 processor seconds, each of a process of its own with one thread, in turn, so that a machine that slows down slows both.
 Importing torch and transformers does not count; what a family needs on top does, in both. Ours is all that a run does before
 its first measurement: opening with its checks, finding the blocks, looking for weights that are not finite, and both
-fingerprints. A package's converted copy is made in an empty cache (first) and then read from there (again).
+fingerprints. The converted copy of a GGUF file is made in an empty cache (first) and then read from there (again).
 """
 
 from __future__ import annotations

@@ -493,6 +493,10 @@ class TestGgufModel(ModelSourceContract):
     component = GgufModel
     missing = "no-such-file.gguf"
 
+    @pytest.fixture(autouse=True)
+    def _cache(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
     def example(self, folder: Path) -> str:
         return write_gguf(folder / "tiny.gguf")
 

@@ -16,19 +16,25 @@ BLOCK = "blk."
 """What the names of the tensors of a block begin with."""
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that the rotary frequencies are divided by; Llama 3.1 and later have the first."""
-VOCABULARY = "tokenizer.ggml.tokens"
-"""The value of a file that its tokenizer is made from."""
+TOKENIZER = {
+    "kind of tokenizer": ("tokenizer.ggml.model",),
+    "vocabulary": ("tokenizer.ggml.tokens",),
+    "merges": ("tokenizer.ggml.merges", "tokenizer.ggml.scores"),
+}
+"""The values of a file that its tokenizer is made from, one of each line: merges are found by scores where there are none."""
 
 
 def check_table(file: Path, config: Any, name: str) -> None:
-    """Raise `PdtrimError` that names tensors which are missing, have another shape, or belong to no block of the config."""
+    """Raise `PdtrimError` that names tensors which are missing, have another shape, or belong to no block of the config.
+
+    Or that names what is missing of its tokenizer.
+    """
     model = without_weights(config, name)
     with opening(name):
         table = table_of(file)
         processor = _processor(model, table.architecture)
         names = _names(model, processor)
-    if VOCABULARY not in table.keys:
-        raise PdtrimError(f"cannot open the model {name}: it has no vocabulary ({VOCABULARY}); convert the checkpoint again")
+    _refuse_tokenizer(table, name)
     scaled = _scaled(table)
     if scaled and not _scales(config.get_text_config()):
         raise PdtrimError(
@@ -53,6 +59,17 @@ def check_table(file: Path, config: Any, name: str) -> None:
         unexpected=[theirs for theirs in unknown if theirs.startswith(BLOCK)],
     )
     note_unread(name, [theirs for theirs in unknown if not theirs.startswith(BLOCK)])
+
+
+def _refuse_tokenizer(table: Table, name: str) -> None:
+    """Raise `PdtrimError` where a file lacks what its tokenizer is made from."""
+    lacking = {what: keys for what, keys in TOKENIZER.items() if table.keys.isdisjoint(keys)}
+    if lacking:
+        told = ", no ".join(f"{what} ({' or '.join(keys)})" for what, keys in lacking.items())
+        raise PdtrimError(
+            f"cannot open the model {name}: it has no {told}, without which there is no tokenizer; take the checkpoint that the "
+            "file was made from, or convert that again"
+        )
 
 
 def _scaled(table: Table) -> list[str]:

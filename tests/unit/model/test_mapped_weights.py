@@ -14,8 +14,9 @@ from pdtrim_core.model import mapped_weights
 from pdtrim_core.model.mapped_weights import CAN_BE_TOLD, MappedWeights
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.testing import tiny_transformers
+from pdtrim_core.testing.contracts.small_run import TinyModel
 from pdtrim_core.testing.models import save_tiny_model
-from pdtrim_plugins.model_sources import FolderModel, GgufModel
+from pdtrim_plugins.model_sources import FolderModel
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
@@ -154,4 +155,4 @@ def test_a_weight_that_is_not_finite_is_named(folder: Path, host: PluginHost) ->
 
 
 def test_a_source_that_has_weights_in_memory_alone_says_so(tmp_path: Path) -> None:
-    assert not GgufModel.streams
+    assert not TinyModel.streams

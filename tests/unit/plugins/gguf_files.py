@@ -14,13 +14,13 @@ def write_gguf(
     leave_out: Collection[str] = (),
     more: Mapping[str, tuple[int, ...]] | None = None,
     *,
-    vocabulary: bool = True,
+    without: Collection[str] = (),
     values: Mapping[str, str | float] | None = None,
 ) -> str:
     """Write a tiny Llama with a tokenizer of bytes (and one merge: transformers reads no file without one) as GGUF.
 
     Tensors are left out by GGUF's names; `more` has shapes of others that are filled with ones.
-    `values` are further ones, by their names.
+    `values` are further ones, by their names; those named in `without` are left out.
     """
     import gguf
     import numpy as np
@@ -37,8 +37,7 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    if vocabulary:
-        writer.add_token_list([*signs_of_bytes(), "ab", "<s>", "</s>", "<pad>"])
+    writer.add_token_list([*signs_of_bytes(), "ab", "<s>", "</s>", "<pad>"])
     for key, value in (values or {}).items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -48,6 +47,8 @@ def write_gguf(
     writer.add_bos_token_id(257)
     writer.add_eos_token_id(258)
     writer.add_pad_token_id(259)
+    for key in without:
+        del writer.kv_data[0][key]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         stored = names.get_name(name, try_suffixes=(".weight",))

@@ -23,6 +23,8 @@ from pdtrim_plugins.model_sources import FolderModel, GgufModel
 from tests.unit.plugins.exported import export, read_back
 from tests.unit.plugins.gguf_files import write_gguf
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 NORMS = "layernorm.weight", "norm.weight"
 
 

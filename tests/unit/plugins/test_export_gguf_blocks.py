@@ -186,6 +186,7 @@ def test_what_deci_cannot_say_is_refused_with_its_reason(tmp_path: Path, tokeniz
     )
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_file_of_such_blocks_is_refused_as_a_model(tmp_path: Path, tokenizer: Any) -> None:
     export(Gguf(), with_tokenizer(tiny_model(), tokenizer), UNEVEN, tmp_path)
     source = GgufModel(path=str(file_in(tmp_path)), placement="cpu")

@@ -14,6 +14,8 @@ from pdtrim_plugins.model_sources import GgufModel
 from pdtrim_plugins.model_sources.gguf_reader import AT_ONCE, quick_gguf
 from tests.unit.plugins.gguf_files import write_gguf
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 def dequantised(kind: Any) -> bool:
     """Tell whether gguf can dequantise a kind that is stored in blocks of bytes."""
@@ -157,7 +159,7 @@ def test_no_random_number_is_drawn_for_weights_that_are_read(tmp_path: Path) -> 
     model = GgufModel(path=path).open().model
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not hasattr(model.config, "quantization_config")
-    assert model.name_or_path == str(tmp_path)
+    assert Path(model.name_or_path, "config.json").is_file()
 
 
 @pytest.mark.parametrize("length", [2**62, 10**6, 3000])

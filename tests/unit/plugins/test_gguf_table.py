@@ -12,6 +12,8 @@ from pdtrim_plugins.model_sources import GgufModel
 from pdtrim_plugins.model_sources.gguf_table import table_of
 from tests.unit.plugins.gguf_files import write_gguf
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 def test_names_and_shapes_are_those_that_gguf_reads(tmp_path: Path) -> None:
     file = Path(write_gguf(tmp_path / "tiny.gguf", more={"one": (3,), "four": (2, 3, 4, 5)}))

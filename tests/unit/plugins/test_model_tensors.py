@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 
 from pdtrim_core import PluginHost
-from pdtrim_core.api import ModelSource, PdtrimError
+from pdtrim_core.api import Drop, ModelSource, PdtrimError
 from pdtrim_core.pipeline.budget import budget_of
+from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.testing.models import FAMILIES, save_tiny_model, tiny_config, tiny_transformers
+from pdtrim_plugins.exporters.gguf_file import Gguf
 from pdtrim_plugins.model_sources import FolderModel, GgufModel
 from pdtrim_plugins.model_sources.gguf_tensors import check_table
+from tests.unit.plugins.exported import export
 from tests.unit.plugins.gguf_files import write_gguf, write_gguf_of_experts
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 ADVICE = "; download the checkpoint again, or take the config.json that belongs to these weights"
 NORM = "model.norm.weight"
@@ -475,9 +480,31 @@ def test_a_tensor_too_many_in_a_gguf_file_is_named(name: str, tmp_path: Path) ->
     assert problem_of(source) == f"by its config there is no {name}"
 
 
-def test_a_gguf_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", vocabulary=False))
-    assert problem_of(source) == "it has no vocabulary (tokenizer.ggml.tokens); convert the checkpoint again"
+@pytest.mark.parametrize(
+    ("without", "told"),
+    [
+        (["model"], "kind of tokenizer (tokenizer.ggml.model)"),
+        (["tokens"], "vocabulary (tokenizer.ggml.tokens)"),
+        (["merges"], "merges (tokenizer.ggml.merges or tokenizer.ggml.scores)"),
+        (
+            ["tokens", "merges"],
+            "vocabulary (tokenizer.ggml.tokens), no merges (tokenizer.ggml.merges or tokenizer.ggml.scores)",
+        ),
+    ],
+)
+def test_a_gguf_file_that_lacks_what_its_tokenizer_is_made_from_is_refused(without: list[str], told: str, tmp_path: Path) -> None:
+    source = GgufModel(path=write_gguf(tmp_path / "tiny.gguf", without=[f"tokenizer.ggml.{table}" for table in without]))
+    assert problem_of(source) == (
+        f"it has no {told}, without which there is no tokenizer; take the checkpoint that the file was made from, or convert "
+        "that again"
+    )
+
+
+def test_a_file_that_was_exported_with_a_tokenizer_of_bytes_alone_is_refused(host: PluginHost, tmp_path: Path) -> None:
+    model = open_model(FolderModel(path=str(save_tiny_model(tmp_path / "tiny")), placement="cpu"), host)
+    export(Gguf(pre="gpt-2"), model, [Drop(1)], tmp_path)
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    assert problem_of(GgufModel(path=str(file))).startswith("it has no merges (tokenizer.ggml.merges or tokenizer.ggml.scores), ")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from pdtrim_plugins.model_sources.gguf_file import GgufModel
 from pdtrim_plugins.model_sources.hub_problems import hub_problem
 from tests.unit.plugins.gguf_files import write_gguf
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 Heard = list[tuple[str, float]]
 
 

@@ -10,6 +10,7 @@ import pytest
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.pipeline.steps import steps_of
 from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.testing.contracts.small_run import tiny_host
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
@@ -23,9 +24,9 @@ RECIPE: dict[str, Any] = {
 AGAIN = "would read all weights from the disk again and again"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a source without files": (
-        {"model": {"path": "some.gguf", "placement": "stream"}},
+        {"model": {"path": "tiny:llama", "placement": "stream"}},
         (
-            "model: with model.placement = stream weights stay in safetensors files, and the source 'gguf' has none: convert the "
+            "model: with model.placement = stream weights stay in safetensors files, and the source 'tiny' has none: convert the "
             "model"
         ),
     ),
@@ -78,6 +79,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "evaluation.compile: with model.placement = stream a block is run too seldom for it: leave it out",
     ),
 }
+
+
+@pytest.fixture(scope="module")
+def host() -> PluginHost:
+    """A host with a model source whose weights are in no files."""
+    return tiny_host()
 
 
 def made(host: PluginHost, **changes: Any) -> Recipe:
