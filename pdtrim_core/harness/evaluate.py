@@ -287,10 +287,13 @@ def _digest(text: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the harness and its libraries say along the way out of the results, and its bars out of files."""
+    """Keep what the harness and its libraries say along the way out of the results, and its bars from the terminal.
+
+    Those are of work that takes no time, such as making texts and tokens; the bar of the items that are measured is ours.
+    """
     import datasets  # noqa: PLC0415 - heavy
     from lm_eval import evaluator  # noqa: PLC0415 - the same
-    from lm_eval.api import task  # noqa: PLC0415 - the same
+    from lm_eval.api import model, task  # noqa: PLC0415 - the same
 
     logs = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
     levels = [log.level for log in logs]
@@ -306,8 +309,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="F-score is ill-defined")
             # It queries git and pip about the folder and the machine, which takes seconds and which nobody reads here.
             stack.enter_context(overridden(evaluator, get_git_commit_hash=lambda: None, add_env_info=lambda results: None))
-            if not sys.stderr.isatty():
-                stack.enter_context(overridden(task, tqdm=_without_bar))
+            for module in (model, task):
+                stack.enter_context(overridden(module, tqdm=_without_bar))
             yield
     finally:
         for log, level in zip(logs, levels, strict=True):
