@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -245,6 +246,17 @@ def test_what_the_harness_would_do_besides_is_off_while_it_runs(
     list(Evaluation(replace(staged_run, path=tmp_path / "run"), Options(source=Source(data))).results(["piqa"], ["staged"]))
     assert asked == []
     assert [getattr(evaluator, name) for name in ("get_git_commit_hash", "add_env_info")] == before
+
+
+def test_a_terminal_sees_the_bar_of_the_items_alone(
+    staged_run: LoadedRun, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run = replace(staged_run, path=tmp_path / "run")
+    list(Evaluation(run, Options(source=Source(data))).results(["piqa"], ["staged"]))
+    drawn = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "%|" in line]
+    assert drawn
+    assert [line for line in drawn if not line.startswith("staged: ")] == []
 
 
 def test_what_changes_numbers_is_measured_again_and_what_does_not_is_not(
