@@ -1,8 +1,8 @@
 # make demo   installs into .venv what the product needs and prunes a real model
-# make test   installs what tests need, and runs the linters and all tests against the built wheel: half an hour on two cores
+# make test   installs what tests need, and runs the linters and all tests against the built wheel: twenty minutes on two cores
 # make test-numeric   runs the tests that compare numbers with other kernels and threads: 5 minutes
 # make families   tries every type of AutoModelForCausalLM as a tiny model, for docs/reference/families.md: 10 minutes
-# make test-families   tests that those types still do what that page says: 2 minutes
+# make test-families   tests that those types still do what that page says: 3 minutes
 # make kit    installs the wheel and the example packages into a clean environment, and runs their tests and recipes
 # make pythons   installs the wheel for each Python from 3.11 to 3.14 that is here, and tries it
 # make picture   draws README's picture from the page of the demo (needs chromium)
