@@ -76,7 +76,8 @@ def found_by(way: str, recipe: Recipe, host: PluginHost, shared: RunCache) -> Fo
     items = tuple(value for value in reading.items if value is not None)
     tally = outcome.candidates
     print(f"{recipe.out.name:56} KL {row.held_out.mean:.4f}  decode {outcome.plan.plan.decode}  ({way})", flush=True)
-    seconds, measured = outcome.seconds["search"], tally["measured"] + tally["cut_short"]
+    # A pruner has no search.
+    seconds, measured = outcome.seconds.get("search", 0.0), tally["measured"] + tally["cut_short"]
     return Found(outcome.plan.plan, row.held_out.mean, items, cost.plan / cost.dense, seconds, measured)
 
 
