@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from searchers import Found, found_by, recipe_data
@@ -29,6 +30,7 @@ from subject import environment, write
 from pdtrim_core import Plan, load_plugins
 from pdtrim_core.api import BlockModel, python_reference
 from pdtrim_core.data.tokens import tokens_of
+from pdtrim_core.execution import two_phase
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.pipeline.run_cache import RunCache
@@ -91,7 +93,9 @@ def step_seconds(model: BlockModel, plans: Sequence[Plan], context: int) -> list
     for _ in range(2):
         for stage, of_plan in zip(stages, taken, strict=True):
             times: list[float] = []
-            stage.generate(prompt, WARM + STEPS, prefilled=prefilled, on_token=partial(_note, times))
+            # A plan that ends its text has no steps to time.
+            with patch.object(two_phase, "stop_tokens", lambda _model: frozenset()):
+                stage.generate(prompt, WARM + STEPS, prefilled=prefilled, on_token=partial(_note, times))
             of_plan += [after - before for before, after in zip(times[WARM:], times[WARM + 1 :], strict=False)]
     return [statistics.median(of_plan) for of_plan in taken]
 
