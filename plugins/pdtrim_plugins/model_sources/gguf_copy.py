@@ -21,7 +21,6 @@ from pdtrim_core.api import (
     whole_folder,
     write_manifest,
 )
-from pdtrim_plugins.model_sources.bars import Told
 from pdtrim_plugins.model_sources.gguf_model import read_gguf
 from pdtrim_plugins.model_sources.gguf_table import table_of
 from pdtrim_plugins.model_sources.opening import quietly
@@ -33,12 +32,13 @@ EVERY_COPY = ("config.json", "tokenizer.json", "*.safetensors")
 """Files that no converted copy is without."""
 
 
-def copy_of(digest: str) -> Path:
-    """Return the path of the converted copy of the GGUF file with a SHA-256, whether it exists or not.
+def copy_of(digest: str, dtype: str) -> Path:
+    """Return the path of the converted copy of the GGUF file with a SHA-256 in a number format, whether it exists or not.
 
     Another release of transformers may read the same file differently, so each has a copy of its own.
     """
-    return cache_folder() / "models" / f"{digest}-{CONVERSION}-{metadata.version('transformers')}"
+    of = "" if (kept := _kept_in(dtype)) == "float32" else f"-{kept}"
+    return cache_folder() / "models" / f"{digest}-{CONVERSION}-{metadata.version('transformers')}{of}"
 
 
 def open_copy(file: Path, copy: Path, source: ModelSource) -> LoadedModel:
@@ -49,7 +49,7 @@ def open_copy(file: Path, copy: Path, source: ModelSource) -> LoadedModel:
     if damage_of(copy):
         try:
             with alone(copy):
-                _mend(file, copy, source.path, source.tell)
+                _mend(file, copy, source)
         except PdtrimError as error:
             if isinstance(error.__cause__, OSError):
                 raise PdtrimError(_cannot_write(copy, error)) from error
@@ -57,18 +57,23 @@ def open_copy(file: Path, copy: Path, source: ModelSource) -> LoadedModel:
     return load(str(copy), source.path, source.dtype, source.placement, source.tell)
 
 
-def told_before(file: Path, copy: Path, name: str) -> str:
+def _kept_in(dtype: str) -> str:
+    """Return the number format of the copy that is opened in a format: that one, so that no larger one is written or read."""
+    return "float32" if dtype == "auto" else dtype
+
+
+def told_before(file: Path, copy: Path, source: ModelSource) -> str:
     """Return what is said before a copy is made: that it happens once, how large the copy is, where it is kept."""
     if copy.exists():
         return ""
     size = ""
     with suppress(ValueError):  # whoever opens the file says what is wrong
-        # Of 4 bytes a number.
-        size = f" (about {-(-4 * sum(map(prod, table_of(file).shapes.values())) // 10**6)} MB)"
-    return f"{name}: converted once{size}, and kept in {copy}"
+        each = 4 if _kept_in(source.dtype) == "float32" else 2
+        size = f" (about {-(-each * sum(map(prod, table_of(file).shapes.values())) // 10**6)} MB)"
+    return f"{source.path}: converted once{size}, and kept in {copy}"
 
 
-def _mend(file: Path, copy: Path, name: str, told: Told) -> None:
+def _mend(file: Path, copy: Path, source: ModelSource) -> None:
     """Make the converted copy of a GGUF file unless another process has done so meanwhile; say so where one is damaged."""
     wrong = damage_of(copy)
     if not wrong:
@@ -77,10 +82,10 @@ def _mend(file: Path, copy: Path, name: str, told: Told) -> None:
         # Version 0.1 wrote into folders of these names, and left them there when it was killed.
         shutil.rmtree(left, ignore_errors=True)
     before = copy.exists()
-    _convert(file, copy, name, told)
+    _convert(file, copy, source)
     if before:
         why = "had no checksums" if wrong == [MANIFEST] else f"was damaged ({', '.join(wrong)})"
-        warnings.warn(f"{name}: the converted copy {copy} {why} and was made again", stacklevel=3)
+        warnings.warn(f"{source.path}: the converted copy {copy} {why} and was made again", stacklevel=3)
 
 
 def damage_of(copy: Path) -> list[str]:
@@ -88,9 +93,9 @@ def damage_of(copy: Path) -> list[str]:
     return damaged(copy) or [name for name in EVERY_COPY if not any(copy.glob(name))]
 
 
-def _convert(file: Path, copy: Path, name: str, told: Told) -> None:
+def _convert(file: Path, copy: Path, source: ModelSource) -> None:
     """Write a GGUF file as a transformers checkpoint with its checksums, whole or not at all."""
-    model, tokenizer = read_gguf(file, name, told)
+    model, tokenizer = read_gguf(file, source.path, _kept_in(source.dtype), source.tell)
     with quietly() as heard:
         try:
             with whole_folder(copy) as folder:

@@ -28,7 +28,7 @@ class GgufModel(ModelSource):
     def open(self) -> LoadedModel:
         """Load the converted copy in the user's cache, which is made the first time, or where it is damaged."""
         file = existing_gguf(Path(self.path))
-        return open_copy(file, copy_of(sha256_of(file)), self)
+        return open_copy(file, copy_of(sha256_of(file), self.dtype), self)
 
     def open_config(self) -> Any:
         """Return the config stored in the file, which is read sooner than the checksum that tells its copy."""
@@ -45,7 +45,7 @@ class GgufModel(ModelSource):
     def first_time(self) -> str:
         """Tell of the copy that transformers can read, which is made once."""
         file = existing_gguf(Path(self.path))
-        return told_before(file, copy_of(sha256_of(file)), self.path)
+        return told_before(file, copy_of(sha256_of(file), self.dtype), self)
 
     def check_weights(self) -> None:
         """Compare the file's table of tensors with its config."""

@@ -39,10 +39,12 @@ def check_gguf(file: Path, name: str) -> None:
         check_table(file, gguf_config(file, name), name)
 
 
-def read_gguf(file: Path, name: str, told: Told = nobody) -> tuple[Any, Any]:
-    """Return a plain float model and its tokenizer from a GGUF file; `name` is its name in messages, `told` hears how far it is.
+def read_gguf(file: Path, name: str, dtype: str = "float32", told: Told = nobody) -> tuple[Any, Any]:
+    """Return a plain model of one number format and its tokenizer from a GGUF file.
 
-    transformers marks a model from GGUF as quantised and refuses to save it, so a plain model takes over its weights.
+    `name` is its name in messages, `told` hears how far it is. Tensors are dequantised one at a time, and each is held in
+    `dtype` alone. transformers marks a model from GGUF as quantised and refuses to save it, so a plain model takes over its
+    weights.
     """
     import torch  # noqa: PLC0415 - listings must not import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow to import
@@ -58,16 +60,15 @@ def read_gguf(file: Path, name: str, told: Told = nobody) -> tuple[Any, Any]:
         with opening(name), bars_told(told) as bars:
             options |= bars
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name, **NO_CODE)
-            read, report = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
+            options |= {"dtype": getattr(torch, dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
+            read, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
     check_report(report, read, name)
     with opening(name):
         config = read.config
         del config.quantization_config
         # Not from_config, which first fills all weights with random numbers.
         plain, report = type(read).from_pretrained(
-            None, config=config, state_dict=read.state_dict(), dtype=torch.float32, output_loading_info=True
+            None, config=config, state_dict=read.state_dict(), dtype=getattr(torch, dtype), output_loading_info=True
         )
     check_report(report, plain, name)
     plain.name_or_path = plain.config.name_or_path = folder

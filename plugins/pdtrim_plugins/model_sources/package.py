@@ -49,12 +49,12 @@ class PackageModel(ModelSource):
                 f"{file} is damaged or another version: its SHA-256 is {digest[:12]}..., expected {expected[:12]}...; "
                 "reinstall the package"
             )
-        return replace(open_copy(file, copy_of(digest), self), license=license_id)
+        return replace(open_copy(file, copy_of(digest, self.dtype), self), license=license_id)
 
     def open_config(self) -> Any:
         """Return the config of the converted copy, or else the one stored in the GGUF file."""
         file = self.file()
-        copy = copy_of(sha256_of(file))
+        copy = copy_of(sha256_of(file), self.dtype)
         if not damaged(copy, only=["config.json"]):
             return config_of(str(copy), self.path)
         return gguf_config(file, self.path)
@@ -70,12 +70,12 @@ class PackageModel(ModelSource):
     def first_time(self) -> str:
         """Tell of the copy that transformers can read, which is made once."""
         file = self.file()
-        return told_before(file, copy_of(sha256_of(file)), self.path)
+        return told_before(file, copy_of(sha256_of(file), self.dtype), self)
 
     def check_weights(self) -> None:
         """Compare the table of tensors of the GGUF file with its config, or the headers of its converted copy."""
         file = self.file()
-        copy = copy_of(sha256_of(file))
+        copy = copy_of(sha256_of(file), self.dtype)
         if damage_of(copy):
             check_gguf(file, self.path)
         else:

@@ -93,6 +93,25 @@ def test_what_is_converted_once_is_said_before_with_where_it_is_kept(source: Mod
     assert Path(said.rpartition(" ")[2]).is_dir()
 
 
+def test_a_model_in_another_number_format_has_a_copy_in_that(copy: Path, source: ModelSource) -> None:
+    half = source.model_copy(update={"dtype": "bfloat16"})
+    said = half.first_time()
+    opened, wanted = half.open(), source.open().model.state_dict()
+    made = Path(said.rpartition(" ")[2])
+    assert made.parent == copy.parent
+    assert 2 * (made / "model.safetensors").stat().st_size < 1.2 * (copy / "model.safetensors").stat().st_size
+    assert opened.dtypes == {"": "bfloat16"}
+    assert all(torch.equal(tensor, wanted[name].bfloat16()) for name, tensor in opened.model.state_dict().items())
+    assert half.first_time() == source.first_time() == ""
+
+
+def test_weights_in_another_number_format_may_stay_in_the_files_of_their_copy(source: ModelSource) -> None:
+    streamed = source.model_copy(update={"placement": "stream", "dtype": "bfloat16"}).open()
+    wanted = source.open().model.state_dict()
+    assert streamed.mapped is not None
+    assert all(torch.equal(tensor, wanted[name].bfloat16()) for name, tensor in streamed.model.state_dict().items())
+
+
 def test_a_sound_copy_is_kept(copy: Path, source: ModelSource) -> None:
     before = (copy / "model.safetensors").stat()
     opened_right(source)
