@@ -1,24 +1,19 @@
-"""The measurements of one run: the search, the split and the result table, on one prefix cache."""
+"""The measurements of one run: what the search, the split and the result table ask for, on one prefix cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
-from time import monotonic
-from typing import Any
 
 import torch
 
-from pdtrim_core.api.cost_model import CostModel
-from pdtrim_core.api.kinds import Searcher, StageSplitter
 from pdtrim_core.api.routed_tokens import RoutedTokens, look_at_routers
 from pdtrim_core.api.score_context import ScoreContext
-from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.items import Item, digest_of
 from pdtrim_core.data.readings import Score
-from pdtrim_core.errors import PdtrimError, PluginError, blame
+from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Replacements
@@ -31,20 +26,14 @@ from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
 from pdtrim_core.pipeline.run_keys import keys_of, values_keys
-from pdtrim_core.plan.elements import Element
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.results.outcome import Gain, Row, SearchStep, Value
-from pdtrim_core.search.driver import Exchange, Ledger, Tally, drive, drive_split, never
-from pdtrim_core.search.finalists import choose
-from pdtrim_core.search.out_of_time import IsOver, OutOfTime, completed
-from pdtrim_core.wording import counted
+from pdtrim_core.results.outcome import Gain, Row, Value
+from pdtrim_core.search.driver import Ledger, Tally
 
 RUNNING = {"run", "shrunk", "no-attention", "no-mlp"}
 """States of a block that a stage runs as it is, or less some units or the other part."""
 SEARCHED = ("calibration", "untrained")
 """The parts of the journal that a search measures; in the others all is measured whole."""
-SHORT = 0.1
-"""Seconds of a measurement that are told in milliseconds below this."""
 MUCH_MEMORY = 2**30
 """Bytes of hidden states from which on a run says how many it will keep."""
 
@@ -100,7 +89,7 @@ class Bench:
             self.ledger.tally = tally
         held_out, fresh = inputs.calibration.held_out, inputs.calibration.fresh
         self._held_out = self._ledger("held-out", held_out) if held_out else None
-        self._fresh = self._ledger("fresh" if module_set.trained else "untrained fresh", fresh) if fresh else None
+        self.fresh = self._ledger("fresh" if module_set.trained else "untrained fresh", fresh) if fresh else None
         self._remarked: set[tuple[str, Plan]] = set()
 
     def _key_of(self, plan: Plan) -> Key:
@@ -184,6 +173,16 @@ class Bench:
         self._context.host.tell("pdtrim_work_advanced", what="candidates", number=0, count=plans, share=share)
 
     @property
+    def fresh_count(self) -> int:
+        """The number of fresh items; `fresh` is the ledger on them, None where there are none."""
+        return len(self._inputs.calibration.fresh)
+
+    @property
+    def model(self) -> BlockModel:
+        """The model that is measured."""
+        return self._model
+
+    @property
     def _error(self) -> float | None:
         """The probability with which a candidate may be given up wrongly; None where none may be given up at all."""
         settings = self._context.recipe.settings
@@ -214,111 +213,7 @@ class Bench:
                 "half as long again"
             )
 
-    def expected(self, component: Searcher | StageSplitter, given: Any) -> int | None:
-        """Return about how many measurements a searcher or splitter takes, as it says itself."""
-        with blame(self._context.host.label_of(component)):
-            return component.steps(given)
-
-    def search(self, space: SearchSpace) -> Plan:
-        """Let the searcher find what decode loses."""
-        searcher, events = self._context.recipe.searcher, self._context.events
-        steps = self.expected(searcher, space)
-        if steps:
-            # Not before: the dense model's own measurement takes no time.
-            events.preview_once_measured(partial(self._preview, steps))
-        label = self._context.host.label_of(searcher)
-        # Should there be a second search, over other sets, it is the one that counts.
-        events.search.clear()
-        results: dict[Plan, Score] = {}
-        asked: set[Element] = set()
-
-        def told(exchange: Exchange) -> None:
-            asked.update(exchange.plan.decode)
-            events.search.append(_step(exchange))
-            if exchange.may_win and exchange.reading.score is not None:
-                results[exchange.plan] = Score(exchange.reading)
-
-        requests = searcher.search(space, self._context.rng("search"))
-        try:
-            with self.ledger.limited(self._time_limit()):
-                best, _ = drive(requests, self.ledger, label=label, problems=space.problems, note=events.note, told=told)
-        except OutOfTime as stopped:
-            plan = stopped.best or completed(stopped, space, searcher.prefill_ceiling)
-            measured = len(events.search)
-            asked.update(plan.decode)
-            results.setdefault(plan, self.ledger.exact(plan))
-            if stopped.best is None:
-                events.search.append(_step(Exchange(plan, self.ledger.latest(plan), None, None, may_win=True)))
-            events.note(
-                _told_of_time(self._context.recipe.settings.search.minutes, measured, plan, space, filled=stopped.best is None)
-            )
-        else:
-            if best is None:
-                raise PluginError(f"{label} requested no plan")
-            plan = best.plan
-        found = self._final(plan, results, space, asked)
-        self.remark_on_gains({"the search's result": found})
-        return found
-
-    def _time_limit(self) -> IsOver:
-        """Return what tells that the minutes that a search may take are over, counted from now."""
-        minutes = self._context.recipe.settings.search.minutes
-        if minutes is None:
-            return never
-        end = monotonic() + 60 * minutes
-        return lambda: monotonic() >= end
-
-    def _final(self, best: Plan, results: Mapping[Plan, Score], space: SearchSpace, asked: Collection[Element]) -> Plan:
-        """Return the best of the finalists on fresh items, if it is better than the first removal by more than luck.
-
-        The best of many plans on the items that a search went over is partly lucky, so the last word falls on others. The first
-        removal cannot be the result where it has elements that the search never `asked` for, such as protected blocks.
-        """
-        settings = self._context.recipe.settings.search
-        start = next((plan for plan in results if plan.decode == space.first), space.plan_of(space.first))
-        ranked = sorted(results, key=results.__getitem__, reverse=True)
-        finalists = [plan for plan in ranked if plan != start][: settings.finalists_wanted]
-        if not finalists or (settings.finalists_wanted == 1 and not settings.caution_wanted):
-            return best
-        ledger = self._fresh or self.ledger
-        found = ledger.scores(dict.fromkeys([start, *finalists], False))
-        scores = {plan: score for plan, score in found.items() if score is not None}
-        choice = choose(scores, start, settings.caution_wanted)
-        items = self._inputs.calibration.fresh or self._inputs.calibration.items
-        where = f"{len(items)} fresh items" if self._fresh else "the items it was searched on, since there are no fresh ones"
-        if choice.stays and not all(element in asked for element in space.first):
-            self._context.events.note(
-                f"search: the plan taken is the best of {len(finalists)} on {where}; the first removal would be as good, but it "
-                "loses blocks that the searcher never removes"
-            )
-            return max(finalists, key=scores.__getitem__)
-        if choice.stays and choice.gain <= 0:
-            if best != start:
-                self._context.events.note(
-                    f"search: the first removal stays: no finalist (of {len(finalists)}) beats it on {where}"
-                )
-            return choice.plan
-        gain = f"by {choice.gain:.2f} +- {choice.error:.2f} points on {where}"
-        those = counted(len(finalists), "finalist")
-        self._context.events.note(
-            f"search: the first removal stays: the best of {those} beats it {gain}, which may be luck (less "
-            f"than search.caution = {settings.caution_wanted:g} standard errors); more calibration samples tell more"
-            if choice.stays
-            else f"search: the plan taken, of {those}, beats the first removal {gain}"
-        )
-        return choice.plan
-
-    def split(self, found: Plan, costs: CostModel) -> Plan:
-        """Let the splitter decide what prefill keeps; then truncate prefill behind the last K/V that decode reads."""
-        recipe, splitter = self._context.recipe, self._context.recipe.splitter
-        label = self._context.host.label_of(splitter)
-        costs = replace(costs, model=self._model) if splitter.needs_model else costs
-        costs = replace(costs, look_at_prompts=self._look_at_prompts) if splitter.sees_routers else costs
-        requests = splitter.split(found, costs, self._context.rng("split"))
-        plan = drive_split(requests, self.ledger, found, label=label, note=self._context.events.note)
-        return plan.truncated_prefill(self._model.block_count) if recipe.settings.evaluation.truncates_prefill else plan
-
-    def _look_at_prompts(self, function: Callable[[RoutedTokens], None]) -> None:
+    def look_at_prompts(self, function: Callable[[RoutedTokens], None]) -> None:
         """Call a function with what the routers of the dense model choose for the tokens of prompts that prefill runs."""
         evaluation, items = self._context.recipe.settings.evaluation, self._inputs.calibration.items
         again = evaluation.first_token == "decode"
@@ -400,13 +295,6 @@ class Bench:
                 gains.append(Gain(str(element), round(after - before, 4), error, kept_in_prefill=kept_in_prefill))
         return tuple(gains)
 
-    def _preview(self, steps: int, each: float) -> str:
-        """Return how long a search of so many measurements may take, where the first of them took so many seconds."""
-        minutes = self._context.recipe.settings.search.minutes
-        ended = f", ended after {minutes:g} min" if minutes is not None and steps * each > 60 * minutes else ""
-        told = f"{each:.1f} s" if each >= SHORT else f"{1000 * each:.0f} ms"
-        return f"search: at most {counted(steps, 'measurement')} x {told} = about {_duration(steps * each)}{ended}"
-
 
 def open_bench(context: RunContext, inputs: RunInputs, module_set: ModuleSet) -> Bench:
     """Return a bench on which the dense model has been measured."""
@@ -436,27 +324,7 @@ def rows_of(
     return rows
 
 
-def _step(exchange: Exchange) -> SearchStep:
-    prefill, decode = (", ".join(str(element) for element in exchange.plan.removal(stage)) for stage in ("prefill", "decode"))
-    reading = exchange.reading
-    return SearchStep(prefill, decode, reading.score, reading.ceiling, exchange.floor, exchange.temperature, exchange.may_win)
-
-
-def _told_of_time(minutes: float | None, measured: int, plan: Plan, space: SearchSpace, *, filled: bool) -> str:
-    """Return the note on a search that was ended after so many minutes, with that many plans measured."""
-    ended = f"search: ended after search.minutes = {minutes:g}, with {counted(measured, 'plan')} measured"
-    if not filled:
-        return f"{ended}; the best of them that is of full size counts"
-    small = f"none of them without {counted(space.count, 'block')}"
-    return f"{ended}, {small}; what it had begun is completed by block scores: {plan.decode}"
-
-
 def _value(score: Score, items: int) -> Value:
     mean = score.reading.mean
     assert mean is not None
     return Value(mean=mean, score=float(score), error=round(score.error, 4), items=items)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

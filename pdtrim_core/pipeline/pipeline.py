@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.host.host import PluginHost
+from pdtrim_core.pipeline import search_and_split
 from pdtrim_core.pipeline.assemble_outcome import assemble_outcome
 from pdtrim_core.pipeline.dense_comparison import compare_with_dense, variants_at_end
 from pdtrim_core.pipeline.executor import Executor
@@ -85,8 +86,8 @@ def split(context: RunContext, found: FoundRemoval) -> Plan:
     """Let the splitter decide what prefill keeps; a replaced model has nothing to split."""
     if found.replaced is not None:
         return found.plan
-    with context.events.step("split the stages", about=found.bench.expected(context.recipe.splitter, found.plan)):
-        return found.bench.split(found.plan, found.costs)
+    with context.events.step("split the stages", about=search_and_split.expected(context, context.recipe.splitter, found.plan)):
+        return search_and_split.split(context, found.bench, found.plan, found.costs)
 
 
 def evaluate(context: RunContext, found: FoundRemoval, plan: Plan, recovered: Recovered, quantized: Quantized) -> tuple[Row, ...]:

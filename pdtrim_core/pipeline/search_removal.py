@@ -18,6 +18,7 @@ from pdtrim_core.pipeline.prepare import score, threshold_of
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, with_training
 from pdtrim_core.pipeline.run_keys import keys_of
+from pdtrim_core.pipeline.search_and_split import expected, search
 from pdtrim_core.pipeline.steps import merges_first
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import MergeResult, Sets
@@ -79,8 +80,8 @@ def _search(context: RunContext, inputs: RunInputs, pairs: MergePairs, choice: C
     estimated = estimated_recovery(context, inputs)
     while True:
         bench = open_bench(context, inputs, replace(choice.module_set, estimated=estimated))
-        with context.events.step("search", about=bench.expected(context.recipe.searcher, choice.space)):
-            plan = bench.search(choice.space)
+        with context.events.step("search", about=expected(context, context.recipe.searcher, choice.space)):
+            plan = search(context, bench, choice.space)
         if choice.module_set.trained:
             return _Searched(plan, choice, choice.module_set, bench)
         with context.events.step("merge the chosen pairs"):

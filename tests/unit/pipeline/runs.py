@@ -9,8 +9,9 @@ from typing import Any
 
 from pdtrim_core.api import BlockModel
 from pdtrim_core.data.items import Calibration
+from pdtrim_core.pipeline.measurements import Bench, ModuleSet
 from pdtrim_core.pipeline.run_context import RunContext, open_run_context
-from pdtrim_core.pipeline.run_inputs import RunInputs
+from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.outcome import Environment
 from pdtrim_core.testing.contracts.small_run import tiny_host
@@ -27,6 +28,8 @@ DATA: dict[str, Any] = {
     "objective": "margin",
     "evaluation": {"threads": 1, "fidelity": False},
 }
+
+NOTHING = ModuleSet({}, "")
 
 
 @contextmanager
@@ -47,3 +50,9 @@ def inputs_of(model: BlockModel, *, blocks: int = 1, calibration: Calibration | 
     """Return what a run on a model works on; no items, unless some are given."""
     environment = Environment({}, "a machine", 1, "cpu", model.fingerprint, "data", "recipe")
     return RunInputs(model, calibration or Calibration((), (), ""), blocks, environment)
+
+
+def bench_of(context: RunContext, module_set: ModuleSet = NOTHING) -> tuple[Bench, RunInputs]:
+    """Return the bench of a run that is begun, and what the run works on."""
+    inputs = prepare(context)
+    return Bench(context, inputs, module_set), inputs
