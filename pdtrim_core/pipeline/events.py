@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
-from pdtrim_core.data.readings import Candidate
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.results.outcome import SearchStep
 from pdtrim_core.wording import LONGEST_LINE, shortened
@@ -25,7 +24,6 @@ class RunEvents:
     saved: Callable[[], None] = lambda: None
     """Called whenever a step begins or ends, so that what was spent is not forgotten."""
     _underway: dict[str, float] = field(default_factory=dict)
-    _awaited: Callable[[float], str] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -61,13 +59,3 @@ class RunEvents:
     def preview(self, text: str) -> None:
         """Say something to the user now; the outcome does not keep it."""
         self.host.tell("pdtrim_note_made", note=text)
-
-    def preview_once_measured(self, text_of: Callable[[float], str]) -> None:
-        """Say something as soon as a plan is measured: how many seconds that took is known only then."""
-        self._awaited = text_of
-
-    def measured(self, candidate: Candidate) -> None:
-        """Say what waits for the seconds of a measurement."""
-        if self._awaited is not None and not candidate.remembered:
-            text_of, self._awaited = self._awaited, None
-            self.preview(text_of(candidate.seconds))

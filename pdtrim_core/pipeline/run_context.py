@@ -61,7 +61,6 @@ class RunContext:
 
         def notify(candidate: Candidate) -> None:
             self.spent.save()
-            self.events.measured(candidate)
             self.host.tell("pdtrim_candidate_measured", candidate=candidate if has_best else replace(candidate, best=None))
 
         def measured_by(plan: Plan) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 from pdtrim_core.api.cost_model import CostModel
@@ -54,18 +54,14 @@ class _Search:
         self._settings = context.recipe.settings.search
         self._results: dict[Plan, Score] = {}
         self._asked: set[Element] = set()
+        self._steps = expected(context, context.recipe.searcher, space)
+        self._begun, self._measured_before = perf_counter(), self._measured
 
     def result(self) -> Plan:
         """Search, and let the last word fall between the best that was found."""
-        searcher, events = self._context.recipe.searcher, self._context.events
-        steps = expected(self._context, searcher, self._space)
-        if steps:
-            # Not before: the dense model's own measurement takes no time.
-            events.preview_once_measured(lambda each: self._preview(steps, each))
         # Should there be a second search, over other sets, it is the one that counts.
-        events.search.clear()
-        best = self._best()
-        found = self._last_word(best)
+        self._context.events.search.clear()
+        found = self._last_word(self._best())
         self._bench.remark_on_gains({"the search's result": found})
         return found
 
@@ -84,8 +80,13 @@ class _Search:
             raise PluginError(f"{label} requested no plan")
         return best.plan
 
+    @property
+    def _measured(self) -> int:
+        return self._bench.ledger.tally.measured + self._bench.ledger.tally.cut_short
+
     def _told(self, exchange: Exchange) -> None:
         """Remember what was asked for, and what came of it."""
+        self._preview()
         self._asked.update(exchange.plan.decode)
         self._context.events.search.append(_step(exchange))
         if exchange.may_win and exchange.reading.score is not None:
@@ -159,12 +160,21 @@ class _Search:
         elif not best_stays:
             note(f"search: the first removal stays: no finalist (of {finalists}) beats it on {where}")
 
-    def _preview(self, steps: int, each: float) -> str:
-        """Return how long a search of so many measurements may take, where the first of them took so many seconds."""
-        minutes = self._settings.minutes
+    def _preview(self) -> None:
+        """Say how long the search may take, once: as soon as what was asked for first has been measured.
+
+        Plans that are asked for together are measured side by side, so that the first of them to be done tells nothing.
+        """
+        measured, minutes = self._measured - self._measured_before, self._settings.minutes
+        if not self._steps or not measured:
+            return
+        each, steps = (perf_counter() - self._begun) / measured, self._steps
+        self._steps = None
         ended = f", ended after {minutes:g} min" if minutes is not None and steps * each > 60 * minutes else ""
         told = f"{each:.1f} s" if each >= SHORT else f"{1000 * each:.0f} ms"
-        return f"search: at most {counted(steps, 'measurement')} x {told} = about {_duration(steps * each)}{ended}"
+        self._context.events.preview(
+            f"search: at most {counted(steps, 'measurement')} x {told} = about {_duration(steps * each)}{ended}"
+        )
 
 
 def _step(exchange: Exchange) -> SearchStep:

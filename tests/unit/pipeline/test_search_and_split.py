@@ -185,11 +185,29 @@ def test_a_search_says_how_long_it_may_take_once_it_has_measured_one_plan(
     said: list[str] = []
     now = iter(range(10**6))
     monkeypatch.setattr(context.events, "preview", said.append)
-    monkeypatch.setattr("pdtrim_core.search.driver.time.perf_counter", lambda: seconds * next(now))
+    monkeypatch.setattr(search_and_split, "perf_counter", lambda: seconds * next(now))
     bench.dense()
     assert said == []  # which takes no time: it is the dense model that others are compared with
     search(context, bench, SPACE)
     assert said == [f"search: at most 7 measurements x {words}"]
+
+
+def test_a_search_that_asks_for_several_plans_together_tells_what_each_of_them_took(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def together(self: Asks, _space: SearchSpace, _rng: Random) -> Generator[Request, Result, None]:
+        yield list(self.plans)
+        yield DROPS
+
+    monkeypatch.setattr(Asks, "search", together)
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS)
+    said: list[str] = []
+    now = iter([0.0, 10.0])
+    monkeypatch.setattr(context.events, "preview", said.append)
+    monkeypatch.setattr(search_and_split, "perf_counter", lambda: next(now))
+    search(context, bench, SPACE)
+    assert len(PLANS) == 5
+    assert said == ["search: at most 7 measurements x 2.0 s = about 14 s"]
 
 
 def test_a_search_that_asks_for_nothing_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,13 +254,14 @@ def test_a_search_that_removes_one_block_after_the_other_has_a_plan_at_all_times
     assert any(note.startswith(f"search: ended after search.minutes = {minutes:g}") for note in context.events.notes)
 
 
-def test_what_a_search_with_a_limit_says_beforehand_is_no_longer_than_that(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, context = with_parts(begin, monkeypatch, search={"minutes": 1e-6})
+def test_a_search_with_a_limit_says_that_it_takes_no_longer(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, search={"minutes": 1.0})
     said: list[str] = []
+    now = iter([0.0, 10.0])
     monkeypatch.setattr(context.events, "preview", said.append)
-    bench.dense()
+    monkeypatch.setattr(search_and_split, "perf_counter", lambda: next(now))
     search(context, bench, SPACE)
-    assert said[0].endswith(", ended after 1e-06 min")
+    assert said == ["search: at most 7 measurements x 10.0 s = about 1 min 10 s, ended after 1 min"]
 
 
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
