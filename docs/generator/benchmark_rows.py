@@ -104,7 +104,9 @@ def searcher_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
     """Return the line of one way in a result of `searchers`."""
     more = f"{row['above_first']:+.4f} +- {row['error']:.4f}"
     figures = [f"{row['kl']:.4f}", more, f"{row['measured']:.0f}"]
-    return [row["model"], row["way"], str(row["seeds"]), f"{result['minutes']:g}", *figures]
+    # Results of before the option have none.
+    weights = result.get("dtype", "float32")
+    return [row["model"], weights, row["way"], str(row["seeds"]), f"{result['minutes']:g}", *figures]
 
 
 def parts_row(row: Mapping[str, Any]) -> list[str]:

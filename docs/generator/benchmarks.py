@@ -158,7 +158,7 @@ def benchmarks_page() -> str:
             "Searchers with the same CPU minutes, all with the objective `kl` under the prefill that `kv-tail` makes: the KL of "
             "the pair on held-out items, in nats a token, mean over seeds, and how much more it is than that of `sequential`, "
             "paired over items. By `python benchmarks/searchers.py`.",
-            ["model", "searcher", "seeds", "minutes", "KL", "more than `sequential`", "plans measured"],
+            ["model", "weights", "searcher", "seeds", "minutes", "KL", "more than `sequential`", "plans measured"],
             lambda result: [searcher_row(result, row) for row in result["rows"]],
         ),
         "limits": (
