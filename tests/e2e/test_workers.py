@@ -41,7 +41,7 @@ def test_without_ray_it_is_said_before_anything_is_done(cli: Cli, recipe: Path, 
 
 
 @RAY
-def test_a_killed_worker_loses_nothing_and_ctrl_c_ends_all(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+def test_killed_workers_ctrl_c_and_a_killed_driver_lose_nothing_and_leave_no_worker(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     alone = cli("run", recipe, "--out", "alone", *LONG)
     assert alone.code == 0, alone.err
     wanted = (tmp_path / "alone" / "plan.json").read_bytes()
@@ -60,6 +60,13 @@ def test_a_killed_worker_loses_nothing_and_ctrl_c_ends_all(cli: Cli, recipe: Pat
     _, err = stopped.communicate()
     assert (stopped.returncode, "run the same command again to go on" in err) == (130, True), err
     assert not psutil.wait_procs(processes, timeout=20)[1]
+
+    crashed = begin(recipe, "stopped")
+    processes = workers_at_work(crashed)
+    crashed.kill()
+    crashed.communicate()
+    # Ray's own agents follow about a minute later.
+    assert not psutil.wait_procs(processes, timeout=30)[1]
     assert cli("run", recipe, "--out", "stopped", *LONG).code == 0
     assert (tmp_path / "stopped" / "plan.json").read_bytes() == wanted
 
