@@ -36,6 +36,7 @@ class Mini(CalibrationSource):
 
     name = "mini"
 
+    samples: int = Field(128, gt=0, description="number of items to measure on, of 256: half, so that fresh ones are left")
     prose: float = Field(
         0.0,
         ge=0,

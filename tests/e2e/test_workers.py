@@ -41,7 +41,7 @@ def test_without_ray_it_is_said_before_anything_is_done(cli: Cli, recipe: Path, 
 
 
 @RAY
-def test_killed_workers_ctrl_c_and_a_killed_driver_lose_nothing_and_leave_no_worker(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+def test_killed_workers_ctrl_c_and_a_killed_driver_lose_nothing(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     alone = cli("run", recipe, "--out", "alone", *LONG)
     assert alone.code == 0, alone.err
     wanted = (tmp_path / "alone" / "plan.json").read_bytes()

@@ -100,11 +100,11 @@ def test_of_a_source_that_never_ends_no_more_is_drawn_than_is_wanted(host: Plugi
     assert [len(drawn.items), len(drawn.held_out), len(drawn.fresh)] == [6, 2, 3]
 
 
-@pytest.mark.parametrize(("samples", "fresh"), [(64, 32), (192, 48), (255, 1), (256, 0)])
-def test_what_a_source_has_left_is_fresh(host: PluginHost, tmp_path: Path, samples: int, fresh: int) -> None:
-    """`mini` has 256 items beside the held-out ones; of those that are wanted, half as often as it takes."""
+@pytest.mark.parametrize(("samples", "fresh"), [(None, 64), (64, 32), (192, 48), (255, 1), (256, 0)])
+def test_what_a_source_has_left_is_fresh(host: PluginHost, tmp_path: Path, samples: int | None, fresh: int) -> None:
+    """`mini` has 256 items beside the held-out ones; of those that are wanted, half as often as it takes, as by default."""
     recipe = drawing(host, tmp_path, item("one and two", "three", "four"))
-    mini: Any = host.find("calibration", "mini").component.model_validate({"samples": samples})
+    mini: Any = host.find("calibration", "mini").component.model_validate({} if samples is None else {"samples": samples})
     drawn = draw(replace(recipe, calibration=mini), host, tiny_model("llama"))
     assert len(drawn.fresh) == fresh
     assert not {one.prompts for one in drawn.fresh} & {one.prompts for one in (*drawn.items, *drawn.held_out)}
