@@ -139,10 +139,9 @@ class _Search:
         return choice.plan if may_stay or not choice.stays else max(finalists, key=scores.__getitem__)
 
     def _tell(self, choice: Choice, finalists: int, *, best_stays: bool, may_stay: bool) -> None:
-        """Note how the last word fell; nothing where it is about the same plan."""
-        fresh, note = self._bench.fresh, self._context.events.note
-        where = "the items it was searched on, since there are no fresh ones"
-        where = where if fresh is None else f"{self._bench.fresh_count} fresh items"
+        """Note how the last word fell; nothing where the first removal was the best on the items that were searched, too."""
+        note, no_fresh = self._context.events.note, "the items it was searched on, since there are no fresh ones"
+        where = no_fresh if self._bench.fresh is None else f"{self._bench.fresh_count} fresh items"
         gain = f"by {choice.gain:.2f} +- {choice.error:.2f} points on {where}"
         those = counted(finalists, "finalist")
         if choice.stays and not may_stay:
