@@ -29,6 +29,9 @@ OPENING = 8
 LEAST_WORDS = 5
 """Words of a line that is no heading, table or code."""
 KINDS = ("generated", "answers", "text")
+WITHIN = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+DESCRIBED = (ast.Module, *WITHIN)
+"""What has a docstring: a module, and what stands in it."""
 
 
 class Texts(NamedTuple):
@@ -78,12 +81,17 @@ def running(model: BlockModel, path: Path, count: int, length: int = PROMPT + AN
     return texts[:count]
 
 
-def library_prose() -> str:
-    """Return what the modules of Python's library say of themselves, which is none of the reference: text to measure on."""
+def library_prose(of: type[ast.AST] | tuple[type[ast.AST], ...] = ast.Module) -> str:
+    """Return what the modules of Python's library say of themselves, or their classes and functions: text to measure on.
+
+    None of it is in the reference.
+    """
     found = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        about = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-        found += [line for line in about.splitlines() if line[:1].isalpha() and len(line.split()) > LEAST_WORDS]
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, of) and isinstance(node, DESCRIBED):
+                about = ast.get_docstring(node) or ""
+                found += [line for line in about.splitlines() if line[:1].isalpha() and len(line.split()) > LEAST_WORDS]
     return "\n".join(found)
 
 
