@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.logits_head import given_in_one_piece
 from pdtrim_core.model.renumbering import NUMBER
 from pdtrim_core.plan.elements import Merge, Stage
 from pdtrim_core.plan.layers import Layer
@@ -108,7 +109,8 @@ def as_stage(model: BlockModel, steps: Sequence[Step]) -> Iterator[None]:
         for step in steps:
             if not step.layer.runs:
                 vars(step.module)["forward"] = model.passing_by(step.module)
-        yield
+        with given_in_one_piece(model.model.get_output_embeddings()):
+            yield
     finally:
         setattr(parent, name, blocks)
         for attributes, before in kept:

@@ -26,7 +26,6 @@ from pdtrim_core.model.block_parts import FoundParts, found_parts, without_part
 from pdtrim_core.model.dtypes import stored_as
 from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
-from pdtrim_core.model.logits_head import give_in_one_piece
 from pdtrim_core.model.mapped_weights import BlocksOnDisk, MappedWeights
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.model.renumbering import numbers_in
@@ -91,7 +90,6 @@ class BlockModel:
         one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         with nullcontext() if self.on_disk is None else self.on_disk.as_they_run():
             self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, layout=layout.blocks)
-        give_in_one_piece(model.get_output_embeddings())
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
         self._logits: Tensor | None = None

@@ -85,7 +85,8 @@ class Subject:
             if logits == "all":
                 return transformer(**given).logits
             hidden_BTD = transformer.base_model(**given).last_hidden_state
-            return hidden_BTD if logits == "none" else transformer.get_output_embeddings()(hidden_BTD[:, -1:])
+            # A slice of several rows would be multiplied row by row.
+            return hidden_BTD if logits == "none" else transformer.get_output_embeddings()(hidden_BTD[:, -1:].contiguous())
 
         with self._alone("prefill"):
             yield run

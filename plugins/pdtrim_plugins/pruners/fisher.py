@@ -132,7 +132,7 @@ class Fisher(Pruner):
         tokens, count = sum(len(text) for batch in batches for text in batch), 0
         with torch.no_grad(), _inputs_of(model, list(sums)) as seen:
             for batch in batches[:: max(1, tokens // MEAN_TOKENS)]:
-                model.model(input_ids=_ids(model, batch), use_cache=False, logits_to_keep=1)
+                model.model.base_model(input_ids=_ids(model, batch), use_cache=False)
                 for place, inputs in seen.items():
                     sums[place] += self._behind(inputs, batch).double().sum((0, 1))
                 count += sum(len(text) - self.beginning for text in batch)
