@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.kinds import Searcher, StageSplitter
@@ -46,6 +46,13 @@ def expected(context: RunContext, component: Searcher | StageSplitter, given: An
         return component.steps(given)
 
 
+class _Moment(NamedTuple):
+    """How many plans had been measured when a request was answered; no seconds before the first one was."""
+
+    measured: int
+    seconds: float | None
+
+
 class _Search:
     """One search, with what it has asked for and what came of it."""
 
@@ -55,7 +62,7 @@ class _Search:
         self._results: dict[Plan, Score] = {}
         self._asked: set[Element] = set()
         self._steps = expected(context, context.recipe.searcher, space)
-        self._begun, self._measured_before = perf_counter(), self._measured
+        self._before = _Moment(self._measured, None)
 
     def result(self) -> Plan:
         """Search, and let the last word fall between the best that was found."""
@@ -160,14 +167,18 @@ class _Search:
             note(f"search: the first removal stays: no finalist (of {finalists}) beats it on {where}")
 
     def _preview(self) -> None:
-        """Say how long the search may take, once: as soon as what was asked for first has been measured.
+        """Say how long the search may take, once: by what its second request took.
 
-        Plans that are asked for together are measured side by side, so that the first of them to be done tells nothing.
+        The first one runs the dense model, too, whose hidden states all others go on from. And plans that are asked for together
+        are measured side by side, so that the first of them to be done tells nothing.
         """
-        measured, minutes = self._measured - self._measured_before, self._settings.minutes
-        if not self._steps or not measured:
+        measured, now = self._measured, perf_counter()
+        if not self._steps or measured == self._before.measured:
             return
-        each, steps = (perf_counter() - self._begun) / measured, self._steps
+        begun, self._before = self._before, _Moment(measured, now)
+        if begun.seconds is None:
+            return
+        each, steps, minutes = (now - begun.seconds) / (measured - begun.measured), self._steps, self._settings.minutes
         self._steps = None
         ended = f", ended after {minutes:g} min" if minutes is not None and steps * each > 60 * minutes else ""
         told = f"{each:.1f} s" if each >= SHORT else f"{1000 * each:.0f} ms"

@@ -178,36 +178,54 @@ def test_a_second_search_is_the_one_that_counts(begin: Begin, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("seconds", "words"), [(1.25, "1.2 s = about 9 s"), (0.004, "4 ms = about 0 s"), (60.0, "60.0 s = about 7 min 0 s")]
 )
-def test_a_search_says_how_long_it_may_take_once_it_has_measured_one_plan(
+def test_a_search_says_how_long_it_may_take_by_its_second_measurement(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, seconds: float, words: str
 ) -> None:
-    bench, context = with_parts(begin, monkeypatch)
-    said: list[str] = []
-    now = iter(range(10**6))
-    monkeypatch.setattr(context.events, "preview", said.append)
-    monkeypatch.setattr(search_and_split, "perf_counter", lambda: seconds * next(now))
-    bench.dense()
-    assert said == []  # which takes no time: it is the dense model that others are compared with
-    search(context, bench, SPACE)
-    assert said == [f"search: at most 7 measurements x {words}"]
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS)
+    assert said_by(context, bench, monkeypatch, [1000.0 * seconds, seconds, seconds, seconds, seconds]) == [
+        f"search: at most 7 measurements x {words}"
+    ]
 
 
 def test_a_search_that_asks_for_several_plans_together_tells_what_each_of_them_took(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def together(self: Asks, _space: SearchSpace, _rng: Random) -> Generator[Request, Result, None]:
-        yield list(self.plans)
-        yield DROPS
+        yield self.plans[0]
+        yield list(self.plans[1:])
 
     monkeypatch.setattr(Asks, "search", together)
     bench, context = with_parts(begin, monkeypatch, plans=PLANS)
-    said: list[str] = []
-    now = iter([0.0, 10.0])
-    monkeypatch.setattr(context.events, "preview", said.append)
-    monkeypatch.setattr(search_and_split, "perf_counter", lambda: next(now))
-    search(context, bench, SPACE)
     assert len(PLANS) == 5
-    assert said == ["search: at most 7 measurements x 2.0 s = about 14 s"]
+    assert said_by(context, bench, monkeypatch, [9.0, 3.0, 3.0, 3.0, 3.0]) == [
+        "search: at most 7 measurements x 3.0 s = about 21 s"
+    ]
+
+
+def test_a_search_that_has_measured_once_says_nothing_of_its_length(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch)
+    assert said_by(context, bench, monkeypatch, [1.0]) == []
+
+
+def test_a_search_with_a_limit_says_that_it_takes_no_longer(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, context = with_parts(begin, monkeypatch, plans=PLANS, search={"minutes": 1.0})
+    assert said_by(context, bench, monkeypatch, [10.0] * 5) == [
+        "search: at most 7 measurements x 10.0 s = about 1 min 10 s, ended after 1 min"
+    ]
+
+
+def said_by(context: RunContext, bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> list[str]:
+    """Return what a search says beforehand, whose plans that are measured take so many seconds one after the other."""
+    said: list[str] = []
+    before = bench.ledger.tally.measured + bench.ledger.tally.cut_short
+
+    def now() -> float:
+        return sum(seconds[: bench.ledger.tally.measured + bench.ledger.tally.cut_short - before])
+
+    monkeypatch.setattr(context.events, "preview", said.append)
+    monkeypatch.setattr(search_and_split, "perf_counter", now)
+    search(context, bench, SPACE)
+    return said
 
 
 def test_a_search_that_asks_for_nothing_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,16 +270,6 @@ def test_a_search_that_removes_one_block_after_the_other_has_a_plan_at_all_times
     assert bench.ledger.known(found) is not None
     assert str(found.decode).strip("{}") in [step.decode for step in context.events.search if step.may_win]
     assert any(note.startswith(f"search: ended after search.minutes = {minutes:g}") for note in context.events.notes)
-
-
-def test_a_search_with_a_limit_says_that_it_takes_no_longer(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, context = with_parts(begin, monkeypatch, search={"minutes": 1.0})
-    said: list[str] = []
-    now = iter([0.0, 10.0])
-    monkeypatch.setattr(context.events, "preview", said.append)
-    monkeypatch.setattr(search_and_split, "perf_counter", lambda: next(now))
-    search(context, bench, SPACE)
-    assert said == ["search: at most 7 measurements x 10.0 s = about 1 min 10 s, ended after 1 min"]
 
 
 @pytest.mark.parametrize("first_token", ["decode", "prefill"])
