@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 
 from pdtrim_core import Drop, Merge, PdtrimError, Plan, Removal
@@ -17,7 +14,7 @@ from pdtrim_core.results.run_folder import measured_in
 from pdtrim_core.search.space import search_space, two_sets
 from pdtrim_core.testing import tiny_llama
 from pdtrim_plugins.objectives import Margin
-from tests.unit.pipeline.runs import NOTHING, Begin, bench_of
+from tests.unit.pipeline.runs import NOTHING, Begin, bench_of, flattered
 
 MERGE = Merge(keep=2, drop=1)
 DROPS = Plan.unified(Removal([Drop(1), Drop(4)]))
@@ -122,15 +119,6 @@ def test_a_table_has_the_dense_model_decodes_removal_in_both_stages_and_the_plan
     rows = rows_of(bench, DROPS, plan, None)
     assert rows == bench.rows({"dense": Plan(), "unified": DROPS, "staged": plan})
     assert len({row.calibration.mean for row in rows}) == 3
-
-
-def flattered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every removal count as a gain, more of one on every other item."""
-
-    def item_values(_self: Margin, staged: Any, items: Sequence[Any]) -> list[float]:
-        return [len(staged.plan.decode) * (0.1 + 0.01 * (len(item.name) % 2)) + 0.2 for item in items]
-
-    monkeypatch.setattr(Margin, "item_values", item_values)
 
 
 def test_a_plan_that_seems_better_than_the_dense_model_is_remarked_on(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from pdtrim_core.search.space import search_space, two_sets
 from pdtrim_core.testing import tiny_llama
 from pdtrim_plugins.objectives import Margin
 from pdtrim_plugins.searchers import Beam, Sequential
-from tests.unit.pipeline.runs import Begin, bench_of
+from tests.unit.pipeline.runs import Begin, bench_of, flattered
 
 SCORES = Scores(tuple(number / 10 for number in range(6)))
 COSTS = CostModel(6, tiny_llama().sizes)
@@ -328,15 +328,6 @@ def test_a_splitter_that_asks_for_the_model_gets_it(begin: Begin, monkeypatch: p
     assert (Gives.told.model is None) != needs_model
     if needs_model:
         assert Gives.told.model is context.cache.latest("model", keys_of(context.recipe).model, tiny_llama)
-
-
-def flattered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every removal count as a gain, more of one on every other item."""
-
-    def item_values(_self: Margin, staged: Any, items: Sequence[Any]) -> list[float]:
-        return [len(staged.plan.decode) * (0.1 + 0.01 * (len(item.name) % 2)) + 0.2 for item in items]
-
-    monkeypatch.setattr(Margin, "item_values", item_values)
 
 
 def test_what_a_search_finds_better_than_the_dense_model_is_remarked_on(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
