@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -136,8 +136,7 @@ SHARED_WORDS = 13
 class Calibration:
     """The items that measure, the held-out ones, and fresh ones that decide between finalists.
 
-    `digest` names the content of the first two. `texts` has all that is read or scored of each sample. `answers` is a digest of
-    the dense model's answers; without them it is empty.
+    `digest` names the content of the first two. `texts` has all that is read or scored of each sample.
     """
 
     items: tuple[Item, ...]
@@ -145,17 +144,6 @@ class Calibration:
     digest: str
     texts: tuple[str, ...] = field(default=(), repr=False)
     fresh: tuple[Item, ...] = ()
-    answers: str = ""
-
-    def answered(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> Calibration:
-        """Return the same items with the dense model's answers, by the prompt of the right choice."""
-        items, held_out, fresh = (
-            tuple(replace(item, dense_answer=answers[item.prompt_of(item.answer)]) for item in items)
-            for items in (self.items, self.held_out, self.fresh)
-        )
-        made = [item.dense_answer for item in (*items, *held_out, *fresh)]
-        digest = hashlib.sha256(repr(made).encode()).hexdigest()
-        return replace(self, items=items, held_out=held_out, fresh=fresh, answers=digest)
 
     def holds(self, text: str) -> bool:
         """Tell whether a text has a run of words in common with one of the samples, so that it must not train.
@@ -214,6 +202,12 @@ def _named(samples: Sequence[Sample]) -> Iterator[Sample]:
             name = f"{name} again"
         seen.add(name)
         yield replace(sample, name=name)
+
+
+def answers_digest(items: Iterable[Item]) -> str:
+    """Return a SHA-256 over the dense model's answers to items, in order; empty where they have none."""
+    answers = [item.dense_answer for item in items]
+    return hashlib.sha256(repr(answers).encode()).hexdigest() if any(answers) else ""
 
 
 def digest_of(items: Iterable[Item]) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from typing import Literal, get_args
 
 import torch
 
 from pdtrim_core.api.routed_tokens import RoutedTokens, look_at_routers
 from pdtrim_core.api.score_context import ScoreContext
-from pdtrim_core.data.items import Item, digest_of
+from pdtrim_core.data.items import Item, answers_digest, digest_of
 from pdtrim_core.data.readings import Score
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.packing import packing_agrees
@@ -19,6 +20,7 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.beyond_dense import remark
+from pdtrim_core.pipeline.dense_beginnings import answer_length, with_beginnings
 from pdtrim_core.pipeline.estimated_recovery import EstimatedRecovery
 from pdtrim_core.pipeline.measured_elsewhere import MeasuredElsewhere, Subject
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
@@ -34,6 +36,8 @@ RUNNING = {"run", "shrunk", "no-attention", "no-mlp"}
 """States of a block that a stage runs as it is, or less some units or the other part."""
 SEARCHED = ("calibration", "untrained")
 """The parts of the journal that a search measures; in the others all is measured whole."""
+Part = Literal["calibration", "held-out", "fresh"]
+PARTS: tuple[Part, ...] = get_args(Part)
 MUCH_MEMORY = 2**30
 """Bytes of hidden states from which on a run says how many it will keep."""
 
@@ -80,16 +84,16 @@ class Bench:
         self._key_of_plan = values_keys(
             context.recipe,
             weights=" ".join(f"{model.exact_fingerprint} {model.layout}" for model in self._models),
-            data=f"{inputs.calibration.digest}{inputs.calibration.answers}",
+            data=inputs.calibration.digest,
             training=training,
         )
-        # The same plan has another score before its merges are trained, so the journal has a part for that.
-        self.ledger = self._ledger("calibration" if module_set.trained else "untrained", inputs.calibration.items)
+        self._ledgers: dict[Part, Ledger] = {}
         if tally is not None:
             self.ledger.tally = tally
-        held_out, fresh = inputs.calibration.held_out, inputs.calibration.fresh
-        self._held_out = self._ledger("held-out", held_out) if held_out else None
-        self.fresh = self._ledger("fresh" if module_set.trained else "untrained fresh", fresh) if fresh else None
+        if not answer_length(context.recipe.objective, context.host):
+            # Only answers are worth waiting for: that items cannot be measured is better known early.
+            for part in PARTS:
+                self._ledger_of(part)
         self._remarked: set[tuple[str, Plan]] = set()
 
     def _key_of(self, plan: Plan) -> Key:
@@ -145,36 +149,63 @@ class Bench:
             share=1 / self._context.executor.count,
         )
 
-    def _ledger(self, part: str, items: tuple[Item, ...]) -> Ledger:
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger on the items that measure."""
+        ledger = self._ledger_of("calibration")
+        assert ledger is not None
+        return ledger
+
+    @property
+    def fresh(self) -> Ledger | None:
+        """The ledger on fresh items; None where there are none."""
+        return self._ledger_of("fresh")
+
+    def _ledger_of(self, part: Part) -> Ledger | None:
+        """Return the ledger of a part of the items, made when it is first asked for; None where the part is empty."""
+        calibration = self._inputs.calibration
+        items = {"calibration": calibration.items, "held-out": calibration.held_out, "fresh": calibration.fresh}[part]
+        if items and part not in self._ledgers:
+            self._ledgers[part] = self._new_ledger(part, items)
+        return self._ledgers.get(part)
+
+    def _new_ledger(self, part: Part, items: tuple[Item, ...]) -> Ledger:
         context, objective = self._context, self._context.recipe.objective
-        part = part if self._replaced is None else f"replaced {part}"
+        items = with_beginnings(context, self._inputs.model, part, items)
+        name = self._journal_part(part)
         problems = objective.problems(items)
         if problems:
-            raise PdtrimError(f"objective '{objective.name}' cannot measure the {part} items: {problems[0]}")
+            raise PdtrimError(f"objective '{objective.name}' cannot measure the {name} items: {problems[0]}")
         measurement = Measurement(
             lambda: self._prefix_cache,
             ObjectiveOnItems(objective, items, context.host.label_of(objective)),
             modules_of=self._modules_of,
-            error=self._error if part in SEARCHED else 0.0,
+            error=self._error if name in SEARCHED else 0.0,
             note=context.events.note,
             known=lambda plan: context.cache.values(self._key_of(plan)),
             elsewhere=self._elsewhere,
             advanced=self._tell_share,
         )
         # The digest of the items does not have the fresh ones: those of a folder that 0.1 wrote would then be others.
-        own = digest_of(items) if part.endswith("fresh") else ""
+        own = f"{digest_of(items) if part == 'fresh' else ''}{answers_digest(items)}"
 
         def by(plan: Plan) -> Key:
             return (*self._key_of(plan), own)
 
-        return context.ledger(part, measurement, by=by, items=len(items), together=measurement.together)
+        return context.ledger(name, measurement, by=by, items=len(items), together=measurement.together)
+
+    def _journal_part(self, part: Part) -> str:
+        """Return the part of the journal: the same plan has another score before its merges are trained, and in another model."""
+        untrained = {"calibration": "untrained", "held-out": "held-out", "fresh": "untrained fresh"}
+        name = part if self._module_set.trained else untrained[part]
+        return name if self._replaced is None else f"replaced {name}"
 
     def _tell_share(self, plans: int, share: float) -> None:
         self._context.host.tell("pdtrim_work_advanced", what="candidates", number=0, count=plans, share=share)
 
     @property
     def fresh_count(self) -> int:
-        """The number of fresh items; `fresh` is the ledger on them, None where there are none."""
+        """The number of fresh items."""
         return len(self._inputs.calibration.fresh)
 
     @property
@@ -192,8 +223,8 @@ class Bench:
 
     @property
     def ledgers(self) -> dict[str, Ledger]:
-        """The ledgers, by what their items are called."""
-        return {"calibration items": self.ledger, **({} if self._held_out is None else {"held-out items": self._held_out})}
+        """The ledgers that were measured with and whose figures are shown, by what their items are called."""
+        return {f"{part} items": self._ledgers[part] for part in ("calibration", "held-out") if part in self._ledgers}
 
     def dense(self) -> Score:
         """Measure the dense model."""
@@ -251,15 +282,16 @@ class Bench:
 
     def measurements(self, rows: int) -> int:
         """About how many measurements so many rows of the result table take."""
-        return rows if self._held_out is None else 2 * rows
+        return 2 * rows if self._inputs.calibration.held_out else rows
 
     def rows(self, plans: Mapping[str, Plan]) -> tuple[Row, ...]:
         """Measure plans by name, on the items that measured and on held-out ones."""
+        calibration, held_out = self._inputs.calibration, self._ledger_of("held-out")
         return tuple(
             Row(
                 name,
-                _value(self.ledger.exact(row), len(self._inputs.calibration.items)),
-                None if self._held_out is None else _value(self._held_out.exact(row), len(self._inputs.calibration.held_out)),
+                _value(self.ledger.exact(row), len(calibration.items)),
+                None if held_out is None else _value(held_out.exact(row), len(calibration.held_out)),
             )
             for name, row in plans.items()
         )
@@ -271,7 +303,7 @@ class Bench:
         """
         dense = (over or self).ledgers
         for (name, plan), (items, ledger) in product(plans.items(), self.ledgers.items()):
-            found, before = ledger.known(plan), dense[items].known(Plan())
+            found, before = ledger.known(plan), dense[items].known(Plan()) if items in dense else None
             if found is None or before is None or (items, plan) in self._remarked:
                 continue
             text = remark(name, found, before, items=items, objective=self._context.recipe.objective.name)

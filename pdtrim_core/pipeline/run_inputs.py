@@ -12,23 +12,22 @@ from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.layer_kinds import Recovery
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.data.items import Calibration
-from pdtrim_core.errors import PluginError, RecipeError, blame
+from pdtrim_core.errors import RecipeError, blame
 from pdtrim_core.execution.threads import fitting_threads
-from pdtrim_core.fidelity.dense_answers import beginnings
 from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
 from pdtrim_core.pipeline.check_formats import check_formats
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
+from pdtrim_core.pipeline.dense_beginnings import answer_length, with_beginnings
 from pdtrim_core.pipeline.elsewhere_opened import Opening
 from pdtrim_core.pipeline.export import export_problems, facts_of
 from pdtrim_core.pipeline.prepare import draw, open_model
 from pdtrim_core.pipeline.run_context import RunContext
-from pdtrim_core.pipeline.run_keys import dense_code, keys_of, sources_of
+from pdtrim_core.pipeline.run_keys import keys_of, sources_of
 from pdtrim_core.pipeline.select_kv import check_selector
 from pdtrim_core.plan.elements import PARTS
 from pdtrim_core.results.outcome import Environment, machine, versions
-from pdtrim_core.wording import shortened
 
 DECIDE_NOTHING = ("scorer ", "searcher ", "splitter ")
 """Kinds whose code decides which plans are measured, and nothing about a plan's value."""
@@ -88,40 +87,12 @@ def prepare(context: RunContext) -> RunInputs:
         environment = _environment(context, model, calibration)
         context.folder.check_same({"weights": environment.weights, "data": environment.data})
         _note_changes(context, environment)
-    return RunInputs(model, answered(context, model, calibration), blocks, environment, fitting.recoveries)
-
-
-def answered(context: RunContext, model: BlockModel, calibration: Calibration) -> Calibration:
-    """Return the items with the dense model's answers, if the recipe's objective wants them."""
-    objective = context.recipe.objective
-    with blame(context.host.label_of(objective)):
-        length = objective.answer_length
-    if not isinstance(length, int) or isinstance(length, bool) or length < 0:
-        raise PluginError(
-            f"{context.host.label_of(objective)} has an answer_length of {shortened(repr(length))}: it must be a number of "
-            "tokens, 0 for no answers"
-        )
-    if not length:
-        return calibration
-
-    def make() -> Calibration:
-        parts = calibration.items, calibration.held_out, calibration.fresh
-        prompts = [[item.prompt_of(item.answer) for item in part] for part in parts]
-        done, count = 0.0, sum(len(set(part)) for part in prompts)
-
-        def answered_more(more: float) -> None:
-            nonlocal done
-            done += more
-            context.host.tell("pdtrim_work_advanced", what="answers", number=0, count=0, share=min(1.0, done / count))
-
-        found: dict[tuple[int, ...], tuple[int, ...]] = {}
-        # Each part on its own: fidelity wants the answers of held-out items again, and other runs hold out the same ones.
-        for part in prompts:
-            found |= beginnings(model, part, length, code=dense_code(model), fresh=context.fresh, answered=answered_more)
-        return calibration.answered(found)
-
-    with context.events.step("let the dense model answer"):
-        return context.cache.latest("answers", (*keys_of(context.recipe).calibration, f"answers {length}"), make)
+    if answer_length(recipe.objective, context.host):
+        # Only of those that measure: the search need not wait for the others.
+        with context.events.step("let the dense model answer"):
+            items = with_beginnings(context, model, "calibration", calibration.items)
+        calibration = replace(calibration, items=items)
+    return RunInputs(model, calibration, blocks, environment, fitting.recoveries)
 
 
 def cost_model(context: RunContext, model: BlockModel) -> CostModel:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from pdtrim_core import Drop, Merge, PdtrimError, Plan, Removal
-from pdtrim_core.api import CostModel, Scores
+from pdtrim_core.api import BlockModel, CostModel, Scores
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
+from pdtrim_core.execution.two_phase import TwoPhaseModel
+from pdtrim_core.fidelity.dense_answers import beginnings
+from pdtrim_core.pipeline import dense_beginnings
 from pdtrim_core.pipeline.measurements import Bench, ModuleSet, open_bench, rows_of
 from pdtrim_core.pipeline.run_inputs import prepare
 from pdtrim_core.results.run_folder import measured_in
@@ -54,6 +61,65 @@ def test_a_plan_is_measured_once_and_the_journal_has_it(begin: Begin) -> None:
         "calibration": {DROPS, Plan()},
         "held-out": {DROPS, Plan()},
     }
+
+
+def test_items_get_the_dense_models_answers_when_they_are_first_measured(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noted(model: BlockModel, prompts: list[tuple[int, ...]], length: int, **options: Any) -> Any:
+        asked.append(len(prompts))
+        return beginnings(model, prompts, length, **options)
+
+    monkeypatch.setattr(dense_beginnings, "beginnings", noted)
+    context = begin(objective={"use": "kl", "answer_tokens": 5}, search={"fresh": 2}, prune={"blocks": 2})
+    inputs = prepare(context)
+    bench = open_bench(context, inputs, NOTHING)
+    assert asked == [6]
+    (row,) = bench.rows({"two drops": DROPS})
+    assert bench.fresh is not None
+    assert asked == [6, 3, 2]
+    staged, dense = StagedModel(PrefixCache(tiny_llama()), DROPS), TwoPhaseModel(tiny_llama(), Plan())
+    for mean, items in (
+        (row.held_out.mean if row.held_out else None, inputs.calibration.held_out),
+        (bench.fresh.exact(DROPS).reading.mean, inputs.calibration.fresh),
+    ):
+        answered = [replace(item, dense_answer=tuple(dense.generate(item.prompts[0], 5))) for item in items]
+        weights = [len(item.tokens) - len(item.prompts[0]) + len(item.dense_answer) for item in answered]
+        values = staged.divergences(answered, "both")
+        together = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+        assert mean == pytest.approx(together, rel=1e-4)
+
+
+def test_values_along_other_answers_are_measured_again(begin: Begin) -> None:
+    """Each part by its own: the journal tells the parts' answers apart."""
+    kinds = {}
+    for name, length in (("five", 5), ("four", 4)):
+        context = begin(name, objective={"use": "kl", "answer_tokens": length})
+        bench, _ = bench_of(context)
+        bench.rows({"two drops": DROPS})
+        lines = [json.loads(line) for line in (context.folder.path / "journal.jsonl").read_text().splitlines()]
+        kinds[name] = {line["by"] for line in lines if "by" in line}
+    assert kinds["five"].isdisjoint(kinds["four"])
+
+
+@pytest.mark.parametrize(("objective", "early"), [("margin", True), ("kl", False)])
+def test_items_that_cannot_be_measured_are_refused_as_early_as_their_answers_are_there(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, objective: str, *, early: bool
+) -> None:
+    context = begin(objective=objective)
+    inputs = prepare(context)
+    bad = inputs.calibration.held_out[0].name
+    monkeypatch.setattr(
+        type(context.recipe.objective), "problems", lambda _, items: [f"not {bad}" for item in items if item.name == bad]
+    )
+    refused = pytest.raises(PdtrimError, match=f"cannot measure the held-out items: not {bad}")
+    if early:
+        with refused:
+            open_bench(context, inputs, NOTHING)
+        return
+    bench = open_bench(context, inputs, NOTHING)
+    with refused:
+        bench.rows({"dense": Plan()})
 
 
 def test_merges_that_are_not_trained_yet_have_a_part_of_their_own(begin: Begin) -> None:

@@ -14,7 +14,7 @@ from pdtrim_core.api import BlockModel
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity.dense_answers import beginnings
-from pdtrim_core.pipeline import run_inputs
+from pdtrim_core.pipeline import dense_beginnings
 from pdtrim_core.pipeline.run_inputs import prepare, with_training
 from tests.unit.pipeline.runs import Begin
 
@@ -93,16 +93,17 @@ def test_an_objective_that_wants_them_has_the_dense_models_answers(begin: Begin)
     context = begin(objective={"use": "kl", "answer_tokens": 5})
     inputs = prepare(context)
     assert "let the dense model answer" in context.events.seconds
-    items = (*inputs.calibration.items, *inputs.calibration.held_out)
+    items = inputs.calibration.items
     reference = TwoPhaseModel(inputs.model, Plan())
     assert [item.dense_answer for item in items] == [tuple(reference.generate(item.prompts[0], 5)) for item in items]
+    assert not any(item.dense_answer for item in (*inputs.calibration.held_out, *inputs.calibration.fresh))
     assert inputs.environment.data == inputs.calibration.digest == prepare(begin("other")).calibration.digest
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "margin", "perplexity", {"use": "kl", "along": "right"}])
 def test_no_other_objective_lets_the_dense_model_answer(begin: Begin, objective: Any) -> None:
     context = begin(objective=objective)
-    assert prepare(context).calibration.answers == ""
+    assert not any(item.dense_answer for item in prepare(context).calibration.items)
     assert "let the dense model answer" not in context.events.seconds
 
 
@@ -113,13 +114,12 @@ def test_runs_that_share_a_cache_share_the_answers_of_one_length(begin: Begin, m
         made.append(length)
         return beginnings(model, prompts, length, **options)
 
-    monkeypatch.setattr(run_inputs, "beginnings", noted)
+    monkeypatch.setattr(dense_beginnings, "beginnings", noted)
     contexts = [begin(str(n), objective={"use": "kl", "answer_tokens": length}) for n, length in enumerate((5, 5, 6))]
     first, second, third = (prepare(replace(context, cache=contexts[0].cache)).calibration for context in contexts)
-    # Those that measure, those held out and fresh ones, each once for a length.
-    assert made == [5] * 3 + [6] * 3
-    assert first is second
-    assert first.answers != third.answers
+    assert made == [5, 6]
+    assert first.items is second.items
+    assert [item.dense_answer for item in first.items] == [item.dense_answer[:5] for item in third.items]
 
 
 @pytest.mark.parametrize("length", [-1, 1.5, "8", None, True], ids=str)
