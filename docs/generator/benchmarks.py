@@ -149,7 +149,8 @@ def benchmarks_page() -> str:
             "The quickstart",
             "The pair of `examples/quickstart.toml`, each seed with other texts to learn from, beside other plans of the same "
             "decode size: how much less its KL to the dense model is, in nats a token along the dense model's answers to 64 "
-            "held-out questions and 64 pieces of prose, paired over prompts. By `python benchmarks/quickstart.py`.",
+            "held-out questions and 64 pieces of prose, and beside its own decode to 128 pieces more, since these two differ "
+            "least; paired over prompts. By `python benchmarks/quickstart.py`.",
             ["seed", "KL of the pair", "prefill FLOPs", *QUICKSTART_OTHERS, "more than 3 errors each"],
             lambda result: [quickstart_row(of_seed) for of_seed in result["rows"]],
         ),

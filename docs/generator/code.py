@@ -15,7 +15,7 @@ from generator.markup import doc, table
 from pdtrim_core import api, testing
 from pdtrim_core.api import hookspecs
 from pdtrim_core.api.component import Component
-from pdtrim_core.api.kinds import MakesPlans
+from pdtrim_core.api.plan_kinds import MakesPlans
 
 ABOUT_NAMES = {
     "Along": 'Along which texts an item\'s models are compared: `"both"`, `"answers"` or `"right"`.',

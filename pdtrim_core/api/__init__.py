@@ -12,21 +12,11 @@ from pdtrim_core.api.cost_model import CostModel
 from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.api.format_facts import FormatFacts
 from pdtrim_core.api.hookspecs import hookimpl
-from pdtrim_core.api.kinds import (
-    CalibrationSource,
-    Distiller,
-    Exporter,
-    LoadedModel,
-    ModelSource,
-    Objective,
-    Pruner,
-    Report,
-    Scorer,
-    Searcher,
-    StageSplitter,
-)
+from pdtrim_core.api.item_kinds import CalibrationSource, Objective
 from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import LayerRecovery, Quantizer, Recovery
+from pdtrim_core.api.model_source import LoadedModel, ModelSource
+from pdtrim_core.api.plan_kinds import Distiller, Pruner, Scorer, Searcher, StageSplitter
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.api.recovery_facts import RecoveryFacts
@@ -47,6 +37,7 @@ from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.api.selection_facts import SelectionFacts
 from pdtrim_core.api.similarity_scorer import SimilarityScorer
 from pdtrim_core.api.stage_facts import StageFacts
+from pdtrim_core.api.writer_kinds import Exporter, Report
 from pdtrim_core.data.items import Along, Item, Sample, encode
 from pdtrim_core.data.readings import Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores, pair_scores

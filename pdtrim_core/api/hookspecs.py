@@ -33,20 +33,12 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from pdtrim_core.api.kinds import (
-        CalibrationSource,
-        Distiller,
-        Exporter,
-        ModelSource,
-        Objective,
-        Pruner,
-        Report,
-        Scorer,
-        Searcher,
-        StageSplitter,
-    )
+    from pdtrim_core.api.item_kinds import CalibrationSource, Objective
     from pdtrim_core.api.kv_selector import KvSelector
     from pdtrim_core.api.layer_kinds import Quantizer, Recovery
+    from pdtrim_core.api.model_source import ModelSource
+    from pdtrim_core.api.plan_kinds import Distiller, Pruner, Scorer, Searcher, StageSplitter
+    from pdtrim_core.api.writer_kinds import Exporter, Report
     from pdtrim_core.data.readings import Candidate
     from pdtrim_core.model.block_layout import BlockLayout
     from pdtrim_core.plan.elements import Merge

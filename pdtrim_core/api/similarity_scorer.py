@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from pdtrim_core.api.kinds import Scorer
+from pdtrim_core.api.plan_kinds import Scorer
 from pdtrim_core.data.scores import Scores, pair_scores
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import get_args
 import typer
 from pydantic import BaseModel
 
-from pdtrim_core.api.kinds import KINDS, DType, key_of, options_of
+from pdtrim_core.api.kinds import KINDS, key_of, options_of
+from pdtrim_core.api.model_source import DType
 from pdtrim_core.host.host import Provided, load_plugins
 from pdtrim_core.recipe import presets
 from pdtrim_core.recipe.settings import Settings

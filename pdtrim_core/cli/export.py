@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pdtrim_core.api.kinds import Exporter
+from pdtrim_core.api.writer_kinds import Exporter
 from pdtrim_core.cli.completing import complete_exporters
 from pdtrim_core.cli.logs import remark
 from pdtrim_core.cli.options import Log, Quiet, Trust

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pdtrim_core.api.kinds import Report
+from pdtrim_core.api.writer_kinds import Report
 from pdtrim_core.cli import reporting
 from pdtrim_core.cli.options import Trust
 from pdtrim_core.cli.terminal import say

@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-from pdtrim_core.api.kinds import Report
+from pdtrim_core.api.writer_kinds import Report
 from pdtrim_core.errors import blame
 from pdtrim_core.host.host import PluginHost, load_plugins
 from pdtrim_core.recipe.recipe import Recipe

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pdtrim_core.api.cost_model import CostModel
-from pdtrim_core.api.kinds import Searcher, StageSplitter
+from pdtrim_core.api.plan_kinds import Searcher, StageSplitter
 from pdtrim_core.api.prune_facts import PruneFacts
 from pdtrim_core.api.recovery_facts import RecoveryFacts
 from pdtrim_core.api.stage_facts import StageFacts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pdtrim_core.api.kinds import Objective
+from pdtrim_core.api.item_kinds import Objective
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.fidelity.dense_answers import beginnings

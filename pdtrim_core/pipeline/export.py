@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api.export_facts import ExportFacts
-from pdtrim_core.api.kinds import Exporter, options_of
+from pdtrim_core.api.kinds import options_of
+from pdtrim_core.api.writer_kinds import Exporter
 from pdtrim_core.errors import PdtrimError, PluginError, RecipeError, blame, did_you_mean
 from pdtrim_core.files.atomic_files import writing
 from pdtrim_core.host.host import PluginHost

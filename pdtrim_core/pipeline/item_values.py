@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pdtrim_core.api.kinds import Objective
+from pdtrim_core.api.item_kinds import Objective
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PluginError, blame
 from pdtrim_core.execution.staged_model import StagedModel

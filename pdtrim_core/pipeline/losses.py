@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from pdtrim_core.api.kinds import Objective
+from pdtrim_core.api.item_kinds import Objective
 from pdtrim_core.api.prune_context import LossOf
 from pdtrim_core.api.requests import Staged
 from pdtrim_core.data.items import Item, digest_of

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pdtrim_core.api.distillation import Student, TeacherBatches
-from pdtrim_core.api.kinds import Distiller
+from pdtrim_core.api.plan_kinds import Distiller
 from pdtrim_core.data.items import Item
 from pdtrim_core.errors import PdtrimError, PluginError, blame
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache

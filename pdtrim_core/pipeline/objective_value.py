@@ -11,7 +11,7 @@ from time import monotonic
 
 import torch
 
-from pdtrim_core.api.kinds import Objective
+from pdtrim_core.api.item_kinds import Objective
 from pdtrim_core.data.items import Item
 from pdtrim_core.data.readings import DIGITS, Reading, Underway
 from pdtrim_core.errors import PdtrimError, PluginError, blame

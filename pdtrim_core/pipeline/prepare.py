@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from random import Random
 
-from pdtrim_core.api.kinds import ModelSource
+from pdtrim_core.api.model_source import ModelSource
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.data.items import Calibration, Sample, calibrate
 from pdtrim_core.data.scores import Scores

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pdtrim_core.api.kinds import Pruner
+from pdtrim_core.api.plan_kinds import Pruner
 from pdtrim_core.api.prune_context import PruneContext, Train
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.data.scores import Scores

@@ -7,7 +7,7 @@ from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
 from pdtrim_core.api.cost_model import CostModel
-from pdtrim_core.api.kinds import Searcher, StageSplitter
+from pdtrim_core.api.plan_kinds import Searcher, StageSplitter
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.readings import Score
 from pdtrim_core.errors import PluginError, blame

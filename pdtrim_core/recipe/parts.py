@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
 from pdtrim_core.api.component import Component
-from pdtrim_core.api.kinds import Exporter, ModelSource, Report, key_of
+from pdtrim_core.api.kinds import key_of
 from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import AS_IT_IS, Quantizer
+from pdtrim_core.api.model_source import ModelSource
+from pdtrim_core.api.writer_kinds import Exporter, Report
 from pdtrim_core.errors import PdtrimError, RecipeError, did_you_mean, reason_of
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.recipe.toml_data import DEFAULT_QUANTIZER, DEFAULTS, LISTS, NONE, STAGED_SPLITTER

@@ -9,23 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from pdtrim_core.api.component import Component
-from pdtrim_core.api.kinds import (
-    KINDS,
-    TABLES,
-    CalibrationSource,
-    Distiller,
-    Exporter,
-    ModelSource,
-    Objective,
-    Pruner,
-    Report,
-    Scorer,
-    Searcher,
-    StageSplitter,
-    key_of,
-)
+from pdtrim_core.api.item_kinds import CalibrationSource, Objective
+from pdtrim_core.api.kinds import KINDS, TABLES, key_of
 from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import LayerRecovery, Quantizer, Recovery
+from pdtrim_core.api.model_source import ModelSource
+from pdtrim_core.api.plan_kinds import Distiller, Pruner, Scorer, Searcher, StageSplitter
+from pdtrim_core.api.writer_kinds import Exporter, Report
 from pdtrim_core.errors import RecipeError
 from pdtrim_core.files.paths import PathLike, as_text
 from pdtrim_core.files.reading import problem_in

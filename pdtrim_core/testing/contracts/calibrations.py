@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, ClassVar
 
-from pdtrim_core.api.kinds import CalibrationSource
+from pdtrim_core.api.item_kinds import CalibrationSource
 from pdtrim_core.data.items import Sample, encode
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness, rng_of

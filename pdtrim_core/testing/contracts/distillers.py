@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pdtrim_core.api.distillation import Student, TeacherBatches
-from pdtrim_core.api.kinds import Distiller
+from pdtrim_core.api.plan_kinds import Distiller
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.merge_store import training_items

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from pdtrim_core.api.kinds import LoadedModel, ModelSource
+from pdtrim_core.api.model_source import LoadedModel, ModelSource
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.testing.contracts.shared import check_component, contract
 

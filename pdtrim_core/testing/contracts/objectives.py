@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pdtrim_core.api.kinds import Objective
+from pdtrim_core.api.item_kinds import Objective
 from pdtrim_core.data.items import Along, Item, Sample, encode
 from pdtrim_core.data.readings import standard_error
 from pdtrim_core.execution.prefix_cache import PrefixCache

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pdtrim_core.api.hookspecs import hookimpl
-from pdtrim_core.api.kinds import LoadedModel, Pruner
+from pdtrim_core.api.model_source import LoadedModel
+from pdtrim_core.api.plan_kinds import Pruner
 from pdtrim_core.api.prune_context import PruneContext
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.data.items import Item, Sample, encode

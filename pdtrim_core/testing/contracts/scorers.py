@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pdtrim_core.api.kinds import Scorer
+from pdtrim_core.api.plan_kinds import Scorer
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.model.block_model import BlockModel

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pdtrim_core.api.kinds import Searcher
+from pdtrim_core.api.plan_kinds import Searcher
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.data.readings import DIGITS

@@ -15,21 +15,13 @@ from pydantic import ValidationError
 
 from pdtrim_core.api.component import Component
 from pdtrim_core.api.hookspecs import hookimpl
-from pdtrim_core.api.kinds import (
-    CalibrationSource,
-    Distiller,
-    Exporter,
-    ModelSource,
-    Objective,
-    Pruner,
-    Report,
-    Scorer,
-    Searcher,
-    StageSplitter,
-    options_of,
-)
+from pdtrim_core.api.item_kinds import CalibrationSource, Objective
+from pdtrim_core.api.kinds import options_of
 from pdtrim_core.api.kv_selector import KvSelector
 from pdtrim_core.api.layer_kinds import Quantizer, Recovery
+from pdtrim_core.api.model_source import ModelSource
+from pdtrim_core.api.plan_kinds import Distiller, Pruner, Scorer, Searcher, StageSplitter
+from pdtrim_core.api.writer_kinds import Exporter, Report
 from pdtrim_core.errors import did_you_mean
 from pdtrim_core.host.host import Origin, PluginHost
 

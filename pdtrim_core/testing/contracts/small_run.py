@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from pdtrim_core.api.hookspecs import hookimpl
-from pdtrim_core.api.kinds import LoadedModel, ModelSource
 from pdtrim_core.api.layer_kinds import Quantizer
+from pdtrim_core.api.model_source import LoadedModel, ModelSource
 from pdtrim_core.execution.recovered_weights import RECOVERED, digest_of, save_recovered
 from pdtrim_core.host.host import Origin, PluginHost, load_plugins
 from pdtrim_core.model.block_model import BlockModel

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pdtrim_core.api.kinds import StageSplitter
+from pdtrim_core.api.plan_kinds import StageSplitter
 from pdtrim_core.api.stage_facts import StageFacts
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.plan.elements import Drop, Removal

@@ -8,7 +8,7 @@ from itertools import pairwise
 from random import Random
 
 from pdtrim_core.api.cost_model import CostModel
-from pdtrim_core.api.kinds import Searcher, StageSplitter
+from pdtrim_core.api.plan_kinds import Searcher, StageSplitter
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.readings import DIGITS, Candidate, Reading, Score
 from pdtrim_core.data.scores import Scores

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pdtrim_core.api.export_facts import ExportFacts
-from pdtrim_core.api.kinds import Exporter, Report
+from pdtrim_core.api.writer_kinds import Exporter, Report
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.results.outcome import Outcome
 from pdtrim_core.testing.contracts.shared import check_component, contract, no_global_randomness

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pdtrim_core.api import hookimpl
-from pdtrim_core.api.kinds import Pruner
+from pdtrim_core.api.plan_kinds import Pruner
 from pdtrim_core.api.pruned import Pruned
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.host.host import Origin, PluginHost
