@@ -13,7 +13,7 @@ from pdtrim_core.data.items import Item
 from pdtrim_core.execution.distributions import distances, likeliest, logprobs
 from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
 from pdtrim_core.execution.staged_model import ComparedToken, StagedModel
-from pdtrim_core.model.block_model import HEAD_NUMBERS
+from pdtrim_core.model.logits_head import HEAD_NUMBERS
 
 LOGITS_HELD = 4
 """Tensors of logits or of what is made of them that are held at once: two of the dense model's, two of a plan's."""

@@ -29,7 +29,7 @@ from pdtrim_core.execution.prompt_kv import kv_made_by, same_kv, with_heads
 from pdtrim_core.execution.selected_kv import check_masks, selected_call, unread_in
 from pdtrim_core.execution.stage_modules import Modules, checked_modules, module_of
 from pdtrim_core.model.block_calls import Call
-from pdtrim_core.model.block_model import HEAD_NUMBERS
+from pdtrim_core.model.logits_head import HEAD_NUMBERS
 from pdtrim_core.model.passes import Pass, result_of, results_of
 from pdtrim_core.plan.elements import Stage
 from pdtrim_core.plan.layers import Layer

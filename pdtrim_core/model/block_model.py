@@ -26,6 +26,7 @@ from pdtrim_core.model.block_parts import FoundParts, found_parts, without_part
 from pdtrim_core.model.dtypes import stored_as
 from pdtrim_core.model.fingerprints import exact_fingerprint_of, fingerprint_of
 from pdtrim_core.model.limits import check_ids, check_length, learned_positions
+from pdtrim_core.model.logits_head import HEAD_NUMBERS, KeptLogits, apart
 from pdtrim_core.model.mapped_weights import BlocksOnDisk, MappedWeights
 from pdtrim_core.model.narrowing import Units, head_dim_of, narrowed
 from pdtrim_core.model.renumbering import numbers_in
@@ -42,8 +43,6 @@ class _RecordedError(BaseException):
 
 
 COMPILERS = ("torch._dynamo", "torch._inductor")
-HEAD_NUMBERS = 2**25
-"""Logits held at once, in numbers: the head runs over this many divided by the vocabulary positions at a time."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class BlockModel:
             self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, layout=layout.blocks)
         self.compiles = False
         """Whether blocks are compiled before they run: faster, after half a minute or so, and other last digits."""
-        self._logits: Tensor | None = None
+        self._kept_logits = KeptLogits()
         # Weak: a sweep over one model would hold the narrowed blocks of all its runs.
         self._narrowed: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
 
@@ -324,14 +323,10 @@ class BlockModel:
         """
         found, start = [], 0
         for part_ND in self._at_once(hidden_ND):
-            with self._head_in_kept_memory():
+            with self._kept_logits.written_by(self.model.get_output_embeddings()):
                 logits_NV = self._behind_blocks(self.model, part_ND).logits[:, 0]
-            # A call for logits inside the function gets other memory.
-            kept, self._logits = self._logits, None
-            try:
-                found.append(tuple(_apart(result, logits_NV) for result in function(logits_NV, start)))
-            finally:
-                self._logits = kept
+            with self._kept_logits.lent():
+                found.append(tuple(apart(result, logits_NV) for result in function(logits_NV, start)))
             start += len(part_ND)
         return found
 
@@ -339,33 +334,6 @@ class BlockModel:
         if self.on_disk is not None:
             self.on_disk.go_to(self.block_count)
         return torch.split(hidden_ND, max(1, HEAD_NUMBERS // self.config.vocab_size))
-
-    @contextmanager
-    def _head_in_kept_memory(self) -> Iterator[None]:
-        """Let the head write to the same memory every time: fresh pages for all those logits cost as much as the product."""
-        head = self.model.get_output_embeddings()
-        # A head that someone wrapped, or that has a bias, is left alone; so is one that gradients may go through.
-        if type(head) is not nn.Linear or head.bias is not None or vars(head).get("forward") or torch.is_grad_enabled():
-            yield
-            return
-
-        def forward(hidden: Tensor) -> Tensor:
-            rows_ND = hidden.flatten(0, -2)
-            out_NV = self._room_for(len(rows_ND), head.weight)
-            return torch.mm(rows_ND, head.weight.t(), out=out_NV).view(*hidden.shape[:-1], -1)
-
-        vars(head)["forward"] = forward
-        try:
-            yield
-        finally:
-            del vars(head)["forward"]
-
-    def _room_for(self, count: int, weight_VD: Tensor) -> Tensor:
-        """Return memory for the logits of so many positions: all that there may be at once are held."""
-        if self._logits is None or len(self._logits) < count or self._logits.is_inference() != torch.is_inference_mode_enabled():
-            most = max(count, HEAD_NUMBERS // len(weight_VD))
-            self._logits = weight_VD.new_empty(most, len(weight_VD))
-        return self._logits[:count]
 
     def normed(self, hidden_ND: Tensor) -> Tensor:
         """Return hidden states behind the last block as the head gets them, `[N, D]`: behind the final norm."""
@@ -439,11 +407,3 @@ class BlockModel:
         """Return hidden states in the form of a block's output."""
         rest = self._returns[index]
         return hidden_BTD if rest is None else (hidden_BTD, *rest)
-
-
-def _apart(result: Tensor, logits_NV: Tensor) -> Tensor:
-    """Return a tensor that has no memory in common with logits."""
-    if result.device != logits_NV.device:
-        return result
-    shared = result.untyped_storage().data_ptr() == logits_NV.untyped_storage().data_ptr()
-    return result.clone() if shared else result
