@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
 
@@ -38,9 +39,18 @@ class RunCache:
                 return found
             del thing
             self._held = {name: held for name, held in self._held.items() if held[0][: len(before)] != before}
+            self.free_remains()
         made = make()
         self._held[sort] = (key, made)
         return made
+
+    def free_remains(self) -> None:
+        """Free what nothing refers to any more but itself.
+
+        The parts of a run that is over refer to each other in circles. Python looks for those after so many new objects, and does
+        not know that some of them have gigabytes: hidden states, or a whole other model.
+        """
+        gc.collect()
 
     def values(self, key: Key) -> Values:
         """Return the values measured under a key, to read and to add to."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdtrim_core import Recipe, RunCache
-from pdtrim_core.api import Item
-from pdtrim_core.pipeline import pipeline
+from pdtrim_core.api import BlockModel, Item
+from pdtrim_core.execution.prefix_cache import PrefixCache
+from pdtrim_core.pipeline import measurements, pipeline
+from pdtrim_core.pipeline.measurements import Bench
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
 pytestmark = pytest.mark.numeric
@@ -31,7 +34,10 @@ QUICK_MERGES = {"use": "mse", "lr": 1e-2, "tokens": 512}
 
 
 class Thing:
-    """Something that can be let go."""
+    """Something that can be let go, and refers to itself as the parts of a run do to each other."""
+
+    def __init__(self) -> None:
+        self.itself = self
 
 
 def recipe(out: Path = Path("r"), **changes: Any) -> Recipe:
@@ -45,6 +51,61 @@ def test_a_thing_is_made_once_for_a_key() -> None:
     assert len(made) == 1
 
 
+@pytest.fixture
+def _no_collection() -> Iterator[None]:
+    """Nothing is collected but what is asked for."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collection")
+def test_the_hidden_states_of_a_run_are_gone_when_the_next_one_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are gigabytes, and a sweep over seeds has others in each run."""
+    alive: weakref.WeakSet[PrefixCache] = weakref.WeakSet()
+    most = 0
+
+    class Counted(PrefixCache):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            nonlocal most
+            super().__init__(*args, **options)
+            alive.add(self)
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(measurements, "PrefixCache", Counted)
+    shared = RunCache()
+    for seed in range(3):
+        pipeline.run(recipe(tmp_path / str(seed), seed=seed, objective="kl"), HOST, shared=shared)
+    assert most == 1
+
+
+@pytest.mark.usefixtures("_no_collection")
+def test_the_model_that_a_pruner_made_is_gone_when_the_next_run_makes_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs have all else in common, so that nothing else is let go."""
+    alive: weakref.WeakSet[BlockModel] = weakref.WeakSet()
+    most = 0
+
+    class Counted(Bench):
+        def of_replaced(self, model: BlockModel) -> Bench:
+            nonlocal most
+            alive.add(model)
+            most = max(most, len(alive))
+            return super().of_replaced(model)
+
+    monkeypatch.setattr(measurements, "Bench", Counted)
+    shared = RunCache()
+    for number, sparsity in enumerate((0.3, 0.25)):
+        data = {key: value for key, value in DATA.items() if key != "searcher"}
+        data |= {"pruner": "slicegpt", "prune": {"fraction": sparsity}}
+        pipeline.run(Recipe.from_data(data, where="r.toml", out=tmp_path / str(number), host=HOST), HOST, shared=shared)
+    assert most == 1
+
+
+@pytest.mark.usefixtures("_no_collection")
 def test_the_thing_before_is_gone_when_the_next_is_made_and_so_is_what_was_made_from_it() -> None:
     shared = RunCache()
     model = weakref.ref(shared.latest("model", ("a",), Thing))
@@ -52,7 +113,6 @@ def test_the_thing_before_is_gone_when_the_next_is_made_and_so_is_what_was_made_
     scores = weakref.ref(shared.latest("scores", ("other", "b"), Thing))
 
     def make() -> Thing:
-        gc.collect()
         assert (model(), prefix_cache()) == (None, None)
         assert scores() is not None
         return Thing()
