@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from typing import Literal, get_args
-
-import torch
 
 from pdtrim_core.api.routed_tokens import RoutedTokens, look_at_routers
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.data.items import Item, answers_digest, digest_of
 from pdtrim_core.data.readings import Score
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.execution.packing import packing_agrees
-from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import Replacements
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.beyond_dense import remark
 from pdtrim_core.pipeline.dense_beginnings import answer_length, with_beginnings
-from pdtrim_core.pipeline.estimated_recovery import EstimatedRecovery
-from pdtrim_core.pipeline.measured_elsewhere import MeasuredElsewhere, Subject
+from pdtrim_core.pipeline.measured_elsewhere import MeasuredElsewhere
+from pdtrim_core.pipeline.measured_model import MeasuredModel, ModuleSet
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs
-from pdtrim_core.pipeline.run_keys import keys_of, values_keys
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.results.outcome import Gain, Row, Value
 from pdtrim_core.search.driver import Ledger, Tally
@@ -40,21 +35,6 @@ Part = Literal["calibration", "held-out", "fresh"]
 PARTS: tuple[Part, ...] = get_args(Part)
 MUCH_MEMORY = 2**30
 """Bytes of hidden states from which on a run says how many it will keep."""
-
-
-@dataclass(frozen=True)
-class ModuleSet:
-    """The replacement modules that plans are measured with, and a hash of what made them.
-
-    `trained` is False while the search measures the blocks that training will start from. `recovered` has a hash of the recovered
-    weights of each plan that has some. With `estimated`, plans are measured with what recovery would make of them.
-    """
-
-    modules: Replacements
-    digest: str
-    trained: bool = True
-    recovered: Mapping[Plan, str] = field(default_factory=dict)
-    estimated: EstimatedRecovery | None = None
 
 
 class Bench:
@@ -77,16 +57,7 @@ class Bench:
         self._inputs = inputs
         self._module_set = module_set
         self._replaced = replaced
-        self._model = replaced or inputs.model
-        # A model that replaced the dense one is compared with that.
-        self._models = [self._model] if replaced is None else [self._model, inputs.model]
-        training = module_set.digest if module_set.trained else "untrained"
-        self._key_of_plan = values_keys(
-            context.recipe,
-            weights=" ".join(f"{model.exact_fingerprint} {model.layout}" for model in self._models),
-            data=inputs.calibration.digest,
-            training=training,
-        )
+        self._measured = MeasuredModel(context, inputs, module_set, replaced)
         self._ledgers: dict[Part, Ledger] = {}
         if tally is not None:
             self.ledger.tally = tally
@@ -96,58 +67,11 @@ class Bench:
                 self._ledger_of(part)
         self._remarked: set[tuple[str, Plan]] = set()
 
-    def _key_of(self, plan: Plan) -> Key:
-        """Return what the values of a plan depend on."""
-        recovered, estimated = self._module_set.recovered.get(plan), self._module_set.estimated
-        if estimated is not None and (plan.prefill or plan.decode):
-            return (*self._key_of_plan(plan), f"estimated {estimated.digest}")
-        return self._key_of_plan(plan) if recovered is None else (*self._key_of_plan(plan), f"recovered {recovered}")
-
-    def _modules_of(self, plan: Plan) -> Replacements:
-        estimated = self._module_set.estimated
-        return self._module_set.modules if estimated is None else {**self._module_set.modules, **estimated.modules(plan)}
-
-    @cached_property
-    def _prefix_cache(self) -> PrefixCache:
-        """Made when something is measured: a run that only goes through its journal needs none."""
-        if self._replaced is not None:
-            # Measured once and by no other run, so nothing of it is kept.
-            return self._new_prefix_cache()
-        return self._context.cache.latest("prefix cache", keys_of(self._context.recipe).prefix_cache, self._new_prefix_cache)
-
-    def _new_prefix_cache(self) -> PrefixCache:
-        evaluation, dense = self._context.recipe.settings.evaluation, self._inputs.model
-        items, batch_tokens = self._inputs.calibration.items, evaluation.batch_tokens
-        options = ExecutionOptions(
-            first_token=evaluation.first_token,
-            batch_tokens=batch_tokens,
-            budget=evaluation.cache_budget if self._replaced is None else 0,
-            packed=evaluation.pack_rows
-            and all(packing_agrees(model, items, batch_tokens=batch_tokens) for model in self._models),
-            shared_tokens=evaluation.share_tokens,
-            reuse_plans=evaluation.reuse_plans,
-        )
-        return PrefixCache(self._model, options, dense=None if self._replaced is None else dense)
-
     @cached_property
     def _elsewhere(self) -> MeasuredElsewhere | None:
-        """The workers that measure; None where this process does, which also measures a model that replaced the dense one."""
-        if self._context.executor is None or self._replaced is not None:
-            return None
-        return MeasuredElsewhere(self._context.executor, self._subject, self._model)
-
-    def _subject(self) -> Subject:
-        """Return what workers need to know now: batches become smaller where a device runs out of memory."""
-        assert self._context.executor is not None
-        cache = self._prefix_cache
-        return Subject(
-            self._context.recipe.to_data(),
-            self._model.exact_fingerprint,
-            packed=cache.packs,
-            batch_tokens=cache.batch_tokens,
-            threads=torch.get_num_threads(),
-            share=1 / self._context.executor.count,
-        )
+        """The workers that measure; None where this process does."""
+        executor = self._measured.executor
+        return None if executor is None else MeasuredElsewhere(executor, self._measured.subject, self.model)
 
     @property
     def ledger(self) -> Ledger:
@@ -170,27 +94,30 @@ class Bench:
         return self._ledgers.get(part)
 
     def _new_ledger(self, part: Part, items: tuple[Item, ...]) -> Ledger:
-        context, objective = self._context, self._context.recipe.objective
+        context, objective, measured = self._context, self._context.recipe.objective, self._measured
         items = with_beginnings(context, self._inputs.model, part, items)
         name = self._journal_part(part)
         problems = objective.problems(items)
         if problems:
             raise PdtrimError(f"objective '{objective.name}' cannot measure the {name} items: {problems[0]}")
+        # Nothing of a ledger refers to this bench, so that all of a run is freed when it ends.
         measurement = Measurement(
-            lambda: self._prefix_cache,
+            lambda: measured.prefix_cache,
             ObjectiveOnItems(objective, items, context.host.label_of(objective)),
-            modules_of=self._modules_of,
+            modules_of=measured.modules_of,
             error=self._error if name in SEARCHED else 0.0,
             note=context.events.note,
-            known=lambda plan: context.cache.values(self._key_of(plan)),
+            known=lambda plan: context.cache.values(measured.key_of(plan)),
             elsewhere=self._elsewhere,
-            advanced=self._tell_share,
+            advanced=lambda plans, share: context.host.tell(
+                "pdtrim_work_advanced", what="candidates", number=0, count=plans, share=share
+            ),
         )
         # The digest of the items does not have the fresh ones: those of a folder that 0.1 wrote would then be others.
         own = f"{digest_of(items) if part == 'fresh' else ''}{answers_digest(items)}"
 
         def by(plan: Plan) -> Key:
-            return (*self._key_of(plan), own)
+            return (*measured.key_of(plan), own)
 
         return context.ledger(name, measurement, by=by, items=len(items), together=measurement.together)
 
@@ -200,9 +127,6 @@ class Bench:
         name = part if self._module_set.trained else untrained[part]
         return name if self._replaced is None else f"replaced {name}"
 
-    def _tell_share(self, plans: int, share: float) -> None:
-        self._context.host.tell("pdtrim_work_advanced", what="candidates", number=0, count=plans, share=share)
-
     @property
     def fresh_count(self) -> int:
         """The number of fresh items."""
@@ -211,7 +135,7 @@ class Bench:
     @property
     def model(self) -> BlockModel:
         """The model that is measured."""
-        return self._model
+        return self._measured.model
 
     @property
     def _error(self) -> float | None:
@@ -236,7 +160,7 @@ class Bench:
 
     def _note_memory(self) -> None:
         """Say how much memory the prefix cache will take where that is much and nobody asked for it."""
-        most = self._prefix_cache.most_bytes
+        most = self._measured.prefix_cache.most_bytes
         if self._context.recipe.settings.evaluation.cache_budget is None and most > MUCH_MEMORY:
             self._context.events.note(
                 f"what is kept of the items between measurements will take up to {most / 1e9:.1f} GB: "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pdtrim_core.api.search_space import SearchSpace
 from pdtrim_core.data.scores import Scores
 from pdtrim_core.errors import PluginError, blame
-from pdtrim_core.pipeline.measurements import ModuleSet
+from pdtrim_core.pipeline.measured_model import ModuleSet
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model
 from pdtrim_core.pipeline.train_merges import Training

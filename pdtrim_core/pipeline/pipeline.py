@@ -57,8 +57,6 @@ def run(
     if kept is not None:
         return kept
     host = host or recipe.host
-    if shared is not None:
-        shared.free_remains()
     with telling(host, progress), open_run_context(recipe, host, fresh=fresh, cache=shared, executor=executor) as context:
         host.tell("pdtrim_run_started", recipe=recipe.to_data(), out=recipe.out, steps=steps_of(recipe))
         inputs = prepare(context)

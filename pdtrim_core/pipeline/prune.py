@@ -23,7 +23,8 @@ from pdtrim_core.model.weights import MODULES, REPLACED, added_biases, save_modu
 from pdtrim_core.pipeline.budget import removed_parameters
 from pdtrim_core.pipeline.found_removal import FoundRemoval
 from pdtrim_core.pipeline.losses import losses_of
-from pdtrim_core.pipeline.measurements import ModuleSet, open_bench
+from pdtrim_core.pipeline.measured_model import ModuleSet
+from pdtrim_core.pipeline.measurements import open_bench
 from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs, cost_model, with_training, write_environment

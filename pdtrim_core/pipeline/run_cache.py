@@ -39,18 +39,12 @@ class RunCache:
                 return found
             del thing
             self._held = {name: held for name, held in self._held.items() if held[0][: len(before)] != before}
-            self.free_remains()
+            # The first import of a model's family leaves the frames that led to it in a circle, with all that a run had in them.
+            # Python comes to it some day, and knows nothing of gigabytes.
+            gc.collect()
         made = make()
         self._held[sort] = (key, made)
         return made
-
-    def free_remains(self) -> None:
-        """Free what nothing refers to any more but itself.
-
-        The parts of a run that is over refer to each other in circles. Python looks for those after so many new objects, and does
-        not know that some of them have gigabytes: hidden states, or a whole other model.
-        """
-        gc.collect()
 
     def values(self, key: Key) -> Values:
         """Return the values measured under a key, to read and to add to."""

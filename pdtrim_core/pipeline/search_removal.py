@@ -12,7 +12,8 @@ from pdtrim_core.data.scores import Scores
 from pdtrim_core.model.weights import MODULES
 from pdtrim_core.pipeline.estimated_recovery import estimated_recovery
 from pdtrim_core.pipeline.found_removal import FoundRemoval
-from pdtrim_core.pipeline.measurements import Bench, ModuleSet, open_bench
+from pdtrim_core.pipeline.measured_model import ModuleSet
+from pdtrim_core.pipeline.measurements import Bench, open_bench
 from pdtrim_core.pipeline.merge_pairs import Choice, MergePairs
 from pdtrim_core.pipeline.prepare import score, threshold_of
 from pdtrim_core.pipeline.run_context import RunContext

@@ -11,7 +11,8 @@ import pytest
 
 from pdtrim_core.api import BlockModel
 from pdtrim_core.data.items import Calibration
-from pdtrim_core.pipeline.measurements import Bench, ModuleSet
+from pdtrim_core.pipeline.measured_model import ModuleSet
+from pdtrim_core.pipeline.measurements import Bench
 from pdtrim_core.pipeline.run_context import RunContext, open_run_context
 from pdtrim_core.pipeline.run_inputs import RunInputs, prepare
 from pdtrim_core.recipe.recipe import Recipe

@@ -15,7 +15,8 @@ from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity.dense_answers import beginnings
 from pdtrim_core.pipeline import dense_beginnings
-from pdtrim_core.pipeline.measurements import Bench, ModuleSet, open_bench, rows_of
+from pdtrim_core.pipeline.measured_model import ModuleSet
+from pdtrim_core.pipeline.measurements import Bench, open_bench, rows_of
 from pdtrim_core.pipeline.run_inputs import prepare
 from pdtrim_core.results.run_folder import measured_in
 from pdtrim_core.search.space import search_space, two_sets

@@ -14,8 +14,9 @@ import pytest
 from pdtrim_core import Recipe, RunCache
 from pdtrim_core.api import BlockModel, Item
 from pdtrim_core.execution.prefix_cache import PrefixCache
-from pdtrim_core.pipeline import measurements, pipeline
+from pdtrim_core.pipeline import measured_model, pipeline
 from pdtrim_core.pipeline.measurements import Bench
+from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts.small_run import tiny_host
 
 pytestmark = pytest.mark.numeric
@@ -34,10 +35,7 @@ QUICK_MERGES = {"use": "mse", "lr": 1e-2, "tokens": 512}
 
 
 class Thing:
-    """Something that can be let go, and refers to itself as the parts of a run do to each other."""
-
-    def __init__(self) -> None:
-        self.itself = self
+    """Something that can be let go."""
 
 
 def recipe(out: Path = Path("r"), **changes: Any) -> Recipe:
@@ -53,7 +51,9 @@ def test_a_thing_is_made_once_for_a_key() -> None:
 
 @pytest.fixture
 def _no_collection() -> Iterator[None]:
-    """Nothing is collected but what is asked for."""
+    """What refers to itself stays; a first import, which leaves such things behind, is over."""
+    tiny_llama()
+    gc.collect()
     gc.disable()
     yield
     gc.enable()
@@ -74,35 +74,37 @@ def test_the_hidden_states_of_a_run_are_gone_when_the_next_one_keeps_its_own(
             alive.add(self)
             most = max(most, len(alive))
 
-    monkeypatch.setattr(measurements, "PrefixCache", Counted)
+    monkeypatch.setattr(measured_model, "PrefixCache", Counted)
     shared = RunCache()
     for seed in range(3):
         pipeline.run(recipe(tmp_path / str(seed), seed=seed, objective="kl"), HOST, shared=shared)
     assert most == 1
 
 
+RUNS: dict[str, dict[str, Any]] = {
+    "a search": {"searcher": "greedy"},
+    "kl": {"objective": "kl"},
+    "recovery": {"objective": "kl", "recovery": ["fold"]},
+    "fidelity": {"evaluation": {"threads": 1, "fidelity": True}},
+    "channels": {"pruner": "flap", "prune": {"fraction": 0.2}},
+    "another model": {"pruner": "slicegpt", "prune": {"fraction": 0.2}},
+    "merges": {"prune": {"blocks": 2, "merges": True}, "distiller": QUICK_MERGES},
+}
+
+
 @pytest.mark.usefixtures("_no_collection")
-def test_the_model_that_a_pruner_made_is_gone_when_the_next_run_makes_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The runs have all else in common, so that nothing else is let go."""
-    alive: weakref.WeakSet[BlockModel] = weakref.WeakSet()
-    most = 0
+@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
+def test_a_run_that_is_over_leaves_neither_models_nor_hidden_states_in_memory(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Its parts refer to each other in no circle: Python would come to those late, since it does not know what they weigh."""
+    before = {id(each) for each in _heavy()}
+    data = {key: value for key, value in {**DATA, **changes}.items() if key != "searcher" or "pruner" not in changes}
+    pipeline.run(Recipe.from_data(data, where="r.toml", out=tmp_path / "r", host=HOST), HOST)
+    assert {id(each) for each in _heavy()} <= before
 
-    class Counted(Bench):
-        def of_replaced(self, model: BlockModel) -> Bench:
-            nonlocal most
-            alive.add(model)
-            most = max(most, len(alive))
-            return super().of_replaced(model)
 
-    monkeypatch.setattr(measurements, "Bench", Counted)
-    shared = RunCache()
-    for number, sparsity in enumerate((0.3, 0.25)):
-        data = {key: value for key, value in DATA.items() if key != "searcher"}
-        data |= {"pruner": "slicegpt", "prune": {"fraction": sparsity}}
-        pipeline.run(Recipe.from_data(data, where="r.toml", out=tmp_path / str(number), host=HOST), HOST, shared=shared)
-    assert most == 1
+def _heavy() -> list[Any]:
+    """Return the models and hidden states of this process; other tests may hold some."""
+    return [each for each in gc.get_objects() if issubclass(type(each), BlockModel | PrefixCache | Bench)]
 
 
 @pytest.mark.usefixtures("_no_collection")
