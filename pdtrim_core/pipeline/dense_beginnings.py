@@ -40,6 +40,9 @@ def with_beginnings(context: RunContext, model: BlockModel, part: str, items: It
     length = answer_length(context.recipe.objective, context.host)
     if not length or not items:
         return items
+    # Fidelity wants answers to the held-out items, too, and a greedy answer begins as a shorter one does: it is made once.
+    evaluation = context.recipe.settings.evaluation
+    made_of = max(length, evaluation.answer_tokens) if part == "held-out" and evaluation.fidelity else length
 
     def make() -> Items:
         prompts = [item.prompt_of(item.answer) for item in items]
@@ -50,7 +53,7 @@ def with_beginnings(context: RunContext, model: BlockModel, part: str, items: It
             done += more
             context.host.tell("pdtrim_work_advanced", what="answers", number=0, count=0, share=min(1.0, done / count))
 
-        made = beginnings(model, prompts, length, code=dense_code(model), fresh=context.fresh, answered=answered_more)
-        return tuple(replace(item, dense_answer=made[prompt]) for item, prompt in zip(items, prompts, strict=True))
+        made = beginnings(model, prompts, made_of, code=dense_code(model), fresh=context.fresh, answered=answered_more)
+        return tuple(replace(item, dense_answer=made[prompt][:length]) for item, prompt in zip(items, prompts, strict=True))
 
-    return context.cache.latest(f"answers {part}", (*keys_of(context.recipe).calibration, f"answers {length}"), make)
+    return context.cache.latest(f"answers {part}", (*keys_of(context.recipe).calibration, f"answers {length} of {made_of}"), make)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from pdtrim_core.api import BlockModel, CostModel, Scores
 from pdtrim_core.execution.prefix_cache import PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
-from pdtrim_core.fidelity.dense_answers import beginnings
+from pdtrim_core.fidelity import dense_answers
+from pdtrim_core.fidelity.dense_answers import answers, beginnings
+from pdtrim_core.fidelity.measure import Subject, measure
 from pdtrim_core.pipeline import dense_beginnings
 from pdtrim_core.pipeline.measured_model import ModuleSet
 from pdtrim_core.pipeline.measurements import Bench, open_bench, rows_of
 from pdtrim_core.pipeline.run_inputs import prepare
+from pdtrim_core.pipeline.run_keys import dense_code
 from pdtrim_core.results.run_folder import measured_in
 from pdtrim_core.search.space import search_space, two_sets
 from pdtrim_core.testing import tiny_llama
@@ -89,6 +93,26 @@ def test_items_get_the_dense_models_answers_when_they_are_first_measured(begin: 
         values = staged.divergences(answered, "both")
         together = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
         assert mean == pytest.approx(together, rel=1e-4)
+
+
+def test_the_dense_model_answers_held_out_items_once_for_the_objective_and_for_fidelity(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A greedy answer begins as a shorter one does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked: list[tuple[int, int]] = []
+
+    def noted(pair: TwoPhaseModel, prompts: list[tuple[int, ...]], length: int, *rest: Any) -> list[list[int]]:
+        if pair.plan == Plan():
+            asked.append((len(prompts), length))
+        return answers(pair, prompts, length, *rest)
+
+    monkeypatch.setattr(dense_answers, "answers", noted)
+    context = begin(objective={"use": "kl", "answer_tokens": 5}, evaluation={"threads": 1, "answer_tokens": 9})
+    bench, inputs = bench_of(context)
+    bench.rows({"two drops": DROPS})
+    measure(Subject(inputs.model, DROPS), inputs.calibration.held_out, length=9, code=dense_code(inputs.model))
+    assert asked == [(6, 5), (3, 9)]
 
 
 def test_values_along_other_answers_are_measured_again(begin: Begin) -> None:
