@@ -1,6 +1,6 @@
 """The beginnings of the dense model's own answers to items, for objectives that compare plans with the dense model along them.
 
-Each part of the items gets its answers when it is first measured: those of held-out items are not needed until the end.
+Each set of items gets its answers when it is first measured: those of held-out items are not needed until the end.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def answer_length(objective: Objective, host: PluginHost) -> int:
     return length
 
 
-def with_beginnings(context: RunContext, model: BlockModel, part: str, items: Items) -> Items:
-    """Return the items of a part with the dense model's answers, if the recipe's objective wants them.
+def with_beginnings(context: RunContext, model: BlockModel, name: str, items: Items) -> Items:
+    """Return a set of items with the dense model's answers, if the recipe's objective wants them.
 
-    Runs that follow each other share those of a part.
+    Runs that follow each other share those of a set, by its name.
     """
     length = answer_length(context.recipe.objective, context.host)
     if not length or not items:
         return items
     # Fidelity wants answers to the held-out items, too, and a greedy answer begins as a shorter one does: it is made once.
     evaluation = context.recipe.settings.evaluation
-    made_of = max(length, evaluation.answer_tokens) if part == "held-out" and evaluation.fidelity else length
+    made_of = max(length, evaluation.answer_tokens) if name == "held-out" and evaluation.fidelity else length
 
     def make() -> Items:
         prompts = [item.prompt_of(item.answer) for item in items]
@@ -56,4 +56,4 @@ def with_beginnings(context: RunContext, model: BlockModel, part: str, items: It
         made = beginnings(model, prompts, made_of, code=dense_code(model), fresh=context.fresh, answered=answered_more)
         return tuple(replace(item, dense_answer=made[prompt][:length]) for item, prompt in zip(items, prompts, strict=True))
 
-    return context.cache.latest(f"answers {part}", (*keys_of(context.recipe).calibration, f"answers {length} of {made_of}"), make)
+    return context.cache.latest(f"answers {name}", (*keys_of(context.recipe).calibration, f"answers {length} of {made_of}"), make)

@@ -31,8 +31,8 @@ RUNNING = {"run", "shrunk", "no-attention", "no-mlp"}
 """States of a block that a stage runs as it is, or less some units or the other part."""
 SEARCHED = ("calibration", "untrained")
 """The parts of the journal that a search measures; in the others all is measured whole."""
-Part = Literal["calibration", "held-out", "fresh"]
-PARTS: tuple[Part, ...] = get_args(Part)
+ItemSet = Literal["calibration", "held-out", "fresh"]
+ITEM_SETS: tuple[ItemSet, ...] = get_args(ItemSet)
 MUCH_MEMORY = 2**30
 """Bytes of hidden states from which on a run says how many it will keep."""
 
@@ -58,13 +58,13 @@ class Bench:
         self._module_set = module_set
         self._replaced = replaced
         self._measured = MeasuredModel(context, inputs, module_set, replaced)
-        self._ledgers: dict[Part, Ledger] = {}
+        self._ledgers: dict[ItemSet, Ledger] = {}
         if tally is not None:
             self.ledger.tally = tally
         if not answer_length(context.recipe.objective, context.host):
             # Only answers are worth waiting for: that items cannot be measured is better known early.
-            for part in PARTS:
-                self._ledger_of(part)
+            for of_items in ITEM_SETS:
+                self._ledger_of(of_items)
         self._remarked: set[tuple[str, Plan]] = set()
 
     @cached_property
@@ -85,18 +85,18 @@ class Bench:
         """The ledger on fresh items; None where there are none."""
         return self._ledger_of("fresh")
 
-    def _ledger_of(self, part: Part) -> Ledger | None:
-        """Return the ledger of a part of the items, made when it is first asked for; None where the part is empty."""
+    def _ledger_of(self, of_items: ItemSet) -> Ledger | None:
+        """Return the ledger of one set of items, made when it is first asked for; None where the set is empty."""
         calibration = self._inputs.calibration
-        items = {"calibration": calibration.items, "held-out": calibration.held_out, "fresh": calibration.fresh}[part]
-        if items and part not in self._ledgers:
-            self._ledgers[part] = self._new_ledger(part, items)
-        return self._ledgers.get(part)
+        items = {"calibration": calibration.items, "held-out": calibration.held_out, "fresh": calibration.fresh}[of_items]
+        if items and of_items not in self._ledgers:
+            self._ledgers[of_items] = self._new_ledger(of_items, items)
+        return self._ledgers.get(of_items)
 
-    def _new_ledger(self, part: Part, items: tuple[Item, ...]) -> Ledger:
+    def _new_ledger(self, of_items: ItemSet, items: tuple[Item, ...]) -> Ledger:
         context, objective, measured = self._context, self._context.recipe.objective, self._measured
-        items = with_beginnings(context, self._inputs.model, part, items)
-        name = self._journal_part(part)
+        items = with_beginnings(context, self._inputs.model, of_items, items)
+        name = self._journal_part(of_items)
         problems = objective.problems(items)
         if problems:
             raise PdtrimError(f"objective '{objective.name}' cannot measure the {name} items: {problems[0]}")
@@ -114,17 +114,17 @@ class Bench:
             ),
         )
         # The digest of the items does not have the fresh ones: those of a folder that 0.1 wrote would then be others.
-        own = f"{digest_of(items) if part == 'fresh' else ''}{answers_digest(items)}"
+        own = f"{digest_of(items) if of_items == 'fresh' else ''}{answers_digest(items)}"
 
         def by(plan: Plan) -> Key:
             return (*measured.key_of(plan), own)
 
         return context.ledger(name, measurement, by=by, items=len(items), together=measurement.together)
 
-    def _journal_part(self, part: Part) -> str:
+    def _journal_part(self, of_items: ItemSet) -> str:
         """Return the part of the journal: the same plan has another score before its merges are trained, and in another model."""
         untrained = {"calibration": "untrained", "held-out": "held-out", "fresh": "untrained fresh"}
-        name = part if self._module_set.trained else untrained[part]
+        name = of_items if self._module_set.trained else untrained[of_items]
         return name if self._replaced is None else f"replaced {name}"
 
     @property
@@ -148,7 +148,7 @@ class Bench:
     @property
     def ledgers(self) -> dict[str, Ledger]:
         """The ledgers that were measured with and whose figures are shown, by what their items are called."""
-        return {f"{part} items": self._ledgers[part] for part in ("calibration", "held-out") if part in self._ledgers}
+        return {f"{each} items": self._ledgers[each] for each in ("calibration", "held-out") if each in self._ledgers}
 
     def dense(self) -> Score:
         """Measure the dense model."""

@@ -116,15 +116,16 @@ def test_the_dense_model_answers_held_out_items_once_for_the_objective_and_for_f
 
 
 def test_values_along_other_answers_are_measured_again(begin: Begin) -> None:
-    """Each part by its own: the journal tells the parts' answers apart."""
-    kinds = {}
+    """In each set of items: what the journal's values depend on has that set's answers."""
+    keys = {}
     for name, length in (("five", 5), ("four", 4)):
         context = begin(name, objective={"use": "kl", "answer_tokens": length})
         bench, _ = bench_of(context)
         bench.rows({"two drops": DROPS})
         lines = [json.loads(line) for line in (context.folder.path / "journal.jsonl").read_text().splitlines()]
-        kinds[name] = {line["by"] for line in lines if "by" in line}
-    assert kinds["five"].isdisjoint(kinds["four"])
+        keys[name] = {line["by"] for line in lines}
+    assert len(keys["five"]) == len(keys["four"]) == 2
+    assert keys["five"].isdisjoint(keys["four"])
 
 
 @pytest.mark.parametrize(("objective", "early"), [("margin", True), ("kl", False)])
