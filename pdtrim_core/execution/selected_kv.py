@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.batching import Span
@@ -64,10 +65,32 @@ class HandedOver:
         self.unread: dict[int, Tensor] = {}
         """`[B, N]` for layers of decode by number, True at the tokens whose K/V they do not have."""
 
+    def padded(self, width: int) -> HandedOver:
+        """Return itself with K/V of so many tokens: those that are more are padding, in front of all others."""
+        for layer in self.cache.layers:
+            more = width - layer.keys.shape[-2]
+            layer.keys, layer.values = (functional.pad(each, (0, 0, more, 0)) for each in (layer.keys, layer.values))
+        self.unread = {
+            number: functional.pad(unread_BN, (width - unread_BN.shape[1], 0)) for number, unread_BN in self.unread.items()
+        }
+        return self
+
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with some of the prompts."""
         self.cache.batch_select_indices(rows)
         self.unread = {number: unread_BN[rows] for number, unread_BN in self.unread.items()}
+
+
+def joined(handed: Sequence[HandedOver], cache: Any) -> HandedOver:
+    """Return what one decode starts from that was handed prompts by several prefills, one behind another; `cache` is empty."""
+    if len(handed) == 1:
+        return handed[0]
+    whole = HandedOver(cache)
+    for number, layers in enumerate(zip(*(one.cache.layers for one in handed), strict=True)):
+        cache.update(torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]), number)
+    for number in handed[0].unread if handed else ():
+        whole.unread[number] = torch.cat([one.unread[number] for one in handed])
+    return whole
 
 
 def unread_of(mask_BN: Tensor, selection: Selection) -> Tensor:
@@ -94,7 +117,7 @@ def _looking_past(model: BlockModel, step: Step, number: int, handed: HandedOver
         hidden_BQD = args[0] if args else kwargs["hidden_states"]
         unread_BN, queries = handed.unread[number], hidden_BQD.shape[1]
         behind = handed.cache.get_seq_length(number) + queries - unread_BN.shape[1]
-        unread_BK = torch.nn.functional.pad(unread_BN, (0, behind))
+        unread_BK = functional.pad(unread_BN, (0, behind))
         unread_BQK = unread_BK[:, None, None].expand(-1, 1, queries, -1)
         call = selected_call(model, Call(args[1:], kwargs, by_keyword=not args), unread_BQK)
         return inner(*args, **call.kwargs)

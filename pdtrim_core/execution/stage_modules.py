@@ -109,7 +109,7 @@ def as_stage(model: BlockModel, steps: Sequence[Step]) -> Iterator[None]:
         for step in steps:
             if not step.layer.runs:
                 vars(step.module)["forward"] = model.passing_by(step.module)
-        with given_in_one_piece(model.model.get_output_embeddings()):
+        with given_in_one_piece(model.head):
             yield
     finally:
         setattr(parent, name, blocks)

@@ -147,7 +147,7 @@ class StagedModel:
         It is the mean, over the tokens of `item.continuations(along)`, of KL(dense || plan) in nats between the two
         distributions of the next token. Other choices are not run.
         """
-        if self._is_dense:
+        if self.is_dense:
             return [0.0] * len(items)
         return [math.fsum(own) / len(own) for own in self._beside_dense(items, along, _divergences)]
 
@@ -157,7 +157,7 @@ class StagedModel:
         It is the mean, over the tokens of `item.continuations(along)`, of the sum over the vocabulary of the smaller of the two
         probabilities of the next token. Other choices are not run.
         """
-        if self._is_dense:
+        if self.is_dense:
             return [1.0] * len(items)
         return [math.fsum(own) / len(own) for own in self._beside_dense(items, along, _overlaps)]
 
@@ -167,7 +167,7 @@ class StagedModel:
         return [tuple(ComparedToken(d, bool(same), *rest) for d, same, *rest in of_tokens) for of_tokens in of_items]
 
     @property
-    def _is_dense(self) -> bool:
+    def is_dense(self) -> bool:
         """Whether this is the dense model itself, which nothing has to run to compare with itself."""
         return self.plan == Plan() and not self._modules and self._prefix_cache.of_dense is self._prefix_cache
 

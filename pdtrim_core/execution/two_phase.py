@@ -22,11 +22,14 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.attention_weights import Seen, attention_weights
 from pdtrim_core.execution.batching import Firsts
 from pdtrim_core.execution.first_tokens import first_tokens_in, give_first_tokens, kv_of_first
-from pdtrim_core.execution.selected_kv import HandedOver, check_masks, give_selections, unread_of
+from pdtrim_core.execution.selected_kv import HandedOver, check_masks, give_selections, joined, unread_of
 from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, entries_of, steps_of
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.packed_weights import packed
 from pdtrim_core.plan.plan import FirstToken, Plan
 
+SHORTEST_READ_TOGETHER = 0.75
+"""Length of the shortest text of those that prefill reads together, as a share of the longest: the others are padded to that."""
 WATCHED_AT_ONCE = 128
 """Tokens whose attention weights are there at a time."""
 
@@ -130,20 +133,33 @@ class TwoPhaseModel:
                     mask_BT = torch.ones(1, start + ids_BT.shape[1], dtype=torch.long, device=ids_BT.device)
                     self._read(ids_BT, mask_BT, handed.cache)
 
+    def decodes_as(self, other: TwoPhaseModel) -> bool:
+        """Tell whether another pair has the same decode, so that both can write in one batch, whatever their prefill."""
+        return self.model is other.model and self._decode_runs == other._decode_runs
+
     def greedy_batch(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_step: Callable[[], None] = lambda: None
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        on_step: Callable[[], None] = lambda: None,
+        *,
+        beside: Sequence[TwoPhaseModel] = (),
     ) -> list[list[int]]:
         """Return the greedy continuations of prompts that run together, as `generate` returns that of one.
 
-        A text that has ended is run no further. `on_step` is called whenever all that still run have another token.
+        `beside` are pairs with the same decode (see `decodes_as`), whose continuations of the same prompts come behind these. A
+        text that has ended is run no further. `on_step` is called whenever all that still run have another token.
         """
         for prompt in prompts:
             self.model.check_tokens(prompt, "the prompt with what follows it", more=max(0, max_new_tokens - 1))
-        stops, made = stop_tokens(self.model), [list[int]() for _ in prompts]
+        pairs = (self, *beside)
+        assert all(map(self.decodes_as, beside))
+        stops, made = stop_tokens(self.model), [list[int]() for _ in pairs for _ in prompts]
         ids_BT, mask_BT = _left_padded(prompts, self.model.device)
-        running = list(range(len(prompts)))
-        with torch.inference_mode(), self._decoding_batch(ids_BT, mask_BT) as (handed, behind_BV):
-            logits_BV = behind_BV
+        running = list(range(len(made)))
+        whole, decoding = self.model.model, self._decoding_batch(beside, ids_BT, mask_BT)
+        with torch.inference_mode(), decoding as (handed, behind_BV), packed(whole, products=max_new_tokens):
+            logits_BV, mask_BT = behind_BV, mask_BT.repeat(len(pairs), 1)
             for count in range(1, max_new_tokens + 1):
                 tokens_B = logits_BV.float().argmax(dim=-1)
                 for number, token in zip(running, tokens_B.tolist(), strict=True):
@@ -176,7 +192,7 @@ class TwoPhaseModel:
             if begun_BT.shape[1] >= options["max_length"]:
                 return begun_BT
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(ids_BT), begun_BT.shape[1] - ids_BT.shape[1])], dim=1)
-            with self._as_decode(handed):
+            with self._as_decode(handed), packed(self.model.model, products=new):
                 given = {"attention_mask": mask_BT, "past_key_values": handed.cache, **options}
                 whole_BT: Tensor = self.model.model.generate(begun_BT, **given)
             if self.first_token == "prefill":
@@ -215,6 +231,11 @@ class TwoPhaseModel:
     def _decode_steps(self) -> list[Step]:
         return steps_of(self.model, self.plan, "decode", self._modules)
 
+    @property
+    def _decode_runs(self) -> tuple[object, ...]:
+        """What decode computes, given the same K/V; modules by their id, as long as this pair holds them."""
+        return self.first_token, *((id(step.module), step.layer) for step in self._decode_steps)
+
     @contextmanager
     def _as_decode(self, handed: HandedOver) -> Iterator[None]:
         """Make the model decode inside the context, which starts from what it was handed."""
@@ -236,16 +257,42 @@ class TwoPhaseModel:
             yield handed, self._forward(again, handed.cache) if again else logits_V
 
     @contextmanager
-    def _decoding_batch(self, ids_BT: Tensor, mask_BT: Tensor) -> Iterator[tuple[HandedOver, Tensor]]:
-        """Run prefill on padded prompts; inside, the model is decode. Gives what that starts from, and the logits behind each."""
-        handed, again = HandedOver(_new_cache()), self._recomputed(None)
-        width = ids_BT.shape[1] - again
-        if width:
-            with self._as_prefill(ids_BT[:, :width], mask_BT[:, :width]):
-                logits_BV = self._read(ids_BT[:, :width], mask_BT[:, :width], handed.cache)
-            handed = self._selected(handed.cache, mask_BT[:, :width])
+    def _decoding_batch(
+        self, beside: Sequence[TwoPhaseModel], ids_BT: Tensor, mask_BT: Tensor
+    ) -> Iterator[tuple[HandedOver, Tensor]]:
+        """Run prefill on padded prompts, that of other pairs, too; inside, the model is decode.
+
+        Gives what that starts from, and the logits behind each prompt, those of one pair behind those of another.
+        """
+        again, pairs = self._recomputed(None), (self, *beside)
+        read = ids_BT.shape[1] - again
+        begun = [pair._read_all(ids_BT[:, :read], mask_BT[:, :read]) for pair in pairs if read]  # noqa: SLF001 - more of these
+        handed = joined([of_pair for of_pair, _ in begun], _new_cache())
         with self._as_decode(handed):
-            yield handed, self._read(ids_BT[:, width:], mask_BT, handed.cache) if again else logits_BV
+            if again:
+                last_BT, all_BT = (each_BT.repeat(len(pairs), 1) for each_BT in (ids_BT[:, read:], mask_BT))
+                yield handed, self._read(last_BT, all_BT, handed.cache)
+            else:
+                yield handed, torch.cat([logits_BV for _, logits_BV in begun])
+
+    def _read_all(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[HandedOver, Tensor]:
+        """Run prefill on all of padded texts; return what decode starts from, and the logits `[B, V]` behind them.
+
+        Texts of about one length are read together, so that little of what is read is padding.
+        """
+        width, groups = ids_BT.shape[1], _of_about_one_length(mask_BT.sum(dim=1).tolist())
+        handed, logits = [], []
+        for rows in groups:
+            longest = int(mask_BT[rows].sum(dim=1).max()) or 1
+            ids_bT, mask_bT = ids_BT[rows, -longest:], mask_BT[rows, -longest:]
+            cache = _new_cache()
+            with self._as_prefill(ids_bT, mask_bT):
+                logits.append(self._read(ids_bT, mask_bT, cache))
+            handed.append(self._selected(cache, mask_bT).padded(width))
+        whole, order = joined(handed, _new_cache()), torch.tensor([row for rows in groups for row in rows]).argsort()
+        if len(groups) > 1:
+            whole.keep_rows(order)
+        return whole, torch.cat(logits)[order]
 
     def _recomputed(self, recompute: int | None) -> int:
         least = 1 if self.first_token == "decode" else 0
@@ -337,6 +384,16 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
     rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     seen = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(rows, device=device), torch.tensor(seen, device=device)
+
+
+def _of_about_one_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Return the numbers of texts in groups, in each of which the shortest one is hardly shorter than the longest."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        if not groups or lengths[number] < SHORTEST_READ_TOGETHER * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(number)
+    return groups
 
 
 def stop_tokens(model: BlockModel) -> set[int]:

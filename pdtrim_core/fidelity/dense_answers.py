@@ -13,7 +13,7 @@ from pdtrim_core.files.reading import UnreadableError, read_json
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.plan.plan import Plan
 
-BATCH_PROMPTS, BATCH_TOKENS = 64, 8192
+BATCH_PROMPTS, BATCH_TOKENS = 64, 12288
 """Prompts that generate together, and tokens of these with their answers: what bounds the memory of the K/V."""
 Prompts = Sequence[Sequence[int]]
 
@@ -72,14 +72,23 @@ def answers(
     pair: TwoPhaseModel, prompts: Prompts, length: int, answered: Callable[[float], None] = lambda count: None
 ) -> list[list[int]]:
     """Return a pair's greedy answers to prompts, each up to its end-of-text token, which counts, or to so many tokens."""
-    found: dict[int, list[int]] = {}
-    for group in _groups(prompts, length):
+    (found,) = answers_of([pair], prompts, length, answered)
+    return found
+
+
+def answers_of(
+    pairs: Sequence[TwoPhaseModel], prompts: Prompts, length: int, answered: Callable[[float], None] = lambda count: None
+) -> list[list[list[int]]]:
+    """Return for each of some pairs with the same decode its greedy answers to prompts, as `answers` does of one."""
+    found: list[dict[int, list[int]]] = [{} for _ in pairs]
+    for group in _groups(prompts, length, len(pairs)):
         each = len(group) / length
         steps = Steps(partial(answered, each))
-        made = pair.greedy_batch([prompts[number] for number in group], length, steps)
+        made = pairs[0].greedy_batch([prompts[number] for number in group], length, steps, beside=pairs[1:])
         answered(len(group) - each * steps.count)
-        found.update(zip(group, made, strict=True))
-    return [found[number] for number in range(len(prompts))]
+        for number, of_pair in enumerate(found):
+            of_pair.update(zip(group, made[number * len(group) :], strict=False))
+    return [[of_pair[number] for number in range(len(prompts))] for of_pair in found]
 
 
 class Steps:
@@ -95,12 +104,12 @@ class Steps:
         self._told()
 
 
-def _groups(prompts: Prompts, length: int) -> list[list[int]]:
-    """Return the numbers of prompts in groups that generate together, the shortest first."""
+def _groups(prompts: Prompts, length: int, pairs: int) -> list[list[int]]:
+    """Return the numbers of prompts in groups that so many pairs answer together, the shortest first."""
     groups: list[list[int]] = []
     for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number])):
         rows = len(groups[-1]) + 1 if groups else 0
-        if not groups or rows > BATCH_PROMPTS or rows * (len(prompts[number]) + length) > BATCH_TOKENS:
+        if not groups or rows > BATCH_PROMPTS or rows * pairs * (len(prompts[number]) + length) > BATCH_TOKENS:
             groups.append([])
         groups[-1].append(number)
     return groups

@@ -14,7 +14,7 @@ from pdtrim_core.execution.stage_modules import Modules
 from pdtrim_core.execution.staged_model import ComparedToken, StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity import free
-from pdtrim_core.fidelity.dense_answers import answers, dense_answers
+from pdtrim_core.fidelity.dense_answers import answers_of, dense_answers
 from pdtrim_core.fidelity.forced import along_answers, along_text
 from pdtrim_core.fidelity.inputs import Needle, spread
 from pdtrim_core.fidelity.retrieved import retrieved
@@ -84,17 +84,34 @@ def measure_all(  # noqa: PLR0913 - one for each thing that the figures depend o
     work.end(1)
     all_compared = _compared(subjects, items, theirs, work)
     answered = spread(range(len(items)), len(items) if own_answers is None else own_answers)
+    ours = _own_answers(subjects, [prompts[number] for number in answered], [theirs[number] for number in answered], length, work)
     found = []
-    for subject, compared in zip(subjects, all_compared, strict=True):
-        if subject.model is dense and subject.plan == Plan() and not subject.modules:
-            ours = {number: theirs[number] for number in answered}
-        else:
-            pair = TwoPhaseModel(subject.model, subject.plan, subject.modules, first_token=subject.first_token)
-            made = answers(pair, [prompts[number] for number in answered], length, work.share_of(len(answered)))
-            ours = dict(zip(answered, made, strict=True))
-        of_subject = _found(items, compared, theirs, ours, dense)
+    for number, compared in enumerate(all_compared):
+        of_subject = _found(items, compared, theirs, dict(zip(answered, ours[number], strict=True)), dense)
         found.append(_with_needles(of_subject, needles, theirs, dense) if needles else of_subject)
-        work.end(1)
+    return found
+
+
+def _own_answers(subjects: Sequence[Subject], prompts: Answers, theirs: Answers, length: int, work: Parts) -> dict[int, Answers]:
+    """Return what each variant answers on its own, by its number; those that decode alike write together."""
+    dense = _dense_of(subjects)
+    found: dict[int, Answers] = {}
+    groups: list[dict[int, TwoPhaseModel]] = []
+    for number, subject in enumerate(subjects):
+        if subject.model is dense and subject.plan == Plan() and not subject.modules:
+            found[number] = theirs
+            continue
+        pair = TwoPhaseModel(subject.model, subject.plan, subject.modules, first_token=subject.first_token)
+        alike = next((group for group in groups if pair.decodes_as(next(iter(group.values())))), None)
+        if alike is None:
+            groups.append({number: pair})
+        else:
+            alike[number] = pair
+    work.end(len(found))
+    for group in groups:
+        made = answers_of(list(group.values()), prompts, length, work.share_of(len(prompts), len(group)))
+        found.update(zip(group, made, strict=True))
+        work.end(len(group))
     return found
 
 

@@ -84,7 +84,7 @@ class BlockModel:
         check_config(model.config, name)
         self.config = model.config.get_text_config()
         check_own_weights(self.blocks, name)
-        self.on_disk = None if mapped is None else BlocksOnDisk(self.blocks, model.get_output_embeddings(), mapped)
+        self.on_disk = None if mapped is None else BlocksOnDisk(self.blocks, self.head, mapped)
         """The blocks of a model whose weights stay in their files; None where all are in memory."""
         one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         with nullcontext() if self.on_disk is None else self.on_disk.as_they_run():
@@ -99,6 +99,12 @@ class BlockModel:
     def block_count(self) -> int:
         """The number of blocks."""
         return len(self.blocks)
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The layer that makes logits."""
+        found: nn.Module | None = self.model.get_output_embeddings()
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -323,7 +329,7 @@ class BlockModel:
         """
         found, start = [], 0
         for part_ND in self._at_once(hidden_ND):
-            with self._kept_logits.written_by(self.model.get_output_embeddings()):
+            with self._kept_logits.written_by(self.head):
                 logits_NV = self._behind_blocks(self.model, part_ND).logits[:, 0]
             with self._kept_logits.lent():
                 found.append(tuple(apart(result, logits_NV) for result in function(logits_NV, start)))

@@ -23,7 +23,7 @@ class KeptLogits:
         self._logits: Tensor | None = None
 
     @contextmanager
-    def written_by(self, head: nn.Module) -> Iterator[None]:
+    def written_by(self, head: nn.Module | None) -> Iterator[None]:
         """Let a head write its logits here inside the context."""
         # A head that someone wrapped, or that has a bias, is left alone; so is one that gradients may go through.
         if type(head) is not nn.Linear or head.bias is not None or vars(head).get("forward") or torch.is_grad_enabled():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pdtrim_core.api import Drop, Edges, KvOnly, Merge, PdtrimError, Plan, Removal
+from pdtrim_core.api import Drop, Edges, FirstOnly, KvOnly, Merge, PdtrimError, Plan, Removal, Shrink
+from pdtrim_core.execution.stage_modules import with_weights
 from pdtrim_core.execution.two_phase import TwoPhaseModel
-from pdtrim_core.plan.plan import FirstToken
+from pdtrim_core.plan.plan import FirstToken, LayerOf
 from pdtrim_core.testing import FAMILIES, tiny_llama, tiny_model
 
 pytestmark = pytest.mark.numeric
@@ -172,6 +173,67 @@ def test_a_text_that_has_ended_is_run_no_further_and_the_others_are(first_token:
         ended = two_phase.greedy_batch(PROMPTS, NEW)
         assert ended == [two_phase.generate(prompt, NEW) for prompt in PROMPTS]
         assert min(map(len, ended)) < NEW
+
+
+@pytest.mark.parametrize("first_token", FIRST_TOKENS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pairs_with_one_decode_write_together_what_each_writes_alone(family: str, first_token: FirstToken) -> None:
+    model = tiny_model(family)
+    plans = (STAGED, Plan(decode=STAGED.decode), Plan.unified(STAGED.decode))
+    pairs = [TwoPhaseModel(model, plan, first_token=first_token) for plan in plans]
+    alone = [pair.generate(prompt, NEW) for pair in pairs for prompt in PROMPTS]
+    assert pairs[0].greedy_batch(PROMPTS, NEW, beside=pairs[1:]) == alone
+    model.model.generation_config.eos_token_id = alone[4][2]
+    ended = [pair.generate(prompt, NEW) for pair in pairs for prompt in PROMPTS]
+    assert pairs[0].greedy_batch(PROMPTS, NEW, beside=pairs[1:]) == ended != alone
+
+
+def test_prompts_of_one_token_are_begun_by_decode_whatever_prefill_there_is() -> None:
+    model = tiny_llama()
+    pairs = [TwoPhaseModel(model, plan) for plan in (STAGED, Plan(decode=STAGED.decode))]
+    assert pairs[0].greedy_batch([[5], [9]], NEW, beside=pairs[1:]) == [pairs[0].generate([token], NEW) for token in (5, 9)] * 2
+
+
+def test_pairs_decode_alike_that_have_the_same_decode_and_nothing_else_counts() -> None:
+    model = tiny_llama()
+    pair = TwoPhaseModel(model, STAGED)
+    assert pair.decodes_as(TwoPhaseModel(model, Plan.unified(STAGED.decode)))
+    others = [
+        TwoPhaseModel(tiny_llama(), STAGED),
+        TwoPhaseModel(model, STAGED, first_token="prefill"),
+        TwoPhaseModel(model, Plan(decode=Removal([Drop(0), Drop(1)]))),
+        TwoPhaseModel(model, Plan(decode=Removal([Drop(0), Drop(1), Shrink(3, "mlp", (1,))]))),
+        TwoPhaseModel(model, STAGED.selecting((FirstOnly(4),))),
+    ]
+    assert [pair.decodes_as(other) for other in others] == [False] * len(others)
+    weight = dict(model.blocks[2].named_parameters())["mlp.down_proj.weight"]
+    changed = with_weights(model.blocks[2], {"mlp.down_proj.weight": weight * 2})
+    layer = next(layer for layer in STAGED.layers("decode", model.block_count) if layer.block == 2)
+    recovered = TwoPhaseModel(model, STAGED, {LayerOf.at(STAGED, "decode", layer): changed})
+    assert not pair.decodes_as(recovered)
+
+
+@pytest.mark.parametrize("lengths", [(40, 1, 20, 2, 3, 39), (7, 7, 7), (2, 9, 1)])
+@pytest.mark.parametrize("first_token", FIRST_TOKENS)
+def test_prompts_of_any_lengths_in_any_order_have_their_own_texts(lengths: tuple[int, ...], first_token: FirstToken) -> None:
+    two_phase = TwoPhaseModel(tiny_llama(), STAGED, first_token=first_token)
+    prompts = [[(7 * number + place) % 250 for place in range(length)] for number, length in enumerate(lengths)]
+    assert two_phase.greedy_batch(prompts, NEW) == [two_phase.generate(prompt, NEW) for prompt in prompts]
+
+
+def test_prefill_reads_hardly_any_padding() -> None:
+    model, read = tiny_llama(), 0
+    two_phase = TwoPhaseModel(model, STAGED, first_token="prefill")
+    prompts = [[5] * length for length in (64, 4, 4, 4, 60, 5)]
+
+    def count(_module: object, given: tuple[torch.Tensor, ...]) -> None:
+        nonlocal read
+        read += given[0].shape[:2].numel()
+
+    hook = model.blocks[2].get_submodule("mlp.gate_proj").register_forward_pre_hook(count)
+    two_phase.greedy_batch(prompts, 1)
+    hook.remove()
+    assert read == 2 * 64 + 4 * 5
 
 
 def test_a_prompt_of_many_that_is_too_long_is_refused() -> None:

@@ -139,6 +139,7 @@ def test_several_variants_at_once_have_the_figures_of_each_alone() -> None:
         Subject(model, Plan()),
         Subject(model, PLAN),
         Subject(model, PLAN, first_token="prefill"),
+        Subject(model, Plan.unified(PLAN.decode)),
         Subject(other, Plan(), dense=model),
     ]
     together = measure_all(subjects, ITEMS, length=LENGTH, code=CODE)
@@ -199,7 +200,11 @@ def test_prompts_and_answers_beyond_what_generates_together_make_several_batches
     for name, value in (("BATCH_PROMPTS", 2), ("BATCH_TOKENS", 40), ("BATCH_TOKENS", 1)):
         monkeypatch.setattr(kept, name, value)
         assert kept.answers(pair, prompts, LENGTH) == whole
-    assert kept._groups(prompts, LENGTH) == [[number] for number in sorted(range(len(prompts)), key=lambda n: len(prompts[n]))]
+    shortest = prompts[:2]
+    monkeypatch.setattr(kept, "BATCH_TOKENS", 2 * (max(map(len, shortest)) + LENGTH))
+    assert [len(kept._groups(shortest, LENGTH, pairs)) for pairs in (1, 2)] == [1, 2]
+    monkeypatch.setattr(kept, "BATCH_TOKENS", 1)
+    assert kept._groups(prompts, LENGTH, 1) == [[number] for number in sorted(range(len(prompts)), key=lambda n: len(prompts[n]))]
 
 
 def test_an_answer_can_be_kept_in_a_file_whatever_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
