@@ -106,7 +106,7 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, o
         recovered=nearer(measured.get("unrecovered"), measured.get("unquantized") or with_formats),
         quantized=nearer(with_formats, measured.get("unquantized")),
         selected=nearer(measured.get("staged"), measured.get("unselected")),
-        own_answers=None if evaluation.own_answers is None else min(evaluation.own_answers, len(items)),
+        own_answers=evaluation.own_answers if evaluation.own_answers < len(items) else None,
     )
 
 

@@ -45,7 +45,6 @@ class RunFidelity:
         self._task = TASK if inputs is None else inputs.task
         self._first_token = first_token
         self._length = length or run.recipe.settings.evaluation.answer_tokens
-        self._own_answers = run.recipe.settings.evaluation.own_answers if inputs is None else None
         self._say = say
         self._told = told
 
@@ -95,6 +94,12 @@ class RunFidelity:
     @cached_property
     def _code(self) -> dict[str, str]:
         return dense_code(self._run.dense)
+
+    @property
+    def _own_answers(self) -> int | None:
+        """The number of items that variants answer on their own; None for all, such as of inputs that were asked for."""
+        of_recipe = self._run.recipe.settings.evaluation.own_answers
+        return of_recipe if self._inputs is None and of_recipe < len(self.items) else None
 
     @cached_property
     def items(self) -> tuple[Item, ...]:

@@ -172,8 +172,8 @@ class Evaluation(BaseModel):
         default=True, description="at the end, compare the variants with the dense model, on the held-out items"
     )
     answer_tokens: int = Field(64, gt=0, le=4096, description="tokens of an answer at most in that comparison")
-    own_answers: int | None = Field(
-        None, gt=0, description="prompts that the variants answer on their own in it, for loops and lengths (default: all)"
+    own_answers: int = Field(
+        32, gt=0, description="prompts that the variants answer on their own in it, for loops and lengths, at most"
     )
 
     @property
