@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from pairs import Bench, Divergences, opened
 from recovered_search import Searches
-from subject import environment, write
+from subject import environment, status, write
 from texts import ANSWER, KINDS, MEASURED, PROMPT, Texts, learned_texts, measured_texts
 
 from pdtrim_core import load_plugins
@@ -130,10 +129,10 @@ def figures(before: Divergences, after: Divergences) -> dict[str, Any]:
     return row
 
 
-def distilled(tokens: int) -> dict[str, Any]:
+def distilled(tokens: int, train: str) -> dict[str, Any]:
     """Return a training on so many tokens, some of them several times where there are not so many."""
     steps = tokens // (BATCH * (PROMPT + ANSWER))
-    return {"use": "distill", "tokens": tokens, "steps": steps, "batch": BATCH, "autocast": True, "lr": LR}
+    return {"use": "distill", "tokens": tokens, "steps": steps, "batch": BATCH, "autocast": True, "train": train, "lr": LR}
 
 
 def rows_of(bench: Bench, pair: Pair, ways: Ways, kinds: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
@@ -141,17 +140,13 @@ def rows_of(bench: Bench, pair: Pair, ways: Ways, kinds: Sequence[Sequence[str]]
     before = bench.measure(pair.plan, {})
     for (name, parts), of_kinds in itertools.product(ways.items(), kinds):
         modules, seconds = bench.recover(pair.plan, parts, of_kinds)
+        memory = status("VmHWM")
         if not modules:  # The pair has nothing that this way makes good.
             continue
         found = figures(before, bench.measure(pair.plan, modules))
         about = {"pair": pair.name, "recovery": name, "learned": " + ".join(of_kinds)}
         changed = sum(isinstance(key, LayerOf) for key in modules)
-        yield {**about, **found, "seconds": seconds, "layers_changed": changed, "peak_bytes": peak()}
-
-
-def peak() -> int:
-    """Return the most bytes that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        yield {**about, **found, "seconds": seconds, "layers_changed": changed, "peak_bytes": memory}
 
 
 def told(row: Mapping[str, Any]) -> str:
@@ -177,6 +172,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", help="names of recoveries (default: all)")
     parser.add_argument("--choose", action="store_true", help="try other options of the closed forms, too")
     parser.add_argument("--distill", type=int, metavar="TOKENS", help="train on so many tokens behind the closed forms")
+    parser.add_argument("--train", default="full", choices=("full", "lora"), help="what is trained (default: %(default)s)")
     parser.add_argument("--search", type=float, metavar="MINUTES", help="compare searches of so many minutes instead")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each search (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="keep the runs of searches in a folder, and go on there")
@@ -198,7 +194,7 @@ def main() -> None:
         return
     ways = {**CLOSED, **(CHOICES if options.choose else {})}
     if options.distill:
-        ways[f"{ALL}, then distill"] = [*CLOSED[ALL], distilled(options.distill)]
+        ways[f"{ALL}, then distill"] = [*CLOSED[ALL], distilled(options.distill, options.train)]
     ways = {name: parts for name, parts in ways.items() if not options.ways or name in options.ways}
     kinds = [options.learn, *([(kind,) for kind in KINDS] if options.choose else [])]
     rows = []

@@ -24,7 +24,7 @@ from random import Random
 from typing import Any
 
 import torch
-from subject import environment, write
+from subject import begin_peak, environment, status, write
 
 from pdtrim_core import Plan, load_plugins
 from pdtrim_core.api import BlockModel, Drop, Item, RecoveryContext, Removal
@@ -93,12 +93,6 @@ def write_model(folder: str, shape: str) -> None:
     writer.finish()
 
 
-def status(key: str) -> int:
-    """Return a number of bytes that the system tells of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
 def from_disk() -> int:
     """Return how many bytes this process has had read from the disk."""
     lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
@@ -116,7 +110,7 @@ class Steps:
     @contextmanager
     def step(self, name: str, read: Callable[[], int]) -> Iterator[None]:
         """Measure what happens inside the context."""
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+        begin_peak()
         started, cpu, before, disk = time.perf_counter(), time.process_time(), read(), from_disk()
         yield
         row: dict[str, Any] = {

@@ -94,6 +94,17 @@ def _about(options: argparse.Namespace, calibration: Calibration) -> str:
     return f"{len(items)} items ({source}), prompts of {prompt:.0f} tokens on average, {looks} items with choices of one token"
 
 
+def status(key: str) -> int:
+    """Return a number of bytes that the system tells of this process, such as VmRSS, or VmHWM for the most it has held."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def begin_peak() -> None:
+    """Let the system count anew the most memory that this process has held."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
 def environment() -> dict[str, Any]:
     """Return the machine, the versions and the commit, for the JSON file."""
     packages = ("torch", "transformers", "lm_eval", "pdtrim-core")
