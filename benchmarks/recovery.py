@@ -140,13 +140,13 @@ def rows_of(bench: Bench, pair: Pair, ways: Ways, kinds: Sequence[Sequence[str]]
     before = bench.measure(pair.plan, {})
     for (name, parts), of_kinds in itertools.product(ways.items(), kinds):
         modules, seconds = bench.recover(pair.plan, parts, of_kinds)
-        memory = status("VmHWM")
+        memory = status("VmHWM")  # begun anew by recover
         if not modules:  # The pair has nothing that this way makes good.
             continue
         found = figures(before, bench.measure(pair.plan, modules))
         about = {"pair": pair.name, "recovery": name, "learned": " + ".join(of_kinds)}
         changed = sum(isinstance(key, LayerOf) for key in modules)
-        yield {**about, **found, "seconds": seconds, "layers_changed": changed, "peak_bytes": memory}
+        yield {**about, **found, "seconds": seconds, "layers_changed": changed, "recovering_held": memory}
 
 
 def told(row: Mapping[str, Any]) -> str:

@@ -142,7 +142,9 @@ def recovery_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
         else ""
         for kind in RECOVERY_KINDS
     ]
-    return [Path(result["model"]).stem, row["pair"], row["recovery"], row["learned"], *kinds, f"{row['seconds']:.0f}"]
+    # Older results have the memory of measuring in it, too.
+    held = f"{row['recovering_held'] / 1e9:.1f}" if "recovering_held" in row else ""
+    return [Path(result["model"]).stem, row["pair"], row["recovery"], row["learned"], *kinds, f"{row['seconds']:.0f}", held]
 
 
 def recovered_search_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

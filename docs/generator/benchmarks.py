@@ -175,9 +175,10 @@ def benchmarks_page() -> str:
             "Recovery",
             "How far a pair is from the dense model before and after its layers get other weights: KL(dense || pair) in nats a "
             "token, on the tokens behind the prompts of texts that nothing was computed from: such as the dense model writes, "
-            "and running text. Beside it stand the standard error of what is taken away, paired over texts, and its share. By "
+            "and running text. Beside it stand the standard error of what is taken away, paired over texts, and its share, "
+            "and the most memory that the process held while it recovered, with the interpreter and the model. By "
             "`python benchmarks/recovery.py`.",
-            ["model", "pair", "recovery", "learned from", *RECOVERY_KINDS, "seconds"],
+            ["model", "pair", "recovery", "learned from", *RECOVERY_KINDS, "seconds", "GB held"],
             lambda result: [recovery_row(result, row) for row in result["rows"]],
         ),
         "recovered_search": (

@@ -22,14 +22,14 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.attention_weights import Seen, attention_weights
 from pdtrim_core.execution.batching import Firsts
 from pdtrim_core.execution.first_tokens import first_tokens_in, give_first_tokens, kv_of_first
-from pdtrim_core.execution.selected_kv import HandedOver, check_masks, give_selections, joined, unread_of
+from pdtrim_core.execution.handed_over import HandedOver, joined
+from pdtrim_core.execution.padding import left_padded, of_about_one_length
+from pdtrim_core.execution.selected_kv import check_masks, give_selections, unread_of
 from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, entries_of, steps_of
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.packed_weights import packed
 from pdtrim_core.plan.plan import FirstToken, Plan
 
-SHORTEST_READ_TOGETHER = 0.75
-"""Length of the shortest text of those that prefill reads together, as a share of the longest: the others are padded to that."""
 WATCHED_AT_ONCE = 128
 """Tokens whose attention weights are there at a time."""
 
@@ -155,7 +155,7 @@ class TwoPhaseModel:
         pairs = (self, *beside)
         assert all(map(self.decodes_as, beside))
         stops, made = stop_tokens(self.model), [list[int]() for _ in pairs for _ in prompts]
-        ids_BT, mask_BT = _left_padded(prompts, self.model.device)
+        ids_BT, mask_BT = left_padded(prompts, self.model.device)
         running = list(range(len(made)))
         whole, decoding = self.model.model, self._decoding_batch(beside, ids_BT, mask_BT)
         with torch.inference_mode(), decoding as (handed, behind_BV), packed(whole, products=max_new_tokens):
@@ -280,7 +280,7 @@ class TwoPhaseModel:
 
         Texts of about one length are read together, so that little of what is read is padding.
         """
-        width, groups = ids_BT.shape[1], _of_about_one_length(mask_BT.sum(dim=1).tolist())
+        width, groups = ids_BT.shape[1], of_about_one_length(mask_BT.sum(dim=1).tolist())
         handed, logits = [], []
         for rows in groups:
             longest = int(mask_BT[rows].sum(dim=1).max()) or 1
@@ -288,7 +288,8 @@ class TwoPhaseModel:
             cache = _new_cache()
             with self._as_prefill(ids_bT, mask_bT):
                 logits.append(self._read(ids_bT, mask_bT, cache))
-            handed.append(self._selected(cache, mask_bT).padded(width))
+            handed.append(self._selected(cache, mask_bT))
+            handed[-1].pad_to(width)
         whole, order = joined(handed, _new_cache()), torch.tensor([row for rows in groups for row in rows]).argsort()
         if len(groups) > 1:
             whole.keep_rows(order)
@@ -376,24 +377,6 @@ def _new_cache() -> Any:
 
     # A cache that knows the config cuts sliding windows and then loses the length; a plain one keeps everything.
     return DynamicCache()
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return prompts as ids and mask `[B, T]`, padded on the left."""
-    width = max(map(len, prompts))
-    rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    seen = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(seen, device=device)
-
-
-def _of_about_one_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Return the numbers of texts in groups, in each of which the shortest one is hardly shorter than the longest."""
-    groups: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        if not groups or lengths[number] < SHORTEST_READ_TOGETHER * lengths[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(number)
-    return groups
 
 
 def stop_tokens(model: BlockModel) -> set[int]:
