@@ -291,8 +291,7 @@ class TwoPhaseModel:
             handed.append(self._selected(cache, mask_bT))
             handed[-1].pad_to(width)
         whole, order = joined(handed, _new_cache()), torch.tensor([row for rows in groups for row in rows]).argsort()
-        if len(groups) > 1:
-            whole.keep_rows(order)
+        whole.keep_rows(order)
         return whole, torch.cat(logits)[order]
 
     def _recomputed(self, recompute: int | None) -> int:

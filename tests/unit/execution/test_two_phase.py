@@ -213,7 +213,7 @@ def test_pairs_decode_alike_that_have_the_same_decode_and_nothing_else_counts() 
     assert not pair.decodes_as(recovered)
 
 
-@pytest.mark.parametrize("lengths", [(40, 1, 20, 2, 3, 39), (7, 7, 7), (2, 9, 1)])
+@pytest.mark.parametrize("lengths", [(40, 1, 20, 2, 3, 39), (7, 7, 7), (2, 9, 1), (9, 10), (10, 9), (8, 10, 9, 8)])
 @pytest.mark.parametrize("first_token", FIRST_TOKENS)
 def test_prompts_of_any_lengths_in_any_order_have_their_own_texts(lengths: tuple[int, ...], first_token: FirstToken) -> None:
     two_phase = TwoPhaseModel(tiny_llama(), STAGED, first_token=first_token)
