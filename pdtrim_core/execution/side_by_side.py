@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 
 from pdtrim_core.data.items import Item
 from pdtrim_core.execution.distributions import distances, likeliest, logprobs
 from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
 from pdtrim_core.execution.staged_model import ComparedToken, StagedModel
 from pdtrim_core.model.logits_head import HEAD_NUMBERS
-from pdtrim_core.model.packed_weights import packed
+from pdtrim_core.model.packed_weights import packed_heads
 
 LOGITS_HELD = 4
 """Tensors of logits or of what is made of them that are held at once: two of the dense model's, two of a plan's."""
@@ -37,7 +36,7 @@ def compare(
     behind each batch how many items it had.
     """
     found: list[dict[Item, ComparedChoices]] = [{} for _ in models]
-    with packed(*_heads(prefix_cache), products=len(items)):
+    with packed_heads(prefix_cache.model, prefix_cache.of_dense.model, products=len(items)):
         for group in prefix_cache.groups(items):
             ((_, prepared),) = prefix_cache.batches(group)
             with torch.inference_mode():
@@ -50,12 +49,6 @@ def compare(
             prefix_cache.forget()
             compared(len(group))
     return [[of_items[item] for item in items] for of_items in found]
-
-
-def _heads(prefix_cache: PrefixCache) -> list[nn.Module]:
-    """Return what makes the logits of the plans, and those of the dense model, where it is in memory."""
-    models = (prefix_cache.model, prefix_cache.of_dense.model)
-    return [model.head for model in models if model.head is not None and not model.streams]
 
 
 def _of_batch(prefix_cache: PrefixCache, models: Sequence[StagedModel], prepared: PreparedBatch) -> list[list[list[float]]]:

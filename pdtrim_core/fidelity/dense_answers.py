@@ -87,7 +87,7 @@ def answers_of(
         made = pairs[0].greedy_batch([prompts[number] for number in group], length, steps, beside=pairs[1:])
         answered(len(group) - each * steps.count)
         for number, of_pair in enumerate(found):
-            of_pair.update(zip(group, made[number * len(group) :], strict=False))
+            of_pair.update(zip(group, made[number * len(group) : (number + 1) * len(group)], strict=True))
     return [[of_pair[number] for number in range(len(prompts))] for of_pair in found]
 
 

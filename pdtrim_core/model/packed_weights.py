@@ -8,12 +8,14 @@ torch, keeps the order; torch's own compiler asks it for that in the same way.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from pdtrim_core.model.block_model import BlockModel
 
 PAYS = 10
 """Products by each weight from which on it takes less time to pack it first."""
@@ -40,6 +42,17 @@ def packed(*modules: nn.Module, products: int) -> Iterator[None]:
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
+
+
+def packed_model(model: BlockModel, *, products: int) -> AbstractContextManager[None]:
+    """Let all of a model multiply by packed weights inside the context; one whose weights stay on the disk is left as it is."""
+    return packed(*(() if model.streams else (model.model,)), products=products)
+
+
+def packed_heads(*models: BlockModel, products: int) -> AbstractContextManager[None]:
+    """Let what makes the logits of models multiply so, and nothing else of them: blocks may change and be copied."""
+    heads = [model.head for model in models if model.head is not None and not model.streams]
+    return packed(*heads, products=products)
 
 
 def _packable(modules: Sequence[nn.Module]) -> list[nn.Linear]:

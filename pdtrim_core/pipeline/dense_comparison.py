@@ -87,8 +87,9 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, o
     def told(share: float) -> None:
         context.host.tell("pdtrim_work_advanced", what="comparison", number=0, count=0, share=share)
 
+    fidelity = RunFidelity(run, told=told)
     try:
-        for result in RunFidelity(run, told=told).results(variants_at_end(done), fresh=context.fresh):
+        for result in fidelity.results(variants_at_end(done), fresh=context.fresh):
             measured[result.variant] = result
             context.host.tell("pdtrim_fidelity_measured", result=result)
     except PdtrimError as error:
@@ -96,17 +97,16 @@ def compare_with_dense(context: RunContext, inputs: RunInputs, done: Finished, o
         context.events.note(f"fidelity to the dense model is not measured: {error}")
         return None
     with_formats = measured.get("unselected") or measured.get("staged")
-    evaluation = context.recipe.settings.evaluation
     return Fidelity(
         items=len(items),
-        answer_tokens=evaluation.answer_tokens,
+        answer_tokens=context.recipe.settings.evaluation.answer_tokens,
         variants={variant: _finite(result.metrics) for variant, result in measured.items()},
         nearer=nearer(measured.get("unified"), measured.get("staged")),
         samples=samples(items, measured, inputs.model),
         recovered=nearer(measured.get("unrecovered"), measured.get("unquantized") or with_formats),
         quantized=nearer(with_formats, measured.get("unquantized")),
         selected=nearer(measured.get("staged"), measured.get("unselected")),
-        own_answers=evaluation.own_answers if evaluation.own_answers < len(items) else None,
+        own_answers=fidelity.own_answers,
     )
 
 

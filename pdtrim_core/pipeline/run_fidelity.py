@@ -86,7 +86,7 @@ class RunFidelity:
             "first_token": first_token,
             "items": digest_of(self.items),
             "answer_tokens": self._length,
-            **({} if self._own_answers is None else {"own_answers": self._own_answers}),
+            **({} if self.own_answers is None else {"own_answers": self.own_answers}),
             **({} if self._inputs is None else {"source": dict(self._inputs.source)}),
             CODE: self._code,
         }
@@ -96,7 +96,7 @@ class RunFidelity:
         return dense_code(self._run.dense)
 
     @property
-    def _own_answers(self) -> int | None:
+    def own_answers(self) -> int | None:
         """The number of items that variants answer on their own; None for all, such as of inputs that were asked for."""
         of_recipe = self._run.recipe.settings.evaluation.own_answers
         return of_recipe if self._inputs is None and of_recipe < len(self.items) else None
@@ -145,7 +145,7 @@ class RunFidelity:
             length=self._length,
             code=self._code,
             needles=needles,
-            own_answers=self._own_answers,
+            own_answers=self.own_answers,
             told=self._told,
         )
         seconds = (time.perf_counter() - started) / len(wanted)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pdtrim_core.model import packed_weights
-from pdtrim_core.model.packed_weights import packed
+from pdtrim_core.model.packed_weights import packed, packed_heads, packed_model
 from pdtrim_core.testing import tiny_model
 
 pytestmark = pytest.mark.numeric
@@ -98,6 +98,20 @@ def test_layers_that_it_does_not_suit_are_left_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(packed_weights, "MOST_BYTES", linear.weight.nbytes - 1)
     with packed(linear, products=MANY):
         assert not is_packed(linear)
+
+
+@needs_packing
+def test_a_model_whose_weights_stay_on_the_disk_is_not_packed_nor_is_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    head = model.head
+    assert head is not None
+    with packed_heads(model, model, products=MANY):
+        assert [module for module in model.model.modules() if is_packed(module)] == [head]
+    with packed_model(model, products=MANY):
+        assert is_packed(head)
+    monkeypatch.setattr(model, "on_disk", object())
+    with packed_model(model, products=MANY), packed_heads(model, products=MANY):
+        assert not any(map(is_packed, model.model.modules()))
 
 
 @pytest.mark.parametrize("failure", [None, AttributeError, NotImplementedError, RuntimeError])
