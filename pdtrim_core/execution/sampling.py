@@ -14,7 +14,7 @@ from pdtrim_core.execution.distributions import drawn
 from pdtrim_core.execution.two_phase import stop_tokens
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.model.logits_head import given_in_one_piece
-from pdtrim_core.model.packed_weights import packed_model
+from pdtrim_core.model.packed_weights import packed
 
 
 def sampled(
@@ -44,7 +44,7 @@ def sampled(
     given_BT[:, :longest] = torch.tensor([[*opening, *[-1] * (longest - len(opening))] for opening in openings])
     text_BT = given_BT[:, :shortest]
     read_BT, cache = text_BT, DynamicCache()
-    with torch.inference_mode(), given_in_one_piece(model.head), packed_model(model, products=length - shortest):
+    with torch.inference_mode(), given_in_one_piece(model.head), packed(model, products=length - shortest):
         while text_BT.shape[1] < length:
             logits_BV: Tensor = model.model(input_ids=read_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
                 :, -1, :rows

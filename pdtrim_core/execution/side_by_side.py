@@ -14,7 +14,7 @@ from pdtrim_core.execution.distributions import distances, likeliest, logprobs
 from pdtrim_core.execution.prefix_cache import PrefixCache, PreparedBatch
 from pdtrim_core.execution.staged_model import ComparedToken, StagedModel
 from pdtrim_core.model.logits_head import HEAD_NUMBERS
-from pdtrim_core.model.packed_weights import packed_heads
+from pdtrim_core.model.packed_weights import packed
 
 LOGITS_HELD = 4
 """Tensors of logits or of what is made of them that are held at once: two of the dense model's, two of a plan's."""
@@ -36,8 +36,11 @@ def compare(
     behind each batch how many items it had.
     """
     found: list[dict[Item, ComparedChoices]] = [{} for _ in models]
-    with packed_heads(prefix_cache.model, prefix_cache.of_dense.model, products=len(items)):
-        for group in prefix_cache.groups(items):
+    model, groups = prefix_cache.model, prefix_cache.groups(items)
+    # Where weights stay on the disk, so do those of the plans' own modules.
+    own = [] if model.streams else [module for of_plan in models for module in of_plan.own_modules]
+    with packed(model, prefix_cache.of_dense.model, modules=own, products=len(groups) * len(models)):
+        for group in groups:
             ((_, prepared),) = prefix_cache.batches(group)
             with torch.inference_mode():
                 of_models = _of_batch(prefix_cache, models, prepared)

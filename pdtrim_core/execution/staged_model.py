@@ -249,6 +249,12 @@ class StagedModel:
             index = stop
         return tuple(places)
 
+    @property
+    def own_modules(self) -> list[nn.Module]:
+        """What this plan runs in the place of the model's own blocks."""
+        runs = [run for place in self.path for run in (*place.prefill, *place.decode)]
+        return [module for _, module in runs if module is not None]
+
     def _kv_of_first(self, prefill: Sequence[Layer], block: int) -> nn.Module | None:
         feeding = (layer for layer in prefill if layer.block == block and layer.kv_slot is not None)
         return next((kv_of_first(self._model, self.plan, layer, self._modules) for layer in feeding), None)

@@ -27,7 +27,7 @@ from pdtrim_core.execution.padding import left_padded, of_about_one_length
 from pdtrim_core.execution.selected_kv import check_masks, give_selections, unread_of
 from pdtrim_core.execution.stage_modules import Modules, Step, as_stage, checked_modules, entries_of, steps_of
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.model.packed_weights import packed_model
+from pdtrim_core.model.packed_weights import packed
 from pdtrim_core.plan.plan import FirstToken, Plan
 
 WATCHED_AT_ONCE = 128
@@ -158,7 +158,7 @@ class TwoPhaseModel:
         ids_BT, mask_BT = left_padded(prompts, self.model.device)
         running = list(range(len(made)))
         decoding = self._decoding_batch(beside, ids_BT, mask_BT)
-        with torch.inference_mode(), decoding as (handed, behind_BV), packed_model(self.model, products=max_new_tokens):
+        with torch.inference_mode(), decoding as (handed, behind_BV), packed(self.model, products=max_new_tokens):
             logits_BV, mask_BT = behind_BV, mask_BT.repeat(len(pairs), 1)
             for count in range(1, max_new_tokens + 1):
                 tokens_B = logits_BV.float().argmax(dim=-1)
@@ -192,7 +192,7 @@ class TwoPhaseModel:
             if begun_BT.shape[1] >= options["max_length"]:
                 return begun_BT
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(ids_BT), begun_BT.shape[1] - ids_BT.shape[1])], dim=1)
-            with self._as_decode(handed), packed_model(self.model, products=new):
+            with self._as_decode(handed), packed(self.model, products=new):
                 given = {"attention_mask": mask_BT, "past_key_values": handed.cache, **options}
                 whole_BT: Tensor = self.model.model.generate(begun_BT, **given)
             if self.first_token == "prefill":

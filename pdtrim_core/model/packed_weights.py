@@ -7,71 +7,73 @@ torch, keeps the order; torch's own compiler asks it for that in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache, partial
-from typing import TypeGuard
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from pdtrim_core.model.block_model import BlockModel
 
 PAYS = 10
 """Products by each weight from which on it takes less time to pack it first."""
 MOST_BYTES = 2**31
-"""Weights that are more than this stay as they are, since packed ones lie beside them in memory."""
+"""Weights behind so many bytes stay as they are, since packed ones lie beside them in memory."""
 FORMATS = (torch.float32, torch.bfloat16)
 
 
 @contextmanager
-def packed(*modules: nn.Module, products: int) -> Iterator[None]:
-    """Let the linear layers of modules multiply by packed weights inside the context, where that is faster.
+def packed(*models: BlockModel, products: int, modules: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Multiply by packed weights inside the context wherever a layer has one of these weights, and where that is faster.
 
-    `products` is how often each will, about. Inside, modules must neither change nor be copied, and no gradients go through. The
-    numbers are the same but for their last digits.
+    The weights are those of linear layers in `modules`, then in the models; a model whose weights stay on the disk is left as it
+    is. `products` is how often each multiplies, about. Modules may come and go inside, since a weight is known by itself, but its
+    numbers must not change. The results are the same but for their last digits.
     """
-    layers = _packable(modules) if products >= PAYS else []
-    orders: dict[int, Tensor] = {}
-    try:
-        for layer in layers:
-            if id(layer.weight) not in orders:
-                orders[id(layer.weight)] = torch.ops.mkldnn._reorder_linear_weight(layer.weight)  # noqa: SLF001 - see above
-            vars(layer)["forward"] = partial(_multiplied, orders[id(layer.weight)], layer.bias)
+    whole = [model.model for model in models if not model.streams]
+    weights = _packable([*modules, *whole]) if products >= PAYS else []
+    if not weights:
         yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        return
+    with _PackedWeights(weights):
+        yield
 
 
-def packed_model(model: BlockModel, *, products: int) -> AbstractContextManager[None]:
-    """Let all of a model multiply by packed weights inside the context; one whose weights stay on the disk is left as it is."""
-    return packed(*(() if model.streams else (model.model,)), products=products)
+class _PackedWeights(TorchFunctionMode):
+    """Has the products by some weights made by their packed counterparts."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()
+        # A weight is held as long as its number stands for it.
+        self._orders = {id(weight): (weight, _packed(weight)) for weight in weights}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is linear and not kwargs and len(args) == 3:
+            given, weight, bias = args  # as nn.Linear calls it, with None for a bias that it has not
+            if id(weight) in self._orders and not given.requires_grad:
+                return _multiplied(self._orders[id(weight)][1], bias, given)
+        return func(*args, **(kwargs or {}))
 
 
-def packed_heads(*models: BlockModel, products: int) -> AbstractContextManager[None]:
-    """Let what makes the logits of models multiply so, and nothing else of them: blocks may change and be copied."""
-    heads = [model.head for model in models if model.head is not None and not model.streams]
-    return packed(*heads, products=products)
+def _packable(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the weights of linear layers that can be packed, each once, as many as there is room for."""
+    found: dict[int, Tensor] = {}
+    room = MOST_BYTES
+    for layer in (layer for module in modules for layer in module.modules() if type(layer) is nn.Linear):
+        weight = layer.weight
+        if id(weight) not in found and weight.nbytes <= room and _can_pack(weight):
+            found[id(weight)] = weight
+            room -= weight.nbytes
+    return list(found.values())
 
 
-def _packable(modules: Sequence[nn.Module]) -> list[nn.Linear]:
-    """Return the linear layers of modules that can be packed; none where all of them together are too much."""
-    found = [layer for module in modules for layer in module.modules() if _can_pack(layer)]
-    weights = {id(layer.weight): layer.weight.nbytes for layer in found}
-    return found if sum(weights.values()) <= MOST_BYTES else []
-
-
-def _multiplied(weight: Tensor, bias: Tensor | None, given: Tensor) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(given, weight, bias, "none", [], "")  # noqa: SLF001 - see above
-    return result
-
-
-def _can_pack(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Tell whether a module is a linear layer that nobody changed, with a weight that the processor's kernels take."""
-    if type(layer) is not nn.Linear or "forward" in vars(layer):
-        return False
-    weight = layer.weight
+def _can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype in FORMATS and not weight.requires_grad and _packs(weight.dtype)
 
 
@@ -82,7 +84,17 @@ def _packs(dtype: torch.dtype) -> bool:
         return False
     eye = torch.eye(16, dtype=dtype)
     try:
-        found = _multiplied(torch.ops.mkldnn._reorder_linear_weight(eye), None, eye)  # noqa: SLF001 - see above
+        found = _multiplied(_packed(eye), None, eye)
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     return torch.equal(found, eye)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001 - see above
+    return result
+
+
+def _multiplied(order: Tensor, bias: Tensor | None, given: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(given, order, bias, "none", [], "")  # noqa: SLF001 - see above
+    return result
