@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 from subject import environment, write
+from texts import windows
 from torch import Tensor
 
 from pdtrim_core import Plan, load_plugins
-from pdtrim_core.api import BlockModel, Edges, FirstOnly, Item, PdtrimError, Selection, SelectionContext, python_reference
+from pdtrim_core.api import BlockModel, Edges, FirstOnly, Selection, SelectionContext, python_reference
 from pdtrim_core.data.tokens import tokens_of
 from pdtrim_core.execution.distributions import distances
 from pdtrim_core.execution.stage_modules import Modules
@@ -37,8 +38,6 @@ from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.plan.plan import FirstToken
 from pdtrim_core.recipe.recipe import Recipe
 
-BEHIND = 32
-"""Tokens behind a window's prompt, along which decode is seen to look at it."""
 FIGURES = ("kl", "acceptance", "needle")
 
 
@@ -56,20 +55,6 @@ class Way(NamedTuple):
 
     name: str
     selections: tuple[Selection, ...]
-
-
-def windows(tokens: Sequence[int], prompt: int, count: int) -> list[Item]:
-    """Return windows of a text, evenly spaced: a prompt of so many tokens, and what follows it.
-
-    Raises `PdtrimError` for a text that is shorter than a window.
-    """
-    window = prompt + BEHIND
-    starts = range(0, len(tokens) - window + 1, window)
-    if not starts:
-        raise PdtrimError(f"the text has {len(tokens)} tokens, fewer than the {window} of one window: ask for shorter prompts")
-    chosen = [starts[number * len(starts) // count] for number in range(min(count, len(starts)))]
-    parts = [(tuple(tokens[at : at + prompt]), tuple(tokens[at + prompt : at + window])) for at in chosen]
-    return [Item((first,), (behind,), 0, (1,), f"window {number}") for number, (first, behind) in enumerate(parts)]
 
 
 def ways(context: SelectionContext, keeps: Sequence[float], gammas: Sequence[float]) -> Iterator[Way]:

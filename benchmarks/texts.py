@@ -13,11 +13,12 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from pdtrim_core.api import Item, Plan, python_reference
+from pdtrim_core.api import Item, PdtrimError, Plan, python_reference
 from pdtrim_core.data.tokens import opening_of, tokens_of
 from pdtrim_core.execution.sampling import sampled
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity.dense_answers import answers
+from pdtrim_core.fidelity.inputs import spread
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_plugins.calibrations import Mini
 
@@ -26,6 +27,8 @@ PROMPT = ANSWER = 64
 MEASURED = 64
 """Texts of a kind that measure, where a benchmark does not say how many."""
 OPENING = 8
+BEHIND = 32
+"""Tokens behind the prompt of a window."""
 LEAST_WORDS = 5
 """Words of a line that is no heading, table or code."""
 KINDS = ("generated", "answers", "text")
@@ -79,6 +82,19 @@ def running(model: BlockModel, path: Path, count: int, length: int = PROMPT + AN
     if len(texts) < count:
         raise SystemExit(f"{path} has {len(texts)} texts of {length} tokens, and {count} are needed")
     return texts[:count]
+
+
+def windows(tokens: Sequence[int], prompt: int, count: int) -> list[Item]:
+    """Return windows of a text, evenly spaced: a prompt of so many tokens, and what follows it.
+
+    Raises `PdtrimError` for a text that is shorter than a window.
+    """
+    window = prompt + BEHIND
+    starts = range(0, len(tokens) - window + 1, window)
+    if not starts:
+        raise PdtrimError(f"the text has {len(tokens)} tokens, fewer than the {window} of one window: ask for shorter prompts")
+    parts = [(tuple(tokens[at : at + prompt]), tuple(tokens[at + prompt : at + window])) for at in spread(starts, count)]
+    return [Item((first,), (behind,), 0, (1,), f"window {number}") for number, (first, behind) in enumerate(parts)]
 
 
 def library_prose(of: type[ast.AST] | tuple[type[ast.AST], ...] = ast.Module) -> str:
