@@ -25,20 +25,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from paired import Sums, gap, kl_of, subject_of, sums_of
+from paired import Sums, gap, kl_of, variants_of
 from subject import environment, write
 from texts import WITHIN, library_prose
 
 from pdtrim_core import load_plugins
-from pdtrim_core.api import Item, Outcome, encode, write_whole
-from pdtrim_core.data.items import digest_of
+from pdtrim_core.api import Item, Outcome, encode
 from pdtrim_core.fidelity.inputs import text_inputs
-from pdtrim_core.fidelity.measure import measure_forced
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.open_run import load_run
 from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.pipeline.run_cache import RunCache
-from pdtrim_core.pipeline.run_keys import dense_code
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.recipe.toml_data import load
 from pdtrim_core.results.task_results import Variant
@@ -77,16 +74,8 @@ def measured(name: str, data: dict[str, Any], out: Path, host: PluginHost, share
         run(Recipe.from_data(data, where=name, out=out, host=host), host, shared=shared)
     loaded = load_run(out, shared=shared)
     items = prompts(loaded.dense.tokenizer, MORE if name == "pair" else 0)
-    code, path = dense_code(loaded.dense), out / "prompts.json"
-    about = {"items": digest_of(items), "code": code, "plan": loaded.plan_digest("staged")}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if kept.get("about") != about:
-        subjects = [subject_of(loaded, variant) for variant in VARIANTS]
-        found = measure_forced(subjects, items, length=ANSWER_TOKENS, code=code)
-        kept = {"about": about, "sums": [sums_of(of_variant.answers) for of_variant in found]}
-        write_whole(path, json.dumps(kept) + "\n")
-    of_variants = zip(VARIANTS, kept["sums"], strict=True)
-    return loaded.outcome, {name: {("", number): tuple(one) for number, one in enumerate(own)} for name, own in of_variants}
+    sums = variants_of(loaded, VARIANTS, items, out / "prompts.json", length=ANSWER_TOKENS)
+    return loaded.outcome, dict(zip(VARIANTS, sums, strict=True))
 
 
 def of_seed(seed: int, out: Path, host: PluginHost, shared: RunCache) -> dict[str, Any]:

@@ -15,26 +15,23 @@ folder `--out`; what is there is not measured again. It takes 40 minutes of one 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-from paired import Sums, gap, kl_of, sums_of
+from paired import Sums, gap, kept_sums, kl_of
 from pairs import opened
 from subject import COUNT, environment, write
 from texts import windows
 
 from pdtrim_core import Plan, load_plugins
-from pdtrim_core.api import BlockModel, Drop, Item, KvOnly, Removal, python_reference, write_whole
-from pdtrim_core.data.items import digest_of
+from pdtrim_core.api import BlockModel, Drop, Item, KvOnly, Removal, python_reference
 from pdtrim_core.data.tokens import tokens_of
-from pdtrim_core.fidelity.measure import Subject, measure_forced
+from pdtrim_core.fidelity.measure import Subject
 from pdtrim_core.host.host import PluginHost
 from pdtrim_core.pipeline.pipeline import run
-from pdtrim_core.pipeline.run_keys import dense_code
 from pdtrim_core.recipe.recipe import Recipe
 
 TOKENS = 2**16
@@ -75,17 +72,10 @@ def removed(path: str, count: int, draws: int, out: Path, host: PluginHost) -> d
 
 def measured(model: BlockModel, sets: Mapping[str, Blocks], items: Sequence[Item], file: Path) -> dict[tuple[str, str], Sums]:
     """Return the KL of each set gone from each stage, prompt by prompt, or read it from a file of the same."""
-    code = dense_code(model)
     of_sets = {(name, stage): plan for name, blocks in sets.items() for stage, plan in plans(blocks).items()}
-    about = {"items": digest_of(items), "code": code, "plans": [str(plan) for plan in of_sets.values()]}
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if kept.get("about") != about:
-        found = measure_forced([Subject(model, plan) for plan in of_sets.values()], items, length=ANSWER_TOKENS, code=code)
-        kept = {"about": about, "sums": [sums_of(one.answers) for one in found]}
-        write_whole(file, json.dumps(kept) + "\n")
-    return {
-        key: {("", number): tuple(one) for number, one in enumerate(own)} for key, own in zip(of_sets, kept["sums"], strict=True)
-    }
+    subjects = [Subject(model, plan) for plan in of_sets.values()]
+    sums = kept_sums(file, subjects, items, length=ANSWER_TOKENS, plans=[str(plan) for plan in of_sets.values()])
+    return dict(zip(of_sets, sums, strict=True))
 
 
 def rows(model: BlockModel, sets: Mapping[str, Blocks], text: str, lengths: Sequence[int], out: Path) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,7 @@ def test_each_length_and_set_has_a_line_and_is_measured_once(
     for row in rows:
         assert min(row[stage][0] for stage in stages.STAGES) > 0
         assert row["prefill_beyond_decode"][0] == pytest.approx(row["prefill"][0] - row["decode"][0])
-    monkeypatch.setattr(stages, "measure_forced", None)
+    monkeypatch.setattr(sys.modules["paired"], "measure_forced", None)
     assert list(stages.rows(model, sets, text, [4, 9], tmp_path)) == rows
     with pytest.raises(TypeError):
         list(stages.rows(model, {"one": (3,)}, text, [4], tmp_path))
