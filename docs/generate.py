@@ -27,7 +27,8 @@ from pdtrim_core.api.kinds import KINDS
 FOLDER = Path(__file__).parent / "reference"
 README = Path(__file__).parents[1] / "README.md"
 WITH_RESULTS = [
-    Path(__file__).parent / "explanation" / name for name in ("paper.md", "joint-search.md", "formats.md", "kv-selection.md")
+    Path(__file__).parent / "explanation" / name
+    for name in ("paper.md", "joint-search.md", "formats.md", "kv-selection.md", "why-stages-differ.md")
 ]
 MARK = "<!-- Made by docs/generate.py from the package: do not edit. -->"
 WIDTH = "100"

@@ -28,18 +28,20 @@ def results(text: str) -> str:
 
     def made(found: re.Match[str]) -> str:
         file = next(path for folder in (RESULTS, BENCHMARKS) if (path := folder / f"{found[1]}.json").exists())
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data.get("benchmark") == "joint":
-            shown_table = joint_table(data)
-        elif data.get("benchmark") == "kv_selection":
-            shown_table = kv_selection_table(data)
-        elif data.get("benchmark") == "formats":
-            shown_table = formats_table(data, found[2].strip())
-        else:
-            shown_table = comparisons(data) if "comparisons" in data else results_table(data)
+        shown_table = shown_of(json.loads(file.read_text(encoding="utf-8")), found[2].strip())
         return f"<!-- results: {found[1]}{found[2]} -->\n\n{shown_table}\n\n<!-- end of results -->"
 
     return re.sub(r"<!-- results: ([a-z0-9-]+)((?: [a-z-]+)?) -->.*?<!-- end of results -->", made, text, flags=re.DOTALL)
+
+
+def shown_of(data: Mapping[str, Any], name: str) -> str:
+    """Return the table of what a sweep or a benchmark wrote; of several, the one of a name."""
+    if data.get("benchmark") == "formats":
+        return formats_table(data, name)
+    of_benchmarks = {"joint": joint_table, "kv_selection": kv_selection_table, "stages": stages_table, "claims": claims_table}
+    if data.get("benchmark") in of_benchmarks:
+        return of_benchmarks[data["benchmark"]](data)
+    return comparisons(data) if "comparisons" in data else results_table(data)
 
 
 def joint_table(data: Mapping[str, Any]) -> str:
@@ -57,6 +59,41 @@ def joint_table(data: Mapping[str, Any]) -> str:
         for one in data["differences"]
     ]
     return f"{table(header, rows)}\n\n{data['dtype']}, {data['machine']}; {versions_of(data)}."
+
+
+def stages_table(data: Mapping[str, Any]) -> str:
+    """Return a row for each set of blocks and length of prompts: the KL of each stage without them."""
+    header = ["prompt tokens", "prompts", "removed", "prefill alone", "decode alone", "both", "prefill less decode"]
+    rows = [
+        [
+            f"{row['prompt_tokens']:,}",
+            str(row["prompts"]),
+            f"{', '.join(map(str, row['blocks']))} ({row['removed']})",
+            *(f"{row[stage][0]:.3f}" for stage in ("prefill", "decode", "both")),
+            f"{row['prefill_beyond_decode'][0]:+.3f} +- {row['prefill_beyond_decode'][1]:.3f}",
+        ]
+        for row in data["rows"]
+    ]
+    return f"{table(header, rows)}\n\n{data['model']}, {data['text']}; {data['machine']}; {versions_of(data)}."
+
+
+def claims_table(data: Mapping[str, Any]) -> str:
+    """Return a row for each thing that a claim is compared with."""
+    header = ["the paper says", "where", "beside", "KL", "KL of the other", "nearer by", "seeds", "verdict"]
+    rows = [
+        [
+            row["says"],
+            row["where"],
+            row["other"],
+            f"{row['kl']:.3f}",
+            f"{row['kl_of_other']:.3f}",
+            f"{row['nearer_by'][0]:+.3f} +- {row['nearer_by'][1]:.3f}",
+            ", ".join(f"{one:+.3f}" for one in row["of_seeds"]),
+            row["verdict"],
+        ]
+        for row in data["rows"]
+    ]
+    return f"{table(header, rows)}\n\n{data['model']}, {data['machine']}; {versions_of(data)}."
 
 
 def kv_selection_table(data: Mapping[str, Any]) -> str:
