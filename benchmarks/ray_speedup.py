@@ -9,14 +9,14 @@ search: the step before it lays out the batches, in one process. Let nothing els
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import re
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from subject import environment, write
 
 STEPS = ("measure the dense model", "search", "evaluate")
 MEMORY = {"in all": "Rss", "its own": "Anonymous"}
@@ -81,15 +81,11 @@ def main() -> None:
     runs = [measured(given.model, count) for _ in range(given.repeats) for count in counts]
     assert len({one["plan"] for one in runs}) == 1, "the plans differ"
     seconds = {count: statistics.median(one["seconds"]["search"] for one in runs if one["workers"] == count) for count in counts}
-    found = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors",
-        "model": given.model,
-        "runs": runs,
-        "speed-up": {str(count): round(seconds[counts[0]] / seconds[count], 2) for count in counts[1:]},
-    }
-    print(json.dumps(found, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    faster = {str(count): round(seconds[counts[0]] / seconds[count], 2) for count in counts[1:]}
+    for one in runs:
+        print(f"{one['workers']} workers: {one['seconds']['search']:.1f} s for {one['plans']} plans, {one['megabytes']} MB")
+    print(f"times as fast as {counts[0]}: {faster}")
+    write(given.json, {"benchmark": "ray_speedup", **environment()}, {"model": given.model, "runs": runs, "speed-up": faster})
 
 
 if __name__ == "__main__":

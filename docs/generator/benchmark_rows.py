@@ -109,6 +109,21 @@ def searcher_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
     return [row["model"], weights, row["way"], str(row["seeds"]), f"{result['minutes']:g}", *figures]
 
 
+def ray_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the lines of a result of `ray_speedup`, one a run."""
+    return [
+        [
+            result["model"],
+            str(one["workers"]),
+            str(one["plans"]),
+            f"{one['seconds']['search']:.1f} s",
+            f"{result['speed-up'][str(one['workers'])]:.2f} x" if str(one["workers"]) in result["speed-up"] else "",
+            *(", ".join(f"{megabytes / 1000:.1f} GB" for megabytes in one["megabytes"][sort]) for sort in ("in all", "its own")),
+        ]
+        for one in result["runs"]
+    ]
+
+
 def parts_row(row: Mapping[str, Any]) -> list[str]:
     """Return what a way of pruning decode costs in KL where its step is as small, and as fast, as without some whole blocks."""
 

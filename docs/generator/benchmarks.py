@@ -20,6 +20,7 @@ from generator.benchmark_rows import (
     pruning_row,
     quality_row,
     quickstart_row,
+    ray_rows,
     recovered_search_row,
     recovery_row,
     search_row,
@@ -44,6 +45,7 @@ PLAIN = (
     "recovery",
     "recovered_search",
     "fold_cost",
+    "ray_speedup",
 )
 """Benchmarks whose results need no remarks, but for a note of their own."""
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -227,6 +229,14 @@ def benchmarks_page() -> str:
             "where no plan of a way is so small or so large. By `python benchmarks/parts.py`.",
             ["context", "way", "bytes of a step", "KL at these bytes", "seconds of a step", "KL at this time"],
             lambda result: [parts_row(row) for row in result["rows"]],
+        ),
+        "ray_speedup": (
+            "Workers",
+            "Seconds of the same `sequential` search with one Ray worker and with more, of one thread each, on processors of one "
+            "machine, in wall-clock time; and the memory of each worker: all of it, and what it does not share with others. By "
+            "`python benchmarks/ray_speedup.py`.",
+            ["model", "workers", "plans measured", "search", "times as fast as with one", "memory of each", "its own"],
+            ray_rows,
         ),
         "serve": (
             "Serving",
