@@ -1,0 +1,112 @@
+"""How much faster a searcher's candidates are measured where it asks for them as a list, and not one after the other.
+
+    python benchmarks/plan_lists.py [--data DIR] [--objective margin] [--samples 64] [--steps 3] [--json FILE]
+
+The candidates are those of `sequential`: at each step all removals of one block more than the best of the step before. One after
+the other each has to reach the best so far, else it is given up; of a list only the best is wanted. Both ways measure each step
+in turn, with a prefix cache of their own and one thread. Measured exactly they must find the same removal. With an `error`, as
+runs have it by default, a plan is given up once that is likely enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from plain_way import Timed
+from subject import Subject, add_options, open_subject, write
+
+from pdtrim_core import Plan
+from pdtrim_core.api import Drop, Removal
+from pdtrim_core.data.readings import Reading
+from pdtrim_core.execution.packing import packing_agrees
+from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
+from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.search.stopping import Stop
+
+WAYS = ("one by one", "as a list")
+
+
+def measurement(subject: Subject, error: float) -> Measurement:
+    """Return what measures plans, with the dense model measured already."""
+    items = subject.calibration.items
+    options = ExecutionOptions(packed=packing_agrees(subject.model, items, batch_tokens=None))
+    prefix_cache = PrefixCache(subject.model, options)
+    found = Measurement(lambda: prefix_cache, ObjectiveOnItems(subject.recipe.objective, items, "the objective"), error=error)
+    found(Plan(), None, None)
+    return found
+
+
+def best_of_singles(measure: Measurement, plans: Sequence[Plan]) -> tuple[Plan, float]:
+    """Return the best of some plans and its score, each asked for alone."""
+    best: tuple[Plan, Reading] | None = None
+    for plan in plans:
+        stop = Stop() if best is None else Stop(best[1].score, best[1])
+        *_, (_, reading) = measure.together([plan], stop, {})
+        if reading.score is not None and (best is None or best[1].score is None or reading.score > best[1].score):
+            best = plan, reading
+    assert best is not None
+    return _with_score(*best)
+
+
+def best_of_list(measure: Measurement, plans: Sequence[Plan]) -> tuple[Plan, float]:
+    """Return the best of some plans and its score, all asked for at once."""
+    readings = {plan: reading for plan, reading in measure.together(plans, Stop(keep=1), {}) if reading.score is not None}
+    return _with_score(*max(readings.items(), key=lambda pair: pair[1].score or 0.0))
+
+
+def _with_score(plan: Plan, reading: Reading) -> tuple[Plan, float]:
+    assert reading.score is not None
+    return plan, reading.score
+
+
+def raced(subject: Subject, steps: int, error: float) -> dict[str, Any]:
+    """Time both ways step by step."""
+    seconds = dict.fromkeys(WAYS, 0.0)
+    made = {way: measurement(subject, error) for way in WAYS}
+    removed: tuple[int, ...] = ()
+    count, same = 0, True
+    for _ in range(steps):
+        left = [block for block in range(subject.model.block_count) if block not in removed]
+        plans = [Plan.unified(Removal(map(Drop, (*removed, block)))) for block in left]
+        found = {}
+        for way, best in zip(WAYS, (best_of_singles, best_of_list), strict=True):
+            start = Timed.now()
+            found[way] = best(made[way], plans)
+            seconds[way] += Timed.since(start).cpu
+        same &= found[WAYS[0]][0] == found[WAYS[1]][0]
+        count += len(plans)
+        removed = tuple(block for element in found[WAYS[1]][0].decode for block in element.blocks)
+    return {
+        "error": error,
+        "plans": count,
+        **{way: seconds[way] for way in WAYS},
+        "ratio": seconds[WAYS[0]] / seconds[WAYS[1]],
+        "same": same,
+        "removed": removed,
+    }
+
+
+def main() -> None:
+    """Race both ways, exact and by likelihood, and print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, samples=64)
+    parser.add_argument(
+        "--steps", type=int, default=3, help="blocks that are removed (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    subject = open_subject(options, held_out=2)
+    rows = []
+    for error in (0.0, 0.05):
+        rows.append(raced(subject, options.steps, error))
+        print({key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True)
+    about = {"benchmark": "plan_lists", "items": subject.items, "dtype": options.dtype, "objective": options.objective}
+    write(options.json, subject.environment, {**about, "rows": rows})
+    if not rows[0]["same"]:
+        sys.exit("measured exactly, both ways must find the same removal, and they do not")
+
+
+if __name__ == "__main__":
+    main()
