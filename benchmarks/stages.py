@@ -57,7 +57,7 @@ def by_shortgpt(path: str, out: Path, host: PluginHost) -> Blocks:
         "pruner": "shortgpt",
         "splitter": "dense-prefill",
         "recovery": "none",
-        "prune": {"blocks": COUNT, "merges": False},
+        "prune": {"blocks": COUNT},
         "evaluation": {"threads": 1, "fidelity": False},
     }
     outcome = run(Recipe.from_data(data, where="ShortGPT", out=out, host=host), host)

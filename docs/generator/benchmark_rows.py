@@ -124,6 +124,12 @@ def ray_rows(result: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def list_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the lines of a result of `plan_lists`, one a way to ask."""
+    about = [result["items"], result["dtype"], result["objective"], str(result["plans"])]
+    return [[*about, way, f"{result['seconds'][way]:.0f} s", f"{ratio:.1f} x"] for way, ratio in result["ratios"].items()]
+
+
 def parts_row(row: Mapping[str, Any]) -> list[str]:
     """Return what a way of pruning decode costs in KL where its step is as small, and as fast, as without some whole blocks."""
 

@@ -15,6 +15,7 @@ from generator.benchmark_rows import (
     eval_row,
     fidelity_row,
     limit_row,
+    list_rows,
     merge_row,
     parts_row,
     pruning_row,
@@ -46,6 +47,7 @@ PLAIN = (
     "recovered_search",
     "fold_cost",
     "ray_speedup",
+    "plan_lists",
 )
 """Benchmarks whose results need no remarks, but for a note of their own."""
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -63,6 +65,14 @@ def benchmarks_page() -> str:
             "measures every item of every candidate, and compares the values.",
             ["items", "format", "as searched", "with set-up", "whole", "values that differ"],
             lambda result: [search_row(result)],
+        ),
+        "plan_lists": (
+            "Lists of candidates",
+            "The candidates of `sequential`, asked for one after the other and as lists, and in the plain way of the table above: how "
+            "many are measured while the plain way measures one, in CPU time. Most of them begin as others do, and "
+            "share hidden states. By `python benchmarks/plan_lists.py`.",
+            ["items", "format", "objective", "plans", "asked for", "seconds", "against the plain way"],
+            list_rows,
         ),
         "pruning_cost": (
             "A whole pruning",
