@@ -68,8 +68,8 @@ def benchmarks_page() -> str:
         ),
         "plan_lists": (
             "Lists of candidates",
-            "The candidates of `sequential`, asked for one after the other and as lists, and in the plain way of the table above: how "
-            "many are measured while the plain way measures one, in CPU time. Most of them begin as others do, and "
+            "Candidates of `sequential`, asked for one after the other and as lists, and in the plain way of the table above: "
+            "how many are measured while the plain way measures one, in CPU time. Most of them begin as others do, and "
             "share hidden states. By `python benchmarks/plan_lists.py`.",
             ["items", "format", "objective", "plans", "asked for", "seconds", "against the plain way"],
             list_rows,

@@ -26,7 +26,8 @@ class ExportFacts:
     there is no plan. `narrows` has the parts of blocks that are certain to lose heads, channels or experts; `uniform` is False
     where it is certain that blocks will then have different shapes. `formats` has the number formats of stages that have one of
     their own. `selects` tells that blocks of decode may read only some of a prompt's K/V, `drops_parts` that blocks of either
-    stage may run without their attention or their MLP. `tokenizer` is None where the model itself was not opened.
+    stage may run without their attention or their MLP. `tokenizer` is None where the model itself was not opened. `offloaded`
+    tells that some of its weights found no room where they compute.
     """
 
     model: str
@@ -40,11 +41,18 @@ class ExportFacts:
     selects: bool = False
     drops_parts: bool = False
     tokenizer: Any = None
+    offloaded: bool = False
 
     @classmethod
     def of_run(cls, outcome: Outcome, model: BlockModel, out: PathLike) -> Self:
         """Return the facts of a run that has ended. Whether its blocks have one shape only its plan tells."""
-        facts = {"model": model.name, "out": Path(out), "open_config": lambda: model.model.config, "tokenizer": model.tokenizer}
+        facts: dict[str, Any] = {
+            "model": model.name,
+            "out": Path(out),
+            "open_config": lambda: model.model.config,
+            "tokenizer": model.tokenizer,
+            "offloaded": model.offloaded,
+        }
         if outcome.saved_plan is None:
             return cls(**facts, replaced=True)
         saved = outcome.plan

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pdtrim_core.api.component import Component
 from pdtrim_core.api.export_facts import ExportFacts
 from pdtrim_core.errors import PdtrimError
+from pdtrim_core.model.placement import SAY_INSTEAD
 
 if TYPE_CHECKING:
     from pdtrim_core.model.block_model import BlockModel
@@ -27,6 +28,9 @@ class Exporter(Component):
     carries_parts: ClassVar[bool] = False
     """Whether it can write blocks without their attention or their MLP; with False the core refuses such a plan."""
 
+    reads_weights: ClassVar[bool] = True
+    """Whether it reads weights; with True the core refuses a model some of whose weights found no room in memory."""
+
     def problems(self, facts: ExportFacts) -> list[str]:
         """Return why a run could not be written, a sentence each, as far as that is certain before there is a plan.
 
@@ -38,19 +42,29 @@ class Exporter(Component):
 
     def check(self, facts: ExportFacts) -> None:
         """Raise `PdtrimError` with all problems; an `export` begins so, with `ExportFacts.of_run(outcome, model, out)`."""
-        problems = [*self.problems(facts), *self.selection_problems(facts), *self.part_problems(facts)]
+        problems = [*self.problems(facts), *self.core_problems(facts)]
         if problems:
             raise PdtrimError("; also, ".join(problems))
 
+    def core_problems(self, facts: ExportFacts) -> list[str]:
+        """Return why what its class attributes say rules a run out; the core asks beside `problems`."""
+        return [*self.selection_problems(facts), *self.part_problems(facts), *self.weight_problems(facts)]
+
+    def weight_problems(self, facts: ExportFacts) -> list[str]:
+        """Return why weights could not be read; one of `core_problems`."""
+        if not facts.offloaded or not self.reads_weights:
+            return []
+        return [f"some weights of {facts.model} found no room where they compute, and so cannot be read: {SAY_INSTEAD}"]
+
     def selection_problems(self, facts: ExportFacts) -> list[str]:
-        """Return why a pair that reads only some of a prompt's K/V could not be written; the core asks beside `problems`."""
+        """Return why a pair that reads only some of a prompt's K/V could not be written; one of `core_problems`."""
         if not facts.selects or self.carries_selections:
             return []
         what = "decode may read only some of a prompt's K/V, and checkpoints and engines have no such selection inside a layer"
         return [f"{what}: generate with pdtrim_core.apply, which runs it, or leave out kv_selector"]
 
     def part_problems(self, facts: ExportFacts) -> list[str]:
-        """Return why a plan that drops parts of blocks could not be written; the core asks beside `problems`."""
+        """Return why a plan that drops parts of blocks could not be written; one of `core_problems`."""
         if not facts.drops_parts or self.carries_parts:
             return []
         what = "decode may run blocks without their attention or their MLP, which this format has no word for"

@@ -123,6 +123,14 @@ class BlockModel:
         return self.on_disk is not None
 
     @property
+    def offloaded(self) -> bool:
+        """Whether some weights found no room where they compute, so that accelerate brings them there for each pass.
+
+        Such a model runs as ever; its weights can be neither changed nor copied.
+        """
+        return not self.streams and any(weight.is_meta for weight in self.model.parameters())
+
+    @property
     def attention(self) -> str:
         """How attention is computed, as transformers names it, such as sdpa."""
         found: str = self.model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it

@@ -170,4 +170,5 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     if not (one.isfinite().all() and other.isfinite().all()):
         # Damaged weights say nothing of the parts, and others look for them.
         return True
-    return float((one - other).float().norm()) <= NEAR * float(other.float().norm())
+    # A block may compute on another device than its neighbours.
+    return float((one.to(other.device) - other).float().norm()) <= NEAR * float(other.float().norm())

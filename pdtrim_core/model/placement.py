@@ -20,6 +20,8 @@ WANTED = 'auto, balanced, stream, a device such as "cpu" or "cuda:0", or a table
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([KMGT]?)(i?)B", re.IGNORECASE)
 """A number of bytes in words; B are bytes in either case, as nobody counts memory in bits."""
 PREFIXES = ("", "K", "M", "G", "T")
+SAY_INSTEAD = "say model.placement = cpu, or stream, or give it more room"
+"""What to do about a model some of whose weights found no room where they compute."""
 FAILURES = (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError, ImportError, OSError)
 """What backends of torch raise, each in its own way, for what they have not."""
 ROOM_LEFT = 0.8
@@ -85,13 +87,23 @@ def loading_options(placement: Placement, weight_bytes: int) -> dict[str, Any]:
     first = first_device(placement)
     if isinstance(placement, Mapping):
         # accelerate knows no TB, and takes gb for bits.
-        room = {int(name) if name.isdecimal() else name: bytes_of(size) for name, size in placement.items()}
+        room = {_known_to_accelerate(name): bytes_of(size) for name, size in placement.items()}
         return {"device_map": AUTO, "max_memory": room}
     if first == CPU:
         return {}
     if placement == BALANCED or (placement == AUTO and not _holds(first, weight_bytes)):
         return {"device_map": placement}
     return {"device_map": first}
+
+
+def _known_to_accelerate(name: str) -> int | str:
+    """Return a device of a table as accelerate names it: accelerators by their numbers, and one processor."""
+    if name.isdecimal():
+        return int(name)
+    kind, _, number = name.partition(":")
+    if kind == CPU:
+        return CPU
+    return int(number or 0) if kind == _accelerator_kind() else name
 
 
 def _holds(device: str, weight_bytes: int) -> bool:
@@ -166,7 +178,9 @@ def _unusable(name: str) -> str | None:
     try:
         torch.zeros(1, device=device)
     except FAILURES as error:
-        return f"the device {name} is not here ({shortened(reason_of(error), 100)})"
+        # Where a backend is not part of torch, it lists all that it has in its place.
+        why = "" if isinstance(error, NotImplementedError) else f" ({shortened(reason_of(error), 100)})"
+        return f"the device {name} is not here{why}"
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except FAILURES:

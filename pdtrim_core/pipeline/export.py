@@ -69,6 +69,7 @@ def facts_of(recipe: Recipe, model: BlockModel | None = None, *, configs: dict[s
         selects=recipe.kv_selector is not None and recipe.kv_selector.selects,
         drops_parts=recipe.drops_parts,
         tokenizer=None if model is None else model.tokenizer,
+        offloaded=model is not None and model.offloaded,
     )
 
 
@@ -77,11 +78,7 @@ def export_problems(exporters: Iterable[Exporter], host: PluginHost, facts: Expo
     found: dict[str, dict[str, None]] = {}
     for exporter in exporters:
         with blame(host.label_of(exporter)):
-            for problem in (
-                *exporter.problems(facts),
-                *exporter.selection_problems(facts),
-                *exporter.part_problems(facts),
-            ):
+            for problem in (*exporter.problems(facts), *exporter.core_problems(facts)):
                 found.setdefault(problem, {})[f"'{exporter.name}'"] = None
     return [f"exporter {', '.join(names)}: {problem}" for problem, names in found.items()]
 
@@ -94,7 +91,7 @@ def write_exports(
         label = host.label_of(exporter)
         with blame(label):
             facts = ExportFacts.of_run(outcome, model, out)
-            problems = [*exporter.selection_problems(facts), *exporter.part_problems(facts)]
+            problems = exporter.core_problems(facts)
             if problems:
                 raise PdtrimError(f"exporter '{exporter.name}': {problems[0]}")
             paths = list(exporter.export(outcome, model, out))

@@ -18,6 +18,7 @@ from pdtrim_core.host.sources import changes
 from pdtrim_core.model.block_model import BlockModel
 from pdtrim_core.pipeline.budget import check_pruner, check_stages, removed_blocks
 from pdtrim_core.pipeline.check_formats import check_formats
+from pdtrim_core.pipeline.check_offloaded import check_offloaded
 from pdtrim_core.pipeline.check_recoveries import fitting_recoveries
 from pdtrim_core.pipeline.dense_beginnings import answer_length, with_beginnings
 from pdtrim_core.pipeline.elsewhere_opened import Opening
@@ -69,6 +70,7 @@ def prepare(context: RunContext) -> RunInputs:
         for line in fitting.left_out:
             context.events.note(line)
         check_formats(recipe, model.model, model.layout, name=model.name, family=model.config.model_type)
+        check_offloaded(recipe, model)
         problems = export_problems(recipe.exporters, context.host, facts_of(recipe, model))
         if problems:
             raise RecipeError(str(recipe.out), problems)

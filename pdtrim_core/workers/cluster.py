@@ -23,6 +23,10 @@ STORE_BYTES = 2**28
 """Ray's shared memory on a machine where we start it: what does not fit goes to the disk, and little is sent."""
 ANSWER_SECONDS = 10.0
 """How long a cluster may take to answer at all."""
+SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""A frame of HTTP/2 with no settings: its length, its kind, flags and stream."""
+HTTP2_BEGINS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
+"""What a client of HTTP/2, and so of gRPC, says first (RFC 9113, section 3.4)."""
 STARTS = 2
 """How often Ray is started on this machine: where it is busy, one of Ray's own parts may be too late for the others."""
 START_SECONDS = 300.0
@@ -106,11 +110,30 @@ def _check_answers(address: str) -> None:
             "machines"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
+            reason = "" if _speaks_grpc(connection) else "something else is there"
     except (OSError, OverflowError) as error:
+        reason = reason_of(error)
+    if reason:
         raise PdtrimError(
-            f"no Ray cluster answers at {address} ({reason_of(error)}): start one with ray start --head, or leave out --address"
-        ) from error
+            f"no Ray cluster answers at {address} ({reason}): start one with ray start --head, or leave out --address"
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Tell whether a server speaks the protocol of a cluster's head, which is gRPC's; one behind TLS is not asked."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True
+    connection.settimeout(ANSWER_SECONDS)
+    connection.sendall(HTTP2_BEGINS)
+    answer = b""
+    while len(answer) < len(SETTINGS):
+        more = connection.recv(len(SETTINGS) - len(answer))
+        if not more:
+            return False
+        answer += more
+    # Settings come first, whatever their length.
+    return answer[3:5] == SETTINGS[3:5]
 
 
 def _machines(ray: Any) -> list[Machine]:

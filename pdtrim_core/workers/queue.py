@@ -37,6 +37,7 @@ class TaskQueue:
     def __init__(self) -> None:
         self._waiting: list[Task] = []
         self._owners: dict[object, int] = {}
+        self._retired: set[int] = set()
         self._changed = Condition()
         self._closed = False
 
@@ -64,8 +65,14 @@ class TaskQueue:
                     return task
                 self._changed.wait()
 
+    def retire(self, worker: int) -> None:
+        """Let others do what is for one worker alone, which takes no more."""
+        with self._changed:
+            self._retired.add(worker)
+            self._changed.notify_all()
+
     def _choose(self, worker: int) -> Task | None:
-        free = [task for task in self._waiting if task.only is None]
+        free = [task for task in self._waiting if task.only is None or task.only in self._retired]
         own = [task for task in self._waiting if task.only == worker]
         own += [task for task in free if self._owners.get(task.near) == worker]
         ranked = [*own, *(task for task in free if task.near not in self._owners), *reversed(free)]

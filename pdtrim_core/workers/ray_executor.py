@@ -162,6 +162,7 @@ class RayExecutor:
     def _retire(self, number: int, error: Exception) -> None:
         with self._lock:
             self._working.discard(number)
+        self._tasks.retire(number)
         self._say(f"going on with {counted(len(self._working), 'worker')}: {error}")
         if not self._working:
             for task in self._tasks.close():

@@ -21,6 +21,7 @@ class PlanFile(Exporter):
     name = "plan"
     carries_selections = True
     carries_parts = True
+    reads_weights = False
 
     def export(self, outcome: Outcome, model: BlockModel, out: Path) -> Iterable[Path]:
         """Write one file, or none where there is no plan."""

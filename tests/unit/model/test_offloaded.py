@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pdtrim_core import Drop, Plan, Removal
-from pdtrim_core.api import BlockModel, PdtrimError
+from pdtrim_core import Drop, Plan, Recipe, Removal, run
+from pdtrim_core.api import BlockModel, Exporter, ExportFacts, PdtrimError
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model import fingerprints
@@ -113,3 +113,42 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fingerprints, "WORTH_KEEPING", 1)
     assert len(open_model(FolderModel(path=str(folder), placement="cpu"), host).fingerprint) == 64
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"recovery": "none"}, ""),
+        ({"recovery": "fold"}, "recovery 'fold'"),
+        ({"recovery": "none", "prune": {"blocks": 1, "merges": True}}, "prune.merges = true"),
+        ({"recovery": "none", "pruner": "flap"}, "pruner 'flap'"),
+        ({"recovery": "none", "scorer": "norm"}, ""),
+        ({"recovery": "none", "exporter": "checkpoints"}, "exporter 'checkpoints'"),
+    ],
+)
+def test_a_run_says_before_it_measures_what_needs_weights_that_found_no_room(
+    parts: dict[str, Any], named: str, folder: Path, tmp_path: Path, host: PluginHost
+) -> None:
+    data = {
+        "model": {"path": str(folder), "placement": {"cpu": "60KB", "disk": "1GB"}},
+        "calibration": {"samples": 4, "held_out": 2},
+        "evaluation": {"fidelity": False},
+        "report": [],
+        "prune": {"blocks": 1},
+        **({"searcher": "greedy"} if "pruner" not in parts else {}),
+        **parts,
+    }
+    recipe = Recipe.from_data(data, where="offloaded", out=tmp_path / "run", host=host)
+    if not named:
+        assert run(recipe, host).plan.plan.decode.blocks_removed == 1
+        return
+    with pytest.raises(PdtrimError, match=r"found no room where they compute.*say model\.placement = cpu, or stream") as error:
+        run(recipe, host)
+    assert named in str(error.value)
+
+
+def test_what_a_run_found_is_not_exported_from_weights_that_found_no_room(folder: Path, tmp_path: Path, host: PluginHost) -> None:
+    facts = ExportFacts("tiny", tmp_path, dict, offloaded=True)
+    exporters = [provided.component() for provided in host.of_kind("exporter")]
+    refused = {exporter.name for exporter in exporters if isinstance(exporter, Exporter) and exporter.core_problems(facts)}
+    assert refused == {exporter.name for exporter in exporters} - {"plan"}

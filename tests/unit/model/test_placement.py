@@ -12,6 +12,7 @@ import torch
 
 from pdtrim_core import load_plugins
 from pdtrim_core.errors import PdtrimError, RecipeError
+from pdtrim_core.model import placement as placements
 from pdtrim_core.model.placement import bytes_of, check_devices, checked_placement, first_device, loading_options, place
 from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
@@ -157,3 +158,15 @@ def test_device_given_beside_placement_is_one_too_many(tmp_path: Path) -> None:
     data = {"model": {"path": "package:none", "device": "cpu", "placement": "auto"}, "prune": {"blocks": 1}}
     with pytest.raises(RecipeError, match=r"this is model\.placement since 0\.2, which is given as well"):
         Recipe.from_data(data, out=tmp_path, host=load_plugins())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("0", 0), ("cpu", "cpu"), ("cpu:0", "cpu"), ("disk", "disk"), ("lazy:1", 1), ("lazy", 0)]
+)
+def test_devices_of_a_table_are_named_as_accelerate_names_them(
+    name: str, expected: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placements, "_accelerator_kind", lambda: "lazy")
+    monkeypatch.setattr(placements, "check_devices", lambda _: None)
+    options = placements.loading_options({name: "1GB"}, 0)
+    assert options["max_memory"] == {expected: 10**9}

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pdtrim_core.api import LoadedModel, Outcome
 
 PRUNERS: dict[str, Any] = {
-    **dict.fromkeys(("shortgpt", "sleb", "llm-pruner", "torch-pruning", "flap", "streamline", "laco", "slicegpt")),
+    **dict.fromkeys(("shortgpt", "sleb", "llm-pruner", "torch-pruning", "flap")),
+    **dict.fromkeys(("streamline", "laco", "slicegpt", "fisher", "llm-drop")),
     "shortened-ppl": {"plus": False},
     "shortened-taylor": {"plus": False},
 }
@@ -34,6 +35,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "estimated recovery": {"searcher": "greedy", "search": {"recovered": True}},
     "training": {"searcher": "greedy", "recovery": [{"use": "distill", "tokens": 512}]},
     "formats": {**GREEDY, "formats": {"group_size": 16, "decode": "W4A16", "prefill": "W8A8"}},
+    "parts": {"searcher": "sequential", "recovery": "none", "prune": {"blocks": 2, "parts": True}},
     "selected K/V": {**GREEDY, "kv_selector": "paper", "evaluation": {"fidelity": True}},
     "accuracy": {**GREEDY, "objective": "accuracy"},
     "checkpoints": {"searcher": "greedy", "exporter": ["plan", "checkpoints"]},

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,24 @@ def test_an_address_at_which_nothing_answers_is_said_at_once() -> None:
     assert str(error.value).startswith(f"no Ray cluster answers at {address} (")
     assert str(error.value).endswith("): start one with ray start --head, or leave out --address")
     assert time.monotonic() - started < cluster.ANSWER_SECONDS + 5
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 400 Bad request\r\n\r\n", b"", b"SSH-2.0-OpenSSH_9.6\r\n"])
+def test_an_address_at_which_something_else_answers_is_said_at_once(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(answer)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with pytest.raises(PdtrimError, match=f"no Ray cluster answers at {address} "), ray_workers(2, address):
+            pass
+        serving.join()
 
 
 @pytest.mark.skipif(NO_RAY, reason="Ray is not installed")

@@ -65,3 +65,12 @@ def test_who_waits_is_told_when_the_queue_is_closed_and_what_is_left_is_returned
     assert queue.close() == [left]
     waiting.join(10)
     assert found == [None]
+
+
+def test_what_is_for_a_worker_that_takes_no_more_is_done_by_another() -> None:
+    queue = TaskQueue()
+    before, behind = Task(job, (), only=1), Task(job, (), only=1)
+    queue.put([before])
+    queue.retire(1)
+    queue.put([behind])
+    assert [queue.take(0), queue.take(0)] == [before, behind]
