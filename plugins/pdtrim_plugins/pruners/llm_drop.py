@@ -100,7 +100,7 @@ class LlmDrop(Pruner):
                     between_BTD = model.run(block, before_BTD, recording.calls, model.without_part(block, "mlp"))
                     behind_BTD = model.run(block, before_BTD, recording.calls)
                     pairs = ((before_BTD, between_BTD), (between_BTD, behind_BTD))
-                    sums[block] += torch.stack([_sum(*pair, batch.is_token_BT) for pair in pairs]).to(sums.device)
+                    sums[block] += torch.stack([_sum(*pair, batch.is_token_BT).to(sums.device) for pair in pairs])
                     before_BTD = behind_BTD
         found = {
             (block, part): mean
