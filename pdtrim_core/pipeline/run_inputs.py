@@ -70,7 +70,7 @@ def prepare(context: RunContext) -> RunInputs:
         for line in fitting.left_out:
             context.events.note(line)
         check_formats(recipe, model.model, model.layout, name=model.name, family=model.config.model_type)
-        check_offloaded(recipe, model)
+        check_offloaded(recipe, fitting.recoveries, model)
         problems = export_problems(recipe.exporters, context.host, facts_of(recipe, model))
         if problems:
             raise RecipeError(str(recipe.out), problems)
