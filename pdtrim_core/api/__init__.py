@@ -48,7 +48,7 @@ from pdtrim_core.files.checksums import MANIFEST, damaged, sha256_of, write_mani
 from pdtrim_core.files.reading import UnreadableError, parse_json, read_json, read_lines, read_text
 from pdtrim_core.model.block_layout import BlockLayout
 from pdtrim_core.model.passes import Pass, results_of
-from pdtrim_core.model.placement import Placement, first_device, loading_options, place
+from pdtrim_core.model.placement import Placement, check_devices, first_device, is_streaming, loading_options, place
 from pdtrim_core.plan.diagram import draw_diagram, lost_units
 from pdtrim_core.plan.elements import Drop, DropPart, Element, KvOnly, Merge, Removal, Shrink, Stage
 from pdtrim_core.plan.formats import Formats
@@ -186,6 +186,7 @@ __all__ = [
     "auto_class_of",
     "best_of",
     "cache_folder",
+    "check_devices",
     "damaged",
     "draw_diagram",
     "drawn",
@@ -194,6 +195,7 @@ __all__ = [
     "first_device",
     "head_dim_of",
     "hookimpl",
+    "is_streaming",
     "load_modules",
     "loading_options",
     "lost_units",

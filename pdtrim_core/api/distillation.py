@@ -54,7 +54,8 @@ class Student:
         dtype = formats.pop() if len(formats) == 1 else self._format
         call = batch.calls[self.merge.keep]
         call = call if dtype == self._format else call.to(dtype)
-        return run_block(self.module, batch.before_BTD.to(dtype), call.args, call.kwargs, by_keyword=call.by_keyword)
+        with self.model.bringing():
+            return run_block(self.module, batch.before_BTD.to(dtype), call.args, call.kwargs, by_keyword=call.by_keyword)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what may be trained: everything, but for the input norm, K and V of a merge with frozen K/V."""

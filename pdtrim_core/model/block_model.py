@@ -9,7 +9,7 @@ Shape suffixes: L block outputs, B batch, T token, D hidden, N positions, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +84,7 @@ class BlockModel:
         check_config(model.config, name)
         self.config = model.config.get_text_config()
         check_own_weights(self.blocks, name)
-        self.on_disk = None if mapped is None else BlocksOnDisk(self.blocks, self.head, mapped)
+        self.on_disk = None if mapped is None else BlocksOnDisk(model, self.blocks, mapped)
         """The blocks of a model whose weights stay in their files; None where all are in memory."""
         one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         with nullcontext() if self.on_disk is None else self.on_disk.as_they_run():
@@ -113,7 +113,9 @@ class BlockModel:
 
     @cached_property
     def _places(self) -> tuple[torch.device, ...] | None:
-        """The device of each block; None where all are on one."""
+        """The device of each block; None where all are on one, or brought to one when they run."""
+        if self.on_disk is not None:
+            return None
         places = tuple(device_of(block) for block in self.blocks)
         return None if set(places) == {self.device} else places
 
@@ -243,12 +245,14 @@ class BlockModel:
         call = calls[index]
         if self.on_disk is not None:
             self.on_disk.go_to(index)
+            hidden_BTD = hidden_BTD.to(self.on_disk.device)
         if self._places is not None:
             hidden_BTD = hidden_BTD.to(self._places[index])
         # Training goes on as it is: it changes weights, and keeps what a compiled block would fuse away.
         run = self._compiled_run if self.compiles and torch.is_inference_mode_enabled() else run_block
         try:
-            return run(block, hidden_BTD, call.args, call.kwargs, by_keyword=call.by_keyword)
+            with self.bringing():
+                return run(block, hidden_BTD, call.args, call.kwargs, by_keyword=call.by_keyword)
         except RuntimeError as error:
             if not type(error).__module__.startswith(COMPILERS):
                 raise
@@ -256,6 +260,13 @@ class BlockModel:
                 f"the blocks cannot be compiled here ({reason_of(error)}): leave out evaluation.compile, or install "
                 "what torch.compile needs, such as a C++ compiler"
             ) from error
+
+    def bringing(self) -> AbstractContextManager[object]:
+        """Return the context in which a module of weights that are in main memory runs where the model does.
+
+        Elsewhere than in a model whose weights stay on the disk they are there already.
+        """
+        return nullcontext() if self.on_disk is None else self.on_disk.bringing()
 
     @cached_property
     def _compiled_run(self) -> Callable[..., Tensor]:
@@ -285,7 +296,8 @@ class BlockModel:
         tokens = min(3, self.positions or 3)
         with torch.inference_mode():
             recording = self.record(torch.arange(tokens, device=self.device)[None] % self.vocabulary)
-        return found_parts(self._one_by_one(), self.layout, recording.hidden_BTD, recording.calls)
+        with self.bringing():
+            return found_parts(self._one_by_one(), self.layout, recording.hidden_BTD, recording.calls)
 
     def _one_by_one(self) -> Iterator[nn.Module]:
         """Yield the blocks, each in memory only until the next one where their weights stay on the disk."""

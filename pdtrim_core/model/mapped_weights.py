@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from pdtrim_core.files.paths import PathLike
 
@@ -37,12 +40,13 @@ class MappedWeights:
     """The tensors of safetensors files, which are in memory only where and as long as they are used.
 
     `tensors` has them by name. They lie where the file has them: nothing is copied, and what was let go of is read again from the
-    file. So whoever writes to one of them has to expect that it is undone.
+    file. So whoever writes to one of them has to expect that it is undone. `device` is where blocks run that are in the files.
 
     The maps are made here and not by safetensors, which gives no hold on its own: without one, no page can be let go of.
     """
 
-    def __init__(self, files: Sequence[PathLike]) -> None:
+    def __init__(self, files: Sequence[PathLike], device: str = "cpu") -> None:
+        self.device = torch.device(device)
         self.tensors: dict[str, Tensor] = {}
         self._maps: list[tuple[int, mmap.mmap]] = []
         for file in map(Path, files):
@@ -101,17 +105,27 @@ def _tensors_in(mapped: mmap.mmap) -> dict[str, Tensor]:
 class BlocksOnDisk:
     """Keeps one block of a model in memory at a time, whose weights are mapped from files.
 
-    `bytes_read` counts the bytes of blocks, and of the head, that were brought into memory; a block that is run again before
-    another one counts once. Rows of the embedding do not count.
+    Where the blocks run on an accelerator, what is beside them is brought there once and for all, and their weights for as long
+    as they are the block that runs. `bytes_read` counts the bytes of blocks, and of a head that stays on the disk, that were
+    brought into memory; a block that is run again before another one counts once. Rows of the embedding do not count.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], head: nn.Module | None, mapped: MappedWeights) -> None:
+    def __init__(self, model: Any, blocks: Sequence[nn.Module], mapped: MappedWeights) -> None:
         self._mapped = mapped
         self._modules = blocks
         self._blocks = [list(block.parameters()) for block in blocks]
-        self._head = [] if head is None else list(head.parameters())
+        self._brought = None if mapped.device.type == "cpu" else WeightsBrought(mapped.device)
+        if self._brought is not None:
+            _bring_what_is_beside(model, blocks, mapped.device)
+        head: nn.Module | None = model.get_output_embeddings()
+        self._head = [] if head is None else [weight for weight in head.parameters() if mapped.has(weight)]
         self._here: int | None = None
         self.bytes_read = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where blocks run."""
+        return self._mapped.device
 
     def go_to(self, block: int) -> None:
         """Let go of what was used last, unless it is this block; the number behind that of the last block stands for the head."""
@@ -128,6 +142,12 @@ class BlocksOnDisk:
         """Let go of all weights."""
         self._here = None
         self._mapped.let_go()
+        if self._brought is not None:
+            self._brought.let_go()
+
+    def bringing(self) -> AbstractContextManager[object]:
+        """Return the context in which weights that are in main memory are multiplied where blocks run."""
+        return self._brought or nullcontext()
 
     @contextmanager
     def as_they_run(self) -> Iterator[None]:
@@ -138,8 +158,56 @@ class BlocksOnDisk:
 
         hooks = [module.register_forward_pre_hook(following(block)) for block, module in enumerate(self._modules)]
         try:
-            yield
+            with self.bringing():
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
             self.let_go()
+
+
+class WeightsBrought(TorchFunctionMode):
+    """Inside the context, has weights that are in main memory multiplied on a device, where they stay until they are let go of.
+
+    A weight is known by itself, so that it does not matter which module has it: a block, what a plan left of one, or what was
+    recovered.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        # A weight is held as long as its number stands for it.
+        self._there: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, given = tree_map_only(nn.Parameter, self._brought, (args, dict(kwargs or {})))
+        return func(*args, **given)
+
+    def _brought(self, weight: Tensor) -> Tensor:
+        if weight.device.type != "cpu":
+            return weight
+        if weight.requires_grad:
+            return weight.to(self._device)
+        if id(weight) not in self._there:
+            self._there[id(weight)] = weight, weight.to(self._device)
+        return self._there[id(weight)][1]
+
+    def let_go(self) -> None:
+        """Free the memory of the device that they take."""
+        self._there.clear()
+
+
+def _bring_what_is_beside(model: Any, blocks: Sequence[nn.Module], device: torch.device) -> None:
+    """Move to a device all parts of a model but the weights of its blocks; of these, the tables that they compute with."""
+    within = {id(module) for block in blocks for module in block.modules()}
+    tied = model.get_input_embeddings().weight is getattr(model.get_output_embeddings(), "weight", None)
+    for module in model.modules():
+        for name, table in module.named_buffers(recurse=False):
+            module.register_buffer(name, table.to(device), persistent=name not in module._non_persistent_buffers_set)  # noqa: SLF001 - torch has no public name for it
+        if id(module) not in within:
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(weight.to(device), requires_grad=False))
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     import torch
 
 Placement = str | dict[str, str]
-"""`auto`, `balanced`, `stream`, a device as torch names it, or the memory that devices may give by their numbers or names."""
+"""`auto`, `balanced`, `stream`, `stream:` and a device, a device as torch names it, or the memory that devices may give by their
+numbers or names."""
 AUTO, BALANCED, STREAM, CPU = "auto", "balanced", "stream", "cpu"
 WORDS = (AUTO, BALANCED, STREAM)
-WANTED = 'auto, balanced, stream, a device such as "cpu" or "cuda:0", or a table such as {"0" = "20GiB", cpu = "60GiB"}'
+ON = ":"
+"""What stands between `stream` and the device that blocks run on."""
+WANTED = (
+    'auto, balanced, stream (or such as "stream:cpu"), a device such as "cpu" or "cuda:0", or a table such as '
+    '{"0" = "20GiB", cpu = "60GiB"}'
+)
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([KMGT]?)(i?)B", re.IGNORECASE)
 """A number of bytes in words; B are bytes in either case, as nobody counts memory in bits."""
 PREFIXES = ("", "K", "M", "G", "T")
@@ -40,6 +46,11 @@ def checked_placement(value: Any) -> Any:
     return value
 
 
+def is_streaming(placement: Any) -> bool:
+    """Tell whether weights stay in their files under a placement."""
+    return isinstance(placement, str) and placement.partition(ON)[0] == STREAM
+
+
 def bytes_of(size: str) -> int:
     """Return the bytes of a size such as 20GiB. Raises `ValueError` for what is none."""
     found = SIZE.fullmatch(size)
@@ -60,7 +71,7 @@ def check_devices(placement: Placement) -> None:
     numbers = [] if isinstance(placement, str) else [name for name in placement if name.isdecimal()]
     if numbers and not _accelerator_kind():
         raise PdtrimError(f"placement = {shown(placement)}: {numbers[0]} is the number of an accelerator, and there is none here")
-    for name in [placement] if isinstance(placement, str) else _named(placement):
+    for name in [_alone(placement)] if isinstance(placement, str) else _named(placement):
         reason = _unusable(name)
         if reason:
             raise PdtrimError(f"placement = {shown(placement)}: {reason}")
@@ -68,10 +79,8 @@ def check_devices(placement: Placement) -> None:
 
 def first_device(placement: Placement) -> str:
     """Return the device that token ids go to, by its name."""
-    if isinstance(placement, str) and placement not in (*WORDS, CPU):
-        return placement
-    if placement in (STREAM, CPU):
-        return CPU
+    if isinstance(placement, str) and placement not in WORDS:
+        return _alone(placement)
     accelerator = _usable_accelerator()
     if isinstance(placement, Mapping) and all(name in (CPU, "disk") for name in _named(placement)):
         return CPU
@@ -94,6 +103,11 @@ def loading_options(placement: Placement, weight_bytes: int) -> dict[str, Any]:
     if placement == BALANCED or (placement == AUTO and not _holds(first, weight_bytes)):
         return {"device_map": placement}
     return {"device_map": first}
+
+
+def _alone(placement: str) -> str:
+    """Return the device that a placement names."""
+    return placement.partition(ON)[2] if is_streaming(placement) else placement
 
 
 def _known_to_accelerate(name: str) -> int | str:
@@ -128,7 +142,7 @@ def place(model: Any, placement: Placement) -> Any:
 
     Raises `PdtrimError` where a device is not here, and for weights that are to stay in their files.
     """
-    if placement == STREAM:
+    if is_streaming(placement):
         raise PdtrimError(f"placement = {STREAM}: these weights are in memory, not in safetensors files that they could stay in")
     weights = sum(parameter.nbytes for parameter in model.parameters())
     options = loading_options(placement, weights)

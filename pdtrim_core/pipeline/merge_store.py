@@ -25,6 +25,7 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.files.atomic_files import alone
 from pdtrim_core.host.sources import engine
 from pdtrim_core.model.block_model import BlockModel
+from pdtrim_core.model.several_devices import device_of
 from pdtrim_core.model.weights import read_module, write_module
 from pdtrim_core.plan.elements import Merge
 
@@ -179,11 +180,14 @@ class MergeStore:
         batches = TeacherBatches(self._prefix_cache, self._items, merge)
         student = Student(self._model, merge, module)
         untrained = self._error(batches, student)
+        if self._model.streams:
+            module.to(self._model.device)
         module.float().requires_grad_(requires_grad=True)
         if merge.kv == "frozen":
             self._freeze(module)
         losses = self._distil(student, batches, epoch_done)
         module.requires_grad_(requires_grad=False).zero_grad()
+        module.to(device_of(start))
         _back_to_formats_of(start, module)
         changed = self._changed(merge, module)
         first, second = merge.blocks[0], merge.blocks[-1]

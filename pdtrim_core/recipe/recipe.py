@@ -20,7 +20,7 @@ from pdtrim_core.errors import RecipeError
 from pdtrim_core.files.paths import PathLike, as_text
 from pdtrim_core.files.reading import problem_in
 from pdtrim_core.host.host import PluginHost, load_plugins
-from pdtrim_core.model.placement import STREAM
+from pdtrim_core.model.placement import is_streaming
 from pdtrim_core.recipe.parts import parts_of, uses_of
 from pdtrim_core.recipe.settings import Settings
 from pdtrim_core.recipe.streaming import of_streaming
@@ -112,7 +112,7 @@ class Recipe:
         problems += _nothing_to_estimate(settings, parts["recovery"])
         problems += _no_parts(settings, parts, host)
         problems += [*_nothing_to_quantize(data, parts["pruner"]), *_nothing_to_select(data, parts["pruner"])]
-        if settings is not None and getattr(parts["model"], "placement", None) == STREAM:
+        if settings is not None and is_streaming(getattr(parts["model"], "placement", None)):
             problems += of_streaming(settings, parts)
         if problems or settings is None:
             raise RecipeError(where, problems)
@@ -132,7 +132,7 @@ class Recipe:
     @property
     def streams(self) -> bool:
         """Whether the model's weights stay on the disk."""
-        return self.model.placement == STREAM
+        return is_streaming(self.model.placement)
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pdtrim_core.api import LoadedModel, PdtrimError, UnreadableError, read_json, shortened
+from pdtrim_core.api import LoadedModel, PdtrimError, UnreadableError, is_streaming, read_json, shortened
 from pdtrim_plugins.model_sources.opening import opening
 
 CONFIG = "adapter_config.json"
@@ -52,7 +52,7 @@ def refuse_adapter(name: str, base: str, folder: Path) -> None:
 
 def check_merging(name: str, placement: Any) -> None:
     """Raise `PdtrimError` where an adapter cannot be merged, before anything is loaded."""
-    if placement == "stream":
+    if is_streaming(placement):
         raise PdtrimError(
             f"{name}: with placement = stream weights stay in their files, where no merged ones are: choose another placement"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pdtrim_core.api import LoadedModel, PdtrimError, Placement, first_device, loading_options
+from pdtrim_core.api import LoadedModel, PdtrimError, Placement, check_devices, first_device, is_streaming, loading_options
 from pdtrim_plugins.model_sources.bars import Told, bars_told, nobody
 from pdtrim_plugins.model_sources.odd_files import too_small
 from pdtrim_plugins.model_sources.opening import (
@@ -34,8 +34,8 @@ def load(source: str, name: str, dtype: str, placement: Placement, told: Told = 
     _refuse(config, name)
     check_stored(source, config, name, **options)
     tokenizer = _tokenizer_of(source, name, **options)
-    if placement == "stream":
-        return _mapped(source, config, name, dtype, tokenizer, **options)
+    if is_streaming(placement):
+        return _mapped(source, config, name, dtype, placement, tokenizer=tokenizer, **options)
     placed = loading_options(placement, _weight_bytes(config, name, dtype) if placement == "auto" else 0)
     with opening(name), bars_told(told) as bars:
         # Tensors of another shape are refused below, by name.
@@ -53,7 +53,9 @@ def load(source: str, name: str, dtype: str, placement: Placement, told: Told = 
     return LoadedModel(model, tokenizer, name, dtypes=stored)
 
 
-def _mapped(source: str, config: Any, name: str, dtype: str, tokenizer: Any, **options: Any) -> LoadedModel:
+def _mapped(
+    source: str, config: Any, name: str, dtype: str, placement: Placement, *, tokenizer: Any, **options: Any
+) -> LoadedModel:
     """Return a model whose weights stay in the files of its checkpoint, in the number format that they have there."""
     import torch  # noqa: PLC0415 - listings must not import torch
 
@@ -74,7 +76,8 @@ def _mapped(source: str, config: Any, name: str, dtype: str, tokenizer: Any, **o
             f"{name}: with placement = stream weights stay as they are in their files, in {most}: say dtype = auto, or convert "
             f"the checkpoint to {dtype}"
         )
-    mapped = MappedWeights(files)
+    check_devices(placement)
+    mapped = MappedWeights(files, first_device(placement))
     with opening(name):
         model, report = type(without_weights(config, name)).from_pretrained(
             None,

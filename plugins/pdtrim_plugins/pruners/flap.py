@@ -141,11 +141,11 @@ class Flap(Pruner):
         weight_OC = output_of(model, place).weight.detach().float()
         match self.metric:
             case "WIFV":
-                metric_C = seen.fluctuation() * weight_OC.square().sum(0)
+                metric_C = seen.fluctuation().to(weight_OC.device) * weight_OC.square().sum(0)
             case "IFV":
                 metric_C = seen.fluctuation()
             case "WIFN":
-                metric_C = weight_OC.abs().mean(0) * seen.norm()
+                metric_C = weight_OC.abs().mean(0) * seen.norm().to(weight_OC.device)
         return metric_C.square() if self.compat == "peer" and place[1] == "attention" else metric_C
 
     def _windows(self, context: PruneContext) -> list[tuple[int, ...]]:
@@ -262,7 +262,7 @@ def _compensated(model: BlockModel, shrink: Shrink, mean_C: Tensor) -> nn.Module
     removed = units.numbers(out, shrink.part, shrink.units, out=True)
     kept = sorted(set(range(out.in_features)) - set(removed))
     weight_OC = out.weight.detach()
-    bias_O = weight_OC[:, removed].float() @ mean_C[removed].float()
+    bias_O = weight_OC[:, removed].float() @ mean_C[removed].to(weight_OC.device).float()
     if out.bias is not None:
         bias_O += out.bias.detach().float()
     thin = torch.nn.Linear(len(kept), out.out_features, device="meta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,13 @@ from pdtrim_plugins.model_sources import FolderModel
 from pdtrim_plugins.objectives import Divergence, Margin
 from pdtrim_plugins.recoveries import Fold
 from pdtrim_plugins.scorers import Cosine
+from tests.pretend_accelerator import PretendAccelerator
 from tests.unit.execution.test_staged_model import some_items
 from tests.unit.pipeline.runs import DATA
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
-    from pdtrim_core.api import BlockModel, Item, Objective, Reading
+    from pdtrim_core.api import BlockModel, Item, LoadedModel, Objective, Reading
 
 RECIPE: dict[str, Any] = {
     **DATA,
@@ -81,25 +83,48 @@ def read(model: BlockModel) -> int:
 def test_a_run_gives_what_it_gives_with_the_weights_in_memory(
     name: str, folder: Path, host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for placement in ("cpu", "stream"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / placement / "cache"))
-        model = {"path": str(folder), "placement": placement}
-        data = {**RECIPE, **RUNS[name], "model": model}
-        data = {key: value for key, value in data.items() if not ("pruner" in data and key == "searcher")}
-        out = tmp_path / placement / "run"
-        outcome = pipeline.run(Recipe.from_data(data, where="x.toml", out=out, host=host), host)
-        files = {
-            file.relative_to(out).as_posix(): file.read_bytes()
-            for file in sorted(out.rglob("*"))
-            if file.suffix == ".safetensors" or file.name in ("plan.json", "scores.json")
-        }
-        recoveries = [(result.name, result.before, result.after, result.kept) for result in outcome.recovery]
-        found.append((outcome.rows, outcome.search, recoveries, files))
-    assert found[0][:3] == found[1][:3]
-    ours, theirs = (one[3] for one in found)
-    assert list(ours) == list(theirs)
-    assert [name for name, content in ours.items() if content != theirs[name]] == []
+    found = [made_by(RUNS[name], placement, folder, tmp_path / placement, host, monkeypatch) for placement in ("cpu", "stream")]
+    assert_alike(*found)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_gives_what_it_gives_with_the_weights_on_an_accelerator(
+    name: str, folder: Path, host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, opened, accelerator = [], FolderModel.open, PretendAccelerator()
+
+    def all_there(source: FolderModel) -> LoadedModel:
+        loaded = opened(source)
+        return replace(loaded, model=accelerator.put(loaded.model, "model.layers"))
+
+    for placement, opening in (("cpu", all_there), ("stream", opened)):
+        monkeypatch.setattr(FolderModel, "open", opening)
+        with accelerator:
+            found.append(made_by(RUNS[name], placement, folder, tmp_path / placement, host, monkeypatch))
+    assert_alike(*found)
+
+
+def made_by(  # noqa: PLR0917 - fixtures
+    more: dict[str, Any], placement: str, folder: Path, at: Path, host: PluginHost, monkeypatch: pytest.MonkeyPatch
+) -> tuple[tuple[Any, ...], dict[str, bytes]]:
+    """What a run finds, and the files that it writes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(at / "cache"))
+    data = {**RECIPE, **more, "model": {"path": str(folder), "placement": placement}}
+    data = {key: value for key, value in data.items() if not ("pruner" in data and key == "searcher")}
+    outcome = pipeline.run(Recipe.from_data(data, where="x.toml", out=at / "run", host=host), host)
+    files = {
+        file.relative_to(at).as_posix(): file.read_bytes()
+        for file in sorted((at / "run").rglob("*"))
+        if file.suffix == ".safetensors" or file.name in ("plan.json", "scores.json")
+    }
+    recoveries = [(result.name, result.before, result.after, result.kept) for result in outcome.recovery]
+    return (outcome.environment.device, outcome.rows, outcome.search, recoveries), files
+
+
+def assert_alike(one: tuple[tuple[Any, ...], dict[str, bytes]], other: tuple[tuple[Any, ...], dict[str, bytes]]) -> None:
+    assert one[0] == other[0]
+    assert list(one[1]) == list(other[1])
+    assert [name for name, content in one[1].items() if content != other[1][name]] == []
 
 
 def test_scores_read_each_block_once(model: BlockModel) -> None:
