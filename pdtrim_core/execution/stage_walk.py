@@ -203,14 +203,15 @@ def _adds(projection: nn.Module, run: Callable[[], Tensor]) -> bool:
 
     def add(_module: nn.Module, _given: Any, output: Tensor) -> Tensor:
         # As long as the hidden states, beside which something short would be lost in rounding.
-        more.append(output * (before_BTD.norm() / output.norm().clamp(min=torch.finfo(output.dtype).tiny)))
+        factor = before_BTD.norm().to(output.device) / output.norm().clamp(min=torch.finfo(output.dtype).tiny)
+        more.append(output * factor)
         return output + more[-1]
 
     hook = projection.register_forward_hook(add)
     try:
-        found_BTD = run() - before_BTD
+        found_BTD = run().to(before_BTD.device) - before_BTD
     finally:
         hook.remove()
-    (added_BTD,) = (tensor.reshape(found_BTD.shape) for tensor in more)
+    (added_BTD,) = (tensor.reshape(found_BTD.shape).to(found_BTD.device) for tensor in more)
     off = float((found_BTD - added_BTD).float().norm() / added_BTD.float().norm().clamp(min=torch.finfo(torch.float32).tiny))
     return off <= UNITS_OFF * torch.finfo(found_BTD.dtype).eps

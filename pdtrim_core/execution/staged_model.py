@@ -310,7 +310,7 @@ class StagedModel:
             read_PQD = self._run((branch,), read_PQD, prepared.prompt_recording.calls)
         read_ND = read_PQD.flatten(0, 1)[prompts.real_N.to(read_PQD.device)].to(decoded_BTD.device)
         at_N = prompts.places.to(decoded_BTD.device)
-        return decoded_BTD.flatten(0, 1).index_copy(0, at_N, read_ND).view_as(decoded_BTD)
+        return self._model.waiting(decoded_BTD.flatten(0, 1).index_copy(0, at_N, read_ND).view_as(decoded_BTD))
 
     def decoded(self, prepared: PreparedBatch, place: Place, hidden_BTD: Tensor) -> Tensor:
         """Return what decode makes of hidden states at a place; only at its own tokens is that what the pair computes."""

@@ -33,6 +33,7 @@ from pdtrim_core.model.renumbering import numbers_in
 from pdtrim_core.model.several_devices import device_of, weights_of
 from pdtrim_core.model.sizes import sizes_of
 from pdtrim_core.model.supported import check_config, check_own_weights, probe
+from pdtrim_core.model.waiting_states import WaitingStates
 from pdtrim_core.plan.costs import ModelSizes
 from pdtrim_core.plan.elements import Part, Shrink
 from pdtrim_core.plan.layers import Layer
@@ -86,6 +87,7 @@ class BlockModel:
         check_own_weights(self.blocks, name)
         self.on_disk = None if mapped is None else BlocksOnDisk(model, self.blocks, mapped)
         """The blocks of a model whose weights stay in their files; None where all are in memory."""
+        self._waiting = None if mapped is None else WaitingStates(mapped.device)
         one_token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         with nullcontext() if self.on_disk is None else self.on_disk.as_they_run():
             self._returns, self._last_width = probe(model, self.blocks, one_token, name=name, layout=layout.blocks)
@@ -237,7 +239,7 @@ class BlockModel:
 
         with self.patched({index: note(index) for index in range(self.block_count)}), suppress(_RecordedError):
             self.model(input_ids=ids_BT, use_cache=False, **self._looks(mask_BTT, positions_BT))
-        return Recording(inputs[0], tuple(calls))
+        return Recording(self.waiting(inputs[0]), tuple(calls))
 
     def run(self, index: int, hidden_BTD: Tensor, calls: Sequence[Call], module: nn.Module | None = None) -> Tensor:
         """Run one block (or a replacement module) as the model would, on the hidden states given."""
@@ -252,7 +254,7 @@ class BlockModel:
         run = self._compiled_run if self.compiles and torch.is_inference_mode_enabled() else run_block
         try:
             with self.bringing():
-                return run(block, hidden_BTD, call.args, call.kwargs, by_keyword=call.by_keyword)
+                after_BTD = run(block, hidden_BTD, call.args, call.kwargs, by_keyword=call.by_keyword)
         except RuntimeError as error:
             if not type(error).__module__.startswith(COMPILERS):
                 raise
@@ -260,6 +262,14 @@ class BlockModel:
                 f"the blocks cannot be compiled here ({reason_of(error)}): leave out evaluation.compile, or install "
                 "what torch.compile needs, such as a C++ compiler"
             ) from error
+        return self.waiting(after_BTD)
+
+    def waiting(self, hidden_BTD: Tensor) -> Tensor:
+        """Return hidden states that wait for their next block, from where there is room for them.
+
+        Where weights are in memory they stay where they are; see `waiting_states`.
+        """
+        return hidden_BTD if self._waiting is None else self._waiting.put(hidden_BTD)
 
     def bringing(self) -> AbstractContextManager[object]:
         """Return the context in which a module of weights that are in main memory runs where the model does.
@@ -359,6 +369,7 @@ class BlockModel:
     def _at_once(self, hidden_ND: Tensor) -> tuple[Tensor, ...]:
         if self.on_disk is not None:
             self.on_disk.go_to(self.block_count)
+            hidden_ND = hidden_ND.to(self.on_disk.device)
         return torch.split(hidden_ND, max(1, HEAD_NUMBERS // self.config.vocab_size))
 
     def normed(self, hidden_ND: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from pdtrim_core.api import Drop, Plan, Removal
 from pdtrim_core.api.recovery_context import RecoveryContext
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.walked import Walked
+from pdtrim_core.model import waiting_states
 from pdtrim_core.pipeline import pipeline
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.prepare import open_model
@@ -101,6 +103,18 @@ def test_a_run_gives_what_it_gives_with_the_weights_on_an_accelerator(
         monkeypatch.setattr(FolderModel, "open", opening)
         with accelerator:
             found.append(made_by(RUNS[name], placement, folder, tmp_path / placement, host, monkeypatch))
+    assert_alike(*found)
+
+
+@pytest.mark.parametrize("room", [{"lazy": 3000, "cpu": 0}, {"lazy": 0, "cpu": 3000}], ids=str)
+def test_hidden_states_that_find_no_room_wait_elsewhere(
+    room: dict[str, int], folder: Path, host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for at in ("with room", "without"):
+        with PretendAccelerator():
+            found.append(made_by(RUNS["greedy, folded and exported"], "stream", folder, tmp_path / at, host, monkeypatch))
+        monkeypatch.setattr(waiting_states, "free_memory", lambda place: 2 * room[torch.device(place).type])
     assert_alike(*found)
 
 
