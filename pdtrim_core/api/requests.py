@@ -6,8 +6,8 @@ result, with the type that it has: `score = yield from measure(plan)`.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast, overload
 
 from pdtrim_core.data.items import Along, Item
@@ -31,12 +31,16 @@ class AtLeast:
     A plan that reaches it is accepted. `temperature`, in points of the score, is that of simulated annealing at this step;
     reports show it. `than` is the score that the floor was made from, if it was made from one: where the recipe lets a search
     decide by likelihood (`search.mode`), the plan is compared with it item by item, and given up once it is surely below.
+    `otherwise` are the plans that are requested next as long as every one misses its floor, in order and as many as anyone asks
+    for: a guess, which costs nothing where it is wrong. Where a measurement reads all weights, some of them are measured in the
+    same reading.
     """
 
     plan: Plan | Probe
     floor: float
     temperature: float | None = None
     than: Score | None = None
+    otherwise: Iterable[Plan] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,12 @@ def measure(plan: Plan | Probe) -> Requests[Score]: ...
 
 @overload
 def measure(
-    plan: Plan | Probe, *, at_least: float, than: Score | None = None, temperature: float | None = None
+    plan: Plan | Probe,
+    *,
+    at_least: float,
+    than: Score | None = None,
+    temperature: float | None = None,
+    otherwise: Iterable[Plan] = (),
 ) -> Requests[Score | None]: ...
 
 
@@ -88,16 +97,17 @@ def measure(
     at_least: float | None = None,
     than: Score | None = None,
     temperature: float | None = None,
+    otherwise: Iterable[Plan] = (),
 ) -> Requests[Result]:
     """Measure a plan, or a probe on the way to one; return its score.
 
     Of several that do not depend on each other's scores, return the scores in the same order. With `at_least`, measure only as
     far as the plan can reach that score, and return None as soon as it cannot; a plan that reaches it is taken. `than` is the
-    score that the floor was made from (see `AtLeast`). `temperature` is what a search by annealing had at this step; reports
-    show it.
+    score that the floor was made from, and `otherwise` what is asked for next if the floor is missed (see `AtLeast`).
+    `temperature` is what a search by annealing had at this step; reports show it.
     """
     if isinstance(plan, Plan | Probe):
-        return (yield plan if at_least is None else AtLeast(plan, at_least, temperature, than))
+        return (yield plan if at_least is None else AtLeast(plan, at_least, temperature, than, otherwise))
     # A list of plans or one of probes: their types cannot be told apart once they are in one argument.
     return (yield cast("list[Plan]", list(plan)))
 

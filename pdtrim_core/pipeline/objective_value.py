@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from random import Random
 from time import monotonic
 
@@ -27,6 +28,8 @@ from pdtrim_core.search.stopping import WHOLE, Stop, interval
 
 SIDE_BY_SIDE = 8
 """Plans that are measured batch by batch where each is wanted whole: what they share is run once, and a bar moves."""
+AHEAD = 7
+"""Plans at most that are measured because they are likely to be asked for: a walk takes about every third or fourth step."""
 FEWEST_IN_ROUND, MOST_ROUNDS = 16, 8
 KEPT_AFTER = 10.0
 """Seconds after which values are yielded though their plans are not done: what a run that is killed loses, and a batch."""
@@ -177,7 +180,7 @@ class Measurement:
         stop = WHOLE if self._error is None else stop
         ordered = sorted(plans, key=self._depth_first)
         if self._prefix_cache().model.streams:
-            self._look_ahead({plan: started.get(plan) for plan in ordered})
+            self._look_ahead({plan: started.get(plan) for plan in (*ordered, *self._likely(ordered, stop))})
         step = max(1, len(plans)) if stop.keep and self._error else self._side_by_side
         for start in range(0, len(plans), step):
             values = {plan: self._values_in(started.get(plan)) for plan in ordered[start : start + step]}
@@ -260,6 +263,17 @@ class Measurement:
             ):
                 # Worse than others is all that is known: on the items left it could still have any score.
                 yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
+
+    def _likely(self, plans: Sequence[Plan], stop: Stop) -> list[Plan]:
+        """Return the plans that are worth measuring along with those that were asked for, in the same reading of all weights.
+
+        On an accelerator a reading takes longer than what is computed in it, on a processor it does not.
+        """
+        cache = self._prefix_cache()
+        known = all((plan, item) in self._known(plan) for plan in plans for item in self.items)
+        if known or cache.model.device.type == "cpu" or self._elsewhere is not None:
+            return []
+        return list(islice(stop.ahead, max(0, min(AHEAD, cache.plans_at_once(self.items) - len(plans)))))
 
     def _look_ahead(self, plans: Mapping[Plan, Reading | None]) -> None:
         """Measure plans whole, as many together as there is memory for: what gives one up early would save less than it reads."""

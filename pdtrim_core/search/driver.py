@@ -255,7 +255,7 @@ def drive(
             continue
         wanted = _wanted(request, label, problems)
         try:
-            scores = found.measure(request, wanted)
+            scores = found.measure(request, wanted, _ahead(request, label, problems))
         except TimeIsOver:
             with blame(label):
                 requests.close()
@@ -273,9 +273,9 @@ class _Found:
         self._probes: dict[Plan, Score] = {}
         self._asked: set[Element] = set()
 
-    def measure(self, request: Any, wanted: Sequence[tuple[Plan, bool]]) -> list[Score | None]:
+    def measure(self, request: Any, wanted: Sequence[tuple[Plan, bool]], ahead: Iterable[Plan]) -> list[Score | None]:
         """Measure the plans of a request; return their scores. Raises `TimeIsOver`, with those that were measured taken in."""
-        stop = _stop_of(request)
+        stop = _stop_of(request, ahead)
         temperature = request.temperature if isinstance(request, AtLeast) else None
         self._asked.update(element for plan, _ in wanted for element in plan.decode)
         try:
@@ -340,10 +340,19 @@ def drive_split(
     return plan
 
 
-def _stop_of(request: Any) -> Stop:
+def _ahead(request: Any, label: str, problems: Callable[[Plan], Iterable[str]]) -> Iterator[Plan]:
+    """Yield the plans that are likely to come next; what may not be requested is refused when it is requested."""
+    if isinstance(request, AtLeast):
+        with blame(label):
+            for plan in request.otherwise:
+                if isinstance(plan, Plan) and not any(problems(plan)):
+                    yield plan
+
+
+def _stop_of(request: Any, ahead: Iterable[Plan]) -> Stop:
     """Return what the plans of a request are measured for."""
     if isinstance(request, AtLeast):
-        return Stop(request.floor, None if request.than is None else request.than.reading)
+        return Stop(request.floor, None if request.than is None else request.than.reading, ahead=ahead)
     return Stop(keep=request.keep) if isinstance(request, BestOf) else WHOLE
 
 
@@ -375,11 +384,13 @@ def _wanted(request: Any, label: str, problems: Callable[[Plan], Iterable[str]])
 
 
 def _check_floor(request: AtLeast, what: str) -> None:
-    """Raise `PluginError` for a floor, a temperature or a score that is none."""
+    """Raise `PluginError` for a floor, a temperature, plans or a score that are none."""
     if not _is_number(request.floor):
         raise PluginError(f"{what}: its floor must be a number, not {shortened(repr(request.floor))}")
     if request.temperature is not None and not _is_number(request.temperature):
         raise PluginError(f"{what}: its temperature must be a number or None, not {shortened(repr(request.temperature))}")
+    if not isinstance(request.otherwise, Iterable):
+        raise PluginError(f"{what}: its otherwise must be plans, not {shortened(repr(request.otherwise))}")
     if request.than is not None and not isinstance(request.than, Score):
         raise PluginError(
             f"{what}: its than must be the Score of another plan, as it was sent, or None, not {shortened(repr(request.than))}"

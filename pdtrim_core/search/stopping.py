@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from pdtrim_core.data.readings import Reading
+from pdtrim_core.plan.plan import Plan
 
 FEWEST = 8
 """Values from which on their spread is taken for known."""
@@ -17,12 +18,13 @@ class Stop:
     """What plans are measured for, and so when one of them may be given up.
 
     Each has to reach the score `floor`, which was made from the reading `than`; or only the best `keep` of them are wanted.
-    Without any of these all are measured whole.
+    Without any of these all are measured whole. `ahead` are plans that are likely to be measured next; nobody waits for them.
     """
 
     floor: float | None = None
     than: Reading | None = None
     keep: int | None = None
+    ahead: Iterable[Plan] = field(default=(), compare=False)
 
 
 WHOLE = Stop()

@@ -87,7 +87,7 @@ def program(tmp_path: Path) -> Cli:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr)

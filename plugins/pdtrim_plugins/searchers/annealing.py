@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 from pydantic import Field
 
 from pdtrim_core.api import Removal, Requests, Searcher, SearchSpace, measure
+
+T = TypeVar("T")
 
 
 class Cooling(NamedTuple):
@@ -43,9 +46,21 @@ def walk(space: SearchSpace, start: Removal, cooling: Cooling, rng: Random) -> R
         neighbour = space.neighbour(current, rng)
         # exp(-(value - new) / T) >= u, solved for new; 1 - random() is never 0.
         floor = value + temperature * math.log(1 - rng.random())
-        reached = yield from measure(space.plan_of(neighbour), at_least=floor, than=value, temperature=temperature)
+        later = map(space.plan_of, if_refused(partial(space.neighbour, current), rng))
+        reached = yield from measure(
+            space.plan_of(neighbour), at_least=floor, than=value, temperature=temperature, otherwise=later
+        )
         if reached is not None:
             current, value = neighbour, reached
+
+
+def if_refused(propose: Callable[[Random], T], rng: Random) -> Iterator[T]:
+    """Yield what a walk proposes next, step by step, as long as it stays where it is; `rng` is left as it is."""
+    ahead = Random()  # noqa: S311 - the state of a reproducible one
+    ahead.setstate(rng.getstate())
+    while True:
+        yield propose(ahead)
+        ahead.random()  # the acceptance number of that step
 
 
 class Annealing(Searcher):

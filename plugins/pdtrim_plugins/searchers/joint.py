@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from random import Random
 from typing import ClassVar, TypeVar
 
@@ -23,7 +24,7 @@ from pdtrim_core.api import (
     measure,
 )
 from pdtrim_plugins.prefill_ceiling import below_all_kv, ceiling_option
-from pdtrim_plugins.searchers.annealing import Cooling
+from pdtrim_plugins.searchers.annealing import Cooling, if_refused
 
 T = TypeVar("T")
 
@@ -77,7 +78,8 @@ class Joint(Searcher):
             neighbour = self._neighbour(current, space, rng)
             in_points = temperature / 100 * before
             floor = value + in_points * math.log(1 - rng.random())
-            reached = yield from measure(neighbour, at_least=floor, than=value, temperature=in_points)
+            later = if_refused(partial(self._neighbour, current, space), rng)
+            reached = yield from measure(neighbour, at_least=floor, than=value, temperature=in_points, otherwise=later)
             if reached is not None:
                 current, value = neighbour, reached
 

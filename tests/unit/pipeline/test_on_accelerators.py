@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 PRUNERS: dict[str, Any] = {
     **dict.fromkeys(("shortgpt", "sleb", "llm-pruner", "torch-pruning", "flap")),
-    **dict.fromkeys(("streamline", "laco", "slicegpt", "fisher", "llm-drop")),
+    **dict.fromkeys(("streamline", "laco", "slicegpt", "llm-drop")),
+    "fisher": {"texts": 4, "answers": 4},
     "shortened-ppl": {"plus": False},
     "shortened-taylor": {"plus": False},
 }

@@ -13,10 +13,11 @@ import torch
 from pdtrim_core.api import Drop, Plan, Removal
 from pdtrim_core.api.recovery_context import RecoveryContext
 from pdtrim_core.api.score_context import ScoreContext
+from pdtrim_core.execution.look_ahead import LookAhead
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model import waiting_states
-from pdtrim_core.pipeline import pipeline
+from pdtrim_core.pipeline import objective_value, pipeline
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import Recipe
@@ -116,6 +117,28 @@ def test_hidden_states_that_find_no_room_wait_elsewhere(
             found.append(made_by(RUNS["greedy, folded and exported"], "stream", folder, tmp_path / at, host, monkeypatch))
         monkeypatch.setattr(waiting_states, "free_memory", lambda place: 2 * room[torch.device(place).type])
     assert_alike(*found)
+
+
+@pytest.mark.parametrize(("searcher", "alpha"), [("annealing", 0.9), ("joint", 0.97)])
+def test_steps_of_a_walk_are_measured_together_where_reading_is_what_takes_long(
+    searcher: str, alpha: float, host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path / "deep", num_hidden_layers=12)
+    found, readings, carry_out = [], list[int](), LookAhead.carry_out
+
+    def counted(ahead: LookAhead) -> None:
+        readings[-1] += bool(ahead._wanted)
+        carry_out(ahead)
+
+    monkeypatch.setattr(LookAhead, "carry_out", counted)
+    more = {"searcher": {"use": searcher, "t0": 1.0, "alpha": alpha}, "objective": KL, "recovery": "none"}
+    for ahead in (0, 7):
+        monkeypatch.setattr(objective_value, "AHEAD", ahead)
+        readings.append(0)
+        with PretendAccelerator():
+            found.append(made_by(more, "stream", folder, tmp_path / str(ahead), host, monkeypatch))
+    assert_alike(*found)
+    assert readings[1] < 0.6 * readings[0]
 
 
 def made_by(  # noqa: PLR0917 - fixtures

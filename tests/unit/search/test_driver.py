@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, islice
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from pdtrim_core.data.readings import Candidate, Reading, Score, standard_error
 from pdtrim_core.errors import PluginError, RecipeError
 from pdtrim_core.plan.elements import Drop, Removal
 from pdtrim_core.plan.plan import Plan
-from pdtrim_core.search.driver import BestPlan, Exchange, Ledger, drive, drive_split
+from pdtrim_core.search.driver import BestPlan, Exchange, Ledger, drive, drive_split, one_by_one
 from pdtrim_core.search.stopping import Stop
 from pdtrim_core.wording import shortened
 from tests.unit.examples import given
@@ -189,6 +190,47 @@ def test_a_note_is_passed_on_and_answered_by_nothing() -> None:
     assert notes == ["so far so good"]
 
 
+# What is likely to come next
+
+
+class Curious:
+    """Measures together, and takes some of what is likely to come next."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.seen: list[Plan] = []
+
+    def __call__(self, plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
+        self.seen += islice(stop.ahead, self.count)
+        return one_by_one(Table(TABLE))(plans, stop, started)
+
+
+def test_as_many_plans_are_looked_ahead_to_as_are_wanted_and_none_is_requested() -> None:
+    curious = Curious(2)
+    ledger = Ledger(Table(TABLE), together=curious)
+    found, answers = drive_all(ledger, AtLeast(drop(4), 10.0, otherwise=map(drop, count(1))), drop(0))
+    assert curious.seen == [drop(1), drop(2)]
+    assert answers == [20.0, 50.0]
+    assert found is not None
+    assert found.plan == drop(0)
+    assert (ledger.tally.measured, ledger.known(drop(1))) == (2, None)
+
+
+def test_what_may_not_be_requested_is_not_looked_ahead_to() -> None:
+    curious = Curious(9)
+    otherwise: Any = ["x", drop(3), Probe(drop(2)), drop(1)]
+    problems = {drop(3): ["not this one"]}
+    ask = AtLeast(drop(0), 10.0, otherwise=otherwise)
+    drive_all(Ledger(Table(TABLE), together=curious), ask, problems=lambda plan: problems.get(plan, []))
+    assert curious.seen == [drop(1)]
+
+
+def test_what_fails_on_looking_ahead_is_the_plugins_fault() -> None:
+    ask = AtLeast(drop(0), 10.0, otherwise=map(drop, ["x"]))  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match=r"searcher 'walk' \(pdtrim-walk 1\.0\) failed: TypeError"):
+        drive_all(Ledger(Table(TABLE), together=Curious(1)), ask)
+
+
 # Wrong plugins
 
 
@@ -215,6 +257,7 @@ def test_the_best_of_what_is_no_tuple_of_plans_is_refused(plans: Any) -> None:
         (AtLeast(drop(0), None), "its floor must be a number, not None"),  # type: ignore[arg-type]
         (AtLeast(drop(0), math.nan), "its floor must be a number, not nan"),
         (AtLeast(drop(0), 1.0, "hot"), "its temperature must be a number or None, not 'hot'"),  # type: ignore[arg-type]
+        (AtLeast(drop(0), 1.0, otherwise=3), "its otherwise must be plans, not 3"),  # type: ignore[arg-type]
         (AtLeast(drop(0), 1.0, None, 3.0), "its than must be the Score of another plan, as it was sent, or None, not 3.0"),  # type: ignore[arg-type]
     ],
     ids=str,
