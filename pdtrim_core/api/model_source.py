@@ -48,8 +48,8 @@ class ModelSource(Component):
     placement: Annotated[Placement, BeforeValidator(checked_placement)] = Field(
         "auto",
         description="where the weights are: auto takes one accelerator if there is one and it has room, and else several; "
-        "balanced spreads them over all; stream leaves them in their files, and one block at a time is in memory; a device as "
-        "torch names it; or a table of the memory that devices may give",
+        "balanced spreads them over all; stream leaves them in their files, and one block at a time is in memory (stream:cpu "
+        "and such say of which device); a device as torch names it; or a table of the memory that devices may give",
     )
 
     _told: Callable[[str, float], None] | None = PrivateAttr(default=None)

@@ -13,7 +13,15 @@ import torch
 from pdtrim_core import load_plugins
 from pdtrim_core.errors import PdtrimError, RecipeError
 from pdtrim_core.model import placement as placements
-from pdtrim_core.model.placement import bytes_of, check_devices, checked_placement, first_device, loading_options, place
+from pdtrim_core.model.placement import (
+    bytes_of,
+    check_devices,
+    checked_placement,
+    first_device,
+    is_streaming,
+    loading_options,
+    place,
+)
 from pdtrim_core.recipe.missing import check_there
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.results.old_formats import recipe_of_1
@@ -47,7 +55,7 @@ def lend(monkeypatch: pytest.MonkeyPatch) -> Lend:
 
 @pytest.mark.parametrize("wrong", [{}, {"0": 20}, {"0": "much"}, 3, "", True, ["cpu"]])
 def test_what_is_no_placement_is_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"placement gives each device a size|must be auto, balanced, stream, a device"):
+    with pytest.raises(ValueError, match=r"placement gives each device a size|must be auto, balanced, stream \(or"):
         checked_placement(wrong)
 
 
@@ -63,7 +71,10 @@ def test_a_recipe_says_in_one_line_what_is_no_placement(tmp_path: Path) -> None:
     ("placement", "problem"),
     [
         ("cuda", "placement = 'cuda': the device cuda is not here (Torch not compiled with CUDA enabled)"),
-        ("gpu", "placement = 'gpu': there is no device gpu: say auto, balanced, stream, a device such as"),
+        ("gpu", "placement = 'gpu': there is no device gpu: say auto, balanced, stream (or such as"),
+        ("stream:gpu", "placement = 'stream:gpu': there is no device gpu: say auto, balanced, stream (or such as"),
+        ("stream:", "placement = 'stream:': there is no device : say auto, balanced, stream (or such as"),
+        ("stream:cuda:1", "placement = 'stream:cuda:1': the device cuda:1 is not here (Torch not compiled with CUDA enabled)"),
         ("meta", "placement = 'meta': the device meta holds no numbers"),
         ("balanced", "placement = balanced spreads a model over accelerators, and there is none here: say auto"),
         ({"0": "20GiB"}, "0 is the number of an accelerator, and there is none here"),
@@ -72,7 +83,8 @@ def test_a_recipe_says_in_one_line_what_is_no_placement(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_devices_that_are_not_here_are_refused_before_a_model_is_opened(placement: Any, problem: str, tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "tiny")
-    recipe = Recipe.from_data({"model": {"path": str(folder), "placement": placement}, "prune": {"blocks": 1}}, out=tmp_path)
+    data = {"model": {"path": str(folder), "placement": placement}, "prune": {"blocks": 1}, "recovery": "none"}
+    recipe = Recipe.from_data({**data, "objective": "margin"}, out=tmp_path)
     with pytest.raises(RecipeError) as caught:
         check_there(recipe)
     (told,) = caught.value.problems
@@ -82,7 +94,7 @@ def test_devices_that_are_not_here_are_refused_before_a_model_is_opened(placemen
 
 
 def test_without_an_accelerator_everything_is_on_the_processor() -> None:
-    for placement in ("auto", "cpu"):
+    for placement in ("auto", "cpu", "stream", "stream:cpu"):
         check_devices(placement)
         if not torch.accelerator.is_available():
             assert (first_device(placement), loading_options(placement, 1)) == ("cpu", {})
@@ -98,6 +110,23 @@ def test_a_model_that_one_device_holds_goes_on_one_device(lend: Lend) -> None:
     table = {"0": "1GiB", "1": "20 GB", "cpu": "9GiB"}
     assert loading_options(table, 1) == {"device_map": "auto", "max_memory": {0: GIB, 1: 20 * 10**9, "cpu": 9 * GIB}}
     assert loading_options("cpu", 1) == {}
+
+
+def test_what_streams_runs_on_an_accelerator_unless_another_device_is_named(lend: Lend) -> None:
+    lend(2)
+    for placement, device in (("stream", "maia"), ("stream:cpu", "cpu"), ("stream:maia:1", "maia:1")):
+        check_devices(placement)
+        assert is_streaming(placement)
+        assert first_device(placement) == device
+    assert not is_streaming("streams")
+    assert not is_streaming({"stream": "1GiB"})
+    with pytest.raises(PdtrimError, match=r"the device maia:2 is not here"):
+        check_devices("stream:maia:2")
+
+
+def test_what_streams_runs_on_the_processor_where_the_accelerator_cannot_do_the_sums(lend: Lend) -> None:
+    lend(1, lacks="float64")
+    assert first_device("stream") == "cpu"
 
 
 @pytest.mark.parametrize(
