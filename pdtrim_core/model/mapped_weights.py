@@ -202,12 +202,13 @@ class WeightsBrought(TorchFunctionMode):
 def _bring_what_is_beside(model: Any, blocks: Sequence[nn.Module], device: torch.device) -> None:
     """Move to a device all parts of a model but the weights of its blocks; of these, the tables that they compute with."""
     within = {id(module) for block in blocks for module in block.modules()}
-    tied = model.get_input_embeddings().weight is getattr(model.get_output_embeddings(), "weight", None)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
     for module in model.modules():
         for name, table in module.named_buffers(recurse=False):
-            module.register_buffer(name, table.to(device), persistent=name not in module._non_persistent_buffers_set)  # noqa: SLF001 - torch has no public name for it
+            setattr(module, name, table.to(device))
         if id(module) not in within:
             for name, weight in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(weight.to(device), requires_grad=False))
     if tied:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+        head.weight = embedding.weight

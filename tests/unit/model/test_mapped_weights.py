@@ -17,6 +17,7 @@ from pdtrim_core.testing import tiny_transformers
 from pdtrim_core.testing.contracts.small_run import TinyModel
 from pdtrim_core.testing.models import save_tiny_model
 from pdtrim_plugins.model_sources import FolderModel
+from tests.pretend_accelerator import PretendAccelerator
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
@@ -112,6 +113,37 @@ def test_a_copy_of_a_tensor_is_not_in_a_file(folder: Path) -> None:
     assert mapped.has(tensor[3:])
     assert not mapped.has(tensor.clone())
     assert not mapped.has(torch.empty(2, 2, device="meta"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt-neox", "opt", "qwen3"])
+def test_an_accelerator_has_what_is_beside_the_blocks_and_the_block_that_runs(
+    family: str, tmp_path: Path, host: PluginHost
+) -> None:
+    folder, accelerator = save_tiny_model(tmp_path / "tiny", family), PretendAccelerator()
+    with accelerator, torch.inference_mode():
+        streamed = opened(folder, host)
+        model = opened(folder, host, "cpu").model
+        expected = accelerator.put(model, streamed.layout.blocks)(input_ids=torch.tensor([[1, 2, 3]], device="lazy")).logits[0]
+        recording = streamed.record(torch.tensor([[1, 2, 3]], device="lazy"))
+        hidden_BTD = recording.hidden_BTD
+        for block in range(streamed.block_count):
+            hidden_BTD = streamed.run(block, hidden_BTD, recording.calls)
+            assert there_of(streamed) == {id(weight) for weight in streamed.blocks[block].parameters()}
+        found = torch.cat([*streamed.logits(hidden_BTD[0])])
+        assert not there_of(streamed)
+        assert torch.equal(found.cpu(), expected.float().cpu())
+    of_blocks = {id(weight) for block in streamed.blocks for weight in block.parameters()}
+    for weight in streamed.model.parameters():
+        assert weight.device.type == ("cpu" if id(weight) in of_blocks else "lazy")
+    tied = streamed.model.get_output_embeddings().weight is streamed.model.get_input_embeddings().weight
+    assert tied == bool(streamed.config.tie_word_embeddings)
+
+
+def there_of(model: BlockModel) -> set[int]:
+    """The weights of blocks that are on an accelerator."""
+    assert model.on_disk is not None
+    assert model.on_disk._brought is not None
+    return set(model.on_disk._brought._there)
 
 
 def test_another_number_format_than_that_of_the_files_is_refused(folder: Path, host: PluginHost) -> None:
