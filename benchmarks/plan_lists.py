@@ -1,13 +1,13 @@
 """How many candidates a second a searcher measures that asks for lists of plans, against the plain way and one after the other.
 
-    python benchmarks/plan_lists.py [--data DIR] [--objective margin] [--samples 64] [--steps 2] [--error 0] [--json FILE]
+    python benchmarks/plan_lists.py [--data DIR] [--objective margin] [--samples 64] [--steps 2] [--error 0.05] [--json FILE]
 
 The candidates are those of `sequential`: at each step all removals of one block more than the best of the step before. One after
-the other each has to reach the best so far, else it is given up; of a list only the best is wanted. A plan is given up once that is
-as sure as `--error` says: as by default in recipes, or for certain with 0. The plain way is that of
+the other each has to reach the best so far, else it is given up; of a list only the best is wanted. A plan is given up once it is
+certain that it is not wanted (`search.mode = "exact"`), or with `--error` once that is likely enough. The plain way is that of
 `search_cost.py`, a physically pruned copy in lm-evaluation-harness' `HFLM`, timed on `--sampled` of the candidates of each step.
-All three measure a step in turn, each of ours with a prefix cache of its own, with one thread. Exit code 1: with `--error 0` a list
-and its plans one by one found other removals.
+All three measure a step in turn, each of ours with a prefix cache of its own, with one thread. Exit code 1: without `--error` a
+list and its plans one by one found other removals.
 """
 
 from __future__ import annotations
@@ -102,17 +102,16 @@ def main() -> None:
     add_options(parser, samples=64)
     parser.add_argument("--steps", type=int, default=2, help="blocks that are removed (default: %(default)s)")
     parser.add_argument("--sampled", type=int, default=4, help="plans a step in the plain way (default: %(default)s)")
-    parser.add_argument("--error", type=float, help="how often a plan may be given up wrongly (default: that of recipes)")
+    parser.add_argument("--error", type=float, default=0.0, help="how often a plan may be given up wrongly (default: never)")
     options = parser.parse_args()
     subject = open_subject(options, held_out=2)
     plain = PlainWay(subject.model, subject.samples, subject.calibration.items, batch_size=options.batch_size)
-    error = subject.recipe.settings.search.error if options.error is None else options.error
-    figures = raced(subject, plain, options.steps, options.sampled, error)
+    figures = raced(subject, plain, options.steps, options.sampled, options.error)
     for way, ratio in figures["ratios"].items():
         print(f"{way}: {figures['seconds'][way]:.1f} s for {figures['plans']} plans, {ratio:.1f} x the plain way")
-    about = {"benchmark": "plan_lists", "items": subject.items, "dtype": options.dtype, "objective": options.objective, "error": error}
+    about = {"benchmark": "plan_lists", "items": subject.items, "dtype": options.dtype, "objective": options.objective}
     write(options.json, subject.environment, {**about, **figures})
-    if not error and not figures["same"]:
+    if not options.error and not figures["same"]:
         sys.exit("both ways must find the same removal, and they do not")
 
 

@@ -23,7 +23,7 @@ import argparse
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -42,6 +42,7 @@ from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.pipeline.prepare import score
 from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.search.space import search_space, two_sets
+from pdtrim_core.search.stopping import Stop
 
 NO_MERGES = 1.1
 ROUNDING = 1e-2
@@ -78,30 +79,31 @@ class Race:
             PrefixCache(self.subject.model, ExecutionOptions(batch_tokens=evaluation.batch_tokens, packed=packed))
             for _ in range(2)
         ]
-        self._measure, self._whole = (self._measurement(prefix_cache) for prefix_cache in prefix_caches)
+        self._measure, self.whole = (self._measurement(prefix_cache) for prefix_cache in prefix_caches)
         self._measure(Plan(), None, None)
         self.once = Timed.since(start)
-        self._whole(Plan(), None, None)
+        self.whole(Plan(), None, None)
 
     def _measurement(self, prefix_cache: PrefixCache) -> Measurement:
         objective = ObjectiveOnItems(self.subject.recipe.objective, self.subject.calibration.items, "the objective")
         return Measurement(lambda: prefix_cache, objective)
 
-    def __call__(self, plan: Plan, floor: float | None, started: Reading | None) -> Reading:
-        """Return the reading that the search asked for; this is what its ledger calls."""
-        start = Timed.now()
-        reading = self._measure(plan, floor, started)
-        visit = Visit(plan, reading.score is None, Timed.since(start))
-        if len(self.visits) % self.every == 0:
-            self._compare(visit)
-        self.visits.append(visit)
-        return reading
+    def __call__(self, plans: Sequence[Plan], stop: Stop, started: Mapping[Plan, Reading]) -> Iterator[tuple[Plan, Reading]]:
+        """Yield the readings that the search asked for; this is what its ledger calls."""
+        for plan in plans:
+            start = Timed.now()
+            *_, (_, reading) = self._measure.together([plan], stop, started)
+            visit = Visit(plan, reading.score is None, Timed.since(start))
+            if len(self.visits) % self.every == 0:
+                self._compare(visit)
+            self.visits.append(visit)
+            yield plan, reading
 
     def _compare(self, visit: Visit) -> None:
         objective = self.subject.recipe.objective
         sums, visit.theirs = self.plain.measure([block for element in visit.plan.decode for block in element.blocks])
         start = Timed.now()
-        whole = self._whole(visit.plan, None, None)
+        whole = self.whole(visit.plan, None, None)
         visit.whole = Timed.since(start)
         values = self.plain.values(objective, sums)
         assert whole.score is not None
@@ -125,7 +127,12 @@ def walk(subject: Subject, race: Race) -> None:
         scores, COUNT, two_sets(scores, COUNT, NO_MERGES), CostModel(subject.model.block_count, subject.model.sizes)
     )
     rng = Random(f"{subject.recipe.settings.seed} search")
-    drive(subject.recipe.searcher.search(space, rng), Ledger(race), label="the searcher", problems=space.problems)
+    drive(
+        subject.recipe.searcher.search(space, rng),
+        Ledger(race.whole, together=race),
+        label="the searcher",
+        problems=space.problems,
+    )
 
 
 def figures_of(race: Race) -> dict[str, Any]:

@@ -47,8 +47,8 @@ class AtLeast:
 class BestOf:
     """Several plans of which only the best few are wanted; one that is surely none of them has no score.
 
-    Where the recipe lets a search decide by likelihood (`search.mode`), measuring ends for a plan as soon as that is sure; else
-    all are measured whole.
+    Measuring ends for a plan as soon as that is sure: likely enough where the recipe lets a search decide by likelihood
+    (`search.mode`), certain elsewhere.
     """
 
     plans: tuple[Plan, ...] | tuple[Probe, ...]

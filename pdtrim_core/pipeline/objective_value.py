@@ -30,6 +30,8 @@ SIDE_BY_SIDE = 8
 """Plans that are measured batch by batch where each is wanted whole: what they share is run once, and a bar moves."""
 AHEAD = 7
 """Plans at most that are measured because they are likely to be asked for: a walk takes about every third or fourth step."""
+LOOKED_AT = 0.25
+"""Share of the items by which it is told which of several plans are likely the best."""
 FEWEST_IN_ROUND, MOST_ROUNDS = 16, 8
 KEPT_AFTER = 10.0
 """Seconds after which values are yielded though their plans are not done: what a run that is killed loses, and a batch."""
@@ -80,6 +82,14 @@ class ObjectiveOnItems:
         """Return the score of the mean over the items at some places, all of which have been measured."""
         weights = [self._weights[place] for place in places]
         return self._score(_mean([_there(values, place) for place in places], weights))
+
+    def short_of_best(self, reading: Reading) -> list[float]:
+        """Return by how much each item falls short of the best that there is, by its weight; zeros where there is none."""
+        best = self._objective.best_item
+        return [
+            0.0 if best is None or value is None else weight * abs(best - value)
+            for weight, value in zip(self._weights, reading.items, strict=True)
+        ]
 
     def likely_ceiling(self, values: Sequence[float | None], beside: Reading, places: Sequence[int], error: float) -> float:
         """Return the highest score that a plan can be expected to have, by its gains over another at some places.
@@ -181,42 +191,90 @@ class Measurement:
         ordered = sorted(plans, key=self._depth_first)
         if self._prefix_cache().model.streams:
             self._look_ahead({plan: started.get(plan) for plan in (*ordered, *self._likely(ordered, stop))})
-        step = max(1, len(plans)) if stop.keep and self._error else self._side_by_side
-        for start in range(0, len(plans), step):
-            values = {plan: self._values_in(started.get(plan)) for plan in ordered[start : start + step]}
+        values = {plan: self._values_in(started.get(plan)) for plan in ordered}
+        if stop.keep and self._error:
             yield from self._measure(values, stop)
+        elif stop.keep and stop.keep < len(values):
+            yield from self._raced(values, stop.keep)
+        else:
+            for of_step in self._steps(values):
+                yield from self._measure(of_step, stop)
+
+    def _steps(self, open_plans: Mapping[Plan, PartialValues]) -> Iterator[dict[Plan, PartialValues]]:
+        """Yield plans in lots that are measured side by side."""
+        plans = list(open_plans.items())
+        yield from (dict(plans[start : start + self._side_by_side]) for start in range(0, len(plans), self._side_by_side))
+
+    def _raced(self, open_plans: Mapping[Plan, PartialValues], keep: int) -> Iterator[tuple[Plan, Reading]]:
+        """Measure the plans whole that are likely the best `keep`, and each other one as long as it can still be one of these.
+
+        What is likely is told by some of the items, which all plans are measured on first.
+        """
+        groups = self._prefix_cache().groups(self.items)
+        looked_at = [item for group in groups[: math.ceil(len(groups) * LOOKED_AT)] for item in group]
+        yield from self._safely(dict(open_plans), lambda plans: self._cut_short(plans, WHOLE, [looked_at]))
+        places = [self._place[item] for item in looked_at]
+        ranked = sorted(open_plans, key=lambda plan: self._objective.score_at(open_plans[plan], places), reverse=True)
+        likely = {plan: open_plans[plan] for plan in ranked[:keep]}
+        waiting = {plan: values for plan, values in open_plans.items() if plan not in likely}
+        best: list[Reading] = []
+        try:
+            for of_step in (likely, *self._steps(waiting)):
+                waiting = {plan: values for plan, values in waiting.items() if plan not in of_step}
+                stop = Stop(best[-1].score, best[0]) if best else WHOLE
+                for plan, reading in self._measure(of_step, stop):
+                    yield plan, reading
+                    if reading.score is not None:
+                        best = sorted([*best, reading], key=lambda one: one.score or 0.0, reverse=True)[:keep]
+        except KeyboardInterrupt:
+            yield from self._left(waiting)
+            raise
 
     def _measure(self, open_plans: dict[Plan, PartialValues], stop: Stop) -> Iterator[tuple[Plan, Reading]]:
         """Measure plans side by side; one that is done is taken out of `open_plans`."""
         error = (self._error or 0.0) / _pairs(len(open_plans), stop.keep)
-        while open_plans:
+        yield from self._safely(open_plans, lambda plans: self._cut_short(plans, stop, self._rounds, error))
+        for plan in list(open_plans):
+            yield plan, self._objective.reading([value for value in open_plans.pop(plan) if value is not None])
+
+    def _safely(
+        self,
+        open_plans: dict[Plan, PartialValues],
+        measuring: Callable[[dict[Plan, PartialValues]], Iterator[tuple[Plan, Reading]]],
+    ) -> Iterator[tuple[Plan, Reading]]:
+        """Measure plans, and take those out of `open_plans` that are done: with smaller batches when memory runs out.
+
+        When it is interrupted, what was measured until then is yielded first.
+        """
+        while True:
             try:
-                for plan, reading in self._cut_short(open_plans, stop, error):
+                for plan, reading in measuring(open_plans):
                     if not isinstance(reading, Underway):
                         del open_plans[plan]
                     yield plan, reading
-                for plan in list(open_plans):
-                    yield plan, self._objective.reading([value for value in open_plans.pop(plan) if value is not None])
             except torch.OutOfMemoryError:
                 if self._prefix_cache().batch_tokens < 2:
                     raise PdtrimError("the device has no memory left, even for the smallest batch") from None
                 self._prefix_cache().halve_batches()
                 self._note(f"out of memory on the device: going on with batches of {self._prefix_cache().batch_tokens} tokens")
             except KeyboardInterrupt:
-                for plan, values in open_plans.items():
-                    yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
+                yield from self._left(open_plans)
                 raise
+            else:
+                return
 
-    def _cut_short(self, open_plans: Mapping[Plan, PartialValues], stop: Stop, error: float) -> Iterator[tuple[Plan, Reading]]:
-        """Measure all items of the plans; yield those that are given up on the way, and now and then those that are underway.
+    def _cut_short(
+        self, open_plans: Mapping[Plan, PartialValues], stop: Stop, rounds: Sequence[Sequence[Item]], error: float = 0.0
+    ) -> Iterator[tuple[Plan, Reading]]:
+        """Measure items of the plans; yield those that are given up on the way, and now and then those that are underway.
 
         `error` is the probability with which one comparison of two plans may be wrong.
         """
         done: list[Item] = []
         kept_at, grown = monotonic(), set[Plan]()
         count, told_at = len(open_plans), monotonic()
-        for of_round in self._rounds:
-            groups = self._prefix_cache().groups(of_round)
+        for of_round in rounds:
+            groups = self._worst_first(self._prefix_cache().groups(of_round), stop)
             with self._asked(open_plans, groups):
                 for group, plan, values, through in _turns(groups, open_plans):
                     ceiling = self._objective.ceiling(values)
@@ -233,6 +291,21 @@ class Measurement:
             done += of_round
             if self._error and len(done) < len(self.items):
                 yield from self._surely_out(open_plans, stop, [self._place[item] for item in done], error)
+
+    def _worst_first(self, groups: list[tuple[Item, ...]], stop: Stop) -> list[tuple[Item, ...]]:
+        """Return groups of items, those first on which the plan that others are compared with falls short of the best there is.
+
+        Others fall short on the same items, mostly, and so are soon known to miss their floor. In rounds, what is known for
+        certain hardly ever ends a measurement, and the order must be random.
+        """
+        if self._error or stop.than is None or len(stop.than.items) != len(self.items):
+            return groups
+        short = self._objective.short_of_best(stop.than)
+        return sorted(groups, key=lambda group: sum(short[self._place[item]] for item in group), reverse=True)
+
+    def _left(self, open_plans: Mapping[Plan, PartialValues]) -> Iterator[tuple[Plan, Reading]]:
+        for plan, values in open_plans.items():
+            yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
 
     def _underway(self, open_plans: Mapping[Plan, PartialValues]) -> Iterator[tuple[Plan, Reading]]:
         for plan, values in open_plans.items():

@@ -272,11 +272,41 @@ def test_without_an_error_nothing_is_decided_by_likelihood(error: float | None) 
     values = plans_worth(0.6, 0.1)
     current, candidate = values
     than = together({current: values[current]}, Stop(), error=error)[current]
-    assert all(reading.score is not None for reading in together(values, Stop(keep=1), error=error).values())
+    found = together(values, Stop(keep=1), error=error)
+    best = found[current].score
+    assert best is not None
+    assert (found[candidate].score is None) == (error == 0.0)
+    assert error is None or found[candidate].ceiling < best
     readings = together({candidate: values[candidate]}, Stop(30.0, than), error=error)
     assert (readings[candidate].score is None) == (error == 0.0)
     if error == 0.0:  # the exact stop: even with the best for all items left it would be below
         assert readings[candidate].ceiling < 30.0
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_of_several_plans_those_that_certainly_are_not_the_best_are_given_up(keep: int) -> None:
+    values = plans_worth(0.3, 0.6, 0.35, 0.7, 0.4, 0.65)
+    whole = together(values, Stop(), error=None)
+    asked = len(PerPlan.asked)
+    readings = together(values, Stop(keep=keep), error=0.0)
+    ranked = sorted(values, key=lambda plan: whole[plan].score or 0.0, reverse=True)
+    for plan in ranked[:keep]:
+        assert readings[plan] == whole[plan]
+    least = whole[ranked[keep - 1]].score
+    assert least is not None
+    for plan in ranked[keep:]:
+        assert readings[plan].score is not None or readings[plan].ceiling < least
+    assert len(PerPlan.asked) < 0.8 * asked
+
+
+def test_items_on_which_another_plan_falls_short_come_first() -> None:
+    values = plans_worth(0.6, 0.5)
+    current, candidate = values
+    than = together({current: values[current]}, Stop(), error=0.0)[current]
+    groups = PrefixCache(tiny_llama(), ExecutionOptions(batch_tokens=16)).groups(many_items(64))
+    groups.sort(key=lambda group: sum(1.0 - values[current][int(item.name)] for item in group), reverse=True)
+    together({candidate: values[candidate]}, Stop(0.0, than), error=0.0)
+    assert [name for _, name in PerPlan.asked] == [item.name for group in groups for item in group]
 
 
 def test_values_are_the_same_however_plans_are_measured() -> None:
@@ -289,7 +319,8 @@ def test_values_are_the_same_however_plans_are_measured() -> None:
     assert dict(several.together(plans, Stop(), {})) == {plan: one(plan, None, None) for plan in plans}
 
 
-def test_an_interrupted_measurement_gives_what_it_has() -> None:
+@pytest.mark.parametrize("stop", [Stop(), Stop(keep=1)], ids=["whole", "the best"])
+def test_an_interrupted_measurement_gives_what_it_has(stop: Stop) -> None:
     values = plans_worth(0.6, 0.5)
     PerPlan.values, PerPlan.asked = values, []
 
@@ -303,7 +334,7 @@ def test_an_interrupted_measurement_gives_what_it_has() -> None:
     measure = Measurement(lambda: prefix_cache, ObjectiveOnItems(Stops(), many_items(64), "objective 'per-plan'"))
     readings: dict[Plan, Reading] = {}
     with pytest.raises(KeyboardInterrupt):
-        consume(measure.together(list(values), Stop(), {}), readings)
+        consume(measure.together(list(values), stop, {}), readings)
     assert set(readings) == set(values)
     assert all(0 < 64 - reading.items.count(None) < 64 for reading in readings.values())
     whole = dict(measurement_of(values).together(list(values), Stop(), readings))
