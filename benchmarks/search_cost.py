@@ -127,12 +127,8 @@ def walk(subject: Subject, race: Race) -> None:
         scores, COUNT, two_sets(scores, COUNT, NO_MERGES), CostModel(subject.model.block_count, subject.model.sizes)
     )
     rng = Random(f"{subject.recipe.settings.seed} search")
-    drive(
-        subject.recipe.searcher.search(space, rng),
-        Ledger(race.whole, together=race),
-        label="the searcher",
-        problems=space.problems,
-    )
+    ledger = Ledger(race.whole, together=race)
+    drive(subject.recipe.searcher.search(space, rng), ledger, label="the searcher", problems=space.problems)
 
 
 def figures_of(race: Race) -> dict[str, Any]:
