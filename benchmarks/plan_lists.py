@@ -2,12 +2,12 @@
 
     python benchmarks/plan_lists.py [--data DIR] [--objective margin] [--samples 64] [--steps 2] [--error 0.05] [--json FILE]
 
-The candidates are those of `sequential`: at each step all removals of one block more than the best of the step before. One after
-the other each has to reach the best so far, else it is given up; of a list only the best is wanted. A plan is given up once it is
-certain that it is not wanted (`search.mode = "exact"`), or with `--error` once that is likely enough. The plain way is that of
-`search_cost.py`, a physically pruned copy in lm-evaluation-harness' `HFLM`, timed on `--sampled` of the candidates of each step.
-All three measure a step in turn, each of ours with a prefix cache of its own, with one thread. Exit code 1: without `--error` a
-list and its plans one by one found other removals.
+The candidates are those of `sequential`: at each step all removals of one block more than the best of the step before. `Each whole`
+measures one after the other on all items, as before there were lists. `With a floor` each has to reach the best so far, else it is
+given up; of a list only the best is wanted. A plan is given up once it is certain that it is not wanted (`search.mode = "exact"`),
+or with `--error` once that is likely enough. The plain way is that of `search_cost.py`, a physically pruned copy in
+lm-evaluation-harness' `HFLM`, timed on `--sampled` of the candidates of each step. All of them measure a step in turn, each of ours
+with a prefix cache of its own, with one thread. Exit code 1: without `--error` the ways found other removals.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pdtrim_core.fidelity.inputs import spread
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.search.stopping import Stop
 
-WAYS = ("one by one", "as a list")
+WAYS = ("each whole", "one by one, with a floor", "as a list")
 
 
 def measurement(subject: Subject, error: float) -> Measurement:
@@ -43,11 +43,16 @@ def measurement(subject: Subject, error: float) -> Measurement:
     return found
 
 
-def best_of_singles(measure: Measurement, plans: Sequence[Plan]) -> tuple[Plan, float]:
+def best_of_whole(measure: Measurement, plans: Sequence[Plan]) -> tuple[Plan, float]:
+    """Return the best of some plans and its score, each asked for alone and measured on all items."""
+    return best_of_singles(measure, plans, floors=False)
+
+
+def best_of_singles(measure: Measurement, plans: Sequence[Plan], *, floors: bool = True) -> tuple[Plan, float]:
     """Return the best of some plans and its score, each asked for alone."""
     best: tuple[Plan, Reading] | None = None
     for plan in plans:
-        stop = Stop() if best is None else Stop(best[1].score, best[1])
+        stop = Stop() if best is None or not floors else Stop(best[1].score, best[1])
         *_, (_, reading) = measure.together([plan], stop, {})
         if reading.score is not None and (best is None or best[1].score is None or reading.score > best[1].score):
             best = plan, reading
@@ -76,7 +81,7 @@ def raced(subject: Subject, plain: PlainWay, steps: int, sampled: int, error: fl
         left = [block for block in range(subject.model.block_count) if block not in removed]
         plans = [Plan.unified(Removal(map(Drop, (*removed, block)))) for block in left]
         found = {}
-        for way, best in zip(WAYS, (best_of_singles, best_of_list), strict=True):
+        for way, best in zip(WAYS, (best_of_whole, best_of_singles, best_of_list), strict=True):
             start = Timed.now()
             found[way] = best(made[way], plans)
             seconds[way] += Timed.since(start).cpu
@@ -84,9 +89,9 @@ def raced(subject: Subject, plain: PlainWay, steps: int, sampled: int, error: fl
         for block in chosen:
             _, taken = plain.measure([*removed, block])
             seconds["plain"] += taken.cpu * len(left) / len(chosen)
-        same &= found[WAYS[0]][0] == found[WAYS[1]][0]
+        same &= len({plan for plan, _ in found.values()}) == 1
         count += len(plans)
-        removed = tuple(block for element in found[WAYS[1]][0].decode for block in element.blocks)
+        removed = tuple(block for element in found[WAYS[-1]][0].decode for block in element.blocks)
     return {
         "plans": count,
         "seconds": seconds,
@@ -112,7 +117,7 @@ def main() -> None:
     about = {"benchmark": "plan_lists", "items": subject.items, "dtype": options.dtype, "objective": options.objective}
     write(options.json, subject.environment, {**about, **figures})
     if not options.error and not figures["same"]:
-        sys.exit("both ways must find the same removal, and they do not")
+        sys.exit("all ways must find the same removal, and they do not")
 
 
 if __name__ == "__main__":
