@@ -2,12 +2,13 @@
 
     python benchmarks/plan_lists.py [--data DIR] [--objective margin] [--samples 64] [--steps 2] [--error 0.05] [--json FILE]
 
-The candidates are those of `sequential`: at each step all removals of one block more than the best of the step before. `Each whole`
-measures one after the other on all items, as before there were lists. `With a floor` each has to reach the best so far, else it is
-given up; of a list only the best is wanted. A plan is given up once it is certain that it is not wanted (`search.mode = "exact"`),
-or with `--error` once that is likely enough. The plain way is that of `search_cost.py`, a physically pruned copy in
-lm-evaluation-harness' `HFLM`, timed on `--sampled` of the candidates of each step. All of them measure a step in turn, each of ours
-with a prefix cache of its own, with one thread. Exit code 1: without `--error` the ways found other removals.
+The candidates are those of `sequential`: at each step all removals of one block more than the best of the step before. `Each
+whole` measures one after the other on all items, as before there were lists. `With a floor` each has to reach the best so far,
+else it is given up; of a list only the best is wanted. A plan is given up once it is certain that it is not wanted
+(`search.mode` exact), or with `--error` once that is likely enough. The plain way is that of `search_cost.py`, a physically
+pruned copy in lm-evaluation-harness' `HFLM`, timed on `--sampled` of the candidates of each step. All of them measure a step in
+turn, each of ours with a prefix cache of its own, with one thread. Exit code 1: without `--error` the ways found other
+removals.
 """
 
 from __future__ import annotations
