@@ -67,6 +67,9 @@ def serve(
     body_seconds: Annotated[float, typer.Option(help="For a request to arrive.")] = PROXY.body_seconds,
     drain_seconds: Annotated[float, typer.Option(help="For open requests after SIGTERM.")] = PROXY.drain_seconds,
     at_once: Annotated[int, typer.Option(help="Prompts with the servers; others wait.")] = PROXY.at_once,
+    answer_tokens: Annotated[
+        int | None, typer.Option(help="Room at decode for an answer of unsaid length [default: all].")
+    ] = PROXY.answer_tokens,
     timeout: Annotated[float, typer.Option(help="Seconds until all must be up.")] = 900.0,
     logs: Annotated[Path | None, typer.Option(help="Folder for logs, instead of a temporary one.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare the pair with its run before it is used.")] = False,
@@ -86,7 +89,7 @@ def serve(
     )
     ports = Ports(port, prefill_port, decode_port, nixl_port)
     options = ProxyOptions(
-        *(host, health_seconds, token_seconds, request_seconds, body_seconds, drain_seconds, at_once),
+        *(host, health_seconds, token_seconds, request_seconds, body_seconds, drain_seconds, at_once, answer_tokens),
         *(tuple(more_prefill or ()), tuple(more_decode or ())),
     )
     if dry_run:

@@ -80,6 +80,7 @@ class ProxyOptions:
     body_seconds: float = 60.0
     drain_seconds: float = 30.0
     at_once: int = 256
+    answer_tokens: int | None = None
     prefill: tuple[str, ...] = ()
     decode: tuple[str, ...] = ()
     """Servers elsewhere that take turns with those of this machine."""

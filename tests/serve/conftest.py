@@ -299,6 +299,7 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
         connector: Connector = "nixl",
         kv_only: str = "attention",
         arguments: Sequence[str] = ("--enforce-eager",),
+        decode: Sequence[str] = (),
     ) -> Pair:
         ids_alone = () if subject.export.name == "smollm" else ("--skip-tokenizer-init",)
         engine = Engine(
@@ -307,6 +308,7 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
             arguments={
                 "both": (*SERVER_ARGS, *ids_alone, *arguments),
                 "prefill": ("--additional-config", json.dumps({"pdtrim_kv_only": kv_only})),
+                "decode": decode,
             },
             environment={"both": {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}},
             connector=connector,

@@ -263,8 +263,8 @@ def test_options_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
     needed = ["--prefill", "http://a", "--decode", "http://b"]
     for words, told in (
         (["--drain-seconds", "0"], "0 is no time: give seconds, more than 0"),
-        (["--at-once", "0"], "0 is no number of prompts: give 1 or more"),
-        (["--at-once", "x"], "x is no number of prompts: give 1 or more"),
+        (["--at-once", "0"], "0 is no such number: give 1 or more"),
+        (["--at-once", "x"], "x is no such number: give 1 or more"),
         (["--token-seconds", "x"], "x is no time: give seconds, more than 0"),
     ):
         with pytest.raises(SystemExit):

@@ -52,6 +52,7 @@ class Fake:
         """How long an answer takes, and how long lies between two events of a stream."""
         self.health = 200
         self.key = ""
+        self.metrics, self.longest = b"", 9
         self.open = self.most = 0
         """Requests that are being answered, and the most of them at once."""
         self.waiting = asyncio.Event()
@@ -61,6 +62,7 @@ class Fake:
         app.add_routes(
             [web.get("/health", self._health), web.get("/v1/models", self._models), web.get("/version", self._version)]
         )
+        app.add_routes([web.get("/metrics", self._metrics)])
         app.add_routes([web.post(f"/v1/{path}", self._generate) for path in ("completions", "chat/completions")])
         app.add_routes([web.post("/tokenize", self._tokenize)])
         return TestServer(app, port=port)
@@ -75,7 +77,10 @@ class Fake:
             return web.json_response({"error": "Unauthorized"}, status=401)
         if self.models is not None:
             return web.Response(body=self.models, content_type="application/json")
-        return web.json_response({"data": [{"id": name, "max_model_len": 9} for name in self.names]})
+        return web.json_response({"data": [{"id": name, "max_model_len": self.longest} for name in self.names]})
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self.metrics)
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"version": "0.32"})

@@ -175,21 +175,21 @@ def test_serve_and_the_proxy_have_the_same_options_with_the_same_defaults() -> N
 
     told = {action.dest: action.default for action in options()._actions if action.dest not in ("help", "port", "storage")}
     ours = {field.name: field.default for field in fields(ProxyOptions)}
-    assert {name: () if value is None else value for name, value in told.items()} == ours
+    assert {name: value or None for name, value in told.items()} == {name: value or None for name, value in ours.items()}
     given = inspect.signature(serve).parameters
     renamed = {"prefill": "more_prefill", "decode": "more_decode"}
-    assert {name: given[renamed.get(name, name)].default or () for name in ours} == ours
+    assert all((given[renamed.get(name, name)].default or None) == (value or None) for name, value in ours.items())
 
 
 def test_what_a_user_says_of_the_proxy_it_is_told_and_understands(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
     from pdtrim_plugins.vllm.proxy.command import options
 
-    said = ProxyOptions("0.0.0.0", 1.5, 2, 3, 4, 5, 6, ("http://p",), ("http://d", "http://e"))
+    said = ProxyOptions("0.0.0.0", 1.5, 2, 3, 4, 5, 6, 7, ("http://p",), ("http://d", "http://e"))
     proxy = commands_for(open_export(write(tmp_path)), engine(), Ports(1, 2, 3, 4), Path("/storage"), said)[-1]
     found = options().parse_args(proxy.words[3:])
     assert (found.prefill, found.decode) == (["http://127.0.0.1:2", "http://p"], ["http://127.0.0.1:3", "http://d", "http://e"])
-    assert all(getattr(found, field.name) == getattr(said, field.name) for field in fields(said)[:7])
+    assert all(getattr(found, field.name) == getattr(said, field.name) for field in fields(said)[:8])
     # It listens everywhere, and is asked here.
     assert proxy.url == "http://127.0.0.1:1"
     for host, url in (("10.0.0.1", "http://10.0.0.1:1"), ("::1", "http://[::1]:1")):
@@ -201,6 +201,7 @@ def test_what_a_user_says_of_the_proxy_it_is_told_and_understands(tmp_path: Path
     [
         (ProxyOptions(drain_seconds=0), "--drain-seconds is 0: give a number that is more than 0"),
         (ProxyOptions(at_once=-1), "--at-once is -1: give a number that is more than 0"),
+        (ProxyOptions(answer_tokens=0), "--answer-tokens is 0: give a number that is more than 0"),
         (ProxyOptions(decode=("host:1",)), "--more-decode is host:1: give an address like http://HOST:PORT"),
     ],
 )

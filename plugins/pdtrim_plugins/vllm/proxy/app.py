@@ -43,7 +43,7 @@ class Proxy:
         self._pair = Pair(prefill, decode, limits)
         self._limits = limits
         self._metrics = Metrics()
-        self._generation = Generation(self._pair, self._metrics, storage=storage, at_once=limits.at_once)
+        self._generation = Generation(self._pair, self._metrics, storage=storage, limits=limits)
         self._trial = Trial(self._pair, storage=storage)
         self._draining = False
 
@@ -163,7 +163,8 @@ class Proxy:
 
     async def _counts(self, _: web.Request) -> web.Response:
         well = {stage: len(self._pair.well(stage)) for stage in self._pair.stages}
-        return web.Response(body=self._metrics.text(well).encode(), headers={"Content-Type": CONTENT_TYPE})
+        waiting = sum(server.room.waiting for server in self._pair.servers)
+        return web.Response(body=self._metrics.text(well, waiting).encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _health(self, _: web.Request) -> web.Response:
         if self._draining:

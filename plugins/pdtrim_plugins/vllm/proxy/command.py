@@ -47,6 +47,11 @@ def options() -> argparse.ArgumentParser:
         help="prompts that are with the servers at most, while others wait (default: %(default)d)",
     )  # fmt: skip
     parser.add_argument(
+        "--answer-tokens", type=_count, metavar="N",
+        help="tokens for which a request has room at decode that does not say how long its answer may be (default: all that are "
+        "left of the longest text)",
+    )  # fmt: skip
+    parser.add_argument(
         "--drain-seconds", type=_seconds, default=30.0, metavar="S",
         help="time that open requests have to end after SIGTERM, while new ones get 503 (default: %(default)g)",
     )  # fmt: skip
@@ -56,7 +61,14 @@ def options() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> None:
     """Serve until stopped."""
     given = options().parse_args(words)
-    limits = Limits(given.health_seconds, given.token_seconds, given.request_seconds, given.body_seconds, given.at_once)
+    limits = Limits(
+        given.health_seconds,
+        given.token_seconds,
+        given.request_seconds,
+        given.body_seconds,
+        given.at_once,
+        given.answer_tokens,
+    )
     proxy = Proxy(given.prefill, given.decode, storage=given.storage, limits=limits)
     _want_files()
     asyncio.run(serve(proxy, given.host, given.port, given.drain_seconds, given.body_seconds))
@@ -74,7 +86,7 @@ def _seconds(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of prompts: give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is no such number: give 1 or more")
     return int(text)
 
 

@@ -17,7 +17,8 @@ from pdtrim_plugins.vllm.proxy.metrics import Metrics
 from pdtrim_plugins.vllm.proxy.outgoing import RefusalError, begun, refusal, refused, sent
 from pdtrim_plugins.vllm.proxy.pair import Pair
 from pdtrim_plugins.vllm.proxy.parts import Part, placed, usage_of, whole_of, with_usage
-from pdtrim_plugins.vllm.proxy.upstream import Answer, BrokenError, Upstream
+from pdtrim_plugins.vllm.proxy.room import most_tokens
+from pdtrim_plugins.vllm.proxy.upstream import Answer, BrokenError, Limits, Upstream
 
 QUEUED = 64
 """Events of several streams that wait for a slow client."""
@@ -42,14 +43,23 @@ class Asked:
     """Whether its stream ended with an error."""
 
 
+@dataclass(frozen=True)
+class HandedOver:
+    """A request for decode, and how many tokens it may come to, if that is known."""
+
+    body: Request
+    tokens: int | None
+
+
 class Generation:
     """What answers completions and chats on a pair."""
 
-    def __init__(self, pair: Pair, metrics: Metrics, *, storage: bool, at_once: int) -> None:
+    def __init__(self, pair: Pair, metrics: Metrics, *, storage: bool, limits: Limits) -> None:
         self._pair = pair
         self._metrics = metrics
         self._storage = storage
-        self._slots = asyncio.Semaphore(at_once)
+        self._slots = asyncio.Semaphore(limits.at_once)
+        self._answer_tokens = limits.answer_tokens
 
     async def answer(self, asked: Asked) -> web.StreamResponse:
         """Return the answer. Raises `RefusalError`."""
@@ -135,7 +145,7 @@ class Generation:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _object(self, asked: Asked, part: Part) -> dict[str, Any]:
-        async with self._handed_over(asked, part) as body, self._decoding(asked, part, body) as answer:
+        async with self._handed_over(asked, part) as handed, self._decoding(asked, part, handed) as answer:
             found = await answer.object()
             choices = found.get("choices")
             if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
@@ -148,8 +158,8 @@ class Generation:
     async def _of_part(self, asked: Asked, part: Part) -> AsyncGenerator[tuple[bytes, dict[str, Any]]]:
         count, told = 0, None
         async with (
-            self._handed_over(asked, part) as body,
-            self._decoding(asked, part, body) as answer,
+            self._handed_over(asked, part) as handed,
+            self._decoding(asked, part, handed) as answer,
             aclosing(answer.events()) as events,
         ):
             async for data, event in events:
@@ -161,18 +171,18 @@ class Generation:
         self._metrics.tokens += count if told is None else told
 
     @asynccontextmanager
-    async def _handed_over(self, asked: Asked, part: Part) -> AsyncIterator[Request]:
+    async def _handed_over(self, asked: Asked, part: Part) -> AsyncIterator[HandedOver]:
         """Lend the request for decode, once prefill has the K/V of a part's prompt."""
         ready = asked.prefilled[part.prompt]
         if not part.first:
             await ready.wait()
         async with self._slots:
-            body = await self._prefilled(asked, part)
+            handed = await self._prefilled(asked, part)
             ready.set()
             self._metrics.handovers += 1
-            yield body
+            yield handed
 
-    async def _prefilled(self, asked: Asked, part: Part) -> Request:
+    async def _prefilled(self, asked: Asked, part: Part) -> HandedOver:
         server = asked.prefills.get(part.prompt)
         if server is None or not server.names:
             server = asked.prefills[part.prompt] = self._next("prefill")
@@ -181,17 +191,22 @@ class Generation:
             async with server.asked(asked.request.path, body, _headers(asked, part)) as answer:
                 if answer.status != 200:
                     raise await refusal("prefill", answer)
-                return for_decode(part.body, asked.model, await answer.object(), storage=self._storage)
+                found = await answer.object()
+                body = for_decode(part.body, asked.model, found, storage=self._storage)
+                return HandedOver(body, most_tokens(part.body, found, self._answer_tokens))
         except HandOverError as error:
             raise refused(502, f"{error}") from None
         except BrokenError as error:
             raise self._broken(server, f"prefill did not answer: {error}") from None
 
     @asynccontextmanager
-    async def _decoding(self, asked: Asked, part: Part, body: Request) -> AsyncIterator[Answer]:
+    async def _decoding(self, asked: Asked, part: Part, handed: HandedOver) -> AsyncIterator[Answer]:
         server = self._next("decode")
         try:
-            async with server.asked(asked.request.path, body, _headers(asked, part)) as answer:
+            async with (
+                server.room.lent(handed.tokens),
+                server.asked(asked.request.path, handed.body, _headers(asked, part)) as answer,
+            ):
                 if answer.status != 200:
                     raise await refusal("decode", answer)
                 yield answer

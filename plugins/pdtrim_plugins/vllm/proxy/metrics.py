@@ -28,11 +28,14 @@ class Metrics:
         self._seconds[sum(seconds > end for end in BUCKETS)] += 1
         self._total += seconds
 
-    def text(self, well: Mapping[str, int]) -> str:
-        """Return all of them as a scraper reads them; `well` is how many servers of each stage get requests."""
-        return "\n".join(self._lines(well)) + "\n"
+    def text(self, well: Mapping[str, int], waiting: int) -> str:
+        """Return all of them as a scraper reads them.
 
-    def _lines(self, well: Mapping[str, int]) -> Iterator[str]:
+        `well` is how many servers of each stage get requests, `waiting` how many requests wait for room at decode.
+        """
+        return "\n".join(self._lines(well, waiting)) + "\n"
+
+    def _lines(self, well: Mapping[str, int], waiting: int) -> Iterator[str]:
         yield from _head("requests_total", "counter", "Completions and chats that ended, by the status that the client got.")
         yield from (f'pdtrim_proxy_requests_total{{status="{code}"}} {n}' for code, n in sorted(self.requests.items()))
         yield from _head("requests_open", "gauge", "Completions and chats that are being answered.")
@@ -43,6 +46,8 @@ class Metrics:
         yield from (f'pdtrim_proxy_failures_total{{server="{stage}"}} {self.failures[stage]}' for stage in ("prefill", "decode"))
         yield from _head("servers_well", "gauge", "Servers that get requests, by their stage.")
         yield from (f'pdtrim_proxy_servers_well{{server="{stage}"}} {number}' for stage, number in well.items())
+        yield from _head("waiting_for_room", "gauge", "Prompts whose K/V prefill has ready, and decode has no room for yet.")
+        yield f"pdtrim_proxy_waiting_for_room {waiting}"
         yield from _head("tokens_total", "counter", "Generated tokens by the servers' usage; in streams without it, events.")
         yield f"pdtrim_proxy_tokens_total {self.tokens}"
         yield from _head(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pdtrim_core import PdtrimError
-from pdtrim_plugins.vllm.proxy.upstream import Limits, Upstream, object_of, shown
+from pdtrim_plugins.vllm.proxy.upstream import BrokenError, Limits, Upstream, object_of, shown
 
 KEY = "VLLM_API_KEY"
 """The environment variable that vLLM reads its API key from. The proxy uses it for its own requests only; clients send theirs."""
@@ -94,13 +94,16 @@ class Pair:
 
     async def _looked_at(self, server: Upstream) -> None:
         try:
-            names = await _names_at(server)
+            models = await _models_at(server)
+            names = tuple(models)
             lacks = [name for name in self._names.values() if name not in names]
             if lacks:
                 raise PdtrimError(f"{server.url} serves {', '.join(names)}, and not {', '.join(lacks)}")
         except PdtrimError as error:
             self.leave(server, f"{error}")
         else:
+            if server.stage == "decode" and not server.names:
+                server.room.learn(await _metrics_at(server), next(iter(models.values())))
             server.names, server.problem = names, ""
 
     def _agree(self) -> None:
@@ -131,8 +134,8 @@ class Pair:
         return "; ".join(dict.fromkeys(server.problem for server in self.stages[stage])) or f"no {stage} is well"
 
 
-async def _names_at(server: Upstream) -> tuple[str, ...]:
-    """Return the models of a server that is well."""
+async def _models_at(server: Upstream) -> dict[str, object]:
+    """Return the models of a server that is well by their names, each with how many tokens its texts may have."""
     async with server.asked("/health") as answer:
         if answer.status != 200:
             raise PdtrimError(f"{server.stage} is not healthy ({answer.status})")
@@ -140,10 +143,19 @@ async def _names_at(server: Upstream) -> tuple[str, ...]:
         if answer.status != 200:
             raise PdtrimError(f"{server.stage} does not say which models it has ({answer.status}); has it an API key? Set {KEY}")
         content = await answer.content()
-    names = [model.get("id") if isinstance(model, dict) else None for model in list_in(object_of(content).get("data"))]
-    if not names or not all(isinstance(name, str) for name in names):
+    models = list_in(object_of(content).get("data"))
+    if not models or not all(isinstance(model, dict) and isinstance(model.get("id"), str) for model in models):
         raise PdtrimError(f"{server.stage} does not say which models it has, but {shown(content)}")
-    return tuple(f"{name}" for name in names)
+    return {model["id"]: model.get("max_model_len") for model in models}
+
+
+async def _metrics_at(server: Upstream) -> bytes:
+    """Return the metrics of a server; nothing where it has none."""
+    try:
+        async with server.asked("/metrics", headers=own_key()) as answer:
+            return await answer.content() if answer.status == 200 else b""
+    except BrokenError:
+        return b""
 
 
 def list_in(found: object) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from pdtrim_core import PdtrimError
+from pdtrim_plugins.vllm.proxy.room import Room
 
 LARGEST_ANSWER = 256 * 2**20
 """Bytes of an answer at most; of a stream, bytes of one event."""
@@ -27,7 +28,8 @@ FAILED_CHECKS = 2
 class Limits:
     """Seconds that things may take: an answer about health, the next piece of a stream, a request, the arrival of its body.
 
-    `at_once` is how many prompts are with the servers at most; more wait in the order in which they came.
+    `at_once` is how many prompts are with the servers at most; more wait in the order in which they came. `answer_tokens` are
+    those for which a request has room at decode that does not say how long its answer may be; None for all that are left.
     """
 
     health: float = 10.0
@@ -35,6 +37,7 @@ class Limits:
     whole: float = 3600.0
     body: float = 60.0
     at_once: int = 256
+    answer_tokens: int | None = None
 
 
 class BrokenError(PdtrimError):
@@ -126,6 +129,8 @@ class Upstream:
         """Whether it took part in a hand-over since then."""
         self.looked = float("-inf")
         """When it was last looked at, in the loop's time."""
+        self.room = Room()
+        """What there is for K/V of requests; known of decode servers alone."""
         self.session: aiohttp.ClientSession | None = None
         self._limits = limits
         self._calls: dict[int, Call] = {}
