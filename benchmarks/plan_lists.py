@@ -22,24 +22,24 @@ from plain_way import PlainWay, Timed
 from subject import Subject, add_options, open_subject, write
 
 from pdtrim_core import Plan
-from pdtrim_core.api import Drop, Removal
+from pdtrim_core.api import Drop, Objective, Removal
 from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.fidelity.inputs import spread
 from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
 from pdtrim_core.search.stopping import Stop
+from pdtrim_plugins.objectives import Divergence
 
 WAYS = ("each whole", "one by one, with a floor", "as a list")
 
 
-def measurement(subject: Subject, error: float) -> Measurement:
+def measurement(subject: Subject, objective: Objective, error: float) -> Measurement:
     """Return what measures plans, with the dense model measured already."""
     items = subject.calibration.items
     options = ExecutionOptions(packed=packing_agrees(subject.model, items, batch_tokens=None))
     prefix_cache = PrefixCache(subject.model, options)
-    objective = ObjectiveOnItems(subject.recipe.objective, items, "the objective")
-    found = Measurement(lambda: prefix_cache, objective, error=error)
+    found = Measurement(lambda: prefix_cache, ObjectiveOnItems(objective, items, "the objective"), error=error)
     found(Plan(), None, None)
     return found
 
@@ -72,13 +72,14 @@ def _with_score(plan: Plan, reading: Reading) -> tuple[Plan, float]:
     return plan, reading.score
 
 
-def raced(subject: Subject, plain: PlainWay, steps: int, sampled: int, error: float) -> dict[str, Any]:
+def raced(subject: Subject, plain: PlainWay, options: argparse.Namespace) -> dict[str, Any]:
     """Time all ways step by step."""
+    objective = Divergence(along="right") if options.kl else subject.recipe.objective
     seconds = dict.fromkeys((*WAYS, "plain"), 0.0)
-    made = {way: measurement(subject, error) for way in WAYS}
+    made = {way: measurement(subject, objective, options.error) for way in WAYS}
     removed: tuple[int, ...] = ()
     count, same = 0, True
-    for _ in range(steps):
+    for _ in range(options.steps):
         left = [block for block in range(subject.model.block_count) if block not in removed]
         plans = [Plan.unified(Removal(map(Drop, (*removed, block)))) for block in left]
         found = {}
@@ -86,7 +87,7 @@ def raced(subject: Subject, plain: PlainWay, steps: int, sampled: int, error: fl
             start = Timed.now()
             found[way] = best(made[way], plans)
             seconds[way] += Timed.since(start).cpu
-        chosen = spread(left, sampled)
+        chosen = spread(left, options.sampled)
         for block in chosen:
             _, taken = plain.measure([*removed, block])
             seconds["plain"] += taken.cpu * len(left) / len(chosen)
@@ -108,14 +109,17 @@ def main() -> None:
     add_options(parser, samples=64)
     parser.add_argument("--steps", type=int, default=2, help="blocks that are removed (default: %(default)s)")
     parser.add_argument("--sampled", type=int, default=4, help="plans a step in the plain way (default: %(default)s)")
+    parser.add_argument("--kl", action="store_true", help="measure KL to the dense model along right answers instead")
     parser.add_argument("--error", type=float, default=0.0, help="how often a plan may be given up wrongly (default: never)")
     options = parser.parse_args()
     subject = open_subject(options, held_out=2)
     plain = PlainWay(subject.model, subject.samples, subject.calibration.items, batch_size=options.batch_size)
-    figures = raced(subject, plain, options.steps, options.sampled, options.error)
+    figures = raced(subject, plain, options)
     for way, ratio in figures["ratios"].items():
         print(f"{way}: {figures['seconds'][way]:.1f} s for {figures['plans']} plans, {ratio:.1f} x the plain way")
-    about = {"benchmark": "plan_lists", "items": subject.items, "dtype": options.dtype, "objective": options.objective}
+    measured = "KL along right answers" if options.kl else options.objective
+    told = f"{measured}, wrong with {options.error:.0%} at most" if options.error else measured
+    about = {"benchmark": "plan_lists", "items": subject.items, "dtype": options.dtype, "objective": told}
     write(options.json, subject.environment, {**about, **figures})
     if not options.error and not figures["same"]:
         sys.exit("all ways must find the same removal, and they do not")
