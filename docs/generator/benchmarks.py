@@ -73,8 +73,8 @@ def benchmarks_page() -> str:
             "share hidden states. Each one whole is how a search asks that knows no floors; with a floor, each has to reach the "
             "best so far; of a list only the best is wanted. For certain (accuracy) most items must be measured of candidates "
             "that lie within a few points of each other; KL as recipes decide by tells them apart sooner. It is measured along "
-            "right answers, of fewer tokens than the plain way runs. By `python benchmarks/plan_lists.py`, with `--kl --error 0.05` "
-            "for the latter.",
+            "right answers, of fewer tokens than the plain way runs. By `python benchmarks/plan_lists.py`, the latter with "
+            "`--kl --error 0.05`.",
             ["items", "format", "objective", "plans", "asked for", "seconds", "against the plain way"],
             list_rows,
         ),
