@@ -101,8 +101,8 @@ def _of_model(facts: ExportFacts) -> Iterator[str]:
         )
     elif kinds or (getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")):
         yield (
-            f"{name} has {', '.join(sorted(kinds)) or 'sliding_attention'} beside or instead of full attention: vLLM puts "
-            f"such blocks into cache groups of their own, and prefill's and decode's would not match{ADVICE}"
+            f"{name} has {', '.join(sorted(kinds)) or 'sliding_attention'} beside or instead of full attention: vLLM "
+            f"tells by a block's number how it looks, and prefill's blocks have the numbers of decode's{ADVICE}"
         )
     elif facts.family not in FAMILIES:
         yield f"a pair for vLLM can be of the families {', '.join(FAMILIES)}, and {name} is {facts.family}{ADVICE}"

@@ -313,7 +313,7 @@ DROP = Plan(decode=Removal([Drop(1)]))
 
 def test_what_cannot_be_served_is_refused_with_the_reason(tmp_path: Path) -> None:
     advice = "; --to checkpoints gives one model for both stages"
-    groups = "vLLM puts such blocks into cache groups of their own, and prefill's and decode's would not match" + advice
+    groups = "vLLM tells by a block's number how it looks, and prefill's blocks have the numbers of decode's" + advice
     assert refused(tiny_model("gemma3"), DROP, tmp_path) == (
         f"tiny gemma3 has sliding_attention beside or instead of full attention: {groups}"
     )
