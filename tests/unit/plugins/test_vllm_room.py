@@ -51,6 +51,8 @@ def test_what_a_server_tells_of_its_cache_is_understood(metrics: bytes, size: in
     [
         ({"prompt": "x", "max_tokens": 7}, 12),
         ({"prompt": "x"}, 21),
+        ({"prompt": "x", "max_tokens": -(10**30)}, 5),
+        ({"prompt": "x", "max_tokens": "7"}, 5 + ALL_LEFT),
         ({"prompt": "x", "max_tokens": None}, 5 + ALL_LEFT),
         ({"messages": [], "max_completion_tokens": 7, "max_tokens": 9}, 12),
         ({"messages": [], "max_tokens": 9}, 14),

@@ -79,4 +79,5 @@ def most_tokens(request: Mapping[str, Any], prefilled: Mapping[str, Any], answer
     asked = request.get("max_completion_tokens", request.get("max_tokens", None if "messages" in request else ANSWER))
     if not isinstance(asked, int) or isinstance(asked, bool):
         asked = ALL_LEFT if answer_tokens is None else answer_tokens
-    return prompt + asked
+    # A number that is none is refused by decode.
+    return prompt + max(0, asked)
