@@ -88,7 +88,11 @@ class TeacherBatches:
 
     def __iter__(self) -> Iterator[TeacherBatch]:
         # A batch at a time: all of them in float32 would take twice the memory.
-        return (replace(b, before_BTD=b.before_BTD.float(), after_BTD=b.after_BTD.float()) for b in self._batches)
+        for batch in self._batches:
+            before_BTD, after_BTD = batch.before_BTD, batch.after_BTD
+            if self._model.streams:  # they may have waited elsewhere
+                before_BTD, after_BTD = before_BTD.to(self._model.device), after_BTD.to(self._model.device)
+            yield replace(batch, before_BTD=before_BTD.float(), after_BTD=after_BTD.float())
 
     def _pass(self, prepared: PreparedBatch, merge: Merge) -> Pass[TeacherBatch]:
         before = yield from prepared.dense_pass(merge.blocks[0])

@@ -133,6 +133,8 @@ class BlocksOnDisk:
             return
         self.let_go()
         self._here = block
+        if self._brought is not None and block < len(self._blocks):
+            self._brought.keep(self._blocks[block])
         coming = self._blocks[block : block + 2]
         for weights in coming:
             self._mapped.expect(weights)
@@ -167,10 +169,11 @@ class BlocksOnDisk:
 
 
 class WeightsBrought(TorchFunctionMode):
-    """Inside the context, has weights that are in main memory multiplied on a device, where they stay until they are let go of.
+    """Inside the context, has weights that are in main memory multiplied on a device.
 
     A weight is known by itself, so that it does not matter which module has it: a block, what a plan left of one, or what was
-    recovered.
+    recovered. Those of the block that runs stay there until they are let go of; others are brought for each product, since
+    there may be many modules in the place of one block.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -178,6 +181,11 @@ class WeightsBrought(TorchFunctionMode):
         self._device = device
         # A weight is held as long as its number stands for it.
         self._there: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: set[int] = set()
+
+    def keep(self, weights: Iterable[Tensor]) -> None:
+        """Keep these weights there once they have been brought, and no others."""
+        self._kept = {id(weight) for weight in weights}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -188,7 +196,7 @@ class WeightsBrought(TorchFunctionMode):
     def _brought(self, weight: Tensor) -> Tensor:
         if weight.device.type != "cpu":
             return weight
-        if weight.requires_grad:
+        if id(weight) not in self._kept or weight.requires_grad:
             return weight.to(self._device)
         if id(weight) not in self._there:
             self._there[id(weight)] = weight, weight.to(self._device)
@@ -197,6 +205,7 @@ class WeightsBrought(TorchFunctionMode):
     def let_go(self) -> None:
         """Free the memory of the device that they take."""
         self._there.clear()
+        self._kept = set()
 
 
 def _bring_what_is_beside(model: Any, blocks: Sequence[nn.Module], device: torch.device) -> None:

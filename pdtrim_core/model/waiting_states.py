@@ -6,7 +6,6 @@ device holds, or main memory.
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 import weakref
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pdtrim_core.errors import PdtrimError
-from pdtrim_core.model.mapped_weights import CAN_BE_TOLD
 from pdtrim_core.model.placement import free_memory
 
 SHARE_OF_FREE_MEMORY = 0.5
@@ -32,6 +30,7 @@ class WaitingStates:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._room: dict[torch.device, int] = {}
+        self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def put(self, hidden_BTD: Tensor) -> Tensor:
         """Return the same hidden states from where there is room for them.
@@ -43,9 +42,12 @@ class WaitingStates:
         for place in (self._device, HOST):
             if self._holds(place, hidden_BTD.nbytes):
                 found = hidden_BTD.to(place)
-                self._room[place] -= found.nbytes
-                # Views of it may outlive a tensor, so its room is free again with its storage.
-                weakref.finalize(found.untyped_storage(), self._give_back, place, found.nbytes)
+                storage = found.untyped_storage()
+                if storage not in self._counted:
+                    self._counted.add(storage)
+                    self._room[place] -= storage.nbytes()
+                    # Views of it may outlive a tensor, so its room is free again with its storage.
+                    weakref.finalize(storage, self._give_back, place, storage.nbytes())
                 return found
         return _in_a_file(hidden_BTD)
 
@@ -62,23 +64,20 @@ def _in_a_file(hidden_BTD: Tensor) -> Tensor:
     """Return a copy that the system may write to a disk whenever it needs the memory."""
     folder = _folder()
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
+        # torch maps it by its name and keeps no file open, of which a process may have a thousand.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="pdtrim-states-") as file:
             # What finds no room later, when it is written to, would end the process.
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, hidden_BTD.nbytes)
+                os.posix_fallocate(file.fileno(), 0, max(1, hidden_BTD.nbytes))
             else:
                 file.truncate(hidden_BTD.nbytes)
-            mapped = mmap.mmap(file.fileno(), hidden_BTD.nbytes)
+            found = torch.from_file(file.name, shared=True, size=hidden_BTD.numel(), dtype=hidden_BTD.dtype)
     except OSError as error:
         raise PdtrimError(
             f"hidden states of {hidden_BTD.nbytes:,} bytes find no room in memory, and none in {folder} ({error.strerror}): "
             "make room there, set TMPDIR to a folder that has some, or take fewer calibration.samples"
         ) from error
-    found = torch.frombuffer(mapped, dtype=hidden_BTD.dtype).view(hidden_BTD.shape)
-    found.copy_(hidden_BTD)
-    if CAN_BE_TOLD:
-        mapped.madvise(mmap.MADV_DONTNEED)
-    return found
+    return found.view(hidden_BTD.shape).copy_(hidden_BTD)
 
 
 def _folder() -> Path:

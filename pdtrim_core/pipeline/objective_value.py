@@ -30,8 +30,6 @@ SIDE_BY_SIDE = 8
 """Plans that are measured batch by batch where each is wanted whole: what they share is run once, and a bar moves."""
 AHEAD = 7
 """Plans at most that are measured because they are likely to be asked for: a walk takes about every third or fourth step."""
-LOOKED_AT = 0.25
-"""Share of the items by which it is told which of several plans are likely the best."""
 FEWEST_IN_ROUND, MOST_ROUNDS = 16, 8
 KEPT_AFTER = 10.0
 """Seconds after which values are yielded though their plans are not done: what a run that is killed loses, and a batch."""
@@ -190,7 +188,15 @@ class Measurement:
         stop = WHOLE if self._error is None else stop
         ordered = sorted(plans, key=self._depth_first)
         if self._prefix_cache().model.streams:
-            self._look_ahead({plan: started.get(plan) for plan in (*ordered, *self._likely(ordered, stop))})
+            wanted = (*ordered, *self._likely(ordered, stop))
+            while True:
+                try:
+                    self._look_ahead({plan: started.get(plan) for plan in wanted})
+                except torch.OutOfMemoryError:
+                    self._halve_batches()
+                    wanted = tuple(ordered)
+                else:
+                    break
         values = {plan: self._values_in(started.get(plan)) for plan in ordered}
         if stop.keep and self._error:
             yield from self._measure(values, stop)
@@ -206,29 +212,14 @@ class Measurement:
         yield from (dict(plans[start : start + self._side_by_side]) for start in range(0, len(plans), self._side_by_side))
 
     def _raced(self, open_plans: Mapping[Plan, PartialValues], keep: int) -> Iterator[tuple[Plan, Reading]]:
-        """Measure the plans whole that are likely the best `keep`, and each other one as long as it can still be one of these.
-
-        What is likely is told by some of the items, which all plans are measured on first.
-        """
-        groups = self._prefix_cache().groups(self.items)
-        looked_at = [item for group in groups[: math.ceil(len(groups) * LOOKED_AT)] for item in group]
-        yield from self._safely(dict(open_plans), lambda plans: self._cut_short(plans, WHOLE, [looked_at]))
-        places = [self._place[item] for item in looked_at]
-        ranked = sorted(open_plans, key=lambda plan: self._objective.score_at(open_plans[plan], places), reverse=True)
-        likely = {plan: open_plans[plan] for plan in ranked[:keep]}
-        waiting = {plan: values for plan, values in open_plans.items() if plan not in likely}
+        """Measure plans as long as it is not certain, by those of earlier lots, that they are none of the best `keep`."""
         best: list[Reading] = []
-        try:
-            for of_step in (likely, *self._steps(waiting)):
-                waiting = {plan: values for plan, values in waiting.items() if plan not in of_step}
-                stop = Stop(best[-1].score, best[0]) if best else WHOLE
-                for plan, reading in self._measure(of_step, stop):
-                    yield plan, reading
-                    if reading.score is not None:
-                        best = sorted([*best, reading], key=lambda one: one.score or 0.0, reverse=True)[:keep]
-        except KeyboardInterrupt:
-            yield from self._left(waiting)
-            raise
+        for of_step in self._steps(open_plans):
+            stop = Stop(round(best[-1].score or 0.0, DIGITS), best[0]) if len(best) == keep else WHOLE
+            for plan, reading in self._measure(of_step, stop):
+                yield plan, reading
+                if reading.score is not None:
+                    best = sorted([*best, reading], key=lambda one: one.score or 0.0, reverse=True)[:keep]
 
     def _measure(self, open_plans: dict[Plan, PartialValues], stop: Stop) -> Iterator[tuple[Plan, Reading]]:
         """Measure plans side by side; one that is done is taken out of `open_plans`."""
@@ -253,10 +244,7 @@ class Measurement:
                         del open_plans[plan]
                     yield plan, reading
             except torch.OutOfMemoryError:
-                if self._prefix_cache().batch_tokens < 2:
-                    raise PdtrimError("the device has no memory left, even for the smallest batch") from None
-                self._prefix_cache().halve_batches()
-                self._note(f"out of memory on the device: going on with batches of {self._prefix_cache().batch_tokens} tokens")
+                self._halve_batches()
             except KeyboardInterrupt:
                 yield from self._left(open_plans)
                 raise
@@ -302,6 +290,13 @@ class Measurement:
             return groups
         short = self._objective.short_of_best(stop.than)
         return sorted(groups, key=lambda group: sum(short[self._place[item]] for item in group), reverse=True)
+
+    def _halve_batches(self) -> None:
+        """Go on with smaller batches where memory ran out. Raises `PdtrimError` where there are none."""
+        if self._prefix_cache().batch_tokens < 2:
+            raise PdtrimError("the device has no memory left, even for the smallest batch") from None
+        self._prefix_cache().halve_batches()
+        self._note(f"out of memory on the device: going on with batches of {self._prefix_cache().batch_tokens} tokens")
 
     def _left(self, open_plans: Mapping[Plan, PartialValues]) -> Iterator[tuple[Plan, Reading]]:
         for plan, values in open_plans.items():

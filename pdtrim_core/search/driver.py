@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from pdtrim_core.api.requests import AtLeast, BestOf, Note, Probe, Requests, Result
@@ -23,6 +24,8 @@ from pdtrim_core.wording import shortened
 
 T = TypeVar("T")
 
+MOST_AHEAD = 64
+"""Plans at most that are looked at of those that are likely to come next."""
 TOLD = 200
 """Characters of a request that an error tells."""
 
@@ -344,7 +347,7 @@ def _ahead(request: Any, label: str, problems: Callable[[Plan], Iterable[str]]) 
     """Yield the plans that are likely to come next; what may not be requested is refused when it is requested."""
     if isinstance(request, AtLeast):
         with blame(label):
-            for plan in request.otherwise:
+            for plan in islice(request.otherwise, MOST_AHEAD):
                 if isinstance(plan, Plan) and not any(problems(plan)):
                     yield plan
 

@@ -50,6 +50,14 @@ def test_states_stay_where_they_are_while_there_is_room(monkeypatch: pytest.Monk
     assert waiting.put(third) is third
 
 
+def test_what_is_put_again_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, states_BTD = with_room(monkeypatch, 2 * OF_ONE), torch.randn(2, 3, 4)
+    for _ in range(5):
+        assert waiting.put(states_BTD) is states_BTD
+    other = torch.randn(2, 3, 4)
+    assert waiting.put(other) is other
+
+
 def test_states_that_learn_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     states_BTD = torch.randn(2, 3, 4, requires_grad=True)
     assert with_room(monkeypatch, 0).put(states_BTD) is states_BTD
@@ -62,8 +70,8 @@ def test_files_have_no_name_and_go_with_the_states(monkeypatch: pytest.MonkeyPat
     before = open_files()
     found = [waiting.put(torch.randn(2, 3, 4)) for _ in range(50)]
     assert not any(tmp_path.iterdir())
-    del found
     assert open_files() <= before
+    assert torch.isfinite(torch.stack(found)).all()
 
 
 def test_a_full_disk_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

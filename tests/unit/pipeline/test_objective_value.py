@@ -272,11 +272,7 @@ def test_without_an_error_nothing_is_decided_by_likelihood(error: float | None) 
     values = plans_worth(0.6, 0.1)
     current, candidate = values
     than = together({current: values[current]}, Stop(), error=error)[current]
-    found = together(values, Stop(keep=1), error=error)
-    best = found[current].score
-    assert best is not None
-    assert (found[candidate].score is None) == (error == 0.0)
-    assert error is None or found[candidate].ceiling < best
+    assert all(reading.score is not None for reading in together(values, Stop(keep=1), error=error).values())
     readings = together({candidate: values[candidate]}, Stop(30.0, than), error=error)
     assert (readings[candidate].score is None) == (error == 0.0)
     if error == 0.0:  # the exact stop: even with the best for all items left it would be below
@@ -284,8 +280,9 @@ def test_without_an_error_nothing_is_decided_by_likelihood(error: float | None) 
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_of_several_plans_those_that_certainly_are_not_the_best_are_given_up(keep: int) -> None:
-    values = plans_worth(0.3, 0.6, 0.35, 0.7, 0.4, 0.65)
+def test_of_several_plans_those_that_certainly_are_not_the_best_are_given_up(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = plans_worth(0.6, 0.7, 0.35, 0.3, 0.4, 0.65)
+    monkeypatch.setattr(objective_value, "SIDE_BY_SIDE", 2)
     whole = together(values, Stop(), error=None)
     asked = len(PerPlan.asked)
     readings = together(values, Stop(keep=keep), error=0.0)
@@ -297,6 +294,15 @@ def test_of_several_plans_those_that_certainly_are_not_the_best_are_given_up(kee
     for plan in ranked[keep:]:
         assert readings[plan].score is not None or readings[plan].ceiling < least
     assert len(PerPlan.asked) < 0.8 * asked
+
+
+def test_one_that_is_as_good_as_the_best_is_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective_value, "SIDE_BY_SIDE", 1)
+    first, second = plans_worth(0.6, 0.5)
+    # 19 of 30, which no four digits hold; all that the second lacks, it lacks at the end.
+    values = {first: [float(n >= 11) for n in range(30)], second: [float(n < 19) for n in range(30)]}
+    found = together(values, Stop(keep=1), error=0.0)
+    assert found[first].score == found[second].score == pytest.approx(100 * 19 / 30)
 
 
 def test_items_on_which_another_plan_falls_short_come_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -33,7 +34,7 @@ from tests.unit.pipeline.runs import DATA
 
 if TYPE_CHECKING:
     from pdtrim_core import PluginHost
-    from pdtrim_core.api import BlockModel, Item, LoadedModel, Objective, Reading
+    from pdtrim_core.api import BlockModel, Item, LoadedModel, Objective, Reading, Staged
 
 RECIPE: dict[str, Any] = {
     **DATA,
@@ -107,14 +108,22 @@ def test_a_run_gives_what_it_gives_with_the_weights_on_an_accelerator(
     assert_alike(*found)
 
 
-@pytest.mark.parametrize("room", [{"lazy": 3000, "cpu": 0}, {"lazy": 0, "cpu": 3000}], ids=str)
-def test_hidden_states_that_find_no_room_wait_elsewhere(
-    room: dict[str, int], folder: Path, host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "room"),
+    [
+        ("greedy, folded and exported", {"lazy": 3000, "cpu": 0}),
+        ("greedy, folded and exported", {"lazy": 0, "cpu": 3000}),
+        ("annealing with merges", {"lazy": 3000, "cpu": 3000}),
+        ("flap", {"lazy": 3000, "cpu": 0}),
+    ],
+)
+def test_hidden_states_that_find_no_room_wait_elsewhere(  # noqa: PLR0917 - fixtures
+    name: str, room: dict[str, int], folder: Path, host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for at in ("with room", "without"):
         with PretendAccelerator():
-            found.append(made_by(RUNS["greedy, folded and exported"], "stream", folder, tmp_path / at, host, monkeypatch))
+            found.append(made_by(RUNS[name], "stream", folder, tmp_path / at, host, monkeypatch))
         monkeypatch.setattr(waiting_states, "free_memory", lambda place: 2 * room[torch.device(place).type])
     assert_alike(*found)
 
@@ -179,6 +188,22 @@ def test_many_plans_are_measured_in_one_reading(model: BlockModel, folder: Path,
     assert found[0] == found[1]
     head = model.model.get_output_embeddings().weight.nbytes
     assert read(model) - before <= size_of(model) + head
+
+
+class Large(Margin):
+    """Finds too little memory for more than a few items at once."""
+
+    def item_values(self, staged: Staged, items: Sequence[Item]) -> Sequence[float]:
+        if len(items) > 2:
+            raise torch.OutOfMemoryError
+        return super().item_values(staged, items)
+
+
+def test_memory_that_runs_out_makes_smaller_batches(model: BlockModel, folder: Path, host: PluginHost) -> None:
+    items = [item for item in some_items() if len(item.choices) > 1]
+    plans = [Plan.unified(Removal([Drop(block)])) for block in range(1, 5)]
+    found = [measured(one, Large(), items, plans) for one in (model, open_model(FolderModel(path=str(folder)), host))]
+    assert found[0] == found[1]
 
 
 def measured(model: BlockModel, objective: Objective, items: list[Item], plans: list[Plan]) -> dict[Plan, Reading]:

@@ -56,6 +56,8 @@ def test_what_a_server_tells_of_its_cache_is_understood(metrics: bytes, size: in
         ({"prompt": "x", "max_tokens": None}, 5 + ALL_LEFT),
         ({"messages": [], "max_completion_tokens": 7, "max_tokens": 9}, 12),
         ({"messages": [], "max_tokens": 9}, 14),
+        ({"messages": [], "max_completion_tokens": None, "max_tokens": 9}, 14),
+        ({"prompt": "x", "max_completion_tokens": 1, "max_tokens": 9}, 14),
         ({"messages": []}, 5 + ALL_LEFT),
     ],
 )
@@ -89,6 +91,31 @@ def test_who_comes_first_has_room_first_and_nothing_is_left_taken() -> None:
         return told
 
     assert asyncio.run(scenario()) == ["big", "unknown", "bigger", "small", "too big"]
+
+
+def test_a_size_that_is_told_anew_counts_at_once_and_stands_while_nothing_is_told() -> None:
+    async def scenario() -> None:
+        room, inside = room_of(3), list[int]()
+
+        async def ask(number: int) -> None:
+            async with room.lent(20):
+                inside.append(number)
+                await asyncio.sleep(0.05)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(ask(number))
+            await asyncio.sleep(0.01)
+            assert inside == [0]
+            room.learn(b"", -5)
+            await asyncio.sleep(0.01)
+            assert (inside, room.size, room.longest) == ([0], 32, None)
+            room.learn(CACHE % 5, True)
+            await asyncio.sleep(0.01)
+            assert (inside, room.size, room.longest) == ([0, 1], 64, None)
+        assert (room.waiting, room._taken) == (0, 0)
+
+    asyncio.run(scenario())
 
 
 def test_one_that_leaves_while_it_waits_is_not_waited_for() -> None:

@@ -15,6 +15,9 @@ KEY = "VLLM_API_KEY"
 LOOK_SECONDS = 1.0
 """A server that was not well is looked at again at most so often while others do its work."""
 
+LARGEST_METRICS = 4 * 2**20
+"""Bytes of a server's metrics that are looked at; what is more is not of vLLM."""
+
 
 def own_key() -> dict[str, str]:
     """Return the headers of the proxy's own requests."""
@@ -102,7 +105,7 @@ class Pair:
         except PdtrimError as error:
             self.leave(server, f"{error}")
         else:
-            if server.stage == "decode" and not server.names:
+            if server.stage == "decode" and (not server.names or server.room.size is None):
                 server.room.learn(await _metrics_at(server), next(iter(models.values())))
             server.names, server.problem = names, ""
 
@@ -153,7 +156,8 @@ async def _metrics_at(server: Upstream) -> bytes:
     """Return the metrics of a server; nothing where it has none."""
     try:
         async with server.asked("/metrics", headers=own_key()) as answer:
-            return await answer.content() if answer.status == 200 else b""
+            content = await answer.content() if answer.status == 200 else b""
+            return content if len(content) <= LARGEST_METRICS else b""
     except BrokenError:
         return b""
 

@@ -36,13 +36,15 @@ class Room:
         self._freed = asyncio.Event()
 
     def learn(self, metrics: bytes, longest: object) -> None:
-        """Take in what a server tells of its cache, and of its longest texts."""
-        self.longest = longest if isinstance(longest, int) else None
+        """Take in what a server tells of its cache, and of its longest texts; where it tells nothing its last size stands."""
+        self.longest = longest if isinstance(longest, int) and not isinstance(longest, bool) and longest > 0 else None
         engines = [(BLOCKS.search(labels), SIZE.search(labels)) for labels in CACHE.findall(metrics)]
         told = [(int(blocks[1]), int(size[1])) for blocks, size in engines if blocks and size and int(size[1])]
-        # One block of each engine holds nothing.
-        self.size = sum((blocks - 1) * size for blocks, size in told) if told and len(told) == len(engines) else None
-        self._block = max((size for _, size in told), default=1)
+        if told and len(told) == len(engines):
+            # One block of each engine holds nothing.
+            self.size = sum((blocks - 1) * size for blocks, size in told)
+            self._block = max(size for _, size in told)
+            self._freed.set()
 
     @asynccontextmanager
     async def lent(self, tokens: int | None) -> AsyncIterator[None]:
@@ -76,7 +78,9 @@ def most_tokens(request: Mapping[str, Any], prefilled: Mapping[str, Any], answer
     prompt = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
     if not isinstance(prompt, int) or isinstance(prompt, bool):
         return None
-    asked = request.get("max_completion_tokens", request.get("max_tokens", None if "messages" in request else ANSWER))
+    asked = request.get("max_tokens", None if "messages" in request else ANSWER)
+    if "messages" in request and request.get("max_completion_tokens") is not None:
+        asked = request["max_completion_tokens"]
     if not isinstance(asked, int) or isinstance(asked, bool):
         asked = ALL_LEFT if answer_tokens is None else answer_tokens
     # A number that is none is refused by decode.
