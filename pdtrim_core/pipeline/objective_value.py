@@ -224,44 +224,30 @@ class Measurement:
     def _measure(self, open_plans: dict[Plan, PartialValues], stop: Stop) -> Iterator[tuple[Plan, Reading]]:
         """Measure plans side by side; one that is done is taken out of `open_plans`."""
         error = (self._error or 0.0) / _pairs(len(open_plans), stop.keep)
-        yield from self._safely(open_plans, lambda plans: self._cut_short(plans, stop, self._rounds, error))
-        for plan in list(open_plans):
-            yield plan, self._objective.reading([value for value in open_plans.pop(plan) if value is not None])
-
-    def _safely(
-        self,
-        open_plans: dict[Plan, PartialValues],
-        measuring: Callable[[dict[Plan, PartialValues]], Iterator[tuple[Plan, Reading]]],
-    ) -> Iterator[tuple[Plan, Reading]]:
-        """Measure plans, and take those out of `open_plans` that are done: with smaller batches when memory runs out.
-
-        When it is interrupted, what was measured until then is yielded first.
-        """
-        while True:
+        while open_plans:
             try:
-                for plan, reading in measuring(open_plans):
+                for plan, reading in self._cut_short(open_plans, stop, error):
                     if not isinstance(reading, Underway):
                         del open_plans[plan]
                     yield plan, reading
+                for plan in list(open_plans):
+                    yield plan, self._objective.reading([value for value in open_plans.pop(plan) if value is not None])
             except torch.OutOfMemoryError:
                 self._halve_batches()
             except KeyboardInterrupt:
-                yield from self._left(open_plans)
+                for plan, values in open_plans.items():
+                    yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
                 raise
-            else:
-                return
 
-    def _cut_short(
-        self, open_plans: Mapping[Plan, PartialValues], stop: Stop, rounds: Sequence[Sequence[Item]], error: float = 0.0
-    ) -> Iterator[tuple[Plan, Reading]]:
-        """Measure items of the plans; yield those that are given up on the way, and now and then those that are underway.
+    def _cut_short(self, open_plans: Mapping[Plan, PartialValues], stop: Stop, error: float) -> Iterator[tuple[Plan, Reading]]:
+        """Measure all items of the plans; yield those that are given up on the way, and now and then those that are underway.
 
         `error` is the probability with which one comparison of two plans may be wrong.
         """
         done: list[Item] = []
         kept_at, grown = monotonic(), set[Plan]()
         count, told_at = len(open_plans), monotonic()
-        for of_round in rounds:
+        for of_round in self._rounds:
             groups = self._worst_first(self._prefix_cache().groups(of_round), stop)
             with self._asked(open_plans, groups):
                 for group, plan, values, through in _turns(groups, open_plans):
@@ -297,10 +283,6 @@ class Measurement:
             raise PdtrimError("the device has no memory left, even for the smallest batch") from None
         self._prefix_cache().halve_batches()
         self._note(f"out of memory on the device: going on with batches of {self._prefix_cache().batch_tokens} tokens")
-
-    def _left(self, open_plans: Mapping[Plan, PartialValues]) -> Iterator[tuple[Plan, Reading]]:
-        for plan, values in open_plans.items():
-            yield plan, Reading(None, None, tuple(values), ceiling=min(100.0, self._objective.ceiling(values)))
 
     def _underway(self, open_plans: Mapping[Plan, PartialValues]) -> Iterator[tuple[Plan, Reading]]:
         for plan, values in open_plans.items():
