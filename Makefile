@@ -1,5 +1,5 @@
 # make demo   installs into .venv what the product needs and prunes a real model
-# make test   installs what tests need, and runs the linters and all tests against the built wheel: 23 minutes on two cores
+# make test   installs what tests need, and runs the linters and all tests against the built wheel: 24 minutes on two cores
 # make test-numeric   runs the tests that compare numbers with other kernels and threads: 8 minutes
 # make families   tries every type of AutoModelForCausalLM as a tiny model, for docs/reference/families.md: 10 minutes
 # make test-families   tests that those types still do what that page says: 3 minutes
