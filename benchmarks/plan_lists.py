@@ -27,7 +27,8 @@ from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.fidelity.inputs import spread
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.search.stopping import Stop
 from pdtrim_plugins.objectives import Divergence
 

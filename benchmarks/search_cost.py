@@ -38,7 +38,8 @@ from pdtrim_core.data.readings import Reading
 from pdtrim_core.execution.packing import packing_agrees
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.prepare import score
 from pdtrim_core.search.driver import Ledger, drive
 from pdtrim_core.search.space import search_space, two_sets

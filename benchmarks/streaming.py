@@ -31,7 +31,8 @@ from pdtrim_core.api import BlockModel, Drop, Item, RecoveryContext, Removal
 from pdtrim_core.api.score_context import ScoreContext
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.walked import Walked
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.search.stopping import Stop
 from pdtrim_core.testing.models import save_tiny_model

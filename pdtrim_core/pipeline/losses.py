@@ -13,7 +13,8 @@ from pdtrim_core.errors import PdtrimError
 from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.model.block_model import BlockModel
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.plan.elements import Removal
 from pdtrim_core.plan.plan import Plan
 from pdtrim_core.search.driver import Ledger

@@ -19,7 +19,8 @@ from pdtrim_core.pipeline.beyond_dense import remark
 from pdtrim_core.pipeline.dense_beginnings import answer_length, with_beginnings
 from pdtrim_core.pipeline.measured_elsewhere import MeasuredElsewhere
 from pdtrim_core.pipeline.measured_model import MeasuredModel, ModuleSet
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.run_cache import Key
 from pdtrim_core.pipeline.run_context import RunContext
 from pdtrim_core.pipeline.run_inputs import RunInputs

@@ -17,7 +17,8 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.threads import fitting_threads, threads
 from pdtrim_core.pipeline import objective_value
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems, in_rounds
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement, in_rounds
 from pdtrim_core.search.stopping import WHOLE, Stop
 from pdtrim_core.testing import tiny_llama
 from tests.unit.execution.test_staged_model import some_items

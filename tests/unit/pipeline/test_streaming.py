@@ -19,7 +19,8 @@ from pdtrim_core.execution.prefix_cache import ExecutionOptions, PrefixCache
 from pdtrim_core.execution.walked import Walked
 from pdtrim_core.model import waiting_states
 from pdtrim_core.pipeline import objective_value, pipeline
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import Recipe
 from pdtrim_core.search.stopping import Stop

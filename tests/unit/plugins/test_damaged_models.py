@@ -20,7 +20,7 @@ from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity.dense_answers import answers
 from pdtrim_core.pipeline.beyond_dense import ERRORS
-from pdtrim_core.pipeline.objective_value import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
 from pdtrim_core.testing.contracts import FixedStaged
 from pdtrim_plugins.calibrations import Mini
 from pdtrim_plugins.objectives import Acceptance, Accuracy, Divergence, Margin, Perplexity

@@ -15,7 +15,8 @@ from pdtrim_core.execution.staged_model import StagedModel
 from pdtrim_core.execution.two_phase import TwoPhaseModel
 from pdtrim_core.fidelity.dense_answers import answers
 from pdtrim_core.fidelity.measure import Subject, measure_all
-from pdtrim_core.pipeline.objective_value import Measurement, ObjectiveOnItems
+from pdtrim_core.pipeline.objective_on_items import ObjectiveOnItems
+from pdtrim_core.pipeline.objective_value import Measurement
 from pdtrim_core.search.stopping import Stop
 from pdtrim_core.testing import tiny_llama
 from pdtrim_core.testing.contracts import FixedStaged
