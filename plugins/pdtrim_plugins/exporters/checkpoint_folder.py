@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api import PdtrimError, reason_of, whole_folder
 from pdtrim_plugins.exporters.configs import family_of, stock_of
+from pdtrim_plugins.exporters.older_readers import tell_older_readers, write_json
 from pdtrim_plugins.exporters.shards import ShardWriter
 from pdtrim_plugins.exporters.stages import StoredBlock
 
@@ -104,11 +105,12 @@ def write_checkpoint(folder: Path, model: BlockModel, config: Any, stored: Seque
     number_format = storage.number_format(model)
     config.dtype = number_format
     config.architectures = [stock_of(model)[1].__name__] if stock else config.architectures
-    write_json(folder / "config.json", with_older_keys(json.loads(config.to_json_string())))
+    (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
     generation = getattr(model.model, "generation_config", None)
     if generation is not None:
         (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
     _write_tokenizer(model.tokenizer, folder)
+    tell_older_readers(folder)
     _copy_processors(model, folder)
     quantized: set[str] = set()
     writer = ShardWriter(
@@ -186,45 +188,3 @@ def _copy_processors(model: BlockModel, folder: Path) -> None:
         file = model.files[0].parent / name
         if file.is_file() and not (folder / name).exists():
             shutil.copyfile(file, folder / name)
-
-
-def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with the keys, too, by which transformers 4 and readers like it know formats, rotary embedding and experts.
-
-    They ignore `dtype`, `rope_parameters` and new names of a count of experts without a word, and compute with their defaults.
-    """
-    found = _other_names_of_experts(config) | config
-    if isinstance(config.get("text_config"), dict):
-        found["text_config"] = with_older_keys(config["text_config"])
-    if isinstance(config.get("dtype"), str):
-        found["torch_dtype"] = config["dtype"]
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, dict):
-        return found
-    if isinstance(rope.get("sliding_attention"), dict):
-        # Gemma 3: local blocks have a base of their own.
-        found["rope_local_base_freq"] = rope["sliding_attention"].get("rope_theta")
-    whole = rope.get("full_attention", rope)
-    if not isinstance(whole, dict) or "rope_theta" not in whole:
-        return found
-    found["rope_theta"] = whole["rope_theta"]
-    scaling = {key: value for key, value in whole.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    if scaling.get("rope_type", "default") != "default":
-        found["rope_scaling"] = scaling
-    if "partial_rotary_factor" in whole:
-        found["partial_rotary_factor"] = whole["partial_rotary_factor"]
-    return found
-
-
-def _other_names_of_experts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config's numbers of experts by the other names that its class knows them by."""
-    from transformers import CONFIG_MAPPING  # noqa: PLC0415 - slow to import
-
-    kind = config.get("model_type")
-    names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
-    return {other: config[name] for other, name in names.items() if "expert" in other and name in config}
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write data as JSON for people and programs."""
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from pdtrim_plugins.exporters.card import card, write_card
 from pdtrim_plugins.exporters.checkpoint_folder import CARD, Storage, export_folder, occupied
 from pdtrim_plugins.exporters.checkpoints import no_plan, plan_of, write_decode
 from pdtrim_plugins.exporters.configs import numbered, ordinary
+from pdtrim_plugins.exporters.older_readers import tell_older_readers
 from pdtrim_plugins.exporters.stages import Parts, decode_blocks
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class LlmCompressor(Exporter):
         if self.python:
             with export_folder(out / self._quantised) as folder:
                 _run(self._command(self.python, out / TOOLS, out / "decode", folder))
+                tell_older_readers(folder)
                 text = f"The model that decodes, its linear layers in {self.scheme} by {self.method.upper()} (llm-compressor)."
                 write_card(folder, outcome, card(outcome, model, role="decode", text=text, run=out))
             yield out / self._quantised

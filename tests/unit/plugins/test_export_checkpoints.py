@@ -19,6 +19,7 @@ from pdtrim_core.testing.contracts.small_run import run_with_plan, small_run
 from pdtrim_core.testing.models import save_tiny_model
 from pdtrim_core.testing.rounding import ROUNDING, units_apart
 from pdtrim_plugins.exporters.checkpoints import Checkpoints
+from pdtrim_plugins.exporters.older_readers import with_older_keys
 from tests.unit.plugins.exported import decode_logits, export, logits_of, parameters_of, read_back, thin
 
 
@@ -271,15 +272,68 @@ LLAMA3 = {
 }
 
 
+def told_by(model: BlockModel, out: Path) -> dict[str, Any]:
+    """Export and return the decode model's config; read by today's class it has the rotary embedding that the model has."""
+    export(Checkpoints(), model, [Drop(1)], out)
+    read = read_back(out / "decode").config.rope_parameters
+    # Today's class keeps the older name of a kind beside its own.
+    assert {key: value for key, value in read.items() if key != "type"} == model.config.rope_parameters
+    found: dict[str, Any] = json.loads((out / "decode" / "config.json").read_text())
+    return found
+
+
 @pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 7e5}, LLAMA3])
 def test_older_readers_find_the_same_number_format_and_rotary_embedding(rope: dict[str, Any], tmp_path: Path) -> None:
-    model = tiny_model("llama", rope_parameters=rope)
-    export(Checkpoints(), model, [Drop(1)], tmp_path)
-    told = json.loads((tmp_path / "decode" / "config.json").read_text())
+    told = told_by(tiny_model("llama", rope_parameters=rope), tmp_path)
     assert (told["rope_theta"], told["torch_dtype"]) == (rope["rope_theta"], told["dtype"])
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     assert told.get("rope_scaling") == (scaling if rope is LLAMA3 else None)
-    assert read_back(tmp_path / "decode").config.rope_parameters == model.config.rope_parameters
+
+
+@pytest.mark.parametrize(("family", "name"), [("llama", "type"), ("gpt-neox", "type"), ("mistral", "rope_type")])
+def test_early_readers_of_some_families_take_a_scaling_of_two_fields_alone(family: str, name: str, tmp_path: Path) -> None:
+    told = told_by(tiny_model(family, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}), tmp_path)
+    assert told["rope_scaling"] == {name: "linear", "factor": 2.0}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}])
+def test_gpt_neox_has_other_names_for_base_and_share(scaling: dict[str, Any], tmp_path: Path) -> None:
+    # Half of a head's 8 channels: a quarter, the default, would be a single frequency, the same with every base.
+    model = tiny_model("gpt-neox", rope_parameters={"rope_theta": 7e3, "partial_rotary_factor": 0.5, **scaling})
+    told = told_by(model, tmp_path)
+    assert (told["rotary_emb_base"], told["rotary_pct"]) == (7e3, 0.5)
+    assert units_apart(logits_of(read_back(tmp_path / "decode")), decode_logits(model, [Drop(1)], tmp_path)) <= ROUNDING
+
+
+def test_bases_by_kind_of_block_are_not_flattened_to_one(tmp_path: Path) -> None:
+    # Newer readers would take rope_scaling before rope_parameters, and the one scaling for both kinds of blocks.
+    local, whole = {"rope_type": "default", "rope_theta": 1e4}, {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    config = {"model_type": "ministral", "rope_parameters": {"sliding_attention": local, "full_attention": whole}}
+    assert with_older_keys(config)["rope_theta"] == 1e6
+    assert "rope_scaling" not in with_older_keys(config)
+    assert with_older_keys({**config, "model_type": "gemma3_text"})["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+
+
+def test_a_window_of_no_width_is_none() -> None:
+    assert with_older_keys({"model_type": "qwen2_moe", "sliding_window": 0})["sliding_window"] is None
+
+
+def test_older_readers_find_the_tokenizers_class_and_its_special_tokens(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    model = tiny_llama()
+    source = PreTrainedTokenizerFast.from_pretrained(save_tiny_model(tmp_path / "source"))
+    source.add_special_tokens({"extra_special_tokens": ["<call>"]})
+    model.tokenizer = source
+    export(Checkpoints(), model, [Drop(1)], tmp_path / "out")
+    for folder in ("decode", "unified"):
+        told = json.loads((tmp_path / "out" / folder / "tokenizer_config.json").read_text())
+        assert (told["tokenizer_class"], told["additional_special_tokens"]) == ("PreTrainedTokenizerFast", ["<call>"])
+        assert "extra_special_tokens" not in told
+        again = AutoTokenizer.from_pretrained(tmp_path / "out" / folder)
+        assert again.extra_special_tokens == ["<call>"]
+        assert again("a<call>b")["input_ids"] == source("a<call>b")["input_ids"]
 
 
 def test_local_blocks_have_their_own_base_for_older_readers(tmp_path: Path) -> None:
