@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,12 +32,16 @@ class Program:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            return (
-                [json.loads(line[6:]) for line in answer if line.startswith(b"data: {")]
-                if body.get("stream")
-                else json.load(answer)
-            )
+        try:
+            with urllib.request.urlopen(request, timeout=300) as answer:
+                return (
+                    [json.loads(line[6:]) for line in answer if line.startswith(b"data: {")]
+                    if body.get("stream")
+                    else json.load(answer)
+                )
+        except urllib.error.HTTPError as error:
+            # The status alone does not say what went wrong.
+            raise AssertionError(f"{error}: {error.read().decode()}") from error
 
 
 @pytest.fixture(scope="module")
