@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pdtrim_core.api import PdtrimError, reason_of, whole_folder
 from pdtrim_plugins.exporters.configs import family_of, stock_of
-from pdtrim_plugins.exporters.older_readers import tell_older_readers, write_json
+from pdtrim_plugins.exporters.json_files import write_json
+from pdtrim_plugins.exporters.older_readers import tell_older_readers
 from pdtrim_plugins.exporters.shards import ShardWriter
 from pdtrim_plugins.exporters.stages import StoredBlock
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pdtrim_plugins.exporters.configs import OURS
+from pdtrim_plugins.exporters.json_files import write_json
 
 OTHER_NAMES = ("gpt_neox", "gpt_neox_japanese")
 """Families that have other names for the base and the share of rotary embedding."""
@@ -67,11 +68,6 @@ def with_older_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("extra_special_tokens"), list):
         found["additional_special_tokens"] = found.pop("extra_special_tokens")
     return found
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write data as JSON for people and programs."""
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _scaling(family: str, rope: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pdtrim_plugins.exporters.older_readers import write_json
+from pdtrim_plugins.exporters.json_files import write_json
 
 if TYPE_CHECKING:
     from pdtrim_core import SavedPlan

@@ -306,7 +306,7 @@ def test_gpt_neox_has_other_names_for_base_and_share(scaling: dict[str, Any], tm
     assert units_apart(logits_of(read_back(tmp_path / "decode")), decode_logits(model, [Drop(1)], tmp_path)) <= ROUNDING
 
 
-def test_bases_by_kind_of_block_are_not_flattened_to_one(tmp_path: Path) -> None:
+def test_bases_by_kind_of_block_are_not_flattened_to_one() -> None:
     # Newer readers would take rope_scaling before rope_parameters, and the one scaling for both kinds of blocks.
     local, whole = {"rope_type": "default", "rope_theta": 1e4}, {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
     config = {"model_type": "ministral", "rope_parameters": {"sliding_attention": local, "full_attention": whole}}
