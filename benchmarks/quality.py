@@ -1,12 +1,14 @@
 """Which pruner leaves a pair nearest to the dense model, all with the same decode bytes and the same kind of prefill.
 
-    python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--items 300] [--out DIR] [--json FILE]
+    python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--recovery none closed] [--items 300]
+        [--out DIR] [--json FILE]
 
-`ours` is the preset `default` of `pdtrim-core prune` without its recovery: the pruner `fisher`, which has the dense model write
-texts for it, and the splitter `mixed-tail`. With `heads too` attention is narrowed as well. All others, and our search over
+`ours` is the preset `default` of `pdtrim-core prune`: the pruner `fisher`, which has the dense model write texts for it, and the
+splitter `mixed-tail`. With `heads too` attention is narrowed as well. All others, and our search over
 `blocks`, prune on the same 64 items of `mini`, or half of them prose, and prefill is that of the splitter `kv-tail` at four
 fifths of the dense FLOPs at most. Whole blocks leave some of that unused, so `mixed-tail` gets no more than the best of them use
-(`--finer-at-most`, which depends on the model).
+(`--finer-at-most`, which depends on the model). All get the same help: none, the closed forms that recipes have by default, or
+these and a training of decode on so many tokens (`--recovery`, `--tokens`); those that give a whole other model can get none.
 Then the pair (`staged`) and the decode in both stages (`unified`) are compared with the dense model on items that nothing was
 chosen on: KL along its greedy answers to the items of the benchmarks in DIR, choices that changed, and KL along WikiText-2 where
 DIR has it. Standard errors are over items, and differences from the best baseline are paired.
@@ -43,10 +45,12 @@ from pdtrim_core.pipeline.run_cache import RunCache
 from pdtrim_core.pipeline.run_keys import dense_code
 from pdtrim_core.recipe import presets
 from pdtrim_core.recipe.recipe import Recipe
+from pdtrim_core.recipe.toml_data import DEFAULTS
 from pdtrim_core.results.task_results import Variant
 
 TASKS = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "mathqa", "mmlu", "piqa", "winogrande", "wikitext")
 TEXT = "wikitext"
+RECOVERIES = ("none", "closed", "distill")
 CEILING = 0.8
 DEFAULT = presets.preset(presets.DEFAULT)
 OURS: dict[str, dict[str, Any]] = {
@@ -77,9 +81,10 @@ class Figures(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One method in one variant: its costs as shares of the dense model's, and its figures by benchmark."""
+    """One method with one help in one variant: its costs as shares of the dense model's, and its figures by benchmark."""
 
     method: str
+    recovery: str
     variant: Variant
     costs: dict[str, float]
     seconds: float
@@ -99,24 +104,25 @@ class Row(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One method in one variant, ready to be measured."""
+    """One method with one help in one variant, ready to be measured."""
 
     method: str
+    recovery: str
     variant: Variant
     run: LoadedRun
 
     @property
     def name(self) -> str:
         """The name under which its figures are kept: another plan has another one."""
-        return f"{self.method} {self.variant} {self.run.plan_digest(self.variant)}"
+        return f"{self.method} {self.recovery} {self.variant} {self.run.plan_digest(self.variant)}"
 
     def subject(self) -> Subject:
         """Return what answers."""
         return subject_of(self.run, self.variant)
 
 
-def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str, Recipe]]:
-    """Yield the recipe of each method, ours first."""
+def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str, str, Recipe]]:
+    """Yield each method and help with its recipe, our methods first."""
     names = (provided.component.name for provided in host.of_kind("pruner"))
     pruners = {name: {"pruner": name} for name in names if name != DEFAULT["pruner"]["use"]}
     for method, parts in {**OURS, **pruners}.items():
@@ -126,7 +132,6 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             "seed": 0,
             "model": {"path": options.model, "placement": "cpu"},
             "calibration": {"use": "mini", "samples": 64},
-            "recovery": "none",
             "prune": {"fraction": options.fraction},
             "splitter": {"use": "kv-tail", "prefill_at_most": CEILING},
             "evaluation": {"threads": 1, "fidelity": False},
@@ -136,22 +141,35 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             data["splitter"] = {**DEFAULT["splitter"], "prefill_at_most": options.finer_at_most}
         use = parts["pruner"]["use"] if isinstance(parts.get("pruner"), dict) else parts.get("pruner")
         pruner = None if use is None else host.find("pruner", use).component
-        if pruner is not None and issubclass(pruner, Pruner) and pruner.replaces_model:
+        replaces = pruner is not None and issubclass(pruner, Pruner) and pruner.replaces_model
+        if replaces:
             del data["splitter"]
         if pruner is None:
             data["prune"]["merges"] = False
-        folder = options.out / f"{options.fraction:g}-{method}".replace(", ", "-").replace(" ", "-")
-        yield method, Recipe.from_data(data, where=method, out=folder, host=host)
+        for recovery in ["none"] if replaces else options.recovery:
+            folder = options.out / f"{options.fraction:g}-{method}-{recovery}".replace(", ", "-").replace(" ", "-")
+            yield method, recovery, Recipe.from_data(data | helped(recovery, options.tokens), where=method, out=folder, host=host)
 
 
-def members(method: str, recipe: Recipe, shared: RunCache, wanted: Sequence[Variant]) -> Iterator[Member]:
-    """Run a method, unless it was, and yield its variants."""
+def helped(recovery: str, tokens: int) -> dict[str, Any]:
+    """Return what a recipe says of a recovery: nothing for that which is the default."""
+    trained = [*DEFAULTS["recovery"], {**presets.preset("best")["recovery"][-1], "tokens": tokens}]
+    of: dict[str, dict[str, Any]] = {"none": {"recovery": "none"}, "closed": {}, "distill": {"recovery": trained}}
+    return of[recovery]
+
+
+def members(method: str, recovery: str, recipe: Recipe, shared: RunCache, wanted: Sequence[Variant]) -> Iterator[Member]:
+    """Run a method, unless it was, and yield its variants.
+
+    Decode is recovered on the K/V of its own prefill, so nothing that was recovered runs in both stages.
+    """
     if not (recipe.out / "outcome.json").is_file():
         run(recipe, shared=shared)
     loaded = load_run(recipe.out, shared=shared)
+    possible = {"unified": recovery == "none", "staged": loaded.outcome.saved_plan is not None}
     for variant in wanted:
-        if variant == "unified" or loaded.outcome.saved_plan is not None:
-            yield Member(method, variant, loaded)
+        if possible[variant]:
+            yield Member(method, recovery, variant, loaded)
 
 
 def figures_on(task: str, of: Sequence[Member], options: argparse.Namespace) -> dict[str, Figures]:
@@ -182,16 +200,18 @@ def shares_of(loaded: LoadedRun, variant: Variant) -> dict[str, float]:
 
 
 def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the table, the least KL first; each is compared with the best baseline of its variant."""
+    """Return the table, the least KL first; each is compared with the best baseline of its variant that has the same help."""
     found = []
-    for row in sorted(rows, key=lambda row: (row.variant, kl_of(row.sums).value)):
-        others = [other for other in rows if other.variant == row.variant and other.method not in OURS]
+    for row in sorted(rows, key=lambda row: (row.variant, row.recovery, kl_of(row.sums).value)):
+        alike = [other for other in rows if (other.variant, other.recovery) == (row.variant, row.recovery)]
+        others = [other for other in alike if other.method not in OURS]
         best = min(others, key=lambda other: kl_of(other.sums).value, default=row)
         kl, beyond, flips = kl_of(row.sums), gap(row.sums, best.sums), row.flips()
         text = row.figures.get(TEXT)
         found.append(
             {
                 "method": row.method,
+                "recovery": row.recovery,
                 "variant": row.variant,
                 **row.costs,
                 "kl": [kl.value, kl.error],
@@ -220,6 +240,8 @@ def main() -> None:
         help="ceiling of mixed-tail: what the prefill of the best baselines comes to, as a share of the dense FLOPs "
         "(default: %(default)s, that of SmolLM2-135M)",
     )
+    parser.add_argument("--recovery", nargs="*", choices=RECOVERIES, default=["none"], help="help for all (default: none)")
+    parser.add_argument("--tokens", type=int, default=500_000, help="tokens that `distill` trains on (default: %(default)s)")
     parser.add_argument("--items", type=int, default=300, help="items of each benchmark (default: %(default)s)")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="benchmarks in the folder (default: %(default)s)")
     parser.add_argument("--variants", nargs="*", default=["unified", "staged"], help="stages (default: %(default)s)")
@@ -229,20 +251,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     host, shared, found = load_plugins(), RunCache(), list[Member]()
-    for method, recipe in recipes(options, host):
+    for method, recovery, recipe in recipes(options, host):
         try:
-            found += members(method, recipe, shared, options.variants)
+            found += members(method, recovery, recipe, shared, options.variants)
         except PdtrimError as error:
-            print(f"{method}: {error}", flush=True)
+            print(f"{method}, {recovery}: {error}", flush=True)
     by_task = {}
     for task in tasks_in(options.data, options.tasks):
         by_task[task] = figures_on(task, found, options)
         for member in found:
             kl = kl_of({(task, number): one for number, one in enumerate(by_task[task][member.name].sums)})
-            print(f"{task:16}{member.method:20} {member.variant:8} KL {kl.value:.4f} +- {kl.error:.4f}", flush=True)
+            who = f"{member.method:24} {member.recovery:8} {member.variant:8}"
+            print(f"{task:16}{who} KL {kl.value:.4f} +- {kl.error:.4f}", flush=True)
     rows = [
         Row(
             member.method,
+            member.recovery,
             member.variant,
             shares_of(member.run, member.variant),
             sum(member.run.outcome.seconds.values()),
@@ -254,7 +278,9 @@ def main() -> None:
     for line in table:
         print(line)
     write(
-        options.json, {"benchmark": "quality", "model": options.model, "items": options.items, **environment()}, {"rows": table}
+        options.json,
+        {"benchmark": "quality", "model": options.model, "items": options.items, "fraction": options.fraction, **environment()},
+        {"rows": table},
     )
 
 

@@ -147,12 +147,13 @@ def parts_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def quality_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """Return the line of one method in one variant in a result of `quality`."""
+    """Return the line of one method with one help in one variant in a result of `quality`."""
     shares = [f"{row[name]:.1%}" for name in ("decode bytes", "prefill FLOPs", "K/V")]
     figures = [
         "" if row[name] is None else "{:.3f} +- {:.3f}".format(*row[name]) for name in ("kl", "beyond_best_baseline", "text_kl")
     ]
-    return [result["model"], str(result["items"]), row["method"], row["variant"], *shares, *figures]
+    help_given = row.get("recovery", "none")
+    return [Path(result["model"]).stem, str(result["items"]), row["method"], row["variant"], help_given, *shares, *figures]
 
 
 def recovery_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

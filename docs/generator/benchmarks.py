@@ -220,13 +220,15 @@ def benchmarks_page() -> str:
             "Pairs of all pruners",
             "Pairs with the same decode bytes, and what decode runs in both stages (`unified`): KL to the dense model along its "
             "answers to so many items of each of eight benchmarks, in nats a token, and beyond that of the best pruner that is "
-            "not ours, paired over items; `ours` is the preset `default` without recovery, `ours, blocks` the default search "
-            "over blocks. By `python benchmarks/quality.py --data DIR`; `--items 16` is the quick one.",
+            "not ours and has the same help, paired over items. `ours` is the preset `default`, `ours, blocks` the default "
+            "search over blocks; `recovery` is what all are helped with, `closed` being the closed forms that recipes have by "
+            "default. By `python benchmarks/quality.py --data DIR`; `--items 16` is the quick one.",
             [
                 "model",
                 "items",
                 "method",
                 "variant",
+                "recovery",
                 "decode bytes",
                 "prefill FLOPs",
                 "K/V",
