@@ -22,9 +22,9 @@ from pdtrim_core.pipeline.prepare import open_model
 from pdtrim_core.recipe.recipe import Recipe
 
 
-def opened(path: str, host: PluginHost) -> BlockModel:
+def opened(path: str, host: PluginHost, dtype: str = "auto") -> BlockModel:
     """Open a model as a run does."""
-    data = {"model": {"path": path, "placement": "cpu"}, "prune": {"blocks": 1}}
+    data = {"model": {"path": path, "placement": "cpu", "dtype": dtype}, "prune": {"blocks": 1}}
     return open_model(Recipe.from_data(data, where="model", host=host).model, host)
 
 
@@ -33,10 +33,11 @@ Divergences = Mapping[str, Sequence[float]]
 
 
 class Bench:
-    """Recovers pairs of one model and measures them."""
+    """Recovers pairs of one model, in batches of so many tokens, and measures them."""
 
-    def __init__(self, model: BlockModel, texts: Texts, host: PluginHost) -> None:
+    def __init__(self, model: BlockModel, texts: Texts, host: PluginHost, batch_tokens: int | None = None) -> None:
         self.model = model
+        self.batch_tokens = batch_tokens
         self.texts = texts
         self.host = host
         self.cache = PrefixCache(model, ExecutionOptions(budget=2**30))
@@ -67,7 +68,8 @@ class Bench:
             recovery = self._made(part)
             learned = rest[: recovery.tokens // (PROMPT + ANSWER)]
             with tempfile.TemporaryDirectory() as folder:
-                context = RecoveryContext(Walked(self.model, plan, modules, learned), check, Random(0), Path(folder))
+                walked = Walked(self.model, plan, modules, learned, batch_tokens=self.batch_tokens)
+                context = RecoveryContext(walked, check, Random(0), Path(folder))
                 recovery.recover(context)
         return modules, time.perf_counter() - started
 

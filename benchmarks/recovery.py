@@ -28,7 +28,7 @@ import torch
 from pairs import Bench, Divergences, opened
 from recovered_search import Searches
 from subject import environment, status, write
-from texts import ANSWER, KINDS, MEASURED, PROMPT, Texts, learned_texts, measured_texts
+from texts import ANSWER, KINDS, MEASURED, PROMPT, Texts, kept_texts, learned_texts, measured_texts
 
 from pdtrim_core import load_plugins
 from pdtrim_core.api import Drop, KvOnly, LayerOf, Plan, Removal
@@ -39,8 +39,9 @@ from pdtrim_core.pipeline.pipeline import run
 from pdtrim_core.recipe.recipe import Recipe
 
 BATCH = 8
-"""Texts in a step of a training."""
-LR = 4e-4
+"""Texts in a step of a training, which it runs together."""
+HOW = {"batch": BATCH, "lr": 4e-4, "stream_weight": 1.0}
+CHECK_EVERY = 100
 FIVE = (13, 14, 15, 17, 19)
 """The blocks of SmolLM2-135M's thirty that the issue of this benchmark is about; of other models those at the same depths."""
 LEARNED = ("generated", "text")
@@ -72,10 +73,10 @@ class Pair(NamedTuple):
     plan: Plan
 
 
-def texts_of(model: BlockModel, tokens: int, files: Sequence[Path]) -> Texts:
-    """Return texts of both kinds, so many tokens of each to learn from."""
+def texts_of(model: BlockModel, tokens: int, files: Sequence[Path], prompt: int) -> Texts:
+    """Return texts of both kinds, so many tokens of each to learn from, behind prompts of so many tokens at most."""
     learned, measured = files
-    return Texts(learned_texts(model, tokens, learned), measured_texts(model, MEASURED, measured))
+    return Texts(learned_texts(model, tokens, learned, prompt), measured_texts(model, MEASURED, measured))
 
 
 def pairs_of(model: BlockModel, path: str, host: PluginHost, out: Path, wanted: Sequence[str]) -> Iterator[Pair]:
@@ -129,10 +130,11 @@ def figures(before: Divergences, after: Divergences) -> dict[str, Any]:
     return row
 
 
-def distilled(tokens: int, train: str) -> dict[str, Any]:
+def distilled(tokens: int, train: str, *, autocast: bool) -> dict[str, Any]:
     """Return a training on so many tokens, some of them several times where there are not so many."""
     steps = tokens // (BATCH * (PROMPT + ANSWER))
-    return {"use": "distill", "tokens": tokens, "steps": steps, "batch": BATCH, "autocast": True, "train": train, "lr": LR}
+    often = {"check_every": CHECK_EVERY, "save_every": steps}
+    return {"use": "distill", "tokens": tokens, "steps": steps, "autocast": autocast, "train": train, **HOW, **often}
 
 
 def rows_of(bench: Bench, pair: Pair, ways: Ways, kinds: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
@@ -167,12 +169,17 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=51_200, help="tokens of each kind there are to learn from (default: %(default)s)"
     )
+    parser.add_argument(
+        "--prompt", type=int, default=PROMPT, help="tokens of a prompt to learn from, at most (default: %(default)s)"
+    )
+    parser.add_argument("--texts", type=Path, help="file to keep all texts in: one that is there is taken as it is")
     parser.add_argument("--learn", nargs="+", choices=LEARNED, default=LEARNED, help="kinds to learn from (default: both)")
     parser.add_argument("--pairs", nargs="*", help="beginnings of the names of pairs (default: all)")
     parser.add_argument("--ways", nargs="*", help="names of recoveries (default: all)")
     parser.add_argument("--choose", action="store_true", help="try other options of the closed forms, too")
     parser.add_argument("--distill", type=int, metavar="TOKENS", help="train on so many tokens behind the closed forms")
     parser.add_argument("--train", default="full", choices=("full", "lora"), help="what is trained (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="number format of the model (default: that of its weights)")
     parser.add_argument("--search", type=float, metavar="MINUTES", help="compare searches of so many minutes instead")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each search (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="keep the runs of searches in a folder, and go on there")
@@ -181,9 +188,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     host = load_plugins()
-    model = opened(options.model, host)
-    bench = Bench(model, texts_of(model, options.tokens, options.text), host)
-    about = {"benchmark": "recovery", "model": options.model, **environment()}
+    model = opened(options.model, host, options.dtype)
+    texts = kept_texts(options.texts, partial(texts_of, model, options.tokens, options.text, options.prompt))
+    bench = Bench(model, texts, host, BATCH * (PROMPT + ANSWER))
+    about = {"benchmark": "recovery", "model": options.model, "dtype": str(model.dtype), **environment()}
     if options.search:
         with tempfile.TemporaryDirectory() as out:
             searches = Searches(options.model, options.search, options.seeds, host, options.out or Path(out))
@@ -194,7 +202,8 @@ def main() -> None:
         return
     ways = {**CLOSED, **(CHOICES if options.choose else {})}
     if options.distill:
-        ways[f"{ALL}, then distill"] = [*CLOSED[ALL], distilled(options.distill, options.train)]
+        training = distilled(options.distill, options.train, autocast=model.dtype == torch.float32)
+        ways[f"{ALL}, then distill"] = [*CLOSED[ALL], training]
     ways = {name: parts for name, parts in ways.items() if not options.ways or name in options.ways}
     kinds = [options.learn, *([(kind,) for kind in KINDS] if options.choose else [])]
     rows = []

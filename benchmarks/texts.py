@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from pdtrim_core.api import Item, PdtrimError, Plan, python_reference
+from pydantic import TypeAdapter
+
+from pdtrim_core.api import Item, PdtrimError, Plan, python_reference, write_whole
 from pdtrim_core.data.tokens import opening_of, tokens_of
 from pdtrim_core.execution.sampling import sampled
 from pdtrim_core.execution.two_phase import TwoPhaseModel
@@ -42,6 +44,16 @@ class Texts(NamedTuple):
 
     learned: Mapping[str, Sequence[Item]]
     measured: Mapping[str, Sequence[Item]]
+
+
+def kept_texts(file: Path | None, make: Callable[[], Texts]) -> Texts:
+    """Return the texts of a file, or make them, and keep them there; without a file they are made."""
+    if file is None or not file.is_file():
+        made = make()
+        if file is not None:
+            write_whole(file, TypeAdapter(Texts).dump_json(made).decode())
+        return made
+    return TypeAdapter(Texts).validate_json(file.read_bytes())
 
 
 def parted(text: Sequence[int], number: int, prompt: int) -> Item:
@@ -111,14 +123,17 @@ def library_prose(of: type[ast.AST] | tuple[type[ast.AST], ...] = ast.Module) ->
     return "\n".join(found)
 
 
-def learned_texts(model: BlockModel, tokens: int, file: Path | None = None) -> dict[str, list[Item]]:
-    """Return so many tokens of each kind to learn from: what the model writes, and a file's running text if there is one."""
+def learned_texts(model: BlockModel, tokens: int, file: Path | None = None, prompt: int = PROMPT) -> dict[str, list[Item]]:
+    """Return so many tokens of each kind to learn from: what the model writes, and a file's running text if there is one.
+
+    Their prompts have 2 tokens to so many; what follows is what decode learns from.
+    """
     count, rng = -(-tokens // (PROMPT + ANSWER)), Random(0)
     half, questions = len(python_reference()) // 2, list(Mini().training_prompts(Random(0)))
     texts = {"generated": written(model, count, seed=0, part=slice(0, half), questions=questions)}
     if file is not None:
         texts["text"] = running(model, file, count)
-    return {kind: [parted(text, n, rng.randint(2, PROMPT)) for n, text in enumerate(own)] for kind, own in texts.items()}
+    return {kind: [parted(text, n, rng.randint(2, prompt)) for n, text in enumerate(own)] for kind, own in texts.items()}
 
 
 def measured_texts(model: BlockModel, count: int, file: Path | None = None) -> dict[str, list[Item]]:
