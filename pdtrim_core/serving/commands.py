@@ -74,7 +74,7 @@ class ProxyOptions:
     """What the proxy may be told beside the servers of this machine; each field is one of its own options, with its default."""
 
     host: str = "127.0.0.1"
-    health_seconds: float = 10.0
+    health_seconds: float = 30.0
     token_seconds: float = 120.0
     request_seconds: float = 3600.0
     body_seconds: float = 60.0

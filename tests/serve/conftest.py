@@ -49,8 +49,6 @@ NARROWED = Plan(
     decode=Removal([Drop(0), *(Shrink(block, "mlp", tuple(range(64))) for block in range(1, 8))]),
 )
 """All blocks of decode have as many channels, as stock vLLM wants it; of prefill's, two have fewer than the others."""
-PROXY = ProxyOptions(health_seconds=30)
-"""Servers on a busy machine may be silent for longer than the default allows."""
 SERVER_ARGS = ("--dtype", "float32", "--max-model-len", "640", "--max-num-seqs", "16")
 
 
@@ -110,7 +108,7 @@ class Pair:
         self.subject = subject
         self.folder = folder
         ports = _free_ports(4)
-        found = commands_for(subject.export, engine, Ports(*ports), folder / "storage", PROXY)
+        found = commands_for(subject.export, engine, Ports(*ports), folder / "storage", ProxyOptions())
         (folder / "storage").mkdir()
         self.commands = {command.name: command for command in found}
         self.servers: dict[str, Server] = {}

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM and is not installed")
 from aiohttp.test_utils import TestServer
 
+from pdtrim_plugins.vllm.proxy import upstream
 from pdtrim_plugins.vllm.proxy.incoming import LARGEST_REQUEST
 from pdtrim_plugins.vllm.proxy.upstream import Limits
 from tests.unit.plugins.vllm_servers import ASKED, Client, Fake, proxied
@@ -76,6 +77,20 @@ def test_requests_of_a_server_that_goes_away_end_soon(how: str, stage: str, stre
         assert time.monotonic() - begun < SECONDS
 
     talk(what, Limits(health=1.0))
+
+
+def test_a_server_that_falls_ill_is_found_long_before_one_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "BETWEEN_CHECKS", 0.1)
+
+    async def what(client: Client, fakes: dict[str, Fake], _: dict[str, TestServer]) -> None:
+        fakes["decode"].hangs = "before"
+        asked = asyncio.create_task(client.post("/v1/completions", json=ASKED))
+        await fakes["decode"].waiting.wait()
+        fakes["decode"].health = 503
+        status, message = await error_of(await asyncio.wait_for(asked, SECONDS))
+        assert (status, message) == (502, "decode did not answer to the end: its health became 503")
+
+    talk(what, Limits(health=600.0))
 
 
 def test_a_server_that_is_slow_to_tell_its_health_but_answers_is_not_gone() -> None:

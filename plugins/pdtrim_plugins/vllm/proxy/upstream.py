@@ -19,7 +19,9 @@ LARGEST_ANSWER = 256 * 2**20
 UNREACHABLE = (aiohttp.ClientError, OSError, ValueError)
 SHOWN = 300
 CHECKS = 5
-"""So many times in the seconds that a server may be silent, its health is asked while requests are open."""
+"""So many times at least in the seconds that a server may be silent, its health is asked while requests are open."""
+BETWEEN_CHECKS = 2.0
+"""Seconds at most from one such question to the next."""
 FAILED_CHECKS = 2
 """So many in a row, refused or answered with an error, tell that a server is gone."""
 
@@ -32,7 +34,7 @@ class Limits:
     those for which a request has room at decode that does not say how long its answer may be; None for all that are left.
     """
 
-    health: float = 10.0
+    health: float = 30.0
     token: float = 120.0
     whole: float = 3600.0
     body: float = 60.0
@@ -190,7 +192,7 @@ class Upstream:
         """Ask for the server's health while requests are open; end them all once it is gone, or says nothing for too long."""
         failed = 0
         while self._calls:
-            await asyncio.sleep(self._limits.health / CHECKS)
+            await asyncio.sleep(min(BETWEEN_CHECKS, self._limits.health / CHECKS))
             problem, at_once = await self._problem()
             failed = failed + 1 if problem else 0
             if problem and (at_once or failed >= FAILED_CHECKS):
