@@ -1,17 +1,19 @@
 """Which pruner leaves a pair nearest to the dense model, all with the same decode bytes and the same kind of prefill.
 
-    python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--recovery none closed] [--items 300]
-        [--out DIR] [--json FILE]
+    python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--recovery closed] [--items 300] [--out DIR]
+        [--json FILE]
 
 `ours` is the preset `default` of `pdtrim-core prune`: the pruner `fisher`, which has the dense model write texts for it, and the
-splitter `mixed-tail`. With `heads too` attention is narrowed as well. All others, and our search over
-`blocks`, prune on the same 64 items of `mini`, or half of them prose, and prefill is that of the splitter `kv-tail` at four
-fifths of the dense FLOPs at most. Whole blocks leave some of that unused, so `mixed-tail` gets no more than the best of them use
-(`--finer-at-most`, which depends on the model). All get the same help: none, the closed forms that recipes have by default, or
-these and a training of decode on so many tokens (`--recovery`, `--tokens`); those that give a whole other model can get none.
-Then the pair (`staged`) and the decode in both stages (`unified`) are compared with the dense model on items that nothing was
-chosen on: KL along its greedy answers to the items of the benchmarks in DIR, choices that changed, and KL along WikiText-2 where
-DIR has it. Standard errors are over items, and differences from the best baseline are paired.
+splitter `mixed-tail`. With `heads too` attention is narrowed as well. All others, and our search over `blocks`, prune on the same
+64 items of `mini`, or half of them prose, and prefill is that of the splitter `kv-tail` at four fifths of the dense FLOPs at most.
+Whole blocks leave some of that unused, so `mixed-tail` gets no more than the best of them use (`--finer-at-most`, which depends on
+the model). All get the same help: none, the closed forms that recipes have by default, or these and a training of decode on so
+many tokens (`--recovery`, `--tokens`); those that give a whole other model can get none.
+
+Then the pair (`staged`), the pair without that help (`unrecovered`) and, of runs without any, the decode in both stages (`unified`)
+are compared with the dense model on items that nothing was chosen on: KL along its greedy answers to the items of the benchmarks
+in DIR, choices that changed, and KL along WikiText-2 where DIR has it. Standard errors are over items, and differences from the
+best baseline are paired.
 
 All pairs are measured together, benchmark by benchmark: the dense model runs once for all of them. Every run has a folder under
 `--out`, and what was measured of a benchmark is kept beside them; the same command goes on where it was stopped. With 300 items
@@ -51,6 +53,7 @@ from pdtrim_core.results.task_results import Variant
 TASKS = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "mathqa", "mmlu", "piqa", "winogrande", "wikitext")
 TEXT = "wikitext"
 RECOVERIES = ("none", "closed", "distill")
+VARIANTS = ("unified", "unrecovered", "staged")
 CEILING = 0.8
 DEFAULT = presets.preset(presets.DEFAULT)
 OURS: dict[str, dict[str, Any]] = {
@@ -121,8 +124,8 @@ class Member(NamedTuple):
         return subject_of(self.run, self.variant)
 
 
-def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str, str, Recipe]]:
-    """Yield each method and help with its recipe, our methods first."""
+def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str, Recipe]]:
+    """Yield the recipe of each method, ours first."""
     names = (provided.component.name for provided in host.of_kind("pruner"))
     pruners = {name: {"pruner": name} for name in names if name != DEFAULT["pruner"]["use"]}
     for method, parts in {**OURS, **pruners}.items():
@@ -146,9 +149,9 @@ def recipes(options: argparse.Namespace, host: PluginHost) -> Iterator[tuple[str
             del data["splitter"]
         if pruner is None:
             data["prune"]["merges"] = False
-        for recovery in ["none"] if replaces else options.recovery:
-            folder = options.out / f"{options.fraction:g}-{method}-{recovery}".replace(", ", "-").replace(" ", "-")
-            yield method, recovery, Recipe.from_data(data | helped(recovery, options.tokens), where=method, out=folder, host=host)
+        recovery = helped("none" if replaces else options.recovery, options.tokens)
+        folder = options.out / f"{options.fraction:g}-{method}-{options.recovery}".replace(", ", "-").replace(" ", "-")
+        yield method, Recipe.from_data(data | recovery, where=method, out=folder, host=host)
 
 
 def helped(recovery: str, tokens: int) -> dict[str, Any]:
@@ -158,18 +161,15 @@ def helped(recovery: str, tokens: int) -> dict[str, Any]:
     return of[recovery]
 
 
-def members(method: str, recovery: str, recipe: Recipe, shared: RunCache, wanted: Sequence[Variant]) -> Iterator[Member]:
-    """Run a method, unless it was, and yield its variants.
-
-    Decode is recovered on the K/V of its own prefill, so nothing that was recovered runs in both stages.
-    """
+def members(method: str, recipe: Recipe, shared: RunCache, options: argparse.Namespace) -> Iterator[Member]:
+    """Run a method, unless it was, and yield its variants."""
     if not (recipe.out / "outcome.json").is_file():
         run(recipe, shared=shared)
-    loaded = load_run(recipe.out, shared=shared)
-    possible = {"unified": recovery == "none", "staged": loaded.outcome.saved_plan is not None}
-    for variant in wanted:
+    loaded, recovers = load_run(recipe.out, shared=shared), bool(recipe.recoveries)
+    possible = {"unified": not recovers, "unrecovered": recovers, "staged": loaded.outcome.saved_plan is not None}
+    for variant in options.variants:
         if possible[variant]:
-            yield Member(method, recovery, variant, loaded)
+            yield Member(method, options.recovery if recovers and variant == "staged" else "none", variant, loaded)
 
 
 def figures_on(task: str, of: Sequence[Member], options: argparse.Namespace) -> dict[str, Figures]:
@@ -240,22 +240,22 @@ def main() -> None:
         help="ceiling of mixed-tail: what the prefill of the best baselines comes to, as a share of the dense FLOPs "
         "(default: %(default)s, that of SmolLM2-135M)",
     )
-    parser.add_argument("--recovery", nargs="*", choices=RECOVERIES, default=["none"], help="help for all (default: none)")
+    parser.add_argument("--recovery", choices=RECOVERIES, default="none", help="help for all (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=500_000, help="tokens that `distill` trains on (default: %(default)s)")
     parser.add_argument("--items", type=int, default=300, help="items of each benchmark (default: %(default)s)")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="benchmarks in the folder (default: %(default)s)")
-    parser.add_argument("--variants", nargs="*", default=["unified", "staged"], help="stages (default: %(default)s)")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="of the pairs (default: all)")
     parser.add_argument("--methods", nargs="*", help="ours and pruners, by name (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     host, shared, found = load_plugins(), RunCache(), list[Member]()
-    for method, recovery, recipe in recipes(options, host):
+    for method, recipe in recipes(options, host):
         try:
-            found += members(method, recovery, recipe, shared, options.variants)
+            found += members(method, recipe, shared, options)
         except PdtrimError as error:
-            print(f"{method}, {recovery}: {error}", flush=True)
+            print(f"{method}: {error}", flush=True)
     by_task = {}
     for task in tasks_in(options.data, options.tasks):
         by_task[task] = figures_on(task, found, options)
