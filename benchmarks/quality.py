@@ -3,17 +3,17 @@
     python benchmarks/quality.py --data DIR [--model PATH] [--fraction 0.132] [--recovery closed] [--items 300] [--out DIR]
         [--json FILE]
 
-`ours` is the preset `default` of `pdtrim-core prune`: the pruner `fisher`, which has the dense model write texts for it, and the
-splitter `mixed-tail`. With `heads too` attention is narrowed as well. All others, and our search over `blocks`, prune on the same
-64 items of `mini`, or half of them prose, and prefill is that of the splitter `kv-tail` at four fifths of the dense FLOPs at most.
-Whole blocks leave some of that unused, so `mixed-tail` gets no more than the best of them use (`--finer-at-most`, which depends on
-the model). All get the same help: none, the closed forms that recipes have by default, or these and a training of decode on so
-many tokens (`--recovery`, `--tokens`); those that give a whole other model can get none.
+`ours` is the preset `default` of `pdtrim-core prune`: the pruner `fisher`, which has the dense model write texts for it, and
+the splitter `mixed-tail`. With `heads too` attention is narrowed as well. All others, and our search over `blocks`, prune on
+the same 64 items of `mini`, or half of them prose, and prefill is that of the splitter `kv-tail` at four fifths of the dense
+FLOPs at most. Whole blocks leave some of that unused, so `mixed-tail` gets no more than the best of them use
+(`--finer-at-most`, which depends on the model). All get the same help: none, the closed forms that recipes have by default, or
+these and a training of decode on so many tokens (`--recovery`, `--tokens`); those that give a whole other model can get none.
 
-Then the pair (`staged`), the pair without that help (`unrecovered`) and, of runs without any, the decode in both stages (`unified`)
-are compared with the dense model on items that nothing was chosen on: KL along its greedy answers to the items of the benchmarks
-in DIR, choices that changed, and KL along WikiText-2 where DIR has it. Standard errors are over items, and differences from the
-best baseline are paired.
+Then the pair (`staged`), the pair without that help (`unrecovered`) and, of runs without any, the decode in both stages
+(`unified`) are compared with the dense model on items that nothing was chosen on: KL along its greedy answers to the items of
+the benchmarks in DIR, choices that changed, and KL along WikiText-2 where DIR has it. Standard errors are over items, and
+differences from the best baseline are paired.
 
 All pairs are measured together, benchmark by benchmark: the dense model runs once for all of them. Every run has a folder under
 `--out`, and what was measured of a benchmark is kept beside them; the same command goes on where it was stopped. With 300 items

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import io
 import json
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -101,6 +103,25 @@ def test_a_server_that_is_slow_to_tell_its_health_but_answers_is_not_gone() -> N
         assert (await answer.text()).endswith("data: [DONE]\n\n")
 
     talk(what, Limits(health=1.0))
+
+
+def test_a_server_that_accepts_no_connection_is_silent() -> None:
+    async def what(client: Client, fakes: dict[str, Fake], servers: dict[str, TestServer]) -> None:
+        del fakes
+        port = servers["decode"].port
+        await servers["decode"].close()
+        with socket.socket() as full, contextlib.ExitStack() as waiting:
+            full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            full.bind(("127.0.0.1", port))
+            full.listen(0)
+            # Whoever comes behind those that fill the queue is not answered.
+            for one in [waiting.enter_context(socket.socket()) for _ in range(3)]:
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", port))
+            status, message = await error_of(await client.post("/v1/completions", json=ASKED))
+        assert (status, message) == (502, "decode did not answer to the end: it says nothing about its health for 0.5 s")
+
+    talk(what, Limits(health=0.5))
 
 
 def test_a_stream_that_hangs_while_its_server_is_well_ends() -> None:

@@ -58,8 +58,8 @@ class Proxy:
         return app
 
     async def _connections(self, _: web.Application) -> Any:
-        # A server that is down should be noticed at once; how long answers may take is the servers' limits.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        # How long anything may take is the servers' limits; one that does not even accept connections is silent about its health.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
         # A connection for each request: the server may close a kept one just as a request is sent on it.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as session:
