@@ -10,8 +10,9 @@ pieces of what the modules of Python's library say of themselves, on which nothi
 search on.
 
 A difference is the mean over seeds, prompt by prompt, with its standard error over prompts. It is `seen` where it is more than
-two errors above 0 and no seed has it below, `the opposite` where that holds of the other side, and `not seen` otherwise: the
-error says how small a difference could have been. That two ways are alike is `seen` where the difference is within two errors.
+two errors above 0, and above 0 with every seed: what a search finds differs more from seed to seed than from prompt to prompt. It
+is `the opposite` where that holds of the other side, and `not seen` otherwise: the seeds' own differences tell how small a
+difference could have been. That two ways are alike is `seen` where the difference is within two errors.
 
 Every run has a folder under `--out`; one that is done is not done again. About three minutes of one core a run.
 """

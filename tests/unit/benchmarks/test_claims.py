@@ -47,6 +47,7 @@ def test_a_claim_compares_at_least_two_models(claims: Any) -> None:
         (0.10, 0.04, [0.05, 0.15], False, "seen"),
         (0.10, 0.06, [0.05, 0.15], False, "not seen"),
         (0.10, 0.01, [-0.05, 0.25], False, "not seen"),
+        (0.10, 0.01, [0.30, 0.0], False, "not seen"),
         (-0.10, 0.04, [-0.05, -0.15], False, "the opposite"),
         (0.0, 0.0, [0.0, 0.0], False, "not seen"),
         (-0.05, 0.03, [-0.10, 0.0], True, "seen"),
